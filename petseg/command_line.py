@@ -1,0 +1,81 @@
+"""From a command line to a config and back to an exit code: what the entry scripts share."""
+
+import logging
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from absl import flags
+
+from petseg import config as config_lib
+from petseg.errors import PetsegError
+
+C = TypeVar("C")
+
+
+def parse(argv: Sequence[str], config_class: type[C]) -> C:
+    """Reads flags into a config.
+
+    Args:
+      argv: the program's name and its arguments; ``--flagfile=FILE`` reads more of them from a file.
+      config_class: `config.Config` or `config.EvalConfig`.
+
+    Raises:
+      PetsegError: if an argument is unknown, or a value cannot be used.
+    """
+    flag_values = flags.FlagValues()
+    config_lib.define_flags(config_class, flag_values)
+    try:
+        rest = flag_values(list(argv))[1:]
+    except flags.Error as error:
+        raise PetsegError(" ".join(str(error).split()).removeprefix("flag ")) from error
+    if rest:
+        raise PetsegError(f"{rest[0]}: every argument is a flag, --name=value; see --help")
+    return config_lib.from_flags(config_class, flag_values)
+
+
+def help_text(program: str, summary: str, config_class: type) -> str:
+    """All flags by group, with their defaults."""
+    lines = [summary, "", f"usage: python {program} [--flagfile=FILE] [--flag=value ...]"]
+    group = None
+    for name, flag, default, help_line in config_lib.rows(config_class):
+        if name != group:
+            group = name
+            lines += ["", f"{name or 'flags'}:"]
+        shown = default if default else "''"
+        text = textwrap.fill(help_line, 112, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        lines += [f"  --{flag}={shown}", text]
+    return "\n".join(lines)
+
+
+def run(main: Callable[[C], Any], config_class: type[C], summary: str) -> None:
+    """Runs a program: parses the flags, calls ``main(config)``, and exits.
+
+    Exit codes: 0 done; 1 a fault of the program, with its traceback; 2 something the user can mend, in one line;
+    3 the loss was not finite; 130 Ctrl-C.
+    """
+    program = os.path.basename(sys.argv[0])
+    if any(argument in ("-h", "-help", "--help", "--helpfull", "--helpshort") for argument in sys.argv[1:]):
+        print(help_text(program, summary, config_class))
+        sys.exit(0)
+    debug = any(argument in ("--debug", "--debug=true") for argument in sys.argv[1:])
+    try:
+        config = parse(sys.argv, config_class)
+        _set_up_logging()
+        main(config)
+    except PetsegError as error:
+        if debug:
+            raise
+        print(f"{program}: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _set_up_logging() -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow loads, which is after the flags
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("petseg").setLevel(logging.INFO)

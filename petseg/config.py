@@ -1,0 +1,372 @@
+"""The configuration: frozen dataclasses in which one field is one flag.
+
+A field's help, unit, default and allowed values stand in one place, here; flags, ``--help``, the table in the README
+and the checks are derived from it. Imports no TensorFlow, so that a wrong flag is answered at once.
+"""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from absl import flags
+
+from petseg.errors import ConfigError
+
+CLASS_NAMES = ("pet", "background", "border")
+IMAGENET_ALPHAS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
+CONFIG_FORMAT = 1
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Allowed:
+    """The values that a field takes, as a check and in words.
+
+    Attributes:
+      choices: the only values, if not empty.
+      minimum: smallest number.
+      above: number that the value must exceed.
+      multiple_of: number that divides the value.
+      required: whether an empty text is refused.
+    """
+
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    above: float | None = None
+    multiple_of: int | None = None
+    required: bool = False
+
+    def words(self, kind: type) -> str:
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        if kind is bool:
+            return "true or false"
+        if kind is str:
+            return "a text that is not empty" if self.required else "a text"
+        text = "a whole number" if kind is int else "a number"
+        if self.minimum is not None:
+            text += f" of at least {self.minimum:g}"
+        if self.above is not None:
+            text += f" above {self.above:g}"
+        if self.multiple_of is not None:
+            text += f" that {self.multiple_of} divides"
+        return text
+
+    def admits(self, value: Any, kind: type) -> bool:
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            return False
+        if kind is str:
+            return (value in self.choices) if self.choices else (bool(value.strip()) or not self.required)
+        if kind is float and not math.isfinite(value):
+            return False
+        return (
+            (self.minimum is None or value >= self.minimum)
+            and (self.above is None or value > self.above)
+            and (self.multiple_of is None or value % self.multiple_of == 0)
+        )
+
+
+def option(default: Any, help: str, *, unit: str = "", resume: str = "free", **allowed: Any) -> Any:
+    """A dataclass field that is also a flag.
+
+    Args:
+      default: the value when nobody gives one; its type is the flag's type.
+      help: what it decides, as a phrase.
+      unit: what a number counts.
+      resume: "fixed" if a checkpoint written under another value cannot be continued, else "free".
+      **allowed: the arguments of `Allowed`.
+    """
+    metadata = {"help": help, "unit": unit, "resume": resume, "allowed": Allowed(**allowed)}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Fields that are flags; checked when made, whoever makes them.
+
+    Raises:
+      ConfigError: if a field has a value that it does not take.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, kind, allowed = getattr(self, field.name), type(field.default), field.metadata["allowed"]
+            if not allowed.admits(value, kind):
+                raise ConfigError(f"--{field.name}={value}: takes {allowed.words(kind)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Group):
+    """Which examples, at which size."""
+
+    dataset: str = option(
+        "oxford_iiit_pet",
+        "TFDS data set with `image` and `segmentation_mask`; `synthetic_pets` is embedded and needs no download",
+        resume="fixed",
+        required=True,
+    )
+    data_dir: str = option("", "folder of prepared TFDS data sets; empty: TFDS's own default")
+    train_split: str = option(
+        "train", "TFDS split to train on; slices such as `train[:90%]` work", resume="fixed", required=True
+    )
+    eval_split: str = option("test", "TFDS split to evaluate on; slices work", resume="fixed", required=True)
+    image_size: int = option(
+        128, "side to which images and masks are resized", unit="pixels", resume="fixed", minimum=32, multiple_of=32
+    )
+    batch_size: int = option(
+        64, "global batch: examples per step over all replicas", unit="examples", resume="fixed", minimum=1
+    )
+    augment: str = option("flip", "augmentation of training examples", choices=("none", "flip"))
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(Group):
+    """The U-Net."""
+
+    encoder_weights: str = option(
+        "imagenet", "`imagenet` (a download by Keras), `none`, or a weights file", resume="fixed", required=True
+    )
+    encoder_alpha: float = option(1.0, "width of the MobileNetV2 encoder", unit="factor", resume="fixed", above=0)
+    train_encoder: bool = option(False, "train the encoder too; its batch norms stay in inference mode", resume="fixed")
+    input_scaling: str = option(
+        "unit", "pixel range the network sees: [0, 1] or [-1, 1]", resume="fixed", choices=("unit", "symmetric")
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig(Group):
+    """Per-pixel losses to one number."""
+
+    class_weights: str = option(
+        "", "weights of pet, background, border: empty (all 1), `2,2,1`, or `balanced`; normalised to sum to 1"
+    )
+    loss_normalization: str = option(
+        "pixels", "what the summed loss is divided by: valid pixels, or their weights", choices=("pixels", "weights")
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.class_weight_values()
+
+    def class_weight_values(self) -> tuple[float, ...] | None:
+        """The given weights, not normalised; None where none are given (`''`, `balanced`)."""
+        if self.class_weights in ("", "balanced"):
+            return None
+        try:
+            values = tuple(float(part) for part in self.class_weights.split(","))
+        except ValueError:
+            values = ()
+        positive = all(math.isfinite(value) and value >= 0 for value in values) and sum(values) > 0
+        if len(values) != len(CLASS_NAMES) or not positive:
+            raise ConfigError(
+                f"--class_weights={self.class_weights}: takes {len(CLASS_NAMES)} comma-separated numbers of at least 0 "
+                f"({', '.join(CLASS_NAMES)}), not all 0, or balanced, or nothing"
+            )
+        return values
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(Group):
+    """How gradients become updates."""
+
+    optimizer: str = option("adam", "the optimizer", resume="fixed", choices=("adam", "adamw", "sgd"))
+    learning_rate: float = option(1e-3, "learning rate", above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig(Group):
+    """When things happen, in steps of the one clock."""
+
+    epochs: int = option(20, "length of the run; exactly one of --epochs and --train_steps", unit="epochs", minimum=0)
+    train_steps: int = option(0, "length of the run; 0: --epochs decides", unit="steps", minimum=0)
+    steps_per_loop: int = option(10, "steps in one call of the compiled loop", unit="steps", minimum=1)
+    summary_every: int = option(20, "interval of training summaries", unit="steps", minimum=1)
+    eval_every: int = option(0, "interval of evaluations; 0: once an epoch", unit="steps", minimum=0)
+    checkpoint_every: int = option(0, "interval of checkpoints; 0: once an epoch", unit="steps", minimum=0)
+    keep_checkpoints: int = option(3, "newest checkpoints to keep", unit="checkpoints", minimum=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class RuntimeConfig(Group):
+    """Where and on what the run runs."""
+
+    workdir: str = option("", "work directory; empty: a new folder under `runs/`")
+    strategy: str = option(
+        "auto",
+        "`one_device`, or `mirrored` over all GPUs; `auto`: mirrored when several are visible",
+        choices=("auto", "one_device", "mirrored"),
+    )
+    seed: int = option(0, "seed of initial weights, example order and augmentation", resume="fixed", minimum=0)
+    deterministic: bool = option(False, "op determinism: the same run gives the same bits; slower on a GPU")
+    debug: bool = option(False, "show the traceback of an error that is otherwise one line")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All of a training run.
+
+    Raises:
+      ConfigError: if two fields contradict each other.
+    """
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    def __post_init__(self) -> None:
+        schedule, model = self.schedule, self.model
+        if bool(schedule.epochs) == bool(schedule.train_steps):
+            raise ConfigError(
+                f"--epochs={schedule.epochs} and --train_steps={schedule.train_steps}: "
+                "takes exactly one of the two above 0"
+            )
+        if model.encoder_weights == "imagenet" and model.encoder_alpha not in IMAGENET_ALPHAS:
+            raise ConfigError(
+                f"--encoder_alpha={model.encoder_alpha:g}: with --encoder_weights=imagenet takes one of "
+                + ", ".join(f"{alpha:g}" for alpha in IMAGENET_ALPHAS)
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig(Group):
+    """What eval.py is asked; everything else comes from the work directory."""
+
+    workdir: str = option("", "work directory of a training run", required=True)
+    checkpoint: str = option("latest", "`latest`, `best`, or the path of a checkpoint", required=True)
+    split: str = option("", "TFDS split to score; empty: the run's --eval_split")
+    data_dir: str = option("", "folder of prepared TFDS data sets; empty: the run's --data_dir")
+    batch_size: int = option(0, "examples per step; 0: the run's --batch_size", unit="examples", minimum=0)
+    strategy: str = option(
+        "", "as in training; empty: the run's --strategy", choices=("", "auto", "one_device", "mirrored")
+    )
+    allow_training_images: bool = option(False, "score a split even if the run trained on some of it")
+    debug: bool = option(False, "show the traceback of an error that is otherwise one line")
+
+
+def groups(config_class: type) -> dict[str, type[Group]]:
+    """The groups of a config class by field name; one that is a single group stands under the empty name."""
+    if issubclass(config_class, Group):
+        return {"": config_class}
+    types = typing.get_type_hints(config_class)
+    return {field.name: types[field.name] for field in dataclasses.fields(config_class)}
+
+
+class _Parser(flags.ArgumentParser):
+    """Text of a flag to its value; says what is taken when it cannot."""
+
+    def __init__(self, kind: type, allowed: Allowed):
+        self._kind, self._allowed = kind, allowed
+
+    def parse(self, argument: Any) -> Any:
+        if not isinstance(argument, str):
+            return argument
+        try:
+            if self._kind is bool:
+                return {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}[argument.lower()]
+            return self._kind(argument)
+        except (ValueError, KeyError):
+            raise ValueError(f"takes {self._allowed.words(self._kind)}") from None
+
+    def flag_type(self) -> str:
+        return self._kind.__name__
+
+
+def define_flags(config_class: type, flag_values: flags.FlagValues) -> None:
+    """Defines one flag for each field of a config class."""
+    for group in groups(config_class).values():
+        for field in dataclasses.fields(group):
+            kind, metadata = type(field.default), field.metadata
+            parser: Any = _Parser(kind, metadata["allowed"])
+            maker = flags.BooleanFlag if kind is bool else flags.Flag
+            if kind is bool:
+                flag = maker(field.name, field.default, metadata["help"])
+                flag.parser = parser
+            else:
+                flag = maker(parser, flags.ArgumentSerializer(), field.name, field.default, metadata["help"])
+            flags.DEFINE_flag(flag, flag_values)
+
+
+def from_flags(config_class: type[T], flag_values: flags.FlagValues) -> T:
+    """Builds a config from parsed flags.
+
+    Raises:
+      ConfigError: if a value, or a pair of values, cannot be used.
+    """
+    if "train_steps" in flag_values and flag_values["train_steps"].present and not flag_values["epochs"].present:
+        flag_values["epochs"].value = 0  # only an --epochs that somebody gave contradicts --train_steps
+    parts = {
+        name: group(**{field.name: flag_values[field.name].value for field in dataclasses.fields(group)})
+        for name, group in groups(config_class).items()
+    }
+    return parts[""] if "" in parts else config_class(**parts)  # type: ignore[return-value]
+
+
+def to_dict(config: Config) -> dict[str, dict[str, Any]]:
+    """The config as nested dictionaries of JSON values."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: Mapping[str, Mapping[str, Any]]) -> Config:
+    """The inverse of `to_dict`. Fields that are missing take their defaults.
+
+    Raises:
+      ConfigError: if a key is unknown or a value cannot be used.
+    """
+    known = groups(Config)
+    _refuse_unknown(values, known)
+    for name, group in known.items():
+        _refuse_unknown(values.get(name, {}), [field.name for field in dataclasses.fields(group)])
+    return Config(**{name: group(**values.get(name, {})) for name, group in known.items()})  # type: ignore[arg-type]
+
+
+def _refuse_unknown(values: Any, known: Sequence[str] | Mapping[str, Any]) -> None:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"config: got {values!r} where an object with {', '.join(known)} belongs")
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ConfigError(f"config: unknown key {unknown[0]!r}; known are {', '.join(known)}")
+
+
+def changes(old: Config, new: Config) -> dict[str, tuple[Any, Any, bool]]:
+    """The fields that differ: name -> (old value, new value, whether the field is fixed for a run)."""
+    found = {}
+    for name, group in groups(Config).items():
+        for field in dataclasses.fields(group):
+            before, after = getattr(getattr(old, name), field.name), getattr(getattr(new, name), field.name)
+            if before != after:
+                found[field.name] = (before, after, field.metadata["resume"] == "fixed")
+    return found
+
+
+def rows(config_class: type) -> list[tuple[str, str, str, str]]:
+    """A row for each field: group, flag, default, help with unit and allowed values."""
+    found = []
+    for name, group in groups(config_class).items():
+        for field in dataclasses.fields(group):
+            kind, allowed = type(field.default), field.metadata["allowed"]
+            default = str(field.default).lower() if kind is bool else f"{field.default}"
+            takes = f"; {allowed.words(kind)}" if allowed.choices or kind in (int, float) else ""
+            unit = f" ({field.metadata['unit']})" if field.metadata["unit"] else ""
+            found.append((name, field.name, default, field.metadata["help"] + unit + takes))
+    return found
+
+
+def markdown_table(config_class: type) -> str:
+    """The flags as the table that the README shows."""
+    lines = ["| flag | default | what it decides |", "| --- | --- | --- |"]
+    for _, flag, default, help_text in rows(config_class):
+        shown = f"`{default}`" if default else "empty"
+        lines.append(f"| `--{flag}` | {shown} | {help_text} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown_table(Config), markdown_table(EvalConfig), sep="\n\n")

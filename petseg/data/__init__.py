@@ -1,0 +1,1 @@
+"""Examples in host memory, and the batches cut from them."""

@@ -1,0 +1,193 @@
+"""TFDS name -> decoded uint8 examples in host memory.
+
+The only module that imports TFDS. Masks are coded as in Oxford-IIIT Pet, 1 pet, 2 background, 3 border, and leave here
+as class ids, one less.
+"""
+
+import dataclasses
+import logging
+import os
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+import tqdm
+
+from petseg.config import CLASS_NAMES
+from petseg.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """A split, decoded and resized.
+
+    Attributes:
+      images: uint8 [N, S, S, 3].
+      masks: uint8 [N, S, S, 1], class ids.
+      names: N names to recognise examples by: file names where the data set has them, else `<split>/<position>`.
+    """
+
+    images: np.ndarray
+    masks: np.ndarray
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def load(dataset: str, split: str, image_size: int, data_dir: str = "") -> Examples:
+    """Decodes a split into memory.
+
+    Images are resized bilinearly with antialiasing, masks by nearest neighbour: anything smoother would invent classes
+    between the real ones.
+
+    Args:
+      dataset: TFDS name, with a version where one is wanted (`oxford_iiit_pet:4.0.0`).
+      split: TFDS split or slice.
+      image_size: side S of the result, in pixels.
+      data_dir: folder of prepared data sets; empty for TFDS's default.
+
+    Raises:
+      DataError: if the data set cannot be had, lacks a feature, or holds an example that cannot be used.
+    """
+    builder = _prepared_builder(dataset, data_dir)
+    _check_features(builder)
+    count = num_examples(builder, split)
+    _log_memory(split, count, image_size)
+    images = np.empty((count, image_size, image_size, 3), np.uint8)
+    masks = np.empty((count, image_size, image_size, 1), np.uint8)
+    names = []
+    decoders = {"image": tfds.decode.SkipDecoding(), "segmentation_mask": tfds.decode.SkipDecoding()}
+    examples = builder.as_dataset(split=split, decoders=decoders, shuffle_files=False)
+    examples = examples.map(lambda example: _decode(example, image_size), num_parallel_calls=tf.data.AUTOTUNE)
+    iterator = iter(examples.prefetch(64))
+    for i in tqdm.trange(count, desc=f"decoding {split}", unit=" images", disable=None, leave=False):
+        try:
+            example = next(iterator)
+        except tf.errors.InvalidArgumentError as error:
+            raise DataError(f"{dataset}, split {split}, example {i}: {_plain(error)}") from error
+        images[i], masks[i] = example["image"], example["mask"]
+        names.append(example["name"].numpy().decode() or f"{split}/{i}")
+    return Examples(images, masks, tuple(names))
+
+
+def overlap(dataset: str, first: str, second: str, data_dir: str = "") -> int:
+    """The number of examples that two splits of a data set share."""
+    builder = _prepared_builder(dataset, data_dir)
+    return sum(
+        max(0, min(stop, other_stop) - max(start, other_start))
+        for name, start, stop in _ranges(builder, first)
+        for other_name, other_start, other_stop in _ranges(builder, second)
+        if name == other_name
+    )
+
+
+def num_examples(builder: Any, split: str) -> int:
+    """The size of a split, which is at least 1.
+
+    Raises:
+      DataError: if the split does not exist or is empty.
+    """
+    count = sum(stop - start for _, start, stop in _ranges(builder, split))
+    if count == 0:
+        raise DataError(f"{builder.info.name}: split {split} is empty; sizes are {_split_sizes(builder)}")
+    return count
+
+
+def _ranges(builder: Any, split: str) -> list[tuple[str, int, int]]:
+    """A split as stretches (name, start, stop) of the data set's own splits."""
+    splits = builder.info.splits
+    try:
+        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
+        return [
+            (part.splitname, part.from_ or 0, splits[part.splitname].num_examples if part.to is None else part.to)
+            for part in parts
+        ]
+    except (ValueError, AssertionError, KeyError) as error:
+        raise DataError(
+            f"{builder.info.name}: no split {split}; takes {_split_sizes(builder)}, or a slice such as 'train[:90%]'"
+        ) from error
+
+
+def _split_sizes(builder: Any) -> str:
+    return ", ".join(f"{name} ({info.num_examples} examples)" for name, info in sorted(builder.info.splits.items()))
+
+
+def _prepared_builder(dataset: str, data_dir: str) -> Any:
+    """A builder whose files lie on disk, whatever their version; downloads them where they do not."""
+    if dataset.split(":")[0] == "synthetic_pets":
+        from petseg.data import synthetic_pets  # noqa: F401 (importing it registers the builder)
+    where = {"data_dir": os.path.expanduser(data_dir)} if data_dir else {}
+    try:
+        builder = tfds.builder(dataset, **where)
+    except Exception as error:  # TFDS raises whatever its readers and registries raise
+        raise DataError(f"no data set {dataset}: {_plain(error)}") from error
+    if builder.data_path.exists():
+        return builder
+    if ":" not in dataset:
+        try:
+            return tfds.builder(f"{dataset}:*.*.*", **where)  # another version than TFDS's newest lies on disk
+        except Exception:
+            logger.info("no prepared %s under %s", dataset, builder.data_path.parent)
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # no network, a full disk, a moved archive: there is no common class
+        raise DataError(
+            f"{dataset} is neither under {builder.data_path.parent} nor can it be downloaded ({_plain(error)}). "
+            "Give the folder of a prepared copy with --data_dir=PATH, or train on the embedded data set, which needs "
+            "no download, with --dataset=synthetic_pets."
+        ) from error
+    return builder
+
+
+def _check_features(builder: Any) -> None:
+    for feature in ("image", "segmentation_mask"):
+        if feature not in builder.info.features:
+            raise DataError(
+                f"{builder.info.name}: has no feature {feature!r}, only {', '.join(sorted(builder.info.features))}"
+            )
+
+
+def _log_memory(split: str, count: int, image_size: int) -> None:
+    size = count * image_size * image_size * 4
+    logger.info("%s: %d examples at %d px take %.0f MiB of memory", split, count, image_size, size / 2**20)
+
+
+def _decode(example: dict[str, tf.Tensor], image_size: int) -> dict[str, tf.Tensor]:
+    image = tf.io.decode_image(example["image"], channels=3, expand_animations=False)
+    trimap = tf.io.decode_image(example["segmentation_mask"], channels=1, expand_animations=False)
+    image_shape, mask_shape = tf.shape(image)[:2], tf.shape(trimap)[:2]
+    sizes_agree = tf.debugging.Assert(
+        tf.reduce_all(image_shape == mask_shape),
+        ["@image (height, width)", image_shape, "and mask", mask_shape, "differ in size@"],
+    )
+    values_known = tf.debugging.Assert(
+        tf.reduce_all((trimap >= 1) & (trimap <= len(CLASS_NAMES))),
+        [f"@a mask holds values outside 1..{len(CLASS_NAMES)}: smallest", tf.reduce_min(trimap)]
+        + ["largest", tf.reduce_max(trimap), "@"],
+    )
+    with tf.control_dependencies([op for op in (sizes_agree, values_known) if op is not None]):
+        mask = tf.identity(trimap) - 1
+    image.set_shape([None, None, 3])
+    mask.set_shape([None, None, 1])
+    size = [image_size, image_size]
+    image = tf.image.resize(tf.cast(image, tf.float32), size, method="bilinear", antialias=True)
+    mask = tf.image.resize(mask, size, method="nearest")
+    return {
+        "image": tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8),
+        "mask": mask,
+        "name": tf.convert_to_tensor(example.get("file_name", "")),
+    }
+
+
+def _plain(error: Exception) -> str:
+    """The part of an error's text that tells a user something, on one line."""
+    text = " ".join(str(error).split())
+    if text.count("@") >= 2:
+        return text.split("@")[1].strip()
+    if "Unknown image file format" in text or "decode_image" in text.lower():
+        return "not an image that can be decoded (JPEG, PNG, GIF or BMP)"
+    return f"{type(error).__name__}: {text[:200]}"

@@ -1,0 +1,139 @@
+"""Batches addressed by step.
+
+The input has no state of its own. Which examples make the batch of a step is a function of (seed, step) alone:
+`example_ids` computes any batch of any epoch directly, so a run resumes at any step at no cost, and the order is the
+same however many replicas share it.
+"""
+
+from typing import Any
+
+import tensorflow as tf
+
+from petseg.data.datasets import Examples
+from petseg.errors import DataError
+
+Batch = dict[str, tf.Tensor]
+
+
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """Whole batches in an epoch. The ragged rest is left out, another one in each epoch, so no batch straddles two.
+
+    Raises:
+      DataError: if not even one batch can be filled.
+    """
+    if batch_size > num_examples:
+        raise DataError(f"--batch_size={batch_size}: the training split holds only {num_examples} examples")
+    return num_examples // batch_size
+
+
+def example_ids(
+    step: tf.Tensor, positions: tf.Tensor, *, num_examples: int, batch_size: int, seed: int
+) -> tf.Tensor:
+    """The examples at some positions of the batch of a step.
+
+    Each epoch walks through a permutation of its own, drawn from (seed, epoch) by
+    `tf.random.experimental.index_shuffle`, which computes single entries without storing the permutation.
+
+    Args:
+      step: int64 scalar, counted from 0.
+      positions: int64 [K], positions in the global batch, 0 to batch_size - 1.
+      num_examples: size of the split.
+      batch_size: global batch size.
+      seed: the run's seed.
+
+    Returns:
+      int64 [K], indices into the split.
+    """
+    per_epoch = steps_per_epoch(num_examples, batch_size)
+    epoch, step_of_epoch = step // per_epoch, step % per_epoch
+    return tf.random.experimental.index_shuffle(
+        step_of_epoch * batch_size + positions,
+        seed=tf.stack([tf.constant(seed, tf.int64), epoch]),
+        max_index=tf.constant(num_examples - 1, tf.int64),
+    )
+
+
+def distributed_training_batches(
+    strategy: tf.distribute.Strategy, examples: Examples, *, batch_size: int, seed: int, first_step: int, last_step: int
+) -> Any:
+    """The global batches of steps `first_step` to `last_step` - 1, dealt to the replicas of a strategy.
+
+    Each replica gets a dictionary: `image` uint8 [b, S, S, 3], `mask` uint8 [b, S, S, 1], `example_id` int64 [b] and
+    `position` int64 [b], the place in the global batch, where b = batch_size / replicas.
+
+    Returns:
+      a distributed data set; each of its elements is the batch of one step.
+
+    Raises:
+      DataError: if the replicas do not divide the batch, or the split does not fill one.
+    """
+    steps_per_epoch(len(examples), batch_size)
+    images, masks = _on_host(examples)
+
+    def dataset_of_host(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        local = context.num_replicas_in_sync // context.num_input_pipelines
+        size = batch_size // context.num_replicas_in_sync
+
+        def batch(element: tf.Tensor) -> Batch:
+            step, replica = element // local, context.input_pipeline_id * local + element % local
+            positions = replica * size + tf.range(size, dtype=tf.int64)
+            ids = example_ids(step, positions, num_examples=len(examples), batch_size=batch_size, seed=seed)
+            return {
+                "image": tf.gather(images, ids),
+                "mask": tf.gather(masks, ids),
+                "example_id": ids,
+                "position": positions,
+            }
+
+        return _in_order(tf.data.Dataset.range(first_step * local, last_step * local).map(batch, tf.data.AUTOTUNE))
+
+    _check_divides(strategy, batch_size)
+    return strategy.distribute_datasets_from_function(dataset_of_host)
+
+
+def distributed_evaluation_batches(
+    strategy: tf.distribute.Strategy, examples: Examples, *, batch_size: int
+) -> tuple[Any, int]:
+    """Every example once, in order; the last batch is filled up with examples that are marked as not valid.
+
+    Each replica gets a dictionary: `image` uint8 [b, S, S, 3], `mask` uint8 [b, S, S, 1], `example_id` int64 [b] and
+    `valid` bool [b].
+
+    Returns:
+      a distributed data set, and the number of its elements.
+    """
+    replicas = strategy.num_replicas_in_sync
+    size = -(-min(batch_size, len(examples)) // replicas)
+    count = -(-len(examples) // (size * replicas))
+    images, masks = _on_host(examples)
+
+    def dataset_of_host(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        local = replicas // context.num_input_pipelines
+
+        def batch(element: tf.Tensor) -> Batch:
+            chunk = element // local * replicas + context.input_pipeline_id * local + element % local
+            ids = chunk * size + tf.range(size, dtype=tf.int64)
+            valid = ids < len(examples)
+            ids = tf.where(valid, ids, 0)
+            return {"image": tf.gather(images, ids), "mask": tf.gather(masks, ids), "example_id": ids, "valid": valid}
+
+        return _in_order(tf.data.Dataset.range(count * local).map(batch, tf.data.AUTOTUNE))
+
+    return strategy.distribute_datasets_from_function(dataset_of_host), count
+
+
+def _on_host(examples: Examples) -> tuple[tf.Tensor, tf.Tensor]:
+    with tf.device("cpu:0"):
+        return tf.convert_to_tensor(examples.images), tf.convert_to_tensor(examples.masks)
+
+
+def _in_order(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    options = tf.data.Options()
+    options.deterministic = True
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
+
+
+def _check_divides(strategy: tf.distribute.Strategy, batch_size: int) -> None:
+    if batch_size % strategy.num_replicas_in_sync:
+        raise DataError(f"--batch_size={batch_size}: takes a multiple of the {strategy.num_replicas_in_sync} replicas")

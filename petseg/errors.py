@@ -1,0 +1,29 @@
+"""What can go wrong in a way the user can mend; each error knows its exit code."""
+
+
+class PetsegError(Exception):
+    """An error whose message is all the user needs: one line, no traceback."""
+
+    exit_code = 2
+
+
+class ConfigError(PetsegError):
+    """A flag has a value that cannot be used, alone or beside another flag."""
+
+
+class DataError(PetsegError):
+    """A data set is missing, or holds something that cannot be trained on."""
+
+
+class WorkDirectoryError(PetsegError):
+    """A work directory cannot be used for what was asked."""
+
+
+class CheckpointError(PetsegError):
+    """A checkpoint is missing, or does not fit the model."""
+
+
+class NonFiniteLossError(PetsegError):
+    """The loss became infinite or not a number."""
+
+    exit_code = 3

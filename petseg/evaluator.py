@@ -1,0 +1,89 @@
+"""The pass over a split that counts every example once."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from petseg import losses, metrics, sample_weights
+from petseg.data import input_pipeline
+from petseg.data.datasets import Examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Attributes: examples: number counted; loss: as in training; confusion_matrix: int64 [C, C], rows true."""
+
+    examples: int
+    loss: float
+    confusion_matrix: np.ndarray
+
+
+class Evaluator:
+    """Scores a model under a strategy. Make it inside ``strategy.scope()``.
+
+    The loss is the training loss without augmentation: same weights, same normalisation.
+    """
+
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        model: keras.Model,
+        *,
+        class_weights: Sequence[float] | None,
+        loss_normalization: str,
+    ):
+        self._strategy, self._model = strategy, model
+        self._class_weights, self._loss_normalization = class_weights, loss_normalization
+        _, height, width, self._num_classes = model.output_shape
+        self._pixels = float(height * width)
+        self._examples = _total([], tf.int64)
+        self._loss, self._denominator = _total([], tf.float32), _total([], tf.float32)
+        self._confusion = _total([self._num_classes] * 2, tf.int64)
+
+    def evaluate(self, examples: Examples, *, batch_size: int) -> Evaluation:
+        """Scores all examples.
+
+        Args:
+          examples: the split.
+          batch_size: examples per step over all replicas; any number.
+        """
+        batches, count = input_pipeline.distributed_evaluation_batches(self._strategy, examples, batch_size=batch_size)
+        totals = (self._examples, self._loss, self._denominator, self._confusion)
+        for total in totals:
+            total.assign(tf.zeros_like(total))
+        self._loop(iter(batches), tf.constant(count, tf.int64))
+        number, loss, denominator, confusion = (total.numpy() for total in totals)
+        return Evaluation(int(number), float(loss / denominator), confusion)
+
+    @tf.function(reduce_retracing=True)
+    def _loop(self, iterator: Any, count: tf.Tensor) -> None:
+        for _ in tf.range(count):
+            self._strategy.run(self._replica_step, args=(next(iterator),))
+
+    def _replica_step(self, batch: dict[str, tf.Tensor]) -> None:
+        masks = batch["mask"]
+        counts = batch["valid"][:, None, None]
+        valid = sample_weights.valid_pixels(masks) & counts
+        weights = sample_weights.sample_weight_map(masks, self._class_weights) * tf.cast(counts, tf.float32)
+        logits = self._model(tf.cast(batch["image"], tf.float32), training=False)
+        pixel_losses = losses.sparse_categorical_crossentropy(masks[..., 0], logits)
+        counted = weights if self._loss_normalization == "weights" else tf.cast(valid, tf.float32)
+        predictions = tf.argmax(logits, axis=-1, output_type=tf.int32)
+        self._loss.assign_add(losses.weighted_sum(pixel_losses, weights) / self._pixels)
+        self._denominator.assign_add(tf.reduce_sum(counted) / self._pixels)
+        self._confusion.assign_add(metrics.confusion_matrix(masks[..., 0], predictions, valid, self._num_classes))
+        self._examples.assign_add(tf.reduce_sum(tf.cast(batch["valid"], tf.int64)))
+
+
+def _total(shape: list[int], dtype: tf.DType) -> tf.Variable:
+    """A sum that each replica keeps for itself and that is added up when read."""
+    return tf.Variable(
+        tf.zeros(shape, dtype),
+        trainable=False,
+        synchronization=tf.VariableSynchronization.ON_READ,
+        aggregation=tf.VariableAggregation.SUM,
+    )

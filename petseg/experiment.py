@@ -1,0 +1,372 @@
+"""Builds everything from a config and runs it; the only module that knows all others."""
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from petseg import (
+    augmentation,
+    checkpointing,
+    config as config_lib,
+    distribution,
+    metrics,
+    optimization,
+    sample_weights,
+    summaries,
+    unet,
+    visualization,
+)
+from petseg.config import CLASS_NAMES, Config, EvalConfig
+from petseg.data import datasets, input_pipeline
+from petseg.data.datasets import Examples
+from petseg.errors import DataError, NonFiniteLossError
+from petseg.evaluator import Evaluator
+from petseg.trainer import Trainer
+from petseg.work_directory import WorkDirectory, write_json
+
+logger = logging.getLogger(__name__)
+SHEET_EXAMPLES = 8
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Trains to the end of the schedule, from where the work directory stands.
+
+    Returns:
+      the scores of the last evaluation, as in its results file.
+
+    Raises:
+      PetsegError: if data, work directory or checkpoint cannot be used, or the loss is not finite.
+    """
+    workdir = WorkDirectory.for_training(config.runtime.workdir, config.data.dataset)
+    if workdir.config_file.exists():
+        for name, (old, new) in workdir.reconcile(config).items():
+            logger.info("changed: --%s was %r, is now %r", name, old, new)
+    set_up_runtime(config)
+    with logging_redirect_tqdm():
+        return Experiment(config, workdir).run()
+
+
+def set_up_runtime(config: Config) -> None:
+    """Seeds and determinism of the process; before anything is built."""
+    keras.utils.set_random_seed(config.runtime.seed)
+    if config.runtime.deterministic:
+        tf.config.experimental.enable_op_determinism()
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """When a run does what, in steps."""
+
+    total: int
+    per_loop: int
+    summary: int
+    evaluation: int
+    checkpoint: int
+
+    @classmethod
+    def of(cls, config: Config, steps_per_epoch: int) -> "Clock":
+        schedule = config.schedule
+        return cls(
+            total=schedule.train_steps or schedule.epochs * steps_per_epoch,
+            per_loop=schedule.steps_per_loop,
+            summary=schedule.summary_every,
+            evaluation=schedule.eval_every or steps_per_epoch,
+            checkpoint=schedule.checkpoint_every or steps_per_epoch,
+        )
+
+    def due(self, step: int, every: int) -> bool:
+        return step % every == 0 or step == self.total
+
+    def steps_to_next(self, step: int) -> int:
+        """How many steps until something is due, or the compiled loop returns anyway."""
+        pauses = [every - step % every for every in (self.summary, self.evaluation, self.checkpoint)]
+        return min(self.per_loop, self.total - step, *pauses)
+
+
+class Experiment:
+    """One training run in its work directory."""
+
+    def __init__(self, config: Config, workdir: WorkDirectory):
+        self.config, self.workdir = config, workdir
+        data = config.data
+        self.train_examples = datasets.load(data.dataset, data.train_split, data.image_size, data.data_dir)
+        self.eval_examples = datasets.load(data.dataset, data.eval_split, data.image_size, data.data_dir)
+        self.steps_per_epoch = input_pipeline.steps_per_epoch(len(self.train_examples), data.batch_size)
+        self.clock = Clock.of(config, self.steps_per_epoch)
+        self.strategy = distribution.make_strategy(config.runtime.strategy)
+        class_weights = resolve_class_weights(config, self.train_examples)
+        if class_weights is not None:
+            logger.info("class weights: %s", _listed(class_weights))
+        resume_from = tf.train.latest_checkpoint(str(workdir.checkpoints))
+        with self.strategy.scope():
+            self.model = build_model(config, self.strategy, None if resume_from else self.train_examples)
+            optimizer = optimization.make_optimizer(config.optimizer.optimizer, self.model.trainable_variables)
+            self.trainer = Trainer(
+                self.strategy,
+                self.model,
+                optimizer,
+                optimization.constant_learning_rate(config.optimizer.learning_rate),
+                augmentation.augmentation(data.augment, seed=config.runtime.seed, batch_size=data.batch_size),
+                batch_size=data.batch_size,
+                class_weights=class_weights,
+                loss_normalization=config.loss.loss_normalization,
+            )
+            self.evaluator = Evaluator(
+                self.strategy,
+                self.model,
+                class_weights=class_weights,
+                loss_normalization=config.loss.loss_normalization,
+            )
+        step = self.trainer.step
+        self.checkpoints = checkpointing.Checkpoints(
+            workdir.checkpoints, keep=config.schedule.keep_checkpoints, model=self.model, optimizer=optimizer, step=step
+        )
+        self.best = checkpointing.BestCheckpoint(workdir.best, model=self.model, step=step)
+        if resume_from:
+            self.checkpoints.restore(resume_from)
+            logger.info("resumed from %s", resume_from)
+
+    def run(self) -> dict[str, Any]:
+        """The outer loop: train a while, then summarise, evaluate and save when the clock says so."""
+        step, clock = self._step(), self.clock
+        if step >= clock.total:
+            logger.info("%s is complete: step %d of %d", self.workdir.path, step, clock.total)
+            return self._evaluate(step, log=None)
+        self.workdir.save_config(self.config, [device.name for device in tf.config.list_logical_devices()])
+        logger.info("%s: steps %d to %d, %d an epoch", self.workdir.path, step, clock.total, self.steps_per_epoch)
+        batches = iter(
+            input_pipeline.distributed_training_batches(
+                self.strategy,
+                self.train_examples,
+                batch_size=self.config.data.batch_size,
+                seed=self.config.runtime.seed,
+                first_step=step,
+                last_step=clock.total,
+            )
+        )
+        log = summaries.Summaries(self.workdir.path, self.workdir.metrics_file, first_step=step)
+        results: dict[str, Any] = {}
+        try:
+            if step == 0:
+                log.image(summaries.TRAIN, 0, "model", visualization.to_array(visualization.model_diagram(self.model)))
+                results = self._evaluate(step, log)
+            self.trainer.run(batches, 0)  # compiles, so that images/s does not contain it
+            with tqdm.tqdm(total=clock.total, initial=step, unit="step", disable=None, dynamic_ncols=True) as bar:
+                timer = Timer()
+                while step < clock.total:
+                    count = clock.steps_to_next(step)
+                    with timer:
+                        self.trainer.run(batches, count)
+                        step = self._step()
+                    self._check_finite()
+                    bar.update(count)
+                    if clock.due(step, clock.summary):
+                        self._summarize(step, timer, log, bar)
+                    if clock.due(step, clock.evaluation):
+                        results = self._evaluate(step, log)
+                        self.best.offer(results["mean_iou"], step)
+                    if clock.due(step, clock.checkpoint):
+                        log.flush()
+                        self.checkpoints.save(step)  # last, so that all that belongs to a step precedes its checkpoint
+        finally:
+            log.close()
+        self._finish(results)
+        return results
+
+    def _step(self) -> int:
+        return int(self.trainer.step.numpy())
+
+    def _check_finite(self) -> None:
+        step = int(self.trainer.nonfinite_step.numpy())
+        if step >= 0:
+            raise NonFiniteLossError(
+                f"the loss or its gradient is not finite at step {step}; "
+                f"the last good checkpoint is {self.checkpoints.latest or '(none yet)'}"
+            )
+
+    def _summarize(self, step: int, timer: "Timer", log: summaries.Summaries, bar: tqdm.tqdm) -> None:
+        sums = self.trainer.read_sums()
+        scores = metrics.from_confusion_matrix(sums.confusion_matrix, CLASS_NAMES)
+        images_per_second = timer.rate(sums.steps * self.config.data.batch_size)
+        scalars = {
+            "loss": sums.loss,
+            **summaries.scalars_of(scores),
+            "learning_rate": sums.learning_rate,
+            "gradient_norm": sums.gradient_norm,
+            "images_per_second": images_per_second,
+        }
+        log.scalars(summaries.TRAIN, step, scalars)
+        shown = f"loss {sums.loss:.4f}, mean IoU {scores['mean_iou']:.4f}, {images_per_second:.1f} images/s"
+        bar.set_postfix_str(shown)
+        if bar.disable:
+            logger.info("step %d/%d: %s", step, self.clock.total, shown)
+
+    def _evaluate(self, step: int, log: summaries.Summaries | None) -> dict[str, Any]:
+        evaluation = self.evaluator.evaluate(self.eval_examples, batch_size=self.config.data.batch_size)
+        split = self.config.data.eval_split
+        results = as_results(step, split, evaluation)
+        write_json(self.workdir.results_file(split, step), json_safe(results))
+        logger.info(
+            "step %d: %s: loss %.4f, accuracy %.4f, mean IoU %.4f (%s)",
+            step, split, results["loss"], results["accuracy"], results["mean_iou"],
+            ", ".join(f"{name} {value:.4f}" for name, value in results["iou"].items()),
+        )  # fmt: skip
+        if log is not None:
+            log.scalars(summaries.EVAL, step, summaries.scalars_of(results))
+            sheet = visualization.to_array(self._prediction_sheet())
+            log.image(summaries.EVAL, step, "predictions", sheet)
+        return results
+
+    def _prediction_sheet(self) -> Any:
+        some = slice(0, SHEET_EXAMPLES)
+        images = self.eval_examples.images[some]
+        logits = self.model.predict_on_batch(images.astype(np.float32))
+        return visualization.prediction_sheet(
+            images, self.eval_examples.masks[some, ..., 0], np.argmax(logits, -1), self.eval_examples.names[some]
+        )
+
+    def _finish(self, results: Mapping[str, Any]) -> None:
+        figures = self.workdir.figures
+        rows = summaries.read_csv(self.workdir.metrics_file)
+        visualization.save(visualization.training_curves(rows, self.steps_per_epoch), figures / "curves.png")
+        visualization.save(self._prediction_sheet(), figures / "predictions.png")
+        visualization.save(visualization.model_diagram(self.model), figures / "model.png")
+        print(table(results))
+        print(f"\nwork directory: {self.workdir.path}")
+        print(f"score it:       python eval.py --workdir={self.workdir.path} --checkpoint=best")
+        print(f"watch it:       tensorboard --logdir={self.workdir.path}")
+
+
+class Timer:
+    """Seconds spent in ``with timer:`` since the last `rate`: training without evaluation and checkpoints."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        self._seconds += time.perf_counter() - self._start
+
+    def rate(self, count: int) -> float:
+        """Count per second; starts anew."""
+        rate = count / self._seconds if self._seconds else float("nan")
+        self._seconds = 0.0
+        return rate
+
+
+def evaluate(config: EvalConfig) -> dict[str, Any]:
+    """Scores one checkpoint of a run on a split, writes the results file, prints the table.
+
+    Raises:
+      PetsegError: if work directory, checkpoint or split cannot be used.
+    """
+    workdir = WorkDirectory(config.workdir)
+    run = workdir.load_config()
+    path = checkpointing.find(workdir.checkpoints, workdir.best, config.checkpoint)
+    split, data_dir = config.split or run.data.eval_split, config.data_dir or run.data.data_dir
+    shared = datasets.overlap(run.data.dataset, split, run.data.train_split, data_dir)
+    if shared and not config.allow_training_images:
+        raise DataError(
+            f"--split={split}: {shared} of its images were trained on ({run.data.train_split}); "
+            "a score on them says little; --allow_training_images scores them all the same"
+        )
+    strategy = distribution.make_strategy(config.strategy or run.runtime.strategy)
+    examples = datasets.load(run.data.dataset, split, run.data.image_size, data_dir)
+    class_weights = run.loss.class_weight_values()
+    with strategy.scope():
+        model = build_model(run, strategy, None)
+        evaluator = Evaluator(
+            strategy,
+            model,
+            class_weights=class_weights and sample_weights.normalized(class_weights),
+            loss_normalization=run.loss.loss_normalization,
+        )
+    step = checkpointing.restore_model(path, model)
+    evaluation = evaluator.evaluate(examples, batch_size=config.batch_size or run.data.batch_size)
+    results = as_results(step, split, evaluation)
+    results_file = workdir.results_file(split, step)
+    write_json(results_file, json_safe(results))
+    print(table(results))
+    print(f"\ncheckpoint: {path}\nresults:    {results_file}")
+    return results
+
+
+def build_model(config: Config, strategy: tf.distribute.Strategy, examples: Examples | None) -> keras.Model:
+    """The network of a config.
+
+    Args:
+      config: the run's.
+      strategy: decides whether batch norms must be synchronised.
+      examples: what to initialise a new network's encoder with; None if a checkpoint will fill it.
+    """
+    size, model = config.data.image_size, config.model
+    encoder = unet.build_encoder(image_size=size, alpha=model.encoder_alpha)
+    network = unet.build_unet(
+        image_size=size,
+        num_classes=len(CLASS_NAMES),
+        encoder=encoder,
+        train_encoder=model.train_encoder,
+        input_scaling=model.input_scaling,
+        sync_batch_norm=strategy.num_replicas_in_sync > 1,
+    )
+    if examples is not None and model.encoder_weights != "none":
+        unet.load_encoder_weights(encoder, model.encoder_weights, image_size=size, alpha=model.encoder_alpha)
+    elif examples is not None:
+        some = tf.cast(examples.images[:64], tf.float32)
+        unet.calibrate_batch_norm(encoder, network.get_layer("scaling")(some))
+    return network
+
+
+def resolve_class_weights(config: Config, examples: Examples) -> tuple[float, ...] | None:
+    """The class weights of a config, normalised to sum to 1."""
+    if config.loss.class_weights == "balanced":
+        return sample_weights.balanced(examples.masks, len(CLASS_NAMES))
+    given = config.loss.class_weight_values()
+    return given and sample_weights.normalized(given)
+
+
+def as_results(step: int, split: str, evaluation: Any) -> dict[str, Any]:
+    """What a results file holds."""
+    return {
+        "step": step,
+        "split": split,
+        "examples": evaluation.examples,
+        "loss": evaluation.loss,
+        **metrics.from_confusion_matrix(evaluation.confusion_matrix, CLASS_NAMES),
+        "confusion_matrix": evaluation.confusion_matrix.tolist(),
+    }
+
+
+def json_safe(value: Any) -> Any:
+    """NaN, which JSON does not know, as null."""
+    if isinstance(value, Mapping):
+        return {key: json_safe(part) for key, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Scores as text, a row for each class."""
+    names = ("iou", "dice", "precision", "recall")
+    lines = [f"{'':12}" + "".join(f"{name:>11}" for name in names)]
+    for class_name in CLASS_NAMES:
+        lines.append(f"{class_name:12}" + "".join(f"{results[name][class_name]:11.4f}" for name in names))
+    lines.append(f"{'mean IoU':12}{results['mean_iou']:11.4f}")
+    lines.append(f"{'accuracy':12}{results['accuracy']:11.4f}")
+    head = f"{results['split']}, step {results['step']}: {results['examples']} examples, loss {results['loss']:.4f}"
+    return "\n".join([head, *lines])
+
+
+def _listed(weights: tuple[float, ...]) -> str:
+    return ", ".join(f"{name} {weight:.3f}" for name, weight in zip(CLASS_NAMES, weights, strict=True))

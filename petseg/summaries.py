@@ -1,0 +1,77 @@
+"""What a run logs: TensorBoard event files, and the same numbers as CSV."""
+
+import csv
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+TRAIN, EVAL = "train", "eval"
+COLUMNS = ("step", "run", "tag", "value")
+
+
+class Summaries:
+    """Writes scalars and images of the runs `train` and `eval`; the same tag in both makes one chart.
+
+    Args:
+      directory: the work directory; event files go to `train/` and `eval/`.
+      metrics_file: the CSV file.
+      first_step: the step at which this process starts; CSV rows of later steps, left by a process that was stopped,
+        are dropped, for they will be written again.
+    """
+
+    def __init__(self, directory: Path, metrics_file: Path, first_step: int):
+        self._writers = {run: tf.summary.create_file_writer(str(directory / run)) for run in (TRAIN, EVAL)}
+        kept = [row for row in read_csv(metrics_file) if row[0] <= first_step] if first_step else []
+        temporary = metrics_file.with_name(metrics_file.name + ".tmp")
+        with open(temporary, "w", newline="") as file:
+            csv.writer(file).writerows([COLUMNS, *kept])
+        os.replace(temporary, metrics_file)
+        self._csv_file = open(metrics_file, "a", newline="")
+        self._csv = csv.writer(self._csv_file)
+
+    def scalars(self, run: str, step: int, values: Mapping[str, float]) -> None:
+        """Logs numbers by tag."""
+        with self._writers[run].as_default(step=step):
+            for tag, value in values.items():
+                tf.summary.scalar(tag, value)
+                self._csv.writerow((step, run, tag, repr(float(value))))
+
+    def image(self, run: str, step: int, tag: str, picture: np.ndarray) -> None:
+        """Logs a picture, uint8 [H, W, 3]."""
+        with self._writers[run].as_default(step=step):
+            tf.summary.image(tag, picture[None])
+
+    def flush(self) -> None:
+        """Makes everything logged visible to readers."""
+        self._csv_file.flush()
+        for writer in self._writers.values():
+            writer.flush()
+
+    def close(self) -> None:
+        self._csv_file.close()
+        for writer in self._writers.values():
+            writer.close()
+
+
+def read_csv(metrics_file: Path) -> Iterator[tuple[int, str, str, float]]:
+    """The rows (step, run, tag, value) of a CSV file; none if it does not exist. A half-written last row is left out."""
+    if not metrics_file.exists():
+        return
+    with open(metrics_file, newline="") as file:
+        for row in csv.reader(file):
+            if len(row) == len(COLUMNS) and row[0] != COLUMNS[0]:
+                yield int(row[0]), row[1], row[2], float(row[3])
+
+
+def scalars_of(results: Mapping[str, object]) -> dict[str, float]:
+    """Scores as scalars: {"iou": {"pet": .8}} -> {"iou/pet": .8}."""
+    scalars = {}
+    for name, value in results.items():
+        if isinstance(value, Mapping):
+            scalars.update({f"{name}/{key}": float(part) for key, part in value.items()})
+        elif isinstance(value, float):
+            scalars[name] = value
+    return scalars

@@ -1,0 +1,157 @@
+"""The network: a U-Net (Ronneberger et al. 2015) with a MobileNetV2 encoder and a pix2pix-style decoder."""
+
+import os
+import re
+import warnings
+
+import keras
+import tensorflow as tf
+
+from petseg.errors import ConfigError
+
+# Outputs of MobileNetV2 at 1/2, 1/4, 1/8, 1/16 and 1/32 of the input's size.
+SKIP_LAYERS = ("block_1_expand_relu", "block_3_expand_relu", "block_6_expand_relu", "block_13_expand_relu")
+BOTTLENECK_LAYER = "block_16_project"
+DECODER_FILTERS = (512, 256, 128, 64)
+
+
+def build_unet(
+    *,
+    image_size: int,
+    num_classes: int,
+    encoder: keras.Model,
+    train_encoder: bool,
+    input_scaling: str,
+    sync_batch_norm: bool = False,
+) -> keras.Model:
+    """Builds the U-Net.
+
+    Input: float32 [B, S, S, 3], pixels in [0, 255]; the network scales them itself, so nobody can forget to.
+    Output: float32 [B, S, S, C] logits.
+
+    The encoder's batch norms always run in inference mode, also when their scales and offsets are trained: statistics of
+    small batches would undo what was learnt on ImageNet.
+
+    Args:
+      image_size: side S in pixels, a multiple of 32.
+      num_classes: number of classes C.
+      encoder: what `build_encoder` returned for the same size.
+      train_encoder: whether the encoder's weights are trainable.
+      input_scaling: "unit" for [0, 1], "symmetric" for [-1, 1].
+      sync_batch_norm: whether the decoder's batch norms use statistics of the global batch.
+    """
+    encoder.trainable = train_encoder
+    scale, offset = {"unit": (1 / 255.0, 0.0), "symmetric": (1 / 127.5, -1.0)}[input_scaling]
+    images = keras.Input([image_size, image_size, 3], name="image")
+    x = keras.layers.Rescaling(scale, offset, dtype="float32", name="scaling")(images)
+    *skips, x = encoder(x, training=False)
+    for filters, skip in zip(DECODER_FILTERS, reversed(skips), strict=True):
+        x = _upsample(x, filters, sync_batch_norm)
+        x = keras.layers.Concatenate(name=f"skip_{filters}")([x, skip])
+    logits = keras.layers.Conv2DTranspose(
+        num_classes, 3, strides=2, padding="same", dtype="float32", name="logits"
+    )(x)
+    return keras.Model(images, logits, name="unet")
+
+
+def _upsample(x: keras.KerasTensor, filters: int, sync_batch_norm: bool) -> keras.KerasTensor:
+    """pix2pix's decoder block (Isola et al. 2017), without its dropout: twice the size, `filters` channels."""
+    initializer = keras.initializers.RandomNormal(0.0, 0.02)
+    x = keras.layers.Conv2DTranspose(
+        filters,
+        3,
+        strides=2,
+        padding="same",
+        use_bias=False,
+        kernel_initializer=initializer,
+        name=f"upsample_{filters}",
+    )(x)
+    x = keras.layers.BatchNormalization(synchronized=sync_batch_norm, name=f"batch_norm_{filters}")(x)
+    return keras.layers.ReLU(name=f"relu_{filters}")(x)
+
+
+def build_encoder(*, image_size: int, alpha: float) -> keras.Model:
+    """MobileNetV2 (Sandler et al. 2018) with random weights, as a model with five outputs, finest first.
+
+    Args:
+      image_size: side of the input in pixels, a multiple of 32.
+      alpha: width factor.
+    """
+    backbone = keras.applications.MobileNetV2(
+        input_shape=[image_size, image_size, 3], alpha=alpha, include_top=False, weights=None
+    )
+    outputs = [backbone.get_layer(name).output for name in (*SKIP_LAYERS, BOTTLENECK_LAYER)]
+    return keras.Model(backbone.inputs[0], outputs, name="encoder")
+
+
+def load_encoder_weights(encoder: keras.Model, weights: str, *, image_size: int, alpha: float) -> None:
+    """Fills an encoder with trained weights.
+
+    Args:
+      encoder: what `build_encoder` returned for the same size and alpha.
+      weights: "imagenet", which Keras downloads once, or a file of MobileNetV2 without its top, as
+        `keras.Model.save_weights` writes it.
+      image_size: side of the input in pixels.
+      alpha: width factor.
+
+    Raises:
+      ConfigError: if the weights cannot be had or do not fit.
+    """
+    shape = [image_size, image_size, 3]
+    if weights == "imagenet":
+        try:
+            source = keras.applications.MobileNetV2(input_shape=shape, alpha=alpha, include_top=False)
+        except Exception as error:  # Keras lets every kind of network error through
+            raise ConfigError(
+                "--encoder_weights=imagenet: cannot be downloaded; takes a file that has been, or none "
+                f"({' '.join(str(error).split())[:200]})"
+            ) from error
+    else:
+        source = keras.applications.MobileNetV2(input_shape=shape, alpha=alpha, include_top=False, weights=None)
+        _load_file(source, weights)
+    for layer in encoder.layers:
+        layer.set_weights(source.get_layer(layer.name).get_weights() if layer.weights else [])
+
+
+def _load_file(model: keras.Model, path: str) -> None:
+    if not os.path.isfile(path):
+        raise ConfigError(f"--encoder_weights={path}: no such file; takes imagenet, none, or a weights file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras warns once per layer of a file that does not fit
+            model.load_weights(path)
+    except Exception as error:  # h5py and Keras raise ValueError, OSError, KeyError and more for a wrong file
+        raise ConfigError(f"--encoder_weights={path}: does not fit this encoder: {_mismatch(error)}") from error
+
+
+def _mismatch(error: Exception) -> str:
+    """The first layer that a weights file does not fit, out of Keras's long message."""
+    text = " ".join(str(error).split())
+    layer = re.search(r"name=(\w+)", text)
+    shapes = re.search(r"variable\.shape=(\(.*?\)), Received: value\.shape=(\(.*?\))", text)
+    if layer and shapes:
+        return f"layer {layer[1]} has shape {shapes[1]}, the file has {shapes[2]}"
+    return f"layer {layer[1]}: {text[:200]}" if layer else text[:200]
+
+
+def calibrate_batch_norm(encoder: keras.Model, images: tf.Tensor) -> None:
+    """Sets the moving statistics of every batch norm to those of some images.
+
+    A randomly initialised encoder needs this. Its batch norms run in inference mode; with the initial statistics, mean 0
+    and variance 1, they normalise nothing, and the signal dies out within a few blocks. (Data-dependent initialisation,
+    as in Krähenbühl et al. 2016.)
+
+    Args:
+      encoder: the model to change.
+      images: float32 [B, S, S, 3], scaled as in training.
+    """
+    norms = [layer for layer in encoder.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    momentum = [layer.momentum for layer in norms]
+    trainable = encoder.trainable
+    encoder.trainable = True  # a frozen batch norm would ignore training=True
+    for layer in norms:
+        layer.momentum = 0.0
+    encoder(images, training=True)
+    for layer, value in zip(norms, momentum, strict=True):
+        layer.momentum = value
+    encoder.trainable = trainable

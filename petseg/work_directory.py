@@ -1,0 +1,152 @@
+"""A run's folder: its layout, its config.json, and whether it can be used for what is asked."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from petseg import config as config_lib
+from petseg.config import CONFIG_FORMAT, Config
+from petseg.errors import ConfigError, WorkDirectoryError
+
+PACKAGES = ("petseg", "tensorflow", "keras", "tensorflow-datasets", "tensorboard", "numpy")
+
+
+class WorkDirectory:
+    """Where a run keeps what it knows.
+
+    Attributes:
+      path: the folder.
+      config_file: the resolved config, with versions, devices and git commit.
+      checkpoints: folder of the newest checkpoints.
+      best: folder of the checkpoint with the highest mean IoU.
+      results: folder of scores, one JSON file for each evaluation.
+      figures: folder of pictures.
+      metrics_file: every logged number, as CSV.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self.config_file = self.path / "config.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.best = self.path / "best"
+        self.results = self.path / "results"
+        self.figures = self.path / "figures"
+        self.metrics_file = self.path / "metrics.csv"
+
+    @classmethod
+    def for_training(cls, path: str, dataset: str) -> "WorkDirectory":
+        """The work directory of a training run; a new one under `runs/` if the path is empty.
+
+        Raises:
+          WorkDirectoryError: if it is a file, cannot be written to, or holds something else.
+        """
+        if not path:
+            now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+            path = os.path.join("runs", f"{now}-{re.sub(r'[^A-Za-z0-9_.]+', '-', dataset)}")
+        workdir = cls(path)
+        if workdir.path.exists() and not workdir.path.is_dir():
+            raise WorkDirectoryError(f"--workdir={path}: is a file; takes a folder")
+        if workdir.path.is_dir() and not workdir.config_file.exists() and any(workdir.path.iterdir()):
+            raise WorkDirectoryError(f"--workdir={path}: holds other files but no config.json; takes a new folder")
+        workdir._check_writable()
+        return workdir
+
+    def load_config(self) -> Config:
+        """The config that the run was last started with.
+
+        Raises:
+          WorkDirectoryError: if there is none, or it cannot be read.
+        """
+        if not self.config_file.is_file():
+            raise WorkDirectoryError(f"--workdir={self.path}: no run is here (there is no {self.config_file})")
+        try:
+            record = json.loads(self.config_file.read_text())
+            if record["format"] != CONFIG_FORMAT:
+                raise WorkDirectoryError(
+                    f"{self.config_file}: has format {record['format']}; this petseg reads format {CONFIG_FORMAT}"
+                )
+            return config_lib.from_dict(record["config"])
+        except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+            raise WorkDirectoryError(f"{self.config_file}: not a config that can be read: {error}") from error
+
+    def reconcile(self, config: Config) -> dict[str, tuple[Any, Any]]:
+        """What a run that goes on changes in its config: flag -> (old, new).
+
+        Raises:
+          WorkDirectoryError: if a change cannot be reconciled with the checkpoints that are here.
+        """
+        changes = config_lib.changes(self.load_config(), config)
+        changes.pop("workdir", None)
+        fixed = [f"--{name} was {old!r}, is now {new!r}" for name, (old, new, is_fixed) in changes.items() if is_fixed]
+        if fixed:
+            raise WorkDirectoryError(
+                f"--workdir={self.path}: belongs to a run that cannot go on with other values: {'; '.join(fixed)}"
+            )
+        return {name: (old, new) for name, (old, new, _) in changes.items()}
+
+    def save_config(self, config: Config, devices: Sequence[str]) -> None:
+        """Writes config.json, and what a reader needs to repeat the run."""
+        record = {
+            "format": CONFIG_FORMAT,
+            "config": config_lib.to_dict(config),
+            "command": sys.argv,
+            "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}},
+            "devices": list(devices),
+            "git_commit": _git_commit(),
+        }
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.config_file, record)
+
+    def results_file(self, split: str, step: int) -> Path:
+        """`results/<split>-<step>.json`, the brackets of a slice made safe: `train[:90%]` -> `train.start-90pct`."""
+        name = re.sub(r"\[:", "[start:", split)
+        name = re.sub(r":\]", ":end]", name).replace("[", ".").replace("]", "").replace(":", "-").replace("%", "pct")
+        return self.results / f"{re.sub(r'[^A-Za-z0-9_.+-]', '_', name)}-{step}.json"
+
+    def _check_writable(self) -> None:
+        """Writes a file and takes it away again, with the folders that had to be made for it."""
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+            for folder in missing:
+                folder.rmdir()
+        except OSError as error:
+            raise WorkDirectoryError(f"--workdir={self.path}: cannot be written to: {error.strerror}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that this code runs from, marked where the tree has changed since."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
