@@ -19,6 +19,7 @@ from petseg import (
     checkpointing,
     config as config_lib,
     distribution,
+    host_allocator,
     metrics,
     optimization,
     sample_weights,
@@ -57,7 +58,8 @@ def train(config: Config) -> dict[str, Any]:
 
 
 def set_up_runtime(config: Config) -> None:
-    """Seeds and determinism of the process; before anything is built."""
+    """Memory, seeds and determinism of the process; before anything is built."""
+    host_allocator.keep_freed_memory()
     keras.utils.set_random_seed(config.runtime.seed)
     if config.runtime.deterministic:
         tf.config.experimental.enable_op_determinism()

@@ -127,11 +127,10 @@ def _prepared_builder(dataset: str, data_dir: str) -> Any:
         raise DataError(f"no data set {dataset}: {_plain(error)}") from error
     if builder.data_path.exists():
         return builder
-    if ":" not in dataset:
-        try:
-            return tfds.builder(f"{dataset}:*.*.*", **where)  # another version than TFDS's newest lies on disk
-        except Exception:
-            logger.info("no prepared %s under %s", dataset, builder.data_path.parent)
+    if builder.data_path.parent.exists() and ":" not in dataset:
+        older = tfds.builder(f"{dataset}:*.*.*", **where)  # perhaps another version than TFDS's newest lies on disk
+        if older.data_path.exists():
+            return older
     try:
         builder.download_and_prepare()
     except Exception as error:  # no network, a full disk, a moved archive: there is no common class
