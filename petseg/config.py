@@ -29,6 +29,7 @@ class Allowed:
       choices: the only values, if not empty.
       minimum: smallest number.
       above: number that the value must exceed.
+      below: number that the value must not reach.
       multiple_of: number that divides the value.
       required: whether an empty text is refused.
     """
@@ -36,10 +37,11 @@ class Allowed:
     choices: tuple[str, ...] = ()
     minimum: float | None = None
     above: float | None = None
+    below: float | None = None
     multiple_of: int | None = None
     required: bool = False
 
-    def words(self, kind: type) -> str:
+    def words(self, kind: Any) -> str:
         if self.choices:
             return "one of " + ", ".join(self.choices)
         if kind is bool:
@@ -51,11 +53,13 @@ class Allowed:
             text += f" of at least {self.minimum:g}"
         if self.above is not None:
             text += f" above {self.above:g}"
+        if self.below is not None:
+            text += f" and below {self.below:g}"
         if self.multiple_of is not None:
             text += f" that {self.multiple_of} divides"
         return text
 
-    def admits(self, value: Any, kind: type) -> bool:
+    def admits(self, value: Any, kind: Any) -> bool:
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:
@@ -67,6 +71,7 @@ class Allowed:
         return (
             (self.minimum is None or value >= self.minimum)
             and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
             and (self.multiple_of is None or value % self.multiple_of == 0)
         )
 
@@ -133,6 +138,9 @@ class ModelConfig(Group):
     )
     encoder_alpha: float = option(1.0, "width of the MobileNetV2 encoder", unit="factor", resume="fixed", above=0)
     train_encoder: bool = option(False, "train the encoder too; its batch norms stay in inference mode", resume="fixed")
+    batch_norm_momentum: float = option(
+        0.99, "momentum of the decoder's moving statistics; short runs want less", resume="fixed", minimum=0, below=1
+    )
     input_scaling: str = option(
         "unit", "pixel range the network sees: [0, 1] or [-1, 1]", resume="fixed", choices=("unit", "symmetric")
     )
@@ -175,7 +183,8 @@ class OptimizerConfig(Group):
     """How gradients become updates."""
 
     optimizer: str = option("adam", "the optimizer", resume="fixed", choices=("adam", "adamw", "sgd"))
-    learning_rate: float = option(1e-3, "learning rate", above=0)
+    learning_rate: float = option(1e-3, "the highest learning rate", above=0)
+    learning_rate_schedule: str = option("constant", "`cosine` falls to 0 over the run", choices=("constant", "cosine"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,7 +260,7 @@ class EvalConfig(Group):
     debug: bool = option(False, "show the traceback of an error that is otherwise one line")
 
 
-def groups(config_class: type) -> dict[str, type[Group]]:
+def groups(config_class: Any) -> dict[str, type[Group]]:
     """The groups of a config class by field name; one that is a single group stands under the empty name."""
     if issubclass(config_class, Group):
         return {"": config_class}

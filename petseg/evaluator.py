@@ -15,7 +15,13 @@ from petseg.data.datasets import Examples
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Attributes: examples: number counted; loss: as in training; confusion_matrix: int64 [C, C], rows true."""
+    """What a pass over a split counted.
+
+    Attributes:
+      examples: their number.
+      loss: as in training.
+      confusion_matrix: int64 [C, C], rows true, columns predicted.
+    """
 
     examples: int
     loss: float

@@ -5,7 +5,6 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -17,7 +16,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from petseg import (
     augmentation,
     checkpointing,
-    config as config_lib,
     distribution,
     host_allocator,
     metrics,
@@ -117,7 +115,9 @@ class Experiment:
                 self.strategy,
                 self.model,
                 optimizer,
-                optimization.constant_learning_rate(config.optimizer.learning_rate),
+                optimization.learning_rate_schedule(
+                    config.optimizer.learning_rate_schedule, config.optimizer.learning_rate, self.clock.total
+                ),
                 augmentation.augmentation(data.augment, seed=config.runtime.seed, batch_size=data.batch_size),
                 batch_size=data.batch_size,
                 class_weights=class_weights,
@@ -321,6 +321,7 @@ def build_model(config: Config, strategy: tf.distribute.Strategy, examples: Exam
         encoder=encoder,
         train_encoder=model.train_encoder,
         input_scaling=model.input_scaling,
+        batch_norm_momentum=model.batch_norm_momentum,
         sync_batch_norm=strategy.num_replicas_in_sync > 1,
     )
     if examples is not None and model.encoder_weights != "none":

@@ -22,5 +22,5 @@ def sparse_categorical_crossentropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.
 
 
 def weighted_sum(losses: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Sum of weight x loss, both float32 [B, H, W]; a weight of 0 silences its pixel even where the loss is infinite."""
+    """Sum of weight x loss, both float32 [B, H, W]; weight 0 silences even an infinite loss."""
     return tf.reduce_sum(tf.math.multiply_no_nan(losses, weights))

@@ -34,6 +34,19 @@ def make_optimizer(name: str, variables: list[keras.Variable]) -> keras.optimize
     return optimizer
 
 
-def constant_learning_rate(value: float) -> LearningRate:
-    """A schedule: step (int64 scalar) -> learning rate (float32 scalar)."""
-    return lambda step: tf.constant(value, tf.float32)
+def learning_rate_schedule(name: str, peak: float, total_steps: int) -> LearningRate:
+    """A schedule: step (int64 scalar) -> learning rate (float32 scalar).
+
+    Args:
+      name: "constant", or "cosine": from the peak to 0 along half a cosine (Loshchilov and Hutter 2017).
+      peak: the highest learning rate.
+      total_steps: the length of the run.
+
+    Raises:
+      ValueError: if there is no schedule of that name.
+    """
+    if name == "constant":
+        return lambda step: tf.constant(peak, tf.float32)
+    if name == "cosine":
+        return keras.optimizers.schedules.CosineDecay(peak, total_steps)
+    raise ValueError(f"no learning-rate schedule {name!r}; there are 'constant' and 'cosine'")

@@ -29,7 +29,7 @@ class Summaries:
         with open(temporary, "w", newline="") as file:
             csv.writer(file).writerows([COLUMNS, *kept])
         os.replace(temporary, metrics_file)
-        self._csv_file = open(metrics_file, "a", newline="")
+        self._csv_file = open(metrics_file, "a", newline="")  # noqa: SIM115 (closed by close)
         self._csv = csv.writer(self._csv_file)
 
     def scalars(self, run: str, step: int, values: Mapping[str, float]) -> None:
@@ -57,7 +57,7 @@ class Summaries:
 
 
 def read_csv(metrics_file: Path) -> Iterator[tuple[int, str, str, float]]:
-    """The rows (step, run, tag, value) of a CSV file; none if it does not exist. A half-written last row is left out."""
+    """The rows (step, run, tag, value) of a CSV file; none without a file. A half-written last row is left out."""
     if not metrics_file.exists():
         return
     with open(metrics_file, newline="") as file:

@@ -84,7 +84,7 @@ class Trainer:
             steps=steps,
             loss=loss / denominator if denominator else float("nan"),
             gradient_norm=gradient_norm / steps if steps else float("nan"),
-            learning_rate=float(self.optimizer.learning_rate),
+            learning_rate=float(self._learning_rate(tf.maximum(self.step - 1, 0))),
             confusion_matrix=self._confusion.numpy(),
         )
         for variable in (self._steps, *self._sums, self._confusion):

@@ -3,6 +3,7 @@
 import os
 import re
 import warnings
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -22,6 +23,7 @@ def build_unet(
     encoder: keras.Model,
     train_encoder: bool,
     input_scaling: str,
+    batch_norm_momentum: float = 0.99,
     sync_batch_norm: bool = False,
 ) -> keras.Model:
     """Builds the U-Net.
@@ -29,8 +31,8 @@ def build_unet(
     Input: float32 [B, S, S, 3], pixels in [0, 255]; the network scales them itself, so nobody can forget to.
     Output: float32 [B, S, S, C] logits.
 
-    The encoder's batch norms always run in inference mode, also when their scales and offsets are trained: statistics of
-    small batches would undo what was learnt on ImageNet.
+    The encoder's batch norms always run in inference mode, also when their scales and offsets are trained: statistics
+    of small batches would undo what was learnt on ImageNet.
 
     Args:
       image_size: side S in pixels, a multiple of 32.
@@ -38,23 +40,45 @@ def build_unet(
       encoder: what `build_encoder` returned for the same size.
       train_encoder: whether the encoder's weights are trainable.
       input_scaling: "unit" for [0, 1], "symmetric" for [-1, 1].
+      batch_norm_momentum: how slowly the decoder's batch norms move the statistics that inference uses.
       sync_batch_norm: whether the decoder's batch norms use statistics of the global batch.
     """
-    encoder.trainable = train_encoder
     scale, offset = {"unit": (1 / 255.0, 0.0), "symmetric": (1 / 127.5, -1.0)}[input_scaling]
     images = keras.Input([image_size, image_size, 3], name="image")
     x = keras.layers.Rescaling(scale, offset, dtype="float32", name="scaling")(images)
-    *skips, x = encoder(x, training=False)
+    *skips, x = InferenceMode(encoder, trainable=train_encoder, name="encoder")(x)
     for filters, skip in zip(DECODER_FILTERS, reversed(skips), strict=True):
-        x = _upsample(x, filters, sync_batch_norm)
+        x = _upsample(x, filters, momentum=batch_norm_momentum, synchronized=sync_batch_norm)
         x = keras.layers.Concatenate(name=f"skip_{filters}")([x, skip])
-    logits = keras.layers.Conv2DTranspose(
-        num_classes, 3, strides=2, padding="same", dtype="float32", name="logits"
-    )(x)
+    logits = keras.layers.Conv2DTranspose(num_classes, 3, strides=2, padding="same", dtype="float32", name="logits")(x)
     return keras.Model(images, logits, name="unet")
 
 
-def _upsample(x: keras.KerasTensor, filters: int, sync_batch_norm: bool) -> keras.KerasTensor:
+@keras.saving.register_keras_serializable("petseg")
+class InferenceMode(keras.layers.Layer):
+    """Calls a model with ``training=False``, whatever the mode of the model around it.
+
+    ``encoder(x, training=False)`` alone does not hold in Keras 3: a functional model that is called with
+    ``training=True`` hands that on to its layers and overrides what they were built with.
+    """
+
+    def __init__(self, model: keras.Model, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.model = model
+        self.model.trainable = self.trainable
+
+    def call(self, inputs: tf.Tensor) -> list[tf.Tensor]:
+        return self.model(inputs, training=False)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "model": keras.saving.serialize_keras_object(self.model)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "InferenceMode":
+        return cls(keras.saving.deserialize_keras_object(config.pop("model")), **config)
+
+
+def _upsample(x: keras.KerasTensor, filters: int, **batch_norm: Any) -> keras.KerasTensor:
     """pix2pix's decoder block (Isola et al. 2017), without its dropout: twice the size, `filters` channels."""
     initializer = keras.initializers.RandomNormal(0.0, 0.02)
     x = keras.layers.Conv2DTranspose(
@@ -66,7 +90,7 @@ def _upsample(x: keras.KerasTensor, filters: int, sync_batch_norm: bool) -> kera
         kernel_initializer=initializer,
         name=f"upsample_{filters}",
     )(x)
-    x = keras.layers.BatchNormalization(synchronized=sync_batch_norm, name=f"batch_norm_{filters}")(x)
+    x = keras.layers.BatchNormalization(**batch_norm, name=f"batch_norm_{filters}")(x)
     return keras.layers.ReLU(name=f"relu_{filters}")(x)
 
 
@@ -110,7 +134,8 @@ def load_encoder_weights(encoder: keras.Model, weights: str, *, image_size: int,
         source = keras.applications.MobileNetV2(input_shape=shape, alpha=alpha, include_top=False, weights=None)
         _load_file(source, weights)
     for layer in encoder.layers:
-        layer.set_weights(source.get_layer(layer.name).get_weights() if layer.weights else [])
+        if layer.weights:
+            layer.set_weights(source.get_layer(layer.name).get_weights())
 
 
 def _load_file(model: keras.Model, path: str) -> None:
@@ -137,9 +162,9 @@ def _mismatch(error: Exception) -> str:
 def calibrate_batch_norm(encoder: keras.Model, images: tf.Tensor) -> None:
     """Sets the moving statistics of every batch norm to those of some images.
 
-    A randomly initialised encoder needs this. Its batch norms run in inference mode; with the initial statistics, mean 0
-    and variance 1, they normalise nothing, and the signal dies out within a few blocks. (Data-dependent initialisation,
-    as in Krähenbühl et al. 2016.)
+    A randomly initialised encoder needs this. Its batch norms run in inference mode; with the initial statistics, mean
+    0 and variance 1, they normalise nothing, and the signal dies out within a few blocks. (Data-dependent
+    initialisation, as in Krähenbühl et al. 2016.)
 
     Args:
       encoder: the model to change.

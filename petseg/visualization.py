@@ -74,14 +74,14 @@ def training_curves(rows: Iterable[tuple[int, str, str, float]], steps_per_epoch
         axis.set_xlabel("epoch", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, frameon=False)
+        if axis.lines:
+            axis.legend(fontsize=8, frameon=False)
     return figure
 
 
 def model_diagram(model: keras.Model) -> Figure:
     """The U of a U-Net: a box for each stage with its size, arrows for the skip connections."""
-    encoder = model.get_layer("encoder")
-    down = [tuple(output.shape[1:]) for output in encoder.outputs]
+    down = [tuple(output.shape[1:]) for output in model.get_layer("encoder").output]
     up = [tuple(layer.output.shape[1:]) for layer in model.layers if layer.name.startswith("skip_")]
     figure = Figure(figsize=(9, 5.2), layout="constrained")
     axis = figure.subplots()

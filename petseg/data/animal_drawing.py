@@ -4,6 +4,7 @@ An animal is a list of polygons in a frame of its own (x to the right, y down, a
 mirrored, scaled and moved into the picture. Everything is drawn at twice the size and reduced, which softens the edges.
 """
 
+import colorsys
 import dataclasses
 from collections.abc import Sequence
 
@@ -23,7 +24,13 @@ FURS: tuple[Color, ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """Attributes: image: uint8 [H, W, 3]; trimap: uint8 [H, W] of PET, BACKGROUND, BORDER; species: index of SPECIES."""
+    """One animal.
+
+    Attributes:
+      image: uint8 [H, W, 3].
+      trimap: uint8 [H, W] of PET, BACKGROUND, BORDER.
+      species: index of SPECIES.
+    """
 
     image: np.ndarray
     trimap: np.ndarray
@@ -49,7 +56,7 @@ def draw(rng: np.random.Generator) -> Drawing:
     place = _Placement(rng, height, width, animal.parts)
     scene = _background(rng, height, width)
     image, mask = _paint(rng, scene, animal, place)
-    return Drawing(image, trimap(mask, max(2, round(min(height, width) * rng.uniform(0.014, 0.02)))), species)
+    return Drawing(image, trimap(mask, max(2, round(min(height, width) * rng.uniform(0.017, 0.023)))), species)
 
 
 def trimap(mask: np.ndarray, radius: int) -> np.ndarray:
@@ -225,17 +232,17 @@ class _Placement:
         corner = room * rng.uniform(0.1, 0.9, 2)
         self._matrix, self._shift = turn * scale, corner - scale * low
 
-    def __call__(self, outline: np.ndarray) -> list[tuple[float, float]]:
+    def __call__(self, polygon: np.ndarray) -> list[tuple[float, float]]:
         """A polygon in oversampled pixels, as ImageDraw takes it."""
-        points = (outline @ self._matrix.T + self._shift) * OVERSAMPLING
+        points = (polygon @ self._matrix.T + self._shift) * OVERSAMPLING
         return [tuple(point) for point in points.tolist()]
 
 
 def _paint(
     rng: np.random.Generator, scene: np.ndarray, animal: _Animal, place: _Placement
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws an animal over a scene; returns the image, uint8 [H, W, 3], and the silhouette, bool [H, W]."""
-    height, width, _ = scene.shape
+    """Draws an animal over a scene, [3, H, W]; returns the image, uint8 [H, W, 3], and the silhouette, bool [H, W]."""
+    _, height, width = scene.shape
     size = (width * OVERSAMPLING, height * OVERSAMPLING)
     flat, silhouette = Image.new("RGB", size), Image.new("L", size)
     marks, hairs = Image.new("L", size), Image.new("L", size)
@@ -243,23 +250,25 @@ def _paint(
         outline = place(part.outline)
         ImageDraw.Draw(flat).polygon(outline, fill=tuple(int(min(255, c)) for c in part.color))
         ImageDraw.Draw(silhouette if part.solid else hairs).polygon(outline, fill=255)
-    for outline in animal.marks:
-        ImageDraw.Draw(marks).polygon(place(outline), fill=255)
-    color, cover = _reduced(flat), _reduced(silhouette)[..., None] / 255
-    is_fur = np.abs(color - np.array(animal.fur)).max(-1, keepdims=True) < 90  # eyes and noses keep their colour
-    color += (_reduced(marks)[..., None] / 255) * 0.75 * is_fur * (np.array(animal.mark_color) - color)
-    coat = 1 + 0.1 * _noise(rng, height, width, 2) + 0.1 * _noise(rng, height, width, 7)
-    light = 1 + 0.16 * _noise(rng, height, width, 70) - 0.22 * np.linspace(-0.5, 1, height)[:, None]
-    shadow = np.asarray(Image.fromarray((cover[..., 0] * 255).astype(np.uint8)).filter(ImageFilter.BoxBlur(9))) / 255
-    scene = scene * (1 - 0.35 * np.roll(shadow, 6, axis=0))[..., None]
-    opacity = np.maximum(cover, 0.8 * _reduced(hairs)[..., None] / 255)
-    image = scene * (1 - opacity) + color * (coat * light)[..., None] * opacity
-    image = (image - 128) * rng.uniform(0.85, 1.1) + 128 + rng.uniform(-14, 14) + rng.normal(0, 3, image.shape)
-    return np.clip(image, 0, 255).astype(np.uint8), cover[..., 0] > 0.5
+    for mark in animal.marks:
+        ImageDraw.Draw(marks).polygon(place(mark), fill=255)
+    color, cover = _reduced(flat), _reduced(silhouette) / 255
+    fur, mark_color = (np.array(c, np.float32)[:, None, None] for c in (animal.fur, animal.mark_color))
+    is_fur = (np.abs(color - fur) < 90).all(0)  # eyes and noses keep their colour
+    color += _reduced(marks) / 340 * is_fur * (mark_color - color)
+    coat = 1 + 0.1 * _noise(rng, height, width, 2) + 0.08 * _noise(rng, height, width, 7)
+    light = 1 + 0.16 * _noise(rng, height, width, 70) - np.linspace(-0.11, 0.22, height, dtype=np.float32)[:, None]
+    shadow = _pixels(silhouette.reduce(OVERSAMPLING).filter(ImageFilter.BoxBlur(9)))
+    scene = scene * (1 - np.roll(shadow, 6, axis=0) / 730)
+    opacity = np.maximum(cover, _reduced(hairs) / 320)
+    image = scene * (1 - opacity) + color * (coat * light * opacity)
+    image = (image - 128) * rng.uniform(0.85, 1.1) + 128 + rng.uniform(-14, 14)
+    image += 3 * rng.standard_normal(image.shape, np.float32)
+    return np.clip(image, 0, 255).astype(np.uint8).transpose(1, 2, 0), cover > 0.5
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A scene without an animal: float [H, W, 3] in [0, 255]."""
+    """A scene without an animal: float32 [3, H, W] in [0, 255]."""
     picture = Image.new("RGB", (width, height), _random_color(rng))
     draw = ImageDraw.Draw(picture)
     horizon = int(height * rng.uniform(0.25, 0.8))
@@ -271,9 +280,9 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
     for _ in range(rng.integers(6, 22)):
         _draw_thing(rng, draw, height, width)
     blur = rng.uniform(0, 2.5)
-    scene = np.asarray(picture.filter(ImageFilter.GaussianBlur(blur)), np.float64)
-    grain = 1 + 0.14 * _noise(rng, height, width, rng.uniform(2, 6)) + 0.14 * _noise(rng, height, width, 40)
-    return scene * grain[..., None]
+    scene = _pixels(picture.filter(ImageFilter.GaussianBlur(blur)))
+    grain = 1 + 0.08 * _noise(rng, height, width, rng.uniform(2, 6)) + 0.14 * _noise(rng, height, width, 40)
+    return scene * grain
 
 
 def _draw_stripes(rng: np.random.Generator, draw: ImageDraw.ImageDraw, height: int, width: int) -> None:
@@ -296,15 +305,16 @@ def _draw_thing(rng: np.random.Generator, draw: ImageDraw.ImageDraw, height: int
     elif kind == 1:
         draw.rectangle((x - rx, y - ry * 2, x + rx, y + ry * 2), fill=color)
     else:
-        outline = _oval(x, y, rx * 1.6, ry * 0.8, rng.uniform(0, np.pi)) if kind == 2 else rng.normal((x, y), rx, (3, 2))
+        leaf = _oval(x, y, rx * 1.6, ry * 0.8, rng.uniform(0, np.pi))
+        outline = leaf if kind == 2 else rng.normal((x, y), rx, (3, 2))
         draw.polygon([tuple(point) for point in outline.tolist()], fill=color)
 
 
 def _random_color(rng: np.random.Generator) -> tuple[int, int, int]:
-    """Any colour, most of them muted."""
-    color = rng.uniform(20, 235, 3)
-    color += rng.uniform(0.1, 0.75) * (color.mean() - color)
-    return tuple(int(c) for c in color)  # type: ignore[return-value]
+    """Any colour, but green to violet more often: the warm ones are those of animals."""
+    hue = rng.uniform(0.22, 0.92) if rng.random() < 0.6 else rng.random()
+    color = colorsys.hsv_to_rgb(hue, rng.uniform(0.1, 0.8), rng.uniform(0.2, 0.95))
+    return tuple(int(255 * c) for c in color)  # type: ignore[return-value]
 
 
 def _shade(color: Color, factor: float) -> Color:
@@ -330,10 +340,16 @@ def _strip(points: Sequence[tuple[float, float]], widths: Sequence[float]) -> np
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, cell: float) -> np.ndarray:
-    """Smooth noise in about [-1, 1] with features of `cell` pixels, float [H, W]."""
+    """Smooth noise in about [-1, 1] with features of `cell` pixels, float32 [H, W]."""
     coarse = rng.uniform(-1, 1, (int(height / cell) + 2, int(width / cell) + 2)).astype(np.float32)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.float64)
+    return _pixels(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _reduced(picture: Image.Image) -> np.ndarray:
-    return np.asarray(picture.reduce(OVERSAMPLING), np.float64)
+    return _pixels(picture.reduce(OVERSAMPLING))
+
+
+def _pixels(picture: Image.Image) -> np.ndarray:
+    """float32 [H, W], or [3, H, W]: numpy is slow where the innermost axis is short."""
+    pixels = np.asarray(picture, np.float32)
+    return pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

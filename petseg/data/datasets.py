@@ -63,14 +63,18 @@ def load(dataset: str, split: str, image_size: int, data_dir: str = "") -> Examp
     decoders = {"image": tfds.decode.SkipDecoding(), "segmentation_mask": tfds.decode.SkipDecoding()}
     examples = builder.as_dataset(split=split, decoders=decoders, shuffle_files=False)
     examples = examples.map(lambda example: _decode(example, image_size), num_parallel_calls=tf.data.AUTOTUNE)
-    iterator = iter(examples.prefetch(64))
+    iterator = examples.prefetch(64).as_numpy_iterator()
     for i in tqdm.trange(count, desc=f"decoding {split}", unit=" images", disable=None, leave=False):
         try:
             example = next(iterator)
         except tf.errors.InvalidArgumentError as error:
-            raise DataError(f"{dataset}, split {split}, example {i}: {_plain(error)}") from error
+            raise DataError(
+                f"{dataset}, split {split}, example {i}: image or mask cannot be decoded; takes JPEG, PNG, GIF or BMP"
+            ) from error
+        name = example["name"].decode() or f"{split}/{i}"
+        _check_example(example, f"{dataset}, split {split}, example {i} ({name})")
         images[i], masks[i] = example["image"], example["mask"]
-        names.append(example["name"].numpy().decode() or f"{split}/{i}")
+        names.append(name)
     return Examples(images, masks, tuple(names))
 
 
@@ -158,18 +162,13 @@ def _log_memory(split: str, count: int, image_size: int) -> None:
 def _decode(example: dict[str, tf.Tensor], image_size: int) -> dict[str, tf.Tensor]:
     image = tf.io.decode_image(example["image"], channels=3, expand_animations=False)
     trimap = tf.io.decode_image(example["segmentation_mask"], channels=1, expand_animations=False)
-    image_shape, mask_shape = tf.shape(image)[:2], tf.shape(trimap)[:2]
-    sizes_agree = tf.debugging.Assert(
-        tf.reduce_all(image_shape == mask_shape),
-        ["@image (height, width)", image_shape, "and mask", mask_shape, "differ in size@"],
-    )
-    values_known = tf.debugging.Assert(
-        tf.reduce_all((trimap >= 1) & (trimap <= len(CLASS_NAMES))),
-        [f"@a mask holds values outside 1..{len(CLASS_NAMES)}: smallest", tf.reduce_min(trimap)]
-        + ["largest", tf.reduce_max(trimap), "@"],
-    )
-    with tf.control_dependencies([op for op in (sizes_agree, values_known) if op is not None]):
-        mask = tf.identity(trimap) - 1
+    facts = {
+        "image_size": tf.shape(image)[:2],
+        "mask_size": tf.shape(trimap)[:2],
+        "lowest": tf.reduce_min(trimap),
+        "highest": tf.reduce_max(trimap),
+    }
+    mask = trimap - 1
     image.set_shape([None, None, 3])
     mask.set_shape([None, None, 1])
     size = [image_size, image_size]
@@ -179,14 +178,22 @@ def _decode(example: dict[str, tf.Tensor], image_size: int) -> dict[str, tf.Tens
         "image": tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8),
         "mask": mask,
         "name": tf.convert_to_tensor(example.get("file_name", "")),
+        **facts,
     }
 
 
+def _check_example(example: dict[str, Any], where: str) -> None:
+    """Raises DataError for an example that would train in silence and teach nonsense."""
+    image_size, mask_size = tuple(example["image_size"].tolist()), tuple(example["mask_size"].tolist())
+    if image_size != mask_size:
+        raise DataError(f"{where}: the image is {image_size} (height, width), its mask {mask_size}; takes one size")
+    if example["lowest"] < 1 or example["highest"] > len(CLASS_NAMES):
+        raise DataError(
+            f"{where}: the mask holds values from {example['lowest']} to {example['highest']}; "
+            f"takes 1 to {len(CLASS_NAMES)} ({', '.join(CLASS_NAMES)})"
+        )
+
+
 def _plain(error: Exception) -> str:
-    """The part of an error's text that tells a user something, on one line."""
-    text = " ".join(str(error).split())
-    if text.count("@") >= 2:
-        return text.split("@")[1].strip()
-    if "Unknown image file format" in text or "decode_image" in text.lower():
-        return "not an image that can be decoded (JPEG, PNG, GIF or BMP)"
-    return f"{type(error).__name__}: {text[:200]}"
+    """An error of a library on one short line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -26,9 +26,7 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     return num_examples // batch_size
 
 
-def example_ids(
-    step: tf.Tensor, positions: tf.Tensor, *, num_examples: int, batch_size: int, seed: int
-) -> tf.Tensor:
+def example_ids(step: tf.Tensor, positions: tf.Tensor, *, num_examples: int, batch_size: int, seed: int) -> tf.Tensor:
     """The examples at some positions of the batch of a step.
 
     Each epoch walks through a permutation of its own, drawn from (seed, epoch) by

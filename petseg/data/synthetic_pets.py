@@ -50,14 +50,17 @@ class SyntheticPets(tfds.core.GeneratorBasedBuilder):
         for i in range(self._sizes[split]):
             rng = np.random.default_rng([self._seed, list(self._sizes).index(split), i])
             drawing = animal_drawing.draw(rng)
-            yield i, {
-                "image": _encoded(drawing.image, "JPEG", quality=92),
-                "label": drawing.species,
-                "species": drawing.species,
-                "file_name": f"{animal_drawing.SPECIES[drawing.species].lower()}_{split}_{i:04d}.jpg",
-                "segmentation_mask": _encoded(drawing.trimap, "PNG"),
-                "head_bbox": tfds.features.BBox(0.0, 0.0, 0.0, 0.0),
-            }
+            yield (
+                i,
+                {
+                    "image": _encoded(drawing.image, "JPEG", quality=92),
+                    "label": drawing.species,
+                    "species": drawing.species,
+                    "file_name": f"{animal_drawing.SPECIES[drawing.species].lower()}_{split}_{i:04d}.jpg",
+                    "segmentation_mask": _encoded(drawing.trimap, "PNG"),
+                    "head_bbox": tfds.features.BBox(0.0, 0.0, 0.0, 0.0),
+                },
+            )
 
 
 def _encoded(picture: np.ndarray, file_format: str, **options: Any) -> io.BytesIO:

@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import random_examples
+
+from petseg import metrics, sample_weights, unet
+from petseg.evaluator import Evaluator
+
+
+@pytest.fixture(scope="module")
+def scored():
+    """Examples, a model under one and two replicas, and what numpy says of its predictions."""
+    examples = random_examples(11, 32)
+    examples.masks[4, :7] = sample_weights.IGNORED
+    models: dict[int, tuple] = {}
+    weights = None
+    for devices in (1, 2):
+        strategy = tf.distribute.MirroredStrategy([f"cpu:{i}" for i in range(devices)])
+        with strategy.scope():
+            encoder = unet.build_encoder(image_size=32, alpha=0.35)
+            model = unet.build_unet(
+                image_size=32, num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit"
+            )
+            if weights:
+                model.set_weights(weights)
+            else:
+                unet.calibrate_batch_norm(encoder, tf.cast(examples.images, tf.float32) / 255)
+            evaluator = Evaluator(strategy, model, class_weights=None, loss_normalization="pixels")
+        models[devices], weights = (evaluator, model), weights or model.get_weights()
+    logits = models[1][1](examples.images.astype(np.float32), training=False).numpy()
+    return examples, models, logits
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("batch_size", [1, 4, 11, 64])
+def test_every_example_counts_once_whatever_the_batch_and_the_replicas(scored, devices, batch_size):
+    examples, models, logits = scored
+    labels = examples.masks[..., 0]
+    valid = labels != sample_weights.IGNORED
+    expected = metrics.confusion_matrix(labels, logits.argmax(-1), valid, 3).numpy()
+    evaluation = models[devices][0].evaluate(examples, batch_size=batch_size)
+    assert evaluation.examples == 11
+    np.testing.assert_array_equal(evaluation.confusion_matrix, expected)
+    log_probabilities = tf.nn.log_softmax(logits).numpy()
+    chosen = np.take_along_axis(log_probabilities, np.where(valid, labels, 0)[..., None].astype(int), -1)[..., 0]
+    assert evaluation.loss == pytest.approx(-chosen[valid].mean(), rel=1e-5)
+
+
+def test_scoring_twice_gives_the_same(scored):
+    examples, models, _ = scored
+    first, second = (models[1][0].evaluate(examples, batch_size=4) for _ in range(2))
+    assert first.loss == second.loss
+    np.testing.assert_array_equal(first.confusion_matrix, second.confusion_matrix)

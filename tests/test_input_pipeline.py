@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import random_examples
+from hypothesis import given, settings, strategies as st
+
+from petseg.data import input_pipeline
+from petseg.errors import DataError
+
+
+def ids_of_step(step, *, num_examples, batch_size, seed):
+    positions = tf.range(batch_size, dtype=tf.int64)
+    step = tf.constant(step, tf.int64)
+    return input_pipeline.example_ids(
+        step, positions, num_examples=num_examples, batch_size=batch_size, seed=seed
+    ).numpy()
+
+
+@settings(max_examples=25, deadline=None)
+@given(num_examples=st.integers(1, 60), data=st.data(), epoch=st.integers(0, 5), seed=st.integers(0, 2**31))
+def test_an_epoch_sees_no_example_twice(num_examples, data, epoch, seed):
+    batch_size = data.draw(st.integers(1, num_examples))
+    per_epoch = num_examples // batch_size
+    steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
+    ids = [ids_of_step(step, num_examples=num_examples, batch_size=batch_size, seed=seed) for step in steps]
+    seen = np.concatenate(ids)
+    assert len(set(seen.tolist())) == len(seen) == per_epoch * batch_size
+    assert set(seen.tolist()) <= set(range(num_examples))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    orders = [ids_of_step(step, num_examples=50, batch_size=50, seed=seed).tolist() for step in (0, 1) for seed in (0, 1)]
+    assert len({tuple(order) for order in orders}) == 4
+
+
+def batches(strategy, examples, *, first_step, last_step, batch_size=8, seed=3):
+    """Per step, what all replicas get, put together in the order of the replicas."""
+    dataset = input_pipeline.distributed_training_batches(
+        strategy, examples, batch_size=batch_size, seed=seed, first_step=first_step, last_step=last_step
+    )
+    return [
+        {key: np.concatenate([part.numpy() for part in strategy.experimental_local_results(value)])
+         for key, value in batch.items()}
+        for batch in dataset
+    ]  # fmt: skip
+
+
+def test_batches_hold_the_examples_of_their_step():
+    examples = random_examples(20)
+    for step, batch in enumerate(batches(tf.distribute.get_strategy(), examples, first_step=0, last_step=5)):
+        ids = ids_of_step(step, num_examples=20, batch_size=8, seed=3)
+        np.testing.assert_array_equal(batch["example_id"], ids)
+        np.testing.assert_array_equal(batch["image"], examples.images[ids])
+        np.testing.assert_array_equal(batch["mask"], examples.masks[ids])
+        assert batch["image"].dtype == batch["mask"].dtype == np.uint8
+
+
+@pytest.mark.parametrize("first_step", [0, 3])
+def test_replicas_share_the_same_global_batches(first_step):
+    examples = random_examples(20)
+    one = batches(tf.distribute.OneDeviceStrategy("/cpu:0"), examples, first_step=first_step, last_step=5)
+    two = batches(tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"]), examples, first_step=first_step, last_step=5)
+    assert len(one) == len(two) == 5 - first_step
+    for a, b in zip(one, two, strict=True):
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key])
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize(("count", "batch_size"), [(10, 1), (10, 3), (10, 4), (10, 10), (10, 64), (1, 8)])
+def test_evaluation_sees_every_example_once(devices, count, batch_size):
+    strategy = tf.distribute.MirroredStrategy([f"cpu:{i}" for i in range(devices)])
+    dataset, steps = input_pipeline.distributed_evaluation_batches(
+        strategy, random_examples(count), batch_size=batch_size
+    )
+    seen, elements = [], 0
+    for batch in dataset:
+        elements += 1
+        for ids, valid in zip(
+            strategy.experimental_local_results(batch["example_id"]),
+            strategy.experimental_local_results(batch["valid"]),
+            strict=True,
+        ):
+            seen += ids.numpy()[valid.numpy()].tolist()
+    assert sorted(seen) == list(range(count))
+    assert elements == steps
+
+
+def test_a_batch_larger_than_the_split_is_refused():
+    with pytest.raises(DataError, match=r"--batch_size=8: the training split holds only 5 examples"):
+        batches(tf.distribute.get_strategy(), random_examples(5), first_step=0, last_step=1)
+
+
+def test_replicas_must_divide_the_batch():
+    with pytest.raises(DataError, match=r"--batch_size=7: takes a multiple of the 2 replicas"):
+        batches(tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"]), random_examples(9), first_step=0, last_step=1,
+                batch_size=7)  # fmt: skip

@@ -1,0 +1,158 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from petseg import unet
+from petseg.errors import ConfigError
+
+
+def build(size=32, alpha=0.35, train_encoder=False, input_scaling="unit"):
+    encoder = unet.build_encoder(image_size=size, alpha=alpha)
+    return unet.build_unet(
+        image_size=size, num_classes=3, encoder=encoder, train_encoder=train_encoder, input_scaling=input_scaling
+    )
+
+
+def trainable(model):
+    return sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
+
+
+def images(count=4, size=32):
+    return tf.constant(np.random.default_rng(0).uniform(0, 255, (count, size, size, 3)).astype(np.float32))
+
+
+def test_parameter_counts():
+    model = build(size=128, alpha=1.0)
+    assert model.count_params() == 6_504_227
+    assert trainable(model) == 4_660_323
+
+
+def test_an_encoder_that_is_trained_adds_its_weights_but_not_its_statistics():
+    model = build(size=128, alpha=1.0, train_encoder=True)
+    statistics = sum(
+        int(np.prod(layer.moving_mean.shape)) * 2
+        for layer in [*model.layers, *model.get_layer("encoder").model.layers]
+        if isinstance(layer, keras.layers.BatchNormalization)
+    )
+    assert trainable(model) == 6_504_227 - statistics
+
+
+def test_logits_are_float32_at_the_size_of_the_image():
+    model = build(size=64)
+    logits = model(images(2, 64))
+    assert logits.shape == (2, 64, 64, 3)
+    assert logits.dtype == tf.float32
+
+
+def test_skip_connections_come_from_the_named_layers():
+    sizes = [tuple(output.shape[1:]) for output in unet.build_encoder(image_size=128, alpha=1.0).outputs]
+    assert sizes == [(64, 64, 96), (32, 32, 144), (16, 16, 192), (8, 8, 576), (4, 4, 320)]
+
+
+@pytest.mark.parametrize(("input_scaling", "low", "high"), [("unit", 0, 1), ("symmetric", -1, 1)])
+def test_the_network_scales_bytes_itself(input_scaling, low, high):
+    scaled = build(input_scaling=input_scaling).get_layer("scaling")(tf.constant([0.0, 255.0]))
+    np.testing.assert_allclose(scaled, [low, high], atol=1e-6)
+
+
+def test_the_encoder_stays_in_inference_mode_while_the_decoder_trains():
+    model = build(train_encoder=True)
+    encoder = model.get_layer("encoder").model
+    norms = {
+        name: [layer for layer in part.layers if isinstance(layer, keras.layers.BatchNormalization)]
+        for name, part in (("encoder", encoder), ("decoder", model))
+    }
+    before = {name: [layer.moving_mean.numpy() for layer in layers] for name, layers in norms.items()}
+    model(images(), training=True)
+    for layer, old in zip(norms["encoder"], before["encoder"], strict=True):
+        np.testing.assert_array_equal(layer.moving_mean.numpy(), old)
+    assert len(norms["decoder"]) == 4
+    for layer, old in zip(norms["decoder"], before["decoder"], strict=True):
+        assert (layer.moving_mean.numpy() != old).any()
+
+
+def test_an_encoder_that_is_trained_gets_gradients_through_its_batch_norms():
+    model = build(train_encoder=True)
+    unet.calibrate_batch_norm(model.get_layer("encoder").model, model.get_layer("scaling")(images()))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(model(images(), training=True) ** 2)
+    gradients = tape.gradient(loss, model.trainable_variables)
+    assert len(gradients) == len(model.get_layer("encoder").trainable_variables) + 4 + 2 * 4 + 2
+    assert all(np.any(gradient) for gradient in gradients)
+
+
+def test_the_whole_model_survives_saving(tmp_path):
+    model = build()
+    model.save(tmp_path / "unet.keras")
+    again = keras.models.load_model(tmp_path / "unet.keras")
+    np.testing.assert_allclose(again(images()), model(images()), rtol=1e-5, atol=1e-6)
+    assert len(again.trainable_variables) == len(model.trainable_variables)
+
+
+def test_calibration_keeps_the_signal_alive_through_a_random_encoder():
+    model = build()
+    encoder, scaled = model.get_layer("encoder").model, model.get_layer("scaling")(images(16))
+    before = [np.std(output) for output in encoder(scaled, training=False)]
+    unet.calibrate_batch_norm(encoder, scaled)
+    after = [np.std(output) for output in encoder(scaled, training=False)]
+    assert before[-1] < 1e-3
+    assert all(deviation > 0.1 for deviation in after)
+    assert not encoder.trainable_variables
+
+
+def test_weights_from_a_file_reach_the_encoder(tmp_path):
+    file = tmp_path / "encoder.weights.h5"
+    keras.utils.set_random_seed(1)
+    source = keras.applications.MobileNetV2(input_shape=[32, 32, 3], alpha=0.35, include_top=False, weights=None)
+    source.save_weights(file)
+    encoder = unet.build_encoder(image_size=64, alpha=0.35)  # the size may differ, the widths may not
+    unet.load_encoder_weights(encoder, str(file), image_size=64, alpha=0.35)
+    for layer in filter(lambda layer: layer.weights, encoder.layers):
+        for ours, theirs in zip(layer.get_weights(), source.get_layer(layer.name).get_weights(), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_weights_that_do_not_fit_name_the_first_layer(tmp_path):
+    file = tmp_path / "encoder.weights.h5"
+    keras.applications.MobileNetV2(input_shape=[32, 32, 3], alpha=0.5, include_top=False, weights=None).save_weights(file)
+    encoder = unet.build_encoder(image_size=32, alpha=0.75)
+    with pytest.raises(ConfigError, match=r"layer Conv1 has shape \(3, 3, 3, 24\), the file has \(3, 3, 3, 16\)"):
+        unet.load_encoder_weights(encoder, str(file), image_size=32, alpha=0.75)
+
+
+def test_files_that_are_no_weights_are_refused(tmp_path):
+    encoder = unet.build_encoder(image_size=32, alpha=0.35)
+    with pytest.raises(ConfigError, match="no such file"):
+        unet.load_encoder_weights(encoder, str(tmp_path / "missing.h5"), image_size=32, alpha=0.35)
+    text = tmp_path / "text.weights.h5"
+    text.write_text("these are no weights")
+    with pytest.raises(ConfigError, match="does not fit this encoder"):
+        unet.load_encoder_weights(encoder, str(text), image_size=32, alpha=0.35)
+
+
+def test_imagenet_weights_out_of_reach_name_the_ways_on(monkeypatch):
+    def no_network(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(keras.applications, "MobileNetV2", no_network)
+    with pytest.raises(ConfigError, match=r"--encoder_weights=imagenet: cannot be downloaded; takes .*no route"):
+        unet.load_encoder_weights(None, "imagenet", image_size=32, alpha=0.35)
+
+
+def test_the_decoder_block_is_that_of_pix2pix():
+    pix2pix = pytest.importorskip("tensorflow_examples.models.pix2pix.pix2pix", reason="tensorflow-examples is absent")
+    theirs = pix2pix.upsample(64, 3)
+    x = tf.random.normal([2, 8, 8, 32])
+    theirs(x)
+    inputs = keras.Input([8, 8, 32])
+    ours = keras.Model(inputs, unet._upsample(inputs, 64, momentum=0.99, synchronized=False))
+    ours.set_weights(theirs.get_weights())
+    np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
+
+
+def test_the_real_imagenet_weights(real_weights):
+    encoder = unet.build_encoder(image_size=128, alpha=1.0)
+    unet.load_encoder_weights(encoder, real_weights, image_size=128, alpha=1.0)
+    np.testing.assert_allclose(encoder.get_layer("bn_Conv1").get_weights()[3], 0.999, atol=1e-4)
+    assert all(np.std(output) > 0.1 for output in encoder(images(2, 128) / 255))
