@@ -65,6 +65,15 @@ class Evaluator:
         number, loss, denominator, confusion = (total.numpy() for total in totals)
         return Evaluation(int(number), float(loss / denominator), confusion)
 
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Class ids [B, H, W] for images uint8 [B, H, W, 3]."""
+        return self._predict(tf.constant(images)).numpy()
+
+    @tf.function(reduce_retracing=True)
+    def _predict(self, images: tf.Tensor) -> tf.Tensor:
+        logits = self._model(tf.cast(images, tf.float32), training=False)
+        return tf.argmax(logits, axis=-1, output_type=tf.int32)
+
     @tf.function(reduce_retracing=True)
     def _loop(self, iterator: Any, count: tf.Tensor) -> None:
         for _ in tf.range(count):

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -104,9 +103,9 @@ class Experiment:
         self.steps_per_epoch = input_pipeline.steps_per_epoch(len(self.train_examples), data.batch_size)
         self.clock = Clock.of(config, self.steps_per_epoch)
         self.strategy = distribution.make_strategy(config.runtime.strategy)
-        class_weights = resolve_class_weights(config, self.train_examples)
-        if class_weights is not None:
-            logger.info("class weights: %s", _listed(class_weights))
+        self.class_weights = resolve_class_weights(config, self.train_examples)
+        if self.class_weights is not None:
+            logger.info("class weights: %s", _listed(self.class_weights))
         resume_from = tf.train.latest_checkpoint(str(workdir.checkpoints))
         with self.strategy.scope():
             self.model = build_model(config, self.strategy, None if resume_from else self.train_examples)
@@ -120,13 +119,13 @@ class Experiment:
                 ),
                 augmentation.augmentation(data.augment, seed=config.runtime.seed, batch_size=data.batch_size),
                 batch_size=data.batch_size,
-                class_weights=class_weights,
+                class_weights=self.class_weights,
                 loss_normalization=config.loss.loss_normalization,
             )
             self.evaluator = Evaluator(
                 self.strategy,
                 self.model,
-                class_weights=class_weights,
+                class_weights=self.class_weights,
                 loss_normalization=config.loss.loss_normalization,
             )
         step = self.trainer.step
@@ -143,8 +142,11 @@ class Experiment:
         step, clock = self._step(), self.clock
         if step >= clock.total:
             logger.info("%s is complete: step %d of %d", self.workdir.path, step, clock.total)
-            return self._evaluate(step, log=None)
-        self.workdir.save_config(self.config, [device.name for device in tf.config.list_logical_devices()])
+            scores = self._evaluate(step, log=None)
+            print(table(scores))
+            return scores
+        devices = [device.name for device in tf.config.list_logical_devices()]
+        self.workdir.save_config(self.config, class_weights=self.class_weights, devices=devices)
         logger.info("%s: steps %d to %d, %d an epoch", self.workdir.path, step, clock.total, self.steps_per_epoch)
         batches = iter(
             input_pipeline.distributed_training_batches(
@@ -232,10 +234,8 @@ class Experiment:
     def _prediction_sheet(self) -> Any:
         some = slice(0, SHEET_EXAMPLES)
         images = self.eval_examples.images[some]
-        logits = self.model.predict_on_batch(images.astype(np.float32))
-        return visualization.prediction_sheet(
-            images, self.eval_examples.masks[some, ..., 0], np.argmax(logits, -1), self.eval_examples.names[some]
-        )
+        masks, names = self.eval_examples.masks[some, ..., 0], self.eval_examples.names[some]
+        return visualization.prediction_sheet(images, masks, self.evaluator.predict(images), names)
 
     def _finish(self, results: Mapping[str, Any]) -> None:
         figures = self.workdir.figures
@@ -284,15 +284,15 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             f"--split={split}: {shared} of its images were trained on ({run.data.train_split}); "
             "a score on them says little; --allow_training_images scores them all the same"
         )
+    set_up_runtime(run)
     strategy = distribution.make_strategy(config.strategy or run.runtime.strategy)
     examples = datasets.load(run.data.dataset, split, run.data.image_size, data_dir)
-    class_weights = run.loss.class_weight_values()
     with strategy.scope():
         model = build_model(run, strategy, None)
         evaluator = Evaluator(
             strategy,
             model,
-            class_weights=class_weights and sample_weights.normalized(class_weights),
+            class_weights=workdir.load_class_weights(),
             loss_normalization=run.loss.loss_normalization,
         )
     step = checkpointing.restore_model(path, model)

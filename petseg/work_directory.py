@@ -65,6 +65,17 @@ class WorkDirectory:
         Raises:
           WorkDirectoryError: if there is none, or it cannot be read.
         """
+        return self._load_record()[0]
+
+    def load_class_weights(self) -> tuple[float, ...] | None:
+        """The class weights that the run trains with, computed ones included.
+
+        Raises:
+          WorkDirectoryError: as `load_config`.
+        """
+        return self._load_record()[1]
+
+    def _load_record(self) -> tuple[Config, tuple[float, ...] | None]:
         if not self.config_file.is_file():
             raise WorkDirectoryError(f"--workdir={self.path}: no run is here (there is no {self.config_file})")
         try:
@@ -73,7 +84,8 @@ class WorkDirectory:
                 raise WorkDirectoryError(
                     f"{self.config_file}: has format {record['format']}; this petseg reads format {CONFIG_FORMAT}"
                 )
-            return config_lib.from_dict(record["config"])
+            weights = record["class_weights"]
+            return config_lib.from_dict(record["config"]), None if weights is None else tuple(map(float, weights))
         except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
             raise WorkDirectoryError(f"{self.config_file}: not a config that can be read: {error}") from error
 
@@ -92,11 +104,18 @@ class WorkDirectory:
             )
         return {name: (old, new) for name, (old, new, _) in changes.items()}
 
-    def save_config(self, config: Config, devices: Sequence[str]) -> None:
-        """Writes config.json, and what a reader needs to repeat the run."""
+    def save_config(self, config: Config, *, class_weights: Sequence[float] | None, devices: Sequence[str]) -> None:
+        """Writes config.json: the config, what became of it here, and what a reader needs to repeat the run.
+
+        Args:
+          config: the resolved config.
+          class_weights: the class weights in use, normalised.
+          devices: names of the devices in use.
+        """
         record = {
             "format": CONFIG_FORMAT,
             "config": config_lib.to_dict(config),
+            "class_weights": class_weights,
             "command": sys.argv,
             "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}},
             "devices": list(devices),

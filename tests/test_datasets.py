@@ -147,7 +147,12 @@ def test_an_unknown_data_set_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("first", "second", "shared"),
-    [("train", "test", 0), ("train", "train[:5]", 5), ("train[:50%]", "train[50%:]", 0), ("train[:10]", "train[8:]", 2)],
+    [
+        ("train", "test", 0),
+        ("train", "train[:5]", 5),
+        ("train[:50%]", "train[50%:]", 0),
+        ("train[:10]", "train[8:]", 2),
+    ],
 )
 def test_overlap_of_splits(data_dir, first, second, shared):
     assert datasets.overlap("synthetic_pets", first, second, str(data_dir)) == shared

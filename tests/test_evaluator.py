@@ -40,6 +40,7 @@ def test_every_example_counts_once_whatever_the_batch_and_the_replicas(scored, d
     expected = metrics.confusion_matrix(labels, logits.argmax(-1), valid, 3).numpy()
     evaluation = models[devices][0].evaluate(examples, batch_size=batch_size)
     assert evaluation.examples == 11
+    np.testing.assert_array_equal(models[devices][0].predict(examples.images[:3]), logits[:3].argmax(-1))
     np.testing.assert_array_equal(evaluation.confusion_matrix, expected)
     log_probabilities = tf.nn.log_softmax(logits).numpy()
     chosen = np.take_along_axis(log_probabilities, np.where(valid, labels, 0)[..., None].astype(int), -1)[..., 0]

@@ -29,7 +29,9 @@ def test_an_epoch_sees_no_example_twice(num_examples, data, epoch, seed):
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
-    orders = [ids_of_step(step, num_examples=50, batch_size=50, seed=seed).tolist() for step in (0, 1) for seed in (0, 1)]
+    orders = [
+        ids_of_step(step, num_examples=50, batch_size=50, seed=seed).tolist() for step in (0, 1) for seed in (0, 1)
+    ]
     assert len({tuple(order) for order in orders}) == 4
 
 

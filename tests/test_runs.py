@@ -89,7 +89,7 @@ def test_tensorboard_and_csv_hold_all_tags_on_the_clock(finished):
 
 @pytest.mark.parametrize("checkpoint", ["latest", "best"])
 def test_eval_scores_what_training_scored(finished, checkpoint, capsys):
-    config, workdir, _ = finished
+    _, workdir, _ = finished
     results = experiment.evaluate(EvalConfig(workdir=str(workdir.path), checkpoint=checkpoint, batch_size=3))
     scored_in_training = experiment_results(workdir, results["step"])
     assert results["confusion_matrix"] == scored_in_training["confusion_matrix"]
@@ -108,9 +108,7 @@ def test_eval_refuses_images_that_were_trained_on_unless_told_to(finished):
     _, workdir, _ = finished
     with pytest.raises(DataError, match=r"--split=train\[:5\]: 5 of its images were trained on"):
         experiment.evaluate(EvalConfig(workdir=str(workdir.path), split="train[:5]"))
-    results = experiment.evaluate(
-        EvalConfig(workdir=str(workdir.path), split="train[:5]", allow_training_images=True)
-    )
+    results = experiment.evaluate(EvalConfig(workdir=str(workdir.path), split="train[:5]", allow_training_images=True))
     assert results["examples"] == 5
     assert (workdir.results / "train.start-5-4.json").exists()
 
@@ -126,7 +124,9 @@ def test_eval_of_a_checkpoint_that_does_not_exist(finished, tmp_path):
 def test_a_work_directory_of_another_model_is_refused_by_name_and_left_alone(finished):
     config, workdir, _ = finished
     before = {path: path.stat().st_mtime_ns for path in workdir.path.rglob("*")}
-    with pytest.raises(WorkDirectoryError, match=r"--image_size was 32, is now 64; --encoder_alpha was 0.35, is now 0.5"):
+    with pytest.raises(
+        WorkDirectoryError, match=r"--image_size was 32, is now 64; --encoder_alpha was 0.35, is now 0.5"
+    ):
         experiment.train(changed(changed(config, "data", image_size=64), "model", encoder_alpha=0.5))
     assert {path: path.stat().st_mtime_ns for path in workdir.path.rglob("*")} == before
 

@@ -115,7 +115,9 @@ def test_weights_from_a_file_reach_the_encoder(tmp_path):
 
 def test_weights_that_do_not_fit_name_the_first_layer(tmp_path):
     file = tmp_path / "encoder.weights.h5"
-    keras.applications.MobileNetV2(input_shape=[32, 32, 3], alpha=0.5, include_top=False, weights=None).save_weights(file)
+    keras.applications.MobileNetV2(input_shape=[32, 32, 3], alpha=0.5, include_top=False, weights=None).save_weights(
+        file
+    )
     encoder = unet.build_encoder(image_size=32, alpha=0.75)
     with pytest.raises(ConfigError, match=r"layer Conv1 has shape \(3, 3, 3, 24\), the file has \(3, 3, 3, 16\)"):
         unet.load_encoder_weights(encoder, str(file), image_size=32, alpha=0.75)

@@ -14,12 +14,13 @@ def test_the_config_is_written_with_what_is_needed_to_repeat_the_run(tmp_path):
     workdir = WorkDirectory.for_training(str(tmp_path / "run"), "pets")
     assert not workdir.path.exists()  # nothing is left behind before the run starts
     config = changed(Config(), "data", batch_size=3)
-    workdir.save_config(config, ["/device:CPU:0"])
+    workdir.save_config(config, class_weights=(0.5, 0.25, 0.25), devices=["/device:CPU:0"])
     record = json.loads(workdir.config_file.read_text())
     assert record["devices"] == ["/device:CPU:0"]
     assert re.fullmatch(r"2\.\d+\.\d+", record["versions"]["tensorflow"])
     assert "git_commit" in record
     assert workdir.load_config() == config
+    assert workdir.load_class_weights() == (0.5, 0.25, 0.25)
 
 
 def test_a_new_folder_under_runs_without_a_workdir(tmp_path, monkeypatch):
@@ -65,7 +66,7 @@ def test_a_folder_without_a_run(tmp_path):
 
 def test_reconcile_takes_what_can_change_and_refuses_the_rest_by_name(tmp_path):
     workdir = WorkDirectory(tmp_path)
-    workdir.save_config(Config(), [])
+    workdir.save_config(Config(), class_weights=None, devices=[])
     longer = changed(changed(Config(), "schedule", epochs=30), "runtime", workdir="elsewhere")
     assert workdir.reconcile(longer) == {"epochs": (20, 30)}
     other = config_lib.from_dict({"data": {"batch_size": 8}, "runtime": {"seed": 4}})

@@ -7,6 +7,7 @@ as class ids, one less.
 import dataclasses
 import logging
 import os
+import sys
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ def load(dataset: str, split: str, image_size: int, data_dir: str = "") -> Examp
     names = []
     decoders = {"image": tfds.decode.SkipDecoding(), "segmentation_mask": tfds.decode.SkipDecoding()}
     examples = builder.as_dataset(split=split, decoders=decoders, shuffle_files=False)
-    examples = examples.map(lambda example: _decode(example, image_size), num_parallel_calls=tf.data.AUTOTUNE)
+    examples = examples.map(lambda example: _decode(example, image_size), num_parallel_calls=os.cpu_count())
     iterator = examples.prefetch(64).as_numpy_iterator()
     for i in tqdm.trange(count, desc=f"decoding {split}", unit=" images", disable=None, leave=False):
         try:
@@ -135,6 +136,8 @@ def _prepared_builder(dataset: str, data_dir: str) -> Any:
         older = tfds.builder(f"{dataset}:*.*.*", **where)  # perhaps another version than TFDS's newest lies on disk
         if older.data_path.exists():
             return older
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()  # in a log, its bars would be hundreds of lines
     try:
         builder.download_and_prepare()
     except Exception as error:  # no network, a full disk, a moved archive: there is no common class

@@ -13,6 +13,7 @@ from petseg.data.datasets import Examples
 from petseg.errors import DataError
 
 Batch = dict[str, tf.Tensor]
+PARALLEL_BATCHES, PREFETCHED_BATCHES = 2, 2
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -83,7 +84,7 @@ def distributed_training_batches(
                 "position": positions,
             }
 
-        return _in_order(tf.data.Dataset.range(first_step * local, last_step * local).map(batch, tf.data.AUTOTUNE))
+        return _in_order(tf.data.Dataset.range(first_step * local, last_step * local).map(batch, PARALLEL_BATCHES))
 
     _check_divides(strategy, batch_size)
     return strategy.distribute_datasets_from_function(dataset_of_host)
@@ -115,7 +116,7 @@ def distributed_evaluation_batches(
             ids = tf.where(valid, ids, 0)
             return {"image": tf.gather(images, ids), "mask": tf.gather(masks, ids), "example_id": ids, "valid": valid}
 
-        return _in_order(tf.data.Dataset.range(count * local).map(batch, tf.data.AUTOTUNE))
+        return _in_order(tf.data.Dataset.range(count * local).map(batch, PARALLEL_BATCHES))
 
     return strategy.distribute_datasets_from_function(dataset_of_host), count
 
@@ -128,8 +129,9 @@ def _on_host(examples: Examples) -> tuple[tf.Tensor, tf.Tensor]:
 def _in_order(dataset: tf.data.Dataset) -> tf.data.Dataset:
     options = tf.data.Options()
     options.deterministic = True
+    options.autotune.enabled = False  # its thread sleeps for up to a minute, and the program's end waits for it
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
+    return dataset.prefetch(PREFETCHED_BATCHES).with_options(options)
 
 
 def _check_divides(strategy: tf.distribute.Strategy, batch_size: int) -> None:
