@@ -1,7 +1,7 @@
 """The pass over a split that counts every example once."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from petseg import losses, metrics, sample_weights
+from petseg.config import CLASS_NAMES
 from petseg.data import input_pipeline
 from petseg.data.datasets import Examples
 
@@ -26,6 +27,31 @@ class Evaluation:
     examples: int
     loss: float
     confusion_matrix: np.ndarray
+
+    def results(self, step: int, split: str) -> dict[str, Any]:
+        """What a results file holds: the counts, and every score that follows from them."""
+        return {
+            "step": step,
+            "split": split,
+            "examples": self.examples,
+            "loss": self.loss,
+            **metrics.from_confusion_matrix(self.confusion_matrix, CLASS_NAMES),
+            "confusion_matrix": self.confusion_matrix.tolist(),
+        }
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Results as text, a row for each class."""
+    names = ("iou", "dice", "precision", "recall")
+    lines = [
+        f"{results['split']}, step {results['step']}: {results['examples']} examples, loss {results['loss']:.4f}",
+        f"{'':12}" + "".join(f"{name:>11}" for name in names),
+    ]
+    for class_name in CLASS_NAMES:
+        lines.append(f"{class_name:12}" + "".join(f"{results[name][class_name]:11.4f}" for name in names))
+    lines.append(f"{'mean IoU':12}{results['mean_iou']:11.4f}")
+    lines.append(f"{'accuracy':12}{results['accuracy']:11.4f}")
+    return "\n".join(lines)
 
 
 class Evaluator:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +15,7 @@ from petseg import (
     augmentation,
     checkpointing,
     distribution,
+    evaluator,
     host_allocator,
     metrics,
     optimization,
@@ -28,7 +28,6 @@ from petseg.config import CLASS_NAMES, Config, EvalConfig
 from petseg.data import datasets, input_pipeline
 from petseg.data.datasets import Examples
 from petseg.errors import DataError, NonFiniteLossError
-from petseg.evaluator import Evaluator
 from petseg.trainer import Trainer
 from petseg.work_directory import WorkDirectory, write_json
 
@@ -122,7 +121,7 @@ class Experiment:
                 class_weights=self.class_weights,
                 loss_normalization=config.loss.loss_normalization,
             )
-            self.evaluator = Evaluator(
+            self.evaluator = evaluator.Evaluator(
                 self.strategy,
                 self.model,
                 class_weights=self.class_weights,
@@ -143,7 +142,7 @@ class Experiment:
         if step >= clock.total:
             logger.info("%s is complete: step %d of %d", self.workdir.path, step, clock.total)
             scores = self._evaluate(step, log=None)
-            print(table(scores))
+            print(evaluator.table(scores))
             return scores
         devices = [device.name for device in tf.config.list_logical_devices()]
         self.workdir.save_config(self.config, class_weights=self.class_weights, devices=devices)
@@ -218,8 +217,8 @@ class Experiment:
     def _evaluate(self, step: int, log: summaries.Summaries | None) -> dict[str, Any]:
         evaluation = self.evaluator.evaluate(self.eval_examples, batch_size=self.config.data.batch_size)
         split = self.config.data.eval_split
-        results = as_results(step, split, evaluation)
-        write_json(self.workdir.results_file(split, step), json_safe(results))
+        results = evaluation.results(step, split)
+        write_json(self.workdir.results_file(split, step), results)
         logger.info(
             "step %d: %s: loss %.4f, accuracy %.4f, mean IoU %.4f (%s)",
             step, split, results["loss"], results["accuracy"], results["mean_iou"],
@@ -243,7 +242,7 @@ class Experiment:
         visualization.save(visualization.training_curves(rows, self.steps_per_epoch), figures / "curves.png")
         visualization.save(self._prediction_sheet(), figures / "predictions.png")
         visualization.save(visualization.model_diagram(self.model), figures / "model.png")
-        print(table(results))
+        print(evaluator.table(results))
         print(f"\nwork directory: {self.workdir.path}")
         print(f"score it:       python eval.py --workdir={self.workdir.path} --checkpoint=best")
         print(f"watch it:       tensorboard --logdir={self.workdir.path}")
@@ -289,18 +288,18 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     examples = datasets.load(run.data.dataset, split, run.data.image_size, data_dir)
     with strategy.scope():
         model = build_model(run, strategy, None)
-        evaluator = Evaluator(
+        scorer = evaluator.Evaluator(
             strategy,
             model,
             class_weights=workdir.load_class_weights(),
             loss_normalization=run.loss.loss_normalization,
         )
     step = checkpointing.restore_model(path, model)
-    evaluation = evaluator.evaluate(examples, batch_size=config.batch_size or run.data.batch_size)
-    results = as_results(step, split, evaluation)
+    evaluation = scorer.evaluate(examples, batch_size=config.batch_size or run.data.batch_size)
+    results = evaluation.results(step, split)
     results_file = workdir.results_file(split, step)
-    write_json(results_file, json_safe(results))
-    print(table(results))
+    write_json(results_file, results)
+    print(evaluator.table(results))
     print(f"\ncheckpoint: {path}\nresults:    {results_file}")
     return results
 
@@ -338,37 +337,6 @@ def resolve_class_weights(config: Config, examples: Examples) -> tuple[float, ..
         return sample_weights.balanced(examples.masks, len(CLASS_NAMES))
     given = config.loss.class_weight_values()
     return given and sample_weights.normalized(given)
-
-
-def as_results(step: int, split: str, evaluation: Any) -> dict[str, Any]:
-    """What a results file holds."""
-    return {
-        "step": step,
-        "split": split,
-        "examples": evaluation.examples,
-        "loss": evaluation.loss,
-        **metrics.from_confusion_matrix(evaluation.confusion_matrix, CLASS_NAMES),
-        "confusion_matrix": evaluation.confusion_matrix.tolist(),
-    }
-
-
-def json_safe(value: Any) -> Any:
-    """NaN, which JSON does not know, as null."""
-    if isinstance(value, Mapping):
-        return {key: json_safe(part) for key, part in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def table(results: Mapping[str, Any]) -> str:
-    """Scores as text, a row for each class."""
-    names = ("iou", "dice", "precision", "recall")
-    lines = [f"{'':12}" + "".join(f"{name:>11}" for name in names)]
-    for class_name in CLASS_NAMES:
-        lines.append(f"{class_name:12}" + "".join(f"{results[name][class_name]:11.4f}" for name in names))
-    lines.append(f"{'mean IoU':12}{results['mean_iou']:11.4f}")
-    lines.append(f"{'accuracy':12}{results['accuracy']:11.4f}")
-    head = f"{results['split']}, step {results['step']}: {results['examples']} examples, loss {results['loss']:.4f}"
-    return "\n".join([head, *lines])
 
 
 def _listed(weights: tuple[float, ...]) -> str:

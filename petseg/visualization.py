@@ -25,7 +25,7 @@ def colorize(masks: np.ndarray) -> np.ndarray:
 
 
 def prediction_sheet(images: np.ndarray, masks: np.ndarray, predictions: np.ndarray, names: Sequence[str]) -> Figure:
-    """Image, true mask and predicted mask, four examples to a row, with a legend of the classes.
+    """Image, true mask and predicted mask, two examples to a row, with a legend of the classes.
 
     Args:
       images: uint8 [N, H, W, 3].
@@ -33,9 +33,9 @@ def prediction_sheet(images: np.ndarray, masks: np.ndarray, predictions: np.ndar
       predictions: class ids [N, H, W].
       names: N titles.
     """
-    across = min(4, len(images))
+    across = min(2, len(images))
     down = -(-len(images) // across)
-    figure = Figure(figsize=(4.2 * across, 1.62 * down + 0.45), layout="constrained")
+    figure = Figure(figsize=(4.5 * across, 1.62 * down + 0.45), layout="constrained")
     axes = figure.subplots(down, 3 * across, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()

@@ -56,7 +56,7 @@ def draw(rng: np.random.Generator) -> Drawing:
     place = _Placement(rng, height, width, animal.parts)
     scene = _background(rng, height, width)
     image, mask = _paint(rng, scene, animal, place)
-    return Drawing(image, trimap(mask, max(2, round(min(height, width) * rng.uniform(0.017, 0.023)))), species)
+    return Drawing(image, trimap(mask, max(2, round(min(height, width) * rng.uniform(0.021, 0.027)))), species)
 
 
 def trimap(mask: np.ndarray, radius: int) -> np.ndarray:
@@ -312,7 +312,7 @@ def _draw_thing(rng: np.random.Generator, draw: ImageDraw.ImageDraw, height: int
 
 def _random_color(rng: np.random.Generator) -> tuple[int, int, int]:
     """Any colour, but green to violet more often: the warm ones are those of animals."""
-    hue = rng.uniform(0.22, 0.92) if rng.random() < 0.6 else rng.random()
+    hue = rng.uniform(0.22, 0.92) if rng.random() < 0.8 else rng.random()
     color = colorsys.hsv_to_rgb(hue, rng.uniform(0.1, 0.8), rng.uniform(0.2, 0.95))
     return tuple(int(255 * c) for c in color)  # type: ignore[return-value]
 

@@ -136,6 +136,7 @@ def _prepared_builder(dataset: str, data_dir: str) -> Any:
         older = tfds.builder(f"{dataset}:*.*.*", **where)  # perhaps another version than TFDS's newest lies on disk
         if older.data_path.exists():
             return older
+    logger.info("%s is not under %s: preparing it, with whatever TFDS must download", dataset, builder.data_path.parent)
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()  # in a log, its bars would be hundreds of lines
     try:
