@@ -45,6 +45,7 @@ def train(config: Config) -> dict[str, Any]:
       PetsegError: if data, work directory or checkpoint cannot be used, or the loss is not finite.
     """
     workdir = WorkDirectory.for_training(config.runtime.workdir, config.data.dataset)
+    config = dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, workdir=str(workdir.path)))
     if workdir.config_file.exists():
         for name, (old, new) in workdir.reconcile(config).items():
             logger.info("changed: --%s was %r, is now %r", name, old, new)
