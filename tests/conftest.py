@@ -11,6 +11,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import settings
 
 from petseg.config import Config, DataConfig, ModelConfig, RuntimeConfig, ScheduleConfig
 from petseg.data.datasets import Examples
@@ -18,6 +19,9 @@ from petseg.data.synthetic_pets import SyntheticPets
 
 ROOT = Path(__file__).parent.parent
 NUM_TRAIN, NUM_TEST = 24, 10
+
+settings.register_profile("noisy machine", deadline=None)
+settings.load_profile("noisy machine")
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2

@@ -16,7 +16,7 @@ def ids_of_step(step, *, num_examples, batch_size, seed):
     ).numpy()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(num_examples=st.integers(1, 60), data=st.data(), epoch=st.integers(0, 5), seed=st.integers(0, 2**31))
 def test_an_epoch_sees_no_example_twice(num_examples, data, epoch, seed):
     batch_size = data.draw(st.integers(1, num_examples))

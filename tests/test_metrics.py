@@ -14,7 +14,7 @@ def random_case(seed, classes=3):
     return labels.astype(np.uint8), predictions.astype(np.int32), rng.random((3, 8, 8)) < 0.8
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10**6))
 def test_the_confusion_matrix_counts_valid_pixels_by_true_and_predicted_class(seed):
     labels, predictions, valid = random_case(seed)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from petseg import sample_weights
 
@@ -19,7 +19,6 @@ def test_each_pixel_gets_the_weight_of_its_class():
     np.testing.assert_allclose(weights[0], [[0.5, 0.3], [0.2, 0]])
 
 
-@settings(deadline=None)
 @given(st.lists(st.just(0.0) | st.floats(1e-6, 1e6), min_size=2, max_size=5).filter(sum))
 def test_normalized_weights_sum_to_1_and_keep_their_ratios(weights):
     normalized = sample_weights.normalized(weights)
