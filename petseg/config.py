@@ -294,12 +294,11 @@ def define_flags(config_class: type, flag_values: flags.FlagValues) -> None:
         for field in dataclasses.fields(group):
             kind, metadata = type(field.default), field.metadata
             parser: Any = _Parser(kind, metadata["allowed"])
-            maker = flags.BooleanFlag if kind is bool else flags.Flag
-            if kind is bool:
-                flag = maker(field.name, field.default, metadata["help"])
+            if kind is bool:  # a class of its own in absl, which makes --name and --noname work
+                flag = flags.BooleanFlag(field.name, field.default, metadata["help"])
                 flag.parser = parser
             else:
-                flag = maker(parser, flags.ArgumentSerializer(), field.name, field.default, metadata["help"])
+                flag = flags.Flag(parser, flags.ArgumentSerializer(), field.name, field.default, metadata["help"])
             flags.DEFINE_flag(flag, flag_values)
 
 

@@ -10,8 +10,8 @@ from conftest import NUM_TEST, changed, own_lines, run_program, tiny_flags
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from petseg import experiment
-from petseg.config import CLASS_NAMES, EvalConfig
+from petseg import command_line, experiment
+from petseg.config import CLASS_NAMES, Config, EvalConfig
 from petseg.errors import CheckpointError, DataError, WorkDirectoryError
 from petseg.work_directory import WorkDirectory
 
@@ -26,9 +26,6 @@ def finished(tmp_path_factory, data_dir):
 
 
 def tiny(data_dir, workdir):
-    from petseg import command_line
-    from petseg.config import Config
-
     flags = [*tiny_flags(data_dir, workdir), "--train_steps=4", "--summary_every=2", "--eval_every=2"]
     return command_line.parse(["train.py", *flags, "--checkpoint_every=2"], Config)
 
