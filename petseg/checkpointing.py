@@ -17,10 +17,12 @@ class Checkpoints:
     Args:
       directory: the folder.
       keep: how many to keep.
+      saves: whether this process does; in a cluster, one does and all restore.
       **objects: what to save, by name: trackable objects, built, so that all their variables exist.
     """
 
-    def __init__(self, directory: Path, *, keep: int, **objects: Any):
+    def __init__(self, directory: Path, *, keep: int, saves: bool = True, **objects: Any):
+        self._saves = saves
         self._checkpoint = tf.train.Checkpoint(**objects)
         self._manager = tf.train.CheckpointManager(self._checkpoint, str(directory), max_to_keep=keep)
 
@@ -29,9 +31,10 @@ class Checkpoints:
         """Path of the newest checkpoint."""
         return self._manager.latest_checkpoint
 
-    def save(self, step: int) -> str:
-        """Saves everything as `ckpt-<step>`; returns its path."""
-        return self._manager.save(checkpoint_number=step)
+    def save(self, step: int) -> None:
+        """Saves everything as `ckpt-<step>`."""
+        if self._saves:
+            self._manager.save(checkpoint_number=step)
 
     def restore(self, path: str) -> None:
         """Restores everything; nothing in the checkpoint may be left over, nothing in memory left out.
@@ -53,12 +56,14 @@ class BestCheckpoint:
     really there.
     """
 
-    def __init__(self, directory: Path, **objects: Any):
-        self._record_file = directory / "best.json"
-        self._checkpoints = Checkpoints(directory, keep=1, **objects)
+    def __init__(self, directory: Path, *, saves: bool = True, **objects: Any):
+        self._saves, self._record_file = saves, directory / "best.json"
+        self._checkpoints = Checkpoints(directory, keep=1, saves=saves, **objects)
 
     def offer(self, score: float, step: int) -> bool:
         """Saves the current state if its score is the highest, the earlier step winning a tie; says whether it did."""
+        if not self._saves:
+            return False
         record = self._record()
         if record is not None and (record["mean_iou"], -record["step"]) > (score, -step):
             return False

@@ -5,8 +5,10 @@ and the checks are derived from it. Imports no TensorFlow, so that a wrong flag 
 """
 
 import dataclasses
+import json
 import math
 import typing
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -16,7 +18,9 @@ from petseg.errors import ConfigError
 
 CLASS_NAMES = ("pet", "background", "border")
 IMAGENET_ALPHAS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
-CONFIG_FORMAT = 1
+CONFIG_FORMAT = 2
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker_mirrored", "central_storage", "parameter_server", "tpu")
+LOCAL_CROSS_DEVICE_OPS = ("nccl", "hierarchical_copy", "reduction_to_one_device")
 
 T = TypeVar("T")
 
@@ -141,6 +145,9 @@ class ModelConfig(Group):
     batch_norm_momentum: float = option(
         0.99, "momentum of the decoder's moving statistics; short runs want less", resume="fixed", minimum=0, below=1
     )
+    sync_batch_norm: bool = option(
+        True, "batch norms of the decoder use statistics of the global batch, not of each replica's own part"
+    )
     input_scaling: str = option(
         "unit", "pixel range the network sees: [0, 1] or [-1, 1]", resume="fixed", choices=("unit", "symmetric")
     )
@@ -185,6 +192,30 @@ class OptimizerConfig(Group):
     optimizer: str = option("adam", "the optimizer", resume="fixed", choices=("adam", "adamw", "sgd"))
     learning_rate: float = option(1e-3, "the highest learning rate", above=0)
     learning_rate_schedule: str = option("constant", "`cosine` falls to 0 over the run", choices=("constant", "cosine"))
+    clip_norm: float = option(0.0, "largest global norm of the gradients; 0: no clipping", minimum=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeConfig(Group):
+    """How a device computes a step."""
+
+    precision: str = option(
+        "float32",
+        "dtype of the layers' arithmetic; weights, logits, loss and statistics are float32 in any case",
+        choices=("float32", "mixed_float16", "mixed_bfloat16"),
+    )
+    initial_loss_scale: float = option(
+        2.0**15, "what mixed_float16 multiplies the loss with at first, against underflow", unit="factor", minimum=1
+    )
+    loss_scale_growth_interval: int = option(
+        2000, "finite steps after which mixed_float16 doubles the scale", unit="steps", minimum=1
+    )
+    micro_batches: int = option(
+        1, "slices in which a replica works off its part of a batch, to save memory", unit="slices", minimum=1
+    )
+    jit_compile: bool = option(
+        False, "compile forward and backward pass with XLA; several replicas need --nosync_batch_norm"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,15 +232,50 @@ class ScheduleConfig(Group):
 
 
 @dataclasses.dataclass(frozen=True)
-class RuntimeConfig(Group):
-    """Where and on what the run runs."""
+class DistributionConfig(Group):
+    """On which devices, and how they talk to each other."""
 
-    workdir: str = option("", "work directory; empty: a new folder under `runs/`")
     strategy: str = option(
         "auto",
-        "`one_device`, or `mirrored` over all GPUs; `auto`: mirrored when several are visible",
-        choices=("auto", "one_device", "mirrored"),
+        "`one_device`; `mirrored`: all devices of this machine; `multi_worker_mirrored`: those of a cluster, from "
+        "TF_CONFIG or Slurm; `auto`: mirrored when several are visible, else one_device",
+        choices=STRATEGIES,
     )
+    num_devices: int = option(0, "devices to use of this machine; 0: all", unit="devices", minimum=0)
+    virtual_devices: int = option(
+        0, "split the first GPU, or else the CPU, into so many logical devices; 0: do not", unit="devices", minimum=0
+    )
+    virtual_device_memory: int = option(4096, "memory of each part of a split GPU", unit="MiB", minimum=1)
+    memory_growth: bool = option(True, "take GPU memory as it is needed, not all of it at the start")
+    cross_device_ops: str = option(
+        "auto",
+        "how gradients are summed: `nccl`, `hierarchical_copy` or `reduction_to_one_device` within a machine, "
+        "`ring` or `nccl` in a cluster; `auto`: TensorFlow decides",
+        choices=("auto", *LOCAL_CROSS_DEVICE_OPS, "ring"),
+    )
+    cluster_timeout: float = option(
+        300.0, "how long a process waits at the start for the others of its cluster", unit="seconds", above=0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        allowed = {"multi_worker_mirrored": ("ring", "nccl"), "one_device": ()}.get(
+            self.strategy, LOCAL_CROSS_DEVICE_OPS
+        )
+        if self.cross_device_ops not in ("auto", *allowed):
+            raise ConfigError(
+                f"--cross_device_ops={self.cross_device_ops}: with --strategy={self.strategy} takes one of "
+                + ", ".join(("auto", *allowed))
+            )
+        if self.strategy == "one_device" and self.num_devices > 1:
+            raise ConfigError(f"--num_devices={self.num_devices}: --strategy=one_device takes 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class RuntimeConfig(Group):
+    """Where the run lives, and what may vary between two runs of one config."""
+
+    workdir: str = option("", "work directory; empty: a new folder under `runs/`")
     seed: int = option(0, "seed of initial weights, example order and augmentation", resume="fixed", minimum=0)
     deterministic: bool = option(False, "op determinism: the same run gives the same bits; slower on a GPU")
     debug: bool = option(False, "show the traceback of an error that is otherwise one line")
@@ -227,6 +293,8 @@ class Config:
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    compute: ComputeConfig = ComputeConfig()
+    distribution: DistributionConfig = DistributionConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
@@ -237,6 +305,10 @@ class Config:
                 f"--epochs={schedule.epochs} and --train_steps={schedule.train_steps}: "
                 "takes exactly one of the two above 0"
             )
+        if self.distribution.strategy == "multi_worker_mirrored" and not self.runtime.workdir:
+            raise ConfigError(
+                "--workdir: takes a folder that all processes of the cluster share"
+            )
         if model.encoder_weights == "imagenet" and model.encoder_alpha not in IMAGENET_ALPHAS:
             raise ConfigError(
                 f"--encoder_alpha={model.encoder_alpha:g}: with --encoder_weights=imagenet takes one of "
@@ -245,19 +317,24 @@ class Config:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalConfig(Group):
-    """What eval.py is asked; everything else comes from the work directory."""
+class ScoreConfig(Group):
+    """What to score; everything else comes from the work directory."""
 
     workdir: str = option("", "work directory of a training run", required=True)
     checkpoint: str = option("latest", "`latest`, `best`, or the path of a checkpoint", required=True)
     split: str = option("", "TFDS split to score; empty: the run's --eval_split")
     data_dir: str = option("", "folder of prepared TFDS data sets; empty: the run's --data_dir")
     batch_size: int = option(0, "examples per step; 0: the run's --batch_size", unit="examples", minimum=0)
-    strategy: str = option(
-        "", "as in training; empty: the run's --strategy", choices=("", "auto", "one_device", "mirrored")
-    )
     allow_training_images: bool = option(False, "score a split even if the run trained on some of it")
     debug: bool = option(False, "show the traceback of an error that is otherwise one line")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """All that eval.py is asked."""
+
+    score: ScoreConfig
+    distribution: DistributionConfig = DistributionConfig()
 
 
 def groups(config_class: Any) -> dict[str, type[Group]]:
@@ -320,6 +397,13 @@ def from_flags(config_class: type[T], flag_values: flags.FlagValues) -> T:
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
     """The config as nested dictionaries of JSON values."""
     return dataclasses.asdict(config)
+
+
+def fingerprint(config: Config) -> int:
+    """A number that differs where the configs of two processes differ in more than the paths they see."""
+    values = to_dict(config)
+    del values["data"]["data_dir"], values["model"]["encoder_weights"], values["runtime"]["workdir"]
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
 def from_dict(values: Mapping[str, Mapping[str, Any]]) -> Config:

@@ -27,3 +27,9 @@ class NonFiniteLossError(PetsegError):
     """The loss became infinite or not a number."""
 
     exit_code = 3
+
+
+class ClusterError(PetsegError):
+    """The processes of a cluster do not go together, or one of them was lost."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: trying again may succeed

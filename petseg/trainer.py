@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from petseg import losses, metrics, sample_weights
 from petseg.augmentation import Augmentation
-from petseg.optimization import LearningRate
+from petseg.errors import ConfigError
+from petseg.optimization import LearningRate, LossScale, step_variable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,9 +20,11 @@ class TrainingSums:
 
     Attributes:
       steps: number of steps.
-      loss: sum of weight x loss over all pixels, over the sum of denominators.
-      gradient_norm: mean over the steps of the global norm of the gradients.
+      loss: sum of weight x loss over all pixels, over the sum of denominators; skipped steps are left out.
+      gradient_norm: mean over the steps of the global norm of the gradients, before clipping; likewise.
       learning_rate: of the last step.
+      loss_scale: of the next step; 1 without mixed_float16.
+      skipped_steps: since the start of the run.
       confusion_matrix: int64 [C, C], rows true, columns predicted.
     """
 
@@ -29,6 +32,8 @@ class TrainingSums:
     loss: float
     gradient_norm: float
     learning_rate: float
+    loss_scale: float
+    skipped_steps: int
     confusion_matrix: np.ndarray
 
 
@@ -37,10 +42,17 @@ class Trainer:
 
     Make it inside ``strategy.scope()``.
 
+    A step is a few calls of ``strategy.run``, with the decisions between them taken outside the replicas, on numbers
+    that have been reduced: each replica adds up gradients over its micro-batches; one all-reduce; unscale, check,
+    clip; then all replicas update, or none does.
+
     Attributes:
       step: int64 variable, the clock: optimizer steps attempted.
-      model: the network, float32 images in [0, 255] -> logits.
+      nonfinite_step: int64 variable, the first step whose loss or gradients were not finite for another reason than
+        the loss scale; -1 if there was none.
+      model: the network, float32 images in [0, 255] -> float32 logits.
       optimizer: built for the model's trainable variables, its own gradient reduction switched off.
+      loss_scale: of mixed_float16.
       traces: how often the loop was traced; 1 is right.
     """
 
@@ -51,26 +63,65 @@ class Trainer:
         optimizer: keras.optimizers.Optimizer,
         learning_rate: LearningRate,
         augment: Augmentation,
+        loss_scale: LossScale,
         *,
         batch_size: int,
         class_weights: Sequence[float] | None,
         loss_normalization: str,
+        clip_norm: float = 0.0,
+        micro_batches: int = 1,
+        sync_batch_norm: bool = True,
+        jit_compile: bool = False,
     ):
-        self.model, self.optimizer, self.traces = model, optimizer, 0
+        """Makes one.
+
+        Args:
+          strategy: its replicas divide the batch.
+          model: see above.
+          optimizer: see above.
+          learning_rate: step -> learning rate.
+          augment: see `augmentation`.
+          loss_scale: in use or not.
+          batch_size: examples of a step over all replicas.
+          class_weights: one per class, or None.
+          loss_normalization: "pixels" or "weights": what the summed loss is divided by.
+          clip_norm: largest global norm of the gradients; 0 for no clipping.
+          micro_batches: slices of each replica's part of the batch.
+          sync_batch_norm: whether the model's batch norms use statistics of all replicas. Where they do not, their
+            moving statistics are averaged over the replicas, so that these stay copies of one model.
+          jit_compile: compile forward and backward pass with XLA.
+
+        Raises:
+          ConfigError: as `check_step`.
+        """
+        self.model, self.optimizer, self.loss_scale, self.traces = model, optimizer, loss_scale, 0
         self._strategy, self._learning_rate, self._augment = strategy, learning_rate, augment
         self._class_weights, self._loss_normalization = class_weights, loss_normalization
+        self._clip_norm, self._micro_batches = clip_norm, micro_batches
+        self._slice_size = batch_size // strategy.num_replicas_in_sync // micro_batches
+        self._average_statistics = not sync_batch_norm and strategy.num_replicas_in_sync > 1
+        check_step(
+            strategy,
+            batch_size=batch_size,
+            micro_batches=micro_batches,
+            sync_batch_norm=sync_batch_norm,
+            jit_compile=jit_compile,
+        )
+        self._differentiate: Any = self._forward_and_backward
+        if jit_compile:
+            self._differentiate = tf.function(self._forward_and_backward, jit_compile=True)
         _, height, width, self._num_classes = model.output_shape
         self._pixels = float(batch_size * height * width)
-        self.step = _variable(0, tf.int64)
-        self.nonfinite_step = _variable(-1, tf.int64)
-        self._steps = _variable(0, tf.int64)
-        self._sums = [_variable(0.0, tf.float32) for _ in range(3)]
-        self._confusion = tf.Variable(
-            tf.zeros([self._num_classes] * 2, tf.int64),
-            trainable=False,
-            synchronization=tf.VariableSynchronization.ON_READ,
-            aggregation=tf.VariableAggregation.SUM,
-        )
+        self.step, self.nonfinite_step = step_variable(0, tf.int64), step_variable(-1, tf.int64)
+        self._steps, self._finite_steps = step_variable(0, tf.int64), step_variable(0, tf.int64)
+        self._totals = [step_variable(0.0, tf.float32) for _ in range(3)]
+        self._confusion = _replica_variable(tf.zeros([self._num_classes] * 2, tf.int64))
+        # What a replica has added up since the step began: gradients, loss, denominator.
+        self._sums = [_replica_variable(tf.zeros(v.shape, v.dtype)) for v in model.trainable_variables]
+        self._sums += [_replica_variable(tf.zeros([])) for _ in range(2)]
+        # What the forward pass changes by itself, and how it was when the step began.
+        self._statistics = _moving_statistics(model)
+        self._statistics_before = [_replica_variable(tf.zeros(v.shape, v.dtype)) for v in self._statistics]
 
     def run(self, iterator: Any, num_steps: int) -> None:
         """Takes `num_steps` batches and makes a step with each; 0 only compiles."""
@@ -78,16 +129,18 @@ class Trainer:
 
     def read_sums(self) -> TrainingSums:
         """What happened since the last call; starts counting anew."""
-        loss, denominator, gradient_norm = (float(value.numpy()) for value in self._sums)
-        steps = int(self._steps.numpy())
+        loss, denominator, gradient_norm = (float(value.numpy()) for value in self._totals)
+        finite_steps = int(self._finite_steps.numpy())
         sums = TrainingSums(
-            steps=steps,
+            steps=int(self._steps.numpy()),
             loss=loss / denominator if denominator else float("nan"),
-            gradient_norm=gradient_norm / steps if steps else float("nan"),
+            gradient_norm=gradient_norm / finite_steps if finite_steps else float("nan"),
             learning_rate=float(self._learning_rate(tf.maximum(self.step - 1, 0))),
+            loss_scale=float(self.loss_scale.value()),
+            skipped_steps=int(self.loss_scale.skipped_steps.numpy()),
             confusion_matrix=self._confusion.numpy(),
         )
-        for variable in (self._steps, *self._sums, self._confusion):
+        for variable in (self._steps, self._finite_steps, *self._totals, self._confusion):
             variable.assign(tf.zeros_like(variable))
         return sums
 
@@ -99,42 +152,124 @@ class Trainer:
 
     def _step(self, batch: Any) -> None:
         """One step, seen from outside the replicas."""
+        run = self._strategy.run
         self.optimizer.learning_rate.assign(self._learning_rate(self.step))
-        results = self._strategy.run(self._replica_step, args=(batch, self.step))
+        run(self._begin)
+        for part in tf.range(self._micro_batches):
+            run(self._accumulate, args=(batch, self.step, part))
+        gradients, *results = run(self._reduce)
         # Every replica returns the same numbers, for they were computed from reduced sums.
         loss, denominator, gradient_norm = (self._strategy.experimental_local_results(value)[0] for value in results)
-        for total, value in zip(self._sums, (loss, denominator, gradient_norm), strict=True):
-            total.assign_add(value)
         finite = tf.math.is_finite(loss) & tf.math.is_finite(gradient_norm)
-        first = (self.nonfinite_step < 0) & ~finite
+        if finite:
+            run(self._update, args=(gradients,))
+            for total, value in zip(self._totals, (loss, denominator, gradient_norm), strict=True):
+                total.assign_add(value)
+            self._finite_steps.assign_add(1)
+        else:
+            run(self._undo)
+        explained = self.loss_scale.update(finite)
+        first = (self.nonfinite_step < 0) & ~explained
         self.nonfinite_step.assign(tf.where(first, self.step, self.nonfinite_step))
         self._steps.assign_add(1)
         self.step.assign_add(1)
 
-    def _replica_step(self, batch: dict[str, tf.Tensor], step: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """One step, seen from a replica: local sums, one all-reduce, one division, the update."""
-        variables = self.model.trainable_variables
+    # The rest is seen from a replica.
+
+    def _begin(self) -> None:
+        for total in self._sums:
+            total.assign(tf.zeros_like(total))
+        for before, variable in zip(self._statistics_before, self._statistics, strict=True):
+            before.assign(variable)
+
+    def _accumulate(self, batch: dict[str, tf.Tensor], step: tf.Tensor, part: tf.Tensor) -> None:
+        """Adds gradients, loss, denominator and confusion matrix of a slice to what the replica has."""
+        batch = {key: self._slice(value, part) for key, value in batch.items()}
         images, masks = self._augment(tf.cast(batch["image"], tf.float32), batch["mask"], step, batch["position"])
-        weights = sample_weights.sample_weight_map(masks, self._class_weights)
-        valid = sample_weights.valid_pixels(masks)
+        weights, valid = (
+            sample_weights.sample_weight_map(masks, self._class_weights),
+            sample_weights.valid_pixels(masks),
+        )
+        gradients, loss, predictions = self._differentiate(images, masks, weights, self.loss_scale.value())
+        counted = weights if self._loss_normalization == "weights" else tf.cast(valid, tf.float32)
+        sums = (*gradients, loss, tf.reduce_sum(counted) / self._pixels)
+        for total, value in zip(self._sums, sums, strict=True):
+            total.assign_add(value)
+        self._confusion.assign_add(metrics.confusion_matrix(masks[..., 0], predictions, valid, self._num_classes))
+
+    def _slice(self, values: tf.Tensor, part: tf.Tensor) -> tf.Tensor:
+        """Every K-th example: then a slice, over all replicas, holds the same examples on any number of them."""
+        return tf.reshape(values, [self._slice_size, self._micro_batches, *values.shape[1:]])[:, part]
+
+    def _forward_and_backward(
+        self, images: tf.Tensor, masks: tf.Tensor, weights: tf.Tensor, scale: tf.Tensor
+    ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+        """Gradients of the scaled loss, the loss, and the predicted class ids; the loss summed, not yet divided."""
         with tf.GradientTape() as tape:
             logits = self.model(images, training=True)
             pixel_losses = losses.sparse_categorical_crossentropy(masks[..., 0], logits)
-            # Divided by a constant, the pixels of the global batch, to keep sums near 1; the true division is below.
+            # Divided by a constant, the pixels of the global batch, to keep sums near 1; `_reduce` divides truly.
             loss = losses.weighted_sum(pixel_losses, weights) / self._pixels
-        gradients = tape.gradient(loss, variables)
-        counted = weights if self._loss_normalization == "weights" else tf.cast(valid, tf.float32)
-        denominator = tf.reduce_sum(counted) / self._pixels
-        *gradients, loss, denominator = tf.distribute.get_replica_context().all_reduce(
-            tf.distribute.ReduceOp.SUM, [*gradients, loss, denominator]
+            scaled = loss * scale
+        gradients = tape.gradient(scaled, self.model.trainable_variables)
+        return gradients, loss, tf.argmax(logits, axis=-1, output_type=tf.int32)
+
+    def _reduce(self) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor, tf.Tensor]:
+        """The one all-reduce; then true gradients, clipped, with loss, denominator and norm."""
+        sums = [tf.identity(total) for total in self._sums]
+        statistics = [tf.convert_to_tensor(variable) for variable in self._statistics if self._average_statistics]
+        reduced = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, [*sums, *statistics])
+        *gradients, loss, denominator = reduced[: len(sums)]
+        for variable, total in zip(self._statistics, reduced[len(sums) :], strict=False):
+            variable.assign(total / self._strategy.num_replicas_in_sync)
+        divisor = denominator * self.loss_scale.value()
+        gradients = [tf.math.divide_no_nan(gradient, divisor) for gradient in gradients]
+        norm = tf.linalg.global_norm(gradients)
+        if self._clip_norm:
+            gradients, _ = tf.clip_by_global_norm(gradients, self._clip_norm, use_norm=norm)
+        return gradients, loss, denominator, norm
+
+    def _update(self, gradients: list[tf.Tensor]) -> None:
+        self.optimizer.apply_gradients(zip(gradients, self.model.trainable_variables, strict=True))
+
+    def _undo(self) -> None:
+        for before, variable in zip(self._statistics_before, self._statistics, strict=True):
+            variable.assign(tf.identity(before))
+
+
+def _moving_statistics(layer: keras.Layer) -> list[keras.Variable]:
+    """The variables of batch norms in training mode that a forward pass changes."""
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return [layer.moving_mean, layer.moving_variance] if layer.trainable else []
+    return [variable for part in getattr(layer, "layers", []) for variable in _moving_statistics(part)]
+
+
+def check_step(
+    strategy: tf.distribute.Strategy, *, batch_size: int, micro_batches: int, sync_batch_norm: bool, jit_compile: bool
+) -> None:
+    """Whether a step can be computed as asked; `Trainer` says what the arguments are.
+
+    Raises:
+      ConfigError: if the micro-batches do not divide a replica's part of the batch, or XLA cannot be used here.
+    """
+    replicas = strategy.num_replicas_in_sync
+    if batch_size % (replicas * micro_batches):
+        raise ConfigError(
+            f"--micro_batches={micro_batches}: takes a divisor of the {batch_size // replicas} examples that each "
+            f"replica gets of --batch_size={batch_size}"
         )
-        gradients = [gradient / denominator for gradient in gradients]
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        predictions = tf.argmax(logits, axis=-1, output_type=tf.int32)
-        self._confusion.assign_add(metrics.confusion_matrix(masks[..., 0], predictions, valid, self._num_classes))
-        return loss, denominator, tf.linalg.global_norm(gradients)
+    if jit_compile and sync_batch_norm and replicas > 1:
+        raise ConfigError(
+            f"--jit_compile: with {replicas} replicas takes --nosync_batch_norm: XLA cannot compile what replicas say "
+            "to each other in the middle of a pass"
+        )
 
 
-def _variable(value: float, dtype: tf.DType) -> tf.Variable:
-    """A scalar that is assigned outside the replicas, or alike on all of them."""
-    return tf.Variable(value, trainable=False, dtype=dtype, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
+def _replica_variable(initial: tf.Tensor) -> tf.Variable:
+    """A sum that each replica keeps for itself; read from outside, the sum over the replicas."""
+    return tf.Variable(
+        initial,
+        trainable=False,
+        synchronization=tf.VariableSynchronization.ON_READ,
+        aggregation=tf.VariableAggregation.SUM,
+    )

@@ -1,8 +1,10 @@
 """The network: a U-Net (Ronneberger et al. 2015) with a MobileNetV2 encoder and a pix2pix-style decoder."""
 
+import contextlib
 import os
 import re
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -92,6 +94,20 @@ def _upsample(x: keras.KerasTensor, filters: int, **batch_norm: Any) -> keras.Ke
     )(x)
     x = keras.layers.BatchNormalization(**batch_norm, name=f"batch_norm_{filters}")(x)
     return keras.layers.ReLU(name=f"relu_{filters}")(x)
+
+
+@contextlib.contextmanager
+def dtype_policy(name: str) -> Iterator[None]:
+    """Builds layers under a dtype policy: "float32", "mixed_float16" or "mixed_bfloat16".
+
+    Keras's applications take no policy as an argument, only from a global variable.
+    """
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def build_encoder(*, image_size: int, alpha: float) -> keras.Model:

@@ -132,14 +132,11 @@ class WorkDirectory:
         return self.results / f"{re.sub(r'[^A-Za-z0-9_.+-]', '_', name)}-{step}.json"
 
     def _check_writable(self) -> None:
-        """Writes a file and takes it away again, with the folders that had to be made for it."""
-        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        """Writes a nameless file where the folder is, or will be; leaves nothing behind."""
+        nearest = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
+            with tempfile.TemporaryFile(dir=nearest):
                 pass
-            for folder in missing:
-                folder.rmdir()
         except OSError as error:
             raise WorkDirectoryError(f"--workdir={self.path}: cannot be written to: {error.strerror}") from error
 

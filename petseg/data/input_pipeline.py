@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from petseg.data.datasets import Examples
-from petseg.errors import DataError
+from petseg.errors import ConfigError, DataError
 
 Batch = dict[str, tf.Tensor]
 PARALLEL_BATCHES, PREFETCHED_BATCHES = 2, 2
@@ -25,6 +25,14 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     if batch_size > num_examples:
         raise DataError(f"--batch_size={batch_size}: the training split holds only {num_examples} examples")
     return num_examples // batch_size
+
+
+def check_divides(strategy: tf.distribute.Strategy, batch_size: int) -> None:
+    """Raises ConfigError if the replicas cannot share a batch evenly."""
+    if batch_size % strategy.num_replicas_in_sync:
+        raise ConfigError(
+            f"--batch_size={batch_size}: takes a multiple of the {strategy.num_replicas_in_sync} replicas"
+        )
 
 
 def example_ids(step: tf.Tensor, positions: tf.Tensor, *, num_examples: int, batch_size: int, seed: int) -> tf.Tensor:
@@ -64,9 +72,11 @@ def distributed_training_batches(
       a distributed data set; each of its elements is the batch of one step.
 
     Raises:
-      DataError: if the replicas do not divide the batch, or the split does not fill one.
+      ConfigError: if the replicas do not divide the batch.
+      DataError: if the split does not fill one.
     """
     steps_per_epoch(len(examples), batch_size)
+    check_divides(strategy, batch_size)
     images, masks = _on_host(examples)
 
     def dataset_of_host(context: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -86,7 +96,6 @@ def distributed_training_batches(
 
         return _in_order(tf.data.Dataset.range(first_step * local, last_step * local).map(batch, PARALLEL_BATCHES))
 
-    _check_divides(strategy, batch_size)
     return strategy.distribute_datasets_from_function(dataset_of_host)
 
 
@@ -132,8 +141,3 @@ def _in_order(dataset: tf.data.Dataset) -> tf.data.Dataset:
     options.autotune.enabled = False  # its thread sleeps for up to a minute, and the program's end waits for it
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.prefetch(PREFETCHED_BATCHES).with_options(options)
-
-
-def _check_divides(strategy: tf.distribute.Strategy, batch_size: int) -> None:
-    if batch_size % strategy.num_replicas_in_sync:
-        raise DataError(f"--batch_size={batch_size}: takes a multiple of the {strategy.num_replicas_in_sync} replicas")

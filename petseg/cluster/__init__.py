@@ -1,0 +1,1 @@
+"""Runs on several machines: who takes part, and how schedulers start them."""
