@@ -306,9 +306,7 @@ class Config:
                 "takes exactly one of the two above 0"
             )
         if self.distribution.strategy == "multi_worker_mirrored" and not self.runtime.workdir:
-            raise ConfigError(
-                "--workdir: takes a folder that all processes of the cluster share"
-            )
+            raise ConfigError("--workdir: takes a folder that all processes of the cluster share")
         if model.encoder_weights == "imagenet" and model.encoder_alpha not in IMAGENET_ALPHAS:
             raise ConfigError(
                 f"--encoder_alpha={model.encoder_alpha:g}: with --encoder_weights=imagenet takes one of "

@@ -117,7 +117,8 @@ class Trainer:
         self._totals = [step_variable(0.0, tf.float32) for _ in range(3)]
         self._confusion = _replica_variable(tf.zeros([self._num_classes] * 2, tf.int64))
         # What a replica has added up since the step began: gradients, loss, denominator.
-        self._sums = [_replica_variable(tf.zeros(v.shape, v.dtype)) for v in model.trainable_variables]
+        self._weights = model.trainable_variables
+        self._sums = [_replica_variable(tf.zeros(v.shape, v.dtype)) for v in self._weights]
         self._sums += [_replica_variable(tf.zeros([])) for _ in range(2)]
         # What the forward pass changes by itself, and how it was when the step began.
         self._statistics = _moving_statistics(model)
@@ -211,13 +212,13 @@ class Trainer:
             # Divided by a constant, the pixels of the global batch, to keep sums near 1; `_reduce` divides truly.
             loss = losses.weighted_sum(pixel_losses, weights) / self._pixels
             scaled = loss * scale
-        gradients = tape.gradient(scaled, self.model.trainable_variables)
+        gradients = tape.gradient(scaled, self._weights)
         return gradients, loss, tf.argmax(logits, axis=-1, output_type=tf.int32)
 
     def _reduce(self) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor, tf.Tensor]:
         """The one all-reduce; then true gradients, clipped, with loss, denominator and norm."""
         sums = [tf.identity(total) for total in self._sums]
-        statistics = [tf.convert_to_tensor(variable) for variable in self._statistics if self._average_statistics]
+        statistics = [tf.identity(variable.value) for variable in self._statistics if self._average_statistics]
         reduced = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, [*sums, *statistics])
         *gradients, loss, denominator = reduced[: len(sums)]
         for variable, total in zip(self._statistics, reduced[len(sums) :], strict=False):
@@ -230,7 +231,7 @@ class Trainer:
         return gradients, loss, denominator, norm
 
     def _update(self, gradients: list[tf.Tensor]) -> None:
-        self.optimizer.apply_gradients(zip(gradients, self.model.trainable_variables, strict=True))
+        self.optimizer.apply_gradients(zip(gradients, self._weights, strict=True))
 
     def _undo(self) -> None:
         for before, variable in zip(self._statistics_before, self._statistics, strict=True):

@@ -1,21 +1,28 @@
-"""What the tests share: two virtual CPUs, a small data set, tiny configs, and programs run as programs."""
+"""What the tests share: four virtual CPUs, a small data set, tiny configs, and programs run as programs."""
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import settings
 
-from petseg.config import Config, DataConfig, ModelConfig, RuntimeConfig, ScheduleConfig
+from petseg import augmentation, optimization, unet
+from petseg.augmentation import Augmentation
+from petseg.config import Config, DataConfig, DistributionConfig, ModelConfig, RuntimeConfig, ScheduleConfig
+from petseg.data import input_pipeline
 from petseg.data.datasets import Examples
 from petseg.data.synthetic_pets import SyntheticPets
+from petseg.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 NUM_TRAIN, NUM_TEST = 24, 10
@@ -24,7 +31,7 @@ settings.register_profile("noisy machine", deadline=None)
 settings.load_profile("noisy machine")
 
 tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
 )
 
 
@@ -61,7 +68,8 @@ def tiny_config(data_dir: Path, tmp_path: Path) -> Config:
         data=DataConfig(dataset="synthetic_pets", data_dir=str(data_dir), image_size=32, batch_size=8),
         model=ModelConfig(encoder_weights="none", encoder_alpha=0.35),
         schedule=ScheduleConfig(epochs=0, train_steps=4, summary_every=2, eval_every=2, checkpoint_every=2),
-        runtime=RuntimeConfig(workdir=str(tmp_path / "run"), strategy="one_device", deterministic=True),
+        distribution=DistributionConfig(strategy="one_device"),
+        runtime=RuntimeConfig(workdir=str(tmp_path / "run"), deterministic=True),
     )
 
 
@@ -80,9 +88,20 @@ def tiny_flags(data_dir: Path, workdir: Path) -> list[str]:
         "--batch_size=8",
         "--encoder_weights=none",
         "--encoder_alpha=0.35",
-        "--strategy=one_device",
         "--deterministic",
     ]
+
+
+_strategies = itertools.count(1)
+
+
+def replicas(number: int) -> tf.distribute.Strategy:
+    """A strategy over so many virtual CPUs."""
+    if number == 1:
+        return tf.distribute.OneDeviceStrategy("/cpu:0")
+    # TensorFlow remembers a group of collective operations by its number, and strategies of one process share numbers.
+    tf.distribute.MirroredStrategy._collective_key_base = 1000 * next(_strategies)
+    return tf.distribute.MirroredStrategy([f"cpu:{i}" for i in range(number)])
 
 
 def run_program(script: str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -103,3 +122,55 @@ def random_examples(count: int, size: int = 32, seed: int = 0) -> Examples:
     images = rng.integers(0, 256, (count, size, size, 3), np.uint8)
     masks = rng.integers(0, 3, (count, size, size, 1), np.uint8)
     return Examples(images, masks, tuple(str(i) for i in range(count)))
+
+
+def make_trainer(
+    number: int = 1,
+    *,
+    examples: Examples,
+    batch_size: int = 4,
+    optimizer: str = "sgd",
+    learning_rate: float = 0.01,
+    augment: Augmentation | None = None,
+    precision: str = "float32",
+    initial_loss_scale: float = 1024.0,
+    calibrated_on: np.ndarray | None = None,
+    freeze_batch_norm: bool = False,
+    **options: Any,
+) -> tuple[Trainer, tf.distribute.Strategy, Any]:
+    """A trainer of the smallest model over so many replicas, its strategy, and the batches of 100 steps."""
+    size, strategy = examples.images.shape[1], replicas(number)
+    options = {"class_weights": None, "loss_normalization": "pixels", "sync_batch_norm": True, **options}
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        with unet.dtype_policy(precision):
+            encoder = unet.build_encoder(image_size=size, alpha=0.35)
+            model = unet.build_unet(
+                image_size=size,
+                num_classes=3,
+                encoder=encoder,
+                train_encoder=False,
+                input_scaling="unit",
+                sync_batch_norm=options["sync_batch_norm"],
+            )
+        for layer in model.layers:
+            if freeze_batch_norm and isinstance(layer, keras.layers.BatchNormalization):
+                layer.trainable = False  # and so in inference mode
+        noise = tf.random.stateless_uniform([16, size, size, 3], seed=[0, 0])
+        unet.calibrate_batch_norm(encoder, noise if calibrated_on is None else calibrated_on / np.float32(255))
+        trainer = Trainer(
+            strategy,
+            model,
+            optimization.make_optimizer(optimizer, model.trainable_variables),
+            optimization.learning_rate_schedule("constant", learning_rate, 100),
+            augment or augmentation.augmentation("flip", seed=0, batch_size=batch_size),
+            optimization.LossScale(
+                initial=initial_loss_scale, growth_interval=1000, dynamic=precision == "mixed_float16"
+            ),
+            batch_size=batch_size,
+            **options,
+        )
+    batches = input_pipeline.distributed_training_batches(
+        strategy, examples, batch_size=batch_size, seed=0, first_step=0, last_step=100
+    )
+    return trainer, strategy, iter(batches)

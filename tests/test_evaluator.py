@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import random_examples
+from conftest import random_examples, replicas
 
 from petseg import metrics, sample_weights, unet
 from petseg.evaluator import Evaluator
@@ -9,13 +9,13 @@ from petseg.evaluator import Evaluator
 
 @pytest.fixture(scope="module")
 def scored():
-    """Examples, a model under one and two replicas, and what numpy says of its predictions."""
+    """Examples, a model under one to four replicas, and what numpy says of its predictions."""
     examples = random_examples(11, 32)
     examples.masks[4, :7] = sample_weights.IGNORED
     models: dict[int, tuple] = {}
     weights = None
-    for devices in (1, 2):
-        strategy = tf.distribute.MirroredStrategy([f"cpu:{i}" for i in range(devices)])
+    for devices in (1, 2, 3, 4):
+        strategy = replicas(devices)
         with strategy.scope():
             encoder = unet.build_encoder(image_size=32, alpha=0.35)
             model = unet.build_unet(
@@ -31,7 +31,7 @@ def scored():
     return examples, models, logits
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, 2, 3, 4])
 @pytest.mark.parametrize("batch_size", [1, 4, 11, 64])
 def test_every_example_counts_once_whatever_the_batch_and_the_replicas(scored, devices, batch_size):
     examples, models, logits = scored

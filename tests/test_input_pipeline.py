@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import random_examples
+from conftest import random_examples, replicas
 from hypothesis import given, settings, strategies as st
 
 from petseg.data import input_pipeline
-from petseg.errors import DataError
+from petseg.errors import ConfigError, DataError
 
 
 def ids_of_step(step, *, num_examples, batch_size, seed):
@@ -60,18 +60,34 @@ def test_batches_hold_the_examples_of_their_step():
 @pytest.mark.parametrize("first_step", [0, 3])
 def test_replicas_share_the_same_global_batches(first_step):
     examples = random_examples(20)
-    one = batches(tf.distribute.OneDeviceStrategy("/cpu:0"), examples, first_step=first_step, last_step=5)
-    two = batches(tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"]), examples, first_step=first_step, last_step=5)
-    assert len(one) == len(two) == 5 - first_step
-    for a, b in zip(one, two, strict=True):
-        for key in a:
-            np.testing.assert_array_equal(a[key], b[key])
+    one, *others = (batches(replicas(n), examples, first_step=first_step, last_step=5) for n in (1, 2, 4))
+    assert len(one) == 5 - first_step
+    for other in others:
+        for a, b in zip(one, other, strict=True):
+            for key in a:
+                np.testing.assert_array_equal(a[key], b[key])
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize(("workers", "replicas_of_each"), [(1, 1), (2, 1), (2, 2), (4, 1), (1, 4)])
+def test_each_worker_reads_its_own_share_of_the_same_epoch(workers, replicas_of_each):
+    examples, seen = random_examples(21), []
+    for worker in range(workers):
+        context = tf.distribute.InputContext(workers, worker, workers * replicas_of_each)
+        dataset = input_pipeline.training_batches_of_host(
+            context, examples, batch_size=8, seed=3, first_step=2, last_step=4
+        )
+        parts = [batch["example_id"].numpy() for batch in dataset]
+        assert {len(part) for part in parts} == {8 // (workers * replicas_of_each)}
+        seen.append(np.concatenate(parts).reshape(2, -1))
+    whole = np.concatenate([ids_of_step(step, num_examples=21, batch_size=8, seed=3) for step in (2, 3)])
+    np.testing.assert_array_equal(np.concatenate(seen, axis=1).reshape(-1), whole)
+    assert len(set(whole)) == 16
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 4])
 @pytest.mark.parametrize(("count", "batch_size"), [(10, 1), (10, 3), (10, 4), (10, 10), (10, 64), (1, 8)])
 def test_evaluation_sees_every_example_once(devices, count, batch_size):
-    strategy = tf.distribute.MirroredStrategy([f"cpu:{i}" for i in range(devices)])
+    strategy = replicas(devices)
     dataset, steps = input_pipeline.distributed_evaluation_batches(
         strategy, random_examples(count), batch_size=batch_size
     )
@@ -94,6 +110,5 @@ def test_a_batch_larger_than_the_split_is_refused():
 
 
 def test_replicas_must_divide_the_batch():
-    with pytest.raises(DataError, match=r"--batch_size=7: takes a multiple of the 2 replicas"):
-        batches(tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"]), random_examples(9), first_step=0, last_step=1,
-                batch_size=7)  # fmt: skip
+    with pytest.raises(ConfigError, match=r"--batch_size=7: takes a multiple of the 2 replicas"):
+        batches(replicas(2), random_examples(9), first_step=0, last_step=1, batch_size=7)

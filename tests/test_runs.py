@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 from petseg import command_line, experiment
-from petseg.config import CLASS_NAMES, Config, EvalConfig
+from petseg.config import CLASS_NAMES, Config, EvalConfig, ScoreConfig
 from petseg.errors import CheckpointError, DataError, WorkDirectoryError
 from petseg.work_directory import WorkDirectory
 
@@ -69,7 +69,7 @@ def test_the_best_checkpoint_is_the_one_with_the_best_score(finished):
 def test_tensorboard_and_csv_hold_all_tags_on_the_clock(finished):
     _, workdir, results = finished
     train, evaluation = events(workdir.path / "train"), events(workdir.path / "eval")
-    for tag in ["loss", *SCORES, "learning_rate", "gradient_norm", "images_per_second"]:
+    for tag in ["loss", *SCORES, "learning_rate", "gradient_norm", "loss_scale", "skipped_steps", "images_per_second"]:
         assert [event.step for event in train[tag]] == [2, 4], tag
     for tag in ["loss", *SCORES]:
         assert [event.step for event in evaluation[tag]] == [0, 2, 4], tag
@@ -89,7 +89,9 @@ def test_tensorboard_and_csv_hold_all_tags_on_the_clock(finished):
 @pytest.mark.parametrize("checkpoint", ["latest", "best"])
 def test_eval_scores_what_training_scored(finished, checkpoint, capsys):
     _, workdir, _ = finished
-    results = experiment.evaluate(EvalConfig(workdir=str(workdir.path), checkpoint=checkpoint, batch_size=3))
+    results = experiment.evaluate(
+        EvalConfig(ScoreConfig(workdir=str(workdir.path), checkpoint=checkpoint, batch_size=3))
+    )
     scored_in_training = experiment_results(workdir, results["step"])
     assert results["confusion_matrix"] == scored_in_training["confusion_matrix"]
     assert results["loss"] == pytest.approx(scored_in_training["loss"], rel=1e-5)
@@ -106,8 +108,10 @@ def experiment_results(workdir, step):
 def test_eval_refuses_images_that_were_trained_on_unless_told_to(finished):
     _, workdir, _ = finished
     with pytest.raises(DataError, match=r"--split=train\[:5\]: 5 of its images were trained on"):
-        experiment.evaluate(EvalConfig(workdir=str(workdir.path), split="train[:5]"))
-    results = experiment.evaluate(EvalConfig(workdir=str(workdir.path), split="train[:5]", allow_training_images=True))
+        experiment.evaluate(EvalConfig(ScoreConfig(workdir=str(workdir.path), split="train[:5]")))
+    results = experiment.evaluate(
+        EvalConfig(ScoreConfig(workdir=str(workdir.path), split="train[:5]", allow_training_images=True))
+    )
     assert results["examples"] == 5
     assert (workdir.results / "train.start-5-4.json").exists()
 
@@ -115,9 +119,9 @@ def test_eval_refuses_images_that_were_trained_on_unless_told_to(finished):
 def test_eval_of_a_checkpoint_that_does_not_exist(finished, tmp_path):
     _, workdir, _ = finished
     with pytest.raises(CheckpointError, match="there is no such checkpoint"):
-        experiment.evaluate(EvalConfig(workdir=str(workdir.path), checkpoint=str(tmp_path / "ckpt-9")))
+        experiment.evaluate(EvalConfig(ScoreConfig(workdir=str(workdir.path), checkpoint=str(tmp_path / "ckpt-9"))))
     with pytest.raises(WorkDirectoryError, match="no run is here"):
-        experiment.evaluate(EvalConfig(workdir=str(tmp_path)))
+        experiment.evaluate(EvalConfig(ScoreConfig(workdir=str(tmp_path))))
 
 
 def test_a_work_directory_of_another_model_is_refused_by_name_and_left_alone(finished):
@@ -152,7 +156,7 @@ def test_balanced_class_weights(tiny_config, caplog):
     weights = [float(part.split()[-1]) for part in line.removeprefix("class weights: ").split(", ")]
     assert sum(weights) == pytest.approx(1, abs=2e-3)
     assert max(weights) == weights[CLASS_NAMES.index("border")]
-    scored = experiment.evaluate(EvalConfig(workdir=config.runtime.workdir))
+    scored = experiment.evaluate(EvalConfig(ScoreConfig(workdir=config.runtime.workdir)))
     trained = experiment_results(WorkDirectory(config.runtime.workdir), 1)
     assert scored["loss"] == pytest.approx(trained["loss"], rel=1e-5)
 

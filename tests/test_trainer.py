@@ -1,53 +1,13 @@
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import random_examples
+from conftest import make_trainer, random_examples
 
-from petseg import augmentation, optimization, sample_weights, unet
+from petseg import sample_weights
 from petseg.data import input_pipeline
-from petseg.trainer import Trainer
+from petseg.errors import ConfigError
 
 SIZE, BATCH = 32, 4
-
-
-def make_trainer(devices=1, *, class_weights=None, loss_normalization="pixels", learning_rate=1e-3, optimizer="adam"):
-    strategy = (
-        tf.distribute.OneDeviceStrategy("/cpu:0")
-        if devices == 1
-        else tf.distribute.MirroredStrategy([f"cpu:{i}" for i in range(devices)])
-    )
-    keras.utils.set_random_seed(0)
-    with strategy.scope():
-        encoder = unet.build_encoder(image_size=SIZE, alpha=0.35)
-        model = unet.build_unet(
-            image_size=SIZE,
-            num_classes=3,
-            encoder=encoder,
-            train_encoder=False,
-            input_scaling="unit",
-            sync_batch_norm=devices > 1,
-        )
-        unet.calibrate_batch_norm(encoder, tf.random.stateless_uniform([16, SIZE, SIZE, 3], seed=[0, 0]))
-        trainer = Trainer(
-            strategy,
-            model,
-            optimization.make_optimizer(optimizer, model.trainable_variables),
-            optimization.learning_rate_schedule("constant", learning_rate, 100),
-            augmentation.augmentation("flip", seed=0, batch_size=BATCH),
-            batch_size=BATCH,
-            class_weights=class_weights,
-            loss_normalization=loss_normalization,
-        )
-    return trainer, strategy
-
-
-def batches(strategy, examples, steps=100):
-    return iter(
-        input_pipeline.distributed_training_batches(
-            strategy, examples, batch_size=BATCH, seed=0, first_step=0, last_step=steps
-        )
-    )
 
 
 def learnable_examples():
@@ -62,8 +22,7 @@ def learnable_examples():
 
 
 def test_the_loop_learns_and_is_traced_once():
-    trainer, strategy = make_trainer(learning_rate=3e-3)
-    iterator = batches(strategy, learnable_examples())
+    trainer, _, iterator = make_trainer(examples=learnable_examples(), optimizer="adam", learning_rate=3e-3)
     trainer.run(iterator, 0)
     assert int(trainer.step) == 0
     trainer.run(iterator, 1)
@@ -85,9 +44,11 @@ def test_the_loop_learns_and_is_traced_once():
 @pytest.mark.parametrize("loss_normalization", ["pixels", "weights"])
 def test_the_loss_is_divided_once_by_what_was_asked(loss_normalization):
     class_weights = (0.4, 0.4, 0.2)
-    trainer, strategy = make_trainer(class_weights=class_weights, loss_normalization=loss_normalization)
     examples = random_examples(BATCH, SIZE)
     examples.masks[0, :10] = sample_weights.IGNORED
+    trainer, _, batches = make_trainer(
+        examples=examples, class_weights=class_weights, loss_normalization=loss_normalization
+    )
     images, masks = examples.images.astype(np.float32), examples.masks
     draw = tf.random.stateless_uniform([BATCH], seed=[0, 0]).numpy()
     ids = input_pipeline.example_ids(
@@ -102,48 +63,76 @@ def test_the_loss_is_divided_once_by_what_was_asked(loss_normalization):
     labels = np.where(valid, masks, 0)
     per_pixel = -np.take_along_axis(log_probabilities, labels[..., None].astype(int), -1)[..., 0]
     divisor = valid.sum() if loss_normalization == "pixels" else weights.sum()
-    trainer.run(batches(strategy, examples), 1)
+    trainer.run(batches, 1)
     assert trainer.read_sums().loss == pytest.approx((weights * per_pixel).sum() / divisor, rel=1e-5)
 
 
-@pytest.mark.parametrize("loss_normalization", ["pixels", "weights"])
-def test_two_replicas_compute_what_one_computes(loss_normalization):
-    examples = random_examples(12, SIZE)
-    examples.masks[3, :9] = sample_weights.IGNORED
-    losses, matrices = [], []
-    for devices in (1, 2):
-        trainer, strategy = make_trainer(
-            devices, class_weights=(0.4, 0.4, 0.2), loss_normalization=loss_normalization, optimizer="sgd"
+def test_the_first_step_that_is_not_finite_is_remembered_and_changes_no_weight():
+    trainer, _, batches = make_trainer(examples=random_examples(8, SIZE), learning_rate=1e30)
+    trainer.run(batches, 10)
+    first = int(trainer.nonfinite_step)
+    assert 0 < first < 5
+    assert int(trainer.step) == 10
+    assert int(trainer.optimizer.iterations) == first
+    for weight in trainer.model.get_weights():
+        assert np.isfinite(weight).all()
+    assert trainer.read_sums().skipped_steps == 10 - first
+
+
+def test_micro_batches_add_up_to_the_batch():
+    losses, norms = [], []
+    for micro_batches in (1, 2, 4):
+        trainer, _, batches = make_trainer(
+            examples=random_examples(24, SIZE),
+            batch_size=8,
+            learning_rate=0.1,
+            class_weights=(0.4, 0.4, 0.2),
+            loss_normalization="weights",
+            micro_batches=micro_batches,
+            freeze_batch_norm=True,  # in training mode each slice would be normalised by its own statistics
         )
-        iterator = batches(strategy, examples)
         sums = []
-        for _ in range(4):
-            trainer.run(iterator, 1)
+        for _ in range(5):
+            trainer.run(batches, 1)
             sums.append(trainer.read_sums())
         losses.append([part.loss for part in sums])
-        matrices.append(sums[0].confusion_matrix)
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
-    assert matrices[0].sum() == matrices[1].sum()
+        norms.append([part.gradient_norm for part in sums])
+        assert sums[0].confusion_matrix.sum() == 8 * SIZE * SIZE
+    for other in (1, 2):
+        np.testing.assert_allclose(losses[other], losses[0], rtol=1e-5)
+        np.testing.assert_allclose(norms[other], norms[0], rtol=1e-4)
+    assert losses[0][-1] != losses[0][0]
 
 
-def test_the_first_step_that_is_not_finite_is_remembered():
-    trainer, strategy = make_trainer(learning_rate=1e30, optimizer="sgd")
-    trainer.run(batches(strategy, random_examples(8, SIZE)), 10)
-    assert 0 < int(trainer.nonfinite_step) < 5
-    assert int(trainer.step) == 10
+def test_micro_batches_must_divide_what_a_replica_gets():
+    with pytest.raises(ConfigError, match="--micro_batches=3: takes a divisor of the 4 examples that each replica"):
+        make_trainer(examples=random_examples(8, SIZE), micro_batches=3)
 
 
-def test_the_learning_rate_follows_the_clock():
-    schedule = optimization.learning_rate_schedule("cosine", 0.5, 100)
-    values = [float(schedule(tf.constant(step, tf.int64))) for step in (0, 50, 100)]
-    np.testing.assert_allclose(values, [0.5, 0.25, 0.0], atol=1e-6)
+def test_xla_computes_the_same():
+    losses = []
+    for jit_compile in (False, True):
+        trainer, _, batches = make_trainer(examples=random_examples(8, SIZE), jit_compile=jit_compile)
+        sums = []
+        for _ in range(3):
+            trainer.run(batches, 1)
+            sums.append(trainer.read_sums().loss)
+        losses.append(sums)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
-def test_optimizers_are_built(name):
-    variable = keras.Variable([1.0, 2.0])
-    optimizer = optimization.make_optimizer(name, [variable])
-    assert optimizer.built
-    before = variable.numpy().copy()
-    optimizer.apply_gradients([(tf.constant([1.0, -1.0]), variable)])
-    assert ((variable.numpy() - before) * [1, -1] < 0).all()
+@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_keeps_weights_logits_loss_and_statistics_in_float32(precision):
+    examples = random_examples(8, SIZE)
+    exact, _, batches = make_trainer(examples=examples)
+    exact.run(batches, 1)
+    mixed, _, batches = make_trainer(examples=examples, precision=precision)
+    assert {variable.dtype for variable in mixed.model.weights} == {"float32"}
+    assert mixed.model.get_layer("upsample_512").compute_dtype == precision.removeprefix("mixed_")
+    assert mixed.model.output.dtype == "float32"
+    mixed.run(batches, 1)
+    sums, expected = mixed.read_sums(), exact.read_sums()
+    assert sums.loss == pytest.approx(expected.loss, rel=1e-2)
+    assert sums.gradient_norm == pytest.approx(expected.gradient_norm, rel=0.1)
+    assert sums.loss_scale == (1024.0 if precision == "mixed_float16" else 1.0)
+    assert sums.skipped_steps == 0

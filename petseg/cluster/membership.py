@@ -60,6 +60,17 @@ def join(*, gpus: int, seconds: float) -> Cluster:
       ConfigError: if the environment describes no cluster, or one that cannot be.
       ClusterError: if others are missing when the time is up.
     """
+    cluster = described_by_environment(gpus)
+    _meet(cluster, seconds)
+    return cluster
+
+
+def described_by_environment(gpus: int) -> Cluster:
+    """The cluster that TF_CONFIG describes, or else Slurm.
+
+    Raises:
+      ConfigError: if there is none, or one that cannot be.
+    """
     if "TF_CONFIG" in os.environ:
         _check_tf_config(os.environ["TF_CONFIG"])
         resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
@@ -70,12 +81,6 @@ def join(*, gpus: int, seconds: float) -> Cluster:
             "--strategy=multi_worker_mirrored: takes a cluster from TF_CONFIG or from Slurm (srun), and finds neither; "
             "petseg/cluster/ shows how to start one"
         )
-    cluster = _of_resolver(resolver)
-    _meet(cluster, seconds)
-    return cluster
-
-
-def _of_resolver(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> Cluster:
     spec = resolver.cluster_spec().as_dict()
     addresses = {f"{job} {i}": address for job in TRAINING_JOBS for i, address in enumerate(spec.get(job, []))}
     name = f"{resolver.task_type} {resolver.task_id}"

@@ -75,28 +75,45 @@ def distributed_training_batches(
       ConfigError: if the replicas do not divide the batch.
       DataError: if the split does not fill one.
     """
-    steps_per_epoch(len(examples), batch_size)
     check_divides(strategy, batch_size)
+    return strategy.distribute_datasets_from_function(
+        lambda context: training_batches_of_host(
+            context, examples, batch_size=batch_size, seed=seed, first_step=first_step, last_step=last_step
+        )
+    )
+
+
+def training_batches_of_host(
+    context: tf.distribute.InputContext,
+    examples: Examples,
+    *,
+    batch_size: int,
+    seed: int,
+    first_step: int,
+    last_step: int,
+) -> tf.data.Dataset:
+    """What one host reads of the global batches: the parts of its own replicas, one after the other, step by step.
+
+    Raises:
+      DataError: if the split does not fill a batch.
+    """
+    local = context.num_replicas_in_sync // context.num_input_pipelines
+    size = batch_size // context.num_replicas_in_sync
+    steps_per_epoch(len(examples), batch_size)
     images, masks = _on_host(examples)
 
-    def dataset_of_host(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        local = context.num_replicas_in_sync // context.num_input_pipelines
-        size = batch_size // context.num_replicas_in_sync
+    def batch(element: tf.Tensor) -> Batch:
+        step, replica = element // local, context.input_pipeline_id * local + element % local
+        positions = replica * size + tf.range(size, dtype=tf.int64)
+        ids = example_ids(step, positions, num_examples=len(examples), batch_size=batch_size, seed=seed)
+        return {
+            "image": tf.gather(images, ids),
+            "mask": tf.gather(masks, ids),
+            "example_id": ids,
+            "position": positions,
+        }
 
-        def batch(element: tf.Tensor) -> Batch:
-            step, replica = element // local, context.input_pipeline_id * local + element % local
-            positions = replica * size + tf.range(size, dtype=tf.int64)
-            ids = example_ids(step, positions, num_examples=len(examples), batch_size=batch_size, seed=seed)
-            return {
-                "image": tf.gather(images, ids),
-                "mask": tf.gather(masks, ids),
-                "example_id": ids,
-                "position": positions,
-            }
-
-        return _in_order(tf.data.Dataset.range(first_step * local, last_step * local).map(batch, PARALLEL_BATCHES))
-
-    return strategy.distribute_datasets_from_function(dataset_of_host)
+    return _in_order(tf.data.Dataset.range(first_step * local, last_step * local).map(batch, PARALLEL_BATCHES))
 
 
 def distributed_evaluation_batches(
