@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from absl import flags
 
 from petseg import config as config_lib
-from petseg.errors import PetsegError
+from petseg.errors import PetsegError, StoppedError
 
 C = TypeVar("C")
 
@@ -54,7 +54,8 @@ def run(main: Callable[[C], Any], config_class: type[C], summary: str) -> None:
     """Runs a program: parses the flags, calls ``main(config)``, and exits.
 
     Exit codes: 0 done; 1 a fault of the program, with its traceback; 2 something the user can mend, in one line;
-    3 the loss was not finite; 130 Ctrl-C.
+    3 the loss was not finite; 75 another process of the cluster was lost; 130 and
+    143 stopped by Ctrl-C and SIGTERM.
     """
     program = os.path.basename(sys.argv[0])
     if any(argument in ("-h", "-help", "--help", "--helpfull", "--helpshort") for argument in sys.argv[1:]):
@@ -65,13 +66,16 @@ def run(main: Callable[[C], Any], config_class: type[C], summary: str) -> None:
         config = parse(sys.argv, config_class)
         _set_up_logging()
         main(config)
+    except StoppedError as stopped:
+        print(f"{program}: {stopped}", file=sys.stderr)
+        sys.exit(stopped.exit_code)
     except PetsegError as error:
         if debug:
             raise
         print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt:  # before anybody listened to signals
+        print(f"{program}: stopped by SIGINT", file=sys.stderr)
         sys.exit(130)
 
 

@@ -228,6 +228,9 @@ class ScheduleConfig(Group):
     summary_every: int = option(20, "interval of training summaries", unit="steps", minimum=1)
     eval_every: int = option(0, "interval of evaluations; 0: once an epoch", unit="steps", minimum=0)
     checkpoint_every: int = option(0, "interval of checkpoints; 0: once an epoch", unit="steps", minimum=0)
+    checkpoint_every_minutes: float = option(
+        0.0, "also save when so much time has passed since the last checkpoint; 0: do not", unit="minutes", minimum=0
+    )
     keep_checkpoints: int = option(3, "newest checkpoints to keep", unit="checkpoints", minimum=1)
 
 
@@ -277,6 +280,15 @@ class RuntimeConfig(Group):
 
     workdir: str = option("", "work directory; empty: a new folder under `runs/`")
     seed: int = option(0, "seed of initial weights, example order and augmentation", resume="fixed", minimum=0)
+    on_nonfinite: str = option(
+        "halt",
+        "what follows when loss or gradients are not finite: the run ends; the step is skipped; or the weights "
+        "go back to the last checkpoint, while the clock goes on",
+        choices=("halt", "skip", "restore"),
+    )
+    nonfinite_limit: int = option(
+        10, "how often --on_nonfinite=skip or restore may be needed before the run ends", unit="times", minimum=0
+    )
     deterministic: bool = option(False, "op determinism: the same run gives the same bits; slower on a GPU")
     debug: bool = option(False, "show the traceback of an error that is otherwise one line")
 

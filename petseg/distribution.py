@@ -35,16 +35,21 @@ class Placement:
         """Whether this process writes what is there to be read."""
         return self.cluster is None or self.cluster.is_chief
 
-    def agree(self, value: int) -> bool:
-        """Whether all processes came with the same value; returns when all are here."""
+    @property
+    def name(self) -> str:
+        """Of this process, such as "worker 1"."""
+        return "this process" if self.cluster is None else self.cluster.name
+
+    def gather(self, value: int) -> list[int]:
+        """The values that all processes came with, one for each replica; returns when all are here."""
         if self.cluster is None:
-            return True
+            return [value]
 
         @tf.function
-        def everyones(mine: tf.Tensor) -> tf.Tensor:
+        def gathered(mine: tf.Tensor) -> tf.Tensor:
             return self.strategy.gather(self.strategy.run(tf.identity, args=(mine,)), axis=0)
 
-        return bool(tf.reduce_all(everyones(tf.constant([value], tf.int64)) == value))
+        return gathered(tf.constant([value], tf.int64)).numpy().tolist()
 
     @contextlib.contextmanager
     def naming_lost_workers(self) -> Iterator[None]:

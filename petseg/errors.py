@@ -1,5 +1,7 @@
 """What can go wrong in a way the user can mend; each error knows its exit code."""
 
+import signal
+
 
 class PetsegError(Exception):
     """An error whose message is all the user needs: one line, no traceback."""
@@ -33,3 +35,14 @@ class ClusterError(PetsegError):
     """The processes of a cluster do not go together, or one of them was lost."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: trying again may succeed
+
+
+class StoppedError(BaseException):
+    """The program was told to stop, by SIGTERM or Ctrl-C.
+
+    Like KeyboardInterrupt no Exception, so that no library takes it for an error of its own.
+    """
+
+    def __init__(self, number: int, what_remains: str = ""):
+        super().__init__(f"stopped by {signal.Signals(number).name}{what_remains}")
+        self.exit_code = 128 + number

@@ -67,8 +67,19 @@ class Evaluator:
         *,
         class_weights: Sequence[float] | None,
         loss_normalization: str,
+        stop: tf.Variable | None = None,
     ):
+        """Makes one.
+
+        Args:
+          strategy: any number of replicas.
+          model: float32 images in [0, 255] -> float32 logits.
+          class_weights: one per class, or None.
+          loss_normalization: "pixels" or "weights": what the summed loss is divided by.
+          stop: float32 variable; set to 1 from another thread, it ends a pass early.
+        """
         self._strategy, self._model = strategy, model
+        self._stop = tf.constant(0.0) if stop is None else stop
         self._class_weights, self._loss_normalization = class_weights, loss_normalization
         _, height, width, self._num_classes = model.output_shape
         self._pixels = float(height * width)
@@ -82,6 +93,9 @@ class Evaluator:
         Args:
           examples: the split.
           batch_size: examples per step over all replicas; any number.
+
+        Returns:
+          what was counted; of fewer examples than there are if the pass was ended early.
         """
         batches, count = input_pipeline.distributed_evaluation_batches(self._strategy, examples, batch_size=batch_size)
         totals = (self._examples, self._loss, self._denominator, self._confusion)
@@ -89,7 +103,7 @@ class Evaluator:
             total.assign(tf.zeros_like(total))
         self._loop(iter(batches), tf.constant(count, tf.int64))
         number, loss, denominator, confusion = (total.numpy() for total in totals)
-        return Evaluation(int(number), float(loss / denominator), confusion)
+        return Evaluation(int(number), float(loss / denominator) if denominator else float("nan"), confusion)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Class ids [B, H, W] for images uint8 [B, H, W, 3]."""
@@ -102,8 +116,10 @@ class Evaluator:
 
     @tf.function(reduce_retracing=True)
     def _loop(self, iterator: Any, count: tf.Tensor) -> None:
-        for _ in tf.range(count):
+        done = tf.constant(0, tf.int64)
+        while (done < count) & (self._stop == 0):
             self._strategy.run(self._replica_step, args=(next(iterator),))
+            done += 1
 
     def _replica_step(self, batch: dict[str, tf.Tensor]) -> None:
         masks = batch["mask"]

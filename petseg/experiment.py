@@ -1,37 +1,35 @@
-"""Builds everything from a config and runs it; the only module that knows all others."""
+"""Runs what a config describes; the only module that knows all others."""
 
+import contextlib
 import dataclasses
+import json
 import logging
-import time
+import signal
 from collections.abc import Mapping
 from typing import Any
 
-import keras
+import numpy as np
 import tensorflow as tf
 import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from petseg import (
-    augmentation,
+    building,
     checkpointing,
     config as config_lib,
-    distribution,
     evaluator,
-    host_allocator,
     metrics,
-    optimization,
-    sample_weights,
     summaries,
     trainer,
     unet,
     visualization,
 )
-from petseg.config import CLASS_NAMES, Config, DistributionConfig, EvalConfig
+from petseg.clock import Alarm, Clock, Timer
+from petseg.config import CLASS_NAMES, Config, EvalConfig
 from petseg.data import datasets, input_pipeline
-from petseg.data.datasets import Examples
 from petseg.distribution import Placement
-from petseg.errors import ClusterError, DataError, NonFiniteLossError
-from petseg.trainer import Trainer
+from petseg.errors import ClusterError, DataError, NonFiniteLossError, StoppedError, WorkDirectoryError
+from petseg.signals import StopSignals
 from petseg.work_directory import WorkDirectory, write_json
 
 logger = logging.getLogger(__name__)
@@ -45,102 +43,64 @@ def train(config: Config) -> dict[str, Any]:
       the scores of the last evaluation, as in its results file.
 
     Raises:
-      PetsegError: if data, work directory or checkpoint cannot be used, or the loss is not finite.
+      PetsegError: if data, work directory or checkpoint cannot be used, the loss is not finite, or a signal came.
     """
     workdir = WorkDirectory.for_training(config.runtime.workdir, config.data.dataset)
     config = dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, workdir=str(workdir.path)))
     if workdir.config_file.exists():
         for name, (old, new) in workdir.reconcile(config).items():
             logger.info("changed: --%s was %r, is now %r", name, old, new)
-    placement = set_up_runtime(config, config.distribution)
-    with logging_redirect_tqdm(), placement.naming_lost_workers():
-        return Experiment(config, workdir, placement).run()
+    with StopSignals() as signals:
+        placement = building.set_up_runtime(config, config.distribution)
+        lock = workdir.locked() if placement.is_chief else contextlib.nullcontext()
+        with lock, logging_redirect_tqdm(), placement.naming_lost_workers(), _naming_full_disks(workdir):
+            return Experiment(config, workdir, placement, signals).run()
 
 
-def set_up_runtime(config: Config, devices: DistributionConfig) -> Placement:
-    """Memory, seeds, determinism and devices of the process; before anything is built."""
-    host_allocator.keep_freed_memory()
-    keras.utils.set_random_seed(config.runtime.seed)
-    if config.runtime.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    placement = distribution.set_up(devices)
-    if not placement.is_chief:  # what they all would say, one says
-        logging.getLogger("petseg").setLevel(logging.WARNING)
-    return placement
-
-
-@dataclasses.dataclass(frozen=True)
-class Clock:
-    """When a run does what, in steps."""
-
-    total: int
-    per_loop: int
-    summary: int
-    evaluation: int
-    checkpoint: int
-
-    @classmethod
-    def of(cls, config: Config, steps_per_epoch: int) -> "Clock":
-        schedule = config.schedule
-        return cls(
-            total=schedule.train_steps or schedule.epochs * steps_per_epoch,
-            per_loop=schedule.steps_per_loop,
-            summary=schedule.summary_every,
-            evaluation=schedule.eval_every or steps_per_epoch,
-            checkpoint=schedule.checkpoint_every or steps_per_epoch,
-        )
-
-    def due(self, step: int, every: int) -> bool:
-        return step % every == 0 or step == self.total
-
-    def steps_to_next(self, step: int) -> int:
-        """How many steps until something is due, or the compiled loop returns anyway."""
-        pauses = [every - step % every for every in (self.summary, self.evaluation, self.checkpoint)]
-        return min(self.per_loop, self.total - step, *pauses)
+@contextlib.contextmanager
+def _naming_full_disks(workdir: WorkDirectory) -> Any:
+    try:
+        yield
+    except OSError as error:
+        raise WorkDirectoryError(f"{error.filename or workdir.path}: cannot be written: {error.strerror}") from error
 
 
 class Experiment:
     """One training run in its work directory."""
 
-    def __init__(self, config: Config, workdir: WorkDirectory, placement: Placement):
-        self.config, self.workdir, self.placement = config, workdir, placement
-        self.strategy, data = placement.strategy, config.data
-        input_pipeline.check_divides(self.strategy, data.batch_size)
+    def __init__(self, config: Config, workdir: WorkDirectory, placement: Placement, signals: StopSignals):
+        self.config, self.workdir, self.placement, self.signals = config, workdir, placement, signals
+        strategy, data = placement.strategy, config.data
+        input_pipeline.check_divides(strategy, data.batch_size)
         trainer.check_step(
-            self.strategy,
+            strategy,
             batch_size=data.batch_size,
             micro_batches=config.compute.micro_batches,
             sync_batch_norm=config.model.sync_batch_norm,
             jit_compile=config.compute.jit_compile,
         )
+        resume_from = checkpointing.newest_intact(workdir.checkpoints)
+        if not resume_from:
+            unet.check_encoder_weights(config.model.encoder_weights)
         self.train_examples = datasets.load(data.dataset, data.train_split, data.image_size, data.data_dir)
         self.eval_examples = datasets.load(data.dataset, data.eval_split, data.image_size, data.data_dir)
         self.steps_per_epoch = input_pipeline.steps_per_epoch(len(self.train_examples), data.batch_size)
-        self.clock = Clock.of(config, self.steps_per_epoch)
-        self.class_weights = resolve_class_weights(config, self.train_examples)
-        if self.class_weights is not None:
-            logger.info("class weights: %s", _listed(self.class_weights))
-        resume_from = tf.train.latest_checkpoint(str(workdir.checkpoints))
-        with self.strategy.scope():
-            self.model = build_model(config, self.strategy, None if resume_from else self.train_examples)
-            self.trainer = build_trainer(config, self.strategy, self.model, self.class_weights, self.clock.total)
-            self.evaluator = evaluator.Evaluator(
-                self.strategy,
-                self.model,
-                class_weights=self.class_weights,
-                loss_normalization=config.loss.loss_normalization,
+        self.clock = Clock.of(config.schedule, self.steps_per_epoch)
+        self.class_weights = building.resolve_class_weights(config, self.train_examples)
+        self.requests = trainer.Requests()
+        signals.call(lambda: self.requests.stop.assign(1.0))
+        with strategy.scope():
+            self.model = building.build_model(config, None if resume_from else self.train_examples)
+            self.trainer = building.build_trainer(
+                config, strategy, self.model, self.class_weights, self.clock.total, self.requests
             )
-        saves, step = placement.is_chief, self.trainer.step
+            self.evaluator = building.build_evaluator(config, strategy, self.model, self.class_weights, self.requests)
+        saves = placement.is_chief
         self.checkpoints = checkpointing.Checkpoints(
-            workdir.checkpoints,
-            keep=config.schedule.keep_checkpoints,
-            saves=saves,
-            model=self.model,
-            optimizer=self.trainer.optimizer,
-            loss_scale=self.trainer.loss_scale,
-            step=step,
+            workdir.checkpoints, keep=config.schedule.keep_checkpoints, saves=saves, **self.trainer.state()
         )
-        self.best = checkpointing.BestCheckpoint(workdir.best, saves=saves, model=self.model, step=step)
+        self.best = checkpointing.BestCheckpoint(workdir.best, saves=saves, model=self.model, step=self.trainer.step)
+        self._nonfinite_events = 0
         if resume_from:
             self.checkpoints.restore(resume_from)
             logger.info("resumed from %s", resume_from)
@@ -148,90 +108,156 @@ class Experiment:
 
     def _check_agreement(self) -> None:
         """Processes that train different things would train nonsense together, or wait for each other for ever."""
-        step, name = self._step(), "" if self.placement.cluster is None else self.placement.cluster.name
-        if not self.placement.agree(step):
+        step, name = self._step(), self.placement.name
+        if len(set(self.placement.gather(step))) > 1:
             raise ClusterError(
                 f"{name} stands at step {step}, another process elsewhere: "
                 f"--workdir={self.workdir.path} must be the same folder for all of them"
             )
-        if not self.placement.agree(config_lib.fingerprint(self.config)):
-            raise ClusterError(f"{name} was started with other flags than another process; takes the same for all")
+        if len(set(self.placement.gather(config_lib.fingerprint(self.config)))) > 1:
+            raise ClusterError(f"{name} was started with other flags than another process; takes one set for all")
 
     def run(self) -> dict[str, Any]:
-        """The outer loop: train a while, then summarise, evaluate and save when the clock says so."""
+        """Trains from where the run stands to the end."""
         step, clock = self._step(), self.clock
         if step >= clock.total:
             logger.info("%s is complete: step %d of %d", self.workdir.path, step, clock.total)
-            results = self._evaluate(step, log=None)
-            if self.placement.is_chief:
-                print(evaluator.table(results))
-            return results
-        logger.info("%s: steps %d to %d, %d an epoch", self.workdir.path, step, clock.total, self.steps_per_epoch)
+        else:
+            logger.info("%s: steps %d to %d, %d an epoch", self.workdir.path, step, clock.total, self.steps_per_epoch)
         log = None
         if self.placement.is_chief:
             devices = [device.name for device in tf.config.list_logical_devices()]
             self.workdir.save_config(self.config, class_weights=self.class_weights, devices=devices)
             log = summaries.Summaries(self.workdir.path, self.workdir.metrics_file, first_step=step)
         try:
-            results = self._loop(step, log)
+            with self.signals.deferred():
+                results = self._loop(step, log)
         finally:
             if log is not None:
                 log.close()
         if self.placement.is_chief:
             self._finish(results)
-        self.placement.agree(0)  # nobody leaves while another one works
+        self.placement.gather(0)  # nobody leaves while another one works
         return results
 
     def _loop(self, step: int, log: summaries.Summaries | None) -> dict[str, Any]:
-        clock, results = self.clock, {}
-        batches = iter(
+        """The outer loop: train a while, then summarise, evaluate and save when the clock says so."""
+        clock = self.clock
+        batches = self._batches(step)
+        if step == 0 and log is not None:
+            log.image(summaries.TRAIN, 0, "model", visualization.to_array(visualization.model_diagram(self.model)))
+        results = self._catch_up(step, log)
+        if step < clock.total:
+            self.trainer.run(batches, 0)  # compiles, so that images/s does not contain it
+        timer, alarm = Timer(), Alarm(self.config.schedule.checkpoint_every_minutes)
+        hidden = None if self.placement.is_chief else True
+        with tqdm.tqdm(total=clock.total, initial=step, unit="step", disable=hidden, dynamic_ncols=True) as bar:
+            while step < clock.total:
+                if alarm.rings():
+                    self.requests.save.assign(1.0)
+                with timer:
+                    self.trainer.run(batches, clock.steps_to_next(step))
+                    step = self._step()
+                bar.update(step - bar.n)
+                self._check_finite()
+                stop, save = self.trainer.requested()
+                if clock.due(step, clock.summary):
+                    self._summarize(step, timer, log, bar)
+                if clock.due(step, clock.evaluation) and not stop:
+                    evaluated = self._evaluate(step, log)
+                    stop, results = evaluated is None, evaluated or results
+                if clock.due(step, clock.checkpoint) or save or stop:
+                    self._save(step, log)  # last, so that all that belongs to a step precedes its checkpoint
+                    self.requests.save.assign(0.0)
+                    alarm.reset()
+                if stop:
+                    raise self._stopped(step)
+        return results
+
+    def _batches(self, step: int) -> Any:
+        return iter(
             input_pipeline.distributed_training_batches(
-                self.strategy,
+                self.placement.strategy,
                 self.train_examples,
                 batch_size=self.config.data.batch_size,
                 seed=self.config.runtime.seed,
                 first_step=step,
-                last_step=clock.total,
+                last_step=self.clock.total,
             )
         )
-        if step == 0:
-            if log is not None:
-                log.image(summaries.TRAIN, 0, "model", visualization.to_array(visualization.model_diagram(self.model)))
-            results = self._evaluate(step, log)
-        self.trainer.run(batches, 0)  # compiles, so that images/s does not contain it
-        hidden = None if self.placement.is_chief else True
-        with tqdm.tqdm(total=clock.total, initial=step, unit="step", disable=hidden, dynamic_ncols=True) as bar:
-            timer = Timer()
-            while step < clock.total:
-                count = clock.steps_to_next(step)
-                with timer:
-                    self.trainer.run(batches, count)
-                    step = self._step()
-                self._check_finite()
-                bar.update(count)
-                if clock.due(step, clock.summary):
-                    self._summarize(step, timer, log, bar)
-                if clock.due(step, clock.evaluation):
-                    results = self._evaluate(step, log)
-                    self.best.offer(results["mean_iou"], step)
-                if clock.due(step, clock.checkpoint):
-                    if log is not None:
-                        log.flush()
-                    self.checkpoints.save(step)  # last, so that all that belongs to a step precedes its checkpoint
+
+    def _catch_up(self, step: int, log: summaries.Summaries | None) -> dict[str, Any]:
+        """Evaluates what a process that was stopped at this step could not; returns the results of this step.
+
+        Raises:
+          StoppedError: if a signal came meanwhile.
+        """
+        file = self.workdir.results_file(self.config.data.eval_split, step)
+        missing = step == 0 or (self.clock.due(step, self.clock.evaluation) and not file.exists())
+        if not any(self.placement.gather(int(missing))):
+            return json.loads(file.read_text()) if file.exists() else {}
+        results = self._evaluate(step, log)
+        if results is None:
+            raise self._stopped(step)
         return results
+
+    def _save(self, step: int, log: summaries.Summaries | None) -> None:
+        if log is not None:
+            log.flush()
+        self.trainer.settle()
+        self.checkpoints.save(step)
 
     def _step(self) -> int:
         return int(self.trainer.step.numpy())
 
-    def _check_finite(self) -> None:
-        step = int(self.trainer.nonfinite_step.numpy())
-        if step >= 0:
-            raise NonFiniteLossError(
-                f"the loss or its gradient is not finite at step {step}; "
-                f"the last good checkpoint is {self.checkpoints.latest or '(none yet)'}"
-            )
+    def _stopped(self, step: int) -> StoppedError:
+        where = self.checkpoints.newest() or "the start"
+        sender = "" if self.signals.received else ", sent to another process,"
+        number = self.signals.received or signal.SIGTERM
+        return StoppedError(number, f"{sender} at step {step}; the same command goes on from {where}")
 
-    def _summarize(self, step: int, timer: "Timer", log: summaries.Summaries | None, bar: tqdm.tqdm) -> None:
+    def _check_finite(self) -> None:
+        """Ends the run, or sees to it that it can go on, after a step that was not finite.
+
+        Raises:
+          NonFiniteLossError: if the run must end.
+        """
+        step, mode = int(self.trainer.nonfinite_step.numpy()), self.config.runtime.on_nonfinite
+        if step < 0:
+            return
+        replicas = self.trainer.nonfinite_replicas()
+        latest = self.checkpoints.newest()
+        what = f"the loss or its gradient is not finite at step {step}{self._origin(step, replicas)}"
+        self._nonfinite_events += 1
+        too_often = self._nonfinite_events > self.config.runtime.nonfinite_limit
+        if mode == "halt" or too_often or (mode == "restore" and latest is None):
+            raise NonFiniteLossError(f"{what}; the last good checkpoint is {latest or '(none yet)'}")
+        if mode == "restore" and latest is not None:
+            logger.warning("%s; back to the weights of %s", what, latest)
+            now = self._step()
+            self.checkpoints.restore(latest)
+            self.trainer.step.assign(now)  # else the same batch would come again
+            self.trainer.read_sums()
+        else:
+            logger.warning("%s; skipped", what)
+        self.trainer.go_on()
+
+    def _origin(self, step: int, replicas: list[int]) -> str:
+        """Which replicas, and which examples they had."""
+        if not replicas:
+            return " (in the sum over all replicas)"
+        size = self.config.data.batch_size // self.placement.strategy.num_replicas_in_sync
+        positions = np.concatenate([np.arange(size) + replica * size for replica in replicas])
+        ids = input_pipeline.example_ids(
+            tf.constant(step, tf.int64),
+            tf.constant(positions, tf.int64),
+            num_examples=len(self.train_examples),
+            batch_size=self.config.data.batch_size,
+            seed=self.config.runtime.seed,
+        )
+        return f" on replica {', '.join(map(str, replicas))} (examples {', '.join(map(str, ids.numpy()))})"
+
+    def _summarize(self, step: int, timer: Timer, log: summaries.Summaries | None, bar: tqdm.tqdm) -> None:
         sums = self.trainer.read_sums()  # by all processes, for their sums meet here
         if log is None:
             return
@@ -252,22 +278,25 @@ class Experiment:
         if bar.disable:
             logger.info("step %d/%d: %s", step, self.clock.total, shown)
 
-    def _evaluate(self, step: int, log: summaries.Summaries | None) -> dict[str, Any]:
+    def _evaluate(self, step: int, log: summaries.Summaries | None) -> dict[str, Any] | None:
+        """Scores the evaluation split and keeps what is best; None if a signal ended it early."""
         evaluation = self.evaluator.evaluate(self.eval_examples, batch_size=self.config.data.batch_size)
+        if evaluation.examples < len(self.eval_examples):
+            return None
         split = self.config.data.eval_split
         results = evaluation.results(step, split)
-        if not self.placement.is_chief:
+        if log is None:
             return results
-        write_json(self.workdir.results_file(split, step), results)
+        if step:
+            self.best.offer(results["mean_iou"], step)
+        write_json(self.workdir.results_file(split, step), results)  # after this, nothing is left to catch up with
         logger.info(
             "step %d: %s: loss %.4f, accuracy %.4f, mean IoU %.4f (%s)",
             step, split, results["loss"], results["accuracy"], results["mean_iou"],
             ", ".join(f"{name} {value:.4f}" for name, value in results["iou"].items()),
         )  # fmt: skip
-        if log is not None:
-            log.scalars(summaries.EVAL, step, summaries.scalars_of(results))
-            sheet = visualization.to_array(self._prediction_sheet())
-            log.image(summaries.EVAL, step, "predictions", sheet)
+        log.scalars(summaries.EVAL, step, summaries.scalars_of(results))
+        log.image(summaries.EVAL, step, "predictions", visualization.to_array(self._prediction_sheet()))
         return results
 
     def _prediction_sheet(self) -> Any:
@@ -288,30 +317,11 @@ class Experiment:
         print(f"watch it:       tensorboard --logdir={self.workdir.path}")
 
 
-class Timer:
-    """Seconds spent in ``with timer:`` since the last `rate`: training without evaluation and checkpoints."""
-
-    def __init__(self) -> None:
-        self._seconds = 0.0
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *exception: object) -> None:
-        self._seconds += time.perf_counter() - self._start
-
-    def rate(self, count: int) -> float:
-        """Count per second; starts anew."""
-        rate = count / self._seconds if self._seconds else float("nan")
-        self._seconds = 0.0
-        return rate
-
-
 def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Scores one checkpoint of a run on a split, writes the results file, prints the table.
 
     Raises:
-      PetsegError: if work directory, checkpoint or split cannot be used.
+      PetsegError: if work directory, checkpoint or split cannot be used, or a signal came.
     """
     score = config.score
     workdir = WorkDirectory(score.workdir)
@@ -324,94 +334,21 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             f"--split={split}: {shared} of its images were trained on ({run.data.train_split}); "
             "a score on them says little; --allow_training_images scores them all the same"
         )
-    placement = set_up_runtime(run, config.distribution)
-    strategy = placement.strategy
-    examples = datasets.load(run.data.dataset, split, run.data.image_size, data_dir)
-    with strategy.scope():
-        model = build_model(run, strategy, None)
-        scorer = evaluator.Evaluator(
-            strategy,
-            model,
-            class_weights=workdir.load_class_weights(),
-            loss_normalization=run.loss.loss_normalization,
-        )
-    step = checkpointing.restore_model(path, model)
-    evaluation = scorer.evaluate(examples, batch_size=score.batch_size or run.data.batch_size)
+    with StopSignals() as signals:
+        placement = building.set_up_runtime(run, config.distribution)
+        requests = trainer.Requests()
+        signals.call(lambda: requests.stop.assign(1.0))
+        examples = datasets.load(run.data.dataset, split, run.data.image_size, data_dir)
+        with placement.strategy.scope():
+            model = building.build_model(run, None)
+            scorer = building.build_evaluator(run, placement.strategy, model, workdir.load_class_weights(), requests)
+        step = checkpointing.restore_model(path, model)
+        evaluation = scorer.evaluate(examples, batch_size=score.batch_size or run.data.batch_size)
     results = evaluation.results(step, split)
     if placement.is_chief:
         results_file = workdir.results_file(split, step)
         write_json(results_file, results)
         print(evaluator.table(results))
         print(f"\ncheckpoint: {path}\nresults:    {results_file}")
-    placement.agree(0)
+    placement.gather(0)
     return results
-
-
-def build_model(config: Config, strategy: tf.distribute.Strategy, examples: Examples | None) -> keras.Model:
-    """The network of a config.
-
-    Args:
-      config: the run's.
-      strategy: decides whether batch norms must be synchronised.
-      examples: what to initialise a new network's encoder with; None if a checkpoint will fill it.
-    """
-    size, model = config.data.image_size, config.model
-    with unet.dtype_policy(config.compute.precision):
-        encoder = unet.build_encoder(image_size=size, alpha=model.encoder_alpha)
-        network = unet.build_unet(
-            image_size=size,
-            num_classes=len(CLASS_NAMES),
-            encoder=encoder,
-            train_encoder=model.train_encoder,
-            input_scaling=model.input_scaling,
-            batch_norm_momentum=model.batch_norm_momentum,
-            sync_batch_norm=model.sync_batch_norm,
-        )
-    if examples is not None and model.encoder_weights != "none":
-        unet.load_encoder_weights(encoder, model.encoder_weights, image_size=size, alpha=model.encoder_alpha)
-    elif examples is not None:
-        some = tf.cast(examples.images[:64], tf.float32)
-        unet.calibrate_batch_norm(encoder, network.get_layer("scaling")(some))
-    return network
-
-
-def build_trainer(
-    config: Config,
-    strategy: tf.distribute.Strategy,
-    model: keras.Model,
-    class_weights: tuple[float, ...] | None,
-    total_steps: int,
-) -> Trainer:
-    """The loop of a config."""
-    optimizer, compute, batch_size = config.optimizer, config.compute, config.data.batch_size
-    return Trainer(
-        strategy,
-        model,
-        optimization.make_optimizer(optimizer.optimizer, model.trainable_variables),
-        optimization.learning_rate_schedule(optimizer.learning_rate_schedule, optimizer.learning_rate, total_steps),
-        augmentation.augmentation(config.data.augment, seed=config.runtime.seed, batch_size=batch_size),
-        optimization.LossScale(
-            initial=compute.initial_loss_scale,
-            growth_interval=compute.loss_scale_growth_interval,
-            dynamic=compute.precision == "mixed_float16",
-        ),
-        batch_size=batch_size,
-        class_weights=class_weights,
-        loss_normalization=config.loss.loss_normalization,
-        clip_norm=optimizer.clip_norm,
-        micro_batches=compute.micro_batches,
-        sync_batch_norm=config.model.sync_batch_norm,
-        jit_compile=compute.jit_compile,
-    )
-
-
-def resolve_class_weights(config: Config, examples: Examples) -> tuple[float, ...] | None:
-    """The class weights of a config, normalised to sum to 1."""
-    if config.loss.class_weights == "balanced":
-        return sample_weights.balanced(examples.masks, len(CLASS_NAMES))
-    given = config.loss.class_weight_values()
-    return given and sample_weights.normalized(given)
-
-
-def _listed(weights: tuple[float, ...]) -> str:
-    return ", ".join(f"{name} {weight:.3f}" for name, weight in zip(CLASS_NAMES, weights, strict=True))

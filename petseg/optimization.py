@@ -1,6 +1,7 @@
 """Optimizers, learning-rate schedules, and the loss scale of float16."""
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -105,6 +106,6 @@ class LossScale(tf.Module):
         return explained
 
 
-def step_variable(value: float, dtype: tf.DType) -> tf.Variable:
-    """A scalar that is assigned outside the replicas, or alike on all of them."""
+def step_variable(value: Any, dtype: tf.DType) -> tf.Variable:
+    """A variable that is assigned outside the replicas, or alike on all of them."""
     return tf.Variable(value, trainable=False, dtype=dtype, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)

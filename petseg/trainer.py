@@ -37,6 +37,30 @@ class TrainingSums:
     confusion_matrix: np.ndarray
 
 
+class _Totals(tf.Module):
+    """What `Trainer.read_sums` will tell, in variables that a checkpoint can hold."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.steps, self.finite_steps = step_variable(0, tf.int64), step_variable(0, tf.int64)
+        self.loss, self.denominator = step_variable(0.0, tf.float32), step_variable(0.0, tf.float32)
+        self.gradient_norm = step_variable(0.0, tf.float32)
+        self.confusion = step_variable(tf.zeros([num_classes] * 2, tf.int64), tf.int64)
+
+
+class Requests:
+    """What the loop is asked from outside, by any thread, in any process of a cluster. Make it outside the strategy.
+
+    Attributes:
+      stop: float32 variable; set to 1, the loop ends after the step it is at.
+      save: float32 variable; set to 1, `Trainer.requested` tells all processes that one of them wants a checkpoint.
+    """
+
+    def __init__(self) -> None:
+        with tf.device("cpu:0"):
+            self.stop, self.save = tf.Variable(0.0), tf.Variable(0.0)
+
+
 class Trainer:
     """Runs steps of training under a strategy.
 
@@ -48,8 +72,8 @@ class Trainer:
 
     Attributes:
       step: int64 variable, the clock: optimizer steps attempted.
-      nonfinite_step: int64 variable, the first step whose loss or gradients were not finite for another reason than
-        the loss scale; -1 if there was none.
+      nonfinite_step: int64 variable, the step whose loss or gradients were not finite for another reason than the loss
+        scale, and at which `run` stopped; -1 if there was none.
       model: the network, float32 images in [0, 255] -> float32 logits.
       optimizer: built for the model's trainable variables, its own gradient reduction switched off.
       loss_scale: of mixed_float16.
@@ -64,6 +88,7 @@ class Trainer:
         learning_rate: LearningRate,
         augment: Augmentation,
         loss_scale: LossScale,
+        requests: Requests,
         *,
         batch_size: int,
         class_weights: Sequence[float] | None,
@@ -82,6 +107,7 @@ class Trainer:
           learning_rate: step -> learning rate.
           augment: see `augmentation`.
           loss_scale: in use or not.
+          requests: to stop, and for a checkpoint.
           batch_size: examples of a step over all replicas.
           class_weights: one per class, or None.
           loss_normalization: "pixels" or "weights": what the summed loss is divided by.
@@ -96,6 +122,7 @@ class Trainer:
         """
         self.model, self.optimizer, self.loss_scale, self.traces = model, optimizer, loss_scale, 0
         self._strategy, self._learning_rate, self._augment = strategy, learning_rate, augment
+        self._requests = requests
         self._class_weights, self._loss_normalization = class_weights, loss_normalization
         self._clip_norm, self._micro_batches = clip_norm, micro_batches
         self._slice_size = batch_size // strategy.num_replicas_in_sync // micro_batches
@@ -113,9 +140,10 @@ class Trainer:
         _, height, width, self._num_classes = model.output_shape
         self._pixels = float(batch_size * height * width)
         self.step, self.nonfinite_step = step_variable(0, tf.int64), step_variable(-1, tf.int64)
-        self._steps, self._finite_steps = step_variable(0, tf.int64), step_variable(0, tf.int64)
-        self._totals = [step_variable(0.0, tf.float32) for _ in range(3)]
+        self._requested = step_variable([0.0, 0.0], tf.float32)
+        self._totals = _Totals(self._num_classes)
         self._confusion = _replica_variable(tf.zeros([self._num_classes] * 2, tf.int64))
+        self._nonfinite_replicas = _replica_variable(tf.zeros([strategy.num_replicas_in_sync], tf.int64))
         # What a replica has added up since the step began: gradients, loss, denominator.
         self._weights = model.trainable_variables
         self._sums = [_replica_variable(tf.zeros(v.shape, v.dtype)) for v in self._weights]
@@ -125,31 +153,65 @@ class Trainer:
         self._statistics_before = [_replica_variable(tf.zeros(v.shape, v.dtype)) for v in self._statistics]
 
     def run(self, iterator: Any, num_steps: int) -> None:
-        """Takes `num_steps` batches and makes a step with each; 0 only compiles."""
+        """Takes `num_steps` batches and makes a step with each; 0 only compiles.
+
+        Stops earlier when asked to, and after a step that was not finite for another reason than the loss scale.
+        """
         self._loop(iterator, tf.constant(num_steps, tf.int64))
 
+    def requested(self) -> tuple[bool, bool]:
+        """Whether any process had asked, by the last step: to stop; for a checkpoint."""
+        stop, save = self._requested.numpy() > 0
+        return bool(stop), bool(save)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold for the run to go on as if it had not stopped, by name; see `settle`."""
+        return {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "loss_scale": self.loss_scale,
+            "step": self.step,
+            "totals": self._totals,
+        }
+
     def read_sums(self) -> TrainingSums:
-        """What happened since the last call; starts counting anew."""
-        loss, denominator, gradient_norm = (float(value.numpy()) for value in self._totals)
-        finite_steps = int(self._finite_steps.numpy())
+        """What happened since the last call; starts counting anew. All processes of a cluster call this together."""
+        self.settle()
+        totals = self._totals
+        denominator, finite_steps = float(totals.denominator.numpy()), int(totals.finite_steps.numpy())
         sums = TrainingSums(
-            steps=int(self._steps.numpy()),
-            loss=loss / denominator if denominator else float("nan"),
-            gradient_norm=gradient_norm / finite_steps if finite_steps else float("nan"),
+            steps=int(totals.steps.numpy()),
+            loss=float(totals.loss.numpy()) / denominator if denominator else float("nan"),
+            gradient_norm=float(totals.gradient_norm.numpy()) / finite_steps if finite_steps else float("nan"),
             learning_rate=float(self._learning_rate(tf.maximum(self.step - 1, 0))),
             loss_scale=float(self.loss_scale.value()),
             skipped_steps=int(self.loss_scale.skipped_steps.numpy()),
-            confusion_matrix=self._confusion.numpy(),
+            confusion_matrix=totals.confusion.numpy(),
         )
-        for variable in (self._steps, self._finite_steps, *self._totals, self._confusion):
+        for variable in totals.variables:
             variable.assign(tf.zeros_like(variable))
         return sums
+
+    def nonfinite_replicas(self) -> list[int]:
+        """The replicas whose own loss or gradients were not finite at the last step that was skipped."""
+        return np.flatnonzero(self._nonfinite_replicas.numpy()).tolist()
+
+    def go_on(self) -> None:
+        """Lets `run` go past a step that was not finite."""
+        self.nonfinite_step.assign(-1)
+
+    def settle(self) -> None:
+        """Makes `state` complete, before it is saved. All processes of a cluster call this together."""
+        self._totals.confusion.assign_add(self._confusion.numpy())
+        self._confusion.assign(tf.zeros_like(self._confusion))
 
     @tf.function
     def _loop(self, iterator: Any, num_steps: tf.Tensor) -> None:
         self.traces += 1
-        for _ in tf.range(num_steps):
+        done = tf.constant(0, tf.int64)
+        while (done < num_steps) & (self._requested[0] == 0) & (self.nonfinite_step < 0):
             self._step(next(iterator))
+            done += 1
 
     def _step(self, batch: Any) -> None:
         """One step, seen from outside the replicas."""
@@ -160,19 +222,20 @@ class Trainer:
             run(self._accumulate, args=(batch, self.step, part))
         gradients, *results = run(self._reduce)
         # Every replica returns the same numbers, for they were computed from reduced sums.
-        loss, denominator, gradient_norm = (self._strategy.experimental_local_results(value)[0] for value in results)
-        finite = tf.math.is_finite(loss) & tf.math.is_finite(gradient_norm)
+        loss, denominator, norm, requested = (self._strategy.experimental_local_results(value)[0] for value in results)
+        finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
         if finite:
             run(self._update, args=(gradients,))
-            for total, value in zip(self._totals, (loss, denominator, gradient_norm), strict=True):
-                total.assign_add(value)
-            self._finite_steps.assign_add(1)
+            self._totals.loss.assign_add(loss)
+            self._totals.denominator.assign_add(denominator)
+            self._totals.gradient_norm.assign_add(norm)
+            self._totals.finite_steps.assign_add(1)
         else:
             run(self._undo)
         explained = self.loss_scale.update(finite)
-        first = (self.nonfinite_step < 0) & ~explained
-        self.nonfinite_step.assign(tf.where(first, self.step, self.nonfinite_step))
-        self._steps.assign_add(1)
+        self.nonfinite_step.assign(tf.where(explained, self.nonfinite_step, self.step))
+        self._requested.assign(requested)
+        self._totals.steps.assign_add(1)
         self.step.assign_add(1)
 
     # The rest is seen from a replica.
@@ -215,20 +278,23 @@ class Trainer:
         gradients = tape.gradient(scaled, self._weights)
         return gradients, loss, tf.argmax(logits, axis=-1, output_type=tf.int32)
 
-    def _reduce(self) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor, tf.Tensor]:
-        """The one all-reduce; then true gradients, clipped, with loss, denominator and norm."""
-        sums = [tf.identity(total) for total in self._sums]
-        statistics = [tf.identity(variable.value) for variable in self._statistics if self._average_statistics]
-        reduced = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, [*sums, *statistics])
-        *gradients, loss, denominator = reduced[: len(sums)]
-        for variable, total in zip(self._statistics, reduced[len(sums) :], strict=False):
+    def _reduce(self) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """The one all-reduce; then true gradients, clipped, with loss, denominator, norm and requests."""
+        values = {
+            "sums": [tf.identity(total) for total in self._sums],
+            "statistics": [tf.identity(v.value) for v in self._statistics if self._average_statistics],
+            "requests": tf.stack([self._requests.stop, self._requests.save]),
+        }
+        reduced = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+        for variable, total in zip(self._statistics, reduced["statistics"], strict=False):
             variable.assign(total / self._strategy.num_replicas_in_sync)
+        *gradients, loss, denominator = reduced["sums"]
         divisor = denominator * self.loss_scale.value()
         gradients = [tf.math.divide_no_nan(gradient, divisor) for gradient in gradients]
         norm = tf.linalg.global_norm(gradients)
         if self._clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, self._clip_norm, use_norm=norm)
-        return gradients, loss, denominator, norm
+        return gradients, loss, denominator, norm, reduced["requests"]
 
     def _update(self, gradients: list[tf.Tensor]) -> None:
         self.optimizer.apply_gradients(zip(gradients, self._weights, strict=True))
@@ -236,6 +302,10 @@ class Trainer:
     def _undo(self) -> None:
         for before, variable in zip(self._statistics_before, self._statistics, strict=True):
             variable.assign(tf.identity(before))
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(tf.identity(total))) for total in self._sums])
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        number = self._strategy.num_replicas_in_sync
+        self._nonfinite_replicas.assign(tf.one_hot(replica, number, dtype=tf.int64) * tf.cast(~finite, tf.int64))
 
 
 def _moving_statistics(layer: keras.Layer) -> list[keras.Variable]:

@@ -154,9 +154,14 @@ def load_encoder_weights(encoder: keras.Model, weights: str, *, image_size: int,
             layer.set_weights(source.get_layer(layer.name).get_weights())
 
 
+def check_encoder_weights(weights: str) -> None:
+    """Raises ConfigError if `weights` is neither "imagenet" nor "none" nor a file."""
+    if weights not in ("imagenet", "none") and not os.path.isfile(weights):
+        raise ConfigError(f"--encoder_weights={weights}: no such file; takes imagenet, none, or a weights file")
+
+
 def _load_file(model: keras.Model, path: str) -> None:
-    if not os.path.isfile(path):
-        raise ConfigError(f"--encoder_weights={path}: no such file; takes imagenet, none, or a weights file")
+    check_encoder_weights(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Keras warns once per layer of a file that does not fit

@@ -1,5 +1,6 @@
 """A run's folder: its layout, its config.json, and whether it can be used for what is asked."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -9,9 +10,11 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from petseg import config as config_lib
 from petseg.config import CONFIG_FORMAT, Config
@@ -41,6 +44,7 @@ class WorkDirectory:
         self.results = self.path / "results"
         self.figures = self.path / "figures"
         self.metrics_file = self.path / "metrics.csv"
+        self._lock_file = self.path / "lock"
 
     @classmethod
     def for_training(cls, path: str, dataset: str) -> "WorkDirectory":
@@ -55,7 +59,7 @@ class WorkDirectory:
         workdir = cls(path)
         if workdir.path.exists() and not workdir.path.is_dir():
             raise WorkDirectoryError(f"--workdir={path}: is a file; takes a folder")
-        if workdir.path.is_dir() and not workdir.config_file.exists() and any(workdir.path.iterdir()):
+        if workdir.path.is_dir() and not workdir.config_file.exists() and workdir._holds_foreign_files():
             raise WorkDirectoryError(f"--workdir={path}: holds other files but no config.json; takes a new folder")
         workdir._check_writable()
         return workdir
@@ -131,6 +135,33 @@ class WorkDirectory:
         name = re.sub(r":\]", ":end]", name).replace("[", ".").replace("]", "").replace(":", "-").replace("%", "pct")
         return self.results / f"{re.sub(r'[^A-Za-z0-9_.+-]', '_', name)}-{step}.json"
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from writing here; the system frees the lock when this process ends, however it ends.
+
+        Raises:
+          WorkDirectoryError: if another process holds the lock.
+        """
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self._lock_file)
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            raise WorkDirectoryError(f"--workdir={self.path}: another process is training here") from None
+        try:
+            yield
+        finally:
+            self._lock_file.unlink(missing_ok=True)
+            lock.release()
+            for folder in made:  # as long as they are empty: nothing was begun
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
+    def _holds_foreign_files(self) -> bool:
+        ours = {self._lock_file.name, self.config_file.name + ".tmp"}  # what a process leaves that was killed early
+        return any(path.name not in ours for path in self.path.iterdir())
+
     def _check_writable(self) -> None:
         """Writes a nameless file where the folder is, or will be; leaves nothing behind."""
         nearest = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
@@ -142,10 +173,18 @@ class WorkDirectory:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never half of one; NaN becomes null."""
+    """Writes JSON as `write_text` does; NaN becomes null."""
+    write_text(path, json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that a reader sees the old one or the new one, never half of one, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 

@@ -22,7 +22,7 @@ from petseg.config import Config, DataConfig, DistributionConfig, ModelConfig, R
 from petseg.data import input_pipeline
 from petseg.data.datasets import Examples
 from petseg.data.synthetic_pets import SyntheticPets
-from petseg.trainer import Trainer
+from petseg.trainer import Requests, Trainer
 
 ROOT = Path(__file__).parent.parent
 NUM_TRAIN, NUM_TEST = 24, 10
@@ -142,6 +142,7 @@ def make_trainer(
     size, strategy = examples.images.shape[1], replicas(number)
     options = {"class_weights": None, "loss_normalization": "pixels", "sync_batch_norm": True, **options}
     keras.utils.set_random_seed(0)
+    requests = Requests()
     with strategy.scope():
         with unet.dtype_policy(precision):
             encoder = unet.build_encoder(image_size=size, alpha=0.35)
@@ -167,6 +168,7 @@ def make_trainer(
             optimization.LossScale(
                 initial=initial_loss_scale, growth_interval=1000, dynamic=precision == "mixed_float16"
             ),
+            requests,
             batch_size=batch_size,
             **options,
         )

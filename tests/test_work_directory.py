@@ -1,11 +1,13 @@
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 from conftest import changed
 
 from petseg import config as config_lib
-from petseg.config import Config
+from petseg.config import CONFIG_FORMAT, Config
 from petseg.errors import WorkDirectoryError
 from petseg.work_directory import WorkDirectory
 
@@ -46,7 +48,9 @@ def test_folders_that_cannot_be_used(tmp_path):
             WorkDirectory.for_training(str(path), "pets")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1, "config": {"data": {"batchsize": 3}}}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", f'{{"format": {CONFIG_FORMAT}, "config": {{"data": {{"batchsize": 3}}}}}}']
+)
 def test_a_garbled_config_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(WorkDirectoryError, match=r"config\.json: not a config that can be read"):
@@ -62,6 +66,18 @@ def test_a_config_of_another_format_is_refused(tmp_path):
 def test_a_folder_without_a_run(tmp_path):
     with pytest.raises(WorkDirectoryError, match="no run is here"):
         WorkDirectory(tmp_path).load_config()
+
+
+def test_the_lock_keeps_a_second_process_out_and_is_gone_afterwards(tmp_path):
+    workdir = WorkDirectory(tmp_path / "run")
+    with workdir.locked():
+        script = f"from petseg.work_directory import WorkDirectory as W; W({str(workdir.path)!r}).locked().__enter__()"
+        second = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert f"--workdir={workdir.path}: another process is training here" in second.stderr
+    assert not workdir.path.exists()  # nothing was begun
+    with workdir.locked():
+        workdir.save_config(Config(), class_weights=None, devices=[])
+    assert [path.name for path in workdir.path.iterdir()] == ["config.json"]
 
 
 def test_reconcile_takes_what_can_change_and_refuses_the_rest_by_name(tmp_path):

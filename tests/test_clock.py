@@ -2,7 +2,7 @@ import math
 
 from hypothesis import given, strategies as st
 
-from petseg.experiment import Clock, Timer
+from petseg.clock import Clock, Timer
 
 intervals = st.integers(1, 50)
 

@@ -1,0 +1,69 @@
+"""SIGTERM and SIGINT, what schedulers and Ctrl-C send, as a request that compiled code can see."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+from petseg.errors import StoppedError
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopSignals:
+    """Catches the signals inside ``with``.
+
+    At first one of them raises `StoppedError` at once. Within ``deferred`` the first one is kept for the program to ask
+    for, so that it can save what it has; the second one raises all the same.
+
+    Attributes:
+      received: number of the signal; None before there was one.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._deferring = False
+        self._callbacks: list[Callable[[], None]] = []
+
+    def __enter__(self) -> "StopSignals":
+        self._read_end, self._write_end = os.pipe()
+        os.set_blocking(self._write_end, False)
+        # Python runs handlers between two of its own instructions only, and a compiled loop is one of those. The
+        # wake-up pipe is written at once.
+        self._handlers_before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._descriptor_before = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._watch, name="stop signals", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        signal.set_wakeup_fd(self._descriptor_before)
+        for number, handler in self._handlers_before.items():
+            signal.signal(number, handler)
+        os.close(self._write_end)  # which ends the thread
+        self._thread.join()
+        os.close(self._read_end)
+
+    def call(self, callback: Callable[[], None]) -> None:
+        """Has a function called from another thread as soon as a signal comes in."""
+        self._callbacks.append(callback)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
+    def _handle(self, number: int, frame: object) -> None:
+        again, self.received = self.received is not None, number
+        if again or not self._deferring:
+            raise StoppedError(number)
+
+    def _watch(self) -> None:
+        while byte := os.read(self._read_end, 1):
+            if byte[0] in SIGNALS:
+                for callback in self._callbacks:
+                    callback()
