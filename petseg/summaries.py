@@ -24,7 +24,7 @@ class Summaries:
 
     def __init__(self, directory: Path, metrics_file: Path, first_step: int):
         self._writers = {run: tf.summary.create_file_writer(str(directory / run)) for run in (TRAIN, EVAL)}
-        kept = [row for row in read_csv(metrics_file) if row[0] <= first_step]
+        kept = [row for row in read_csv(metrics_file) if row[0] <= first_step] if first_step else []
         temporary = metrics_file.with_name(metrics_file.name + ".tmp")
         with open(temporary, "w", newline="") as file:
             csv.writer(file).writerows([COLUMNS, *kept])

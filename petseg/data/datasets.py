@@ -72,6 +72,11 @@ def load(dataset: str, split: str, image_size: int, data_dir: str = "") -> Examp
             raise DataError(
                 f"{dataset}, split {split}, example {i}: image or mask cannot be decoded; takes JPEG, PNG, GIF or BMP"
             ) from error
+        except (tf.errors.OpError, StopIteration) as error:
+            raise DataError(
+                f"{dataset}, split {split}, example {i}: the files of the data set under {builder.data_path} "
+                f"cannot be read: {_plain(error)}"
+            ) from error
         name = example["name"].decode() or f"{split}/{i}"
         _check_example(example, f"{dataset}, split {split}, example {i} ({name})")
         images[i], masks[i] = example["image"], example["mask"]
