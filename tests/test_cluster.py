@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -86,14 +87,23 @@ def wait_for(path, seconds=120):
         time.sleep(0.02)
 
 
-def test_two_workers_train_as_two_replicas_also_when_the_chief_is_killed(data_dir, tmp_path):
+def test_two_workers_train_as_two_replicas_also_when_one_is_stopped_and_then_the_chief_killed(data_dir, tmp_path):
     train(*flags_of(data_dir, tmp_path / "mirrored", 20), "--virtual_devices=2")
     addresses = [f"localhost:{port}" for port in free_ports(2)]
     environments = [tf_config(addresses, index) for index in range(2)]
     workdir = tmp_path / "workers"
 
     workers = Workers(environments, *flags_of(data_dir, workdir, 20))
-    wait_for(workdir / "checkpoints" / "checkpoint")
+    wait_for(workdir / "checkpoints" / "ckpt-5.index")
+    workers.processes[1].send_signal(signal.SIGTERM)
+    (code, _, stderr), (other_code, _, other_stderr) = workers.finish()
+    assert (code, other_code) == (143, 143), stderr
+    match = re.fullmatch(r"train.py: stopped by SIGTERM at step (\d+); the same .*", own_lines(other_stderr)[-1])
+    assert (workdir / "checkpoints" / f"ckpt-{match[1]}.index").exists()
+    assert f"stopped by SIGTERM, sent to another process, at step {match[1]}; the same command" in stderr
+
+    workers = Workers(environments, *flags_of(data_dir, workdir, 20))
+    wait_for(workdir / "checkpoints" / "ckpt-15.index")
     workers.processes[0].send_signal(signal.SIGKILL)
     killed = time.monotonic()
     (code, _, _), (other_code, _, other_stderr) = workers.finish()

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import given, strategies as st
+from hypothesis.extra.numpy import arrays
 
 from petseg import sample_weights
 
@@ -24,6 +25,17 @@ def test_normalized_weights_sum_to_1_and_keep_their_ratios(weights):
     normalized = sample_weights.normalized(weights)
     assert sum(normalized) == pytest.approx(1)
     np.testing.assert_allclose(np.array(normalized) * sum(weights), weights, rtol=1e-9)
+
+
+@given(
+    mask=arrays(np.uint8, (2, 4, 3, 1), elements=st.sampled_from([0, 1, 2, sample_weights.IGNORED])),
+    class_weights=st.none() | st.tuples(*[st.floats(0, 100, width=32)] * 3),
+)
+def test_a_weight_map_holds_the_weight_of_each_pixels_class_and_0_where_there_is_none(mask, class_weights):
+    weights = sample_weights.sample_weight_map(tf.constant(mask), class_weights).numpy()
+    table = np.array([*(class_weights or (1, 1, 1)), 0], np.float32)
+    np.testing.assert_array_equal(weights, table[np.minimum(mask[..., 0], 3)])
+    np.testing.assert_array_equal(sample_weights.valid_pixels(tf.constant(mask)), mask[..., 0] != 255)
 
 
 def test_balanced_weights_make_all_classes_count_alike():
