@@ -120,13 +120,6 @@ class Trainer:
         Raises:
           ConfigError: as `check_step`.
         """
-        self.model, self.optimizer, self.loss_scale, self.traces = model, optimizer, loss_scale, 0
-        self._strategy, self._learning_rate, self._augment = strategy, learning_rate, augment
-        self._requests = requests
-        self._class_weights, self._loss_normalization = class_weights, loss_normalization
-        self._clip_norm, self._micro_batches = clip_norm, micro_batches
-        self._slice_size = batch_size // strategy.num_replicas_in_sync // micro_batches
-        self._average_statistics = not sync_batch_norm and strategy.num_replicas_in_sync > 1
         check_step(
             strategy,
             batch_size=batch_size,
@@ -134,6 +127,13 @@ class Trainer:
             sync_batch_norm=sync_batch_norm,
             jit_compile=jit_compile,
         )
+        self.model, self.optimizer, self.loss_scale, self.traces = model, optimizer, loss_scale, 0
+        self._strategy, self._learning_rate, self._augment = strategy, learning_rate, augment
+        self._requests = requests
+        self._class_weights, self._loss_normalization = class_weights, loss_normalization
+        self._clip_norm, self._micro_batches = clip_norm, micro_batches
+        self._slice_size = batch_size // strategy.num_replicas_in_sync // micro_batches
+        self._average_statistics = not sync_batch_norm and strategy.num_replicas_in_sync > 1
         self._differentiate: Any = self._forward_and_backward
         if jit_compile:
             self._differentiate = tf.function(self._forward_and_backward, jit_compile=True)
@@ -250,10 +250,8 @@ class Trainer:
         """Adds gradients, loss, denominator and confusion matrix of a slice to what the replica has."""
         batch = {key: self._slice(value, part) for key, value in batch.items()}
         images, masks = self._augment(tf.cast(batch["image"], tf.float32), batch["mask"], step, batch["position"])
-        weights, valid = (
-            sample_weights.sample_weight_map(masks, self._class_weights),
-            sample_weights.valid_pixels(masks),
-        )
+        weights = sample_weights.sample_weight_map(masks, self._class_weights)
+        valid = sample_weights.valid_pixels(masks)
         gradients, loss, predictions = self._differentiate(images, masks, weights, self.loss_scale.value())
         counted = weights if self._loss_normalization == "weights" else tf.cast(valid, tf.float32)
         sums = (*gradients, loss, tf.reduce_sum(counted) / self._pixels)
