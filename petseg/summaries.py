@@ -1,5 +1,6 @@
 """What a run logs: TensorBoard event files, and the same numbers as CSV."""
 
+import contextlib
 import csv
 import os
 from collections.abc import Iterator, Mapping
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from tensorboard.compat.proto import event_pb2
 
 TRAIN, EVAL = "train", "eval"
 COLUMNS = ("step", "run", "tag", "value")
@@ -18,11 +20,13 @@ class Summaries:
     Args:
       directory: the work directory; event files go to `train/` and `eval/`.
       metrics_file: the CSV file.
-      first_step: the step at which this process starts; CSV rows of later steps, left by a process that was stopped,
-        are dropped, for they will be written again.
+      first_step: the step at which this process starts; what a process that was stopped has logged of later steps, and
+        all of step 0, is dropped, for it will be logged again.
     """
 
     def __init__(self, directory: Path, metrics_file: Path, first_step: int):
+        for run in (TRAIN, EVAL):
+            drop_later_events(directory / run, first_step)
         self._writers = {run: tf.summary.create_file_writer(str(directory / run)) for run in (TRAIN, EVAL)}
         kept = [row for row in read_csv(metrics_file) if row[0] <= first_step] if first_step else []
         temporary = metrics_file.with_name(metrics_file.name + ".tmp")
@@ -54,6 +58,31 @@ class Summaries:
         self._csv_file.close()
         for writer in self._writers.values():
             writer.close()
+
+
+def drop_later_events(directory: Path, step: int) -> None:
+    """Leaves in the event files of a folder only what was logged up to a step; nothing at all of a run at step 0.
+
+    TensorBoard would draw a line back and forth through steps that were logged twice.
+    """
+    for file in directory.glob("events.out.tfevents.*"):
+        if not step:
+            file.unlink()
+            continue
+        temporary = directory / "kept.tmp"
+        with tf.io.TFRecordWriter(str(temporary)) as writer:
+            for record in _records(file):
+                if event_pb2.Event.FromString(record).step <= step:
+                    writer.write(record)
+        os.replace(temporary, file)
+
+
+def _records(file: Path) -> Iterator[bytes]:
+    """The records of an event file, up to where it was cut off."""
+    records = iter(tf.data.TFRecordDataset(str(file)))
+    with contextlib.suppress(tf.errors.DataLossError):
+        for record in records:
+            yield record.numpy()
 
 
 def read_csv(metrics_file: Path) -> Iterator[tuple[int, str, str, float]]:

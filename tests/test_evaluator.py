@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -52,3 +54,16 @@ def test_scoring_twice_gives_the_same(scored):
     first, second = (models[1][0].evaluate(examples, batch_size=4) for _ in range(2))
     assert first.loss == second.loss
     np.testing.assert_array_equal(first.confusion_matrix, second.confusion_matrix)
+
+
+def test_a_pass_can_be_ended_early_from_another_thread():
+    examples, stop = random_examples(4000, 32), tf.Variable(0.0)
+    encoder = unet.build_encoder(image_size=32, alpha=0.35)
+    model = unet.build_unet(
+        image_size=32, num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit"
+    )  # fmt: skip
+    evaluator = Evaluator(replicas(1), model, class_weights=None, loss_normalization="pixels", stop=stop)
+    assert evaluator.evaluate(random_examples(8, 32), batch_size=8).examples == 8  # compiles
+    threading.Timer(0.3, lambda: stop.assign(1.0)).start()
+    assert 0 < evaluator.evaluate(examples, batch_size=8).examples < 4000
+    assert evaluator.evaluate(examples, batch_size=8).examples == 0

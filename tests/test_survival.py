@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT, changed, own_lines, tiny_flags
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from petseg import augmentation, checkpointing, experiment
 from petseg.errors import NonFiniteLossError
@@ -39,11 +40,22 @@ def tensors(path):
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
 
 
+def events(folder):
+    """The steps of each tag, in the order of the event files."""
+    accumulator = EventAccumulator(str(folder), size_guidance={"tensors": 0}, purge_orphaned_data=False)
+    accumulator.Reload()
+    return {tag: [event.step for event in accumulator.Tensors(tag)] for tag in accumulator.Tags()["tensors"]}
+
+
 def outcome(workdir):
     """All that a finished run leaves, but for times."""
     best = json.loads((workdir / "best" / "best.json").read_text())
     rows = [row for row in (workdir / "metrics.csv").read_text().splitlines() if "images_per_second" not in row]
     results = {path.name: path.read_text() for path in (workdir / "results").iterdir()}
+    for run in ("train", "eval"):  # one clean line for each tag
+        for tag, found in events(workdir / run).items():
+            assert found == sorted(set(found)), (run, tag)
+            assert run != "eval" or found == [0, 10, 20, 30]
     checkpoints = [workdir / "checkpoints" / f"ckpt-{STEPS}", workdir / "best" / f"ckpt-{best['step']}"]
     return {"best": best, "rows": rows, "results": results}, [tensors(path) for path in checkpoints]
 
