@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.compat.proto import event_pb2
 
+logger = logging.getLogger(__name__)
 TRAIN, EVAL = "train", "eval"
 COLUMNS = ("step", "run", "tag", "value")
 
@@ -35,29 +37,42 @@ class Summaries:
         os.replace(temporary, metrics_file)
         self._csv_file = open(metrics_file, "a", newline="")  # noqa: SIM115 (closed by close)
         self._csv = csv.writer(self._csv_file)
+        self._failed = False
 
     def scalars(self, run: str, step: int, values: Mapping[str, float]) -> None:
         """Logs numbers by tag."""
-        with self._writers[run].as_default(step=step):
+        with self._surviving(), self._writers[run].as_default(step=step):
             for tag, value in values.items():
                 tf.summary.scalar(tag, value)
                 self._csv.writerow((step, run, tag, repr(float(value))))
 
     def image(self, run: str, step: int, tag: str, picture: np.ndarray) -> None:
         """Logs a picture, uint8 [H, W, 3]."""
-        with self._writers[run].as_default(step=step):
+        with self._surviving(), self._writers[run].as_default(step=step):
             tf.summary.image(tag, picture[None])
 
     def flush(self) -> None:
         """Makes everything logged visible to readers."""
-        self._csv_file.flush()
-        for writer in self._writers.values():
-            writer.flush()
+        with self._surviving():
+            self._csv_file.flush()
+            for writer in self._writers.values():
+                writer.flush()
 
     def close(self) -> None:
-        self._csv_file.close()
-        for writer in self._writers.values():
-            writer.close()
+        with self._surviving():
+            self._csv_file.close()
+            for writer in self._writers.values():
+                writer.close()
+
+    @contextlib.contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """A curve that cannot be drawn is no reason to lose the training; says so once."""
+        try:
+            yield
+        except (OSError, tf.errors.OpError) as error:
+            if not self._failed:
+                logger.warning("summaries cannot be written, training goes on: %s", error)
+            self._failed = True
 
 
 def drop_later_events(directory: Path, step: int) -> None:

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from petseg import summaries
+from petseg.summaries import Summaries
+
+
+def log_steps(folder, steps, first_step):
+    log = Summaries(folder, folder / "metrics.csv", first_step=first_step)
+    for step in steps:
+        log.scalars(summaries.TRAIN, step, {"loss": 100.0 - step})
+        log.image(summaries.EVAL, step, "predictions", np.zeros((4, 4, 3), np.uint8))
+    log.close()
+
+
+def steps_of(folder, tag):
+    accumulator = EventAccumulator(str(folder), size_guidance={"tensors": 0}, purge_orphaned_data=False)
+    accumulator.Reload()
+    return [event.step for event in accumulator.Tensors(tag)]
+
+
+def test_a_process_that_goes_on_drops_what_it_will_log_again(tmp_path):
+    log_steps(tmp_path, range(6), first_step=0)
+    for file in (tmp_path / "train").iterdir():  # cut off, as by a kill
+        with open(file, "ab") as events:
+            events.write(b"half a record")
+    log_steps(tmp_path, range(4, 9), first_step=3)
+    log_steps(tmp_path, range(8, 10), first_step=7)
+    assert steps_of(tmp_path / "train", "loss") == list(range(10))
+    assert steps_of(tmp_path / "eval", "predictions") == list(range(10))
+    assert [row[0] for row in summaries.read_csv(tmp_path / "metrics.csv")] == list(range(10))
+
+
+def test_a_run_that_starts_over_starts_with_nothing(tmp_path):
+    log_steps(tmp_path, range(3), first_step=0)
+    log_steps(tmp_path, range(2), first_step=0)
+    assert steps_of(tmp_path / "train", "loss") == [0, 1]
+
+
+def test_a_half_written_row_is_left_out(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,run,tag,value\n1,train,loss,0.5\n2,train,lo")
+    assert list(summaries.read_csv(tmp_path / "metrics.csv")) == [(1, "train", "loss", 0.5)]
+
+
+@pytest.mark.parametrize("broken", ["csv", "events"])
+def test_a_writer_that_fails_says_so_once_and_does_not_end_the_training(tmp_path, caplog, broken):
+    log = Summaries(tmp_path, tmp_path / "metrics.csv", first_step=0)
+    if broken == "csv":
+        log._csv_file.close()
+        log._csv_file = open("/dev/full", "w")  # noqa: SIM115
+        log._csv_file.write("x")
+    else:
+
+        class Broken:
+            def as_default(self, step):
+                raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+            flush = close = lambda self: None
+
+        log._writers = {summaries.TRAIN: Broken()}
+    for step in range(3):
+        if broken == "events":
+            log.scalars(summaries.TRAIN, step, {"loss": 1.0})
+        log.flush()
+    log.close()
+    (message,) = caplog.messages
+    assert message.startswith("summaries cannot be written, training goes on: ")
+    assert "No space left on device" in message
+
+
+def test_scores_become_tags():
+    scores = {"accuracy": 0.5, "iou": {"pet": 0.25}, "examples": 3, "split": "test"}
+    assert summaries.scalars_of(scores) == {"accuracy": 0.5, "iou/pet": 0.25}
