@@ -470,5 +470,12 @@ def markdown_table(config_class: type) -> str:
     return "\n".join(lines)
 
 
+def markdown_of(config: Config) -> str:
+    """The values of a config as a table."""
+    lines = ["| flag | value |", "| --- | --- |"]
+    lines += [f"| `--{flag}` | `{value}` |" for group in to_dict(config).values() for flag, value in group.items()]
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     print(markdown_table(Config), markdown_table(EvalConfig), sep="\n\n")

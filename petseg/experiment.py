@@ -145,6 +145,9 @@ class Experiment:
         clock = self.clock
         batches = self._batches(step)
         if step == 0 and log is not None:
+            log.arrange()
+            log.text(0, "config", config_lib.markdown_of(self.config))
+            log.text(0, "run", self.workdir.describe())
             log.image(summaries.TRAIN, 0, "model", visualization.to_array(visualization.model_diagram(self.model)))
         results = self._catch_up(step, log)
         if step < clock.total:
@@ -268,6 +271,8 @@ class Experiment:
             **summaries.scalars_of(scores),
             "learning_rate": sums.learning_rate,
             "gradient_norm": sums.gradient_norm,
+            "weight_norm": sums.weight_norm,
+            "update_ratio": sums.update_ratio,
             "loss_scale": sums.loss_scale,
             "skipped_steps": sums.skipped_steps,
             "images_per_second": images_per_second,

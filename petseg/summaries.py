@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 from tensorboard.compat.proto import event_pb2
+from tensorboard.plugins.custom_scalar import summary as custom_scalar_summary
+
+from petseg import tags
 
 logger = logging.getLogger(__name__)
 TRAIN, EVAL = "train", "eval"
@@ -43,8 +46,18 @@ class Summaries:
         """Logs numbers by tag."""
         with self._surviving(), self._writers[run].as_default(step=step):
             for tag, value in values.items():
-                tf.summary.scalar(tag, value)
+                tf.summary.scalar(tag, value, description=tags.SCALARS[tag])
                 self._csv.writerow((step, run, tag, repr(float(value))))
+
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        """Logs a text, for the whole run."""
+        with self._surviving(), self._writers[TRAIN].as_default(step=step):
+            tf.summary.text(tag, markdown)
+
+    def arrange(self) -> None:
+        """Groups the scalars on TensorBoard's custom-scalars page."""
+        with self._surviving(), self._writers[TRAIN].as_default(step=0):
+            tf.summary.experimental.write_raw_pb(custom_scalar_summary.pb(tags.layout()).SerializeToString())
 
     def image(self, run: str, step: int, tag: str, picture: np.ndarray) -> None:
         """Logs a picture, uint8 [H, W, 3]."""

@@ -22,6 +22,8 @@ class TrainingSums:
       steps: number of steps.
       loss: sum of weight x loss over all pixels, over the sum of denominators; skipped steps are left out.
       gradient_norm: mean over the steps of the global norm of the gradients, before clipping; likewise.
+      update_ratio: mean over the steps of the global norm of the update over that of the weights; likewise.
+      weight_norm: global norm of the trained weights, now.
       learning_rate: of the last step.
       loss_scale: of the next step; 1 without mixed_float16.
       skipped_steps: since the start of the run.
@@ -31,6 +33,8 @@ class TrainingSums:
     steps: int
     loss: float
     gradient_norm: float
+    update_ratio: float
+    weight_norm: float
     learning_rate: float
     loss_scale: float
     skipped_steps: int
@@ -44,7 +48,7 @@ class _Totals(tf.Module):
         super().__init__()
         self.steps, self.finite_steps = step_variable(0, tf.int64), step_variable(0, tf.int64)
         self.loss, self.denominator = step_variable(0.0, tf.float32), step_variable(0.0, tf.float32)
-        self.gradient_norm = step_variable(0.0, tf.float32)
+        self.gradient_norm, self.update_ratio = step_variable(0.0, tf.float32), step_variable(0.0, tf.float32)
         self.confusion = step_variable(tf.zeros([num_classes] * 2, tf.int64), tf.int64)
 
 
@@ -178,11 +182,12 @@ class Trainer:
         """What happened since the last call; starts counting anew. All processes of a cluster call this together."""
         self.settle()
         totals = self._totals
-        denominator, finite_steps = float(totals.denominator.numpy()), int(totals.finite_steps.numpy())
         sums = TrainingSums(
             steps=int(totals.steps.numpy()),
-            loss=float(totals.loss.numpy()) / denominator if denominator else float("nan"),
-            gradient_norm=float(totals.gradient_norm.numpy()) / finite_steps if finite_steps else float("nan"),
+            loss=_ratio(totals.loss, totals.denominator),
+            gradient_norm=_ratio(totals.gradient_norm, totals.finite_steps),
+            update_ratio=_ratio(totals.update_ratio, totals.finite_steps),
+            weight_norm=float(tf.linalg.global_norm([tf.convert_to_tensor(weight) for weight in self._weights])),
             learning_rate=float(self._learning_rate(tf.maximum(self.step - 1, 0))),
             loss_scale=float(self.loss_scale.value()),
             skipped_steps=int(self.loss_scale.skipped_steps.numpy()),
@@ -218,14 +223,16 @@ class Trainer:
         run = self._strategy.run
         self.optimizer.learning_rate.assign(self._learning_rate(self.step))
         run(self._begin)
-        for part in tf.range(self._micro_batches):
+        # A loop in the graph, where one is needed: around a single pass it costs a few percent of speed, and memory.
+        for part in tf.range(self._micro_batches) if self._micro_batches > 1 else range(1):
             run(self._accumulate, args=(batch, self.step, part))
         gradients, *results = run(self._reduce)
         # Every replica returns the same numbers, for they were computed from reduced sums.
         loss, denominator, norm, requested = (self._strategy.experimental_local_results(value)[0] for value in results)
         finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
         if finite:
-            run(self._update, args=(gradients,))
+            ratio = self._strategy.experimental_local_results(run(self._update, args=(gradients,)))[0]
+            self._totals.update_ratio.assign_add(ratio)
             self._totals.loss.assign_add(loss)
             self._totals.denominator.assign_add(denominator)
             self._totals.gradient_norm.assign_add(norm)
@@ -294,8 +301,12 @@ class Trainer:
             gradients, _ = tf.clip_by_global_norm(gradients, self._clip_norm, use_norm=norm)
         return gradients, loss, denominator, norm, reduced["requests"]
 
-    def _update(self, gradients: list[tf.Tensor]) -> None:
+    def _update(self, gradients: list[tf.Tensor]) -> tf.Tensor:
+        """Makes the update; returns its norm over that of the weights."""
+        before = [tf.identity(weight.value) for weight in self._weights]
         self.optimizer.apply_gradients(zip(gradients, self._weights, strict=True))
+        updates = [weight.value - old for weight, old in zip(self._weights, before, strict=True)]
+        return tf.linalg.global_norm(updates) / tf.linalg.global_norm(before)
 
     def _undo(self) -> None:
         for before, variable in zip(self._statistics_before, self._statistics, strict=True):
@@ -332,6 +343,10 @@ def check_step(
             f"--jit_compile: with {replicas} replicas takes --nosync_batch_norm: XLA cannot compile what replicas say "
             "to each other in the middle of a pass"
         )
+
+
+def _ratio(total: tf.Variable, count: tf.Variable) -> float:
+    return float(total.numpy()) / float(count.numpy()) if count.numpy() else float("nan")
 
 
 def _replica_variable(initial: tf.Tensor) -> tf.Variable:

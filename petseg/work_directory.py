@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -128,6 +129,19 @@ class WorkDirectory:
         }
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.config_file, record)
+
+    def describe(self) -> str:
+        """Command, versions, devices and git commit of the run, as markdown."""
+        record = json.loads(self.config_file.read_text())
+        versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+        facts = {
+            "command": f"`{shlex.join(record['command'])}`",
+            "versions": versions,
+            "devices": ", ".join(record["devices"]),
+            "git commit": record["git_commit"] or "unknown",
+            "work directory": f"`{self.path}`",
+        }
+        return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in facts.items())])
 
     def results_file(self, split: str, step: int) -> Path:
         """`results/<split>-<step>.json`, the brackets of a slice made safe: `train[:90%]` -> `train.start-90pct`."""

@@ -69,7 +69,16 @@ def test_the_best_checkpoint_is_the_one_with_the_best_score(finished):
 def test_tensorboard_and_csv_hold_all_tags_on_the_clock(finished):
     _, workdir, results = finished
     train, evaluation = events(workdir.path / "train"), events(workdir.path / "eval")
-    for tag in ["loss", *SCORES, "learning_rate", "gradient_norm", "loss_scale", "skipped_steps", "images_per_second"]:
+    for tag in [
+        "loss",
+        *SCORES,
+        "learning_rate",
+        "gradient_norm",
+        "weight_norm",
+        "update_ratio",
+        "loss_scale",
+        "skipped_steps",
+    ]:
         assert [event.step for event in train[tag]] == [2, 4], tag
     for tag in ["loss", *SCORES]:
         assert [event.step for event in evaluation[tag]] == [0, 2, 4], tag
