@@ -10,7 +10,7 @@ from conftest import NUM_TEST, changed, own_lines, run_program, tiny_flags
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from petseg import command_line, experiment
+from petseg import command_line, experiment, tags
 from petseg.config import CLASS_NAMES, Config, EvalConfig, ScoreConfig
 from petseg.errors import CheckpointError, DataError, WorkDirectoryError
 from petseg.work_directory import WorkDirectory
@@ -69,16 +69,7 @@ def test_the_best_checkpoint_is_the_one_with_the_best_score(finished):
 def test_tensorboard_and_csv_hold_all_tags_on_the_clock(finished):
     _, workdir, results = finished
     train, evaluation = events(workdir.path / "train"), events(workdir.path / "eval")
-    for tag in [
-        "loss",
-        *SCORES,
-        "learning_rate",
-        "gradient_norm",
-        "weight_norm",
-        "update_ratio",
-        "loss_scale",
-        "skipped_steps",
-    ]:
+    for tag in tags.SCALARS:
         assert [event.step for event in train[tag]] == [2, 4], tag
     for tag in ["loss", *SCORES]:
         assert [event.step for event in evaluation[tag]] == [0, 2, 4], tag
@@ -86,7 +77,8 @@ def test_tensorboard_and_csv_hold_all_tags_on_the_clock(finished):
     assert [event.step for event in evaluation["predictions"]] == [0, 2, 4]
     picture = tf.io.decode_image(make_ndarray(evaluation["predictions"][-1].tensor_proto)[2])
     assert picture.shape[-1] == 3
-    assert [event.step for event in train["model"]] == [0]
+    for tag in ("model", "config", "run", "custom_scalars__config__"):
+        assert [event.step for event in train[tag]] == [0], tag
     with open(workdir.metrics_file, newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["tag"] for row in rows if row["run"] == "eval"} == {"loss", *SCORES}

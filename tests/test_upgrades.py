@@ -61,10 +61,10 @@ def test_no_code_is_run_from_a_pickle_that_is_called_weights(tmp_path):
 
 def test_no_code_is_run_from_a_keras_file(tmp_path):
     marker, file = tmp_path / "marker", tmp_path / "model.keras"
-    inputs = keras.Input([2])
-    code = keras.layers.Lambda(lambda x: (open(marker, "w").close(), x)[1], output_shape=(2,))
+    path, inputs = str(marker), keras.Input([2])
+    code = keras.layers.Lambda(lambda x: (open(path, "w").close(), x)[1], output_shape=(2,))
     keras.Model(inputs, code(inputs)).save(file)
-    marker.unlink()  # which the saving itself left
+    marker.unlink(missing_ok=True)  # which the saving itself may have left
     encoder = unet.build_encoder(image_size=32, alpha=0.35)
     with pytest.raises(ConfigError, match="does not fit this encoder"):
         unet.load_encoder_weights(encoder, str(file), image_size=32, alpha=0.35)
