@@ -5,7 +5,7 @@ import dataclasses
 import json
 import logging
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,7 @@ def train(config: Config) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _naming_full_disks(workdir: WorkDirectory) -> Any:
+def _naming_full_disks(workdir: WorkDirectory) -> Iterator[None]:
     try:
         yield
     except OSError as error:
