@@ -50,8 +50,8 @@ def train(config: Config) -> dict[str, Any]:
     if workdir.config_file.exists():
         for name, (old, new) in workdir.reconcile(config).items():
             logger.info("changed: --%s was %r, is now %r", name, old, new)
-    with StopSignals() as signals:
-        placement = building.set_up_runtime(config, config.distribution)
+    placement = building.set_up_runtime(config, config.distribution)
+    with StopSignals() as signals:  # not before: in a cluster, TensorFlow puts a SIGTERM handler of its own in place
         lock = workdir.locked() if placement.is_chief else contextlib.nullcontext()
         with lock, logging_redirect_tqdm(), placement.naming_lost_workers(), _naming_full_disks(workdir):
             return Experiment(config, workdir, placement, signals).run()
@@ -339,8 +339,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             f"--split={split}: {shared} of its images were trained on ({run.data.train_split}); "
             "a score on them says little; --allow_training_images scores them all the same"
         )
+    placement = building.set_up_runtime(run, config.distribution)
     with StopSignals() as signals:
-        placement = building.set_up_runtime(run, config.distribution)
         requests = trainer.Requests()
         signals.call(lambda: requests.stop.assign(1.0))
         examples = datasets.load(run.data.dataset, split, run.data.image_size, data_dir)
