@@ -34,7 +34,7 @@ def build_model(config: Config, examples: Examples | None) -> keras.Model:
       config: the run's.
       examples: what to initialise a new network's encoder with; None if a checkpoint will fill it.
     """
-    size, model, replicas = config.data.image_size, config.model, tf.distribute.get_strategy().num_replicas_in_sync
+    size, model = config.data.image_size, config.model
     with unet.dtype_policy(config.compute.precision):
         encoder = unet.build_encoder(image_size=size, alpha=model.encoder_alpha)
         network = unet.build_unet(
@@ -44,7 +44,7 @@ def build_model(config: Config, examples: Examples | None) -> keras.Model:
             train_encoder=model.train_encoder,
             input_scaling=model.input_scaling,
             batch_norm_momentum=model.batch_norm_momentum,
-            sync_batch_norm=model.sync_batch_norm and replicas > 1,  # alone it would only be slower
+            sync_batch_norm=model.sync_batch_norm,  # on one replica too, for then the arithmetic is that of several
         )
     if examples is not None and model.encoder_weights != "none":
         unet.load_encoder_weights(encoder, model.encoder_weights, image_size=size, alpha=model.encoder_alpha)

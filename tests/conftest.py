@@ -152,7 +152,7 @@ def make_trainer(
                 encoder=encoder,
                 train_encoder=False,
                 input_scaling="unit",
-                sync_batch_norm=options["sync_batch_norm"] and number > 1,
+                sync_batch_norm=options["sync_batch_norm"],
             )
         for layer in model.layers:
             if freeze_batch_norm and isinstance(layer, keras.layers.BatchNormalization):
