@@ -1,4 +1,5 @@
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -64,6 +65,12 @@ def test_a_pass_can_be_ended_early_from_another_thread():
     )  # fmt: skip
     evaluator = Evaluator(replicas(1), model, class_weights=None, loss_normalization="pixels", stop=stop)
     assert evaluator.evaluate(random_examples(8, 32), batch_size=8).examples == 8  # compiles
-    threading.Timer(0.3, lambda: stop.assign(1.0)).start()
+
+    def stop_in_the_middle():
+        while int(evaluator._examples.numpy()) <= 8:
+            time.sleep(0.001)
+        stop.assign(1.0)
+
+    threading.Thread(target=stop_in_the_middle).start()
     assert 0 < evaluator.evaluate(examples, batch_size=8).examples < 4000
     assert evaluator.evaluate(examples, batch_size=8).examples == 0
