@@ -67,16 +67,21 @@ def test_the_loss_is_divided_once_by_what_was_asked(loss_normalization):
     assert trainer.read_sums().loss == pytest.approx((weights * per_pixel).sum() / divisor, rel=1e-5)
 
 
-def test_the_first_step_that_is_not_finite_is_remembered_and_changes_no_weight():
+def test_a_step_that_is_not_finite_changes_no_weight_and_stops_the_loop():
     trainer, _, batches = make_trainer(examples=random_examples(8, SIZE), learning_rate=1e30)
     trainer.run(batches, 10)
     first = int(trainer.nonfinite_step)
     assert 0 < first < 5
-    assert int(trainer.step) == 10
+    assert int(trainer.step) == first + 1
     assert int(trainer.optimizer.iterations) == first
+    trainer.run(batches, 10)
+    assert int(trainer.step) == first + 1  # until it may go on
+    trainer.go_on()
+    trainer.run(batches, 10)
+    assert int(trainer.step) == first + 2
     for weight in trainer.model.get_weights():
         assert np.isfinite(weight).all()
-    assert trainer.read_sums().skipped_steps == 10 - first
+    assert trainer.read_sums().skipped_steps == 2
 
 
 def test_micro_batches_add_up_to_the_batch():
