@@ -6,7 +6,6 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +81,7 @@ class Checkpoints:
         for file in files:
             os.replace(file, self._directory / file.name.replace("ckpt", f"{PREFIX}{step}", 1))
         _flush(self._directory)
-        # Nothing here reads this file, but TensorFlow's own `tf.train.latest_checkpoint` does.
+        # For TensorFlow's own `tf.train.latest_checkpoint`; here it only witnesses that there was a checkpoint.
         names = [f'{key}: "{PREFIX}{step}"' for key in ("model_checkpoint_path", "all_model_checkpoint_paths")]
         write_text(self._directory / "checkpoint", "\n".join(names) + "\n")
 
@@ -91,15 +90,13 @@ class Checkpoints:
         for folder in self._directory.glob(f"{UNFINISHED}*"):
             step = int(folder.name.removeprefix(UNFINISHED))
             if step not in steps(self._directory):
-                for file in _files(self._directory, step):
-                    file.unlink()
+                _delete(self._directory, step)
             shutil.rmtree(folder)
 
     def _prune(self, step: int) -> None:
         older = [number for number in steps(self._directory) if number <= step]
         for number in older[self._keep :]:
-            for file in _files(self._directory, number):
-                file.unlink()
+            _delete(self._directory, number)
 
 
 class BestCheckpoint:
@@ -124,8 +121,7 @@ class BestCheckpoint:
         write_json(self._directory / "best.json", {"step": step, "mean_iou": score})
         for other in steps(self._directory):  # only now does nobody need them
             if other != step:
-                for file in _files(self._directory, other):
-                    file.unlink()
+                _delete(self._directory, other)
         return True
 
 
@@ -238,8 +234,9 @@ def _best_record(directory: Path) -> dict[str, Any] | None:
         return None
 
 
-def _files(directory: Path, step: int) -> Iterator[Path]:
-    return directory.glob(f"{PREFIX}{step}.*")
+def _delete(directory: Path, step: int) -> None:
+    for file in directory.glob(f"{PREFIX}{step}.*"):
+        file.unlink()
 
 
 def _flush(path: Path) -> None:
