@@ -29,7 +29,8 @@ def test_normalized_weights_sum_to_1_and_keep_their_ratios(weights):
 
 @given(
     mask=arrays(np.uint8, (2, 4, 3, 1), elements=st.sampled_from([0, 1, 2, sample_weights.IGNORED])),
-    class_weights=st.none() | st.tuples(*[st.floats(0, 100, width=32)] * 3),
+    # No subnormal numbers: TensorFlow's threads take them for 0.
+    class_weights=st.none() | st.tuples(*[st.floats(0, 100, width=32, allow_subnormal=False)] * 3),
 )
 def test_a_weight_map_holds_the_weight_of_each_pixels_class_and_0_where_there_is_none(mask, class_weights):
     weights = sample_weights.sample_weight_map(tf.constant(mask), class_weights).numpy()
