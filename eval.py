@@ -1,13 +1,13 @@
-"""Scores a trained run on a split: flags -> EvalConfig -> petseg.experiment.evaluate."""
+"""Scores a trained run on a split: flags -> EvalConfig -> petseg.scoring.evaluate."""
 
 from petseg import command_line
 from petseg.config import EvalConfig
 
 
 def main(config: EvalConfig) -> None:
-    from petseg import experiment  # TensorFlow loads here, after the flags are checked
+    from petseg import scoring  # TensorFlow loads here, after the flags are checked
 
-    experiment.evaluate(config)
+    scoring.evaluate(config)
 
 
 if __name__ == "__main__":

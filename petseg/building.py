@@ -90,13 +90,27 @@ def build_evaluator(
     config: Config,
     strategy: tf.distribute.Strategy,
     model: keras.Model,
+    examples: Examples,
     class_weights: tuple[float, ...] | None,
     requests: Requests,
+    batch_size: int = 0,
 ) -> Evaluator:
-    """What scores a model with the loss of a config; inside ``strategy.scope()``."""
+    """What scores a model on a split with the loss of a config; inside ``strategy.scope()``.
+
+    Args:
+      config: the run's.
+      strategy: see `Evaluator`; likewise the rest.
+      model: see above.
+      examples: see above.
+      class_weights: see above.
+      requests: to stop.
+      batch_size: 0 for the config's.
+    """
     return Evaluator(
         strategy,
         model,
+        examples,
+        batch_size=batch_size or config.data.batch_size,
         class_weights=class_weights,
         loss_normalization=config.loss.loss_normalization,
         stop=requests.stop,

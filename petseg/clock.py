@@ -1,4 +1,4 @@
-"""When a run does what, in steps; and how long its parts take."""
+"""When a run does what."""
 
 import dataclasses
 import time
@@ -8,13 +8,25 @@ from petseg.config import ScheduleConfig
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
-    """When a run does what, in steps."""
+    """When a run does what, in steps.
+
+    Attributes:
+      total: length of the run.
+      per_loop: steps in one call of the compiled loop, at most.
+      summary: interval of summaries; likewise the next three.
+      evaluation: see above.
+      checkpoint: see above.
+      histogram: see above.
+      profile: the first step to profile, and the first after it; none if they are equal.
+    """
 
     total: int
     per_loop: int
     summary: int
     evaluation: int
     checkpoint: int
+    histogram: int
+    profile: tuple[int, int] = (0, 0)
 
     @classmethod
     def of(cls, schedule: ScheduleConfig, steps_per_epoch: int) -> "Clock":
@@ -24,15 +36,21 @@ class Clock:
             summary=schedule.summary_every,
             evaluation=schedule.eval_every or steps_per_epoch,
             checkpoint=schedule.checkpoint_every or steps_per_epoch,
+            histogram=schedule.histogram_every or steps_per_epoch,
+            profile=schedule.profile_range() or (0, 0),
         )
 
     def due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.total
 
     def steps_to_next(self, step: int) -> int:
-        """How many steps until something is due, or the compiled loop returns anyway."""
-        pauses = [every - step % every for every in (self.summary, self.evaluation, self.checkpoint)]
-        return min(self.per_loop, self.total - step, *pauses)
+        """How many steps until something is due, or the compiled loop returns anyway; 1 where steps are profiled."""
+        first, last = self.profile
+        if first <= step < last:
+            return 1
+        intervals = (self.summary, self.evaluation, self.checkpoint, self.histogram)
+        pauses = [every - step % every for every in intervals]
+        return min(self.per_loop, self.total - step, *pauses, *([first - step] if step < first else []))
 
 
 class Alarm:
@@ -47,22 +65,3 @@ class Alarm:
 
     def rings(self) -> bool:
         return 0 < self._seconds <= time.monotonic() - self._start
-
-
-class Timer:
-    """Seconds spent in ``with timer:`` since the last `rate`: training without evaluation and checkpoints."""
-
-    def __init__(self) -> None:
-        self._seconds = 0.0
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *exception: object) -> None:
-        self._seconds += time.perf_counter() - self._start
-
-    def rate(self, count: int) -> float:
-        """Count per second; starts anew."""
-        rate = count / self._seconds if self._seconds else float("nan")
-        self._seconds = 0.0
-        return rate

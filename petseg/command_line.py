@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from absl import flags
 
-from petseg import config as config_lib
+from petseg import options
 from petseg.errors import PetsegError, StoppedError
 
 C = TypeVar("C")
@@ -26,21 +26,23 @@ def parse(argv: Sequence[str], config_class: type[C]) -> C:
       PetsegError: if an argument is unknown, or a value cannot be used.
     """
     flag_values = flags.FlagValues()
-    config_lib.define_flags(config_class, flag_values)
+    options.define_flags(config_class, flag_values)
     try:
         rest = flag_values(list(argv))[1:]
     except flags.Error as error:
         raise PetsegError(" ".join(str(error).split()).removeprefix("flag ")) from error
     if rest:
         raise PetsegError(f"{rest[0]}: every argument is a flag, --name=value; see --help")
-    return config_lib.from_flags(config_class, flag_values)
+    if "train_steps" in flag_values and flag_values["train_steps"].present and not flag_values["epochs"].present:
+        flag_values["epochs"].value = 0  # only an --epochs that somebody gave contradicts --train_steps
+    return options.from_flags(config_class, flag_values)
 
 
 def help_text(program: str, summary: str, config_class: type) -> str:
     """All flags by group, with their defaults."""
     lines = [summary, "", f"usage: python {program} [--flagfile=FILE] [--flag=value ...]"]
     group = None
-    for name, flag, default, help_line in config_lib.rows(config_class):
+    for name, flag, default, help_line in options.rows(config_class):
         if name != group:
             group = name
             lines += ["", f"{name or 'flags'}:"]

@@ -1,112 +1,25 @@
 """The configuration: frozen dataclasses in which one field is one flag.
 
 A field's help, unit, default and allowed values stand in one place, here; flags, ``--help``, the table in the README
-and the checks are derived from it. Imports no TensorFlow, so that a wrong flag is answered at once.
+and the checks are derived from it by `options`. Imports no TensorFlow, so that a wrong flag is answered at once.
 """
 
 import dataclasses
 import json
 import math
-import typing
+import re
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
-
-from absl import flags
+from typing import Any
 
 from petseg.errors import ConfigError
+from petseg.options import Group, groups, markdown_table, option
 
 CLASS_NAMES = ("pet", "background", "border")
 IMAGENET_ALPHAS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 CONFIG_FORMAT = 2
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker_mirrored", "central_storage", "parameter_server", "tpu")
 LOCAL_CROSS_DEVICE_OPS = ("nccl", "hierarchical_copy", "reduction_to_one_device")
-
-T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class Allowed:
-    """The values that a field takes, as a check and in words.
-
-    Attributes:
-      choices: the only values, if not empty.
-      minimum: smallest number.
-      above: number that the value must exceed.
-      below: number that the value must not reach.
-      multiple_of: number that divides the value.
-      required: whether an empty text is refused.
-    """
-
-    choices: tuple[str, ...] = ()
-    minimum: float | None = None
-    above: float | None = None
-    below: float | None = None
-    multiple_of: int | None = None
-    required: bool = False
-
-    def words(self, kind: Any) -> str:
-        if self.choices:
-            return "one of " + ", ".join(self.choices)
-        if kind is bool:
-            return "true or false"
-        if kind is str:
-            return "a text that is not empty" if self.required else "a text"
-        text = "a whole number" if kind is int else "a number"
-        if self.minimum is not None:
-            text += f" of at least {self.minimum:g}"
-        if self.above is not None:
-            text += f" above {self.above:g}"
-        if self.below is not None:
-            text += f" and below {self.below:g}"
-        if self.multiple_of is not None:
-            text += f" that {self.multiple_of} divides"
-        return text
-
-    def admits(self, value: Any, kind: Any) -> bool:
-        if kind is float and type(value) is int:
-            value = float(value)
-        if type(value) is not kind:
-            return False
-        if kind is str:
-            return (value in self.choices) if self.choices else (bool(value.strip()) or not self.required)
-        if kind is float and not math.isfinite(value):
-            return False
-        return (
-            (self.minimum is None or value >= self.minimum)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
-            and (self.multiple_of is None or value % self.multiple_of == 0)
-        )
-
-
-def option(default: Any, help: str, *, unit: str = "", resume: str = "free", **allowed: Any) -> Any:
-    """A dataclass field that is also a flag.
-
-    Args:
-      default: the value when nobody gives one; its type is the flag's type.
-      help: what it decides, as a phrase.
-      unit: what a number counts.
-      resume: "fixed" if a checkpoint written under another value cannot be continued, else "free".
-      **allowed: the arguments of `Allowed`.
-    """
-    metadata = {"help": help, "unit": unit, "resume": resume, "allowed": Allowed(**allowed)}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """Fields that are flags; checked when made, whoever makes them.
-
-    Raises:
-      ConfigError: if a field has a value that it does not take.
-    """
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value, kind, allowed = getattr(self, field.name), type(field.default), field.metadata["allowed"]
-            if not allowed.admits(value, kind):
-                raise ConfigError(f"--{field.name}={value}: takes {allowed.words(kind)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +145,29 @@ class ScheduleConfig(Group):
         0.0, "also save when so much time has passed since the last checkpoint; 0: do not", unit="minutes", minimum=0
     )
     keep_checkpoints: int = option(3, "newest checkpoints to keep", unit="checkpoints", minimum=1)
+    histogram_every: int = option(
+        0, "interval of weight and gradient histograms; 0: once an epoch", unit="steps", minimum=0
+    )
+    log_every: int = option(
+        20, "interval of lines where the output is no terminal, with the numbers of the last summary", unit="steps",
+        minimum=1,
+    )  # fmt: skip
+    profile_steps: str = option("", "steps to profile, for TensorBoard's profile page: `100:110`; empty: none")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.profile_range()
+
+    def profile_range(self) -> tuple[int, int] | None:
+        """The steps to profile, [first, last); None for none."""
+        if not self.profile_steps:
+            return None
+        parts = re.fullmatch(r"(\d+):(\d+)", self.profile_steps)
+        if not parts or int(parts[1]) >= int(parts[2]):
+            raise ConfigError(
+                f"--profile_steps={self.profile_steps}: takes FIRST:LAST, two steps, the first below the last"
+            )
+        return int(parts[1]), int(parts[2])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,6 +225,7 @@ class RuntimeConfig(Group):
     nonfinite_limit: int = option(
         10, "how often --on_nonfinite=skip or restore may be needed before the run ends", unit="times", minimum=0
     )
+    quiet: bool = option(False, "write warnings and errors to the terminal, and nothing else")
     deterministic: bool = option(False, "op determinism: the same run gives the same bits; slower on a GPU")
     debug: bool = option(False, "show the traceback of an error that is otherwise one line")
 
@@ -347,63 +284,6 @@ class EvalConfig:
     distribution: DistributionConfig = DistributionConfig()
 
 
-def groups(config_class: Any) -> dict[str, type[Group]]:
-    """The groups of a config class by field name; one that is a single group stands under the empty name."""
-    if issubclass(config_class, Group):
-        return {"": config_class}
-    types = typing.get_type_hints(config_class)
-    return {field.name: types[field.name] for field in dataclasses.fields(config_class)}
-
-
-class _Parser(flags.ArgumentParser):
-    """Text of a flag to its value; says what is taken when it cannot."""
-
-    def __init__(self, kind: type, allowed: Allowed):
-        self._kind, self._allowed = kind, allowed
-
-    def parse(self, argument: Any) -> Any:
-        if not isinstance(argument, str):
-            return argument
-        try:
-            if self._kind is bool:
-                return {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}[argument.lower()]
-            return self._kind(argument)
-        except (ValueError, KeyError):
-            raise ValueError(f"takes {self._allowed.words(self._kind)}") from None
-
-    def flag_type(self) -> str:
-        return self._kind.__name__
-
-
-def define_flags(config_class: type, flag_values: flags.FlagValues) -> None:
-    """Defines one flag for each field of a config class."""
-    for group in groups(config_class).values():
-        for field in dataclasses.fields(group):
-            kind, metadata = type(field.default), field.metadata
-            parser: Any = _Parser(kind, metadata["allowed"])
-            if kind is bool:  # a class of its own in absl, which makes --name and --noname work
-                flag = flags.BooleanFlag(field.name, field.default, metadata["help"])
-                flag.parser = parser
-            else:
-                flag = flags.Flag(parser, flags.ArgumentSerializer(), field.name, field.default, metadata["help"])
-            flags.DEFINE_flag(flag, flag_values)
-
-
-def from_flags(config_class: type[T], flag_values: flags.FlagValues) -> T:
-    """Builds a config from parsed flags.
-
-    Raises:
-      ConfigError: if a value, or a pair of values, cannot be used.
-    """
-    if "train_steps" in flag_values and flag_values["train_steps"].present and not flag_values["epochs"].present:
-        flag_values["epochs"].value = 0  # only an --epochs that somebody gave contradicts --train_steps
-    parts = {
-        name: group(**{field.name: flag_values[field.name].value for field in dataclasses.fields(group)})
-        for name, group in groups(config_class).items()
-    }
-    return parts[""] if "" in parts else config_class(**parts)  # type: ignore[return-value]
-
-
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
     """The config as nested dictionaries of JSON values."""
     return dataclasses.asdict(config)
@@ -448,26 +328,17 @@ def changes(old: Config, new: Config) -> dict[str, tuple[Any, Any, bool]]:
     return found
 
 
-def rows(config_class: type) -> list[tuple[str, str, str, str]]:
-    """A row for each field: group, flag, default, help with unit and allowed values."""
-    found = []
-    for name, group in groups(config_class).items():
-        for field in dataclasses.fields(group):
-            kind, allowed = type(field.default), field.metadata["allowed"]
-            default = str(field.default).lower() if kind is bool else f"{field.default}"
-            takes = f"; {allowed.words(kind)}" if allowed.choices or kind in (int, float) else ""
-            unit = f" ({field.metadata['unit']})" if field.metadata["unit"] else ""
-            found.append((name, field.name, default, field.metadata["help"] + unit + takes))
-    return found
-
-
-def markdown_table(config_class: type) -> str:
-    """The flags as the table that the README shows."""
-    lines = ["| flag | default | what it decides |", "| --- | --- | --- |"]
-    for _, flag, default, help_text in rows(config_class):
-        shown = f"`{default}`" if default else "empty"
-        lines.append(f"| `--{flag}` | {shown} | {help_text} |")
-    return "\n".join(lines)
+def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
+    """What may make one run's scores differ from another's, by flag: not where it runs, nor how it is watched."""
+    groups_of_interest = (config.data, config.model, config.loss, config.optimizer, config.compute)
+    values = {name: value for group in groups_of_interest for name, value in dataclasses.asdict(group).items()}
+    values |= {
+        "epochs": config.schedule.epochs,
+        "train_steps": config.schedule.train_steps,
+        "seed": config.runtime.seed,
+    }
+    del values["data_dir"]
+    return values
 
 
 def markdown_of(config: Config) -> str:

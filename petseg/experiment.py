@@ -1,39 +1,38 @@
-"""Runs what a config describes; the only module that knows all others."""
+"""Trains what a config describes: builds it, runs the outer loop, keeps the work directory."""
 
 import contextlib
 import dataclasses
 import json
 import logging
-import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from petseg import (
     building,
     checkpointing,
     config as config_lib,
-    evaluator,
-    metrics,
+    report as report_lib,
     summaries,
+    telemetry,
     trainer,
     unet,
     visualization,
 )
-from petseg.clock import Alarm, Clock, Timer
-from petseg.config import CLASS_NAMES, Config, EvalConfig
+from petseg.clock import Alarm, Clock
+from petseg.config import Config
 from petseg.data import datasets, input_pipeline
 from petseg.distribution import Placement
-from petseg.errors import ClusterError, DataError, NonFiniteLossError, StoppedError, WorkDirectoryError
+from petseg.errors import ClusterError, NonFiniteLossError, StoppedError, WorkDirectoryError
+from petseg.report import Report
 from petseg.signals import StopSignals
+from petseg.telemetry import Profiler, Stopwatch
 from petseg.work_directory import WorkDirectory, write_json
 
 logger = logging.getLogger(__name__)
-SHEET_EXAMPLES = 8
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -45,6 +44,8 @@ def train(config: Config) -> dict[str, Any]:
     Raises:
       PetsegError: if data, work directory or checkpoint cannot be used, the loss is not finite, or a signal came.
     """
+    if config.runtime.quiet:
+        logging.getLogger("petseg").setLevel(logging.WARNING)
     workdir = WorkDirectory.for_training(config.runtime.workdir, config.data.dataset)
     config = dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, workdir=str(workdir.path)))
     if workdir.config_file.exists():
@@ -94,13 +95,16 @@ class Experiment:
             self.trainer = building.build_trainer(
                 config, strategy, self.model, self.class_weights, self.clock.total, self.requests
             )
-            self.evaluator = building.build_evaluator(config, strategy, self.model, self.class_weights, self.requests)
+            self.evaluator = building.build_evaluator(
+                config, strategy, self.model, self.eval_examples, self.class_weights, self.requests
+            )
         saves = placement.is_chief
         self.checkpoints = checkpointing.Checkpoints(
             workdir.checkpoints, keep=config.schedule.keep_checkpoints, saves=saves, **self.trainer.state()
         )
         self.best = checkpointing.BestCheckpoint(workdir.best, saves=saves, model=self.model, step=self.trainer.step)
         self._nonfinite_events = 0
+        self._stopwatch = Stopwatch()
         if resume_from:
             self.checkpoints.restore(resume_from)
             logger.info("resumed from %s", resume_from)
@@ -124,53 +128,52 @@ class Experiment:
             logger.info("%s is complete: step %d of %d", self.workdir.path, step, clock.total)
         else:
             logger.info("%s: steps %d to %d, %d an epoch", self.workdir.path, step, clock.total, self.steps_per_epoch)
-        log = None
+        report = None
         if self.placement.is_chief:
             devices = [device.name for device in tf.config.list_logical_devices()]
             self.workdir.save_config(self.config, class_weights=self.class_weights, devices=devices)
-            log = summaries.Summaries(self.workdir.path, self.workdir.metrics_file, first_step=step)
-        try:
+            report = Report(self.config, self.workdir, clock, self.steps_per_epoch, step)
+        with contextlib.ExitStack() as stack:
+            if report is not None:
+                stack.callback(report.close)
             with self.signals.deferred():
-                results = self._loop(step, log)
-        finally:
-            if log is not None:
-                log.close()
-        if self.placement.is_chief:
-            self._finish(results)
+                results = self._loop(step, report)
+            if report is not None:
+                report.finish(results)
         self.placement.gather(0)  # nobody leaves while another one works
         return results
 
-    def _loop(self, step: int, log: summaries.Summaries | None) -> dict[str, Any]:
+    def _loop(self, step: int, report: Report | None) -> dict[str, Any]:
         """The outer loop: train a while, then summarise, evaluate and save when the clock says so."""
-        clock = self.clock
+        clock, stopwatch = self.clock, self._stopwatch
         batches = self._batches(step)
-        if step == 0 and log is not None:
-            log.arrange()
-            log.text(0, "config", config_lib.markdown_of(self.config))
-            log.text(0, "run", self.workdir.describe())
-            log.image(summaries.TRAIN, 0, "model", visualization.to_array(visualization.model_diagram(self.model)))
-        results = self._catch_up(step, log)
+        if step == 0 and report is not None:
+            self._begin(report)
+        results = self._catch_up(step, report)
         if step < clock.total:
-            self.trainer.run(batches, 0)  # compiles, so that images/s does not contain it
-        timer, alarm = Timer(), Alarm(self.config.schedule.checkpoint_every_minutes)
-        hidden = None if self.placement.is_chief else True
-        with tqdm.tqdm(total=clock.total, initial=step, unit="step", disable=hidden, dynamic_ncols=True) as bar:
+            self.trainer.run(batches, 0)  # compiles, so that speed does not contain it
+        alarm = Alarm(self.config.schedule.checkpoint_every_minutes)
+        profiler = Profiler(self.workdir.path / summaries.TRAIN, clock.profile if report is not None else (0, 0))
+        stopwatch.reset()
+        if report is not None:
+            report.progress.start()
+        with contextlib.closing(profiler):
             while step < clock.total:
                 if alarm.rings():
                     self.requests.save.assign(1.0)
-                with timer:
-                    self.trainer.run(batches, clock.steps_to_next(step))
-                    step = self._step()
-                bar.update(step - bar.n)
+                with profiler.step(step):
+                    stopwatch.steps(self.trainer.run(batches, clock.steps_to_next(step)))
+                step = self._step()
                 self._check_finite()
                 stop, save = self.trainer.requested()
-                if clock.due(step, clock.summary):
-                    self._summarize(step, timer, log, bar)
+                with stopwatch.timing("summaries"):
+                    self._summarize(step, report)
                 if clock.due(step, clock.evaluation) and not stop:
-                    evaluated = self._evaluate(step, log)
+                    evaluated = self._evaluate(step, report)
                     stop, results = evaluated is None, evaluated or results
                 if clock.due(step, clock.checkpoint) or save or stop:
-                    self._save(step, log)  # last, so that all that belongs to a step precedes its checkpoint
+                    with stopwatch.timing("checkpoints"):
+                        self._save(step, report)  # last, so that all that belongs to a step precedes its checkpoint
                     self.requests.save.assign(0.0)
                     alarm.reset()
                 if stop:
@@ -189,7 +192,31 @@ class Experiment:
             )
         )
 
-    def _catch_up(self, step: int, log: summaries.Summaries | None) -> dict[str, Any]:
+    def _begin(self, report: Report) -> None:
+        data = self.config.data
+        report.begin(
+            card=datasets.card(data.dataset, data.data_dir),
+            model_diagram=visualization.to_array(visualization.model_diagram(self.model)),
+            graph=self.evaluator.graph(),
+            training_batch=self._picture_of_first_batch(),
+        )
+
+    def _picture_of_first_batch(self) -> np.ndarray:
+        """The first examples of the run as the model sees them, so that a wrong augmentation is seen, not guessed."""
+        positions = np.arange(min(report_lib.SHEET_EXAMPLES, self.config.data.batch_size))
+        ids = self._example_ids(0, positions)
+        batch = {
+            "image": tf.constant(self.train_examples.images[ids]),
+            "mask": tf.constant(self.train_examples.masks[ids]),
+            "position": tf.constant(positions, tf.int64),
+        }
+        images, masks, weights, _ = self.trainer.prepare(batch, tf.constant(0, tf.int64))
+        names = [self.train_examples.names[i] for i in ids]
+        return visualization.to_array(
+            visualization.training_batch(images.numpy(), masks.numpy()[..., 0], weights.numpy(), names)
+        )
+
+    def _catch_up(self, step: int, report: Report | None) -> dict[str, Any]:
         """Evaluates what a process that was stopped at this step could not; returns the results of this step.
 
         Raises:
@@ -199,14 +226,14 @@ class Experiment:
         missing = step == 0 or (self.clock.due(step, self.clock.evaluation) and not file.exists())
         if not any(self.placement.gather(int(missing))):
             return json.loads(file.read_text()) if file.exists() else {}
-        results = self._evaluate(step, log)
+        results = self._evaluate(step, report)
         if results is None:
             raise self._stopped(step)
         return results
 
-    def _save(self, step: int, log: summaries.Summaries | None) -> None:
-        if log is not None:
-            log.flush()
+    def _save(self, step: int, report: Report | None) -> None:
+        if report is not None:
+            report.flush()
         self.trainer.settle()
         self.checkpoints.save(step)
 
@@ -215,9 +242,7 @@ class Experiment:
 
     def _stopped(self, step: int) -> StoppedError:
         where = self.checkpoints.newest() or "the start"
-        sender = "" if self.signals.received else ", sent to another process,"
-        number = self.signals.received or signal.SIGTERM
-        return StoppedError(number, f"{sender} at step {step}; the same command goes on from {where}")
+        return self.signals.stopped(f"at step {step}; the same command goes on from {where}")
 
     def _check_finite(self) -> None:
         """Ends the run, or sees to it that it can go on, after a step that was not finite.
@@ -251,109 +276,51 @@ class Experiment:
             return " (in the sum over all replicas)"
         size = self.config.data.batch_size // self.placement.strategy.num_replicas_in_sync
         positions = np.concatenate([np.arange(size) + replica * size for replica in replicas])
-        ids = input_pipeline.example_ids(
+        ids = self._example_ids(step, positions)
+        return f" on replica {', '.join(map(str, replicas))} (examples {', '.join(map(str, ids))})"
+
+    def _example_ids(self, step: int, positions: np.ndarray) -> np.ndarray:
+        return input_pipeline.example_ids(
             tf.constant(step, tf.int64),
             tf.constant(positions, tf.int64),
             num_examples=len(self.train_examples),
             batch_size=self.config.data.batch_size,
             seed=self.config.runtime.seed,
-        )
-        return f" on replica {', '.join(map(str, replicas))} (examples {', '.join(map(str, ids.numpy()))})"
+        ).numpy()
 
-    def _summarize(self, step: int, timer: Timer, log: summaries.Summaries | None, bar: tqdm.tqdm) -> None:
-        sums = self.trainer.read_sums()  # by all processes, for their sums meet here
-        if log is None:
-            return
-        scores = metrics.from_confusion_matrix(sums.confusion_matrix, CLASS_NAMES)
-        images_per_second = timer.rate(sums.steps * self.config.data.batch_size)
-        scalars = {
-            "loss": sums.loss,
-            **summaries.scalars_of(scores),
-            "learning_rate": sums.learning_rate,
-            "gradient_norm": sums.gradient_norm,
-            "weight_norm": sums.weight_norm,
-            "update_ratio": sums.update_ratio,
-            "loss_scale": sums.loss_scale,
-            "skipped_steps": sums.skipped_steps,
-            "images_per_second": images_per_second,
-        }
-        log.scalars(summaries.TRAIN, step, scalars)
-        shown = f"loss {sums.loss:.4f}, mean IoU {scores['mean_iou']:.4f}, {images_per_second:.1f} images/s"
-        bar.set_postfix_str(shown)
-        if bar.disable:
-            logger.info("step %d/%d: %s", step, self.clock.total, shown)
+    def _summarize(self, step: int, report: Report | None) -> None:
+        """Tells what is due; what it tells, all processes read together, for their sums meet there."""
+        if self.clock.due(step, self.clock.summary):
+            sums = self.trainer.read_sums()
+            if report is not None:
+                took = self._stopwatch.read(self.config.data.batch_size)
+                report.summary(step, sums, {**took, **telemetry.memory()})
+        if self.clock.due(step, self.clock.histogram):
+            gradients = self.trainer.gradients()
+            if report is not None:
+                report.histograms(step, self.trainer.weights(), gradients)
+        if report is not None:
+            report.progress.advance(step)
 
-    def _evaluate(self, step: int, log: summaries.Summaries | None) -> dict[str, Any] | None:
+    def _evaluate(self, step: int, report: Report | None) -> dict[str, Any] | None:
         """Scores the evaluation split and keeps what is best; None if a signal ended it early."""
-        evaluation = self.evaluator.evaluate(self.eval_examples, batch_size=self.config.data.batch_size)
-        if evaluation.examples < len(self.eval_examples):
+        with self._stopwatch.timing("evaluation"):
+            evaluation = self.evaluator.evaluate()
+        if evaluation is None:
             return None
         split = self.config.data.eval_split
         results = evaluation.results(step, split)
-        if log is None:
+        if report is None:
             return results
         if step:
-            self.best.offer(results["mean_iou"], step)
+            with self._stopwatch.timing("checkpoints"):
+                self.best.offer(results["mean_iou"], step)
         write_json(self.workdir.results_file(split, step), results)  # after this, nothing is left to catch up with
         logger.info(
             "step %d: %s: loss %.4f, accuracy %.4f, mean IoU %.4f (%s)",
             step, split, results["loss"], results["accuracy"], results["mean_iou"],
             ", ".join(f"{name} {value:.4f}" for name, value in results["iou"].items()),
         )  # fmt: skip
-        log.scalars(summaries.EVAL, step, summaries.scalars_of(results))
-        log.image(summaries.EVAL, step, "predictions", visualization.to_array(self._prediction_sheet()))
+        with self._stopwatch.timing("summaries"):
+            report.evaluation(step, evaluation, results, self.eval_examples, self.evaluator)
         return results
-
-    def _prediction_sheet(self) -> Any:
-        some = slice(0, SHEET_EXAMPLES)
-        images = self.eval_examples.images[some]
-        masks, names = self.eval_examples.masks[some, ..., 0], self.eval_examples.names[some]
-        return visualization.prediction_sheet(images, masks, self.evaluator.predict(images), names)
-
-    def _finish(self, results: Mapping[str, Any]) -> None:
-        figures = self.workdir.figures
-        rows = summaries.read_csv(self.workdir.metrics_file)
-        visualization.save(visualization.training_curves(rows, self.steps_per_epoch), figures / "curves.png")
-        visualization.save(self._prediction_sheet(), figures / "predictions.png")
-        visualization.save(visualization.model_diagram(self.model), figures / "model.png")
-        print(evaluator.table(results))
-        print(f"\nwork directory: {self.workdir.path}")
-        print(f"score it:       python eval.py --workdir={self.workdir.path} --checkpoint=best")
-        print(f"watch it:       tensorboard --logdir={self.workdir.path}")
-
-
-def evaluate(config: EvalConfig) -> dict[str, Any]:
-    """Scores one checkpoint of a run on a split, writes the results file, prints the table.
-
-    Raises:
-      PetsegError: if work directory, checkpoint or split cannot be used, or a signal came.
-    """
-    score = config.score
-    workdir = WorkDirectory(score.workdir)
-    run = workdir.load_config()
-    path = checkpointing.find(workdir.checkpoints, workdir.best, score.checkpoint)
-    split, data_dir = score.split or run.data.eval_split, score.data_dir or run.data.data_dir
-    shared = datasets.overlap(run.data.dataset, split, run.data.train_split, data_dir)
-    if shared and not score.allow_training_images:
-        raise DataError(
-            f"--split={split}: {shared} of its images were trained on ({run.data.train_split}); "
-            "a score on them says little; --allow_training_images scores them all the same"
-        )
-    placement = building.set_up_runtime(run, config.distribution)
-    with StopSignals() as signals:
-        requests = trainer.Requests()
-        signals.call(lambda: requests.stop.assign(1.0))
-        examples = datasets.load(run.data.dataset, split, run.data.image_size, data_dir)
-        with placement.strategy.scope():
-            model = building.build_model(run, None)
-            scorer = building.build_evaluator(run, placement.strategy, model, workdir.load_class_weights(), requests)
-        step = checkpointing.restore_model(path, model)
-        evaluation = scorer.evaluate(examples, batch_size=score.batch_size or run.data.batch_size)
-    results = evaluation.results(step, split)
-    if placement.is_chief:
-        results_file = workdir.results_file(split, step)
-        write_json(results_file, results)
-        print(evaluator.table(results))
-        print(f"\ncheckpoint: {path}\nresults:    {results_file}")
-    placement.gather(0)
-    return results

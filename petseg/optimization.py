@@ -1,10 +1,11 @@
 """Optimizers, learning-rate schedules, and the loss scale of float16."""
 
 from collections.abc import Callable
-from typing import Any
 
 import keras
 import tensorflow as tf
+
+from petseg.variables import step_variable
 
 LearningRate = Callable[[tf.Tensor], tf.Tensor]
 
@@ -104,8 +105,3 @@ class LossScale(tf.Module):
         self._finite_steps.assign(tf.where(grows, tf.zeros_like(finite_steps), finite_steps))
         self._scale.assign(tf.maximum(self._scale * factor, 1.0))
         return explained
-
-
-def step_variable(value: Any, dtype: tf.DType) -> tf.Variable:
-    """A variable that is assigned outside the replicas, or alike on all of them."""
-    return tf.Variable(value, trainable=False, dtype=dtype, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)

@@ -49,6 +49,11 @@ class StopSignals:
         """Has a function called from another thread as soon as a signal comes in."""
         self._callbacks.append(callback)
 
+    def stopped(self, what_remains: str) -> StoppedError:
+        """The error to end with, also where the signal went to another process of the cluster."""
+        sender = "" if self.received else ", sent to another process,"
+        return StoppedError(self.received or signal.SIGTERM, f"{sender} {what_remains}")
+
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
         self._deferring = True

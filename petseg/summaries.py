@@ -6,33 +6,46 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from tensorboard.compat.proto import event_pb2
 from tensorboard.plugins.custom_scalar import summary as custom_scalar_summary
+from tensorboard.plugins.histogram import metadata as histogram_metadata
+from tensorboard.plugins.hparams import (
+    api_pb2,
+    metadata as hparams_metadata,
+    summary as hparams_summary,
+    summary_v2 as hparams_summary_v2,
+)
 
 from petseg import tags
 
 logger = logging.getLogger(__name__)
 TRAIN, EVAL = "train", "eval"
+FINAL = "final"  # the run's row of the HParams page, which takes all scalars of this folder for its metrics
+HISTOGRAM_BUCKETS = 30
+SESSION_TAGS = (hparams_metadata.SESSION_START_INFO_TAG, hparams_metadata.SESSION_END_INFO_TAG)
 COLUMNS = ("step", "run", "tag", "value")
 
 
 class Summaries:
-    """Writes scalars and images of the runs `train` and `eval`; the same tag in both makes one chart.
+    """Writes what TensorBoard shows of the runs `train` and `eval`; the same tag in both makes one chart.
 
     Args:
-      directory: the work directory; event files go to `train/` and `eval/`.
+      directory: the work directory; event files go to `train/` and `eval/`, those of the HParams page
+        to `final/`.
       metrics_file: the CSV file.
       first_step: the step at which this process starts; what a process that was stopped has logged of later steps, and
         all of step 0, is dropped, for it will be logged again.
     """
 
     def __init__(self, directory: Path, metrics_file: Path, first_step: int):
-        for run in (TRAIN, EVAL):
+        runs = (TRAIN, EVAL, FINAL)
+        for run in runs:
             drop_later_events(directory / run, first_step)
-        self._writers = {run: tf.summary.create_file_writer(str(directory / run)) for run in (TRAIN, EVAL)}
+        self._writers = {run: tf.summary.create_file_writer(str(directory / run)) for run in runs}
         kept = [row for row in read_csv(metrics_file) if row[0] <= first_step] if first_step else []
         temporary = metrics_file.with_name(metrics_file.name + ".tmp")
         with open(temporary, "w", newline="") as file:
@@ -56,13 +69,40 @@ class Summaries:
 
     def arrange(self) -> None:
         """Groups the scalars on TensorBoard's custom-scalars page."""
-        with self._surviving(), self._writers[TRAIN].as_default(step=0):
-            tf.summary.experimental.write_raw_pb(custom_scalar_summary.pb(tags.layout()).SerializeToString())
+        self._raw(TRAIN, custom_scalar_summary.pb(tags.layout()))
 
     def image(self, run: str, step: int, tag: str, picture: np.ndarray) -> None:
         """Logs a picture, uint8 [H, W, 3]."""
         with self._surviving(), self._writers[run].as_default(step=step):
-            tf.summary.image(tag, picture[None])
+            tf.summary.image(tag, picture[None], description=tags.IMAGES[tag])
+
+    def histogram(self, run: str, step: int, tag: str, values: np.ndarray, description: str = "") -> None:
+        """Logs how numbers are distributed; counted by NumPy, for `tf.summary.histogram` takes seconds for millions."""
+        counts, edges = np.histogram(values, HISTOGRAM_BUCKETS)
+        buckets = np.stack([edges[:-1], edges[1:], counts], axis=1)
+        metadata = histogram_metadata.create_summary_metadata(display_name=None, description=description)
+        with self._surviving(), self._writers[run].as_default(step=step):
+            tf.summary.write(tag, tf.constant(buckets, tf.float64), metadata=metadata)
+
+    def graph(self, graph: tf.Graph) -> None:
+        """Logs a graph, for the whole run."""
+        with self._surviving(), self._writers[TRAIN].as_default(step=0):
+            tf.summary.graph(graph)
+
+    def begin_session(self, name: str, hyperparameters: Mapping[str, bool | int | float | str]) -> None:
+        """Fills in the run's row of the HParams page.
+
+        No columns are declared, for then TensorBoard finds out by itself in which of them runs differ, and shows these.
+        """
+        self._raw(FINAL, hparams_summary_v2.hparams_pb(dict(hyperparameters), trial_id=name))
+
+    def end_session(self) -> None:
+        """Marks the run as complete on the HParams page."""
+        self._raw(FINAL, hparams_summary.session_end_pb(api_pb2.STATUS_SUCCESS))
+
+    def _raw(self, run: str, summary: Any) -> None:
+        with self._surviving(), self._writers[run].as_default(step=0):
+            tf.summary.experimental.write_raw_pb(summary.SerializeToString())
 
     def flush(self) -> None:
         """Makes everything logged visible to readers."""
@@ -91,7 +131,8 @@ class Summaries:
 def drop_later_events(directory: Path, step: int) -> None:
     """Leaves in the event files of a folder only what was logged up to a step; nothing at all of a run at step 0.
 
-    TensorBoard would draw a line back and forth through steps that were logged twice.
+    TensorBoard would draw a line back and forth through steps that were logged twice. Of the HParams page nothing is
+    left: a run that goes on may have other flags, and may not be complete any more.
     """
     for file in directory.glob("events.out.tfevents.*"):
         if not step:
@@ -100,7 +141,9 @@ def drop_later_events(directory: Path, step: int) -> None:
         temporary = directory / "kept.tmp"
         with tf.io.TFRecordWriter(str(temporary)) as writer:
             for record in _records(file):
-                if event_pb2.Event.FromString(record).step <= step:
+                event = event_pb2.Event.FromString(record)
+                of_session = any(value.tag in SESSION_TAGS for value in event.summary.value)
+                if event.step <= step and not of_session:
                     writer.write(record)
         os.replace(temporary, file)
 

@@ -16,14 +16,50 @@ SCALARS: dict[str, str] = {
     "accuracy": "Share of valid pixels whose class was right.",
     "mean_iou": "Mean of the classes' intersection over union.",
     **{f"{score}/{name}": text.format(name=name) for score, text in _SCORES.items() for name in CLASS_NAMES},
-    "learning_rate": "Learning rate of the last step.",
-    "gradient_norm": "Global norm of the gradients before clipping, mean over the interval.",
-    "weight_norm": "Global norm of the trained weights.",
-    "update_ratio": "Global norm of an update over that of the weights, mean over the interval; 1e-3 is usual.",
-    "loss_scale": "What the loss is multiplied with against float16 underflow; 1 in other precisions.",
-    "skipped_steps": "Steps since the start of the run that changed nothing, for a gradient was not finite.",
-    "images_per_second": "Images per second of training, without compiling, evaluation and checkpoints.",
+    "optimization/learning_rate": "Learning rate of the last step.",
+    "optimization/gradient_norm": "Global norm of the gradients before clipping, mean over the interval.",
+    "optimization/weight_norm": "Global norm of the trained weights.",
+    "optimization/update_ratio": (
+        "Global norm of an update over that of the weights, mean over the interval; 1e-3 is usual."
+    ),
+    "optimization/loss_scale": "What the loss is multiplied with against float16 underflow; 1 in other precisions.",
+    "optimization/skipped_steps": (
+        "Steps since the start of the run that changed nothing, for a gradient was not finite."
+    ),
+    "speed/images_per_second": "Images per second of training, without compiling, evaluation and checkpoints.",
+    "speed/step_time_median": "Median time of a step in the interval, in milliseconds.",
+    "speed/step_time_p95": "95th percentile of the time of a step in the interval, in milliseconds.",
+    "time_share/input": "Share of the wall clock, 0 to 1, that steps waited for their batch.",
+    "time_share/evaluation": "Share of the wall clock, 0 to 1, spent in evaluation.",
+    "time_share/checkpoints": "Share of the wall clock, 0 to 1, spent in writing checkpoints.",
+    "time_share/summaries": "Share of the wall clock, 0 to 1, spent in summaries, pictures and figures.",
+    "memory/host": "Resident memory of the process that writes this, in MiB.",
+    "memory/device": "The most memory that any one GPU of this process has held, in MiB; only where there is one.",
 }
+
+IMAGES: dict[str, str] = {
+    "predictions": "The same examples each time: image, truth, prediction, where it is wrong, and how sure it was.",
+    "worst": "The examples of the last evaluation with the lowest mean IoU, which stands beside their names.",
+    "best": "The examples of the last evaluation with the highest mean IoU, which stands beside their names.",
+    "confusion_matrix": "Pixels by true class (rows) and predicted class (columns): share of the row, and count.",
+    "training_batch": "The first examples of the first batch as the model sees them: augmented, with the weight map.",
+    "model": "The stages of the U-Net with their sizes.",
+}
+
+IMAGE_IOU = "image_iou"
+SCORES = "Mean IoU of each image of the evaluation, over the classes that occur in it or were predicted."
+WEIGHTS = "The trained weights of a layer."
+GRADIENTS = "The gradient of a layer's weights in the last step, reduced and unscaled, before clipping."
+
+# The HParams page shows five metrics unless asked for more.
+FINAL: dict[str, str] = {
+    "final/mean_iou": "mean_iou",
+    "final/accuracy": "accuracy",
+    "final/iou_pet": "iou/pet",
+    "final/iou_border": "iou/border",
+    "final/loss": "loss",
+}
+SCALARS |= {tag: f"At the last evaluation: {SCALARS[of]}" for tag, of in FINAL.items()}
 
 _CHARTS = {
     "overview": {"loss": ["loss"], "mean IoU": ["mean_iou"], "accuracy": ["accuracy"]},
@@ -33,14 +69,14 @@ _CHARTS = {
         "border": ["precision/border", "recall/border"],
     },
     "optimization": {
-        "learning rate": ["learning_rate"],
-        "gradient norm": ["gradient_norm"],
-        "weight norm": ["weight_norm"],
-        "update over weights": ["update_ratio"],
-        "loss scale": ["loss_scale"],
-        "skipped steps": ["skipped_steps"],
+        tag.removeprefix("optimization/").replace("_", " "): [tag] for tag in SCALARS if tag.startswith("optimization/")
     },
-    "speed": {"images/s": ["images_per_second"]},
+    "speed": {
+        "images/s": ["speed/images_per_second"],
+        "step time (ms)": ["speed/step_time_median", "speed/step_time_p95"],
+        "share of time": [tag for tag in SCALARS if tag.startswith("time_share/")],
+        "memory (MiB)": ["memory/host", "memory/device"],
+    },
 }
 
 

@@ -11,7 +11,8 @@ import tensorflow as tf
 from petseg import losses, metrics, sample_weights
 from petseg.augmentation import Augmentation
 from petseg.errors import ConfigError
-from petseg.optimization import LearningRate, LossScale, step_variable
+from petseg.optimization import LearningRate, LossScale
+from petseg.variables import replica_sum, step_variable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,22 +147,26 @@ class Trainer:
         self.step, self.nonfinite_step = step_variable(0, tf.int64), step_variable(-1, tf.int64)
         self._requested = step_variable([0.0, 0.0], tf.float32)
         self._totals = _Totals(self._num_classes)
-        self._confusion = _replica_variable(tf.zeros([self._num_classes] * 2, tf.int64))
-        self._nonfinite_replicas = _replica_variable(tf.zeros([strategy.num_replicas_in_sync], tf.int64))
+        self._divisor = step_variable(1.0, tf.float32)
+        self._confusion = replica_sum([self._num_classes] * 2, tf.int64)
+        self._nonfinite_replicas = replica_sum([strategy.num_replicas_in_sync], tf.int64)
         # What a replica has added up since the step began: gradients, loss, denominator.
         self._weights = model.trainable_variables
-        self._sums = [_replica_variable(tf.zeros(v.shape, v.dtype)) for v in self._weights]
-        self._sums += [_replica_variable(tf.zeros([])) for _ in range(2)]
+        self._sums = [replica_sum(v.shape, v.dtype) for v in self._weights]
+        self._sums += [replica_sum([], tf.float32) for _ in range(2)]
         # What the forward pass changes by itself, and how it was when the step began.
         self._statistics = _moving_statistics(model)
-        self._statistics_before = [_replica_variable(tf.zeros(v.shape, v.dtype)) for v in self._statistics]
+        self._statistics_before = [replica_sum(v.shape, v.dtype) for v in self._statistics]
 
-    def run(self, iterator: Any, num_steps: int) -> None:
+    def run(self, iterator: Any, num_steps: int) -> np.ndarray:
         """Takes `num_steps` batches and makes a step with each; 0 only compiles.
 
         Stops earlier when asked to, and after a step that was not finite for another reason than the loss scale.
+
+        Returns:
+          float64 [steps made, 2]: the seconds that each step waited for its batch, and took in all.
         """
-        self._loop(iterator, tf.constant(num_steps, tf.int64))
+        return self._loop(iterator, tf.constant(num_steps, tf.int64)).numpy()
 
     def requested(self) -> tuple[bool, bool]:
         """Whether any process had asked, by the last step: to stop; for a checkpoint."""
@@ -197,6 +202,32 @@ class Trainer:
             variable.assign(tf.zeros_like(variable))
         return sums
 
+    def gradients(self) -> dict[str, np.ndarray]:
+        """The gradients of the last step by weight: reduced and unscaled, not clipped. Called by all processes."""
+        totals = zip(self._weights, self._sums, strict=False)  # loss and denominator follow the gradients
+        return {weight.path: total.numpy() / self._divisor.numpy() for weight, total in totals}
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The trained weights, by the same names."""
+        return {weight.path: weight.numpy() for weight in self._weights}
+
+    def prepare(
+        self, batch: dict[str, tf.Tensor], step: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """What the model is trained with, from what the input ships.
+
+        Args:
+          batch: as the input pipeline makes it.
+          step: int64 scalar.
+
+        Returns:
+          augmented images, float32 [B, H, W, 3] in [0, 255]; their masks, uint8 [B, H, W, 1]; the weights of the
+          pixels, float32 [B, H, W]; and whether they have a class, bool [B, H, W].
+        """
+        images, masks = self._augment(tf.cast(batch["image"], tf.float32), batch["mask"], step, batch["position"])
+        weights = sample_weights.sample_weight_map(masks, self._class_weights)
+        return images, masks, weights, sample_weights.valid_pixels(masks)
+
     def nonfinite_replicas(self) -> list[int]:
         """The replicas whose own loss or gradients were not finite at the last step that was skipped."""
         return np.flatnonzero(self._nonfinite_replicas.numpy()).tolist()
@@ -211,15 +242,21 @@ class Trainer:
         self._confusion.assign(tf.zeros_like(self._confusion))
 
     @tf.function
-    def _loop(self, iterator: Any, num_steps: tf.Tensor) -> None:
+    def _loop(self, iterator: Any, num_steps: tf.Tensor) -> tf.Tensor:
         self.traces += 1
         done = tf.constant(0, tf.int64)
+        times = tf.TensorArray(tf.float64, size=0, dynamic_size=True, element_shape=[2])
+        ended = tf.timestamp()
         while (done < num_steps) & (self._requested[0] == 0) & (self.nonfinite_step < 0):
-            self._step(next(iterator))
+            batch = next(iterator)
+            arrived, began = _time_after(batch), ended
+            ended = _time_after(self._step(batch))
+            times = times.write(tf.cast(done, tf.int32), tf.stack([arrived - began, ended - began]))
             done += 1
+        return times.stack()
 
-    def _step(self, batch: Any) -> None:
-        """One step, seen from outside the replicas."""
+    def _step(self, batch: Any) -> tf.Tensor:
+        """One step, seen from outside the replicas; returns what is known only when its gradients are."""
         run = self._strategy.run
         self.optimizer.learning_rate.assign(self._learning_rate(self.step))
         run(self._begin)
@@ -239,11 +276,13 @@ class Trainer:
             self._totals.finite_steps.assign_add(1)
         else:
             run(self._undo)
+        self._divisor.assign(denominator * self.loss_scale.value())
         explained = self.loss_scale.update(finite)
         self.nonfinite_step.assign(tf.where(explained, self.nonfinite_step, self.step))
         self._requested.assign(requested)
         self._totals.steps.assign_add(1)
         self.step.assign_add(1)
+        return norm
 
     # The rest is seen from a replica.
 
@@ -256,15 +295,14 @@ class Trainer:
     def _accumulate(self, batch: dict[str, tf.Tensor], step: tf.Tensor, part: tf.Tensor) -> None:
         """Adds gradients, loss, denominator and confusion matrix of a slice to what the replica has."""
         batch = {key: self._slice(value, part) for key, value in batch.items()}
-        images, masks = self._augment(tf.cast(batch["image"], tf.float32), batch["mask"], step, batch["position"])
-        weights = sample_weights.sample_weight_map(masks, self._class_weights)
-        valid = sample_weights.valid_pixels(masks)
+        images, masks, weights, valid = self.prepare(batch, step)
         gradients, loss, predictions = self._differentiate(images, masks, weights, self.loss_scale.value())
         counted = weights if self._loss_normalization == "weights" else tf.cast(valid, tf.float32)
         sums = (*gradients, loss, tf.reduce_sum(counted) / self._pixels)
         for total, value in zip(self._sums, sums, strict=True):
             total.assign_add(value)
-        self._confusion.assign_add(metrics.confusion_matrix(masks[..., 0], predictions, valid, self._num_classes))
+        matrices = metrics.confusion_matrices(masks[..., 0], predictions, valid, self._num_classes)
+        self._confusion.assign_add(tf.reduce_sum(matrices, axis=0))
 
     def _slice(self, values: tf.Tensor, part: tf.Tensor) -> tf.Tensor:
         """Every K-th example: then a slice, over all replicas, holds the same examples on any number of them."""
@@ -345,15 +383,13 @@ def check_step(
         )
 
 
+def _time_after(value: Any) -> tf.Tensor:
+    """Seconds since 1970, float64, read on the host once a value is there."""
+    with tf.device("cpu:0"):
+        there = [tf.identity(part) for part in tf.nest.flatten(value, expand_composites=True)]
+        with tf.control_dependencies(there):
+            return tf.timestamp()
+
+
 def _ratio(total: tf.Variable, count: tf.Variable) -> float:
     return float(total.numpy()) / float(count.numpy()) if count.numpy() else float("nan")
-
-
-def _replica_variable(initial: tf.Tensor) -> tf.Variable:
-    """A sum that each replica keeps for itself; read from outside, the sum over the replicas."""
-    return tf.Variable(
-        initial,
-        trainable=False,
-        synchronization=tf.VariableSynchronization.ON_READ,
-        aggregation=tf.VariableAggregation.SUM,
-    )

@@ -1,19 +1,24 @@
 """Figures. The only module that imports matplotlib; draws on its Agg canvas, without pyplot's global state."""
 
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
+from PIL import Image
 
 from petseg.config import CLASS_NAMES
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart: vermilion, blue, yellow.
 CLASS_COLORS = np.array([[213, 94, 0], [0, 114, 178], [240, 228, 66]], np.uint8)
+WRONG_COLOR = (204, 121, 167)  # of the same palette, reddish purple
+SHADES = colormaps["viridis"]
 RUN_COLORS = {"train": "#0072B2", "eval": "#D55E00"}
 
 
@@ -24,31 +29,69 @@ def colorize(masks: np.ndarray) -> np.ndarray:
     return table[masks]
 
 
-def prediction_sheet(images: np.ndarray, masks: np.ndarray, predictions: np.ndarray, names: Sequence[str]) -> Figure:
-    """Image, true mask and predicted mask, two examples to a row, with a legend of the classes.
+def prediction_sheet(
+    images: np.ndarray, masks: np.ndarray, predictions: np.ndarray, confidences: np.ndarray, names: Sequence[str]
+) -> Figure:
+    """Image, true mask, predicted mask, errors and confidence, an example to a row.
 
     Args:
       images: uint8 [N, H, W, 3].
-      masks: class ids [N, H, W].
+      masks: class ids [N, H, W]; an id without a class is no error.
       predictions: class ids [N, H, W].
+      confidences: float [N, H, W], the probability of the predicted class.
       names: N titles.
     """
-    across = min(2, len(images))
-    down = -(-len(images) // across)
-    figure = Figure(figsize=(4.5 * across, 1.62 * down + 0.45), layout="constrained")
-    axes = figure.subplots(down, 3 * across, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for i, name in enumerate(names):
-        row, column = divmod(i, across)
-        trio = axes[row, 3 * column : 3 * column + 3]
-        pictures = (images[i], colorize(masks[i]), colorize(predictions[i]))
-        for axis, picture, title in zip(trio, pictures, ("image", "true", "predicted"), strict=True):
-            axis.imshow(picture)
-            axis.set_title(title if row == 0 else "", fontsize=9)
-        trio[0].text(0, 1.0, name, transform=trio[0].transAxes, fontsize=6, color="white", va="top", ha="left",
-                     bbox={"facecolor": "black", "alpha": 0.55, "pad": 1, "linewidth": 0})  # fmt: skip
-    figure.legend(handles=_class_patches(), loc="outside lower center", ncols=len(CLASS_NAMES), frameon=False)
+    wrong = (predictions != masks) & (masks < len(CLASS_NAMES))
+    dimmed = np.repeat(images.mean(axis=-1, keepdims=True) * 0.6, 3, axis=-1)
+    errors = np.where(wrong[..., None], WRONG_COLOR, dimmed).astype(np.uint8)
+    lowest = 1 / len(CLASS_NAMES)  # of the class with the highest probability
+    sure = SHADES((confidences - lowest) / (1 - lowest), bytes=True)[..., :3]
+    columns = {
+        "image": images,
+        "truth": colorize(masks),
+        "prediction": colorize(predictions),
+        "errors": errors,
+        "confidence": sure,
+    }
+    figure = _tiles(columns, names)
+    _legend(figure, [*_class_patches(), _patch(WRONG_COLOR, "wrong")], "confidence", (lowest, 1.0))
+    return figure
+
+
+def training_batch(images: np.ndarray, masks: np.ndarray, weights: np.ndarray, names: Sequence[str]) -> Figure:
+    """What the model is trained on: augmented images, their masks, what each pixel weighs.
+
+    Args:
+      images: float32 [N, H, W, 3] in [0, 255].
+      masks: class ids [N, H, W].
+      weights: float32 [N, H, W].
+      names: N titles.
+    """
+    highest = max(float(weights.max()), 1e-12)
+    columns = {
+        "image": np.clip(images, 0, 255).astype(np.uint8),
+        "mask": colorize(masks),
+        "weight": SHADES(weights / highest, bytes=True)[..., :3],
+    }
+    figure = _tiles(columns, names)
+    _legend(figure, _class_patches(), "weight", (0.0, highest))
+    return figure
+
+
+def confusion_matrix(matrix: np.ndarray) -> Figure:
+    """Shares of each row, and counts, of a confusion matrix int64 [C, C], rows true, columns predicted."""
+    totals = matrix.sum(axis=1, keepdims=True)
+    shares = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
+    figure = Figure(figsize=(5.6, 4.6), layout="constrained")
+    axis = figure.subplots()
+    drawn = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), share in np.ndenumerate(shares):
+        axis.text(column, row, f"{share:.1%}\n{matrix[row, column]:,}", ha="center", va="center", fontsize=11,
+                  color="white" if share > 0.5 else "black")  # fmt: skip
+    axis.set(xlabel="predicted", ylabel="true", xticks=range(len(matrix)), yticks=range(len(matrix)))
+    axis.set_xticklabels(CLASS_NAMES)
+    axis.set_yticklabels(CLASS_NAMES, rotation=90, va="center")
+    figure.colorbar(drawn, label="share of the row", format="{x:.0%}")
     return figure
 
 
@@ -124,15 +167,47 @@ def to_array(figure: Figure, dpi: int = 100) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def save(figure: Figure, path: Path, dpi: int = 100) -> None:
-    """Writes a figure as PNG; a reader never sees half of it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
+def save(picture: np.ndarray, path: Path) -> None:
+    """Writes a picture, uint8 [H, W, 3], as PNG; a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(buffer.getvalue())
+    Image.fromarray(picture).save(temporary, format="png")
     temporary.replace(path)
 
 
+def _tiles(columns: Mapping[str, np.ndarray], names: Sequence[str]) -> Figure:
+    """Pictures side by side: a titled column for each stack uint8 [N, H, W, 3], a named row for each example.
+
+    They are pasted into one picture first: so many axes would take matplotlib a second.
+    """
+    height, width = next(iter(columns.values())).shape[1:3]
+    gap = max(1, width // 32)
+    padded = [np.pad(stack, [(0, 0), (0, gap), (0, gap), (0, 0)], constant_values=255) for stack in columns.values()]
+    canvas = np.concatenate(np.concatenate(padded, axis=2), axis=0)[:-gap, :-gap]
+    figure = Figure(figsize=(1.7 * len(columns), 1.7 * height / width * len(names) + 0.75), layout="constrained")
+    axis = figure.subplots()
+    axis.set_axis_off()
+    axis.imshow(canvas)
+    for i, title in enumerate(columns):
+        axis.text(i * (width + gap) + width / 2, -gap, title, ha="center", va="bottom", fontsize=10)
+    for i, name in enumerate(names):
+        axis.text(0, i * (height + gap), name, fontsize=7, color="white", va="top", ha="left",
+                  bbox={"facecolor": "black", "alpha": 0.55, "pad": 1, "linewidth": 0})  # fmt: skip
+    return figure
+
+
+def _legend(figure: Figure, patches: list[Patch], shade: str, limits: tuple[float, float]) -> None:
+    """Below a sheet: the colours, and what the shades of its last column mean."""
+    scale = ScalarMappable(Normalize(*limits), SHADES)
+    bar = figure.colorbar(scale, ax=figure.axes, location="bottom", label=shade, aspect=40, shrink=0.5, pad=0.01)
+    bar.ax.tick_params(labelsize=8)
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False, fontsize=9)
+
+
 def _class_patches() -> list[Patch]:
-    return [Patch(color=color / 255, label=name) for name, color in zip(CLASS_NAMES, CLASS_COLORS, strict=True)]
+    return [_patch(color, name) for name, color in zip(CLASS_NAMES, CLASS_COLORS.tolist(), strict=True)]
+
+
+def _patch(color: Sequence[int], label: str) -> Patch:
+    red, green, blue = (part / 255 for part in color)
+    return Patch(color=(red, green, blue), label=label)

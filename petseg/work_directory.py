@@ -143,6 +143,18 @@ class WorkDirectory:
         }
         return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in facts.items())])
 
+    def contents(self) -> dict[str, str]:
+        """What lies where, by name."""
+        return {
+            "checkpoints/": "the newest checkpoints; the same command with this --workdir goes on from there",
+            "best/": "the weights with the highest mean IoU, and when that was",
+            "results/": "the scores of each evaluation",
+            "figures/": "curves, predictions, confusion matrix, model",
+            "train/, eval/, final/": "what TensorBoard shows",
+            "metrics.csv": "every number that was logged",
+            "config.json": "flags, versions, devices, git commit",
+        }
+
     def results_file(self, split: str, step: int) -> Path:
         """`results/<split>-<step>.json`, the brackets of a slice made safe: `train[:90%]` -> `train.start-90pct`."""
         name = re.sub(r"\[:", "[start:", split)

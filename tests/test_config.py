@@ -5,7 +5,7 @@ import pytest
 from conftest import ROOT, own_lines, run_program
 from hypothesis import given, strategies as st
 
-from petseg import command_line, config as config_lib
+from petseg import command_line, config as config_lib, options
 from petseg.config import Config, EvalConfig
 from petseg.errors import ConfigError, PetsegError
 
@@ -18,7 +18,7 @@ def test_help_is_quick_and_lists_every_flag(script):
     assert time.perf_counter() - start < 1.5
     assert result.returncode == 0
     config_class = Config if script == "train.py" else EvalConfig
-    for _, flag, default, _ in config_lib.rows(config_class):
+    for _, flag, default, _ in options.rows(config_class):
         shown = default or "''"
         assert f"--{flag}={shown}\n" in result.stdout
 
@@ -133,5 +133,5 @@ def test_changes_tell_fixed_fields_from_free_ones():
 
 def test_readme_shows_all_flags_as_they_are():
     readme = (ROOT / "README.md").read_text()
-    assert config_lib.markdown_table(Config) in readme
-    assert config_lib.markdown_table(EvalConfig) in readme
+    assert options.markdown_table(Config) in readme
+    assert options.markdown_table(EvalConfig) in readme

@@ -65,7 +65,8 @@ def load(dataset: str, split: str, image_size: int, data_dir: str = "") -> Examp
     examples = builder.as_dataset(split=split, decoders=decoders, shuffle_files=False)
     examples = examples.map(lambda example: _decode(example, image_size), num_parallel_calls=os.cpu_count())
     iterator = examples.prefetch(64).as_numpy_iterator()
-    for i in tqdm.trange(count, desc=f"decoding {split}", unit=" images", disable=None, leave=False):
+    hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
+    for i in tqdm.trange(count, desc=f"decoding {split}", unit=" images", disable=hidden, leave=False):
         try:
             example = next(iterator)
         except tf.errors.InvalidArgumentError as error:
@@ -82,6 +83,25 @@ def load(dataset: str, split: str, image_size: int, data_dir: str = "") -> Examp
         images[i], masks[i] = example["image"], example["mask"]
         names.append(name)
     return Examples(images, masks, tuple(names))
+
+
+def card(dataset: str, data_dir: str = "") -> str:
+    """What is known about a data set, as markdown: description, sizes of its splits, license, citation.
+
+    Raises:
+      DataError: if the data set cannot be had.
+    """
+    info = _prepared_builder(dataset, data_dir).info
+    facts = {
+        "name": info.full_name,
+        "splits": _split_sizes(info),
+        "homepage": info.homepage,
+        "license": info.redistribution_info.license,
+    }
+    rows = [f"| {name} | {' '.join(text.split())} |" for name, text in facts.items() if text]
+    table = ["| | |", "| --- | --- |", *rows]
+    citation = f"```\n{info.citation.strip()}\n```" if info.citation else ""
+    return "\n\n".join(part for part in (info.description.strip(), "\n".join(table), citation) if part)
 
 
 def overlap(dataset: str, first: str, second: str, data_dir: str = "") -> int:
@@ -103,7 +123,7 @@ def num_examples(builder: Any, split: str) -> int:
     """
     count = sum(stop - start for _, start, stop in _ranges(builder, split))
     if count == 0:
-        raise DataError(f"{builder.info.name}: split {split} is empty; sizes are {_split_sizes(builder)}")
+        raise DataError(f"{builder.info.name}: split {split} is empty; sizes are {_split_sizes(builder.info)}")
     return count
 
 
@@ -117,13 +137,14 @@ def _ranges(builder: Any, split: str) -> list[tuple[str, int, int]]:
             for part in parts
         ]
     except (ValueError, AssertionError, KeyError) as error:
+        sizes = _split_sizes(builder.info)
         raise DataError(
-            f"{builder.info.name}: no split {split}; takes {_split_sizes(builder)}, or a slice such as 'train[:90%]'"
+            f"{builder.info.name}: no split {split}; takes {sizes}, or a slice such as 'train[:90%]'"
         ) from error
 
 
-def _split_sizes(builder: Any) -> str:
-    return ", ".join(f"{name} ({info.num_examples} examples)" for name, info in sorted(builder.info.splits.items()))
+def _split_sizes(info: Any) -> str:
+    return ", ".join(f"{name} ({part.num_examples} examples)" for name, part in sorted(info.splits.items()))
 
 
 def _prepared_builder(dataset: str, data_dir: str) -> Any:
@@ -142,7 +163,7 @@ def _prepared_builder(dataset: str, data_dir: str) -> Any:
         if older.data_path.exists():
             return older
     logger.info("%s is not under %s: preparing it, with whatever TFDS must download", dataset, builder.data_path.parent)
-    if not sys.stderr.isatty():
+    if not (sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)):
         tfds.disable_progress_bar()  # in a log, its bars would be hundreds of lines
     try:
         builder.download_and_prepare()

@@ -1,0 +1,177 @@
+"""One dataclass field = one flag = one line of ``--help`` = one row of the README's tables.
+
+Knows how, not which: the fields themselves stand in `config`. Imports no TensorFlow, so that a wrong flag is answered
+at once.
+"""
+
+import dataclasses
+import math
+import typing
+from typing import Any, TypeVar
+
+from absl import flags
+
+from petseg.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Allowed:
+    """The values that a field takes, as a check and in words.
+
+    Attributes:
+      choices: the only values, if not empty.
+      minimum: smallest number.
+      above: number that the value must exceed.
+      below: number that the value must not reach.
+      multiple_of: number that divides the value.
+      required: whether an empty text is refused.
+    """
+
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    above: float | None = None
+    below: float | None = None
+    multiple_of: int | None = None
+    required: bool = False
+
+    def words(self, kind: Any) -> str:
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        if kind is bool:
+            return "true or false"
+        if kind is str:
+            return "a text that is not empty" if self.required else "a text"
+        text = "a whole number" if kind is int else "a number"
+        if self.minimum is not None:
+            text += f" of at least {self.minimum:g}"
+        if self.above is not None:
+            text += f" above {self.above:g}"
+        if self.below is not None:
+            text += f" and below {self.below:g}"
+        if self.multiple_of is not None:
+            text += f" that {self.multiple_of} divides"
+        return text
+
+    def admits(self, value: Any, kind: Any) -> bool:
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            return False
+        if kind is str:
+            return (value in self.choices) if self.choices else (bool(value.strip()) or not self.required)
+        if kind is float and not math.isfinite(value):
+            return False
+        return (
+            (self.minimum is None or value >= self.minimum)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+            and (self.multiple_of is None or value % self.multiple_of == 0)
+        )
+
+
+def option(default: Any, help: str, *, unit: str = "", resume: str = "free", **allowed: Any) -> Any:
+    """A dataclass field that is also a flag.
+
+    Args:
+      default: the value when nobody gives one; its type is the flag's type.
+      help: what it decides, as a phrase.
+      unit: what a number counts.
+      resume: "fixed" if a checkpoint written under another value cannot be continued, else "free".
+      **allowed: the arguments of `Allowed`.
+    """
+    metadata = {"help": help, "unit": unit, "resume": resume, "allowed": Allowed(**allowed)}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Fields that are flags; checked when made, whoever makes them.
+
+    Raises:
+      ConfigError: if a field has a value that it does not take.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, kind, allowed = getattr(self, field.name), type(field.default), field.metadata["allowed"]
+            if not allowed.admits(value, kind):
+                raise ConfigError(f"--{field.name}={value}: takes {allowed.words(kind)}")
+
+
+def groups(config_class: Any) -> dict[str, type[Group]]:
+    """The groups of a config class by field name; one that is a single group stands under the empty name."""
+    if issubclass(config_class, Group):
+        return {"": config_class}
+    types = typing.get_type_hints(config_class)
+    return {field.name: types[field.name] for field in dataclasses.fields(config_class)}
+
+
+class _Parser(flags.ArgumentParser):
+    """Text of a flag to its value; says what is taken when it cannot."""
+
+    def __init__(self, kind: type, allowed: Allowed):
+        self._kind, self._allowed = kind, allowed
+
+    def parse(self, argument: Any) -> Any:
+        if not isinstance(argument, str):
+            return argument
+        try:
+            if self._kind is bool:
+                return {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}[argument.lower()]
+            return self._kind(argument)
+        except (ValueError, KeyError):
+            raise ValueError(f"takes {self._allowed.words(self._kind)}") from None
+
+    def flag_type(self) -> str:
+        return self._kind.__name__
+
+
+def define_flags(config_class: type, flag_values: flags.FlagValues) -> None:
+    """Defines one flag for each field of a config class."""
+    for group in groups(config_class).values():
+        for field in dataclasses.fields(group):
+            kind, metadata = type(field.default), field.metadata
+            parser: Any = _Parser(kind, metadata["allowed"])
+            if kind is bool:  # a class of its own in absl, which makes --name and --noname work
+                flag = flags.BooleanFlag(field.name, field.default, metadata["help"])
+                flag.parser = parser
+            else:
+                flag = flags.Flag(parser, flags.ArgumentSerializer(), field.name, field.default, metadata["help"])
+            flags.DEFINE_flag(flag, flag_values)
+
+
+def from_flags(config_class: type[T], flag_values: flags.FlagValues) -> T:
+    """Builds a config from parsed flags.
+
+    Raises:
+      ConfigError: if a value, or a pair of values, cannot be used.
+    """
+    parts = {
+        name: group(**{field.name: flag_values[field.name].value for field in dataclasses.fields(group)})
+        for name, group in groups(config_class).items()
+    }
+    return parts[""] if "" in parts else config_class(**parts)  # type: ignore[return-value]
+
+
+def rows(config_class: type) -> list[tuple[str, str, str, str]]:
+    """A row for each field: group, flag, default, help with unit and allowed values."""
+    found = []
+    for name, group in groups(config_class).items():
+        for field in dataclasses.fields(group):
+            kind, allowed = type(field.default), field.metadata["allowed"]
+            default = str(field.default).lower() if kind is bool else f"{field.default}"
+            takes = f"; {allowed.words(kind)}" if allowed.choices or kind in (int, float) else ""
+            unit = f" ({field.metadata['unit']})" if field.metadata["unit"] else ""
+            found.append((name, field.name, default, field.metadata["help"] + unit + takes))
+    return found
+
+
+def markdown_table(config_class: type) -> str:
+    """The flags as the table that the README shows."""
+    lines = ["| flag | default | what it decides |", "| --- | --- | --- |"]
+    for _, flag, default, help_text in rows(config_class):
+        shown = f"`{default}`" if default else "empty"
+        lines.append(f"| `--{flag}` | {shown} | {help_text} |")
+    return "\n".join(lines)

@@ -1,0 +1,76 @@
+"""The run at a glance, on the terminal beside it."""
+
+import logging
+import time
+from types import TracebackType
+
+import tqdm
+
+logger = logging.getLogger(__name__)
+
+
+class Progress:
+    """A bar over the whole run on a terminal; elsewhere, a plain line every so many steps.
+
+    Args:
+      first_step: where this process starts.
+      last_step: where the run ends.
+      steps_per_epoch: what makes an epoch.
+      log_every: steps from line to line.
+      hidden: show nothing at all.
+    """
+
+    def __init__(self, first_step: int, last_step: int, *, steps_per_epoch: int, log_every: int, hidden: bool = False):
+        self._first_step, self._last_step = first_step, last_step
+        self._steps_per_epoch, self._log_every, self._hidden = steps_per_epoch, log_every, hidden
+        self._began, self._step, self._shown = time.monotonic(), first_step, ""
+        self._bar = tqdm.tqdm(
+            initial=first_step,
+            total=last_step,
+            unit="step",
+            disable=True if hidden else None,  # None: where the output is no terminal
+            dynamic_ncols=True,
+            smoothing=0,  # the time left follows from the whole run so far, evaluations included
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps{postfix} [{elapsed}<{remaining}]",
+        )
+        self._describe(first_step)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def start(self) -> None:
+        """Counts the time left from here; what came before was preparation."""
+        self._began = time.monotonic()
+        self._bar.unpause()
+
+    def show(self, *, loss: float, mean_iou: float, images_per_second: float) -> None:
+        """Takes note of what the last summary said."""
+        self._shown = f"loss {loss:.4f}, mean IoU {mean_iou:.4f}, {images_per_second:.1f} images/s"
+        self._bar.set_postfix_str(self._shown, refresh=False)
+
+    def advance(self, step: int) -> None:
+        """Moves to a step."""
+        before, self._step = self._step, step
+        self._describe(step)
+        self._bar.update(step - before)
+        due = step // self._log_every > before // self._log_every or step == self._last_step
+        if self._bar.disable and not self._hidden and due:
+            logger.info("step %d/%d, %s: %s, %s left", step, self._last_step, self._epoch(step), self._shown or "-",
+                        tqdm.tqdm.format_interval(self._seconds_left(step)))  # fmt: skip
+
+    def _describe(self, step: int) -> None:
+        self._bar.set_description_str(self._epoch(step), refresh=False)
+
+    def _epoch(self, step: int) -> str:
+        of = -(-self._last_step // self._steps_per_epoch)
+        return f"epoch {min(step // self._steps_per_epoch + 1, of)}/{of}"
+
+    def _seconds_left(self, step: int) -> float:
+        """What is left at the pace so far, evaluations and checkpoints included."""
+        elapsed = time.monotonic() - self._began
+        return elapsed / max(step - self._first_step, 1) * (self._last_step - step)

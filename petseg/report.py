@@ -1,0 +1,137 @@
+"""What a run shows of itself: which numbers and pictures, when; in TensorBoard, in `figures/`, on the terminal."""
+
+import numpy as np
+import tensorflow as tf
+
+from petseg import config as config_lib, evaluator, metrics, summaries, tags, visualization
+from petseg.clock import Clock
+from petseg.config import CLASS_NAMES, Config
+from petseg.data.datasets import Examples
+from petseg.evaluator import Evaluation, Evaluator
+from petseg.progress import Progress
+from petseg.summaries import EVAL, FINAL, TRAIN, Summaries
+from petseg.trainer import TrainingSums
+from petseg.work_directory import WorkDirectory
+
+SHEET_EXAMPLES, EXTREME_EXAMPLES = 6, 4
+
+
+class Report:
+    """All that a run tells its user. In a cluster, only the chief has one.
+
+    Args:
+      config: the run's.
+      workdir: where its files go.
+      clock: how long it is.
+      steps_per_epoch: what makes an epoch.
+      first_step: where this process starts.
+    """
+
+    def __init__(self, config: Config, workdir: WorkDirectory, clock: Clock, steps_per_epoch: int, first_step: int):
+        self._config, self._workdir, self._steps_per_epoch = config, workdir, steps_per_epoch
+        self._summaries = Summaries(workdir.path, workdir.metrics_file, first_step=first_step)
+        self._summaries.begin_session(str(workdir.path), config_lib.hyperparameters(config))
+        self.progress = Progress(
+            first_step,
+            clock.total,
+            steps_per_epoch=steps_per_epoch,
+            log_every=config.schedule.log_every,
+            hidden=config.runtime.quiet,
+        )
+        self.flush, self.close = self._summaries.flush, self._summaries.close
+
+    def begin(self, card: str, model_diagram: np.ndarray, graph: tf.Graph, training_batch: np.ndarray) -> None:
+        """Logs what is said once, at the start of a run.
+
+        Args:
+          card: the data set's, as markdown.
+          model_diagram: picture of the model.
+          graph: of its forward pass.
+          training_batch: picture of examples as the model sees them.
+        """
+        self._summaries.arrange()
+        self._summaries.text(0, "config", config_lib.markdown_of(self._config))
+        self._summaries.text(0, "run", self._workdir.describe())
+        self._summaries.text(0, "data", card)
+        self._summaries.graph(graph)
+        self._picture(TRAIN, 0, "model", model_diagram, figure=True)
+        self._picture(TRAIN, 0, "training_batch", training_batch)
+
+    def summary(self, step: int, sums: TrainingSums, telemetry: dict[str, float]) -> None:
+        """Logs what the steps since the last summary did, and what they took."""
+        scores = metrics.from_confusion_matrix(sums.confusion_matrix, CLASS_NAMES)
+        optimization = {
+            "learning_rate": sums.learning_rate,
+            "gradient_norm": sums.gradient_norm,
+            "weight_norm": sums.weight_norm,
+            "update_ratio": sums.update_ratio,
+            "loss_scale": sums.loss_scale,
+            "skipped_steps": sums.skipped_steps,
+        }
+        scalars = {
+            "loss": sums.loss,
+            **summaries.scalars_of(scores),
+            **{f"optimization/{name}": value for name, value in optimization.items()},
+            **telemetry,
+        }
+        self._summaries.scalars(TRAIN, step, scalars)
+        speed = telemetry.get("speed/images_per_second", float("nan"))
+        self.progress.show(loss=sums.loss, mean_iou=scores["mean_iou"], images_per_second=speed)
+
+    def histograms(self, step: int, weights: dict[str, np.ndarray], gradients: dict[str, np.ndarray]) -> None:
+        """Logs how weights, and the gradients of the last step, are distributed."""
+        kinds = {"weights": (weights, tags.WEIGHTS), "gradients": (gradients, tags.GRADIENTS)}
+        for kind, (values, description) in kinds.items():
+            for name, value in values.items():
+                if np.isfinite(value).all():  # float16 may overflow; the scalars tell of it
+                    self._summaries.histogram(TRAIN, step, f"{kind}/{name}", value, description)
+
+    def evaluation(
+        self, step: int, evaluation: Evaluation, results: dict[str, object], examples: Examples, scorer: Evaluator
+    ) -> None:
+        """Logs scores and pictures of an evaluation, and brings the figures up to date."""
+        scalars = summaries.scalars_of(results)
+        self._summaries.scalars(EVAL, step, scalars)
+        self._summaries.scalars(FINAL, step, {tag: scalars[of] for tag, of in tags.FINAL.items()})
+        scores = metrics.mean_iou(evaluation.confusion_matrices)
+        self._summaries.histogram(EVAL, step, tags.IMAGE_IOU, scores[~np.isnan(scores)], tags.SCORES)
+        order = np.argsort(scores, kind="stable")  # an image without a single valid pixel, NaN, comes last
+        order = order[: len(order) - np.isnan(scores).sum()]
+        shown = {
+            "predictions": np.arange(min(SHEET_EXAMPLES, len(examples))),
+            "worst": order[:EXTREME_EXAMPLES],
+            "best": order[::-1][:EXTREME_EXAMPLES],
+        }
+        classes, confidences = scorer.predict(examples.images[np.concatenate(list(shown.values()))])
+        for tag, ids in shown.items():
+            names = [f"{examples.names[i]}: {scores[i]:.3f}" for i in ids]
+            masks, count = examples.masks[ids, ..., 0], len(ids)
+            sheet = visualization.prediction_sheet(
+                examples.images[ids], masks, classes[:count], confidences[:count], names
+            )
+            classes, confidences = classes[count:], confidences[count:]
+            self._picture(EVAL, step, tag, visualization.to_array(sheet), figure=tag == "predictions")
+        matrix = visualization.confusion_matrix(evaluation.confusion_matrix)
+        self._picture(EVAL, step, "confusion_matrix", visualization.to_array(matrix), figure=True)
+        self._summaries.flush()
+        rows = summaries.read_csv(self._workdir.metrics_file)
+        curves = visualization.training_curves(rows, self._steps_per_epoch)
+        visualization.save(visualization.to_array(curves), self._workdir.figures / "curves.png")
+
+    def finish(self, results: dict[str, object]) -> None:
+        """Says how the run ended, where everything lies, and what to type next."""
+        self._summaries.end_session()
+        if self._config.runtime.quiet:
+            return
+        path = self._workdir.path
+        print(evaluator.table(results))
+        print(f"\nwork directory: {path}")
+        for name, what in self._workdir.contents().items():
+            print(f"  {name:23}{what}")
+        print(f"\nscore it:       python eval.py --workdir={path} --checkpoint=best")
+        print(f"watch it:       tensorboard --logdir={path}")
+
+    def _picture(self, run: str, step: int, tag: str, picture: np.ndarray, *, figure: bool = False) -> None:
+        self._summaries.image(run, step, tag, picture)
+        if figure:
+            visualization.save(picture, self._workdir.figures / f"{tag}.png")

@@ -1,0 +1,20 @@
+"""The variables, besides weights, of a loop over replicas. Make them inside ``strategy.scope()``."""
+
+from typing import Any
+
+import tensorflow as tf
+
+
+def step_variable(value: Any, dtype: tf.DType) -> tf.Variable:
+    """A variable that is assigned outside the replicas, or alike on all of them."""
+    return tf.Variable(value, trainable=False, dtype=dtype, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
+
+
+def replica_sum(shape: Any, dtype: tf.DType) -> tf.Variable:
+    """A sum, from 0, that each replica keeps for itself; read from outside, the sum over the replicas."""
+    return tf.Variable(
+        tf.zeros(shape, dtype),
+        trainable=False,
+        synchronization=tf.VariableSynchronization.ON_READ,
+        aggregation=tf.VariableAggregation.SUM,
+    )
