@@ -338,7 +338,7 @@ def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
         "seed": config.runtime.seed,
     }
     del values["data_dir"]
-    return values
+    return {name: "none" if value == "" else value for name, value in values.items()}
 
 
 def markdown_of(config: Config) -> str:

@@ -29,7 +29,7 @@ SCALARS: dict[str, str] = {
     "speed/images_per_second": "Images per second of training, without compiling, evaluation and checkpoints.",
     "speed/step_time_median": "Median time of a step in the interval, in milliseconds.",
     "speed/step_time_p95": "95th percentile of the time of a step in the interval, in milliseconds.",
-    "time_share/input": "Share of the wall clock, 0 to 1, that steps waited for their batch.",
+    "time_share/input": "Share of the wall clock, 0 to 1, that steps waited for input; unknown with --deterministic.",
     "time_share/evaluation": "Share of the wall clock, 0 to 1, spent in evaluation.",
     "time_share/checkpoints": "Share of the wall clock, 0 to 1, spent in writing checkpoints.",
     "time_share/summaries": "Share of the wall clock, 0 to 1, spent in summaries, pictures and figures.",

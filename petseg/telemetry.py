@@ -46,18 +46,19 @@ class Stopwatch:
         """Images per second, percentiles of the step, and shares of the wall clock, by tag; starts anew.
 
         What took no time at all since the last reading, such as a checkpoint that was not due, has the share 0; without
-        a step, what follows from steps is left out.
+        a step, what follows from steps is left out, as is the wait for input where it is not known.
         """
         elapsed = time.perf_counter() - self._began
         waited, took = np.concatenate([np.empty((0, 2)), *self._steps]).T
         scalars = {f"time_share/{part}": self._seconds[part] / elapsed for part in PARTS}
         if len(took):
             scalars |= {
-                "time_share/input": float(waited.sum()) / elapsed,
                 "speed/images_per_second": len(took) * batch_size / float(took.sum()),
                 "speed/step_time_median": float(np.median(took)) * 1000,
                 "speed/step_time_p95": float(np.percentile(took, 95)) * 1000,
             }
+        if len(took) and not np.isnan(waited).any():
+            scalars["time_share/input"] = float(waited.sum()) / elapsed
         self.reset()
         return scalars
 

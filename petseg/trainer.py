@@ -1,12 +1,14 @@
 """One training step, and the compiled loop around it."""
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework import config as tf_config  # the public API can only switch determinism on
 
 from petseg import losses, metrics, sample_weights
 from petseg.augmentation import Augmentation
@@ -164,9 +166,14 @@ class Trainer:
         Stops earlier when asked to, and after a step that was not finite for another reason than the loss scale.
 
         Returns:
-          float64 [steps made, 2]: the seconds that each step waited for its batch, and took in all.
+          float64 [steps made, 2]: the seconds that each step waited for its batch, and took in all. With op
+          determinism, which forbids clocks in compiled code, NaN, and the mean over the steps.
         """
-        return self._loop(iterator, tf.constant(num_steps, tf.int64)).numpy()
+        began = time.perf_counter()
+        times = self._loop(iterator, tf.constant(num_steps, tf.int64)).numpy()
+        if tf_config.is_op_determinism_enabled() and len(times):
+            times[:] = np.nan, (time.perf_counter() - began) / len(times)
+        return times
 
     def requested(self) -> tuple[bool, bool]:
         """Whether any process had asked, by the last step: to stop; for a checkpoint."""
@@ -246,7 +253,7 @@ class Trainer:
         self.traces += 1
         done = tf.constant(0, tf.int64)
         times = tf.TensorArray(tf.float64, size=0, dynamic_size=True, element_shape=[2])
-        ended = tf.timestamp()
+        ended = _time_after([])
         while (done < num_steps) & (self._requested[0] == 0) & (self.nonfinite_step < 0):
             batch = next(iterator)
             arrived, began = _time_after(batch), ended
@@ -384,7 +391,9 @@ def check_step(
 
 
 def _time_after(value: Any) -> tf.Tensor:
-    """Seconds since 1970, float64, read on the host once a value is there."""
+    """Seconds since 1970, float64, read on the host once a value is there; 0 where op determinism forbids clocks."""
+    if tf_config.is_op_determinism_enabled():
+        return tf.constant(0.0, tf.float64)
     with tf.device("cpu:0"):
         there = [tf.identity(part) for part in tf.nest.flatten(value, expand_composites=True)]
         with tf.control_dependencies(there):

@@ -12,7 +12,7 @@ from petseg.evaluator import Evaluator
 
 @pytest.fixture(scope="module")
 def scored():
-    """Examples, a model under one to four replicas, and what numpy says of its predictions."""
+    """Examples, a model under one to four replicas with its strategy, and its logits."""
     examples = random_examples(11, 32)
     examples.masks[4, :7] = sample_weights.IGNORED
     models: dict[int, tuple] = {}
@@ -28,23 +28,34 @@ def scored():
                 model.set_weights(weights)
             else:
                 unet.calibrate_batch_norm(encoder, tf.cast(examples.images, tf.float32) / 255)
-            evaluator = Evaluator(strategy, model, class_weights=None, loss_normalization="pixels")
-        models[devices], weights = (evaluator, model), weights or model.get_weights()
+        models[devices], weights = (strategy, model), weights or model.get_weights()
     logits = models[1][1](examples.images.astype(np.float32), training=False).numpy()
     return examples, models, logits
 
 
+def evaluator_of(strategy, model, examples, batch_size, stop=None):
+    with strategy.scope():
+        return Evaluator(
+            strategy, model, examples, batch_size=batch_size, class_weights=None, loss_normalization="pixels", stop=stop
+        )
+
+
 @pytest.mark.parametrize("devices", [1, 2, 3, 4])
-@pytest.mark.parametrize("batch_size", [1, 4, 11, 64])
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
 def test_every_example_counts_once_whatever_the_batch_and_the_replicas(scored, devices, batch_size):
     examples, models, logits = scored
     labels = examples.masks[..., 0]
     valid = labels != sample_weights.IGNORED
-    expected = metrics.confusion_matrix(labels, logits.argmax(-1), valid, 3).numpy()
-    evaluation = models[devices][0].evaluate(examples, batch_size=batch_size)
-    assert evaluation.examples == 11
-    np.testing.assert_array_equal(models[devices][0].predict(examples.images[:3]), logits[:3].argmax(-1))
-    np.testing.assert_array_equal(evaluation.confusion_matrix, expected)
+    expected = metrics.confusion_matrices(labels, logits.argmax(-1), valid, 3).numpy()
+    evaluator = evaluator_of(*models[devices], examples, batch_size)
+    evaluation = evaluator.evaluate()
+    assert evaluation.results(0, "test")["examples"] == 11
+    np.testing.assert_array_equal(evaluation.confusion_matrices, expected)
+    np.testing.assert_array_equal(evaluation.confusion_matrix, expected.sum(0))
+    if batch_size == 4:
+        classes, confidences = evaluator.predict(examples.images[:3])
+        np.testing.assert_array_equal(classes, logits[:3].argmax(-1))
+        np.testing.assert_allclose(confidences, tf.nn.softmax(logits[:3]).numpy().max(-1), rtol=1e-5)
     log_probabilities = tf.nn.log_softmax(logits).numpy()
     chosen = np.take_along_axis(log_probabilities, np.where(valid, labels, 0)[..., None].astype(int), -1)[..., 0]
     assert evaluation.loss == pytest.approx(-chosen[valid].mean(), rel=1e-5)
@@ -52,7 +63,8 @@ def test_every_example_counts_once_whatever_the_batch_and_the_replicas(scored, d
 
 def test_scoring_twice_gives_the_same(scored):
     examples, models, _ = scored
-    first, second = (models[1][0].evaluate(examples, batch_size=4) for _ in range(2))
+    evaluator = evaluator_of(*models[1], examples, 4)
+    first, second = (evaluator.evaluate() for _ in range(2))
     assert first.loss == second.loss
     np.testing.assert_array_equal(first.confusion_matrix, second.confusion_matrix)
 
@@ -63,14 +75,15 @@ def test_a_pass_can_be_ended_early_from_another_thread():
     model = unet.build_unet(
         image_size=32, num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit"
     )  # fmt: skip
-    evaluator = Evaluator(replicas(1), model, class_weights=None, loss_normalization="pixels", stop=stop)
-    assert evaluator.evaluate(random_examples(8, 32), batch_size=8).examples == 8  # compiles
+    evaluator = evaluator_of(replicas(1), model, examples, 8, stop)
 
     def stop_in_the_middle():
-        while int(evaluator._examples.numpy()) <= 8:
+        while int(evaluator._scored.numpy()) <= 8:
             time.sleep(0.001)
         stop.assign(1.0)
 
     threading.Thread(target=stop_in_the_middle).start()
-    assert 0 < evaluator.evaluate(examples, batch_size=8).examples < 4000
-    assert evaluator.evaluate(examples, batch_size=8).examples == 0
+    assert evaluator.evaluate() is None
+    assert 8 < int(evaluator._scored.numpy()) < 4000
+    stop.assign(0.0)
+    assert len(evaluator.evaluate().confusion_matrices) == 4000

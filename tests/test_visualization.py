@@ -14,12 +14,45 @@ def test_masks_get_the_colours_of_their_classes():
 def test_a_prediction_sheet_shows_all_examples_with_a_legend(tmp_path):
     rng = np.random.default_rng(0)
     images, masks = rng.integers(0, 256, (6, 32, 32, 3), np.uint8), rng.integers(0, 3, (6, 32, 32), np.uint8)
-    figure = visualization.prediction_sheet(images, masks, masks, [f"pet {i}" for i in range(6)])
-    pictures = [axis.get_images()[0] for axis in figure.axes if axis.get_images()]
-    assert len(pictures) == 18
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(CLASS_NAMES)
-    visualization.save(figure, tmp_path / "figures" / "sheet.png")
-    assert Image.open(tmp_path / "figures" / "sheet.png").size == tuple(int(s * 100) for s in figure.get_size_inches())
+    masks[0, 0, :2], predictions = (255, 1), masks.copy()
+    predictions[0, 0, :2] = 0  # one pixel that belongs to no class, one that is wrong
+    confidences = np.full(masks.shape, 1.0)
+    names = [f"pet {i}" for i in range(6)]
+    figure = visualization.prediction_sheet(images, masks, predictions, confidences, names)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == ["image", "truth", "prediction", "errors", "confidence", *names]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*CLASS_NAMES, "wrong"]
+    canvas = figure.axes[0].get_images()[0].get_array()
+    np.testing.assert_array_equal(canvas[:32, :32], images[0])
+    np.testing.assert_array_equal(canvas[:32, 33:65], visualization.colorize(masks[0]))
+    np.testing.assert_array_equal(canvas[:32, 66:98], visualization.colorize(predictions[0]))
+    assert np.argwhere((canvas[:32, 99:131] == visualization.WRONG_COLOR).all(-1)).tolist() == [[0, 1]]
+    np.testing.assert_array_equal(canvas[:32, 132:164], np.broadcast_to([253, 231, 36], (32, 32, 3)))  # viridis at 1
+    picture = visualization.to_array(figure)
+    visualization.save(picture, tmp_path / "figures" / "sheet.png")
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "figures" / "sheet.png")), picture)
+
+
+def test_a_training_batch_shows_what_each_pixel_weighs():
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-20, 300, (2, 32, 32, 3)).astype(np.float32)  # augmentation may leave the range of bytes
+    masks = np.zeros((2, 32, 32), np.uint8)
+    weights = np.zeros((2, 32, 32), np.float32)
+    weights[:, :16] = 0.5
+    figure = visualization.training_batch(images, masks, weights, ["a", "b"])
+    canvas = figure.axes[0].get_images()[0].get_array()
+    np.testing.assert_array_equal(canvas[:32, :32], np.clip(images[0], 0, 255).astype(np.uint8))
+    assert len(np.unique(canvas[:32, 66:98].reshape(-1, 3), axis=0)) == 2
+    assert figure.axes[1].get_xlim() == (0.0, 0.5)
+
+
+def test_a_confusion_matrix_shows_shares_of_its_rows_and_counts():
+    matrix = np.array([[75, 25, 0], [0, 1000, 0], [0, 0, 0]])  # the last class occurs nowhere
+    figure = visualization.confusion_matrix(matrix)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts[:3] == ["75.0%\n75", "25.0%\n25", "0.0%\n0"]
+    assert texts[4] == "100.0%\n1,000"
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == list(CLASS_NAMES)
 
 
 def test_curves_hold_every_logged_point():

@@ -1,0 +1,56 @@
+import time
+
+import numpy as np
+import pytest
+
+from petseg import telemetry
+from petseg.telemetry import Profiler, Stopwatch
+
+
+def test_the_stopwatch_tells_where_the_time_went():
+    stopwatch = Stopwatch()
+    began = time.perf_counter()
+    with stopwatch.timing("evaluation"):
+        time.sleep(0.2)
+    stopwatch.steps(np.array([[0.0, 0.010], [0.005, 0.020]]))
+    stopwatch.steps(np.array([[0.005, 0.030]]))
+    time.sleep(0.2)
+    scalars = stopwatch.read(batch_size=6)
+    elapsed = time.perf_counter() - began
+    assert scalars["speed/images_per_second"] == pytest.approx(3 * 6 / 0.060)
+    assert scalars["speed/step_time_median"] == pytest.approx(20)
+    assert scalars["speed/step_time_p95"] == pytest.approx(29)
+    assert scalars["time_share/input"] == pytest.approx(0.010 / elapsed, rel=0.1)
+    assert 0.2 / elapsed <= scalars["time_share/evaluation"] < 0.75
+    assert scalars["time_share/checkpoints"] == scalars["time_share/summaries"] == 0
+
+
+def test_after_a_reading_it_starts_anew():
+    stopwatch = Stopwatch()
+    stopwatch.steps(np.array([[0.0, 0.010]]))
+    with stopwatch.timing("summaries"):
+        pass
+    stopwatch.read(batch_size=6)
+    scalars = stopwatch.read(batch_size=6)
+    assert scalars == {f"time_share/{part}": 0.0 for part in telemetry.PARTS}
+
+
+def test_host_memory_is_that_of_this_process():
+    before = telemetry.memory()["memory/host"]
+    block = np.ones(64 * 2**20, np.uint8)
+    assert telemetry.memory()["memory/host"] - before == pytest.approx(64, abs=4)
+    assert block.all()
+
+
+def test_the_profiler_writes_the_steps_it_was_asked_for(tmp_path):
+    profiler = Profiler(tmp_path, (2, 4))
+    files = []
+    for step in range(6):
+        with profiler.step(step):
+            files.append(len(list(tmp_path.rglob("*.xplane.pb"))))
+    profiler.close()
+    assert files == [0, 0, 0, 0, 1, 1]
+    (file,) = tmp_path.rglob("*.xplane.pb")
+    traced = file.read_bytes()
+    assert b"train" in traced
+    assert b"step_num" in traced
