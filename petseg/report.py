@@ -30,7 +30,9 @@ class Report:
     def __init__(self, config: Config, workdir: WorkDirectory, clock: Clock, steps_per_epoch: int, first_step: int):
         self._config, self._workdir, self._steps_per_epoch = config, workdir, steps_per_epoch
         self._summaries = Summaries(workdir.path, workdir.metrics_file, first_step=first_step)
-        self._summaries.begin_session(str(workdir.path), config_lib.hyperparameters(config))
+        self._summaries.begin_session(
+            f"{workdir.path.name} ({workdir.path.parent})", config_lib.hyperparameters(config)
+        )
         self.progress = Progress(
             first_step,
             clock.total,

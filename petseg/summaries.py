@@ -90,7 +90,7 @@ class Summaries:
             tf.summary.graph(graph)
 
     def begin_session(self, name: str, hyperparameters: Mapping[str, bool | int | float | str]) -> None:
-        """Fills in the run's row of the HParams page.
+        """Fills in the run's row of the HParams page, under a name that no other run has.
 
         No columns are declared, for then TensorBoard finds out by itself in which of them runs differ, and shows these.
         """

@@ -51,12 +51,12 @@ SCORES = "Mean IoU of each image of the evaluation, over the classes that occur 
 WEIGHTS = "The trained weights of a layer."
 GRADIENTS = "The gradient of a layer's weights in the last step, reduced and unscaled, before clipping."
 
-# The HParams page shows five metrics unless asked for more.
+# The HParams page shows the first five metrics by name, capitals before small letters, the first beside the flags.
 FINAL: dict[str, str] = {
-    "final/mean_iou": "mean_iou",
+    "final/IoU": "mean_iou",
+    "final/IoU_border": "iou/border",
+    "final/IoU_pet": "iou/pet",
     "final/accuracy": "accuracy",
-    "final/iou_pet": "iou/pet",
-    "final/iou_border": "iou/border",
     "final/loss": "loss",
 }
 SCALARS |= {tag: f"At the last evaluation: {SCALARS[of]}" for tag, of in FINAL.items()}

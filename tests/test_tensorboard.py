@@ -171,14 +171,14 @@ def test_hparams_lists_both_runs_with_their_flags_and_last_scores(board, runs):
     request = {"startIndex": 0, "sliceSize": 10, "colParams": columns, "allowedStatuses": ["STATUS_SUCCESS"]}
     groups = board.json("plugin/hparams/session_groups", request)["sessionGroups"]
     rows = {group["name"]: group for group in groups}
-    assert set(rows) == {str(runs / "killed"), str(runs / "faster")}
+    assert set(rows) == {f"killed ({runs})", f"faster ({runs})"}
     for name, rate, step in (("killed", 0.001, 60), ("faster", 0.003, 12)):
-        row = rows[str(runs / name)]
+        row = rows[f"{name} ({runs})"]
         assert row["hparams"]["learning_rate"] == pytest.approx(rate)
         assert row["sessions"][0]["status"] == "STATUS_SUCCESS"
         values = {value["name"]["tag"]: value["value"] for value in row["metricValues"]}
         results = json.loads((runs / name / "results" / f"test-{step}.json").read_text())
-        assert values["final/mean_iou"] == pytest.approx(results["mean_iou"], rel=1e-5)
+        assert values["final/IoU"] == pytest.approx(results["mean_iou"], rel=1e-5)
 
 
 def test_the_profile_lies_where_the_profile_plugin_looks(runs):
@@ -211,7 +211,7 @@ PAGES = {
     "scalars": ["killed/train", "accuracy", "optimization"],
     "custom_scalars": ["overview", "mean IoU", "accuracy"],
     "images": ["predictions", "confusion_matrix", "worst"],
-    "hparams": ["learning_rate", "class_weights", "final/mean_iou", "0.0030000"],
+    "hparams": ["learning_rate", "class_weights", "final/IoU", "0.0030000"],
     "text": ["--learning_rate"],
     "graphs": ["Main Graph"],
     "histograms": ["gradients"],
