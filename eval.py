@@ -1,4 +1,4 @@
-"""Scores a trained run on a split: flags -> EvalConfig -> petseg.scoring.evaluate."""
+"""Uses a trained run, to score a split or to predict: flags -> EvalConfig -> petseg.scoring."""
 
 from petseg import command_line
 from petseg.config import EvalConfig
@@ -7,7 +7,10 @@ from petseg.config import EvalConfig
 def main(config: EvalConfig) -> None:
     from petseg import scoring  # TensorFlow loads here, after the flags are checked
 
-    scoring.evaluate(config)
+    if config.score.predict:
+        scoring.predict(config)
+    else:
+        scoring.evaluate(config)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,10 @@ def build_evaluator(
     examples: Examples,
     class_weights: tuple[float, ...] | None,
     requests: Requests,
+    *,
     batch_size: int = 0,
+    flip_tta: bool = False,
+    details: bool = False,
 ) -> Evaluator:
     """What scores a model on a split with the loss of a config; inside ``strategy.scope()``.
 
@@ -105,6 +108,8 @@ def build_evaluator(
       class_weights: see above.
       requests: to stop.
       batch_size: 0 for the config's.
+      flip_tta: see above.
+      details: see above.
     """
     return Evaluator(
         strategy,
@@ -114,6 +119,8 @@ def build_evaluator(
         class_weights=class_weights,
         loss_normalization=config.loss.loss_normalization,
         stop=requests.stop,
+        flip_tta=flip_tta,
+        details=details,
     )
 
 

@@ -56,8 +56,8 @@ def run(main: Callable[[C], Any], config_class: type[C], summary: str) -> None:
     """Runs a program: parses the flags, calls ``main(config)``, and exits.
 
     Exit codes: 0 done; 1 a fault of the program, with its traceback; 2 something the user can mend, in one line;
-    3 the loss was not finite; 75 another process of the cluster was lost; 130 and
-    143 stopped by Ctrl-C and SIGTERM.
+    3 the loss was not finite; 4 some files could not be read; 75 another process of the cluster was lost; 130 and 143
+    stopped by Ctrl-C and SIGTERM.
     """
     program = os.path.basename(sys.argv[0])
     if any(argument in ("-h", "-help", "--help", "--helpfull", "--helpshort") for argument in sys.argv[1:]):

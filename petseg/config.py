@@ -19,6 +19,7 @@ CLASS_NAMES = ("pet", "background", "border")
 IMAGENET_ALPHAS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 CONFIG_FORMAT = 2
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker_mirrored", "central_storage", "parameter_server", "tpu")
+PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 LOCAL_CROSS_DEVICE_OPS = ("nccl", "hierarchical_copy", "reduction_to_one_device")
 
 
@@ -115,7 +116,7 @@ class ComputeConfig(Group):
     precision: str = option(
         "float32",
         "dtype of the layers' arithmetic; weights, logits, loss and statistics are float32 in any case",
-        choices=("float32", "mixed_float16", "mixed_bfloat16"),
+        choices=PRECISIONS,
     )
     initial_loss_scale: float = option(
         2.0**15, "what mixed_float16 multiplies the loss with at first, against underflow", unit="factor", minimum=1
@@ -268,12 +269,41 @@ class ScoreConfig(Group):
     """What to score; everything else comes from the work directory."""
 
     workdir: str = option("", "work directory of a training run", required=True)
-    checkpoint: str = option("latest", "`latest`, `best`, or the path of a checkpoint", required=True)
+    checkpoint: str = option("latest", "`latest`, `best`, `all`, or the path of a checkpoint", required=True)
     split: str = option("", "TFDS split to score; empty: the run's --eval_split")
     data_dir: str = option("", "folder of prepared TFDS data sets; empty: the run's --data_dir")
     batch_size: int = option(0, "examples per step; 0: the run's --batch_size", unit="examples", minimum=0)
+    precision: str = option("run", "dtype of the layers' arithmetic; `run`: the run's", choices=("run", *PRECISIONS))
+    resolution: str = option(
+        "model",
+        "`native` also scores at each image's own size, against the mask as it was drawn, which is what papers report",
+        choices=("model", "native"),
+    )
+    flip_tta: bool = option(False, "average the probabilities of each image and of its mirror image")
+    csv: str = option("", "file for a row of scores for each image; empty: none")
+    compare: str = option("", "work directory of another run, to score too: is this one really better? empty: none")
+    watch: bool = option(False, "wait for new checkpoints, score each once, until the run is complete")
+    watch_timeout: float = option(3600.0, "how long --watch waits for the next checkpoint", unit="seconds", minimum=0)
+    watch_interval: float = option(10.0, "how often --watch looks", unit="seconds", above=0)
+    predict: str = option("", "write masks for photographs instead: a glob, a file or a folder; empty: score")
+    output_dir: str = option("", "folder for what --predict writes")
+    cutout: bool = option(False, "with --predict, also write the pet with the rest transparent")
     allow_training_images: bool = option(False, "score a split even if the run trained on some of it")
     debug: bool = option(False, "show the traceback of an error that is otherwise one line")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.watch and self.checkpoint != "latest":
+            raise ConfigError(f"--watch and --checkpoint={self.checkpoint}: --watch scores whatever comes; drop one")
+        if bool(self.predict) != bool(self.output_dir):
+            raise ConfigError(
+                f"--predict={self.predict} and --output_dir={self.output_dir}: "
+                "takes both, what to read and where to write"
+            )
+        if self.predict and (self.watch or self.compare or self.checkpoint == "all"):
+            raise ConfigError(f"--predict={self.predict}: uses one checkpoint, and neither --watch nor --compare")
+        if self.compare and (self.watch or self.checkpoint == "all"):
+            raise ConfigError(f"--compare={self.compare}: compares one checkpoint, not --watch or --checkpoint=all")
 
 
 @dataclasses.dataclass(frozen=True)

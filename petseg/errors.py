@@ -31,6 +31,12 @@ class NonFiniteLossError(PetsegError):
     exit_code = 3
 
 
+class UnreadableFilesError(PetsegError):
+    """Some of the files that were asked for could not be read; what could be done is done."""
+
+    exit_code = 4
+
+
 class ClusterError(PetsegError):
     """The processes of a cluster do not go together, or one of them was lost."""
 

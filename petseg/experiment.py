@@ -12,6 +12,7 @@ import tensorflow as tf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from petseg import (
+    analysis,
     building,
     checkpointing,
     config as config_lib,
@@ -309,7 +310,7 @@ class Experiment:
         if evaluation is None:
             return None
         split = self.config.data.eval_split
-        results = evaluation.results(step, split)
+        results = analysis.results(evaluation, step, split)
         if report is None:
             return results
         if step:

@@ -1,10 +1,13 @@
 """Segmentation metrics, all derived from confusion matrices."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+CALIBRATION_BINS = 15
 
 
 def confusion_matrices(labels: tf.Tensor, predictions: tf.Tensor, valid: tf.Tensor, num_classes: int) -> tf.Tensor:
@@ -55,6 +58,113 @@ def from_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> dic
     }
 
 
+def boundary_counts(
+    labels: tf.Tensor, predictions: tf.Tensor, valid: tf.Tensor, num_classes: int, tolerance: int
+) -> tf.Tensor:
+    """Counts the pixels on the outlines of classes, and how many of them have the other outline nearby.
+
+    A pixel is on the outline of its class if one of its four neighbours is of another. What lies at the edge of the
+    image, or at pixels without a class, is no outline. After Perazzi et al., "A Benchmark Dataset and Evaluation
+    Methodology for Video Object Segmentation" (DAVIS), 2016, with a square in place of the disk.
+
+    Args:
+      labels: integer [B, H, W], class ids.
+      predictions: integer [B, H, W], class ids.
+      valid: bool [B, H, W].
+      num_classes: number of classes C.
+      tolerance: how far two pixels that match may lie apart, in pixels, across or down.
+
+    Returns:
+      int64 [B, C, 4]: predicted, predicted and matched, true, true and matched.
+    """
+    known = valid & _same_as_neighbours(tf.cast(valid, tf.int32))
+    classes = tf.range(num_classes)
+    outlines = []
+    for ids in (tf.cast(predictions, tf.int32), tf.cast(labels, tf.int32)):
+        outline = known & ~_same_as_neighbours(ids)
+        outlines.append(tf.cast((ids[..., None] == classes) & outline[..., None], tf.float32))
+    near = [tf.nn.max_pool2d(outline, 2 * tolerance + 1, 1, "SAME") for outline in outlines]
+    (predicted, true), (near_predicted, near_true) = outlines, near
+    counted = (predicted, predicted * near_true, true, true * near_predicted)
+    return tf.stack([tf.reduce_sum(tf.cast(each, tf.int64), [1, 2]) for each in counted], axis=-1)
+
+
+def _same_as_neighbours(ids: tf.Tensor) -> tf.Tensor:
+    """Whether a pixel equals those above, below, left and right of it, as far as there are any; bool [B, H, W]."""
+    padded = tf.pad(ids, [[0, 0], [1, 1], [1, 1]], "SYMMETRIC")
+    across, down = padded[:, 1:-1], padded[:, :, 1:-1]
+    neighbours = (across[:, :, 2:], across[:, :, :-2], down[:, 2:], down[:, :-2])
+    return tf.reduce_all([ids == neighbour for neighbour in neighbours], axis=0)
+
+
+def boundary_tolerance(height: int, width: int) -> int:
+    """The tolerance that DAVIS takes: 0.8% of the diagonal, at least one pixel."""
+    return max(1, round(0.008 * math.hypot(height, width)))
+
+
+def boundary_f_scores(counts: np.ndarray) -> np.ndarray:
+    """Harmonic mean of precision and recall of outlines, float64 [...], of counts [..., 4]; NaN without an outline."""
+    predicted, predicted_matched, true, true_matched = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
+    precision, recall = _ratio(predicted_matched, predicted), _ratio(true_matched, true)
+    missed = (predicted > 0) != (true > 0)  # one of the two has no outline: nothing of the other's is found
+    precision, recall = np.where(missed, 0.0, precision), np.where(missed, 0.0, recall)
+    return np.where(precision + recall == 0, 0.0, _ratio(2 * precision * recall, precision + recall))
+
+
+def calibration_counts(confidences: tf.Tensor, correct: tf.Tensor, valid: tf.Tensor) -> tf.Tensor:
+    """Sorts pixels into bins by the probability of their predicted class.
+
+    Args:
+      confidences: float32 [B, H, W] in [0, 1].
+      correct: bool [B, H, W].
+      valid: bool [B, H, W]; other pixels are not counted.
+
+    Returns:
+      float64 [CALIBRATION_BINS, 3]: pixels, sum of confidences, right pixels.
+    """
+    bins = tf.clip_by_value(tf.cast(confidences * CALIBRATION_BINS, tf.int32), 0, CALIBRATION_BINS - 1)
+    bins = tf.reshape(tf.where(valid, bins, CALIBRATION_BINS), [-1])
+    columns = (tf.ones_like(confidences), confidences, tf.cast(correct, tf.float32))
+    size = CALIBRATION_BINS + 1
+    sums = [
+        tf.math.bincount(bins, tf.cast(tf.reshape(column, [-1]), tf.float64), minlength=size, maxlength=size)[:-1]
+        for column in columns
+    ]
+    return tf.stack(sums, axis=-1)
+
+
+def calibration_error(counts: np.ndarray) -> float:
+    """Expected calibration error: mean distance of confidence and accuracy over the bins, weighted by their pixels.
+
+    After Guo et al., "On Calibration of Modern Neural Networks", 2017, with `CALIBRATION_BINS` equal bins.
+
+    Args:
+      counts: [CALIBRATION_BINS, 3], as `calibration_counts`.
+    """
+    pixels, confidence, right = np.asarray(counts, np.float64).T
+    return float(np.abs(confidence - right).sum() / pixels.sum()) if pixels.sum() else float("nan")
+
+
+def pet_versus_rest(matrix: np.ndarray) -> dict[str, float]:
+    """IoU of the pet against all else, the ways in which binary benchmarks score Oxford-IIIT Pet.
+
+    Args:
+      matrix: int64 [3, 3] of pet, background, border; rows true, columns predicted.
+
+    Returns:
+      `border_as_pet`: the border counts as pet, in truth and prediction. `border_ignored`: pixels that truly are border
+      are left out; where it is predicted elsewhere, it counts as pet.
+    """
+    pet, background, border = 0, 1, 2
+    merged = np.asarray(matrix)[:, [pet, border]].sum(1)  # predicted pet or border, by true class
+    missed = np.asarray(matrix)[:, background]
+    scores = {}
+    for name, true in (("border_as_pet", [pet, border]), ("border_ignored", [pet])):
+        hit = merged[true].sum()
+        scores[name] = float(_ratio(np.float64(hit), np.float64(hit + merged[background] + missed[true].sum())))
+    return scores
+
+
 def iou(matrices: np.ndarray) -> np.ndarray:
     """Intersection over union of each class, float64 [..., C], of confusion matrices [..., C, C]; NaN for 0 over 0."""
     counts = np.asarray(matrices, np.float64)
@@ -70,4 +180,5 @@ def mean_iou(matrices: np.ndarray) -> np.ndarray:
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    return np.divide(numerator, denominator, out=np.full_like(denominator, np.nan), where=denominator > 0)
+    numerator, denominator = np.broadcast_arrays(numerator, denominator)
+    return np.divide(numerator, denominator, out=np.full(denominator.shape, np.nan), where=denominator > 0)

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from petseg import config as config_lib, evaluator, metrics, summaries, tags, visualization
+from petseg import analysis, config as config_lib, metrics, summaries, tags, visualization
 from petseg.clock import Clock
 from petseg.config import CLASS_NAMES, Config
 from petseg.data.datasets import Examples
@@ -126,7 +126,7 @@ class Report:
         if self._config.runtime.quiet:
             return
         path = self._workdir.path
-        print(evaluator.table(results))
+        print(analysis.table(results))
         print(f"\nwork directory: {path}")
         for name, what in self._workdir.contents().items():
             print(f"  {name:23}{what}")

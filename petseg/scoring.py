@@ -1,25 +1,198 @@
-"""Scores what a run has trained."""
+"""Scores what a run has trained: checkpoints as they are, as they come, or beside those of another run."""
 
+import csv
+import dataclasses
+import io
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from petseg import building, checkpointing, evaluator, trainer
-from petseg.config import EvalConfig
-from petseg.data import datasets
-from petseg.errors import DataError
+from petseg import analysis, building, checkpointing, prediction, trainer
+from petseg.clock import Clock
+from petseg.config import Config, EvalConfig, ScoreConfig
+from petseg.data import datasets, input_pipeline
+from petseg.distribution import Placement
+from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
+from petseg.evaluator import Evaluation
 from petseg.signals import StopSignals
-from petseg.work_directory import WorkDirectory, write_json
+from petseg.work_directory import WorkDirectory, write_json, write_text
+
+logger = logging.getLogger(__name__)
 
 
-def evaluate(config: EvalConfig) -> dict[str, Any]:
-    """Scores one checkpoint of a run on a split, writes the results file, prints the table.
+def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
+    """Scores checkpoints of a run on a split; writes a results file, and prints a table, for each.
+
+    Returns:
+      the results of each checkpoint, and of each resolution, in the order in which they were scored.
 
     Raises:
       PetsegError: if work directory, checkpoint or split cannot be used, or a signal came.
     """
     score = config.score
     workdir = WorkDirectory(score.workdir)
-    run = workdir.load_config()
-    path = checkpointing.find(workdir.checkpoints, workdir.best, score.checkpoint)
+    if score.csv and not Path(score.csv).absolute().parent.is_dir():
+        raise ConfigError(f"--csv={score.csv}: its folder does not exist")
+    with StopSignals() as signals:
+        if score.watch:
+            _wait_for_config(workdir, score)
+        run = workdir.load_config()
+        paths = _watch(workdir, score) if score.watch else _find(workdir, score.checkpoint)
+        split = _checked_split(run, score)
+        placement = building.set_up_runtime(_at_precision(run, score.precision), config.distribution)
+        if score.watch and placement.cluster is not None:
+            raise ConfigError("--watch: takes a single process, for those of a cluster might not see the same files")
+        scorer = Scorer(workdir, score, split, placement, signals)
+        other = Scorer(WorkDirectory(score.compare), score, split, placement, signals) if score.compare else None
+        found, rows = [], []
+        for path in paths:
+            try:
+                scored = scorer.score(path)
+            except CheckpointError as error:
+                if not score.watch:
+                    raise
+                logger.warning("skipped: %s", error)  # the run deletes old checkpoints while we read
+                continue
+            theirs = None if other is None else _compare(scored, scorer.names, other)
+            if placement.is_chief:
+                _write(workdir, scored, scorer.variant)
+                if theirs is not None:
+                    _print_comparison(scored, theirs)
+            found += scored.results
+            rows += scored.rows
+        if score.csv and placement.is_chief:
+            _write_csv(score.csv, rows)
+        placement.gather(0)
+    return found
+
+
+def predict(config: EvalConfig) -> list[Path]:
+    """Writes masks for photographs in files.
+
+    Returns:
+      the masks.
+
+    Raises:
+      PetsegError: if work directory or checkpoint cannot be used, nothing matches, or some files cannot be read.
+    """
+    score = config.score
+    workdir = WorkDirectory(score.workdir)
+    run = _at_precision(workdir.load_config(), score.precision)
+    (path,) = _find(workdir, score.checkpoint)
+    prediction.find_files(score.predict)  # before TensorFlow and the model take their time
+    with StopSignals():
+        building.set_up_runtime(run, config.distribution)
+        model = building.build_model(run, None)
+        checkpointing.restore_model(path, model)
+        predictor = prediction.Predictor(model, flip_tta=score.flip_tta)
+        return prediction.predict_files(predictor, score.predict, score.output_dir, cutout=score.cutout)
+
+
+@dataclasses.dataclass
+class Scored:
+    """A checkpoint's scores.
+
+    Attributes:
+      path: of the checkpoint.
+      evaluations: what was counted, at the model's resolution, then at others.
+      results: of each.
+      rows: of each image, at the last resolution.
+    """
+
+    path: str
+    evaluations: list[Evaluation]
+    results: list[dict[str, Any]]
+    rows: list[dict[str, Any]]
+
+
+class Scorer:
+    """Scores checkpoints of one run on a split.
+
+    Args:
+      workdir: the run's.
+      score: what is asked.
+      split: what to score.
+      placement: the devices.
+      signals: to stop.
+
+    Attributes:
+      names: of the examples.
+      variant: how the scores differ from those of training, for the names of files; empty if they do not.
+    """
+
+    def __init__(
+        self, workdir: WorkDirectory, score: ScoreConfig, split: str, placement: Placement, signals: StopSignals
+    ):
+        run = _at_precision(workdir.load_config(), score.precision)
+        self._run, self._score, self._split = run, score, split
+        self._workdir, self._signals = workdir, signals
+        self._data_dir = score.data_dir or run.data.data_dir
+        self._examples = datasets.load(run.data.dataset, split, run.data.image_size, self._data_dir)
+        self.names = self._examples.names
+        changed = {"flip": score.flip_tta, score.precision: score.precision != "run"}
+        self.variant = ".".join(name for name, is_so in changed.items() if is_so)
+        requests = trainer.Requests()
+        signals.call(lambda: requests.stop.assign(1.0))
+        with placement.strategy.scope():
+            self._model = building.build_model(run, None)
+            self._evaluator = building.build_evaluator(
+                run,
+                placement.strategy,
+                self._model,
+                self._examples,
+                workdir.load_class_weights(),
+                requests,
+                batch_size=score.batch_size,
+                flip_tta=score.flip_tta,
+                details=True,
+            )
+
+    def counterpart(self) -> str:
+        """The best checkpoint if the best one was asked for, else the latest."""
+        which = "best" if self._score.checkpoint == "best" else "latest"
+        return checkpointing.find(self._workdir.checkpoints, self._workdir.best, which)
+
+    def score(self, path: str) -> Scored:
+        """Scores a checkpoint.
+
+        Raises:
+          CheckpointError: if it cannot be restored.
+          StoppedError: if a signal came.
+        """
+        step = checkpointing.restore_model(path, self._model)
+        size = self._run.data.image_size
+        evaluations = {f"{size} x {size}": self._evaluator.evaluate()}
+        if self._score.resolution == "native":
+            masks = datasets.native_masks(self._run.data.dataset, self._split, self._data_dir)
+            evaluations["native resolution"] = self._evaluator.evaluate_native(masks)
+        complete = [self._complete(evaluation) for evaluation in evaluations.values()]
+        results = [
+            self._results(evaluation, step, resolution)
+            for resolution, evaluation in zip(evaluations, complete, strict=True)
+        ]
+        rows = analysis.rows(complete[-1], self.names, self._examples.groups)
+        return Scored(path, complete, results, [{"step": step, **row} for row in rows])
+
+    def _results(self, evaluation: Evaluation, step: int, resolution: str) -> dict[str, Any]:
+        groups = self._examples.groups
+        return analysis.results(evaluation, step, self._split, resolution=resolution, groups=groups)
+
+    def _complete(self, evaluation: Evaluation | None) -> Evaluation:
+        if evaluation is None:
+            raise self._signals.stopped("before all examples were scored; nothing was written")
+        return evaluation
+
+
+def _at_precision(run: Config, precision: str) -> Config:
+    if precision == "run":
+        return run
+    return dataclasses.replace(run, compute=dataclasses.replace(run.compute, precision=precision))
+
+
+def _checked_split(run: Config, score: ScoreConfig) -> str:
+    """The split to score, which must not be one that was trained on."""
     split, data_dir = score.split or run.data.eval_split, score.data_dir or run.data.data_dir
     shared = datasets.overlap(run.data.dataset, split, run.data.train_split, data_dir)
     if shared and not score.allow_training_images:
@@ -27,25 +200,86 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             f"--split={split}: {shared} of its images were trained on ({run.data.train_split}); "
             "a score on them says little; --allow_training_images scores them all the same"
         )
-    placement = building.set_up_runtime(run, config.distribution)
-    with StopSignals() as signals:
-        requests = trainer.Requests()
-        signals.call(lambda: requests.stop.assign(1.0))
-        examples = datasets.load(run.data.dataset, split, run.data.image_size, data_dir)
-        with placement.strategy.scope():
-            model = building.build_model(run, None)
-            scorer = building.build_evaluator(
-                run, placement.strategy, model, examples, workdir.load_class_weights(), requests, score.batch_size
-            )
-        step = checkpointing.restore_model(path, model)
-        evaluation = scorer.evaluate()
-        if evaluation is None:
-            raise signals.stopped(f"scored only some of the {len(examples)} examples; nothing was written")
-    results = evaluation.results(step, split)
-    if placement.is_chief:
-        results_file = workdir.results_file(split, step)
-        write_json(results_file, results)
-        print(evaluator.table(results))
-        print(f"\ncheckpoint: {path}\nresults:    {results_file}")
-    placement.gather(0)
-    return results
+    return split
+
+
+def _find(workdir: WorkDirectory, which: str) -> list[str]:
+    if which != "all":
+        return [checkpointing.find(workdir.checkpoints, workdir.best, which)]
+    paths = [str(workdir.checkpoints / f"{checkpointing.PREFIX}{s}") for s in checkpointing.steps(workdir.checkpoints)]
+    if not paths:
+        raise CheckpointError(f"--checkpoint=all: there is no checkpoint in {workdir.checkpoints} yet")
+    return paths[::-1]
+
+
+def _wait_for_config(workdir: WorkDirectory, score: ScoreConfig) -> None:
+    """Waits for the run to begin."""
+    deadline = time.monotonic() + score.watch_timeout
+    while not workdir.config_file.is_file() and time.monotonic() < deadline:
+        time.sleep(score.watch_interval)
+
+
+def _watch(workdir: WorkDirectory, score: ScoreConfig) -> Iterator[str]:
+    """The checkpoints of a run as they come, oldest first, each once, until the run is complete."""
+    seen: set[int] = set()
+    deadline = time.monotonic() + score.watch_timeout
+    while True:
+        for step in reversed(checkpointing.steps(workdir.checkpoints)):
+            if step not in seen:
+                seen.add(step)
+                yield str(workdir.checkpoints / f"{checkpointing.PREFIX}{step}")
+                deadline = time.monotonic() + score.watch_timeout
+        if seen and max(seen) >= _last_step(workdir.load_config(), score):
+            logger.info("%s is complete", workdir.path)
+            return
+        if time.monotonic() >= deadline:
+            logger.warning("%s: no new checkpoint for %g s", workdir.path, score.watch_timeout)
+            return
+        time.sleep(score.watch_interval)
+
+
+def _last_step(run: Config, score: ScoreConfig) -> int:
+    count = datasets.size(run.data.dataset, run.data.train_split, score.data_dir or run.data.data_dir)
+    return Clock.of(run.schedule, input_pipeline.steps_per_epoch(count, run.data.batch_size)).total
+
+
+def _compare(scored: Scored, names: tuple[str, ...], other: Scorer) -> Scored:
+    """Scores the other run's checkpoint, and adds the comparison to the first one's results."""
+    if other.names != names:
+        raise DataError("--compare: the two runs were made with different data sets; their images cannot be paired")
+    theirs = other.score(other.counterpart())
+    for results, mine, its in zip(scored.results, scored.evaluations, theirs.evaluations, strict=True):
+        comparison = analysis.compare(mine.confusion_matrices, its.confusion_matrices)
+        results["comparison"] = {"other": theirs.path, **comparison}
+    return theirs
+
+
+def _print_comparison(scored: Scored, theirs: Scored) -> None:
+    for results in theirs.results:
+        print(analysis.table(results))
+        print(f"\ncheckpoint: {theirs.path}\n")
+    print(f"first: {scored.path}, second: {theirs.path}")
+    for results in scored.results:
+        print(f"at {results['resolution']}: {analysis.comparison_text(results['comparison'])}")
+
+
+def _write(workdir: WorkDirectory, scored: Scored, variant: str) -> None:
+    for i, results in enumerate(scored.results):
+        parts = [variant, "native" if i else ""]
+        file = workdir.results_file(results["split"], results["step"], ".".join(part for part in parts if part))
+        write_json(file, results)
+        print(analysis.table(results))
+        print(f"\ncheckpoint: {scored.path}\nresults:    {file}\n")
+
+
+def _write_csv(path: str, rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    try:
+        write_text(Path(path), text.getvalue())
+    except OSError as error:
+        raise WorkDirectoryError(f"--csv={path}: cannot be written: {error.strerror}") from error
+    print(f"images:     {path}")

@@ -78,7 +78,11 @@ class Summaries:
 
     def histogram(self, run: str, step: int, tag: str, values: np.ndarray, description: str = "") -> None:
         """Logs how numbers are distributed; counted by NumPy, for `tf.summary.histogram` takes seconds for millions."""
-        counts, edges = np.histogram(values, HISTOGRAM_BUCKETS)
+        values = np.asarray(values, np.float64)
+        low, high = values.min(), values.max()
+        margin = HISTOGRAM_BUCKETS * np.spacing(max(abs(low), abs(high)))  # else there are no numbers between two edges
+        limits = (low - margin, high + margin) if high - low < 2 * margin else (low, high)
+        counts, edges = np.histogram(values, HISTOGRAM_BUCKETS, limits)
         buckets = np.stack([edges[:-1], edges[1:], counts], axis=1)
         metadata = histogram_metadata.create_summary_metadata(display_name=None, description=description)
         with self._surviving(), self._writers[run].as_default(step=step):

@@ -155,11 +155,12 @@ class WorkDirectory:
             "config.json": "flags, versions, devices, git commit",
         }
 
-    def results_file(self, split: str, step: int) -> Path:
-        """`results/<split>-<step>.json`, the brackets of a slice made safe: `train[:90%]` -> `train.start-90pct`."""
+    def results_file(self, split: str, step: int, variant: str = "") -> Path:
+        """`results/<split>-<step>[.<variant>].json`; brackets made safe: `train[:90%]` -> `train.start-90pct`."""
         name = re.sub(r"\[:", "[start:", split)
         name = re.sub(r":\]", ":end]", name).replace("[", ".").replace("]", "").replace(":", "-").replace("%", "pct")
-        return self.results / f"{re.sub(r'[^A-Za-z0-9_.+-]', '_', name)}-{step}.json"
+        suffix = f".{variant}" if variant else ""
+        return self.results / f"{re.sub(r'[^A-Za-z0-9_.+-]', '_', name)}-{step}{suffix}.json"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -80,7 +80,9 @@ def test_metrics_csv_holds_every_number_on_the_clock(finished):
 @pytest.mark.parametrize("checkpoint", ["latest", "best"])
 def test_eval_scores_what_training_scored(finished, checkpoint, capsys):
     _, workdir, _ = finished
-    results = scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(workdir.path), checkpoint=checkpoint, batch_size=3)))
+    (results,) = scoring.evaluate(
+        EvalConfig(ScoreConfig(workdir=str(workdir.path), checkpoint=checkpoint, batch_size=3))
+    )
     scored_in_training = experiment_results(workdir, results["step"])
     assert results["confusion_matrix"] == scored_in_training["confusion_matrix"]
     assert results["loss"] == pytest.approx(scored_in_training["loss"], rel=1e-5)
@@ -98,7 +100,7 @@ def test_eval_refuses_images_that_were_trained_on_unless_told_to(finished):
     _, workdir, _ = finished
     with pytest.raises(DataError, match=r"--split=train\[:5\]: 5 of its images were trained on"):
         scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(workdir.path), split="train[:5]")))
-    results = scoring.evaluate(
+    (results,) = scoring.evaluate(
         EvalConfig(ScoreConfig(workdir=str(workdir.path), split="train[:5]", allow_training_images=True))
     )
     assert results["examples"] == 5
@@ -145,7 +147,7 @@ def test_balanced_class_weights(tiny_config, caplog):
     weights = [float(part.split()[-1]) for part in line.removeprefix("class weights: ").split(", ")]
     assert sum(weights) == pytest.approx(1, abs=2e-3)
     assert max(weights) == weights[CLASS_NAMES.index("border")]
-    scored = scoring.evaluate(EvalConfig(ScoreConfig(workdir=config.runtime.workdir)))
+    (scored,) = scoring.evaluate(EvalConfig(ScoreConfig(workdir=config.runtime.workdir)))
     trained = experiment_results(WorkDirectory(config.runtime.workdir), 1)
     assert scored["loss"] == pytest.approx(trained["loss"], rel=1e-5)
 

@@ -2,6 +2,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.proto import event_pb2
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.util.tensor_util import make_ndarray
 
 from petseg import summaries
 from petseg.summaries import Summaries
@@ -73,3 +76,48 @@ def test_a_writer_that_fails_says_so_once_and_does_not_end_the_training(tmp_path
 def test_scores_become_tags():
     scores = {"accuracy": 0.5, "iou": {"pet": 0.25}, "examples": 3, "split": "test"}
     assert summaries.scalars_of(scores) == {"accuracy": 0.5, "iou/pet": 0.25}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.random.default_rng(0).normal(size=1000).astype(np.float32),
+        np.ones(5, np.float32),
+        np.array([1, np.nextafter(1, 2)]),
+        np.zeros(3, np.float32),
+        np.array([0.0, 5e-324]),
+        np.array([-3e38, 3e38], np.float32),
+    ],
+)
+def test_a_histogram_counts_every_value_between_its_edges(tmp_path, values):
+    log = Summaries(tmp_path, tmp_path / "metrics.csv", first_step=0)
+    log.histogram(summaries.TRAIN, 3, "weights/kernel", values, "What it is.")
+    log.close()
+    accumulator = EventAccumulator(str(tmp_path / "train"))
+    accumulator.Reload()
+    (event,) = accumulator.Tensors("weights/kernel")
+    buckets = make_ndarray(event.tensor_proto)
+    assert buckets.shape == (30, 3)
+    assert buckets[:, 2].sum() == values.size
+    assert (buckets[:, 0] < buckets[:, 1]).all()
+    assert buckets[0, 0] <= values.min() <= values.max() <= buckets[-1, 1]
+
+
+def test_a_run_that_goes_on_has_the_flags_it_was_started_with_last(tmp_path):
+    for rate, first_step in ((0.1, 0), (0.2, 3)):
+        log = Summaries(tmp_path, tmp_path / "metrics.csv", first_step=first_step)
+        log.begin_session("run", {"learning_rate": rate})
+        log.scalars(summaries.FINAL, first_step + 3, {"final/IoU": rate})
+        log.end_session()
+        log.close()
+    found = [
+        value.metadata.plugin_data.content
+        for file in sorted((tmp_path / "final").iterdir())
+        for record in tf.data.TFRecordDataset(str(file))
+        for value in event_pb2.Event.FromString(record.numpy()).summary.value
+        if value.tag == "_hparams_/session_start_info"
+    ]
+    (content,) = found
+    rate = HParamsPluginData.FromString(content).session_start_info.hparams["learning_rate"].number_value
+    assert rate == pytest.approx(0.2)
+    assert steps_of(tmp_path / "final", "final/IoU") == [3, 6]

@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import os
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,13 @@ class Examples:
       images: uint8 [N, S, S, 3].
       masks: uint8 [N, S, S, 1], class ids.
       names: N names to recognise examples by: file names where the data set has them, else `<split>/<position>`.
+      groups: for each class label in which examples differ, such as `species`, its name for each of the N.
     """
 
     images: np.ndarray
     masks: np.ndarray
     names: tuple[str, ...]
+    groups: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -60,10 +63,10 @@ def load(dataset: str, split: str, image_size: int, data_dir: str = "") -> Examp
     _log_memory(split, count, image_size)
     images = np.empty((count, image_size, image_size, 3), np.uint8)
     masks = np.empty((count, image_size, image_size, 1), np.uint8)
-    names = []
-    decoders = {"image": tfds.decode.SkipDecoding(), "segmentation_mask": tfds.decode.SkipDecoding()}
-    examples = builder.as_dataset(split=split, decoders=decoders, shuffle_files=False)
-    examples = examples.map(lambda example: _decode(example, image_size), num_parallel_calls=os.cpu_count())
+    names, labels = [], {key: np.full(count, -1) for key in _label_names(builder)}
+    examples = _raw(builder, split).map(
+        lambda example: _decode(example, image_size, list(labels)), num_parallel_calls=os.cpu_count()
+    )
     iterator = examples.prefetch(64).as_numpy_iterator()
     hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
     for i in tqdm.trange(count, desc=f"decoding {split}", unit=" images", disable=hidden, leave=False):
@@ -82,7 +85,29 @@ def load(dataset: str, split: str, image_size: int, data_dir: str = "") -> Examp
         _check_example(example, f"{dataset}, split {split}, example {i} ({name})")
         images[i], masks[i] = example["image"], example["mask"]
         names.append(name)
-    return Examples(images, masks, tuple(names))
+        for key, values in labels.items():
+            values[i] = example[key]
+    return Examples(images, masks, tuple(names), _groups(builder, labels))
+
+
+def native_masks(dataset: str, split: str, data_dir: str = "") -> Iterator[np.ndarray]:
+    """The masks of a split at their own sizes, uint8 [H, W, 1], class ids, one after the other.
+
+    Raises:
+      DataError: as `load`.
+    """
+    examples = _raw(_prepared_builder(dataset, data_dir), split)
+    for example in examples.map(lambda example: _decode_mask(example), num_parallel_calls=os.cpu_count()).prefetch(64):
+        yield example.numpy()
+
+
+def size(dataset: str, split: str, data_dir: str = "") -> int:
+    """The number of examples of a split.
+
+    Raises:
+      DataError: as `load`.
+    """
+    return num_examples(_prepared_builder(dataset, data_dir), split)
 
 
 def card(dataset: str, data_dir: str = "") -> str:
@@ -176,6 +201,30 @@ def _prepared_builder(dataset: str, data_dir: str) -> Any:
     return builder
 
 
+def _raw(builder: Any, split: str) -> tf.data.Dataset:
+    """The examples of a split in their order, pictures not yet decoded."""
+    decoders = {"image": tfds.decode.SkipDecoding(), "segmentation_mask": tfds.decode.SkipDecoding()}
+    return builder.as_dataset(split=split, decoders=decoders, shuffle_files=False)
+
+
+def _label_names(builder: Any) -> dict[str, list[str]]:
+    """The class labels of a data set's examples: the names of their values."""
+    features = builder.info.features
+    return {key: features[key].names for key in features if isinstance(features[key], tfds.features.ClassLabel)}
+
+
+def _groups(builder: Any, labels: Mapping[str, np.ndarray]) -> dict[str, tuple[str, ...]]:
+    """Labels by name, but for those that tell nothing: all alike, unknown (-1), or the same as another's."""
+    groups: dict[str, tuple[str, ...]] = {}
+    for key, names in _label_names(builder).items():
+        values = labels[key]
+        if values.min() >= 0 and len(set(values.tolist())) > 1:
+            group = tuple(names[value] for value in values)
+            if group not in groups.values():
+                groups[key] = group
+    return groups
+
+
 def _check_features(builder: Any) -> None:
     for feature in ("image", "segmentation_mask"):
         if feature not in builder.info.features:
@@ -189,7 +238,11 @@ def _log_memory(split: str, count: int, image_size: int) -> None:
     logger.info("%s: %d examples at %d px take %.0f MiB of memory", split, count, image_size, size / 2**20)
 
 
-def _decode(example: dict[str, tf.Tensor], image_size: int) -> dict[str, tf.Tensor]:
+def _decode_mask(example: dict[str, tf.Tensor]) -> tf.Tensor:
+    return tf.io.decode_image(example["segmentation_mask"], channels=1, expand_animations=False) - 1
+
+
+def _decode(example: dict[str, tf.Tensor], image_size: int, labels: Sequence[str]) -> dict[str, tf.Tensor]:
     image = tf.io.decode_image(example["image"], channels=3, expand_animations=False)
     trimap = tf.io.decode_image(example["segmentation_mask"], channels=1, expand_animations=False)
     facts = {
@@ -208,6 +261,7 @@ def _decode(example: dict[str, tf.Tensor], image_size: int) -> dict[str, tf.Tens
         "image": tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8),
         "mask": mask,
         "name": tf.convert_to_tensor(example.get("file_name", "")),
+        **{key: example[key] for key in labels},
         **facts,
     }
 
