@@ -52,8 +52,8 @@ class Predictor:
 def predict_files(predictor: Predictor, pattern: str, output_dir: str, *, cutout: bool = False) -> list[Path]:
     """Writes masks and overlays for photographs, one photograph in memory at a time.
 
-    For `cat.jpg`: `cat.mask.png`, an indexed-colour PNG of class ids as large as the photograph; `cat.overlay.jpg`; and,
-    if asked for, `cat.cutout.png`, the pet with the rest transparent. Subfolders stay as they are below what all files
+    For `cat.jpg`: `cat.mask.png`, an indexed-colour PNG of class ids as large as the photograph; `cat.overlay.jpg`; if
+    asked for, `cat.cutout.png`, the pet with the rest transparent. Subfolders stay as they are below what all files
     share.
 
     Args:
@@ -85,7 +85,7 @@ def predict_files(predictor: Predictor, pattern: str, output_dir: str, *, cutout
             continue
         with _naming_what_cannot_be_written(output_dir):
             masks.append(_write(image, predictor(image), target, cutout=cutout))
-    logger.info("%d masks in %s", len(masks), output_dir)
+    logger.info("masks of %d files in %s", len(masks), output_dir)
     if unreadable:
         raise UnreadableFilesError(f"{len(unreadable)} of {len(files)} files cannot be read; the rest is done")
     return masks
