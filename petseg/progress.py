@@ -2,7 +2,6 @@
 
 import logging
 import time
-from types import TracebackType
 
 import tqdm
 
@@ -25,6 +24,7 @@ class Progress:
         self._steps_per_epoch, self._log_every, self._hidden = steps_per_epoch, log_every, hidden
         self._began, self._step, self._shown = time.monotonic(), first_step, ""
         self._bar = tqdm.tqdm(
+            desc=self._epoch(first_step),
             initial=first_step,
             total=last_step,
             unit="step",
@@ -33,14 +33,9 @@ class Progress:
             smoothing=0,  # the time left follows from the whole run so far, evaluations included
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps{postfix} [{elapsed}<{remaining}]",
         )
-        self._describe(first_step)
 
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Leaves the bar as it stands, so that other lines can follow."""
         self._bar.close()
 
     def start(self) -> None:
@@ -56,15 +51,12 @@ class Progress:
     def advance(self, step: int) -> None:
         """Moves to a step."""
         before, self._step = self._step, step
-        self._describe(step)
+        self._bar.set_description_str(self._epoch(step), refresh=False)
         self._bar.update(step - before)
         due = step // self._log_every > before // self._log_every or step == self._last_step
         if self._bar.disable and not self._hidden and due:
             logger.info("step %d/%d, %s: %s, %s left", step, self._last_step, self._epoch(step), self._shown or "-",
                         tqdm.tqdm.format_interval(self._seconds_left(step)))  # fmt: skip
-
-    def _describe(self, step: int) -> None:
-        self._bar.set_description_str(self._epoch(step), refresh=False)
 
     def _epoch(self, step: int) -> str:
         of = -(-self._last_step // self._steps_per_epoch)

@@ -40,7 +40,7 @@ class Report:
             log_every=config.schedule.log_every,
             hidden=config.runtime.quiet,
         )
-        self.flush, self.close = self._summaries.flush, self._summaries.close
+        self.flush = self._summaries.flush
 
     def begin(self, card: str, model_diagram: np.ndarray, graph: tf.Graph, training_batch: np.ndarray) -> None:
         """Logs what is said once, at the start of a run.
@@ -122,6 +122,7 @@ class Report:
 
     def finish(self, results: dict[str, object]) -> None:
         """Says how the run ended, where everything lies, and what to type next."""
+        self.progress.close()
         self._summaries.end_session()
         if self._config.runtime.quiet:
             return
@@ -132,6 +133,10 @@ class Report:
             print(f"  {name:23}{what}")
         print(f"\nscore it:       python eval.py --workdir={path} --checkpoint=best")
         print(f"watch it:       tensorboard --logdir={path}")
+
+    def close(self) -> None:
+        self.progress.close()
+        self._summaries.close()
 
     def _picture(self, run: str, step: int, tag: str, picture: np.ndarray, *, figure: bool = False) -> None:
         self._summaries.image(run, step, tag, picture)

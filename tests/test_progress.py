@@ -1,3 +1,4 @@
+import contextlib
 import io
 import logging
 import sys
@@ -13,7 +14,7 @@ class Terminal(io.StringIO):
 
 
 def train(progress):
-    with progress:
+    with contextlib.closing(progress):
         progress.start()
         for step in range(5, 41, 5):
             if step % 10 == 0:

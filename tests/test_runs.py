@@ -194,3 +194,15 @@ def test_eval_as_a_program_answers_in_one_line_what_it_cannot_do(tmp_path):
     assert result.returncode == 2
     (line,) = own_lines(result.stderr)
     assert line == f"eval.py: error: --workdir={tmp_path}: no run is here (there is no {tmp_path}/config.json)"
+
+
+def test_quiet_leaves_warnings_and_errors_only(data_dir, tmp_path):
+    flags = [*tiny_flags(data_dir, tmp_path / "run"), "--train_steps=2", "--quiet"]
+    result = run_program("train.py", *flags)
+    assert result.returncode == 0
+    assert result.stdout == ""
+    assert own_lines(result.stderr) == []
+    assert (tmp_path / "run" / "results" / "test-2.json").exists()
+    again = run_program("train.py", *flags, "--image_size=64")
+    assert again.returncode == 2
+    assert "--image_size was 32, is now 64" in again.stderr
