@@ -118,7 +118,7 @@ class Report:
         self._summaries.flush()
         rows = summaries.read_csv(self._workdir.metrics_file)
         curves = visualization.training_curves(rows, self._steps_per_epoch)
-        visualization.save(visualization.to_array(curves), self._workdir.figures / "curves.png")
+        self._figure("curves", visualization.to_array(curves))
 
     def finish(self, results: dict[str, object]) -> None:
         """Says how the run ended, where everything lies, and what to type next."""
@@ -141,4 +141,8 @@ class Report:
     def _picture(self, run: str, step: int, tag: str, picture: np.ndarray, *, figure: bool = False) -> None:
         self._summaries.image(run, step, tag, picture)
         if figure:
-            visualization.save(picture, self._workdir.figures / f"{tag}.png")
+            self._figure(tag, picture)
+
+    def _figure(self, name: str, picture: np.ndarray) -> None:
+        with self._summaries.surviving():
+            visualization.save(picture, self._workdir.figures / f"{name}.png")

@@ -57,14 +57,14 @@ class Summaries:
 
     def scalars(self, run: str, step: int, values: Mapping[str, float]) -> None:
         """Logs numbers by tag."""
-        with self._surviving(), self._writers[run].as_default(step=step):
+        with self.surviving(), self._writers[run].as_default(step=step):
             for tag, value in values.items():
                 tf.summary.scalar(tag, value, description=tags.SCALARS[tag])
                 self._csv.writerow((step, run, tag, repr(float(value))))
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """Logs a text, for the whole run."""
-        with self._surviving(), self._writers[TRAIN].as_default(step=step):
+        with self.surviving(), self._writers[TRAIN].as_default(step=step):
             tf.summary.text(tag, markdown)
 
     def arrange(self) -> None:
@@ -73,7 +73,7 @@ class Summaries:
 
     def image(self, run: str, step: int, tag: str, picture: np.ndarray) -> None:
         """Logs a picture, uint8 [H, W, 3]."""
-        with self._surviving(), self._writers[run].as_default(step=step):
+        with self.surviving(), self._writers[run].as_default(step=step):
             tf.summary.image(tag, picture[None], description=tags.IMAGES[tag])
 
     def histogram(self, run: str, step: int, tag: str, values: np.ndarray, description: str = "") -> None:
@@ -85,12 +85,12 @@ class Summaries:
         counts, edges = np.histogram(values, HISTOGRAM_BUCKETS, limits)
         buckets = np.stack([edges[:-1], edges[1:], counts], axis=1)
         metadata = histogram_metadata.create_summary_metadata(display_name=None, description=description)
-        with self._surviving(), self._writers[run].as_default(step=step):
+        with self.surviving(), self._writers[run].as_default(step=step):
             tf.summary.write(tag, tf.constant(buckets, tf.float64), metadata=metadata)
 
     def graph(self, graph: tf.Graph) -> None:
         """Logs a graph, for the whole run."""
-        with self._surviving(), self._writers[TRAIN].as_default(step=0):
+        with self.surviving(), self._writers[TRAIN].as_default(step=0):
             tf.summary.graph(graph)
 
     def begin_session(self, name: str, hyperparameters: Mapping[str, bool | int | float | str]) -> None:
@@ -105,24 +105,24 @@ class Summaries:
         self._raw(FINAL, hparams_summary.session_end_pb(api_pb2.STATUS_SUCCESS))
 
     def _raw(self, run: str, summary: Any) -> None:
-        with self._surviving(), self._writers[run].as_default(step=0):
+        with self.surviving(), self._writers[run].as_default(step=0):
             tf.summary.experimental.write_raw_pb(summary.SerializeToString())
 
     def flush(self) -> None:
         """Makes everything logged visible to readers."""
-        with self._surviving():
+        with self.surviving():
             self._csv_file.flush()
             for writer in self._writers.values():
                 writer.flush()
 
     def close(self) -> None:
-        with self._surviving():
+        with self.surviving():
             self._csv_file.close()
             for writer in self._writers.values():
                 writer.close()
 
     @contextlib.contextmanager
-    def _surviving(self) -> Iterator[None]:
+    def surviving(self) -> Iterator[None]:
         """A curve that cannot be drawn is no reason to lose the training; says so once."""
         try:
             yield

@@ -1,0 +1,81 @@
+import logging
+
+import numpy as np
+import pytest
+from conftest import changed, random_examples
+
+from petseg import analysis
+from petseg.clock import Clock
+from petseg.evaluator import Evaluation
+from petseg.report import EXTREME_EXAMPLES, Report
+from petseg.summaries import read_csv
+from petseg.work_directory import WorkDirectory
+
+
+class Scorer:
+    """Calls everything background, and remembers for what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def predict(self, images):
+        self.asked.append(images)
+        return np.ones(images.shape[:3], np.int32), np.full(images.shape[:3], 0.9, np.float32)
+
+
+@pytest.fixture
+def report(tiny_config):
+    workdir = WorkDirectory(tiny_config.runtime.workdir)
+    workdir.path.mkdir()
+    config = changed(tiny_config, "runtime", quiet=True)
+    report = Report(config, workdir, Clock.of(config.schedule, 3), 3, 0)
+    yield report, workdir
+    report.close()
+
+
+def evaluate(report, step=2):
+    """Reports on twelve images, the last of which has no pixel with a class; higher numbers are better."""
+    examples, scorer = random_examples(12), Scorer()
+    matrices = np.array([np.full((3, 3), 40) + i * 30 * np.eye(3, dtype=int) for i in range(11)] + [np.zeros((3, 3))])
+    evaluation = Evaluation(0.5, matrices.astype(np.int64))
+    results = analysis.results(evaluation, step, "test")
+    report.evaluation(step, evaluation, results, examples, scorer)
+    return examples, scorer
+
+
+def test_the_worst_and_the_best_images_are_shown_and_images_without_a_score_are_not(report):
+    examples, scorer = evaluate(report[0])
+    (asked,) = scorer.asked
+    expected = [*range(6), *range(EXTREME_EXAMPLES), *range(10, 10 - EXTREME_EXAMPLES, -1)]
+    np.testing.assert_array_equal(asked, examples.images[expected])
+
+
+def test_figures_are_brought_up_to_date_at_each_evaluation(report):
+    report, workdir = report
+    evaluate(report)
+    before = {file.name: file.read_bytes() for file in workdir.figures.iterdir()}
+    assert set(before) == {"predictions.png", "confusion_matrix.png", "curves.png"}
+    evaluate(report, step=4)
+    after = {file.name: file.read_bytes() for file in workdir.figures.iterdir()}
+    assert after["curves.png"] != before["curves.png"]
+    assert after["confusion_matrix.png"] == before["confusion_matrix.png"]
+    assert [row[0] for row in read_csv(workdir.metrics_file) if row[1:3] == ("eval", "loss")] == [2, 4]
+
+
+def test_figures_that_cannot_be_written_do_not_end_the_training(report, caplog):
+    report, workdir = report
+    workdir.figures.write_text("a file where the folder should be")
+    with caplog.at_level(logging.WARNING, "petseg"):
+        evaluate(report)
+    (message,) = caplog.messages
+    assert message.startswith("summaries cannot be written, training goes on: ")
+
+
+def test_gradients_that_overflowed_are_left_out(report):
+    report, workdir = report
+    weights = {"kernel": np.ones((2, 2), np.float32)}
+    report.histograms(2, weights, {"kernel": np.array([np.inf, 1.0])})
+    report.flush()
+    (file,) = (workdir.path / "train").iterdir()
+    assert b"weights/kernel" in file.read_bytes()
+    assert b"gradients/kernel" not in file.read_bytes()
