@@ -106,7 +106,7 @@ class Report:
         }
         classes, confidences = scorer.predict(examples.images[np.concatenate(list(shown.values()))])
         for tag, ids in shown.items():
-            names = [f"{examples.names[i]}: {scores[i]:.3f}" for i in ids]
+            names = [f"{examples.names[i]}  IoU {scores[i]:.3f}" for i in ids]
             masks, count = examples.masks[ids, ..., 0], len(ids)
             sheet = visualization.prediction_sheet(
                 examples.images[ids], masks, classes[:count], confidences[:count], names
