@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from matplotlib.figure import Figure
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from petseg import (
@@ -197,12 +198,12 @@ class Experiment:
         data = self.config.data
         report.begin(
             card=datasets.card(data.dataset, data.data_dir),
-            model_diagram=visualization.to_array(visualization.model_diagram(self.model)),
+            model_diagram=visualization.model_diagram(self.model),
             graph=self.evaluator.graph(),
-            training_batch=self._picture_of_first_batch(),
+            training_batch=self._drawing_of_first_batch(),
         )
 
-    def _picture_of_first_batch(self) -> np.ndarray:
+    def _drawing_of_first_batch(self) -> Figure:
         """The first examples of the run as the model sees them, so that a wrong augmentation is seen, not guessed."""
         positions = np.arange(min(report_lib.SHEET_EXAMPLES, self.config.data.batch_size))
         ids = self._example_ids(0, positions)
@@ -213,9 +214,7 @@ class Experiment:
         }
         images, masks, weights, _ = self.trainer.prepare(batch, tf.constant(0, tf.int64))
         names = [self.train_examples.names[i] for i in ids]
-        return visualization.to_array(
-            visualization.training_batch(images.numpy(), masks.numpy()[..., 0], weights.numpy(), names)
-        )
+        return visualization.training_batch(images.numpy(), masks.numpy()[..., 0], weights.numpy(), names)
 
     def _catch_up(self, step: int, report: Report | None) -> dict[str, Any]:
         """Evaluates what a process that was stopped at this step could not; returns the results of this step.

@@ -2,6 +2,7 @@
 
 import numpy as np
 import tensorflow as tf
+from matplotlib.figure import Figure
 
 from petseg import analysis, config as config_lib, metrics, summaries, tags, visualization
 from petseg.clock import Clock
@@ -11,7 +12,7 @@ from petseg.evaluator import Evaluation, Evaluator
 from petseg.progress import Progress
 from petseg.summaries import EVAL, FINAL, TRAIN, Summaries
 from petseg.trainer import TrainingSums
-from petseg.work_directory import WorkDirectory
+from petseg.work_directory import WorkDirectory, write_bytes
 
 SHEET_EXAMPLES, EXTREME_EXAMPLES = 6, 4
 
@@ -42,14 +43,14 @@ class Report:
         )
         self.flush = self._summaries.flush
 
-    def begin(self, card: str, model_diagram: np.ndarray, graph: tf.Graph, training_batch: np.ndarray) -> None:
+    def begin(self, card: str, model_diagram: Figure, graph: tf.Graph, training_batch: Figure) -> None:
         """Logs what is said once, at the start of a run.
 
         Args:
           card: the data set's, as markdown.
-          model_diagram: picture of the model.
+          model_diagram: drawing of the model.
           graph: of its forward pass.
-          training_batch: picture of examples as the model sees them.
+          training_batch: drawing of examples as the model sees them.
         """
         self._summaries.arrange()
         self._summaries.text(0, "config", config_lib.markdown_of(self._config))
@@ -112,13 +113,13 @@ class Report:
                 examples.images[ids], masks, classes[:count], confidences[:count], names
             )
             classes, confidences = classes[count:], confidences[count:]
-            self._picture(EVAL, step, tag, visualization.to_array(sheet), figure=tag == "predictions")
+            self._picture(EVAL, step, tag, sheet, figure=tag == "predictions")
         matrix = visualization.confusion_matrix(evaluation.confusion_matrix)
-        self._picture(EVAL, step, "confusion_matrix", visualization.to_array(matrix), figure=True)
+        self._picture(EVAL, step, "confusion_matrix", matrix, figure=True)
         self._summaries.flush()
         rows = summaries.read_csv(self._workdir.metrics_file)
         curves = visualization.training_curves(rows, self._steps_per_epoch)
-        self._figure("curves", visualization.to_array(curves))
+        self._figure("curves", visualization.to_png(curves))
 
     def finish(self, results: dict[str, object]) -> None:
         """Says how the run ended, where everything lies, and what to type next."""
@@ -138,11 +139,12 @@ class Report:
         self.progress.close()
         self._summaries.close()
 
-    def _picture(self, run: str, step: int, tag: str, picture: np.ndarray, *, figure: bool = False) -> None:
-        self._summaries.image(run, step, tag, picture)
+    def _picture(self, run: str, step: int, tag: str, drawing: Figure, *, figure: bool = False) -> None:
+        png = visualization.to_png(drawing)
+        self._summaries.image(run, step, tag, png)
         if figure:
-            self._figure(tag, picture)
+            self._figure(tag, png)
 
-    def _figure(self, name: str, picture: np.ndarray) -> None:
+    def _figure(self, name: str, png: bytes) -> None:
         with self._summaries.surviving():
-            visualization.save(picture, self._workdir.figures / f"{name}.png")
+            write_bytes(self._workdir.figures / f"{name}.png", png)

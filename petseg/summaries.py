@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 from tensorboard.compat.proto import event_pb2
 from tensorboard.plugins.custom_scalar import summary as custom_scalar_summary
 from tensorboard.plugins.histogram import metadata as histogram_metadata
@@ -19,6 +21,7 @@ from tensorboard.plugins.hparams import (
     summary as hparams_summary,
     summary_v2 as hparams_summary_v2,
 )
+from tensorboard.plugins.image import metadata as image_metadata
 
 from petseg import tags
 
@@ -71,10 +74,13 @@ class Summaries:
         """Groups the scalars on TensorBoard's custom-scalars page."""
         self._raw(TRAIN, custom_scalar_summary.pb(tags.layout()))
 
-    def image(self, run: str, step: int, tag: str, picture: np.ndarray) -> None:
-        """Logs a picture, uint8 [H, W, 3]."""
+    def image(self, run: str, step: int, tag: str, png: bytes) -> None:
+        """Logs a picture that is encoded already: `tf.summary.image` would take the array and encode it again."""
+        width, height = Image.open(io.BytesIO(png)).size
+        value = tf.constant([str(width).encode(), str(height).encode(), png])
+        metadata = image_metadata.create_summary_metadata(display_name=None, description=tags.IMAGES[tag])
         with self.surviving(), self._writers[run].as_default(step=step):
-            tf.summary.image(tag, picture[None], description=tags.IMAGES[tag])
+            tf.summary.write(tag, value, metadata=metadata)
 
     def histogram(self, run: str, step: int, tag: str, values: np.ndarray, description: str = "") -> None:
         """Logs how numbers are distributed; counted by NumPy, for `tf.summary.histogram` takes seconds for millions."""

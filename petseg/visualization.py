@@ -1,7 +1,7 @@
 """Figures. The only module that imports matplotlib; draws on its Agg canvas, without pyplot's global state."""
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -19,6 +19,7 @@ from petseg.config import CLASS_NAMES
 CLASS_COLORS = np.array([[213, 94, 0], [0, 114, 178], [240, 228, 66]], np.uint8)
 WRONG_COLOR = (204, 121, 167)  # of the same palette, reddish purple
 SHADES = colormaps["viridis"]
+TILE_INCHES, TITLE_INCHES, LEGEND_INCHES = 1.7, 0.25, 0.65
 RUN_COLORS = {"train": "#0072B2", "eval": "#D55E00"}
 
 
@@ -106,7 +107,8 @@ def training_curves(rows: Iterable[tuple[int, str, str, float]], steps_per_epoch
     for step, run, tag, value in rows:
         series.setdefault((tag, run), []).append((step / steps_per_epoch, value))
     tags = ["loss", "accuracy", "mean_iou", *(f"iou/{name}" for name in CLASS_NAMES)]
-    figure = Figure(figsize=(11, 6), layout="constrained")
+    figure = Figure(figsize=(11, 6))
+    figure.subplots_adjust(left=0.04, right=0.99, bottom=0.08, top=0.95, wspace=0.14, hspace=0.32)
     for axis, tag in zip(figure.subplots(2, 3).flat, tags, strict=True):
         for run, color in RUN_COLORS.items():
             points = series.get((tag, run), [])
@@ -167,27 +169,30 @@ def to_array(figure: Figure, dpi: int = 100) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def save(picture: np.ndarray, path: Path) -> None:
-    """Writes a picture, uint8 [H, W, 3], as PNG; a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    Image.fromarray(picture).save(temporary, format="png")
-    temporary.replace(path)
+def to_png(figure: Figure, dpi: int = 100) -> bytes:
+    """A figure as PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(to_array(figure, dpi)).save(buffer, format="png", compress_level=4)
+    return buffer.getvalue()
 
 
 def _tiles(columns: Mapping[str, np.ndarray], names: Sequence[str]) -> Figure:
     """Pictures side by side: a titled column for each stack uint8 [N, H, W, 3], a named row for each example.
 
-    They are pasted into one picture first: so many axes would take matplotlib a second.
+    They are pasted into one picture, and everything has its place in inches: so many axes, or a layout that is worked
+    out, would take matplotlib a second.
     """
     height, width = next(iter(columns.values())).shape[1:3]
     gap = max(1, width // 32)
     padded = [np.pad(stack, [(0, 0), (0, gap), (0, gap), (0, 0)], constant_values=255) for stack in columns.values()]
     canvas = np.concatenate(np.concatenate(padded, axis=2), axis=0)[:-gap, :-gap]
-    figure = Figure(figsize=(1.7 * len(columns), 1.7 * height / width * len(names) + 0.75), layout="constrained")
-    axis = figure.subplots()
+    across = TILE_INCHES * len(columns)
+    down = across * canvas.shape[0] / canvas.shape[1]
+    figure = Figure(figsize=(across + 0.1, down + TITLE_INCHES + LEGEND_INCHES))
+    total = down + TITLE_INCHES + LEGEND_INCHES
+    axis = figure.add_axes((0.05 / (across + 0.1), LEGEND_INCHES / total, across / (across + 0.1), down / total))
     axis.set_axis_off()
-    axis.imshow(canvas)
+    axis.imshow(canvas, aspect="auto")
     for i, title in enumerate(columns):
         axis.text(i * (width + gap) + width / 2, -gap, title, ha="center", va="bottom", fontsize=10)
     for i, name in enumerate(names):
@@ -198,10 +203,12 @@ def _tiles(columns: Mapping[str, np.ndarray], names: Sequence[str]) -> Figure:
 
 def _legend(figure: Figure, patches: list[Patch], shade: str, limits: tuple[float, float]) -> None:
     """Below a sheet: the colours, and what the shades of its last column mean."""
-    scale = ScalarMappable(Normalize(*limits), SHADES)
-    bar = figure.colorbar(scale, ax=figure.axes, location="bottom", label=shade, aspect=40, shrink=0.5, pad=0.01)
-    bar.ax.tick_params(labelsize=8)
-    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False, fontsize=9)
+    height = figure.get_size_inches()[1]
+    bar = figure.add_axes((0.25, (LEGEND_INCHES - 0.2) / height, 0.5, 0.1 / height))
+    figure.colorbar(ScalarMappable(Normalize(*limits), SHADES), cax=bar, orientation="horizontal")
+    bar.tick_params(labelsize=8)
+    figure.text(0.24, (LEGEND_INCHES - 0.15) / height, shade, ha="right", va="center", fontsize=9)
+    figure.legend(handles=patches, loc="lower center", ncols=len(patches), frameon=False, fontsize=9, borderaxespad=0.1)
 
 
 def _class_patches() -> list[Patch]:

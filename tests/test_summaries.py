@@ -9,12 +9,14 @@ from tensorboard.util.tensor_util import make_ndarray
 from petseg import summaries
 from petseg.summaries import Summaries
 
+PNG = tf.io.encode_png(np.zeros((4, 4, 3), np.uint8)).numpy()
+
 
 def log_steps(folder, steps, first_step):
     log = Summaries(folder, folder / "metrics.csv", first_step=first_step)
     for step in steps:
         log.scalars(summaries.TRAIN, step, {"loss": 100.0 - step})
-        log.image(summaries.EVAL, step, "predictions", np.zeros((4, 4, 3), np.uint8))
+        log.image(summaries.EVAL, step, "predictions", PNG)
     log.close()
 
 
