@@ -374,7 +374,8 @@ def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
 def markdown_of(config: Config) -> str:
     """The values of a config as a table."""
     lines = ["| flag | value |", "| --- | --- |"]
-    lines += [f"| `--{flag}` | `{value}` |" for group in to_dict(config).values() for flag, value in group.items()]
+    for group in to_dict(config).values():
+        lines += [f"| `--{flag}` | {'empty' if value == '' else f'`{value}`'} |" for flag, value in group.items()]
     return "\n".join(lines)
 
 
