@@ -1,4 +1,4 @@
-"""Uses a trained run, to score a split or to predict: flags -> EvalConfig -> petseg.scoring."""
+"""Uses a trained run, to score a split, to predict or to export: flags -> EvalConfig -> petseg.scoring."""
 
 from petseg import command_line
 from petseg.config import EvalConfig
@@ -9,6 +9,8 @@ def main(config: EvalConfig) -> None:
 
     if config.score.predict:
         scoring.predict(config)
+    elif config.score.export:
+        scoring.export(config)
     else:
         scoring.evaluate(config)
 

@@ -20,6 +20,7 @@ IMAGENET_ALPHAS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 CONFIG_FORMAT = 2
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker_mirrored", "central_storage", "parameter_server", "tpu")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+EXPORT_FORMATS = ("saved_model", "keras", "h5", "tflite", "tflite_int8", "onnx")
 LOCAL_CROSS_DEVICE_OPS = ("nccl", "hierarchical_copy", "reduction_to_one_device")
 
 
@@ -286,7 +287,10 @@ class ScoreConfig(Group):
     watch_timeout: float = option(3600.0, "how long --watch waits for the next checkpoint", unit="seconds", minimum=0)
     watch_interval: float = option(10.0, "how often --watch looks", unit="seconds", above=0)
     predict: str = option("", "write masks for photographs instead: a glob, a file or a folder; empty: score")
-    output_dir: str = option("", "folder for what --predict writes")
+    output_dir: str = option("", "folder for what --predict or --export writes")
+    export: str = option(
+        "", "write the model for elsewhere instead: some of " + ",".join(EXPORT_FORMATS) + "; empty: do not"
+    )
     cutout: bool = option(False, "with --predict, also write the pet with the rest transparent")
     allow_training_images: bool = option(False, "score a split even if the run trained on some of it")
     debug: bool = option(False, "show the traceback of an error that is otherwise one line")
@@ -295,15 +299,22 @@ class ScoreConfig(Group):
         super().__post_init__()
         if self.watch and self.checkpoint != "latest":
             raise ConfigError(f"--watch and --checkpoint={self.checkpoint}: --watch scores whatever comes; drop one")
-        if bool(self.predict) != bool(self.output_dir):
+        if (bool(self.predict) + bool(self.export)) != bool(self.output_dir):
             raise ConfigError(
-                f"--predict={self.predict} and --output_dir={self.output_dir}: "
-                "takes both, what to read and where to write"
+                f"--predict={self.predict}, --export={self.export} and --output_dir={self.output_dir}: "
+                "takes one of the first two, and --output_dir with it"
             )
-        if self.predict and (self.watch or self.compare or self.checkpoint == "all"):
-            raise ConfigError(f"--predict={self.predict}: uses one checkpoint, and neither --watch nor --compare")
+        if self.output_dir and (self.watch or self.compare or self.checkpoint == "all"):
+            raise ConfigError("--predict and --export: take one checkpoint, and neither --watch nor --compare")
+        unknown = [name for name in self.export_formats() if name not in EXPORT_FORMATS]
+        if unknown:
+            raise ConfigError(f"--export={unknown[0]}: no such format; takes {', '.join(EXPORT_FORMATS)}")
         if self.compare and (self.watch or self.checkpoint == "all"):
             raise ConfigError(f"--compare={self.compare}: compares one checkpoint, not --watch or --checkpoint=all")
+
+    def export_formats(self) -> tuple[str, ...]:
+        """The formats to export."""
+        return tuple(name.strip() for name in self.export.split(",") if name.strip())
 
 
 @dataclasses.dataclass(frozen=True)

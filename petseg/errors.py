@@ -31,6 +31,10 @@ class NonFiniteLossError(PetsegError):
     exit_code = 3
 
 
+class ExportError(PetsegError):
+    """An export could not be made, or does not say what its original says."""
+
+
 class UnreadableFilesError(PetsegError):
     """Some of the files that were asked for could not be read; what could be done is done."""
 

@@ -3,15 +3,16 @@
 import csv
 import dataclasses
 import io
+import json
 import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from petseg import analysis, building, checkpointing, prediction, trainer
+from petseg import analysis, building, checkpointing, export as export_lib, prediction, trainer
 from petseg.clock import Clock
-from petseg.config import Config, EvalConfig, ScoreConfig
+from petseg.config import CLASS_NAMES, Config, EvalConfig, ScoreConfig
 from petseg.data import datasets, input_pipeline
 from petseg.distribution import Placement
 from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
@@ -20,6 +21,7 @@ from petseg.signals import StopSignals
 from petseg.work_directory import WorkDirectory, write_json, write_text
 
 logger = logging.getLogger(__name__)
+COMPARED_IMAGES, CALIBRATION_IMAGES = 64, 100
 
 
 def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
@@ -88,6 +90,47 @@ def predict(config: EvalConfig) -> list[Path]:
         checkpointing.restore_model(path, model)
         predictor = prediction.Predictor(model, flip_tta=score.flip_tta)
         return prediction.predict_files(predictor, score.predict, score.output_dir, cutout=score.cutout)
+
+
+def export(config: EvalConfig) -> list[export_lib.Agreement]:
+    """Writes the model in other formats and compares each with the original on images of the evaluation split.
+
+    Returns:
+      how close each is.
+
+    Raises:
+      PetsegError: if work directory or checkpoint cannot be used, a package is missing, or an export disagrees.
+    """
+    score = config.score
+    workdir = WorkDirectory(score.workdir)
+    run = workdir.load_config()
+    (path,) = _find(workdir, score.checkpoint)
+    export_lib.check_formats(score.export_formats())
+    data, data_dir = run.data, score.data_dir or run.data.data_dir
+    split = score.split or data.eval_split
+    with StopSignals():
+        building.set_up_runtime(run, config.distribution)
+        examples = datasets.load(data.dataset, split, data.image_size, data_dir).images[:COMPARED_IMAGES]
+        calibration = datasets.load(data.dataset, data.train_split, data.image_size, data_dir).images
+        model = building.build_model(run, None)
+        step = checkpointing.restore_model(path, model)
+        scores = workdir.results_file(split, step)
+        card = {
+            "classes": CLASS_NAMES,
+            "checkpoint": path,
+            "scores": json.loads(scores.read_text()) if scores.exists() else None,
+            "run": json.loads(workdir.config_file.read_text()),
+        }
+        agreements = export_lib.export(
+            model,
+            score.export_formats(),
+            score.output_dir,
+            examples,
+            calibration=calibration[:: max(1, len(calibration) // CALIBRATION_IMAGES)],
+            card=card,
+        )
+    print(export_lib.table(agreements))
+    return agreements
 
 
 @dataclasses.dataclass

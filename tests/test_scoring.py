@@ -150,6 +150,28 @@ def test_runs_on_different_images_are_not_compared(trained, tiny_config, tmp_pat
         scoring._compare(theirs, ("a", "b"), dataclasses.make_dataclass("Other", ["names"])(("a", "c")))
 
 
+def test_the_model_is_exported_with_a_card(trained, tmp_path):
+    flags = [f"--workdir={trained[0].path}", f"--output_dir={tmp_path / 'out'}"]
+    result = run_program("eval.py", *flags, "--export=saved_model,keras")
+    assert result.returncode == 0, result.stderr
+    assert "saved_model         100.00000%" in result.stdout
+    card = json.loads((tmp_path / "out" / "model_card.json").read_text())
+    assert card["classes"] == list(CLASS_NAMES)
+    assert card["checkpoint"].endswith("ckpt-4")
+    assert card["scores"]["examples"] == NUM_TEST
+    assert card["run"]["config"]["data"]["image_size"] == 32
+    assert card["run"]["versions"]["keras"]
+    assert set(card["formats"]) == {"saved_model", "keras"}
+    loaded = tf.saved_model.load(str(tmp_path / "out" / "saved_model")).signatures["serving_default"]
+    examples, found = probabilities(trained[0])
+    outputs = loaded(image=tf.constant(examples.images))
+    np.testing.assert_allclose(outputs["probabilities"], found, atol=1e-5)
+    refused = run_program("eval.py", *flags, "--export=caffe")
+    assert own_lines(refused.stderr) == [
+        "eval.py: error: --export=caffe: no such format; takes saved_model, keras, h5, tflite, tflite_int8, onnx"
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
