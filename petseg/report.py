@@ -96,30 +96,33 @@ class Report:
         scalars = summaries.scalars_of(results)
         self._summaries.scalars(EVAL, step, scalars)
         self._summaries.scalars(FINAL, step, {tag: scalars[of] for tag, of in tags.FINAL.items()})
-        scores = metrics.mean_iou(evaluation.confusion_matrices)
-        self._summaries.histogram(EVAL, step, tags.IMAGE_IOU, scores[~np.isnan(scores)], tags.SCORES)
-        order = np.argsort(scores, kind="stable")  # an image without a single valid pixel, NaN, comes last
-        order = order[: len(order) - np.isnan(scores).sum()]
-        shown = {
-            "predictions": np.arange(min(SHEET_EXAMPLES, len(examples))),
-            "worst": order[:EXTREME_EXAMPLES],
-            "best": order[::-1][:EXTREME_EXAMPLES],
-        }
-        classes, confidences = scorer.predict(examples.images[np.concatenate(list(shown.values()))])
-        for tag, ids in shown.items():
-            names = [f"{examples.names[i]}  IoU {scores[i]:.3f}" for i in ids]
-            masks, count = examples.masks[ids, ..., 0], len(ids)
-            sheet = visualization.prediction_sheet(
-                examples.images[ids], masks, classes[:count], confidences[:count], names
-            )
-            classes, confidences = classes[count:], confidences[count:]
-            self._picture(EVAL, step, tag, sheet, figure=tag == "predictions")
+        self._sheets(step, metrics.mean_iou(evaluation.confusion_matrices), examples, scorer)
         matrix = visualization.confusion_matrix(evaluation.confusion_matrix)
         self._picture(EVAL, step, "confusion_matrix", matrix, figure=True)
         self._summaries.flush()
         rows = summaries.read_csv(self._workdir.metrics_file)
         curves = visualization.training_curves(rows, self._steps_per_epoch)
         self._figure("curves", visualization.to_png(curves))
+
+    def _sheets(self, step: int, scores: np.ndarray, examples: Examples, scorer: Evaluator) -> None:
+        """The same examples as ever, the worst and the best, with their scores; NaN for one without a valid pixel."""
+        order = np.argsort(scores, kind="stable")[: np.isfinite(scores).sum()]
+        if len(order):
+            self._summaries.histogram(EVAL, step, tags.IMAGE_IOU, scores[order], tags.SCORES)
+        shown = {
+            "predictions": np.arange(min(SHEET_EXAMPLES, len(examples))),
+            "worst": order[:EXTREME_EXAMPLES],
+            "best": order[::-1][:EXTREME_EXAMPLES],
+        }
+        classes, confidences = scorer.predict(examples.images[np.concatenate(list(shown.values()))])
+        first = 0
+        for tag, ids in shown.items():
+            part, first = slice(first, first + len(ids)), first + len(ids)
+            if len(ids):
+                names = [f"{examples.names[i]}  IoU {scores[i]:.3f}" for i in ids]
+                images, masks = examples.images[ids], examples.masks[ids, ..., 0]
+                sheet = visualization.prediction_sheet(images, masks, classes[part], confidences[part], names)
+                self._picture(EVAL, step, tag, sheet, figure=tag == "predictions")
 
     def finish(self, results: dict[str, object]) -> None:
         """Says how the run ended, where everything lies, and what to type next."""

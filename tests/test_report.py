@@ -79,3 +79,14 @@ def test_gradients_that_overflowed_are_left_out(report):
     (file,) = (workdir.path / "train").iterdir()
     assert b"weights/kernel" in file.read_bytes()
     assert b"gradients/kernel" not in file.read_bytes()
+
+
+def test_a_split_without_a_single_pixel_of_a_class_ends_nothing(report):
+    report, workdir = report
+    evaluation = Evaluation(float("nan"), np.zeros((12, 3, 3), np.int64))
+    report.evaluation(2, evaluation, analysis.results(evaluation, 2, "test"), random_examples(12), Scorer())
+    assert {file.name for file in workdir.figures.iterdir()} == {
+        "predictions.png",
+        "confusion_matrix.png",
+        "curves.png",
+    }
