@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -154,7 +155,7 @@ def test_the_model_is_exported_with_a_card(trained, tmp_path):
     flags = [f"--workdir={trained[0].path}", f"--output_dir={tmp_path / 'out'}"]
     result = run_program("eval.py", *flags, "--export=saved_model,keras")
     assert result.returncode == 0, result.stderr
-    assert "saved_model         100.00000%" in result.stdout
+    assert re.search(r"^saved_model +100\.00000% ", result.stdout, re.MULTILINE), result.stdout
     card = json.loads((tmp_path / "out" / "model_card.json").read_text())
     assert card["classes"] == list(CLASS_NAMES)
     assert card["checkpoint"].endswith("ckpt-4")
