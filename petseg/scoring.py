@@ -106,7 +106,7 @@ def export(config: EvalConfig) -> list[export_lib.Agreement]:
     run = workdir.load_config()
     (path,) = _find(workdir, score.checkpoint)
     export_lib.check_formats(score.export_formats())
-    data, data_dir = run.data, score.data_dir or run.data.data_dir
+    data, data_dir = run.data, _data_dir(run, score)
     split = score.split or data.eval_split
     with StopSignals():
         building.set_up_runtime(run, config.distribution)
@@ -171,7 +171,7 @@ class Scorer:
         run = _at_precision(workdir.load_config(), score.precision)
         self._run, self._score, self._split = run, score, split
         self._workdir, self._signals = workdir, signals
-        self._data_dir = score.data_dir or run.data.data_dir
+        self._data_dir = _data_dir(run, score)
         self._examples = datasets.load(run.data.dataset, split, run.data.image_size, self._data_dir)
         self.names = self._examples.names
         changed = {"flip": score.flip_tta, score.precision: score.precision != "run"}
@@ -234,9 +234,13 @@ def _at_precision(run: Config, precision: str) -> Config:
     return dataclasses.replace(run, compute=dataclasses.replace(run.compute, precision=precision))
 
 
+def _data_dir(run: Config, score: ScoreConfig) -> str:
+    return score.data_dir or run.data.data_dir
+
+
 def _checked_split(run: Config, score: ScoreConfig) -> str:
     """The split to score, which must not be one that was trained on."""
-    split, data_dir = score.split or run.data.eval_split, score.data_dir or run.data.data_dir
+    split, data_dir = score.split or run.data.eval_split, _data_dir(run, score)
     shared = datasets.overlap(run.data.dataset, split, run.data.train_split, data_dir)
     if shared and not score.allow_training_images:
         raise DataError(
@@ -282,7 +286,7 @@ def _watch(workdir: WorkDirectory, score: ScoreConfig) -> Iterator[str]:
 
 
 def _last_step(run: Config, score: ScoreConfig) -> int:
-    count = datasets.size(run.data.dataset, run.data.train_split, score.data_dir or run.data.data_dir)
+    count = datasets.size(run.data.dataset, run.data.train_split, _data_dir(run, score))
     return Clock.of(run.schedule, input_pipeline.steps_per_epoch(count, run.data.batch_size)).total
 
 
