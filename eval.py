@@ -1,7 +1,7 @@
 """Uses a trained run, to score a split, to predict or to export: flags -> EvalConfig -> petseg.scoring."""
 
 from petseg import command_line
-from petseg.config import EvalConfig
+from petseg.eval_config import EvalConfig
 
 
 def main(config: EvalConfig) -> None:

@@ -1,16 +1,21 @@
 """Config -> the objects that a run is made of."""
 
+import dataclasses
 import logging
 
 import keras
 import tensorflow as tf
 
-from petseg import augmentation, distribution, host_allocator, optimization, sample_weights, unet
+from petseg import augmentation, checkpointing, distribution, host_allocator, losses, optimization, sample_weights, unet
+from petseg.averaging import WeightAverage
 from petseg.config import CLASS_NAMES, Config, DistributionConfig
 from petseg.data.datasets import Examples
 from petseg.distribution import Placement
 from petseg.evaluator import Evaluator
+from petseg.losses import Loss
+from petseg.sample_weights import WeightMap
 from petseg.trainer import Requests, Trainer
+from petseg.work_directory import WorkDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +59,34 @@ def build_model(config: Config, examples: Examples | None) -> keras.Model:
     return network
 
 
+def build_average(config: Config, model: keras.Model) -> WeightAverage | None:
+    """The average of a model's weights, if the config asks for one; inside ``strategy.scope()``."""
+    return WeightAverage(model, config.optimizer.ema_decay) if config.optimizer.ema_decay else None
+
+
+def build_optimizer(config: Config, model: keras.Model, total_steps: int) -> optimization.Optimizer:
+    """The optimizer of a config; inside ``strategy.scope()``."""
+    options = config.optimizer
+    rate = optimization.learning_rate_schedule(
+        options.learning_rate_schedule,
+        options.learning_rate,
+        total_steps,
+        warmup_steps=options.warmup_steps,
+        power=options.polynomial_power,
+        drop_at=options.drop_shares(),
+        drop_factor=options.drop_factor,
+    )
+    of_encoder = model.get_layer("encoder").trainable_variables
+    known = {id(weight) for weight in of_encoder}
+    groups = [optimization.Group([w for w in model.trainable_variables if id(w) not in known], rate)]
+    if of_encoder:
+        encoder_rate = optimization.scaled(rate, options.encoder_learning_rate, first_step=options.unfreeze_encoder_at)
+        groups.append(optimization.Group(of_encoder, encoder_rate))
+    return optimization.Optimizer(
+        options.optimizer, groups, weight_decay=options.weight_decay, momentum=options.momentum
+    )
+
+
 def build_trainer(
     config: Config,
     strategy: tf.distribute.Strategy,
@@ -63,13 +96,15 @@ def build_trainer(
     requests: Requests,
 ) -> Trainer:
     """The loop of a config; inside ``strategy.scope()``."""
-    optimizer, compute, batch_size = config.optimizer, config.compute, config.data.batch_size
+    compute, batch_size = config.compute, config.data.batch_size
+    parts = dataclasses.replace(augmentation.SETS[config.augmentation.augment], **config.augmentation.changed_parts())
     return Trainer(
         strategy,
         model,
-        optimization.make_optimizer(optimizer.optimizer, model.trainable_variables),
-        optimization.learning_rate_schedule(optimizer.learning_rate_schedule, optimizer.learning_rate, total_steps),
-        augmentation.augmentation(config.data.augment, seed=config.runtime.seed, batch_size=batch_size),
+        build_optimizer(config, model, total_steps),
+        augmentation.augmentation(parts, seed=config.runtime.seed, batch_size=batch_size),
+        build_weight_map(config, class_weights),
+        build_loss(config),
         optimization.LossScale(
             initial=compute.initial_loss_scale,
             growth_interval=compute.loss_scale_growth_interval,
@@ -77,12 +112,31 @@ def build_trainer(
         ),
         requests,
         batch_size=batch_size,
-        class_weights=class_weights,
-        loss_normalization=config.loss.loss_normalization,
-        clip_norm=optimizer.clip_norm,
+        average=build_average(config, model),
+        clip_norm=config.optimizer.clip_norm,
         micro_batches=compute.micro_batches,
         sync_batch_norm=config.model.sync_batch_norm,
         jit_compile=compute.jit_compile,
+    )
+
+
+def build_weight_map(config: Config, class_weights: tuple[float, ...] | None) -> WeightMap:
+    """How much each pixel counts, in training and in the loss of evaluations."""
+    return sample_weights.weight_map(
+        class_weights,
+        boundary_weight=config.loss.boundary_weight,
+        boundary_sigma=config.loss.boundary_sigma,
+    )
+
+
+def build_loss(config: Config) -> Loss:
+    """What training minimises, and evaluations tell."""
+    return losses.make_loss(
+        config.loss.loss,
+        focal_gamma=config.loss.focal_gamma,
+        label_smoothing=config.loss.label_smoothing,
+        dice_weight=config.loss.dice_weight,
+        normalization=config.loss.loss_normalization,
     )
 
 
@@ -115,9 +169,9 @@ def build_evaluator(
         strategy,
         model,
         examples,
+        build_weight_map(config, class_weights),
+        build_loss(config),
         batch_size=batch_size or config.data.batch_size,
-        class_weights=class_weights,
-        loss_normalization=config.loss.loss_normalization,
         stop=requests.stop,
         flip_tta=flip_tta,
         details=details,
@@ -128,9 +182,47 @@ def resolve_class_weights(config: Config, examples: Examples) -> tuple[float, ..
     """The class weights of a config, normalised to sum to 1."""
     given = config.loss.class_weight_values()
     weights = given and sample_weights.normalized(given)
-    if config.loss.class_weights == "balanced":
-        weights = sample_weights.balanced(examples.masks, len(CLASS_NAMES))
+    counted = {"balanced": sample_weights.balanced, "median_frequency": sample_weights.median_frequency}
+    if config.loss.class_weights in counted:
+        weights = counted[config.loss.class_weights](examples.masks, len(CLASS_NAMES))
     if weights is not None:
         shown = ", ".join(f"{name} {weight:.3f}" for name, weight in zip(CLASS_NAMES, weights, strict=True))
         logger.info("class weights: %s", shown)
     return weights
+
+
+def restore(path: str, config: Config, model: keras.Model, *, averaged: bool) -> int:
+    """Restores a model's weights out of a checkpoint of a run, or their averages; returns the step they stood at.
+
+    Raises:
+      CheckpointError: if the checkpoint is damaged, or of another model, or without averages.
+    """
+    if not averaged:
+        return checkpointing.restore_model(path, model=model)
+    average = WeightAverage(model, config.optimizer.ema_decay)
+    step = checkpointing.restore_model(path, model=model, average=average)
+    average.swap()
+    return step
+
+
+def initialize_from(source: str, model: keras.Model) -> None:
+    """Fills a new model with the weights of another run, and says what that is and what it is not.
+
+    Args:
+      source: a work directory or the path of a checkpoint.
+      model: what to fill; inside ``strategy.scope()``.
+
+    Raises:
+      PetsegError: if there is no such run, or its weights do not fit.
+    """
+    workdir = WorkDirectory(source)
+    if workdir.config_file.is_file():
+        config = workdir.load_config()
+        path = checkpointing.find(workdir.checkpoints, workdir.best, "best")
+        averaged = config.optimizer.ema_decay > 0
+        step = restore(path, config, model, averaged=averaged)
+    else:
+        path, averaged = checkpointing.find(workdir.checkpoints, workdir.best, source), False
+        step = checkpointing.restore_model(path, model=model)
+    kind = "averaged weights" if averaged else "weights"
+    logger.info("initialised with the %s of %s, step %d; this is a new run, from step 0", kind, path, step)

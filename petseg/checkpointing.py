@@ -200,14 +200,18 @@ def find(checkpoints: Path, best: Path, which: str) -> str:
     return path
 
 
-def restore_model(path: str, model: Any) -> int:
-    """Restores only the model's weights, all of them, out of a checkpoint; returns the step they stood at.
+def restore_model(path: str, **objects: Any) -> int:
+    """Restores only a model's weights, all of them, out of a checkpoint; returns the step they stood at.
+
+    Args:
+      path: of the checkpoint.
+      **objects: by the names under which they were saved: the model, and what else is wanted.
 
     Raises:
-      CheckpointError: if the checkpoint is damaged or of another model.
+      CheckpointError: if the checkpoint is damaged or of other objects.
     """
     step = tf.Variable(0, dtype=tf.int64)
-    _restore(tf.train.Checkpoint(model=model, step=step), path, partial=True)
+    _restore(tf.train.Checkpoint(step=step, **objects), path, partial=True)
     return int(step.numpy())
 
 

@@ -20,7 +20,7 @@ def parse(argv: Sequence[str], config_class: type[C]) -> C:
 
     Args:
       argv: the program's name and its arguments; ``--flagfile=FILE`` reads more of them from a file.
-      config_class: `config.Config` or `config.EvalConfig`.
+      config_class: `config.Config` or `eval_config.EvalConfig`.
 
     Raises:
       PetsegError: if an argument is unknown, or a value cannot be used.

@@ -17,10 +17,10 @@ from petseg.options import Group, groups, markdown_table, option
 
 CLASS_NAMES = ("pet", "background", "border")
 IMAGENET_ALPHAS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
-CONFIG_FORMAT = 2
+CONFIG_FORMAT = 3
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker_mirrored", "central_storage", "parameter_server", "tpu")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
-EXPORT_FORMATS = ("saved_model", "keras", "h5", "tflite", "tflite_int8", "onnx")
+OF_THE_SET = -1.0
 LOCAL_CROSS_DEVICE_OPS = ("nccl", "hierarchical_copy", "reduction_to_one_device")
 
 
@@ -45,7 +45,36 @@ class DataConfig(Group):
     batch_size: int = option(
         64, "global batch: examples per step over all replicas", unit="examples", resume="fixed", minimum=1
     )
-    augment: str = option("flip", "augmentation of training examples", choices=("none", "flip"))
+
+
+def _part(help: str, **allowed: Any) -> Any:
+    return option(OF_THE_SET, f"{help}; {OF_THE_SET:g}: as --augment says", or_exactly=OF_THE_SET, **allowed)
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentationConfig(Group):
+    """Random changes to training examples."""
+
+    augment: str = option(
+        "flip",
+        "`flip`; `standard`: also crops, small turns and colours; `strong`: more of it, and cutout",
+        choices=("none", "flip", "standard", "strong"),
+    )
+    flip: float = _part("share of examples that are mirrored", minimum=0, maximum=1)
+    crop_area: float = _part("smallest share of the image's area that a crop keeps; 1: no crop", above=0, maximum=1)
+    crop_aspect: float = _part("largest factor by which a crop is wider or narrower than the image", minimum=1)
+    rotation: float = _part("largest angle, either way", unit="degrees", minimum=0, maximum=180)
+    brightness: float = _part("largest change, as a share", minimum=0, maximum=1)
+    contrast: float = _part("largest change, as a share", minimum=0, maximum=1)
+    saturation: float = _part("largest change, as a share", minimum=0, maximum=1)
+    hue: float = _part("largest rotation of colours, either way", unit="turns", minimum=0, maximum=0.5)
+    cutout: float = _part("side of a square painted grey, as a share of the image's side", minimum=0, below=1)
+
+    def changed_parts(self) -> dict[str, float]:
+        """What is not as the set says, by name."""
+        parts = dataclasses.asdict(self)
+        del parts["augment"]
+        return {name: value for name, value in parts.items() if value != OF_THE_SET}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +83,12 @@ class ModelConfig(Group):
 
     encoder_weights: str = option(
         "imagenet", "`imagenet` (a download by Keras), `none`, or a weights file", resume="fixed", required=True
+    )
+    init_from: str = option(
+        "",
+        "begin with the weights of another run: its work directory (best checkpoint, averaged weights if it has them) "
+        "or a checkpoint's path; everything else begins anew",
+        resume="fixed",
     )
     encoder_alpha: float = option(1.0, "width of the MobileNetV2 encoder", unit="factor", resume="fixed", above=0)
     train_encoder: bool = option(False, "train the encoder too; its batch norms stay in inference mode", resume="fixed")
@@ -72,9 +107,25 @@ class ModelConfig(Group):
 class LossConfig(Group):
     """Per-pixel losses to one number."""
 
-    class_weights: str = option(
-        "", "weights of pet, background, border: empty (all 1), `2,2,1`, or `balanced`; normalised to sum to 1"
+    loss: str = option(
+        "cross_entropy",
+        "`cross_entropy_dice`: cross-entropy plus --dice_weight times the soft Dice loss of each image",
+        choices=("cross_entropy", "focal", "dice", "cross_entropy_dice"),
     )
+    dice_weight: float = option(0.5, "share of Dice in --loss=cross_entropy_dice", unit="factor", minimum=0)
+    focal_gamma: float = option(2.0, "how much less pixels count that are right already, in --loss=focal", minimum=0)
+    label_smoothing: float = option(
+        0.0, "share of each pixel's target that is spread over all classes; not in Dice", minimum=0, below=1
+    )
+    class_weights: str = option(
+        "",
+        "weights of pet, background, border: empty (all 1), `2,2,1`, `balanced` (inverse frequency) or "
+        "`median_frequency`; normalised to sum to 1",
+    )
+    boundary_weight: float = option(
+        0.0, "added to the weight of pixels where classes meet, less further away, as in the U-Net paper", minimum=0
+    )
+    boundary_sigma: float = option(5.0, "how far --boundary_weight reaches", unit="pixels", above=0)
     loss_normalization: str = option(
         "pixels", "what the summed loss is divided by: valid pixels, or their weights", choices=("pixels", "weights")
     )
@@ -84,8 +135,8 @@ class LossConfig(Group):
         self.class_weight_values()
 
     def class_weight_values(self) -> tuple[float, ...] | None:
-        """The given weights, not normalised; None where none are given (`''`, `balanced`)."""
-        if self.class_weights in ("", "balanced"):
+        """The given weights, not normalised; None where none are given, or they are to be counted."""
+        if self.class_weights in ("", "balanced", "median_frequency"):
             return None
         try:
             values = tuple(float(part) for part in self.class_weights.split(","))
@@ -95,7 +146,7 @@ class LossConfig(Group):
         if len(values) != len(CLASS_NAMES) or not positive:
             raise ConfigError(
                 f"--class_weights={self.class_weights}: takes {len(CLASS_NAMES)} comma-separated numbers of at least 0 "
-                f"({', '.join(CLASS_NAMES)}), not all 0, or balanced, or nothing"
+                f"({', '.join(CLASS_NAMES)}), not all 0, or balanced, or median_frequency, or nothing"
             )
         return values
 
@@ -105,9 +156,54 @@ class OptimizerConfig(Group):
     """How gradients become updates."""
 
     optimizer: str = option("adam", "the optimizer", resume="fixed", choices=("adam", "adamw", "sgd"))
+    momentum: float = option(0.9, "momentum of --optimizer=sgd", minimum=0, below=1)
+    weight_decay: float = option(
+        0.0, "share of a weight, times the learning rate, that a step takes away; not of biases and norms", minimum=0
+    )
     learning_rate: float = option(1e-3, "the highest learning rate", above=0)
-    learning_rate_schedule: str = option("constant", "`cosine` falls to 0 over the run", choices=("constant", "cosine"))
+    encoder_learning_rate: float = option(
+        1.0, "learning rate of the encoder, as a share of --learning_rate", unit="factor", above=0
+    )
+    unfreeze_encoder_at: int = option(
+        0, "step before which a trained encoder stands still; its gradients are computed all the same", unit="steps",
+        minimum=0,
+    )  # fmt: skip
+    learning_rate_schedule: str = option(
+        "constant",
+        "over the run, `cosine` and `polynomial` fall to 0, `step` falls in steps",
+        choices=("constant", "cosine", "polynomial", "step"),
+    )
+    warmup_steps: int = option(0, "steps over which the learning rate rises first", unit="steps", minimum=0)
+    polynomial_power: float = option(0.9, "exponent of --learning_rate_schedule=polynomial", above=0)
+    drop_at: str = option("0.5,0.75", "where --learning_rate_schedule=step falls, as shares of the run")
+    drop_factor: float = option(0.1, "factor by which it falls", above=0, below=1)
     clip_norm: float = option(0.0, "largest global norm of the gradients; 0: no clipping", minimum=0)
+    ema_decay: float = option(
+        0.0,
+        "also keep, and score, an exponential moving average of the weights, of which a step keeps this share; 0: do "
+        "not. The best checkpoint is then that of the averaged weights",
+        resume="fixed",
+        minimum=0,
+        below=1,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.drop_shares()
+        if (self.optimizer == "adam" and self.weight_decay) or (self.optimizer == "adamw" and not self.weight_decay):
+            raise ConfigError(
+                f"--weight_decay={self.weight_decay:g}: --optimizer=adam takes 0, --optimizer=adamw more than 0"
+            )
+
+    def drop_shares(self) -> tuple[float, ...]:
+        """Where the learning rate falls in steps."""
+        try:
+            shares = tuple(float(part) for part in self.drop_at.split(","))
+        except ValueError:
+            shares = ()
+        if not shares or not shares[0] > 0 or not shares[-1] < 1 or list(shares) != sorted(set(shares)):
+            raise ConfigError(f"--drop_at={self.drop_at}: takes comma-separated numbers between 0 and 1 that rise")
+        return shares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,6 +337,7 @@ class Config:
     """
 
     data: DataConfig = DataConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -258,71 +355,13 @@ class Config:
             )
         if self.distribution.strategy == "multi_worker_mirrored" and not self.runtime.workdir:
             raise ConfigError("--workdir: takes a folder that all processes of the cluster share")
+        if self.optimizer.unfreeze_encoder_at and not model.train_encoder:
+            raise ConfigError(f"--unfreeze_encoder_at={self.optimizer.unfreeze_encoder_at}: takes --train_encoder")
         if model.encoder_weights == "imagenet" and model.encoder_alpha not in IMAGENET_ALPHAS:
             raise ConfigError(
                 f"--encoder_alpha={model.encoder_alpha:g}: with --encoder_weights=imagenet takes one of "
                 + ", ".join(f"{alpha:g}" for alpha in IMAGENET_ALPHAS)
             )
-
-
-@dataclasses.dataclass(frozen=True)
-class ScoreConfig(Group):
-    """What to score; everything else comes from the work directory."""
-
-    workdir: str = option("", "work directory of a training run", required=True)
-    checkpoint: str = option("latest", "`latest`, `best`, `all`, or the path of a checkpoint", required=True)
-    split: str = option("", "TFDS split to score; empty: the run's --eval_split")
-    data_dir: str = option("", "folder of prepared TFDS data sets; empty: the run's --data_dir")
-    batch_size: int = option(0, "examples per step; 0: the run's --batch_size", unit="examples", minimum=0)
-    precision: str = option("run", "dtype of the layers' arithmetic; `run`: the run's", choices=("run", *PRECISIONS))
-    resolution: str = option(
-        "model",
-        "`native` also scores at each image's own size, against the mask as it was drawn, which is what papers report",
-        choices=("model", "native"),
-    )
-    flip_tta: bool = option(False, "average the probabilities of each image and of its mirror image")
-    csv: str = option("", "file for a row of scores for each image; empty: none")
-    compare: str = option("", "work directory of another run, to score too: is this one really better? empty: none")
-    watch: bool = option(False, "wait for new checkpoints, score each once, until the run is complete")
-    watch_timeout: float = option(3600.0, "how long --watch waits for the next checkpoint", unit="seconds", minimum=0)
-    watch_interval: float = option(10.0, "how often --watch looks", unit="seconds", above=0)
-    predict: str = option("", "write masks for photographs instead: a glob, a file or a folder; empty: score")
-    output_dir: str = option("", "folder for what --predict or --export writes")
-    export: str = option(
-        "", "write the model for elsewhere instead: some of " + ",".join(EXPORT_FORMATS) + "; empty: do not"
-    )
-    cutout: bool = option(False, "with --predict, also write the pet with the rest transparent")
-    allow_training_images: bool = option(False, "score a split even if the run trained on some of it")
-    debug: bool = option(False, "show the traceback of an error that is otherwise one line")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.watch and self.checkpoint != "latest":
-            raise ConfigError(f"--watch and --checkpoint={self.checkpoint}: --watch scores whatever comes; drop one")
-        if (bool(self.predict) + bool(self.export)) != bool(self.output_dir):
-            raise ConfigError(
-                f"--predict={self.predict}, --export={self.export} and --output_dir={self.output_dir}: "
-                "takes one of the first two, and --output_dir with it"
-            )
-        if self.output_dir and (self.watch or self.compare or self.checkpoint == "all"):
-            raise ConfigError("--predict and --export: take one checkpoint, and neither --watch nor --compare")
-        unknown = [name for name in self.export_formats() if name not in EXPORT_FORMATS]
-        if unknown:
-            raise ConfigError(f"--export={unknown[0]}: no such format; takes {', '.join(EXPORT_FORMATS)}")
-        if self.compare and (self.watch or self.checkpoint == "all"):
-            raise ConfigError(f"--compare={self.compare}: compares one checkpoint, not --watch or --checkpoint=all")
-
-    def export_formats(self) -> tuple[str, ...]:
-        """The formats to export."""
-        return tuple(name.strip() for name in self.export.split(",") if name.strip())
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalConfig:
-    """All that eval.py is asked."""
-
-    score: ScoreConfig
-    distribution: DistributionConfig = DistributionConfig()
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
@@ -333,7 +372,8 @@ def to_dict(config: Config) -> dict[str, dict[str, Any]]:
 def fingerprint(config: Config) -> int:
     """A number that differs where the configs of two processes differ in more than the paths they see."""
     values = to_dict(config)
-    del values["data"]["data_dir"], values["model"]["encoder_weights"], values["runtime"]["workdir"]
+    del values["data"]["data_dir"], values["model"]["encoder_weights"], values["model"]["init_from"]
+    del values["runtime"]["workdir"]
     return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
@@ -371,7 +411,7 @@ def changes(old: Config, new: Config) -> dict[str, tuple[Any, Any, bool]]:
 
 def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
     """What may make one run's scores differ from another's, by flag: not where it runs, nor how it is watched."""
-    groups_of_interest = (config.data, config.model, config.loss, config.optimizer, config.compute)
+    groups_of_interest = (config.data, config.augmentation, config.model, config.loss, config.optimizer, config.compute)
     values = {name: value for group in groups_of_interest for name, value in dataclasses.asdict(group).items()}
     values |= {
         "epochs": config.schedule.epochs,
@@ -391,4 +431,4 @@ def markdown_of(config: Config) -> str:
 
 
 if __name__ == "__main__":
-    print(markdown_table(Config), markdown_table(EvalConfig), sep="\n\n")
+    print(markdown_table(Config))

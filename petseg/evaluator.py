@@ -1,16 +1,18 @@
 """The pass over a split that counts every example once."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from petseg import inference, losses, metrics, sample_weights
+from petseg import inference, metrics, sample_weights
 from petseg.data import input_pipeline
 from petseg.data.datasets import Examples
+from petseg.losses import Loss
+from petseg.sample_weights import WeightMap
 from petseg.variables import replica_sum
 
 
@@ -47,10 +49,10 @@ class Evaluator:
         strategy: tf.distribute.Strategy,
         model: keras.Model,
         examples: Examples,
+        weight_map: WeightMap,
+        loss: Loss,
         *,
         batch_size: int,
-        class_weights: Sequence[float] | None,
-        loss_normalization: str,
         stop: tf.Variable | None = None,
         flip_tta: bool = False,
         details: bool = False,
@@ -61,16 +63,16 @@ class Evaluator:
           strategy: any number of replicas.
           model: float32 images in [0, 255] -> float32 logits.
           examples: the split.
+          weight_map: masks -> the weight of each pixel.
+          loss: what training minimises.
           batch_size: examples per step over all replicas; any number.
-          class_weights: one per class, or None.
-          loss_normalization: "pixels" or "weights": what the summed loss is divided by.
           stop: float32 variable; set to 1 from another thread, it ends a pass early.
           flip_tta: average the probabilities of an image and of its mirror image.
           details: count outlines and calibration too.
         """
         self._strategy, self._model, self._examples, self._batch_size = strategy, model, examples, batch_size
         self._stop = tf.constant(0.0) if stop is None else stop
-        self._class_weights, self._loss_normalization = class_weights, loss_normalization
+        self._weight_map, self._loss = weight_map, loss
         self._flip_tta, self._details = flip_tta, details
         _, height, width, self._num_classes = model.output_shape
         images = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8, "images")
@@ -79,9 +81,9 @@ class Evaluator:
         self._pixels = float(height * width)
         classes, count = self._num_classes, len(examples)
         self._scored = replica_sum([], tf.int64)
-        self._loss, self._denominator = replica_sum([], tf.float32), replica_sum([], tf.float32)
+        self._summed_loss, self._denominator = replica_sum([], tf.float32), replica_sum([], tf.float32)
         self._confusion = replica_sum([count, classes, classes], tf.int64)
-        self._totals = [self._scored, self._loss, self._denominator, self._confusion]
+        self._totals = [self._scored, self._summed_loss, self._denominator, self._confusion]
         if details:
             self._boundaries = replica_sum([count, classes, 4], tf.int64)
             self._calibration = replica_sum([metrics.CALIBRATION_BINS, 3], tf.float64)
@@ -153,7 +155,7 @@ class Evaluator:
 
     def _replica_step(self, batch: dict[str, tf.Tensor]) -> None:
         counted = self._count(batch["mask"], self._logits(batch["image"]), batch["valid"])
-        self._loss.assign_add(counted["loss"])
+        self._summed_loss.assign_add(counted["loss"])
         self._denominator.assign_add(counted["denominator"])
         ids = batch["example_id"][:, None]  # of an example that only fills up a batch: 0, to which it adds nothing
         self._confusion.assign_add(tf.scatter_nd(ids, counted["confusion"], tf.shape(self._confusion, tf.int64)))
@@ -166,12 +168,12 @@ class Evaluator:
         """What a batch adds to the totals; an example whose `counts` is False adds nothing."""
         counts, labels = counts[:, None, None], masks[..., 0]
         valid = sample_weights.valid_pixels(masks) & counts
-        weights = sample_weights.sample_weight_map(masks, self._class_weights) * tf.cast(counts, tf.float32)
-        counted = weights if self._loss_normalization == "weights" else tf.cast(valid, tf.float32)
+        weights = self._weight_map(masks) * tf.cast(counts, tf.float32)
+        loss, denominator = self._loss.sums(labels, logits, weights, valid)
         predictions = tf.argmax(logits, axis=-1, output_type=tf.int32)
         found = {
-            "loss": losses.weighted_sum(losses.sparse_categorical_crossentropy(labels, logits), weights) / self._pixels,
-            "denominator": tf.reduce_sum(counted) / self._pixels,
+            "loss": loss / self._pixels,
+            "denominator": denominator / self._pixels,
             "confusion": metrics.confusion_matrices(labels, predictions, valid, self._num_classes),
         }
         if self._details:

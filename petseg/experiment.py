@@ -29,8 +29,10 @@ from petseg.config import Config
 from petseg.data import datasets, input_pipeline
 from petseg.distribution import Placement
 from petseg.errors import ClusterError, NonFiniteLossError, StoppedError, WorkDirectoryError
+from petseg.evaluator import Evaluation
 from petseg.report import Report
 from petseg.signals import StopSignals
+from petseg.summaries import EMA, EVAL
 from petseg.telemetry import Profiler, Stopwatch
 from petseg.work_directory import WorkDirectory, write_json
 
@@ -94,6 +96,8 @@ class Experiment:
         signals.call(lambda: self.requests.stop.assign(1.0))
         with strategy.scope():
             self.model = building.build_model(config, None if resume_from else self.train_examples)
+            if config.model.init_from and not resume_from:
+                building.initialize_from(config.model.init_from, self.model)
             self.trainer = building.build_trainer(
                 config, strategy, self.model, self.class_weights, self.clock.total, self.requests
             )
@@ -104,7 +108,7 @@ class Experiment:
         self.checkpoints = checkpointing.Checkpoints(
             workdir.checkpoints, keep=config.schedule.keep_checkpoints, saves=saves, **self.trainer.state()
         )
-        self.best = checkpointing.BestCheckpoint(workdir.best, saves=saves, model=self.model, step=self.trainer.step)
+        self.best = checkpointing.BestCheckpoint(workdir.best, saves=saves, **self.trainer.scored_state())
         self._nonfinite_events = 0
         self._stopwatch = Stopwatch()
         if resume_from:
@@ -303,24 +307,43 @@ class Experiment:
             report.progress.advance(step)
 
     def _evaluate(self, step: int, report: Report | None) -> dict[str, Any] | None:
-        """Scores the evaluation split and keeps what is best; None if a signal ended it early."""
-        with self._stopwatch.timing("evaluation"):
-            evaluation = self.evaluator.evaluate()
-        if evaluation is None:
+        """Scores the evaluation split and keeps what is best; None if a signal ended it early.
+
+        Where weights are averaged, both are scored; the results of the averaged ones stand under "ema" in the others.
+        """
+        evaluations = self._score()
+        if evaluations is None:
             return None
         split = self.config.data.eval_split
-        results = analysis.results(evaluation, step, split)
+        by_run = {run: analysis.results(evaluation, step, split) for run, evaluation in evaluations.items()}
+        results = {**by_run[EVAL], **{run: by_run[run] for run in by_run if run != EVAL}}
         if report is None:
             return results
         if step:
             with self._stopwatch.timing("checkpoints"):
-                self.best.offer(results["mean_iou"], step)
+                self.best.offer(by_run[report_lib.shown(by_run)]["mean_iou"], step)
         write_json(self.workdir.results_file(split, step), results)  # after this, nothing is left to catch up with
-        logger.info(
-            "step %d: %s: loss %.4f, accuracy %.4f, mean IoU %.4f (%s)",
-            step, split, results["loss"], results["accuracy"], results["mean_iou"],
-            ", ".join(f"{name} {value:.4f}" for name, value in results["iou"].items()),
-        )  # fmt: skip
-        with self._stopwatch.timing("summaries"):
-            report.evaluation(step, evaluation, results, self.eval_examples, self.evaluator)
+        for run, scores in by_run.items():
+            logger.info(
+                "step %d: %s%s: loss %.4f, accuracy %.4f, mean IoU %.4f (%s)",
+                step, split, "" if run == EVAL else f", {run}", scores["loss"], scores["accuracy"], scores["mean_iou"],
+                ", ".join(f"{name} {value:.4f}" for name, value in scores["iou"].items()),
+            )  # fmt: skip
+        with self._stopwatch.timing("summaries"), self._averaged_weights():
+            report.evaluation(step, evaluations, by_run, self.eval_examples, self.evaluator)
         return results
+
+    def _score(self) -> dict[str, Evaluation] | None:
+        """Evaluates the weights, and their averages where there are any; None if a signal ended it early."""
+        with self._stopwatch.timing("evaluation"):
+            found = {EVAL: self.evaluator.evaluate()}
+            if self.trainer.average is not None:
+                with self._averaged_weights():
+                    found[EMA] = self.evaluator.evaluate()
+        complete = {run: evaluation for run, evaluation in found.items() if evaluation is not None}
+        return complete if len(complete) == len(found) else None
+
+    def _averaged_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Has the averages in the model for a while, where there are any."""
+        average = self.trainer.average
+        return contextlib.nullcontext() if average is None else average.in_place()

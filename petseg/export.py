@@ -19,8 +19,8 @@ import numpy as np
 import tensorflow as tf
 
 from petseg import inference, unet
-from petseg.config import EXPORT_FORMATS
 from petseg.errors import ConfigError, ExportError, WorkDirectoryError
+from petseg.eval_config import EXPORT_FORMATS
 from petseg.work_directory import write_json
 
 logger = logging.getLogger(__name__)

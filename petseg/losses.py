@@ -1,24 +1,128 @@
-"""Per-pixel losses, unreduced, and their weighted sums.
+"""Per-pixel losses, unreduced, their weighted sums, and the loss of overlap.
 
-A loss leaves here as a sum; whoever knows the global batch divides once.
+A loss leaves here as a sum, with what it is to be divided by as another sum; whoever knows the global batch divides
+once.
 """
+
+import dataclasses
 
 import tensorflow as tf
 
+SMALLEST = 1e-7
 
-def sparse_categorical_crossentropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Cross-entropy of each pixel: log(sum(exp(logits))) - logits[label].
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """The loss of a batch, as two sums over its pixels.
+
+    Attributes:
+      pixel: how much cross-entropy or, with a `focal_gamma`, focal loss there is in it.
+      dice: how much soft Dice loss. An example's counts once for each of its pixels, so one divisor does for both.
+      focal_gamma: see `pixel_losses`.
+      label_smoothing: likewise.
+      normalization: what it will be divided by: the number of valid "pixels", or the sum of their "weights".
+    """
+
+    pixel: float = 1.0
+    dice: float = 0.0
+    focal_gamma: float = 0.0
+    label_smoothing: float = 0.0
+    normalization: str = "pixels"
+
+    def sums(
+        self, labels: tf.Tensor, logits: tf.Tensor, weights: tf.Tensor, valid: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """The summed loss and its divisor, both float32 scalars.
+
+        Args:
+          labels: integer [B, H, W], class ids. A pixel that is in no class may hold any number.
+          logits: float32 [B, H, W, C].
+          weights: float32 [B, H, W]; 0 for a pixel that is in no class.
+          valid: bool [B, H, W], whether it is in one.
+        """
+        counted = weights if self.normalization == "weights" else tf.cast(valid, tf.float32)
+        total = tf.constant(0.0)
+        if self.pixel:
+            losses = pixel_losses(labels, logits, focal_gamma=self.focal_gamma, label_smoothing=self.label_smoothing)
+            total += self.pixel * weighted_sum(losses, weights)
+        if self.dice:
+            of_examples = tf.reduce_sum(counted, axis=[1, 2])
+            total += self.dice * tf.reduce_sum(of_examples * soft_dice(labels, logits, weights))
+        return total, tf.reduce_sum(counted)
+
+
+def make_loss(name: str, *, focal_gamma: float, label_smoothing: float, dice_weight: float, normalization: str) -> Loss:
+    """The loss of a name.
+
+    Args:
+      name: "cross_entropy", "focal", "dice", or "cross_entropy_dice": the first plus `dice_weight` times the third.
+      focal_gamma: see `pixel_losses`.
+      label_smoothing: likewise.
+      dice_weight: see above.
+      normalization: see `Loss`.
+
+    Raises:
+      ValueError: if there is no loss of that name.
+    """
+    if name not in ("cross_entropy", "focal", "dice", "cross_entropy_dice"):
+        raise ValueError(f"no loss {name!r}; there are cross_entropy, focal, dice and cross_entropy_dice")
+    return Loss(
+        pixel=0.0 if name == "dice" else 1.0,
+        dice={"dice": 1.0, "cross_entropy_dice": dice_weight}.get(name, 0.0),
+        focal_gamma=focal_gamma if name == "focal" else 0.0,
+        label_smoothing=label_smoothing,
+        normalization=normalization,
+    )
+
+
+def pixel_losses(
+    labels: tf.Tensor, logits: tf.Tensor, *, focal_gamma: float = 0.0, label_smoothing: float = 0.0
+) -> tf.Tensor:
+    """Cross-entropy or focal loss of each pixel: the sum over classes of target x (1 - p)^gamma x (-log p).
 
     Args:
       labels: integer [B, H, W], class ids. A pixel that is in no class may hold any number; its loss means nothing and
         must get weight 0.
       logits: float32 [B, H, W, C].
+      focal_gamma: how much less a pixel counts that is right already (Lin et al. 2017); 0 for cross-entropy.
+      label_smoothing: share of the target that is spread evenly over all classes (Szegedy et al. 2016).
 
     Returns:
-      float32 [B, H, W].
+      float32 [B, H, W], in nats.
+    """
+    classes = logits.shape[-1]
+    in_range = tf.clip_by_value(tf.cast(labels, tf.int32), 0, classes - 1)
+    if not focal_gamma and not label_smoothing:
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(in_range, logits)
+    targets = tf.one_hot(in_range, classes) * (1 - label_smoothing) + label_smoothing / classes
+    log_probabilities = tf.nn.log_softmax(logits)
+    losses = -targets * log_probabilities
+    if focal_gamma:
+        # Above 0, where the power of an exponent below 1 has no derivative.
+        losses *= tf.maximum(-tf.math.expm1(log_probabilities), SMALLEST) ** focal_gamma
+    return tf.reduce_sum(losses, axis=-1)
+
+
+def soft_dice(labels: tf.Tensor, logits: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """1 - the Dice score of probabilities, mean over the classes, for each example (Milletari et al. 2016).
+
+    The score of a class is (2 sum(w p t) + 1) / (sum(w p) + sum(w t) + 1), with probabilities p, targets t and weights
+    w; the 1 makes it 1 for a class that neither occurs nor is predicted.
+
+    Args:
+      labels: integer [B, H, W], as above.
+      logits: float32 [B, H, W, C].
+      weights: float32 [B, H, W].
+
+    Returns:
+      float32 [B].
     """
     in_range = tf.clip_by_value(tf.cast(labels, tf.int32), 0, logits.shape[-1] - 1)
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(in_range, logits)
+    targets, weights = tf.one_hot(in_range, logits.shape[-1]), weights[..., None]
+    probabilities = tf.math.multiply_no_nan(tf.nn.softmax(logits), weights)
+    common = tf.reduce_sum(probabilities * targets, axis=[1, 2])
+    both = tf.reduce_sum(probabilities + weights * targets, axis=[1, 2])
+    return 1 - tf.reduce_mean((2 * common + 1) / (both + 1), axis=-1)
 
 
 def weighted_sum(losses: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:

@@ -1,57 +1,159 @@
 """Optimizers, learning-rate schedules, and the loss scale of float16."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
+from petseg.errors import ConfigError
 from petseg.variables import step_variable
 
 LearningRate = Callable[[tf.Tensor], tf.Tensor]
 
 
-def make_optimizer(name: str, variables: list[keras.Variable]) -> keras.optimizers.Optimizer:
-    """A built optimizer, so that a checkpoint finds all its slots.
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Weights that share a learning rate.
 
-    Its gradients have been reduced over the replicas before it sees them, hence its own reduction is switched off. Its
-    learning rate is set from the clock at every step; the initial one is never used.
-
-    Args:
-      name: "adam" (Kingma and Ba 2015), "adamw" (Loshchilov and Hutter 2019) or "sgd" (momentum 0.9).
-      variables: the trainable variables of the model.
-
-    Raises:
-      ValueError: if there is no optimizer of that name.
+    Attributes:
+      weights: the weights.
+      learning_rate: of the clock, not of the optimizer's own count.
     """
+
+    weights: Sequence[keras.Variable]
+    learning_rate: LearningRate
+
+
+class Optimizer(tf.Module):
+    """Updates groups of weights, each at its own learning rate, by a Keras optimizer for each.
+
+    Gradients come reduced over the replicas, hence the Keras optimizers' own reduction is switched off. They are built,
+    so that a checkpoint finds all their slots. Make it inside ``strategy.scope()``.
+
+    Attributes:
+      weights: those of all groups, in the order of the gradients.
+      variables: learning rates, counts and slots.
+    """
+
+    def __init__(self, name: str, groups: Sequence[Group], *, weight_decay: float = 0.0, momentum: float = 0.9):
+        """Makes one.
+
+        Args:
+          name: "adam" (Kingma and Ba 2015), "adamw" (Loshchilov and Hutter 2019) or "sgd".
+          groups: what to update; the first one's learning rate is the one that is shown.
+          weight_decay: share of a weight, times the learning rate, that each step takes away (decoupled); not of biases
+            and of the scales and offsets of norms.
+          momentum: of "sgd".
+
+        Raises:
+          ValueError: if there is no optimizer of that name.
+        """
+        super().__init__()
+        self._groups = tuple(groups)
+        self.weights = [weight for group in groups for weight in group.weights]
+        self._optimizers = [_keras_optimizer(name, group.weights, weight_decay, momentum) for group in groups]
+
+    @property
+    def variables(self) -> tuple[Any, ...]:
+        return tuple(variable for optimizer in self._optimizers for variable in optimizer.variables)
+
+    @property
+    def iterations(self) -> Any:
+        """Updates made so far."""
+        return self._optimizers[0].iterations
+
+    def learning_rate(self, step: tf.Tensor) -> tf.Tensor:
+        """Of the first group at a step; a float32 scalar."""
+        return self._groups[0].learning_rate(step)
+
+    def set_learning_rates(self, step: tf.Tensor) -> None:
+        """Prepares the update of a step, outside the replicas."""
+        for group, optimizer in zip(self._groups, self._optimizers, strict=True):
+            optimizer.learning_rate.assign(group.learning_rate(step))
+
+    def apply(self, gradients: Sequence[tf.Tensor]) -> None:
+        """Makes an update, on a replica."""
+        rest = list(gradients)
+        for group, optimizer in zip(self._groups, self._optimizers, strict=True):
+            part, rest = rest[: len(group.weights)], rest[len(group.weights) :]
+            optimizer.apply_gradients(zip(part, group.weights, strict=True))
+
+
+def _keras_optimizer(
+    name: str, weights: Sequence[keras.Variable], weight_decay: float, momentum: float
+) -> keras.optimizers.Optimizer:
+    decay = weight_decay or None
     if name == "adam":
-        optimizer = keras.optimizers.Adam()
+        optimizer = keras.optimizers.Adam(weight_decay=decay)
     elif name == "adamw":
-        optimizer = keras.optimizers.AdamW()
+        optimizer = keras.optimizers.AdamW(weight_decay=weight_decay)
     elif name == "sgd":
-        optimizer = keras.optimizers.SGD(momentum=0.9)
+        optimizer = keras.optimizers.SGD(momentum=momentum, weight_decay=decay)
     else:
         raise ValueError(f"no optimizer {name!r}; there are 'adam', 'adamw' and 'sgd'")
-    optimizer.build(variables)
+    optimizer.exclude_from_weight_decay(var_list=[weight for weight in weights if len(weight.shape) < 2])
+    optimizer.build(weights)
     optimizer._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
     return optimizer
 
 
-def learning_rate_schedule(name: str, peak: float, total_steps: int) -> LearningRate:
+def learning_rate_schedule(
+    name: str,
+    peak: float,
+    total_steps: int,
+    *,
+    warmup_steps: int = 0,
+    power: float = 0.9,
+    drop_at: Sequence[float] = (),
+    drop_factor: float = 0.1,
+) -> LearningRate:
     """A schedule: step (int64 scalar) -> learning rate (float32 scalar).
 
     Args:
-      name: "constant", or "cosine": from the peak to 0 along half a cosine (Loshchilov and Hutter 2017).
+      name: "constant"; "cosine": from the peak to 0 along half a cosine (Loshchilov and Hutter 2017); "polynomial": to
+        0 as (1 - share of the run)^power (Chen et al. 2018, DeepLab); "step": down by a factor at some points.
       peak: the highest learning rate.
       total_steps: the length of the run.
+      warmup_steps: steps over which it rises from 0 to the peak, in a line (Goyal et al. 2017); the schedule fills the
+        rest of the run.
+      power: of "polynomial".
+      drop_at: where "step" goes down, as shares of the rest of the run.
+      drop_factor: by which it does.
 
     Raises:
+      ConfigError: if nothing is left of the run after the warm-up.
       ValueError: if there is no schedule of that name.
     """
+    rest = total_steps - warmup_steps
+    if warmup_steps and rest <= 0:
+        raise ConfigError(f"--warmup_steps={warmup_steps}: takes less than the {total_steps} steps of the run")
+    schedules = keras.optimizers.schedules
     if name == "constant":
-        return lambda step: tf.constant(peak, tf.float32)
-    if name == "cosine":
-        return keras.optimizers.schedules.CosineDecay(peak, total_steps)
-    raise ValueError(f"no learning-rate schedule {name!r}; there are 'constant' and 'cosine'")
+        schedule: LearningRate = lambda step: tf.constant(peak, tf.float32)  # noqa: E731
+    elif name == "cosine":
+        schedule = schedules.CosineDecay(peak, rest)
+    elif name == "polynomial":
+        schedule = schedules.PolynomialDecay(peak, rest, end_learning_rate=0.0, power=power)
+    elif name == "step":
+        bounds = [round(share * rest) - 1 for share in drop_at]  # of Keras's own: up to and with this step
+        schedule = schedules.PiecewiseConstantDecay(bounds, [peak * drop_factor**i for i in range(len(bounds) + 1)])
+    else:
+        raise ValueError(f"no learning-rate schedule {name!r}; there are constant, cosine, polynomial and step")
+    if not warmup_steps:
+        return schedule
+
+    def warmed_up(step: tf.Tensor) -> tf.Tensor:
+        rising = peak * tf.cast(step + 1, tf.float32) / (warmup_steps + 1)
+        return tf.where(step < warmup_steps, rising, schedule(tf.maximum(step - warmup_steps, 0)))
+
+    return warmed_up
+
+
+def scaled(learning_rate: LearningRate, factor: float, *, first_step: int = 0) -> LearningRate:
+    """A schedule times a factor, and 0 before a step."""
+    return lambda step: tf.where(step < first_step, 0.0, factor * learning_rate(step))
 
 
 class LossScale(tf.Module):

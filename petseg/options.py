@@ -24,7 +24,9 @@ class Allowed:
       choices: the only values, if not empty.
       minimum: smallest number.
       above: number that the value must exceed.
+      maximum: largest number.
       below: number that the value must not reach.
+      or_exactly: a number that is taken besides.
       multiple_of: number that divides the value.
       required: whether an empty text is refused.
     """
@@ -32,7 +34,9 @@ class Allowed:
     choices: tuple[str, ...] = ()
     minimum: float | None = None
     above: float | None = None
+    maximum: float | None = None
     below: float | None = None
+    or_exactly: float | None = None
     multiple_of: int | None = None
     required: bool = False
 
@@ -48,11 +52,13 @@ class Allowed:
             text += f" of at least {self.minimum:g}"
         if self.above is not None:
             text += f" above {self.above:g}"
+        if self.maximum is not None:
+            text += f" and at most {self.maximum:g}"
         if self.below is not None:
             text += f" and below {self.below:g}"
         if self.multiple_of is not None:
             text += f" that {self.multiple_of} divides"
-        return text
+        return text if self.or_exactly is None else f"{text}, or {self.or_exactly:g}"
 
     def admits(self, value: Any, kind: Any) -> bool:
         if kind is float and type(value) is int:
@@ -63,9 +69,12 @@ class Allowed:
             return (value in self.choices) if self.choices else (bool(value.strip()) or not self.required)
         if kind is float and not math.isfinite(value):
             return False
+        if self.or_exactly is not None and value == self.or_exactly:
+            return True
         return (
             (self.minimum is None or value >= self.minimum)
             and (self.above is None or value > self.above)
+            and (self.maximum is None or value <= self.maximum)
             and (self.below is None or value < self.below)
             and (self.multiple_of is None or value % self.multiple_of == 0)
         )

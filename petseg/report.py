@@ -1,5 +1,8 @@
 """What a run shows of itself: which numbers and pictures, when; in TensorBoard, in `figures/`, on the terminal."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
@@ -10,7 +13,7 @@ from petseg.config import CLASS_NAMES, Config
 from petseg.data.datasets import Examples
 from petseg.evaluator import Evaluation, Evaluator
 from petseg.progress import Progress
-from petseg.summaries import EVAL, FINAL, TRAIN, Summaries
+from petseg.summaries import EMA, EVAL, FINAL, TRAIN, Summaries
 from petseg.trainer import TrainingSums
 from petseg.work_directory import WorkDirectory, write_bytes
 
@@ -30,7 +33,8 @@ class Report:
 
     def __init__(self, config: Config, workdir: WorkDirectory, clock: Clock, steps_per_epoch: int, first_step: int):
         self._config, self._workdir, self._steps_per_epoch = config, workdir, steps_per_epoch
-        self._summaries = Summaries(workdir.path, workdir.metrics_file, first_step=first_step)
+        runs = (TRAIN, EVAL, EMA, FINAL) if config.optimizer.ema_decay else (TRAIN, EVAL, FINAL)
+        self._summaries = Summaries(workdir.path, workdir.metrics_file, first_step, runs)
         self._summaries.begin_session(
             f"{workdir.path.name} ({workdir.path.parent})", config_lib.hyperparameters(config)
         )
@@ -90,11 +94,25 @@ class Report:
                     self._summaries.histogram(TRAIN, step, f"{kind}/{name}", value, description)
 
     def evaluation(
-        self, step: int, evaluation: Evaluation, results: dict[str, object], examples: Examples, scorer: Evaluator
+        self,
+        step: int,
+        evaluations: Mapping[str, Evaluation],
+        results: Mapping[str, dict[str, Any]],
+        examples: Examples,
+        scorer: Evaluator,
     ) -> None:
-        """Logs scores and pictures of an evaluation, and brings the figures up to date."""
-        scalars = summaries.scalars_of(results)
-        self._summaries.scalars(EVAL, step, scalars)
+        """Logs scores and pictures of an evaluation, and brings the figures up to date.
+
+        Args:
+          step: at which it was.
+          evaluations: of the weights and of their averages, by run.
+          results: likewise.
+          examples: the split.
+          scorer: with the weights in the model that are `shown`.
+        """
+        for run, scores in results.items():
+            self._summaries.scalars(run, step, summaries.scalars_of(scores))
+        evaluation, scalars = evaluations[shown(results)], summaries.scalars_of(results[shown(results)])
         self._summaries.scalars(FINAL, step, {tag: scalars[of] for tag, of in tags.FINAL.items()})
         self._sheets(step, metrics.mean_iou(evaluation.confusion_matrices), examples, scorer)
         matrix = visualization.confusion_matrix(evaluation.confusion_matrix)
@@ -109,14 +127,14 @@ class Report:
         order = np.argsort(scores, kind="stable")[: np.isfinite(scores).sum()]
         if len(order):
             self._summaries.histogram(EVAL, step, tags.IMAGE_IOU, scores[order], tags.SCORES)
-        shown = {
+        sheets = {
             "predictions": np.arange(min(SHEET_EXAMPLES, len(examples))),
             "worst": order[:EXTREME_EXAMPLES],
             "best": order[::-1][:EXTREME_EXAMPLES],
         }
-        classes, confidences = scorer.predict(examples.images[np.concatenate(list(shown.values()))])
+        classes, confidences = scorer.predict(examples.images[np.concatenate(list(sheets.values()))])
         first = 0
-        for tag, ids in shown.items():
+        for tag, ids in sheets.items():
             part, first = slice(first, first + len(ids)), first + len(ids)
             if len(ids):
                 names = [f"{examples.names[i]}  IoU {scores[i]:.3f}" for i in ids]
@@ -124,7 +142,7 @@ class Report:
                 sheet = visualization.prediction_sheet(images, masks, classes[part], confidences[part], names)
                 self._picture(EVAL, step, tag, sheet, figure=tag == "predictions")
 
-    def finish(self, results: dict[str, object]) -> None:
+    def finish(self, results: dict[str, Any]) -> None:
         """Says how the run ended, where everything lies, and what to type next."""
         self.progress.close()
         self._summaries.end_session()
@@ -132,10 +150,15 @@ class Report:
             return
         path = self._workdir.path
         print(analysis.table(results))
+        if EMA in results:
+            print("\nthe averaged weights")
+            print(analysis.table(results[EMA]))
         print(f"\nwork directory: {path}")
         for name, what in self._workdir.contents().items():
             print(f"  {name:23}{what}")
-        print(f"\nscore it:       python eval.py --workdir={path} --checkpoint=best")
+        print(
+            f"\nscore it:       python eval.py --workdir={path} --checkpoint=best{' --ema' if EMA in results else ''}"
+        )
         print(f"watch it:       tensorboard --logdir={path}")
 
     def close(self) -> None:
@@ -151,3 +174,8 @@ class Report:
     def _figure(self, name: str, png: bytes) -> None:
         with self._summaries.surviving():
             write_bytes(self._workdir.figures / f"{name}.png", png)
+
+
+def shown(by_run: Mapping[str, Any]) -> str:
+    """The run whose scores and pictures speak for a training: the averaged weights, where there are any."""
+    return EMA if EMA in by_run else EVAL

@@ -1,37 +1,89 @@
 """Masks -> per-pixel weight maps.
 
-The place to change how much a pixel counts: whatever `sample_weight_map` returns multiplies the loss of its pixel.
+The place to change how much a pixel counts: whatever the `WeightMap` of a run returns multiplies the loss of its pixel.
+A function of your own, masks -> factors, goes into `own_factors` of `weight_map`, which `building` calls.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 IGNORED = 255  # class id of a pixel that is in no class: weight 0, counted nowhere
+WeightMap = Callable[[tf.Tensor], tf.Tensor]
 
 
-def sample_weight_map(mask: tf.Tensor, class_weights: Sequence[float] | None) -> tf.Tensor:
-    """The weight of each pixel: that of its class, and 0 where the pixel is not valid.
+def weight_map(
+    class_weights: Sequence[float] | None = None,
+    *,
+    boundary_weight: float = 0.0,
+    boundary_sigma: float = 5.0,
+    own_factors: WeightMap | None = None,
+) -> WeightMap:
+    """What gives each pixel its weight: that of its class, and more near a boundary; 0 where the pixel is not valid.
 
     Args:
-      mask: uint8 [B, H, W, 1], class ids or IGNORED.
       class_weights: one number per class, or None for 1 everywhere.
+      boundary_weight: what is added to the weight of a pixel on a boundary; see `near_boundaries`.
+      boundary_sigma: how far that reaches, in pixels.
+      own_factors: masks -> float32 [B, H, W], which multiplies the rest; None for 1.
+
+    Returns:
+      a function of masks, uint8 [B, H, W, 1], class ids or IGNORED, to float32 [B, H, W].
+    """
+
+    def weights_of(masks: tf.Tensor) -> tf.Tensor:
+        weights = valid = tf.cast(valid_pixels(masks), tf.float32)
+        if class_weights is not None:
+            ids = tf.minimum(tf.cast(masks[..., 0], tf.int32), len(class_weights) - 1)
+            weights = tf.gather(tf.constant(class_weights, tf.float32), ids) * valid
+        if boundary_weight:
+            weights += boundary_weight * near_boundaries(masks, boundary_sigma) * valid
+        return weights if own_factors is None else weights * own_factors(masks)
+
+    return weights_of
+
+
+def valid_pixels(masks: tf.Tensor) -> tf.Tensor:
+    """bool [B, H, W]: which pixels of uint8 [B, H, W, 1] belong to a class."""
+    return masks[..., 0] != IGNORED
+
+
+def near_boundaries(masks: tf.Tensor, sigma: float) -> tf.Tensor:
+    """exp(-d^2 / (2 sigma^2)), with the distance d to the nearest pixel that touches one of another class.
+
+    In the manner of the U-Net paper (Ronneberger et al. 2015, equation 2), which takes the distances to two cells; here
+    there is one animal. Beyond 3 sigma it is 0. The squared distance is the smallest sum of squares along rows, then
+    along columns (Felzenszwalb and Huttenlocher 2012), which is a grey-scale erosion by a parabola.
+
+    Args:
+      masks: uint8 [B, H, W, 1], class ids or IGNORED; a pixel that is in no class has no boundary.
+      sigma: in pixels.
 
     Returns:
       float32 [B, H, W].
     """
-    valid = tf.cast(valid_pixels(mask), tf.float32)
-    if class_weights is None:
-        return valid
-    table = tf.constant(class_weights, tf.float32)
-    ids = tf.minimum(tf.cast(mask[..., 0], tf.int32), len(class_weights) - 1)
-    return tf.gather(table, ids) * valid
+    reach = int(np.ceil(3 * sigma))
+    far = float(2 * reach**2 + 1)
+    parabola = tf.constant(-(np.arange(-reach, reach + 1, dtype=np.float32) ** 2))
+    squared = tf.where(_touches_another_class(masks), 0.0, far)
+    for kernel in (parabola[:, None, None], parabola[None, :, None]):
+        squared = -tf.nn.dilation2d(-squared, kernel, [1, 1, 1, 1], "SAME", "NHWC", [1, 1, 1, 1])
+    squared = squared[..., 0]
+    return tf.where(squared > (3 * sigma) ** 2, 0.0, tf.exp(-squared / (2 * sigma**2)))
 
 
-def valid_pixels(mask: tf.Tensor) -> tf.Tensor:
-    """bool [B, H, W]: which pixels of uint8 [B, H, W, 1] belong to a class."""
-    return mask[..., 0] != IGNORED
+def _touches_another_class(masks: tf.Tensor) -> tf.Tensor:
+    """bool [B, H, W, 1]: pixels of which a neighbour, above, below, left or right, is in another class."""
+    valid = masks != IGNORED
+    differs_below = (masks[:, 1:] != masks[:, :-1]) & valid[:, 1:] & valid[:, :-1]
+    differs_right = (masks[:, :, 1:] != masks[:, :, :-1]) & valid[:, :, 1:] & valid[:, :, :-1]
+    return (
+        tf.pad(differs_below, [[0, 0], [0, 1], [0, 0], [0, 0]])
+        | tf.pad(differs_below, [[0, 0], [1, 0], [0, 0], [0, 0]])
+        | tf.pad(differs_right, [[0, 0], [0, 0], [0, 1], [0, 0]])
+        | tf.pad(differs_right, [[0, 0], [0, 0], [1, 0], [0, 0]])
+    )
 
 
 def normalized(class_weights: Sequence[float]) -> tuple[float, ...]:
@@ -50,6 +102,23 @@ def balanced(masks: np.ndarray, num_classes: int) -> tuple[float, ...]:
     Returns:
       C weights.
     """
-    counts = np.bincount(masks.reshape(-1), minlength=256)[:num_classes].astype(np.float64)
-    inverse = np.divide(1.0, counts, out=np.zeros_like(counts), where=counts > 0)
+    return _inverse(np.bincount(masks.reshape(-1), minlength=256)[:num_classes].astype(np.float64))
+
+
+def median_frequency(masks: np.ndarray, num_classes: int) -> tuple[float, ...]:
+    """Weights in inverse proportion to how many pixels a class has in the images in which it occurs.
+
+    The median-frequency balancing of Eigen and Fergus 2015; the median itself cancels out, for the sum is 1. Arguments
+    and result are those of `balanced`.
+    """
+    of_images = masks.reshape(len(masks), -1)
+    counts = np.stack([(of_images == label).sum(axis=1) for label in range(num_classes)], axis=1)
+    sizes = (of_images != IGNORED).sum(axis=1, keepdims=True)
+    present = counts > 0
+    pixels = np.where(present, sizes, 0).sum(axis=0)
+    return _inverse(np.divide(counts.sum(axis=0), pixels, out=np.zeros(num_classes), where=pixels > 0))
+
+
+def _inverse(frequencies: np.ndarray) -> tuple[float, ...]:
+    inverse = np.divide(1.0, frequencies, out=np.zeros_like(frequencies), where=frequencies > 0)
     return normalized(inverse.tolist())

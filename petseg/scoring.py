@@ -12,10 +12,11 @@ from typing import Any
 
 from petseg import analysis, building, checkpointing, export as export_lib, prediction, trainer
 from petseg.clock import Clock
-from petseg.config import CLASS_NAMES, Config, EvalConfig, ScoreConfig
+from petseg.config import CLASS_NAMES, Config
 from petseg.data import datasets, input_pipeline
 from petseg.distribution import Placement
 from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
+from petseg.eval_config import EvalConfig, ScoreConfig
 from petseg.evaluator import Evaluation
 from petseg.signals import StopSignals
 from petseg.work_directory import WorkDirectory, write_json, write_text
@@ -40,10 +41,10 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
     with StopSignals() as signals:
         if score.watch:
             _wait_for_config(workdir, score)
-        run = workdir.load_config()
+        run = _load_run(workdir, score)
         paths = _watch(workdir, score) if score.watch else _find(workdir, score.checkpoint)
         split = _checked_split(run, score)
-        placement = building.set_up_runtime(_at_precision(run, score.precision), config.distribution)
+        placement = building.set_up_runtime(run, config.distribution)
         if score.watch and placement.cluster is not None:
             raise ConfigError("--watch: takes a single process, for those of a cluster might not see the same files")
         scorer = Scorer(workdir, score, split, placement, signals)
@@ -81,13 +82,13 @@ def predict(config: EvalConfig) -> list[Path]:
     """
     score = config.score
     workdir = WorkDirectory(score.workdir)
-    run = _at_precision(workdir.load_config(), score.precision)
+    run = _load_run(workdir, score)
     (path,) = _find(workdir, score.checkpoint)
     prediction.find_files(score.predict)  # before TensorFlow and the model take their time
     with StopSignals():
         building.set_up_runtime(run, config.distribution)
         model = building.build_model(run, None)
-        checkpointing.restore_model(path, model)
+        building.restore(path, run, model, averaged=score.ema)
         predictor = prediction.Predictor(model, flip_tta=score.flip_tta)
         return prediction.predict_files(predictor, score.predict, score.output_dir, cutout=score.cutout)
 
@@ -103,7 +104,7 @@ def export(config: EvalConfig) -> list[export_lib.Agreement]:
     """
     score = config.score
     workdir = WorkDirectory(score.workdir)
-    run = workdir.load_config()
+    run = _load_run(workdir, score)
     (path,) = _find(workdir, score.checkpoint)
     export_lib.check_formats(score.export_formats())
     data, data_dir = run.data, _data_dir(run, score)
@@ -113,12 +114,12 @@ def export(config: EvalConfig) -> list[export_lib.Agreement]:
         examples = datasets.load(data.dataset, split, data.image_size, data_dir).images[:COMPARED_IMAGES]
         calibration = datasets.load(data.dataset, data.train_split, data.image_size, data_dir).images
         model = building.build_model(run, None)
-        step = checkpointing.restore_model(path, model)
-        scores = workdir.results_file(split, step)
+        step = building.restore(path, run, model, averaged=score.ema)
+        file = workdir.results_file(split, step, "ema" if score.ema else "")
         card = {
             "classes": CLASS_NAMES,
             "checkpoint": path,
-            "scores": json.loads(scores.read_text()) if scores.exists() else None,
+            "scores": json.loads(file.read_text()) if file.exists() else None,
             "run": json.loads(workdir.config_file.read_text()),
         }
         agreements = export_lib.export(
@@ -168,13 +169,13 @@ class Scorer:
     def __init__(
         self, workdir: WorkDirectory, score: ScoreConfig, split: str, placement: Placement, signals: StopSignals
     ):
-        run = _at_precision(workdir.load_config(), score.precision)
+        run = _load_run(workdir, score)
         self._run, self._score, self._split = run, score, split
         self._workdir, self._signals = workdir, signals
         self._data_dir = _data_dir(run, score)
         self._examples = datasets.load(run.data.dataset, split, run.data.image_size, self._data_dir)
         self.names = self._examples.names
-        changed = {"flip": score.flip_tta, score.precision: score.precision != "run"}
+        changed = {"ema": score.ema, "flip": score.flip_tta, score.precision: score.precision != "run"}
         self.variant = ".".join(name for name, is_so in changed.items() if is_so)
         requests = trainer.Requests()
         signals.call(lambda: requests.stop.assign(1.0))
@@ -204,7 +205,7 @@ class Scorer:
           CheckpointError: if it cannot be restored.
           StoppedError: if a signal came.
         """
-        step = checkpointing.restore_model(path, self._model)
+        step = building.restore(path, self._run, self._model, averaged=self._score.ema)
         size = self._run.data.image_size
         evaluations = {f"{size} x {size}": self._evaluator.evaluate()}
         if self._score.resolution == "native":
@@ -228,10 +229,14 @@ class Scorer:
         return evaluation
 
 
-def _at_precision(run: Config, precision: str) -> Config:
-    if precision == "run":
+def _load_run(workdir: WorkDirectory, score: ScoreConfig) -> Config:
+    """The config of a run, with what is asked otherwise."""
+    run = workdir.load_config()
+    if score.ema and not run.optimizer.ema_decay:
+        raise ConfigError(f"--ema: {workdir.path} kept no averaged weights (its --ema_decay is 0)")
+    if score.precision == "run":
         return run
-    return dataclasses.replace(run, compute=dataclasses.replace(run.compute, precision=precision))
+    return dataclasses.replace(run, compute=dataclasses.replace(run.compute, precision=score.precision))
 
 
 def _data_dir(run: Config, score: ScoreConfig) -> str:

@@ -5,7 +5,7 @@ import csv
 import io
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from petseg import tags
 
 logger = logging.getLogger(__name__)
 TRAIN, EVAL = "train", "eval"
+EMA = "ema"  # the evaluations of the averaged weights
 FINAL = "final"  # the run's row of the HParams page, which takes all scalars of this folder for its metrics
 HISTOGRAM_BUCKETS = 30
 SESSION_TAGS = (hparams_metadata.SESSION_START_INFO_TAG, hparams_metadata.SESSION_END_INFO_TAG)
@@ -34,18 +35,20 @@ COLUMNS = ("step", "run", "tag", "value")
 
 
 class Summaries:
-    """Writes what TensorBoard shows of the runs `train` and `eval`; the same tag in both makes one chart.
+    """Writes what TensorBoard shows of the runs `train`, `eval` and `ema`; the same tag in all makes one chart.
 
     Args:
-      directory: the work directory; event files go to `train/` and `eval/`, those of the HParams page
+      directory: the work directory; the event files of each run go to a folder of its name, those of the HParams page
         to `final/`.
       metrics_file: the CSV file.
       first_step: the step at which this process starts; what a process that was stopped has logged of later steps, and
         all of step 0, is dropped, for it will be logged again.
+      runs: which there are.
     """
 
-    def __init__(self, directory: Path, metrics_file: Path, first_step: int):
-        runs = (TRAIN, EVAL, FINAL)
+    def __init__(
+        self, directory: Path, metrics_file: Path, first_step: int, runs: Sequence[str] = (TRAIN, EVAL, FINAL)
+    ):
         for run in runs:
             drop_later_events(directory / run, first_step)
         self._writers = {run: tf.summary.create_file_writer(str(directory / run)) for run in runs}

@@ -12,11 +12,11 @@ _SCORES = {
 }
 
 SCALARS: dict[str, str] = {
-    "loss": "Weighted cross-entropy per pixel, in nats.",
+    "loss": "What --loss and the weights make of each pixel, over the number of pixels or their weights.",
     "accuracy": "Share of valid pixels whose class was right.",
     "mean_iou": "Mean of the classes' intersection over union.",
     **{f"{score}/{name}": text.format(name=name) for score, text in _SCORES.items() for name in CLASS_NAMES},
-    "optimization/learning_rate": "Learning rate of the last step.",
+    "optimization/learning_rate": "Learning rate of the last step; that of the decoder, if the encoder has its own.",
     "optimization/gradient_norm": "Global norm of the gradients before clipping, mean over the interval.",
     "optimization/weight_norm": "Global norm of the trained weights.",
     "optimization/update_ratio": (

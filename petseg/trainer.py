@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -10,11 +9,14 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import config as tf_config  # the public API can only switch determinism on
 
-from petseg import losses, metrics, sample_weights
+from petseg import metrics, sample_weights
 from petseg.augmentation import Augmentation
+from petseg.averaging import WeightAverage
 from petseg.errors import ConfigError
-from petseg.optimization import LearningRate, LossScale
-from petseg.variables import replica_sum, step_variable
+from petseg.losses import Loss
+from petseg.optimization import LossScale, Optimizer
+from petseg.sample_weights import WeightMap
+from petseg.variables import moving_statistics, replica_sum, step_variable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +84,8 @@ class Trainer:
       nonfinite_step: int64 variable, the step whose loss or gradients were not finite for another reason than the loss
         scale, and at which `run` stopped; -1 if there was none.
       model: the network, float32 images in [0, 255] -> float32 logits.
-      optimizer: built for the model's trainable variables, its own gradient reduction switched off.
+      optimizer: of all trainable weights of the model.
+      average: of the weights, or None.
       loss_scale: of mixed_float16.
       traces: how often the loop was traced; 1 is right.
     """
@@ -91,15 +94,15 @@ class Trainer:
         self,
         strategy: tf.distribute.Strategy,
         model: keras.Model,
-        optimizer: keras.optimizers.Optimizer,
-        learning_rate: LearningRate,
+        optimizer: Optimizer,
         augment: Augmentation,
+        weight_map: WeightMap,
+        loss: Loss,
         loss_scale: LossScale,
         requests: Requests,
         *,
         batch_size: int,
-        class_weights: Sequence[float] | None,
-        loss_normalization: str,
+        average: WeightAverage | None = None,
         clip_norm: float = 0.0,
         micro_batches: int = 1,
         sync_batch_norm: bool = True,
@@ -111,13 +114,13 @@ class Trainer:
           strategy: its replicas divide the batch.
           model: see above.
           optimizer: see above.
-          learning_rate: step -> learning rate.
           augment: see `augmentation`.
+          weight_map: masks -> the weight of each pixel.
+          loss: what to minimise.
           loss_scale: in use or not.
           requests: to stop, and for a checkpoint.
           batch_size: examples of a step over all replicas.
-          class_weights: one per class, or None.
-          loss_normalization: "pixels" or "weights": what the summed loss is divided by.
+          average: see above.
           clip_norm: largest global norm of the gradients; 0 for no clipping.
           micro_batches: slices of each replica's part of the batch.
           sync_batch_norm: whether the model's batch norms use statistics of all replicas. Where they do not, their
@@ -134,10 +137,10 @@ class Trainer:
             sync_batch_norm=sync_batch_norm,
             jit_compile=jit_compile,
         )
-        self.model, self.optimizer, self.loss_scale, self.traces = model, optimizer, loss_scale, 0
-        self._strategy, self._learning_rate, self._augment = strategy, learning_rate, augment
-        self._requests = requests
-        self._class_weights, self._loss_normalization = class_weights, loss_normalization
+        self.model, self.optimizer, self.average, self.loss_scale = model, optimizer, average, loss_scale
+        self.traces = 0
+        self._strategy, self._requests = strategy, requests
+        self._augment, self._weight_map, self._loss = augment, weight_map, loss
         self._clip_norm, self._micro_batches = clip_norm, micro_batches
         self._slice_size = batch_size // strategy.num_replicas_in_sync // micro_batches
         self._average_statistics = not sync_batch_norm and strategy.num_replicas_in_sync > 1
@@ -153,11 +156,11 @@ class Trainer:
         self._confusion = replica_sum([self._num_classes] * 2, tf.int64)
         self._nonfinite_replicas = replica_sum([strategy.num_replicas_in_sync], tf.int64)
         # What a replica has added up since the step began: gradients, loss, denominator.
-        self._weights = model.trainable_variables
+        self._weights = optimizer.weights
         self._sums = [replica_sum(v.shape, v.dtype) for v in self._weights]
         self._sums += [replica_sum([], tf.float32) for _ in range(2)]
         # What the forward pass changes by itself, and how it was when the step began.
-        self._statistics = _moving_statistics(model)
+        self._statistics = moving_statistics(model)
         self._statistics_before = [replica_sum(v.shape, v.dtype) for v in self._statistics]
 
     def run(self, iterator: Any, num_steps: int) -> np.ndarray:
@@ -183,12 +186,16 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold for the run to go on as if it had not stopped, by name; see `settle`."""
         return {
-            "model": self.model,
+            **self.scored_state(),
             "optimizer": self.optimizer,
             "loss_scale": self.loss_scale,
-            "step": self.step,
             "totals": self._totals,
         }
+
+    def scored_state(self) -> dict[str, Any]:
+        """The part of `state` that scoring a checkpoint needs."""
+        average = {} if self.average is None else {"average": self.average}
+        return {"model": self.model, "step": self.step, **average}
 
     def read_sums(self) -> TrainingSums:
         """What happened since the last call; starts counting anew. All processes of a cluster call this together."""
@@ -200,7 +207,7 @@ class Trainer:
             gradient_norm=_ratio(totals.gradient_norm, totals.finite_steps),
             update_ratio=_ratio(totals.update_ratio, totals.finite_steps),
             weight_norm=float(tf.linalg.global_norm([tf.convert_to_tensor(weight) for weight in self._weights])),
-            learning_rate=float(self._learning_rate(tf.maximum(self.step - 1, 0))),
+            learning_rate=float(self.optimizer.learning_rate(tf.maximum(self.step - 1, 0))),
             loss_scale=float(self.loss_scale.value()),
             skipped_steps=int(self.loss_scale.skipped_steps.numpy()),
             confusion_matrix=totals.confusion.numpy(),
@@ -232,8 +239,7 @@ class Trainer:
           pixels, float32 [B, H, W]; and whether they have a class, bool [B, H, W].
         """
         images, masks = self._augment(tf.cast(batch["image"], tf.float32), batch["mask"], step, batch["position"])
-        weights = sample_weights.sample_weight_map(masks, self._class_weights)
-        return images, masks, weights, sample_weights.valid_pixels(masks)
+        return images, masks, self._weight_map(masks), sample_weights.valid_pixels(masks)
 
     def nonfinite_replicas(self) -> list[int]:
         """The replicas whose own loss or gradients were not finite at the last step that was skipped."""
@@ -265,7 +271,7 @@ class Trainer:
     def _step(self, batch: Any) -> tf.Tensor:
         """One step, seen from outside the replicas; returns what is known only when its gradients are."""
         run = self._strategy.run
-        self.optimizer.learning_rate.assign(self._learning_rate(self.step))
+        self.optimizer.set_learning_rates(self.step)
         run(self._begin)
         # A loop in the graph, where one is needed: around a single pass it costs a few percent of speed, and memory.
         for part in tf.range(self._micro_batches) if self._micro_batches > 1 else range(1):
@@ -275,7 +281,7 @@ class Trainer:
         loss, denominator, norm, requested = (self._strategy.experimental_local_results(value)[0] for value in results)
         finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
         if finite:
-            ratio = self._strategy.experimental_local_results(run(self._update, args=(gradients,)))[0]
+            ratio = self._strategy.experimental_local_results(run(self._update, args=(gradients, self.step)))[0]
             self._totals.update_ratio.assign_add(ratio)
             self._totals.loss.assign_add(loss)
             self._totals.denominator.assign_add(denominator)
@@ -303,10 +309,8 @@ class Trainer:
         """Adds gradients, loss, denominator and confusion matrix of a slice to what the replica has."""
         batch = {key: self._slice(value, part) for key, value in batch.items()}
         images, masks, weights, valid = self.prepare(batch, step)
-        gradients, loss, predictions = self._differentiate(images, masks, weights, self.loss_scale.value())
-        counted = weights if self._loss_normalization == "weights" else tf.cast(valid, tf.float32)
-        sums = (*gradients, loss, tf.reduce_sum(counted) / self._pixels)
-        for total, value in zip(self._sums, sums, strict=True):
+        gradients, *sums, predictions = self._differentiate(images, masks, weights, valid, self.loss_scale.value())
+        for total, value in zip(self._sums, (*gradients, *sums), strict=True):
             total.assign_add(value)
         matrices = metrics.confusion_matrices(masks[..., 0], predictions, valid, self._num_classes)
         self._confusion.assign_add(tf.reduce_sum(matrices, axis=0))
@@ -316,17 +320,17 @@ class Trainer:
         return tf.reshape(values, [self._slice_size, self._micro_batches, *values.shape[1:]])[:, part]
 
     def _forward_and_backward(
-        self, images: tf.Tensor, masks: tf.Tensor, weights: tf.Tensor, scale: tf.Tensor
-    ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
-        """Gradients of the scaled loss, the loss, and the predicted class ids; the loss summed, not yet divided."""
+        self, images: tf.Tensor, masks: tf.Tensor, weights: tf.Tensor, valid: tf.Tensor, scale: tf.Tensor
+    ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Gradients of the scaled loss, the summed loss, its denominator, and the predicted class ids."""
         with tf.GradientTape() as tape:
             logits = self.model(images, training=True)
-            pixel_losses = losses.sparse_categorical_crossentropy(masks[..., 0], logits)
+            loss, denominator = self._loss.sums(masks[..., 0], logits, weights, valid)
             # Divided by a constant, the pixels of the global batch, to keep sums near 1; `_reduce` divides truly.
-            loss = losses.weighted_sum(pixel_losses, weights) / self._pixels
+            loss, denominator = loss / self._pixels, denominator / self._pixels
             scaled = loss * scale
         gradients = tape.gradient(scaled, self._weights)
-        return gradients, loss, tf.argmax(logits, axis=-1, output_type=tf.int32)
+        return gradients, loss, denominator, tf.argmax(logits, axis=-1, output_type=tf.int32)
 
     def _reduce(self) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         """The one all-reduce; then true gradients, clipped, with loss, denominator, norm and requests."""
@@ -346,10 +350,12 @@ class Trainer:
             gradients, _ = tf.clip_by_global_norm(gradients, self._clip_norm, use_norm=norm)
         return gradients, loss, denominator, norm, reduced["requests"]
 
-    def _update(self, gradients: list[tf.Tensor]) -> tf.Tensor:
+    def _update(self, gradients: list[tf.Tensor], step: tf.Tensor) -> tf.Tensor:
         """Makes the update; returns its norm over that of the weights."""
         before = [tf.identity(weight.value) for weight in self._weights]
-        self.optimizer.apply_gradients(zip(gradients, self._weights, strict=True))
+        self.optimizer.apply(gradients)
+        if self.average is not None:
+            self.average.update(step)
         updates = [weight.value - old for weight, old in zip(self._weights, before, strict=True)]
         return tf.linalg.global_norm(updates) / tf.linalg.global_norm(before)
 
@@ -360,13 +366,6 @@ class Trainer:
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         number = self._strategy.num_replicas_in_sync
         self._nonfinite_replicas.assign(tf.one_hot(replica, number, dtype=tf.int64) * tf.cast(~finite, tf.int64))
-
-
-def _moving_statistics(layer: keras.Layer) -> list[keras.Variable]:
-    """The variables of batch norms in training mode that a forward pass changes."""
-    if isinstance(layer, keras.layers.BatchNormalization):
-        return [layer.moving_mean, layer.moving_variance] if layer.trainable else []
-    return [variable for part in getattr(layer, "layers", []) for variable in _moving_statistics(part)]
 
 
 def check_step(

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 
@@ -18,3 +19,10 @@ def replica_sum(shape: Any, dtype: tf.DType) -> tf.Variable:
         synchronization=tf.VariableSynchronization.ON_READ,
         aggregation=tf.VariableAggregation.SUM,
     )
+
+
+def moving_statistics(layer: keras.Layer) -> list[keras.Variable]:
+    """The variables of batch norms in training mode, in a layer or model, that a forward pass changes by itself."""
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return [layer.moving_mean, layer.moving_variance] if layer.trainable else []
+    return [variable for part in getattr(layer, "layers", []) for variable in moving_statistics(part)]

@@ -20,7 +20,7 @@ CLASS_COLORS = np.array([[213, 94, 0], [0, 114, 178], [240, 228, 66]], np.uint8)
 WRONG_COLOR = (204, 121, 167)  # of the same palette, reddish purple
 SHADES = colormaps["viridis"]
 TILE_INCHES, TITLE_INCHES, LEGEND_INCHES = 1.7, 0.25, 0.65
-RUN_COLORS = {"train": "#0072B2", "eval": "#D55E00"}
+RUN_COLORS = {"train": "#0072B2", "eval": "#D55E00", "ema": "#009E73"}
 
 
 def colorize(masks: np.ndarray) -> np.ndarray:
@@ -114,7 +114,7 @@ def training_curves(rows: Iterable[tuple[int, str, str, float]], steps_per_epoch
             points = series.get((tag, run), [])
             if points:
                 axis.plot(*zip(*points, strict=True), color=color, label=run, linewidth=1.4,
-                          marker="o" if run == "eval" else None, markersize=3)  # fmt: skip
+                          marker=None if run == "train" else "o", markersize=3)  # fmt: skip
         axis.set_title(tag, fontsize=10)
         axis.set_xlabel("epoch", fontsize=8)
         axis.tick_params(labelsize=8)

@@ -16,12 +16,14 @@ import pytest
 import tensorflow as tf
 from hypothesis import settings
 
-from petseg import augmentation, optimization, unet
+from petseg import augmentation, optimization, sample_weights, unet
 from petseg.augmentation import Augmentation
+from petseg.averaging import WeightAverage
 from petseg.config import Config, DataConfig, DistributionConfig, ModelConfig, RuntimeConfig, ScheduleConfig
 from petseg.data import input_pipeline
 from petseg.data.datasets import Examples
 from petseg.data.synthetic_pets import SyntheticPets
+from petseg.losses import Loss
 from petseg.trainer import Requests, Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -136,11 +138,15 @@ def make_trainer(
     initial_loss_scale: float = 1024.0,
     calibrated_on: np.ndarray | None = None,
     freeze_batch_norm: bool = False,
+    class_weights: tuple[float, ...] | None = None,
+    loss: Loss | None = None,
+    train_encoder: bool = False,
+    ema_decay: float = 0.0,
     **options: Any,
 ) -> tuple[Trainer, tf.distribute.Strategy, Any]:
     """A trainer of the smallest model over so many replicas, its strategy, and the batches of 100 steps."""
     size, strategy = examples.images.shape[1], replicas(number)
-    options = {"class_weights": None, "loss_normalization": "pixels", "sync_batch_norm": True, **options}
+    options = {"sync_batch_norm": True, **options}
     keras.utils.set_random_seed(0)
     requests = Requests()
     with strategy.scope():
@@ -150,7 +156,7 @@ def make_trainer(
                 image_size=size,
                 num_classes=3,
                 encoder=encoder,
-                train_encoder=False,
+                train_encoder=train_encoder,
                 input_scaling="unit",
                 sync_batch_norm=options["sync_batch_norm"],
             )
@@ -162,14 +168,24 @@ def make_trainer(
         trainer = Trainer(
             strategy,
             model,
-            optimization.make_optimizer(optimizer, model.trainable_variables),
-            optimization.learning_rate_schedule("constant", learning_rate, 100),
-            augment or augmentation.augmentation("flip", seed=0, batch_size=batch_size),
+            optimization.Optimizer(
+                optimizer,
+                [
+                    optimization.Group(
+                        model.trainable_variables,
+                        optimization.learning_rate_schedule("constant", learning_rate, 100),
+                    )
+                ],
+            ),
+            augment or augmentation.augmentation(augmentation.SETS["flip"], seed=0, batch_size=batch_size),
+            sample_weights.weight_map(class_weights),
+            loss or Loss(),
             optimization.LossScale(
                 initial=initial_loss_scale, growth_interval=1000, dynamic=precision == "mixed_float16"
             ),
             requests,
             batch_size=batch_size,
+            average=WeightAverage(model, ema_decay) if ema_decay else None,
             **options,
         )
     batches = input_pipeline.distributed_training_batches(

@@ -56,7 +56,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be restored"):  # the new variable would be left out
         Checkpoints(tmp_path, keep=1, model=model, step=step, more=tf.Variable(1.0)).restore(path)
     with pytest.raises(CheckpointError, match="cannot be restored"):
-        checkpointing.restore_model(path, wider)
+        checkpointing.restore_model(path, model=wider)
 
 
 def truncate(path):

@@ -6,8 +6,9 @@ from conftest import ROOT, own_lines, run_program
 from hypothesis import given, strategies as st
 
 from petseg import command_line, config as config_lib, options
-from petseg.config import Config, EvalConfig
+from petseg.config import Config
 from petseg.errors import ConfigError, PetsegError
+from petseg.eval_config import EvalConfig
 
 
 @pytest.mark.parametrize("script", ["train.py", "eval.py"])

@@ -8,6 +8,7 @@ from conftest import random_examples, replicas
 
 from petseg import analysis, metrics, sample_weights, unet
 from petseg.evaluator import Evaluator
+from petseg.losses import Loss
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def scored():
 def evaluator_of(strategy, model, examples, batch_size, stop=None):
     with strategy.scope():
         return Evaluator(
-            strategy, model, examples, batch_size=batch_size, class_weights=None, loss_normalization="pixels", stop=stop
+            strategy, model, examples, sample_weights.weight_map(), Loss(), batch_size=batch_size, stop=stop
         )
 
 

@@ -15,9 +15,9 @@ from conftest import ROOT
 from PIL import Image
 
 from petseg import export, inference, unet
-from petseg.config import EXPORT_FORMATS
 from petseg.data import datasets
 from petseg.errors import ConfigError, PetsegError, WorkDirectoryError
+from petseg.eval_config import EXPORT_FORMATS
 
 SIZE, CLASSES = 64, 3
 MODULES = {"tflite": ("ai_edge_litert",), "tflite_int8": ("ai_edge_litert",), "onnx": ("tf2onnx", "onnxruntime")}

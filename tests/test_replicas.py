@@ -7,6 +7,7 @@ from conftest import make_trainer, random_examples
 
 from petseg.data import datasets
 from petseg.errors import ConfigError
+from petseg.losses import Loss
 
 SIZE, BATCH, STEPS = 64, 8, 20
 NORMALIZATIONS = ("pixels", "weights")
@@ -33,7 +34,7 @@ def runs(request, pets):
             batch_size=BATCH,
             calibrated_on=pets.images,
             class_weights=(0.4, 0.4, 0.2),
-            loss_normalization=request.param,
+            loss=Loss(normalization=request.param),
         )
         losses = []
         for step in range(STEPS):

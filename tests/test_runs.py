@@ -9,8 +9,9 @@ import tensorflow as tf
 from conftest import NUM_TEST, changed, own_lines, run_program, tiny_flags
 
 from petseg import command_line, experiment, scoring, tags
-from petseg.config import CLASS_NAMES, Config, EvalConfig, ScoreConfig
+from petseg.config import CLASS_NAMES, Config
 from petseg.errors import CheckpointError, DataError, WorkDirectoryError
+from petseg.eval_config import EvalConfig, ScoreConfig
 from petseg.work_directory import WorkDirectory
 
 SCORES = ["accuracy", "mean_iou", *(f"{m}/{c}" for m in ("iou", "dice", "precision", "recall") for c in CLASS_NAMES)]

@@ -15,9 +15,10 @@ import tensorflow as tf
 from conftest import NUM_TEST, ROOT, own_lines, run_program, tiny_flags
 
 from petseg import building, checkpointing, command_line, experiment, metrics, scoring
-from petseg.config import CLASS_NAMES, Config, EvalConfig, ScoreConfig
+from petseg.config import CLASS_NAMES, Config
 from petseg.data import datasets
 from petseg.errors import CheckpointError, ConfigError, DataError
+from petseg.eval_config import EvalConfig, ScoreConfig
 from petseg.work_directory import WorkDirectory
 
 
@@ -43,7 +44,7 @@ def probabilities(workdir, *, flip=False):
     config = workdir.load_config()
     examples = datasets.load(config.data.dataset, "test", 32, config.data.data_dir)
     model = building.build_model(config, None)
-    checkpointing.restore_model(str(workdir.checkpoints / "ckpt-4"), model)
+    checkpointing.restore_model(str(workdir.checkpoints / "ckpt-4"), model=model)
     images = examples.images.astype(np.float32)
     found = tf.nn.softmax(model(images, training=False)).numpy()
     if flip:
@@ -218,10 +219,10 @@ def test_a_watcher_scores_each_checkpoint_of_a_run_in_another_process_once(data_
 def test_a_watcher_goes_on_when_a_checkpoint_vanishes_and_gives_up_in_time(trained, monkeypatch, caplog):
     genuine = checkpointing.restore_model
 
-    def vanish(path, model):
+    def vanish(path, **objects):
         if path.endswith("ckpt-2"):
             raise CheckpointError(f"checkpoint {path}: cannot be restored: gone")
-        return genuine(path, model)
+        return genuine(path, **objects)
 
     monkeypatch.setattr(checkpointing, "restore_model", vanish)
     monkeypatch.setattr(scoring, "_last_step", lambda run, score: 10)

@@ -3,9 +3,10 @@ import pytest
 import tensorflow as tf
 from conftest import make_trainer, random_examples
 
-from petseg import sample_weights
+from petseg import augmentation, sample_weights
 from petseg.data import input_pipeline
 from petseg.errors import ConfigError
+from petseg.losses import Loss
 
 SIZE, BATCH = 32, 4
 
@@ -47,16 +48,16 @@ def test_the_loss_is_divided_once_by_what_was_asked(loss_normalization):
     examples = random_examples(BATCH, SIZE)
     examples.masks[0, :10] = sample_weights.IGNORED
     trainer, _, batches = make_trainer(
-        examples=examples, class_weights=class_weights, loss_normalization=loss_normalization
+        examples=examples, class_weights=class_weights, loss=Loss(normalization=loss_normalization)
     )
     images, masks = examples.images.astype(np.float32), examples.masks
-    draw = tf.random.stateless_uniform([BATCH], seed=[0, 0]).numpy()
+    positions = tf.range(BATCH, dtype=tf.int64)
     ids = input_pipeline.example_ids(
-        tf.constant(0, tf.int64), tf.range(BATCH, dtype=tf.int64), num_examples=BATCH, batch_size=BATCH, seed=0
+        tf.constant(0, tf.int64), positions, num_examples=BATCH, batch_size=BATCH, seed=0
     ).numpy()
-    order = [(i, draw[position] < 0.5) for position, i in enumerate(ids)]
-    images = np.stack([images[i][:, ::-1] if flipped else images[i] for i, flipped in order])
-    masks = np.stack([masks[i][:, ::-1] if flipped else masks[i] for i, flipped in order])[..., 0]
+    augment = augmentation.augmentation(augmentation.SETS["flip"], seed=0, batch_size=BATCH)
+    images, masks = augment(tf.constant(images[ids]), tf.constant(masks[ids]), tf.constant(0, tf.int64), positions)
+    masks = masks.numpy()[..., 0]
     log_probabilities = tf.nn.log_softmax(trainer.model(images, training=True)).numpy()
     valid = masks != sample_weights.IGNORED
     weights = np.where(valid, np.array([*class_weights, 0])[np.minimum(masks, 3)], 0)
@@ -92,7 +93,7 @@ def test_micro_batches_add_up_to_the_batch():
             batch_size=8,
             learning_rate=0.1,
             class_weights=(0.4, 0.4, 0.2),
-            loss_normalization="weights",
+            loss=Loss(normalization="weights"),
             micro_batches=micro_batches,
             freeze_batch_norm=True,  # in training mode each slice would be normalised by its own statistics
         )
