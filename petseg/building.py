@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from pathlib import Path
 
 import keras
 import tensorflow as tf
@@ -11,6 +12,7 @@ from petseg.averaging import WeightAverage
 from petseg.config import CLASS_NAMES, Config, DistributionConfig
 from petseg.data.datasets import Examples
 from petseg.distribution import Placement
+from petseg.errors import ConfigError
 from petseg.evaluator import Evaluator
 from petseg.losses import Loss
 from petseg.sample_weights import WeightMap
@@ -205,6 +207,16 @@ def restore(path: str, config: Config, model: keras.Model, *, averaged: bool) ->
     return step
 
 
+def check_init_from(source: str) -> None:
+    """Raises ConfigError if a source of initial weights is neither a work directory nor a checkpoint."""
+    if source and not WorkDirectory(source).config_file.is_file() and not _checkpoint_file(source).is_file():
+        raise ConfigError(f"--init_from={source}: is neither the work directory of a run nor a checkpoint")
+
+
+def _checkpoint_file(path: str) -> Path:
+    return Path(path.removesuffix(".index") + ".index")
+
+
 def initialize_from(source: str, model: keras.Model) -> None:
     """Fills a new model with the weights of another run, and says what that is and what it is not.
 
@@ -213,7 +225,7 @@ def initialize_from(source: str, model: keras.Model) -> None:
       model: what to fill; inside ``strategy.scope()``.
 
     Raises:
-      PetsegError: if there is no such run, or its weights do not fit.
+      CheckpointError: if the weights do not fit, or a run has none yet.
     """
     workdir = WorkDirectory(source)
     if workdir.config_file.is_file():
@@ -222,7 +234,7 @@ def initialize_from(source: str, model: keras.Model) -> None:
         averaged = config.optimizer.ema_decay > 0
         step = restore(path, config, model, averaged=averaged)
     else:
-        path, averaged = checkpointing.find(workdir.checkpoints, workdir.best, source), False
+        path, averaged = source.removesuffix(".index"), False
         step = checkpointing.restore_model(path, model=model)
     kind = "averaged weights" if averaged else "weights"
     logger.info("initialised with the %s of %s, step %d; this is a new run, from step 0", kind, path, step)

@@ -67,7 +67,7 @@ class EvalConfig:
     """All that eval.py is asked."""
 
     score: ScoreConfig
-    distribution: DistributionConfig = DistributionConfig()
+    distribution: DistributionConfig = dataclasses.field(default_factory=DistributionConfig)
 
 
 if __name__ == "__main__":

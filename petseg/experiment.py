@@ -87,6 +87,7 @@ class Experiment:
         resume_from = checkpointing.newest_intact(workdir.checkpoints)
         if not resume_from:
             unet.check_encoder_weights(config.model.encoder_weights)
+            building.check_init_from(config.model.init_from)
         self.train_examples = datasets.load(data.dataset, data.train_split, data.image_size, data.data_dir)
         self.eval_examples = datasets.load(data.dataset, data.eval_split, data.image_size, data.data_dir)
         self.steps_per_epoch = input_pipeline.steps_per_epoch(len(self.train_examples), data.batch_size)

@@ -4,23 +4,89 @@ import pytest
 import tensorflow as tf
 
 from petseg import optimization
+from petseg.errors import ConfigError
 from petseg.optimization import LossScale
 
 
-def test_the_learning_rate_follows_the_clock():
-    schedule = optimization.learning_rate_schedule("cosine", 0.5, 100)
-    values = [float(schedule(tf.constant(step, tf.int64))) for step in (0, 50, 100)]
-    np.testing.assert_allclose(values, [0.5, 0.25, 0.0], atol=1e-6)
+def rates(steps, *arguments, **options):
+    schedule = optimization.learning_rate_schedule(*arguments, **options)
+    return [float(schedule(tf.constant(step, tf.int64))) for step in steps]
+
+
+def test_schedules():
+    assert rates((0, 50, 1000), "constant", 0.5, 100) == [0.5] * 3
+    np.testing.assert_allclose(rates((0, 50, 100), "cosine", 0.5, 100), [0.5, 0.25, 0.0], atol=1e-6)
+    np.testing.assert_allclose(rates((0, 50, 100), "polynomial", 0.5, 100, power=2.0), [0.5, 0.125, 0.0], atol=1e-6)
+    np.testing.assert_allclose(
+        rates((0, 49, 50, 74, 75, 99), "step", 0.5, 100, drop_at=(0.5, 0.75), drop_factor=0.1),
+        [0.5, 0.5, 0.05, 0.05, 0.005, 0.005],
+        rtol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "polynomial", "step"])
+def test_a_warm_up_rises_in_a_line_and_the_schedule_fills_the_rest(name):
+    warm = rates(range(110), name, 0.5, 110, warmup_steps=10, drop_at=(0.5,))
+    np.testing.assert_allclose(warm[:10], 0.5 * np.arange(1, 11) / 11, rtol=1e-6)
+    np.testing.assert_allclose(warm[10:], rates(range(100), name, 0.5, 100, drop_at=(0.5,)), atol=1e-7)
+
+
+def test_a_warm_up_must_leave_something_of_the_run():
+    with pytest.raises(ConfigError, match=r"--warmup_steps=10: takes less than the 10 steps of the run"):
+        optimization.learning_rate_schedule("cosine", 0.5, 10, warmup_steps=10)
+
+
+def constant(rate):
+    return optimization.learning_rate_schedule("constant", rate, 100)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
-def test_optimizers_are_built(name):
-    variable = keras.Variable([1.0, 2.0])
-    optimizer = optimization.make_optimizer(name, [variable])
-    assert optimizer.built
-    before = variable.numpy().copy()
-    optimizer.apply_gradients([(tf.constant([1.0, -1.0]), variable)])
-    assert ((variable.numpy() - before) * [1, -1] < 0).all()
+def test_each_group_has_its_learning_rate_and_may_stand_still_at_first(name):
+    variables = [keras.Variable([1.0, 2.0]) for _ in range(3)]
+    rate = constant(0.1)
+    groups = [
+        optimization.Group(variables[:1], rate),
+        optimization.Group(variables[1:2], optimization.scaled(rate, 0.5)),
+        optimization.Group(variables[2:], optimization.scaled(rate, 1.0, first_step=2)),
+    ]
+    optimizer = optimization.Optimizer(name, groups)
+    moved = []
+    for step in range(3):
+        before = [variable.numpy() for variable in variables]
+        optimizer.set_learning_rates(tf.constant(step, tf.int64))
+        optimizer.apply([tf.constant([0.5, -0.5])] * 3)
+        moved.append([old - variable.numpy() for old, variable in zip(before, variables, strict=True)])
+    assert int(optimizer.iterations) == 3
+    for step, (first, second, third) in enumerate(moved):
+        assert (first * [1, -1] > 0).all()
+        np.testing.assert_allclose(second, first / 2, rtol=1e-3)
+        np.testing.assert_allclose(third, first if step == 2 and name != "sgd" else (step == 2) * third, rtol=1e-3)
+        assert third.any() == (step == 2)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_weight_decay_takes_its_share_of_kernels_and_leaves_biases_and_norms_alone(name):
+    model = keras.Sequential([keras.Input([2]), keras.layers.Dense(3), keras.layers.BatchNormalization()])
+    for variable in model.trainable_variables:
+        variable.assign(tf.ones(variable.shape))
+    group = optimization.Group(model.trainable_variables, constant(0.1))
+    optimizer = optimization.Optimizer(name, [group], weight_decay=0.2)
+    optimizer.set_learning_rates(tf.constant(0, tf.int64))
+    optimizer.apply([tf.zeros(variable.shape) for variable in model.trainable_variables])
+    kernel, *others = model.trainable_variables
+    np.testing.assert_allclose(kernel, np.full([2, 3], 1 - 0.1 * 0.2), rtol=1e-6)
+    assert len(others) == 3
+    for variable in others:
+        np.testing.assert_array_equal(variable, np.ones(variable.shape))
+
+
+def test_the_momentum_of_sgd():
+    variable = keras.Variable([0.0])
+    optimizer = optimization.Optimizer("sgd", [optimization.Group([variable], constant(1.0))], momentum=0.5)
+    optimizer.set_learning_rates(tf.constant(0, tf.int64))
+    for expected in (-1.0, -2.5, -4.25):
+        optimizer.apply([tf.constant([1.0])])
+        assert float(variable[0]) == expected
 
 
 def scales(loss_scale, steps):

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 from conftest import make_trainer, random_examples
 
+from petseg import augmentation
 from petseg.data import datasets
 from petseg.errors import ConfigError
 from petseg.losses import Loss
@@ -175,3 +176,29 @@ def test_an_overflow_on_any_replica_leaves_everything_as_it_was_on_all():
 def test_xla_and_synchronised_batch_norm_on_several_replicas_are_refused():
     with pytest.raises(ConfigError, match="--jit_compile: with 2 replicas takes --nosync_batch_norm"):
         make_trainer(2, examples=random_examples(8), jit_compile=True)
+
+
+def test_what_recipes_add_does_not_depend_on_the_number_of_replicas(pets):
+    """Augmentation, Dice loss and averaged weights, and with them the laws that sums travel and all decide alike."""
+    found = {}
+    for number in (1, 2):
+        trainer, strategy, batches = make_trainer(
+            number,
+            examples=pets,
+            batch_size=BATCH,
+            calibrated_on=pets.images,
+            class_weights=(0.4, 0.4, 0.2),
+            loss=Loss(dice=0.5, label_smoothing=0.1, normalization="weights"),
+            augment=augmentation.augmentation(augmentation.SETS["strong"], seed=0, batch_size=BATCH),
+            ema_decay=0.5,
+            clip_norm=1.0,
+        )
+        trainer.run(batches, 5)
+        averages = [[v.numpy() for v in strategy.experimental_local_results(a)] for a in trainer.average.variables]
+        for first, *others in averages:
+            for other in others:
+                np.testing.assert_array_equal(first, other)
+        found[number] = trainer.read_sums(), np.concatenate([first.reshape(-1) for first, *_ in averages])
+    assert found[2][0].loss == pytest.approx(found[1][0].loss, rel=1e-5)
+    np.testing.assert_array_equal(found[2][0].confusion_matrix.sum(), found[1][0].confusion_matrix.sum())
+    np.testing.assert_allclose(found[2][1], found[1][1], atol=2e-5)

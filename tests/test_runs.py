@@ -155,7 +155,7 @@ def test_balanced_class_weights(tiny_config, caplog):
 
 def test_a_run_in_two_pieces_ends_in_the_same_bits_as_one_in_one(data_dir, tmp_path):
     flags = {name: tiny_flags(data_dir, tmp_path / name) for name in ("whole", "pieces")}
-    shared = ["--checkpoint_every=10", "--eval_every=15", "--steps_per_loop=7"]
+    shared = ["--checkpoint_every=10", "--eval_every=15", "--steps_per_loop=7", "--ema_decay=0.9", "--augment=strong"]
     whole = run_program("train.py", *flags["whole"], *shared, "--train_steps=30")
     first = run_program("train.py", *flags["pieces"], *shared, "--train_steps=11")
     second = run_program("train.py", *flags["pieces"], *shared, "--train_steps=30")

@@ -1,0 +1,98 @@
+"""Whole runs with averaged weights, and runs that begin with another one's weights."""
+
+import json
+
+import pytest
+from conftest import tiny_flags
+
+from petseg import command_line, experiment, scoring
+from petseg.config import Config
+from petseg.errors import CheckpointError, ConfigError
+from petseg.eval_config import EvalConfig, ScoreConfig
+from petseg.summaries import read_csv
+from petseg.work_directory import WorkDirectory
+
+SCHEDULE = ["--train_steps=4", "--eval_every=2", "--checkpoint_every=2"]
+
+
+def tiny(data_dir, workdir, *flags):
+    return command_line.parse(["train.py", *tiny_flags(data_dir, workdir), *SCHEDULE, *flags], Config)
+
+
+@pytest.fixture(scope="module")
+def averaged(data_dir, tmp_path_factory):
+    """A finished run that averages its weights: its work directory, and what `train` returned."""
+    config = tiny(data_dir, tmp_path_factory.mktemp("averaged") / "run", "--ema_decay=0.5", "--learning_rate=0.01")
+    return WorkDirectory(config.runtime.workdir), experiment.train(config)
+
+
+def test_both_kinds_of_weights_are_scored_and_the_averages_decide_what_is_best(averaged):
+    workdir, results = averaged
+    assert results["ema"]["step"] == results["step"] == 4
+    assert results["ema"]["confusion_matrix"] != results["confusion_matrix"]
+    rows = read_csv(workdir.metrics_file)
+    scores = {run: {step: v for step, r, tag, v in rows if (r, tag) == (run, "mean_iou")} for run in ("eval", "ema")}
+    assert scores["eval"][0] == scores["ema"][0]  # nothing has been averaged yet
+    assert scores["ema"][4] == results["ema"]["mean_iou"]
+    best = json.loads((workdir.best / "best.json").read_text())
+    assert best["mean_iou"] == max(scores["ema"][2], scores["ema"][4])
+    final = [value for step, run, tag, value in rows if (step, run, tag) == (4, "final", "final/IoU")]
+    assert final == [results["ema"]["mean_iou"]]
+
+
+@pytest.mark.parametrize("checkpoint", ["latest", "best"])
+def test_eval_scores_the_averages_that_training_scored(averaged, checkpoint):
+    workdir, _ = averaged
+    (raw,), (mean,) = (
+        scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(workdir.path), checkpoint=checkpoint, ema=ema)))
+        for ema in (False, True)
+    )
+    trained = json.loads((workdir.results / f"test-{raw['step']}.json").read_text())
+    assert raw["confusion_matrix"] == trained["confusion_matrix"]
+    assert mean["confusion_matrix"] == trained["ema"]["confusion_matrix"]
+    assert mean["loss"] == pytest.approx(trained["ema"]["loss"], rel=1e-5)
+    assert (workdir.results / f"test-{mean['step']}.ema.json").exists()
+
+
+def test_a_run_that_begins_with_anothers_weights_is_a_new_run_and_says_so(averaged, data_dir, tmp_path, caplog):
+    source, _ = averaged
+    best = json.loads((source.best / "best.json").read_text())["step"]
+    theirs = json.loads((source.results / f"test-{best}.json").read_text())
+    newest = json.loads((source.results / "test-4.json").read_text())
+    origins = {str(source.path): theirs["ema"], str(source.checkpoints / "ckpt-4"): newest}
+    for i, (origin, expected) in enumerate(origins.items()):
+        with caplog.at_level("INFO", logger="petseg"):
+            results = experiment.train(tiny(data_dir, tmp_path / str(i), f"--init_from={origin}"))
+        assert results["step"] == 4
+        initial = json.loads((tmp_path / str(i) / "results" / "test-0.json").read_text())
+        assert initial["confusion_matrix"] == expected["confusion_matrix"]
+    first, second = (line for line in caplog.messages if line.startswith("initialised with the "))
+    assert first == (
+        f"initialised with the averaged weights of {source.best}/ckpt-{best}, step {best}; "
+        "this is a new run, from step 0"
+    )
+    assert second.startswith(f"initialised with the weights of {source.checkpoints}/ckpt-4, step 4; ")
+    assert not [line for line in caplog.messages if "resumed" in line]
+
+
+def test_weights_that_do_not_fit_are_refused(averaged, data_dir, tmp_path):
+    source, _ = averaged
+    with pytest.raises(CheckpointError, match="cannot be restored"):
+        experiment.train(tiny(data_dir, tmp_path / "run", f"--init_from={source.path}", "--encoder_alpha=0.5"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_averages_has_none_to_score(data_dir, tmp_path):
+    experiment.train(tiny(data_dir, tmp_path / "run", "--train_steps=1"))
+    with pytest.raises(ConfigError, match=r"--ema: .* kept no averaged weights \(its --ema_decay is 0\)"):
+        scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(tmp_path / "run"), ema=True)))
+
+
+def test_the_encoder_stands_still_until_it_is_unfrozen(data_dir, tmp_path):
+    """Seen from outside: whole runs that differ only in what the encoder does."""
+    flags = ["--train_encoder", "--eval_every=4"]
+    frozen = experiment.train(tiny(data_dir, tmp_path / "frozen", "--eval_every=4"))
+    late = experiment.train(tiny(data_dir, tmp_path / "late", *flags, "--unfreeze_encoder_at=4"))
+    early = experiment.train(tiny(data_dir, tmp_path / "early", *flags, "--unfreeze_encoder_at=3"))
+    assert late["loss"] == pytest.approx(frozen["loss"], rel=1e-6)
+    assert early["loss"] != pytest.approx(frozen["loss"], rel=1e-6)
