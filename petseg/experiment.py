@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -227,14 +228,24 @@ class Experiment:
         Raises:
           StoppedError: if a signal came meanwhile.
         """
-        file = self.workdir.results_file(self.config.data.eval_split, step)
-        missing = step == 0 or (self.clock.due(step, self.clock.evaluation) and not file.exists())
+        missing = step == 0 or (self.clock.due(step, self.clock.evaluation) and not self._results_file(step).exists())
         if not any(self.placement.gather(int(missing))):
-            return json.loads(file.read_text()) if file.exists() else {}
+            return self._written_results(step)
         results = self._evaluate(step, report)
         if results is None:
             raise self._stopped(step)
         return results
+
+    def _written_results(self, step: int) -> dict[str, Any]:
+        """What `_evaluate` returned at a step, from its files; nothing if there are none."""
+        results, averaged = (
+            json.loads(file.read_text()) if file.exists() else {}
+            for file in (self._results_file(step), self._results_file(step, EMA))
+        )
+        return {**results, EMA: averaged} if averaged else results
+
+    def _results_file(self, step: int, run: str = EVAL) -> Path:
+        return self.workdir.results_file(self.config.data.eval_split, step, "" if run == EVAL else run)
 
     def _save(self, step: int, report: Report | None) -> None:
         if report is not None:
@@ -323,8 +334,8 @@ class Experiment:
         if step:
             with self._stopwatch.timing("checkpoints"):
                 self.best.offer(by_run[report_lib.shown(by_run)]["mean_iou"], step)
-        write_json(self.workdir.results_file(split, step), results)  # after this, nothing is left to catch up with
-        for run, scores in by_run.items():
+        for run, scores in reversed(by_run.items()):
+            write_json(self._results_file(step, run), scores)  # after EVAL's, nothing is left to catch up with
             logger.info(
                 "step %d: %s%s: loss %.4f, accuracy %.4f, mean IoU %.4f (%s)",
                 step, split, "" if run == EVAL else f", {run}", scores["loss"], scores["accuracy"], scores["mean_iou"],

@@ -21,16 +21,22 @@ def tiny(data_dir, workdir, *flags):
 
 @pytest.fixture(scope="module")
 def averaged(data_dir, tmp_path_factory):
-    """A finished run that averages its weights: its work directory, and what `train` returned."""
+    """A finished run that averages its weights: work directory, what `train` returned, its results files."""
     config = tiny(data_dir, tmp_path_factory.mktemp("averaged") / "run", "--ema_decay=0.5", "--learning_rate=0.01")
-    return WorkDirectory(config.runtime.workdir), experiment.train(config)
+    workdir, results = WorkDirectory(config.runtime.workdir), experiment.train(config)
+    files = {
+        (kind, step): json.loads((workdir.results / f"test-{step}{kind}.json").read_text())
+        for kind in ("", ".ema")
+        for step in (0, 2, 4)
+    }
+    return workdir, results, files
 
 
 def test_both_kinds_of_weights_are_scored_and_the_averages_decide_what_is_best(averaged):
-    workdir, results = averaged
+    workdir, results, _ = averaged
     assert results["ema"]["step"] == results["step"] == 4
     assert results["ema"]["confusion_matrix"] != results["confusion_matrix"]
-    rows = read_csv(workdir.metrics_file)
+    rows = list(read_csv(workdir.metrics_file))
     scores = {run: {step: v for step, r, tag, v in rows if (r, tag) == (run, "mean_iou")} for run in ("eval", "ema")}
     assert scores["eval"][0] == scores["ema"][0]  # nothing has been averaged yet
     assert scores["ema"][4] == results["ema"]["mean_iou"]
@@ -42,24 +48,20 @@ def test_both_kinds_of_weights_are_scored_and_the_averages_decide_what_is_best(a
 
 @pytest.mark.parametrize("checkpoint", ["latest", "best"])
 def test_eval_scores_the_averages_that_training_scored(averaged, checkpoint):
-    workdir, _ = averaged
+    workdir, _, trained = averaged
     (raw,), (mean,) = (
         scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(workdir.path), checkpoint=checkpoint, ema=ema)))
         for ema in (False, True)
     )
-    trained = json.loads((workdir.results / f"test-{raw['step']}.json").read_text())
-    assert raw["confusion_matrix"] == trained["confusion_matrix"]
-    assert mean["confusion_matrix"] == trained["ema"]["confusion_matrix"]
-    assert mean["loss"] == pytest.approx(trained["ema"]["loss"], rel=1e-5)
-    assert (workdir.results / f"test-{mean['step']}.ema.json").exists()
+    assert raw["confusion_matrix"] == trained["", raw["step"]]["confusion_matrix"]
+    assert mean["confusion_matrix"] == trained[".ema", raw["step"]]["confusion_matrix"]
+    assert mean["loss"] == pytest.approx(trained[".ema", raw["step"]]["loss"], rel=1e-5)
 
 
 def test_a_run_that_begins_with_anothers_weights_is_a_new_run_and_says_so(averaged, data_dir, tmp_path, caplog):
-    source, _ = averaged
+    source, _, theirs = averaged
     best = json.loads((source.best / "best.json").read_text())["step"]
-    theirs = json.loads((source.results / f"test-{best}.json").read_text())
-    newest = json.loads((source.results / "test-4.json").read_text())
-    origins = {str(source.path): theirs["ema"], str(source.checkpoints / "ckpt-4"): newest}
+    origins = {str(source.path): theirs[".ema", best], str(source.checkpoints / "ckpt-4"): theirs["", 4]}
     for i, (origin, expected) in enumerate(origins.items()):
         with caplog.at_level("INFO", logger="petseg"):
             results = experiment.train(tiny(data_dir, tmp_path / str(i), f"--init_from={origin}"))
@@ -76,7 +78,7 @@ def test_a_run_that_begins_with_anothers_weights_is_a_new_run_and_says_so(averag
 
 
 def test_weights_that_do_not_fit_are_refused(averaged, data_dir, tmp_path):
-    source, _ = averaged
+    source, _, _ = averaged
     with pytest.raises(CheckpointError, match="cannot be restored"):
         experiment.train(tiny(data_dir, tmp_path / "run", f"--init_from={source.path}", "--encoder_alpha=0.5"))
     assert not (tmp_path / "run").exists()
