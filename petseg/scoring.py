@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from petseg import analysis, building, checkpointing, export as export_lib, prediction, trainer
+import numpy as np
+
+from petseg import analysis, building, checkpointing, export as export_lib, prediction, trainer, visualization
 from petseg.clock import Clock
 from petseg.config import CLASS_NAMES, Config
 from petseg.data import datasets, input_pipeline
@@ -19,10 +21,11 @@ from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectory
 from petseg.eval_config import EvalConfig, ScoreConfig
 from petseg.evaluator import Evaluation
 from petseg.signals import StopSignals
-from petseg.work_directory import WorkDirectory, write_json, write_text
+from petseg.work_directory import WorkDirectory, write_bytes, write_json, write_text
 
 logger = logging.getLogger(__name__)
 COMPARED_IMAGES, CALIBRATION_IMAGES = 64, 100
+SHEET_EXAMPLES = 12
 
 
 def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
@@ -48,7 +51,7 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
         if score.watch and placement.cluster is not None:
             raise ConfigError("--watch: takes a single process, for those of a cluster might not see the same files")
         scorer = Scorer(workdir, score, split, placement, signals)
-        other = Scorer(WorkDirectory(score.compare), score, split, placement, signals) if score.compare else None
+        other = _other(score, split, placement, signals)
         found, rows = [], []
         for path in paths:
             try:
@@ -61,8 +64,9 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
             theirs = None if other is None else _compare(scored, scorer.names, other)
             if placement.is_chief:
                 _write(workdir, scored, scorer.variant)
-                if theirs is not None:
+                if theirs is not None and other is not None:
                     _print_comparison(scored, theirs)
+                    _draw_comparison(workdir, scorer, other)
             found += scored.results
             rows += scored.rows
         if score.csv and placement.is_chief:
@@ -162,6 +166,7 @@ class Scorer:
       signals: to stop.
 
     Attributes:
+      workdir: see above.
       names: of the examples.
       variant: how the scores differ from those of training, for the names of files; empty if they do not.
     """
@@ -171,7 +176,7 @@ class Scorer:
     ):
         run = _load_run(workdir, score)
         self._run, self._score, self._split = run, score, split
-        self._workdir, self._signals = workdir, signals
+        self.workdir, self._signals = workdir, signals
         self._data_dir = _data_dir(run, score)
         self._examples = datasets.load(run.data.dataset, split, run.data.image_size, self._data_dir)
         self.names = self._examples.names
@@ -196,7 +201,7 @@ class Scorer:
     def counterpart(self) -> str:
         """The best checkpoint if the best one was asked for, else the latest."""
         which = "best" if self._score.checkpoint == "best" else "latest"
-        return checkpointing.find(self._workdir.checkpoints, self._workdir.best, which)
+        return checkpointing.find(self.workdir.checkpoints, self.workdir.best, which)
 
     def score(self, path: str) -> Scored:
         """Scores a checkpoint.
@@ -218,6 +223,17 @@ class Scorer:
         ]
         rows = analysis.rows(complete[-1], self.names, self._examples.groups)
         return Scored(path, complete, results, [{"step": step, **row} for row in rows])
+
+    def predictions(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+        """What the weights that were scored last say of examples from all over the split.
+
+        Returns:
+          images uint8 [N, H, W, 3], masks and predicted class ids [N, H, W], names.
+        """
+        ids = np.unique(np.linspace(0, len(self.names) - 1, count).round().astype(int))
+        images = self._examples.images[ids]
+        classes, _ = self._evaluator.predict(images)
+        return images, self._examples.masks[ids, ..., 0], classes, [self.names[i] for i in ids]
 
     def _results(self, evaluation: Evaluation, step: int, resolution: str) -> dict[str, Any]:
         groups = self._examples.groups
@@ -304,6 +320,27 @@ def _compare(scored: Scored, names: tuple[str, ...], other: Scorer) -> Scored:
         comparison = analysis.compare(mine.confusion_matrices, its.confusion_matrices)
         results["comparison"] = {"other": theirs.path, **comparison}
     return theirs
+
+
+def _other(score: ScoreConfig, split: str, placement: Placement, signals: StopSignals) -> Scorer | None:
+    """What scores the run to compare with, its averaged weights only if it has any."""
+    if not score.compare:
+        return None
+    workdir = WorkDirectory(score.compare)
+    ema = score.ema and workdir.load_config().optimizer.ema_decay > 0
+    return Scorer(workdir, dataclasses.replace(score, ema=ema), split, placement, signals)
+
+
+def _draw_comparison(workdir: WorkDirectory, scorer: Scorer, other: Scorer) -> None:
+    """Draws what two runs make of the same images, the other one first, as in before and after."""
+    images, masks, mine, names = scorer.predictions(SHEET_EXAMPLES)
+    *_, theirs, _ = other.predictions(SHEET_EXAMPLES)
+    first, second = (path.name for path in (other.workdir.path, workdir.path))
+    titles = (first, second) if first != second else ("second", "first")
+    sheet = visualization.comparison_sheet(images, masks, dict(zip(titles, (theirs, mine), strict=True)), names)
+    file = workdir.figures / "comparison.png"
+    write_bytes(file, visualization.to_png(sheet))
+    print(f"pictures:   {file}")
 
 
 def _print_comparison(scored: Scored, theirs: Scored) -> None:

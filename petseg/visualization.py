@@ -42,21 +42,44 @@ def prediction_sheet(
       confidences: float [N, H, W], the probability of the predicted class.
       names: N titles.
     """
-    wrong = (predictions != masks) & (masks < len(CLASS_NAMES))
-    dimmed = np.repeat(images.mean(axis=-1, keepdims=True) * 0.6, 3, axis=-1)
-    errors = np.where(wrong[..., None], WRONG_COLOR, dimmed).astype(np.uint8)
     lowest = 1 / len(CLASS_NAMES)  # of the class with the highest probability
     sure = SHADES((confidences - lowest) / (1 - lowest), bytes=True)[..., :3]
     columns = {
         "image": images,
         "truth": colorize(masks),
         "prediction": colorize(predictions),
-        "errors": errors,
+        "errors": _errors(images, masks, predictions),
         "confidence": sure,
     }
     figure = _tiles(columns, names)
     _legend(figure, [*_class_patches(), _patch(WRONG_COLOR, "wrong")], "confidence", (lowest, 1.0))
     return figure
+
+
+def comparison_sheet(
+    images: np.ndarray, masks: np.ndarray, predictions: Mapping[str, np.ndarray], names: Sequence[str]
+) -> Figure:
+    """Image, true mask, and the masks and errors of several models, an example to a row.
+
+    Args:
+      images: uint8 [N, H, W, 3].
+      masks: class ids [N, H, W]; an id without a class is no error.
+      predictions: by model, class ids [N, H, W].
+      names: N titles.
+    """
+    columns = {"image": images, "truth": colorize(masks)}
+    for model, classes in predictions.items():
+        columns |= {model: colorize(classes), f"{model}: errors": _errors(images, masks, classes)}
+    figure = _tiles(columns, names)
+    _patches_below(figure, [*_class_patches(), _patch(WRONG_COLOR, "wrong")])
+    return figure
+
+
+def _errors(images: np.ndarray, masks: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    """The images, dark and grey, with the pixels that are wrong in a colour; uint8 [N, H, W, 3]."""
+    wrong = (predictions != masks) & (masks < len(CLASS_NAMES))
+    dimmed = np.repeat(images.mean(axis=-1, keepdims=True) * 0.6, 3, axis=-1)
+    return np.where(wrong[..., None], WRONG_COLOR, dimmed).astype(np.uint8)
 
 
 def training_batch(images: np.ndarray, masks: np.ndarray, weights: np.ndarray, names: Sequence[str]) -> Figure:
@@ -208,6 +231,10 @@ def _legend(figure: Figure, patches: list[Patch], shade: str, limits: tuple[floa
     figure.colorbar(ScalarMappable(Normalize(*limits), SHADES), cax=bar, orientation="horizontal")
     bar.tick_params(labelsize=8)
     figure.text(0.24, (LEGEND_INCHES - 0.15) / height, shade, ha="right", va="center", fontsize=9)
+    _patches_below(figure, patches)
+
+
+def _patches_below(figure: Figure, patches: list[Patch]) -> None:
     figure.legend(handles=patches, loc="lower center", ncols=len(patches), frameon=False, fontsize=9, borderaxespad=0.1)
 
 

@@ -139,6 +139,7 @@ def test_two_runs_are_compared_on_the_same_images(trained, capsys):
     assert low <= comparison["difference"] <= high
     assert "mean IoU, first minus second" in capsys.readouterr().out
     assert comparison["other"] == str(trained[1].checkpoints / "ckpt-4")
+    assert Image.open(trained[0].figures / "comparison.png").width > 500
 
 
 def test_runs_on_different_images_are_not_compared():

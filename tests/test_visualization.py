@@ -34,6 +34,19 @@ def test_a_prediction_sheet_shows_all_examples_with_a_legend():
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), visualization.to_array(figure))
 
 
+def test_a_comparison_sheet_shows_what_each_model_gets_wrong():
+    rng = np.random.default_rng(0)
+    images, masks = rng.integers(0, 256, (2, 32, 32, 3), np.uint8), np.zeros((2, 32, 32), np.uint8)
+    wrong = masks.copy()
+    wrong[1, 3, 4] = 1
+    figure = visualization.comparison_sheet(images, masks, {"old": wrong, "new": masks}, ["a", "b"])
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == ["image", "truth", "old", "old: errors", "new", "new: errors", "a", "b"]
+    canvas = figure.axes[0].get_images()[0].get_array()
+    assert np.argwhere((canvas[33:65, 99:131] == visualization.WRONG_COLOR).all(-1)).tolist() == [[3, 4]]
+    assert not (canvas[:, 165:] == visualization.WRONG_COLOR).all(-1).any()
+
+
 def test_a_training_batch_shows_what_each_pixel_weighs():
     rng = np.random.default_rng(0)
     images = rng.uniform(-20, 300, (2, 32, 32, 3)).astype(np.float32)  # augmentation may leave the range of bytes
