@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import NUM_TEST, ROOT, own_lines, run_program, tiny_flags
+from PIL import Image
 
 from petseg import building, checkpointing, command_line, experiment, metrics, scoring
 from petseg.config import CLASS_NAMES, Config
