@@ -21,7 +21,8 @@ class Parts:
 
     Attributes:
       flip: share of the examples that are mirrored.
-      crop_area: smallest share of the image's area that a crop keeps; it is resized to the size of the image.
+      crop_area: smallest area of a crop, as a share of the image's; sides that are longer than the image's are cut. A
+        crop is resized to the size of the image.
       crop_aspect: largest factor by which a crop is wider, or narrower, than the image.
       rotation: largest angle in degrees, either way.
       brightness: the image is multiplied by a factor in [1 - brightness, 1 + brightness].

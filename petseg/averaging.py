@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
-from petseg.variables import moving_statistics, step_variable
+from petseg.variables import moving_statistics, replica_copy
 
 
 class WeightAverage(tf.Module):
@@ -28,7 +28,7 @@ class WeightAverage(tf.Module):
         super().__init__()
         self._decay = decay
         self._originals = [*model.trainable_variables, *moving_statistics(model)]
-        self._averages = [step_variable(tf.identity(v.value), tf.as_dtype(v.dtype)) for v in self._originals]
+        self._averages = [replica_copy(tf.identity(v.value), tf.as_dtype(v.dtype)) for v in self._originals]
 
     def update(self, step: tf.Tensor) -> None:
         """Takes the weights after a step into the average; on a replica."""

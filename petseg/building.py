@@ -12,7 +12,7 @@ from petseg.averaging import WeightAverage
 from petseg.config import CLASS_NAMES, Config, DistributionConfig
 from petseg.data.datasets import Examples
 from petseg.distribution import Placement
-from petseg.errors import ConfigError
+from petseg.errors import CheckpointError, ConfigError
 from petseg.evaluator import Evaluator
 from petseg.losses import Loss
 from petseg.sample_weights import WeightMap
@@ -82,7 +82,9 @@ def build_optimizer(config: Config, model: keras.Model, total_steps: int) -> opt
     known = {id(weight) for weight in of_encoder}
     groups = [optimization.Group([w for w in model.trainable_variables if id(w) not in known], rate)]
     if of_encoder:
-        encoder_rate = optimization.scaled(rate, options.encoder_learning_rate, first_step=options.unfreeze_encoder_at)
+        encoder_rate = optimization.scaled(
+            rate, options.encoder_learning_rate_factor, first_step=options.unfreeze_encoder_at
+        )
         groups.append(optimization.Group(of_encoder, encoder_rate))
     return optimization.Optimizer(
         options.optimizer, groups, weight_decay=options.weight_decay, momentum=options.momentum
@@ -217,24 +219,33 @@ def _checkpoint_file(path: str) -> Path:
     return Path(path.removesuffix(".index") + ".index")
 
 
-def initialize_from(source: str, model: keras.Model) -> None:
+def initialize_from(source: str, config: Config, model: keras.Model) -> None:
     """Fills a new model with the weights of another run, and says what that is and what it is not.
 
     Args:
       source: a work directory or the path of a checkpoint.
+      config: the new run's.
       model: what to fill; inside ``strategy.scope()``.
 
     Raises:
-      CheckpointError: if the weights do not fit, or a run has none yet.
+      PetsegError: if the weights do not fit, or mean something else, or the run has none yet.
     """
-    workdir = WorkDirectory(source)
-    if workdir.config_file.is_file():
-        config = workdir.load_config()
-        path = checkpointing.find(workdir.checkpoints, workdir.best, "best")
-        averaged = config.optimizer.ema_decay > 0
-        step = restore(path, config, model, averaged=averaged)
-    else:
-        path, averaged = source.removesuffix(".index"), False
+    workdir, averaged = WorkDirectory(source), False
+    if not workdir.config_file.is_file():
+        path = source.removesuffix(".index")
         step = checkpointing.restore_model(path, model=model)
+    else:
+        theirs = workdir.load_config()
+        for name in ("encoder_alpha", "input_scaling"):
+            ours, its = getattr(config.model, name), getattr(theirs.model, name)
+            if ours != its:
+                raise ConfigError(f"--{name}={ours}: --init_from={source} was trained with {its}; takes the same")
+        if not checkpointing.steps(workdir.best):
+            raise CheckpointError(f"--init_from={source}: there is no checkpoint in {workdir.best} yet")
+        path = checkpointing.find(workdir.checkpoints, workdir.best, "best")
+        averaged = theirs.optimizer.ema_decay > 0
+        original = build_model(theirs, None)  # averages are known by what was trained there
+        step = restore(path, theirs, original, averaged=averaged)
+        model.set_weights(original.get_weights())
     kind = "averaged weights" if averaged else "weights"
     logger.info("initialised with the %s of %s, step %d; this is a new run, from step 0", kind, path, step)

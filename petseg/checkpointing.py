@@ -6,9 +6,12 @@ import math
 import os
 import re
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
+import keras
+import numpy as np
 import tensorflow as tf
 
 from petseg.errors import CheckpointError, WorkDirectoryError
@@ -213,6 +216,14 @@ def restore_model(path: str, **objects: Any) -> int:
     step = tf.Variable(0, dtype=tf.int64)
     _restore(tf.train.Checkpoint(step=step, **objects), path, partial=True)
     return int(step.numpy())
+
+
+def checksum(model: keras.Model) -> int:
+    """A number that differs where the weights of two models do."""
+    total = 0
+    for weight in model.get_weights():
+        total = zlib.crc32(np.ascontiguousarray(weight).tobytes(), total)
+    return total
 
 
 def _restore(checkpoint: tf.train.Checkpoint, path: str, *, partial: bool) -> None:

@@ -61,7 +61,9 @@ class AugmentationConfig(Group):
         choices=("none", "flip", "standard", "strong"),
     )
     flip: float = _part("share of examples that are mirrored", minimum=0, maximum=1)
-    crop_area: float = _part("smallest share of the image's area that a crop keeps; 1: no crop", above=0, maximum=1)
+    crop_area: float = _part(
+        "smallest area of a crop, as a share of the image's, to which its sides are cut", above=0, maximum=1
+    )
     crop_aspect: float = _part("largest factor by which a crop is wider or narrower than the image", minimum=1)
     rotation: float = _part("largest angle, either way", unit="degrees", minimum=0, maximum=180)
     brightness: float = _part("largest change, as a share", minimum=0, maximum=1)
@@ -134,6 +136,9 @@ class LossConfig(Group):
         super().__post_init__()
         self.class_weight_values()
 
+        if self.loss == "dice" and self.label_smoothing:
+            raise ConfigError(f"--label_smoothing={self.label_smoothing:g}: --loss=dice takes 0")
+
     def class_weight_values(self) -> tuple[float, ...] | None:
         """The given weights, not normalised; None where none are given, or they are to be counted."""
         if self.class_weights in ("", "balanced", "median_frequency"):
@@ -156,16 +161,16 @@ class OptimizerConfig(Group):
     """How gradients become updates."""
 
     optimizer: str = option("adam", "the optimizer", resume="fixed", choices=("adam", "adamw", "sgd"))
-    momentum: float = option(0.9, "momentum of --optimizer=sgd", minimum=0, below=1)
+    momentum: float = option(0.9, "momentum of --optimizer=sgd", resume="fixed", minimum=0, below=1)
     weight_decay: float = option(
         0.0, "share of a weight, times the learning rate, that a step takes away; not of biases and norms", minimum=0
     )
     learning_rate: float = option(1e-3, "the highest learning rate", above=0)
-    encoder_learning_rate: float = option(
-        1.0, "learning rate of the encoder, as a share of --learning_rate", unit="factor", above=0
+    encoder_learning_rate_factor: float = option(
+        1.0, "learning rate of a trained encoder over that of the decoder", unit="factor", above=0
     )
     unfreeze_encoder_at: int = option(
-        0, "step before which a trained encoder stands still; its gradients are computed all the same", unit="steps",
+        0, "step before which a trained encoder stands still; its gradients are computed, and count in --clip_norm", unit="steps",
         minimum=0,
     )  # fmt: skip
     learning_rate_schedule: str = option(
@@ -175,7 +180,9 @@ class OptimizerConfig(Group):
     )
     warmup_steps: int = option(0, "steps over which the learning rate rises first", unit="steps", minimum=0)
     polynomial_power: float = option(0.9, "exponent of --learning_rate_schedule=polynomial", above=0)
-    drop_at: str = option("0.5,0.75", "where --learning_rate_schedule=step falls, as shares of the run")
+    drop_at: str = option(
+        "0.5,0.75", "where --learning_rate_schedule=step falls, as shares of the run after the warm-up"
+    )
     drop_factor: float = option(0.1, "factor by which it falls", above=0, below=1)
     clip_norm: float = option(0.0, "largest global norm of the gradients; 0: no clipping", minimum=0)
     ema_decay: float = option(
@@ -355,8 +362,10 @@ class Config:
             )
         if self.distribution.strategy == "multi_worker_mirrored" and not self.runtime.workdir:
             raise ConfigError("--workdir: takes a folder that all processes of the cluster share")
-        if self.optimizer.unfreeze_encoder_at and not model.train_encoder:
-            raise ConfigError(f"--unfreeze_encoder_at={self.optimizer.unfreeze_encoder_at}: takes --train_encoder")
+        for name, nothing in (("unfreeze_encoder_at", 0), ("encoder_learning_rate_factor", 1)):
+            value = getattr(self.optimizer, name)
+            if value != nothing and not model.train_encoder:
+                raise ConfigError(f"--{name}={value}: takes --train_encoder")
         if model.encoder_weights == "imagenet" and model.encoder_alpha not in IMAGENET_ALPHAS:
             raise ConfigError(
                 f"--encoder_alpha={model.encoder_alpha:g}: with --encoder_weights=imagenet takes one of "

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +34,7 @@ from petseg.report import Report
 from petseg.signals import StopSignals
 from petseg.summaries import EMA, EVAL
 from petseg.telemetry import Profiler, Stopwatch
-from petseg.work_directory import WorkDirectory, write_json
+from petseg.work_directory import WorkDirectory, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +86,9 @@ class Experiment:
         )
         resume_from = checkpointing.newest_intact(workdir.checkpoints)
         if not resume_from:
-            unet.check_encoder_weights(config.model.encoder_weights)
             building.check_init_from(config.model.init_from)
+            if not config.model.init_from:
+                unet.check_encoder_weights(config.model.encoder_weights)
         self.train_examples = datasets.load(data.dataset, data.train_split, data.image_size, data.data_dir)
         self.eval_examples = datasets.load(data.dataset, data.eval_split, data.image_size, data.data_dir)
         self.steps_per_epoch = input_pipeline.steps_per_epoch(len(self.train_examples), data.batch_size)
@@ -97,9 +97,10 @@ class Experiment:
         self.requests = trainer.Requests()
         signals.call(lambda: self.requests.stop.assign(1.0))
         with strategy.scope():
-            self.model = building.build_model(config, None if resume_from else self.train_examples)
+            given = resume_from or config.model.init_from
+            self.model = building.build_model(config, None if given else self.train_examples)
             if config.model.init_from and not resume_from:
-                building.initialize_from(config.model.init_from, self.model)
+                building.initialize_from(config.model.init_from, config, self.model)
             self.trainer = building.build_trainer(
                 config, strategy, self.model, self.class_weights, self.clock.total, self.requests
             )
@@ -128,6 +129,8 @@ class Experiment:
             )
         if len(set(self.placement.gather(config_lib.fingerprint(self.config)))) > 1:
             raise ClusterError(f"{name} was started with other flags than another process; takes one set for all")
+        if len(set(self.placement.gather(checkpointing.checksum(self.model)))) > 1:
+            raise ClusterError(f"{name} begins with other weights than another process; takes the same files for all")
 
     def run(self) -> dict[str, Any]:
         """Trains from where the run stands to the end."""
@@ -239,7 +242,7 @@ class Experiment:
     def _written_results(self, step: int) -> dict[str, Any]:
         """What `_evaluate` returned at a step, from its files; nothing if there are none."""
         results, averaged = (
-            json.loads(file.read_text()) if file.exists() else {}
+            read_json(file) if file.exists() else {}
             for file in (self._results_file(step), self._results_file(step, EMA))
         )
         return {**results, EMA: averaged} if averaged else results

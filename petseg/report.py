@@ -114,19 +114,19 @@ class Report:
             self._summaries.scalars(run, step, summaries.scalars_of(scores))
         evaluation, scalars = evaluations[shown(results)], summaries.scalars_of(results[shown(results)])
         self._summaries.scalars(FINAL, step, {tag: scalars[of] for tag, of in tags.FINAL.items()})
-        self._sheets(step, metrics.mean_iou(evaluation.confusion_matrices), examples, scorer)
+        self._sheets(shown(results), step, metrics.mean_iou(evaluation.confusion_matrices), examples, scorer)
         matrix = visualization.confusion_matrix(evaluation.confusion_matrix)
-        self._picture(EVAL, step, "confusion_matrix", matrix, figure=True)
+        self._picture(shown(results), step, "confusion_matrix", matrix, figure=True)
         self._summaries.flush()
         rows = summaries.read_csv(self._workdir.metrics_file)
         curves = visualization.training_curves(rows, self._steps_per_epoch)
         self._figure("curves", visualization.to_png(curves))
 
-    def _sheets(self, step: int, scores: np.ndarray, examples: Examples, scorer: Evaluator) -> None:
+    def _sheets(self, run: str, step: int, scores: np.ndarray, examples: Examples, scorer: Evaluator) -> None:
         """The same examples as ever, the worst and the best, with their scores; NaN for one without a valid pixel."""
         order = np.argsort(scores, kind="stable")[: np.isfinite(scores).sum()]
         if len(order):
-            self._summaries.histogram(EVAL, step, tags.IMAGE_IOU, scores[order], tags.SCORES)
+            self._summaries.histogram(run, step, tags.IMAGE_IOU, scores[order], tags.SCORES)
         sheets = {
             "predictions": np.arange(min(SHEET_EXAMPLES, len(examples))),
             "worst": order[:EXTREME_EXAMPLES],
@@ -140,7 +140,7 @@ class Report:
                 names = [f"{examples.names[i]}  IoU {scores[i]:.3f}" for i in ids]
                 images, masks = examples.images[ids], examples.masks[ids, ..., 0]
                 sheet = visualization.prediction_sheet(images, masks, classes[part], confidences[part], names)
-                self._picture(EVAL, step, tag, sheet, figure=tag == "predictions")
+                self._picture(run, step, tag, sheet, figure=tag == "predictions")
 
     def finish(self, results: dict[str, Any]) -> None:
         """Says how the run ended, where everything lies, and what to type next."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from petseg import analysis, building, checkpointing, export as export_lib, prediction, trainer, visualization
 from petseg.clock import Clock
@@ -123,6 +124,7 @@ def export(config: EvalConfig) -> list[export_lib.Agreement]:
         card = {
             "classes": CLASS_NAMES,
             "checkpoint": path,
+            "weights": _kind(score),
             "scores": json.loads(file.read_text()) if file.exists() else None,
             "run": json.loads(workdir.config_file.read_text()),
         }
@@ -237,7 +239,8 @@ class Scorer:
 
     def _results(self, evaluation: Evaluation, step: int, resolution: str) -> dict[str, Any]:
         groups = self._examples.groups
-        return analysis.results(evaluation, step, self._split, resolution=resolution, groups=groups)
+        scores = analysis.results(evaluation, step, self._split, resolution=resolution, groups=groups)
+        return {**scores, "weights": _kind(self._score)}
 
     def _complete(self, evaluation: Evaluation | None) -> Evaluation:
         if evaluation is None:
@@ -245,11 +248,17 @@ class Scorer:
         return evaluation
 
 
+def _kind(score: ScoreConfig) -> str:
+    return "averaged" if score.ema else "trained"
+
+
 def _load_run(workdir: WorkDirectory, score: ScoreConfig) -> Config:
     """The config of a run, with what is asked otherwise."""
     run = workdir.load_config()
     if score.ema and not run.optimizer.ema_decay:
         raise ConfigError(f"--ema: {workdir.path} kept no averaged weights (its --ema_decay is 0)")
+    if run.optimizer.ema_decay and not score.ema:
+        logger.info("%s has averaged weights too; --ema takes them", workdir.path)
     if score.precision == "run":
         return run
     return dataclasses.replace(run, compute=dataclasses.replace(run.compute, precision=score.precision))
@@ -316,9 +325,10 @@ def _compare(scored: Scored, names: tuple[str, ...], other: Scorer) -> Scored:
     if other.names != names:
         raise DataError("--compare: the two runs were made with different data sets; their images cannot be paired")
     theirs = other.score(other.counterpart())
-    for results, mine, its in zip(scored.results, scored.evaluations, theirs.evaluations, strict=True):
+    parts = (scored.results, scored.evaluations, theirs.results, theirs.evaluations)
+    for results, mine, its_results, its in zip(*parts, strict=True):
         comparison = analysis.compare(mine.confusion_matrices, its.confusion_matrices)
-        results["comparison"] = {"other": theirs.path, **comparison}
+        results["comparison"] = {"other": theirs.path, "weights": its_results["weights"], **comparison}
     return theirs
 
 
@@ -335,6 +345,7 @@ def _draw_comparison(workdir: WorkDirectory, scorer: Scorer, other: Scorer) -> N
     """Draws what two runs make of the same images, the other one first, as in before and after."""
     images, masks, mine, names = scorer.predictions(SHEET_EXAMPLES)
     *_, theirs, _ = other.predictions(SHEET_EXAMPLES)
+    theirs = tf.image.resize(theirs[..., None], mine.shape[1:], method="nearest").numpy()[..., 0]
     first, second = (path.name for path in (other.workdir.path, workdir.path))
     titles = (first, second) if first != second else ("second", "first")
     sheet = visualization.comparison_sheet(images, masks, dict(zip(titles, (theirs, mine), strict=True)), names)
@@ -347,7 +358,8 @@ def _print_comparison(scored: Scored, theirs: Scored) -> None:
     for results in theirs.results:
         print(analysis.table(results))
         print(f"\ncheckpoint: {theirs.path}\n")
-    print(f"first: {scored.path}, second: {theirs.path}")
+    names = [f"{each.path} ({each.results[0]['weights']} weights)" for each in (scored, theirs)]
+    print(f"first: {names[0]}, second: {names[1]}")
     for results in scored.results:
         print(f"at {results['resolution']}: {analysis.comparison_text(results['comparison'])}")
 

@@ -21,6 +21,17 @@ def replica_sum(shape: Any, dtype: tf.DType) -> tf.Variable:
     )
 
 
+def replica_copy(value: Any, dtype: tf.DType) -> tf.Variable:
+    """A variable that each replica assigns for itself, all alike; read from outside, the first one's."""
+    return tf.Variable(
+        value,
+        trainable=False,
+        dtype=dtype,
+        synchronization=tf.VariableSynchronization.ON_READ,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )
+
+
 def moving_statistics(layer: keras.Layer) -> list[keras.Variable]:
     """The variables of batch norms in training mode, in a layer or model, that a forward pass changes by itself."""
     if isinstance(layer, keras.layers.BatchNormalization):

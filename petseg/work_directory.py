@@ -147,10 +147,10 @@ class WorkDirectory:
         """What lies where, by name."""
         return {
             "checkpoints/": "the newest checkpoints; the same command with this --workdir goes on from there",
-            "best/": "the weights with the highest mean IoU, and when that was",
+            "best/": "the checkpoint with the highest mean IoU (of averaged weights, if any), and when that was",
             "results/": "the scores of each evaluation",
             "figures/": "curves, predictions, confusion matrix, model",
-            "train/, eval/, final/": "what TensorBoard shows",
+            "train/, eval/, ...": "what TensorBoard shows",
             "metrics.csv": "every number that was logged",
             "config.json": "flags, versions, devices, git commit",
         }
@@ -204,6 +204,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """Reads what `write_json` wrote; null becomes NaN."""
+    return _with_nan(json.loads(path.read_text()))
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text as `write_bytes` does."""
     write_bytes(path, text.encode())
@@ -224,6 +229,12 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_nan(part) for key, part in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _with_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_nan(part) for key, part in value.items()}
+    return math.nan if value is None else value
 
 
 def _version(package: str) -> str | None:

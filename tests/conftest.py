@@ -142,6 +142,7 @@ def make_trainer(
     loss: Loss | None = None,
     train_encoder: bool = False,
     ema_decay: float = 0.0,
+    weight_decay: float = 0.0,
     **options: Any,
 ) -> tuple[Trainer, tf.distribute.Strategy, Any]:
     """A trainer of the smallest model over so many replicas, its strategy, and the batches of 100 steps."""
@@ -165,17 +166,17 @@ def make_trainer(
                 layer.trainable = False  # and so in inference mode
         noise = tf.random.stateless_uniform([16, size, size, 3], seed=[0, 0])
         unet.calibrate_batch_norm(encoder, noise if calibrated_on is None else calibrated_on / np.float32(255))
+        rate = optimization.learning_rate_schedule("constant", learning_rate, 100)
         trainer = Trainer(
             strategy,
             model,
             optimization.Optimizer(
                 optimizer,
                 [
-                    optimization.Group(
-                        model.trainable_variables,
-                        optimization.learning_rate_schedule("constant", learning_rate, 100),
-                    )
+                    optimization.Group(model.trainable_variables[:4], rate),
+                    optimization.Group(model.trainable_variables[4:], rate),
                 ],
+                weight_decay=weight_decay,
             ),
             augment or augmentation.augmentation(augmentation.SETS["flip"], seed=0, batch_size=batch_size),
             sample_weights.weight_map(class_weights),

@@ -85,6 +85,14 @@ def test_ignored_pixels_add_nothing_even_where_the_loss_is_infinite(loss):
     np.testing.assert_allclose(loss.sums(labels, wild, weights, valid), loss.sums(labels, logits, weights, valid))
 
 
+def test_focal_gradients_are_finite_where_nothing_is_left_to_learn():
+    with tf.GradientTape() as tape:
+        logits = tf.constant([[[[100.0, 0.0, 0.0]]]])
+        tape.watch(logits)
+        total = tf.reduce_sum(losses.pixel_losses([[[0]]], logits, focal_gamma=0.5))
+    assert np.isfinite(tape.gradient(total, logits)).all()
+
+
 def test_dice_is_0_where_all_is_right_and_near_1_where_nothing_is():
     labels = np.array([[[0, 0], [1, 2]], [[1, 1], [2, 0]]]).repeat(8, 1).repeat(8, 2)
     ones = tf.ones(labels.shape)

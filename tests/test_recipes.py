@@ -63,11 +63,14 @@ def test_eval_scores_the_averages_that_training_scored(averaged, checkpoint):
 def test_a_run_that_begins_with_anothers_weights_is_a_new_run_and_says_so(averaged, data_dir, tmp_path, caplog):
     source, _, theirs = averaged
     best = json.loads((source.best / "best.json").read_text())["step"]
-    origins = {str(source.path): theirs[".ema", best], str(source.checkpoints / "ckpt-4"): theirs["", 4]}
-    for i, (origin, expected) in enumerate(origins.items()):
+    origins = [  # a work directory's averages, also into an encoder that will be trained; a checkpoint's weights
+        (source.path, ["--train_encoder", "--train_steps=1", "--encoder_weights=imagenet"], theirs[".ema", best]),
+        (source.checkpoints / "ckpt-4", ["--train_steps=1"], theirs["", 4]),
+    ]
+    for i, (origin, flags, expected) in enumerate(origins):
         with caplog.at_level("INFO", logger="petseg"):
-            results = experiment.train(tiny(data_dir, tmp_path / str(i), f"--init_from={origin}"))
-        assert results["step"] == 4
+            results = experiment.train(tiny(data_dir, tmp_path / str(i), f"--init_from={origin}", *flags))
+        assert results["step"] == 1
         initial = json.loads((tmp_path / str(i) / "results" / "test-0.json").read_text())
         assert initial["confusion_matrix"] == expected["confusion_matrix"]
     first, second = (line for line in caplog.messages if line.startswith("initialised with the "))
@@ -81,8 +84,12 @@ def test_a_run_that_begins_with_anothers_weights_is_a_new_run_and_says_so(averag
 
 def test_weights_that_do_not_fit_are_refused(averaged, data_dir, tmp_path):
     source, _, _ = averaged
+    for flag, value in (("encoder_alpha", "0.5"), ("input_scaling", "symmetric")):
+        with pytest.raises(ConfigError, match=f"--{flag}={value}: --init_from=.* takes the same"):
+            experiment.train(tiny(data_dir, tmp_path / "run", f"--init_from={source.path}", f"--{flag}={value}"))
+    checkpoint = source.checkpoints / "ckpt-4"
     with pytest.raises(CheckpointError, match="cannot be restored"):
-        experiment.train(tiny(data_dir, tmp_path / "run", f"--init_from={source.path}", "--encoder_alpha=0.5"))
+        experiment.train(tiny(data_dir, tmp_path / "run", f"--init_from={checkpoint}", "--encoder_alpha=0.5"))
     assert not (tmp_path / "run").exists()
 
 
@@ -93,7 +100,7 @@ def test_a_run_without_averages_has_none_to_score(data_dir, tmp_path):
 
 
 def test_the_encoder_stands_still_until_it_is_unfrozen_and_then_learns_at_its_own_rate(data_dir, tmp_path):
-    flags = ["--train_encoder", "--unfreeze_encoder_at=1", "--encoder_learning_rate=0.2"]
+    flags = ["--train_encoder", "--unfreeze_encoder_at=1", "--encoder_learning_rate_factor=0.2"]
     config = tiny(data_dir, tmp_path / "run", *flags, "--optimizer=sgd", "--learning_rate=0.1", "--momentum=0")
     model = building.build_model(config, None)
     optimizer = building.build_optimizer(config, model, total_steps=4)

@@ -191,6 +191,7 @@ def test_what_recipes_add_does_not_depend_on_the_number_of_replicas(pets):
             loss=Loss(dice=0.5, label_smoothing=0.1, normalization="weights"),
             augment=augmentation.augmentation(augmentation.SETS["strong"], seed=0, batch_size=BATCH),
             ema_decay=0.5,
+            weight_decay=0.1,
             clip_norm=1.0,
         )
         trainer.run(batches, 5)

@@ -8,7 +8,7 @@ from petseg import analysis
 from petseg.clock import Clock
 from petseg.evaluator import Evaluation
 from petseg.report import EXTREME_EXAMPLES, Report
-from petseg.summaries import read_csv
+from petseg.summaries import EVAL, read_csv
 from petseg.work_directory import WorkDirectory
 
 
@@ -39,7 +39,7 @@ def evaluate(report, step=2):
     matrices = np.array([np.full((3, 3), 40) + i * 30 * np.eye(3, dtype=int) for i in range(11)] + [np.zeros((3, 3))])
     evaluation = Evaluation(0.5, matrices.astype(np.int64))
     results = analysis.results(evaluation, step, "test")
-    report.evaluation(step, evaluation, results, examples, scorer)
+    report.evaluation(step, {EVAL: evaluation}, {EVAL: results}, examples, scorer)
     return examples, scorer
 
 
@@ -84,7 +84,8 @@ def test_gradients_that_overflowed_are_left_out(report):
 def test_a_split_without_a_single_pixel_of_a_class_ends_nothing(report):
     report, workdir = report
     evaluation = Evaluation(float("nan"), np.zeros((12, 3, 3), np.int64))
-    report.evaluation(2, evaluation, analysis.results(evaluation, 2, "test"), random_examples(12), Scorer())
+    results = analysis.results(evaluation, 2, "test")
+    report.evaluation(2, {EVAL: evaluation}, {EVAL: results}, random_examples(12), Scorer())
     assert {file.name for file in workdir.figures.iterdir()} == {
         "predictions.png",
         "confusion_matrix.png",
