@@ -170,9 +170,11 @@ class OptimizerConfig(Group):
         1.0, "learning rate of a trained encoder over that of the decoder", unit="factor", above=0
     )
     unfreeze_encoder_at: int = option(
-        0, "step before which a trained encoder stands still; its gradients are computed, and count in --clip_norm", unit="steps",
+        0,
+        "step before which a trained encoder stands still; its gradients are computed, and count in --clip_norm",
+        unit="steps",
         minimum=0,
-    )  # fmt: skip
+    )
     learning_rate_schedule: str = option(
         "constant",
         "over the run, `cosine` and `polynomial` fall to 0, `step` falls in steps",
