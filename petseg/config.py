@@ -21,6 +21,7 @@ CONFIG_FORMAT = 3
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker_mirrored", "central_storage", "parameter_server", "tpu")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 OF_THE_SET = -1.0
+CACHE_DIR = "~/.cache/petseg"
 LOCAL_CROSS_DEVICE_OPS = ("nccl", "hierarchical_copy", "reduction_to_one_device")
 
 
@@ -45,6 +46,38 @@ class DataConfig(Group):
     batch_size: int = option(
         64, "global batch: examples per step over all replicas", unit="examples", resume="fixed", minimum=1
     )
+    cache: str = option(
+        "memory",
+        "where decoded examples wait: in host memory; in files under --cache_dir; nowhere, each batch decodes its own",
+        choices=("memory", "disk", "none"),
+    )
+    cache_dir: str = option("", f"folder of --cache=disk, which later runs use too; empty: `{CACHE_DIR}`")
+    data_service: str = option(
+        "",
+        "processes of `python -m petseg.data.service` that make the training batches: `grpc://HOST:PORT`, several "
+        "separated by commas; takes --cache=disk in a folder that they see too; empty: this process makes them",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.service_addresses() and self.cache != "disk":
+            raise ConfigError(
+                f"--data_service={self.data_service}: takes --cache=disk, in a --cache_dir that the service sees too; "
+                f"got --cache={self.cache}"
+            )
+
+    def service_addresses(self) -> tuple[str, ...]:
+        """The addresses in --data_service, each HOST:PORT."""
+        if not self.data_service:
+            return ()
+        found = [re.fullmatch(r"grpc://([^\s:/]+:\d+)", part) for part in self.data_service.split(",")]
+        addresses = tuple(match[1] for match in found if match and int(match[1].rpartition(":")[2]) < 2**16)
+        if len(set(addresses)) < len(found):
+            raise ConfigError(
+                f"--data_service={self.data_service}: takes grpc://HOST:PORT, or several, each another, separated by "
+                "commas"
+            )
+        return addresses
 
 
 def _part(help: str, **allowed: Any) -> Any:
@@ -384,7 +417,7 @@ def fingerprint(config: Config) -> int:
     """A number that differs where the configs of two processes differ in more than the paths they see."""
     values = to_dict(config)
     del values["data"]["data_dir"], values["model"]["encoder_weights"], values["model"]["init_from"]
-    del values["runtime"]["workdir"]
+    del values["data"]["cache_dir"], values["runtime"]["workdir"]
     return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
@@ -429,7 +462,8 @@ def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
         "train_steps": config.schedule.train_steps,
         "seed": config.runtime.seed,
     }
-    del values["data_dir"]
+    for where in ("data_dir", "cache", "cache_dir", "data_service"):
+        del values[where]
     return {name: "none" if value == "" else value for name, value in values.items()}
 
 

@@ -26,7 +26,7 @@ from petseg import (
 )
 from petseg.clock import Alarm, Clock
 from petseg.config import Config
-from petseg.data import datasets, input_pipeline
+from petseg.data import datasets, input_pipeline, service_client
 from petseg.distribution import Placement
 from petseg.errors import ClusterError, NonFiniteLossError, StoppedError, WorkDirectoryError
 from petseg.evaluator import Evaluation
@@ -84,13 +84,18 @@ class Experiment:
             sync_batch_norm=config.model.sync_batch_norm,
             jit_compile=config.compute.jit_compile,
         )
+        service_client.wait_for(data.service_addresses(), config.distribution.cluster_timeout)
         resume_from = checkpointing.newest_intact(workdir.checkpoints)
         if not resume_from:
             building.check_init_from(config.model.init_from)
             if not config.model.init_from:
                 unet.check_encoder_weights(config.model.encoder_weights)
-        self.train_examples = datasets.load(data.dataset, data.train_split, data.image_size, data.data_dir)
-        self.eval_examples = datasets.load(data.dataset, data.eval_split, data.image_size, data.data_dir)
+        self.train_examples, self.eval_examples = (
+            datasets.load(
+                data.dataset, split, data.image_size, data.data_dir, cache=data.cache, cache_dir=data.cache_dir
+            )
+            for split in (data.train_split, data.eval_split)
+        )
         self.steps_per_epoch = input_pipeline.steps_per_epoch(len(self.train_examples), data.batch_size)
         self.clock = Clock.of(config.schedule, self.steps_per_epoch)
         self.class_weights = building.resolve_class_weights(config, self.train_examples)
@@ -147,12 +152,20 @@ class Experiment:
         with contextlib.ExitStack() as stack:
             if report is not None:
                 stack.callback(report.close)
-            with self.signals.deferred():
+            with self.signals.deferred(), self._naming_lost_input():
                 results = self._loop(step, report)
             if report is not None:
                 report.finish(results)
         self.placement.gather(0)  # nobody leaves while another one works
         return results
+
+    @contextlib.contextmanager
+    def _naming_lost_input(self) -> Iterator[None]:
+        addresses, where = self.config.data.service_addresses(), self.workdir.checkpoints
+        remains = f"the same command goes on from the newest checkpoint in {where}"
+        lost_files = datasets.naming_lost_files(self.train_examples, self.eval_examples)
+        with lost_files, service_client.watched(addresses, remains):
+            yield
 
     def _loop(self, step: int, report: Report | None) -> dict[str, Any]:
         """The outer loop: train a while, then summarise, evaluate and save when the clock says so."""
@@ -200,6 +213,7 @@ class Experiment:
                 seed=self.config.runtime.seed,
                 first_step=step,
                 last_step=self.clock.total,
+                addresses=self.config.data.service_addresses(),
             )
         )
 

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 IGNORED = 255  # class id of a pixel that is in no class: weight 0, counted nowhere
+COUNTED_AT_ONCE = 64
 WeightMap = Callable[[tf.Tensor], tf.Tensor]
 
 
@@ -102,7 +103,8 @@ def balanced(masks: np.ndarray, num_classes: int) -> tuple[float, ...]:
     Returns:
       C weights.
     """
-    return _inverse(np.bincount(masks.reshape(-1), minlength=256)[:num_classes].astype(np.float64))
+    counts, _ = _pixels_of_images(masks, num_classes)
+    return _inverse(counts.sum(axis=0).astype(np.float64))
 
 
 def median_frequency(masks: np.ndarray, num_classes: int) -> tuple[float, ...]:
@@ -111,12 +113,20 @@ def median_frequency(masks: np.ndarray, num_classes: int) -> tuple[float, ...]:
     The median-frequency balancing of Eigen and Fergus 2015; the median itself cancels out, for the sum is 1. Arguments
     and result are those of `balanced`.
     """
-    of_images = masks.reshape(len(masks), -1)
-    counts = np.stack([(of_images == label).sum(axis=1) for label in range(num_classes)], axis=1)
-    sizes = (of_images != IGNORED).sum(axis=1, keepdims=True)
-    present = counts > 0
-    pixels = np.where(present, sizes, 0).sum(axis=0)
+    counts, sizes = _pixels_of_images(masks, num_classes)
+    pixels = np.where(counts > 0, sizes[:, None], 0).sum(axis=0)
     return _inverse(np.divide(counts.sum(axis=0), pixels, out=np.zeros(num_classes), where=pixels > 0))
+
+
+def _pixels_of_images(masks: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """How many pixels of each image are in each class, int64 [N, C], and how many are in any, int64 [N]."""
+    counts, sizes = [], []
+    for first in range(0, len(masks), COUNTED_AT_ONCE):  # masks may lie in a file that is larger than the memory
+        of_images = masks[first : first + COUNTED_AT_ONCE]
+        of_images = of_images.reshape(len(of_images), -1)
+        counts.append(np.stack([(of_images == label).sum(axis=1) for label in range(num_classes)], axis=1))
+        sizes.append((of_images != IGNORED).sum(axis=1))
+    return np.concatenate(counts), np.concatenate(sizes)
 
 
 def _inverse(frequencies: np.ndarray) -> tuple[float, ...]:

@@ -1,14 +1,16 @@
-"""TFDS name -> decoded uint8 examples in host memory.
+"""TFDS name -> decoded uint8 examples, in host memory, in mapped files, or decoded when they are asked for.
 
 The only module that imports TFDS. Masks are coded as in Oxford-IIIT Pet, 1 pet, 2 background, 3 border, and leave here
 as class ids, one less.
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,11 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from petseg.config import CLASS_NAMES
+from petseg.data.caching import Cache
+from petseg.data.record_files import Decoded, RecordFiles
 from petseg.errors import DataError
 
+Gather = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 logger = logging.getLogger(__name__)
 
 
@@ -27,23 +32,43 @@ class Examples:
     """A split, decoded and resized.
 
     Attributes:
-      images: uint8 [N, S, S, 3].
-      masks: uint8 [N, S, S, 1], class ids.
+      images: uint8 [N, S, S, 3]; an array, or what is indexed like one.
+      masks: uint8 [N, S, S, 1], class ids; likewise.
       names: N names to recognise examples by: file names where the data set has them, else `<split>/<position>`.
       groups: for each class label in which examples differ, such as `species`, its name for each of the N.
+      gather: positions int64 [K] -> images and masks, as a graph; None where both are arrays in memory.
+      check: raises DataError if files in which the examples lie are no longer what they were.
     """
 
     images: np.ndarray
     masks: np.ndarray
     names: tuple[str, ...]
     groups: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    gather: Gather | None = None
+    check: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
         return len(self.images)
 
 
-def load(dataset: str, split: str, image_size: int, data_dir: str = "") -> Examples:
-    """Decodes a split into memory.
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """A split of a prepared data set, to be decoded at a size."""
+
+    builder: Any
+    dataset: str
+    split: str
+    image_size: int
+    count: int
+
+    def shape(self, channels: int) -> tuple[int, int, int, int]:
+        return (self.count, self.image_size, self.image_size, channels)
+
+
+def load(
+    dataset: str, split: str, image_size: int, data_dir: str = "", *, cache: str = "memory", cache_dir: str = ""
+) -> Examples:
+    """Decodes a split, and looks at each of its examples.
 
     Images are resized bilinearly with antialiasing, masks by nearest neighbour: anything smoother would invent classes
     between the real ones.
@@ -53,23 +78,114 @@ def load(dataset: str, split: str, image_size: int, data_dir: str = "") -> Examp
       split: TFDS split or slice.
       image_size: side S of the result, in pixels.
       data_dir: folder of prepared data sets; empty for TFDS's default.
+      cache: where decoded examples stay: `memory`, `disk` or `none`.
+      cache_dir: folder of those on `disk`; empty for the usual one.
 
     Raises:
       DataError: if the data set cannot be had, lacks a feature, or holds an example that cannot be used.
+      ConfigError: if decoded examples cannot be written.
     """
     builder = _prepared_builder(dataset, data_dir)
     _check_features(builder)
-    count = num_examples(builder, split)
-    _log_memory(split, count, image_size)
-    images = np.empty((count, image_size, image_size, 3), np.uint8)
-    masks = np.empty((count, image_size, image_size, 1), np.uint8)
-    names, labels = [], {key: np.full(count, -1) for key in _label_names(builder)}
-    examples = _raw(builder, split).map(
-        lambda example: _decode(example, image_size, list(labels)), num_parallel_calls=os.cpu_count()
+    source = _Source(builder, dataset, split, image_size, num_examples(builder, split))
+    if cache == "disk":
+        return _on_disk(source, cache_dir)
+    return _in_memory(source) if cache == "memory" else _in_its_records(source)
+
+
+@contextlib.contextmanager
+def naming_lost_files(*splits: Examples) -> Iterator[None]:
+    """Turns TensorFlow's report of a file that cannot be read into one that says which.
+
+    Raises:
+      DataError: if the block failed because files of the examples were changed or removed.
+    """
+    try:
+        yield
+    except tf.errors.OpError:
+        for examples in splits:
+            examples.check()
+        raise
+
+
+def _in_memory(source: _Source) -> Examples:
+    size = source.count * source.image_size**2 * 4 / 2**20
+    logger.info("%s: %d examples at %d px take %.0f MiB of memory", source.split, source.count, source.image_size, size)
+    images, masks = np.empty(source.shape(3), np.uint8), np.empty(source.shape(1), np.uint8)
+
+    def keep(i: int, example: dict[str, Any]) -> None:
+        images[i], masks[i] = example["image"], example["mask"]
+
+    names, groups = _decode_all(source, keep)
+    return Examples(images, masks, names, groups)
+
+
+def _on_disk(source: _Source, cache_dir: str) -> Examples:
+    info = source.builder.info
+    files = [file for file in sorted(Path(source.builder.data_path).iterdir()) if file.is_file()]
+    key = {
+        "dataset": info.full_name,
+        "split": source.split,
+        "files": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+        "tensorflow": tf.__version__,  # whose decoders may change
+    }
+    cache = Cache(cache_dir, f"{info.full_name}-{source.split}", key, source.count, source.image_size)
+    names, groups = cache.filled(
+        lambda keep: _decode_all(source, lambda _, example: keep(example["image"], example["mask"]))
     )
+    return Examples(cache.images, cache.masks, names, groups, cache.gather, cache.check)
+
+
+def _in_its_records(source: _Source) -> Examples:
+    builder = source.builder
+    if builder.info.file_format is not tfds.core.FileFormat.TFRECORD:
+        raise DataError(
+            f"--cache=none: {source.dataset} lies in files of format {builder.info.file_format.value}; takes tfrecord; "
+            "--cache=disk takes any"
+        )
+    logger.info("%s: %d examples are looked at, and not kept", source.split, source.count)
+    files: dict[str, int] = {}
+    records = np.empty((source.count, 2), np.int64)
+
+    def keep(i: int, example: dict[str, Any]) -> None:
+        file, _, position = example["tfds_id"].decode().rpartition("__")
+        records[i] = files.setdefault(file, len(files)), int(position)
+
+    names, groups = _decode_all(source, keep, located=True)
+    index = RecordFiles.index([Path(builder.data_path) / file for file in files], records)
+
+    def gather(ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        decoded = _decoded(source, tf.data.Dataset.from_tensor_slices(index.read(ids)).map(_parser(builder)))
+        options = tf.data.Options()
+        options.autotune.enabled = False  # as in `input_pipeline`
+        size = ids.shape[0] or tf.shape(ids, tf.int64)[0]
+        batch = decoded.batch(size, drop_remainder=True).with_options(options).get_single_element()
+        return batch["image"], batch["mask"]
+
+    def part(number: int) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda ids: gather(tf.constant(ids, tf.int64))[number].numpy()
+
+    images, masks = Decoded(part(0), source.shape(3)), Decoded(part(1), source.shape(1))
+    return Examples(images, masks, names, groups, gather, index.check)  # type: ignore[arg-type]
+
+
+def _decode_all(
+    source: _Source, keep: Callable[[int, dict[str, Any]], None], *, located: bool = False
+) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """Decodes the examples of a split one after the other, hands each on, and returns their names and groups.
+
+    What is handed on has a `tfds_id`, which says where the example lies, if it is to be `located`.
+
+    Raises:
+      DataError: if one cannot be used.
+    """
+    dataset, split = source.dataset, source.split
+    names, labels = [], {key: np.full(source.count, -1) for key in _label_names(source.builder)}
+    keys = [*labels, "tfds_id"] if located else [*labels]
+    examples = _decoded(source, _raw(source.builder, split, located=located), keys)
     iterator = examples.prefetch(64).as_numpy_iterator()
     hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
-    for i in tqdm.trange(count, desc=f"decoding {split}", unit=" images", disable=hidden, leave=False):
+    for i in tqdm.trange(source.count, desc=f"decoding {split}", unit=" images", disable=hidden, leave=False):
         try:
             example = next(iterator)
         except tf.errors.InvalidArgumentError as error:
@@ -78,16 +194,20 @@ def load(dataset: str, split: str, image_size: int, data_dir: str = "") -> Examp
             ) from error
         except (tf.errors.OpError, StopIteration) as error:
             raise DataError(
-                f"{dataset}, split {split}, example {i}: the files of the data set under {builder.data_path} "
+                f"{dataset}, split {split}, example {i}: the files of the data set under {source.builder.data_path} "
                 f"cannot be read: {_plain(error)}"
             ) from error
         name = example["name"].decode() or f"{split}/{i}"
         _check_example(example, f"{dataset}, split {split}, example {i} ({name})")
-        images[i], masks[i] = example["image"], example["mask"]
+        keep(i, example)
         names.append(name)
         for key, values in labels.items():
             values[i] = example[key]
-    return Examples(images, masks, tuple(names), _groups(builder, labels))
+    return tuple(names), _groups(source.builder, labels)
+
+
+def _decoded(source: _Source, examples: tf.data.Dataset, keys: Sequence[str] = ()) -> tf.data.Dataset:
+    return examples.map(lambda example: _decode(example, source.image_size, keys), num_parallel_calls=os.cpu_count())
 
 
 def native_masks(dataset: str, split: str, data_dir: str = "") -> Iterator[np.ndarray]:
@@ -201,10 +321,25 @@ def _prepared_builder(dataset: str, data_dir: str) -> Any:
     return builder
 
 
-def _raw(builder: Any, split: str) -> tf.data.Dataset:
-    """The examples of a split in their order, pictures not yet decoded."""
-    decoders = {"image": tfds.decode.SkipDecoding(), "segmentation_mask": tfds.decode.SkipDecoding()}
-    return builder.as_dataset(split=split, decoders=decoders, shuffle_files=False)
+def _undecoded() -> dict[str, Any]:
+    return {"image": tfds.decode.SkipDecoding(), "segmentation_mask": tfds.decode.SkipDecoding()}
+
+
+def _raw(builder: Any, split: str, *, located: bool = False) -> tf.data.Dataset:
+    """The examples of a split in their order, pictures not yet decoded; `tfds_id` of a located one says where it is."""
+    config, log = tfds.ReadConfig(add_tfds_id=located), tf.get_logger()
+    level = log.level
+    log.setLevel(logging.ERROR)  # TFDS numbers examples with a function that TensorFlow warns of
+    try:
+        return builder.as_dataset(split=split, decoders=_undecoded(), shuffle_files=False, read_config=config)
+    finally:
+        log.setLevel(level)
+
+
+def _parser(builder: Any) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """Record -> example as `_raw` gives it, but for `tfds_id`."""
+    decoders = _undecoded()
+    return lambda record: builder.info.features.deserialize_example(record, decoders=decoders)
 
 
 def _label_names(builder: Any) -> dict[str, list[str]]:
@@ -233,16 +368,11 @@ def _check_features(builder: Any) -> None:
             )
 
 
-def _log_memory(split: str, count: int, image_size: int) -> None:
-    size = count * image_size * image_size * 4
-    logger.info("%s: %d examples at %d px take %.0f MiB of memory", split, count, image_size, size / 2**20)
-
-
 def _decode_mask(example: dict[str, tf.Tensor]) -> tf.Tensor:
     return tf.io.decode_image(example["segmentation_mask"], channels=1, expand_animations=False) - 1
 
 
-def _decode(example: dict[str, tf.Tensor], image_size: int, labels: Sequence[str]) -> dict[str, tf.Tensor]:
+def _decode(example: dict[str, tf.Tensor], image_size: int, keys: Sequence[str]) -> dict[str, tf.Tensor]:
     image = tf.io.decode_image(example["image"], channels=3, expand_animations=False)
     trimap = tf.io.decode_image(example["segmentation_mask"], channels=1, expand_animations=False)
     facts = {
@@ -261,7 +391,7 @@ def _decode(example: dict[str, tf.Tensor], image_size: int, labels: Sequence[str
         "image": tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8),
         "mask": mask,
         "name": tf.convert_to_tensor(example.get("file_name", "")),
-        **{key: example[key] for key in labels},
+        **{key: example[key] for key in keys},
         **facts,
     }
 

@@ -5,11 +5,13 @@ The input has no state of its own. Which examples make the batch of a step is a 
 same however many replicas share it.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from petseg.data.datasets import Examples
+from petseg.data import service_client
+from petseg.data.datasets import Examples, Gather
 from petseg.errors import ConfigError, DataError
 
 Batch = dict[str, tf.Tensor]
@@ -61,12 +63,20 @@ def example_ids(step: tf.Tensor, positions: tf.Tensor, *, num_examples: int, bat
 
 
 def distributed_training_batches(
-    strategy: tf.distribute.Strategy, examples: Examples, *, batch_size: int, seed: int, first_step: int, last_step: int
+    strategy: tf.distribute.Strategy,
+    examples: Examples,
+    *,
+    batch_size: int,
+    seed: int,
+    first_step: int,
+    last_step: int,
+    addresses: Sequence[str] = (),
 ) -> Any:
     """The global batches of steps `first_step` to `last_step` - 1, dealt to the replicas of a strategy.
 
     Each replica gets a dictionary: `image` uint8 [b, S, S, 3], `mask` uint8 [b, S, S, 1], `example_id` int64 [b] and
-    `position` int64 [b], the place in the global batch, where b = batch_size / replicas.
+    `position` int64 [b], the place in the global batch, where b = batch_size / replicas. Processes that listen at
+    `addresses` make them; this one does where there are none.
 
     Returns:
       a distributed data set; each of its elements is the batch of one step.
@@ -78,7 +88,13 @@ def distributed_training_batches(
     check_divides(strategy, batch_size)
     return strategy.distribute_datasets_from_function(
         lambda context: training_batches_of_host(
-            context, examples, batch_size=batch_size, seed=seed, first_step=first_step, last_step=last_step
+            context,
+            examples,
+            batch_size=batch_size,
+            seed=seed,
+            first_step=first_step,
+            last_step=last_step,
+            addresses=addresses,
         )
     )
 
@@ -91,6 +107,7 @@ def training_batches_of_host(
     seed: int,
     first_step: int,
     last_step: int,
+    addresses: Sequence[str] = (),
 ) -> tf.data.Dataset:
     """What one host reads of the global batches: the parts of its own replicas, one after the other, step by step.
 
@@ -100,20 +117,19 @@ def training_batches_of_host(
     local = context.num_replicas_in_sync // context.num_input_pipelines
     size = batch_size // context.num_replicas_in_sync
     steps_per_epoch(len(examples), batch_size)
-    images, masks = _on_host(examples)
+    gather = _gather(examples)
 
     def batch(element: tf.Tensor) -> Batch:
         step, replica = element // local, context.input_pipeline_id * local + element % local
         positions = replica * size + tf.range(size, dtype=tf.int64)
         ids = example_ids(step, positions, num_examples=len(examples), batch_size=batch_size, seed=seed)
-        return {
-            "image": tf.gather(images, ids),
-            "mask": tf.gather(masks, ids),
-            "example_id": ids,
-            "position": positions,
-        }
+        image, mask = gather(ids)
+        return {"image": image, "mask": mask, "example_id": ids, "position": positions}
 
-    return _in_order(tf.data.Dataset.range(first_step * local, last_step * local).map(batch, PARALLEL_BATCHES))
+    first, last = first_step * local, last_step * local
+    if addresses:
+        return _in_order(service_client.made_elsewhere(addresses, first, last, batch))
+    return _in_order(tf.data.Dataset.range(first, last).map(batch, PARALLEL_BATCHES))
 
 
 def distributed_evaluation_batches(
@@ -130,7 +146,7 @@ def distributed_evaluation_batches(
     replicas = strategy.num_replicas_in_sync
     size = -(-min(batch_size, len(examples)) // replicas)
     count = -(-len(examples) // (size * replicas))
-    images, masks = _on_host(examples)
+    gather = _gather(examples)
 
     def dataset_of_host(context: tf.distribute.InputContext) -> tf.data.Dataset:
         local = replicas // context.num_input_pipelines
@@ -140,16 +156,21 @@ def distributed_evaluation_batches(
             ids = chunk * size + tf.range(size, dtype=tf.int64)
             valid = ids < len(examples)
             ids = tf.where(valid, ids, 0)
-            return {"image": tf.gather(images, ids), "mask": tf.gather(masks, ids), "example_id": ids, "valid": valid}
+            image, mask = gather(ids)
+            return {"image": image, "mask": mask, "example_id": ids, "valid": valid}
 
         return _in_order(tf.data.Dataset.range(count * local).map(batch, PARALLEL_BATCHES))
 
     return strategy.distribute_datasets_from_function(dataset_of_host), count
 
 
-def _on_host(examples: Examples) -> tuple[tf.Tensor, tf.Tensor]:
+def _gather(examples: Examples) -> Gather:
+    """Positions -> images and masks, as a graph."""
+    if examples.gather is not None:
+        return examples.gather
     with tf.device("cpu:0"):
-        return tf.convert_to_tensor(examples.images), tf.convert_to_tensor(examples.masks)
+        images, masks = tf.convert_to_tensor(examples.images), tf.convert_to_tensor(examples.masks)
+    return lambda ids: (tf.gather(images, ids), tf.gather(masks, ids))
 
 
 def _in_order(dataset: tf.data.Dataset) -> tf.data.Dataset:

@@ -1,0 +1,201 @@
+"""Decoded examples in files, made once and mapped into memory by every run that needs them.
+
+A folder holds `images.u8` and `masks.u8`, raw bytes, one example after the other, and `examples.json`. It is written
+under another name and renamed when it is complete; from then on nobody changes it, for runs read it by its path.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import tensorflow as tf
+
+from petseg.config import CACHE_DIR
+from petseg.errors import ConfigError, DataError
+
+FORMAT = 1  # another one when the same data set would give other bytes
+CHANNELS = {"images.u8": 3, "masks.u8": 1}
+RECORD = "examples.json"
+
+Names = tuple[str, ...]
+Groups = Mapping[str, tuple[str, ...]]
+Keep = Callable[[np.ndarray, np.ndarray], None]
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """A place for one split at one size.
+
+    Attributes:
+      directory: folder of all caches; empty for the usual one.
+      title: how the folder's name begins.
+      key: JSON values; examples that were made under another key are others.
+      count: number of examples N.
+      image_size: side S of the examples.
+    """
+
+    directory: str
+    title: str
+    key: Mapping[str, Any]
+    count: int
+    image_size: int
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are, or will be."""
+        key = json.dumps({**self.key, "format": FORMAT, "size": self.image_size}, sort_keys=True)
+        title = re.sub(r"[^A-Za-z0-9_.]+", "-", self.title).strip("-")
+        parent = Path(self.directory or CACHE_DIR).expanduser().absolute()
+        return parent / f"{title}-{self.image_size}px-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+    @property
+    def images(self) -> np.ndarray:
+        """uint8 [N, S, S, 3], mapped."""
+        return self._mapped("images.u8")
+
+    @property
+    def masks(self) -> np.ndarray:
+        """uint8 [N, S, S, 1], mapped."""
+        return self._mapped("masks.u8")
+
+    def filled(self, fill: Callable[[Keep], tuple[Names, Groups]]) -> tuple[Names, Groups]:
+        """Has the files written, if they are not there yet.
+
+        Args:
+          fill: takes a function that keeps one example, image and mask; calls it N times, in order; returns names and
+            groups.
+
+        Returns:
+          names and groups.
+
+        Raises:
+          ConfigError: if the files cannot be written.
+        """
+        if not self.folder.exists() or self._damage():
+            with self._naming_what_cannot_be_written():
+                self.folder.parent.mkdir(parents=True, exist_ok=True)
+                with self._locked():
+                    self._write(fill)
+        else:
+            logger.info("%d examples at %d px were decoded before: %s", self.count, self.image_size, self.folder)
+        record = json.loads((self.folder / RECORD).read_text())
+        return tuple(record["names"]), {key: tuple(names) for key, names in record["groups"].items()}
+
+    def check(self) -> None:
+        """Raises DataError if the files are no longer what they were."""
+        if damage := self._damage():
+            raise DataError(f"{damage}; the same command writes it anew")
+
+    def gather(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Images and masks of some examples, int64 [K], as a graph that any process can run that sees the folder.
+
+        The operation maps the file anew for each batch, which costs next to nothing, and keeps none of it.
+        """
+        images, masks = (
+            tf.gather(
+                tf.raw_ops.ImmutableConst(
+                    dtype=tf.uint8, shape=self._shape(name), memory_region_name=str(self.folder / name)
+                ),
+                ids,
+            )
+            for name in CHANNELS
+        )
+        return images, masks
+
+    def _shape(self, name: str) -> tuple[int, int, int, int]:
+        return (self.count, self.image_size, self.image_size, CHANNELS[name])
+
+    def _mapped(self, name: str) -> np.ndarray:
+        return np.memmap(self.folder / name, np.uint8, mode="r", shape=self._shape(name))
+
+    def _damage(self) -> str:
+        """What is wrong with the files; empty if nothing is to be seen."""
+        for name in CHANNELS:
+            file, takes = self.folder / name, int(np.prod(self._shape(name), dtype=np.int64))
+            size = file.stat().st_size if file.is_file() else -1
+            if size != takes:
+                return f"{file}: " + ("is missing" if size < 0 else f"has {size} bytes instead of {takes}")
+        file = self.folder / RECORD
+        try:
+            record = json.loads(file.read_text())
+            labels = [record["names"], *record["groups"].values()]
+            intact = {len(each) for each in labels} == {self.count}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            intact = False
+        return "" if intact else f"{file}: cannot be read"
+
+    def _write(self, fill: Callable[[Keep], tuple[Names, Groups]]) -> None:
+        if self.folder.exists():
+            damage = self._damage()
+            if not damage:
+                return  # another process wrote it while this one waited for the lock
+            logger.warning("%s; it is written anew", damage)
+            shutil.rmtree(self.folder)
+        unfinished = self.folder.with_name(self.folder.name + ".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed, for else the lock were held
+        self._check_space()
+        logger.info("decoding %d examples at %d px into %s", self.count, self.image_size, self.folder)
+        try:
+            unfinished.mkdir()
+            with open(unfinished / "images.u8", "wb") as images, open(unfinished / "masks.u8", "wb") as masks:
+
+                def keep(image: np.ndarray, mask: np.ndarray) -> None:
+                    images.write(image.tobytes())
+                    masks.write(mask.tobytes())
+
+                names, groups = fill(keep)
+                for file in (images, masks):
+                    file.flush()
+                    os.fsync(file.fileno())
+            record = {"format": FORMAT, "key": self.key, "shapes": {name: self._shape(name) for name in CHANNELS}}
+            (unfinished / RECORD).write_text(json.dumps({**record, "names": names, "groups": groups}))
+            unfinished.rename(self.folder)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+
+    def _check_space(self) -> None:
+        takes, free = self._bytes(), shutil.disk_usage(self.folder.parent).free
+        if takes > free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _bytes(self) -> int:
+        return self.count * self.image_size**2 * sum(CHANNELS.values())
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = filelock.FileLock(self.folder.with_name(self.folder.name + ".lock"))
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            logger.info("waiting for another process, which writes %s", self.folder)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextlib.contextmanager
+    def _naming_what_cannot_be_written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            space = ""
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                free = shutil.disk_usage(self.folder.parent).free
+                space = f": it takes {self._bytes() / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free"
+            raise ConfigError(
+                f"--cache_dir={self.directory}: {self.folder.parent} cannot be written to ({error.strerror}){space}"
+            ) from error
