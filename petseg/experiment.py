@@ -163,7 +163,7 @@ class Experiment:
     def _naming_lost_input(self) -> Iterator[None]:
         addresses, where = self.config.data.service_addresses(), self.workdir.checkpoints
         remains = f"the same command goes on from the newest checkpoint in {where}"
-        lost_files = datasets.naming_lost_files(self.train_examples, self.eval_examples)
+        lost_files = input_pipeline.naming_lost_files(self.train_examples, self.eval_examples)
         with lost_files, service_client.watched(addresses, remains):
             yield
 

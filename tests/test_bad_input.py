@@ -101,6 +101,13 @@ FLAGS = [
     ("--strategy=multi_worker_mirrored", "takes a cluster from TF_CONFIG or from Slurm"),
     ("--strategy=mirrored --cross_device_ops=nccl", "--cross_device_ops=nccl: takes GPUs"),
     ("--num_devices=2", "--num_devices=2: there are 1"),
+    ("--cache=ram", "--cache=ram: takes one of memory, disk, none"),
+    ("--data_service=grpc://localhost:5050", "takes --cache=disk, in a --cache_dir that the service sees too"),
+    ("--data_service=grpc://localhost:5050 --cache=none", "got --cache=none"),
+    ("--cache=disk --data_service=localhost:5050", "takes grpc://HOST:PORT, or several"),
+    ("--cache=disk --data_service=grpc://localhost:70000", "takes grpc://HOST:PORT, or several"),
+    ("--cache=disk --data_service=grpc://a:1,grpc://a:1", "each another"),
+    ("--cache=disk --data_service=grpc://a:1,", "takes grpc://HOST:PORT, or several"),
 ]
 DATA = [
     ("--dataset=no_such_pets", "no data set no_such_pets"),
@@ -113,6 +120,11 @@ DATA = [
     ("--batch_size=25", "--batch_size=25: the training split holds only 24 examples"),
     ("--data_dir={place}/cut", "cannot be read"),
     ("--encoder_weights={place}/none.h5", "--encoder_weights={place}/none.h5: no such file"),
+    (
+        "--cache=disk --cache_dir={place}/file",
+        "--cache_dir={place}/file: {place}/file cannot be written to (File exists)",
+    ),
+    ("--cache=disk --cache_dir={place}/file/below", "cannot be written to (Not a directory)"),
     ("--encoder_weights={place}/file", "--encoder_weights={place}/file: does not fit this encoder"),
 ]
 

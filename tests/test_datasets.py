@@ -26,7 +26,7 @@ def trimap(height=40, width=30, high=3):
     return np.random.default_rng(1).integers(1, high + 1, (height, width), np.uint8)
 
 
-def write_data_set(folder, examples, name="handmade_pets", version="1.0.0"):
+def write_data_set(folder, examples, name="handmade_pets", version="1.0.0", shards=1, ordered=True):
     """Prepares a TFDS data set whose `train` split holds (image file, mask file) pairs, whatever is in the files."""
     features = tfds.features.FeaturesDict(
         {"image": tfds.features.Image(), "segmentation_mask": tfds.features.Image(shape=(None, None, 1))}
@@ -36,7 +36,7 @@ def write_data_set(folder, examples, name="handmade_pets", version="1.0.0"):
         VERSION = tfds.core.Version(version)
 
         def _info(self):
-            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=ordered)
 
         def _split_generators(self, dl_manager):
             return {"train": self._generate_examples()}
@@ -46,7 +46,8 @@ def write_data_set(folder, examples, name="handmade_pets", version="1.0.0"):
                 yield i, {"image": image, "segmentation_mask": mask}
 
     Handmade.name = name
-    Handmade(data_dir=folder).download_and_prepare()
+    options = tfds.download.DownloadConfig(num_shards=shards)
+    Handmade(data_dir=folder).download_and_prepare(download_config=options)
 
 
 def test_a_split_is_decoded_resized_and_shifted_to_class_ids(data_dir):

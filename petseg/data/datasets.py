@@ -4,7 +4,6 @@ The only module that imports TFDS. Masks are coded as in Oxford-IIIT Pet, 1 pet,
 as class ids, one less.
 """
 
-import contextlib
 import dataclasses
 import logging
 import os
@@ -24,6 +23,7 @@ from petseg.data.record_files import Decoded, RecordFiles
 from petseg.errors import DataError
 
 Gather = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+DECODED_AHEAD = 16
 logger = logging.getLogger(__name__)
 
 
@@ -91,21 +91,6 @@ def load(
     if cache == "disk":
         return _on_disk(source, cache_dir)
     return _in_memory(source) if cache == "memory" else _in_its_records(source)
-
-
-@contextlib.contextmanager
-def naming_lost_files(*splits: Examples) -> Iterator[None]:
-    """Turns TensorFlow's report of a file that cannot be read into one that says which.
-
-    Raises:
-      DataError: if the block failed because files of the examples were changed or removed.
-    """
-    try:
-        yield
-    except tf.errors.OpError:
-        for examples in splits:
-            examples.check()
-        raise
 
 
 def _in_memory(source: _Source) -> Examples:
@@ -183,7 +168,7 @@ def _decode_all(
     names, labels = [], {key: np.full(source.count, -1) for key in _label_names(source.builder)}
     keys = [*labels, "tfds_id"] if located else [*labels]
     examples = _decoded(source, _raw(source.builder, split, located=located), keys)
-    iterator = examples.prefetch(64).as_numpy_iterator()
+    iterator = examples.prefetch(DECODED_AHEAD).as_numpy_iterator()
     hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
     for i in tqdm.trange(source.count, desc=f"decoding {split}", unit=" images", disable=hidden, leave=False):
         try:

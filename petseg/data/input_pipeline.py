@@ -5,7 +5,8 @@ The input has no state of its own. Which examples make the batch of a step is a 
 same however many replicas share it.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -162,6 +163,21 @@ def distributed_evaluation_batches(
         return _in_order(tf.data.Dataset.range(count * local).map(batch, PARALLEL_BATCHES))
 
     return strategy.distribute_datasets_from_function(dataset_of_host), count
+
+
+@contextlib.contextmanager
+def naming_lost_files(*splits: Examples) -> Iterator[None]:
+    """Turns TensorFlow's report of a file that cannot be read into one that says which.
+
+    Raises:
+      DataError: if the block failed because files of the examples were changed or removed.
+    """
+    try:
+        yield
+    except tf.errors.OpError:
+        for examples in splits:
+            examples.check()
+        raise
 
 
 def _gather(examples: Examples) -> Gather:
