@@ -94,17 +94,17 @@ def test_two_workers_behind_one_address_are_found_out(data_dir, cache_dir):
     dispatcher = service.DispatchServer()
     address = dispatcher.target.removeprefix("grpc://")
     workers = [service.WorkerServer(service.WorkerConfig(dispatcher_address=address)) for _ in range(2)]
-    with pytest.raises(ClusterError, match=r"out of order; takes one worker behind each address; go on"):
-        with service_client.watched([address], "go on"):
-            training_batches(disk, last_step=50, addresses=[address])
+    named = pytest.raises(ClusterError, match=r"out of order; takes one worker behind each address; go on")
+    with named, service_client.watched([address], "go on"):
+        training_batches(disk, last_step=50, addresses=[address])
     assert len(workers) == 2
 
 
 def test_a_service_that_was_started_anew_is_named(addresses):
     error = tf.errors.NotFoundError(None, None, "Unknown iteration client id; perhaps a dispatcher restart")
-    with pytest.raises(ClusterError, match=rf"grpc://{addresses[0]} was started anew.*; go on"):
-        with service_client.watched(addresses[:1], "go on"):
-            raise error
+    named = pytest.raises(ClusterError, match=rf"grpc://{addresses[0]} was started anew.*; go on")
+    with named, service_client.watched(addresses[:1], "go on"):
+        raise error
 
 
 def test_where_nobody_answers_the_run_ends_in_time_and_touches_nothing(tiny_config, tmp_path):
