@@ -49,10 +49,14 @@ def build_unet(
     images = keras.Input([image_size, image_size, 3], name="image")
     x = keras.layers.Rescaling(scale, offset, dtype="float32", name="scaling")(images)
     *skips, x = InferenceMode(encoder, trainable=train_encoder, name="encoder")(x)
+    trained_channels = None  # no gradient is wanted of what comes from a frozen encoder
     for filters, skip in zip(DECODER_FILTERS, reversed(skips), strict=True):
-        x = _upsample(x, filters, momentum=batch_norm_momentum, synchronized=sync_batch_norm)
+        x = _upsample(x, filters, trained_channels, momentum=batch_norm_momentum, synchronized=sync_batch_norm)
         x = keras.layers.Concatenate(name=f"skip_{filters}")([x, skip])
-    logits = keras.layers.Conv2DTranspose(num_classes, 3, strides=2, padding="same", dtype="float32", name="logits")(x)
+        trained_channels = None if train_encoder else filters
+    logits = Conv2DTranspose(
+        num_classes, 3, trained_channels, strides=2, padding="same", dtype="float32", name="logits"
+    )(x)
     return keras.Model(images, logits, name="unet")
 
 
@@ -80,12 +84,64 @@ class InferenceMode(keras.layers.Layer):
         return cls(keras.saving.deserialize_keras_object(config.pop("model")), **config)
 
 
-def _upsample(x: keras.KerasTensor, filters: int, **batch_norm: Any) -> keras.KerasTensor:
+@keras.saving.register_keras_serializable("petseg")
+class Conv2DTranspose(keras.layers.Conv2DTranspose):
+    """Keras's, but it can leave out the gradient of some of its input.
+
+    The skip connections of a frozen encoder are concatenated to what the decoder has made. Their gradients lead
+    nowhere, and cost a tenth of a training step.
+
+    Args:
+      filters: as in Keras.
+      kernel_size: likewise.
+      trained_channels: the input's first channels, whose gradient is computed, while that of the rest is 0; None for
+        all.
+      **kwargs: likewise.
+    """
+
+    def __init__(self, filters: int, kernel_size: Any, trained_channels: int | None = None, **kwargs: Any):
+        super().__init__(filters, kernel_size, **kwargs)
+        self.trained_channels = trained_channels
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        if self.trained_channels is None or not training:
+            return super().call(inputs)
+        outputs = self._convolve(inputs, tf.convert_to_tensor(self.kernel))
+        return tf.nn.bias_add(outputs, tf.convert_to_tensor(self.bias)) if self.use_bias else outputs
+
+    def _convolve(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        strides, padding = list(self.strides), self.padding.upper()
+
+        @tf.custom_gradient
+        def convolve(inputs: tf.Tensor, kernel: tf.Tensor) -> Any:
+            def gradients(of_outputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                of_inputs = tf.nn.conv2d(of_outputs, kernel[..., : self.trained_channels], strides, padding)
+                rest = inputs.shape[-1] - self.trained_channels
+                of_kernel = tf.raw_ops.Conv2DBackpropFilter(
+                    input=of_outputs,
+                    filter_sizes=tf.shape(kernel),
+                    out_backprop=inputs,
+                    strides=[1, *strides, 1],
+                    padding=padding,
+                )
+                return tf.pad(of_inputs, [[0, 0], [0, 0], [0, 0], [0, rest]]), of_kernel
+
+            outputs = keras.ops.conv_transpose(inputs, kernel, strides=strides, padding=self.padding)
+            return outputs, gradients
+
+        return convolve(inputs, kernel)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "trained_channels": self.trained_channels}
+
+
+def _upsample(x: keras.KerasTensor, filters: int, trained_channels: int | None, **batch_norm: Any) -> keras.KerasTensor:
     """pix2pix's decoder block (Isola et al. 2017), without its dropout: twice the size, `filters` channels."""
     initializer = keras.initializers.RandomNormal(0.0, 0.02)
-    x = keras.layers.Conv2DTranspose(
+    x = Conv2DTranspose(
         filters,
         3,
+        trained_channels,
         strides=2,
         padding="same",
         use_bias=False,

@@ -38,6 +38,38 @@ def test_an_encoder_that_is_trained_adds_its_weights_but_not_its_statistics():
     assert trainable(model) == 6_504_227 - statistics
 
 
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_a_convolution_that_leaves_a_gradient_out_is_otherwise_keras_own(precision, use_bias):
+    options = {"strides": 2, "padding": "same", "use_bias": use_bias, "dtype": precision}
+    theirs, ours = keras.layers.Conv2DTranspose(7, 3, **options), unet.Conv2DTranspose(7, 3, 4, **options)
+    x = tf.random.stateless_normal([2, 6, 6, 9], seed=[0, 0])
+    for layer in (theirs, ours):
+        layer.build(x.shape)
+    ours.set_weights(theirs.get_weights())
+    outputs, of_x, of_weights = [], [], []
+    for call, layer in ((theirs, theirs), (lambda x: ours(x, training=True), ours)):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            outputs.append(call(x))
+            loss = tf.reduce_sum(tf.sin(tf.cast(outputs[-1], tf.float32)))
+        gradients = tape.gradient(loss, [x, *(weight.value for weight in layer.trainable_weights)])
+        of_x.append(gradients[0])
+        of_weights.append(gradients[1:])
+    np.testing.assert_array_equal(*outputs)
+    for theirs_, ours_ in zip(*of_weights, strict=True):
+        np.testing.assert_array_equal(theirs_, ours_)
+    np.testing.assert_allclose(of_x[0][..., :4], of_x[1][..., :4], rtol=1e-5, atol=1e-5)
+    assert np.all(of_x[1][..., 4:] == 0)
+
+
+def test_only_a_frozen_encoder_gets_no_gradients():
+    for train_encoder, channels in ((True, [None] * 5), (False, [None, 512, 256, 128, 64])):
+        layers = [layer for layer in build(train_encoder=train_encoder).layers if "upsample" in layer.name]
+        layers.append(build(train_encoder=train_encoder).get_layer("logits"))
+        assert [layer.trained_channels for layer in layers] == channels
+
+
 def test_logits_are_float32_at_the_size_of_the_image():
     model = build(size=64)
     logits = model(images(2, 64))

@@ -6,6 +6,7 @@ as class ids, one less.
 
 import dataclasses
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from petseg.errors import DataError
 
 Gather = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 DECODED_AHEAD = 16
+TENSOR_ALIGNMENT = 64  # bytes
 logger = logging.getLogger(__name__)
 
 
@@ -96,13 +98,21 @@ def load(
 def _in_memory(source: _Source) -> Examples:
     size = source.count * source.image_size**2 * 4 / 2**20
     logger.info("%s: %d examples at %d px take %.0f MiB of memory", source.split, source.count, source.image_size, size)
-    images, masks = np.empty(source.shape(3), np.uint8), np.empty(source.shape(1), np.uint8)
+    images, masks = _empty(source.shape(3)), _empty(source.shape(1))
 
     def keep(i: int, example: dict[str, Any]) -> None:
         images[i], masks[i] = example["image"], example["mask"]
 
     names, groups = _decode_all(source, keep)
     return Examples(images, masks, names, groups)
+
+
+def _empty(shape: tuple[int, ...]) -> np.ndarray:
+    """uint8, where a tensor may lie, so that one can share its memory."""
+    size = math.prod(shape)
+    buffer = np.empty(size + TENSOR_ALIGNMENT, np.uint8)
+    first = -buffer.ctypes.data % TENSOR_ALIGNMENT
+    return buffer[first : first + size].reshape(shape)
 
 
 def _on_disk(source: _Source, cache_dir: str) -> Examples:

@@ -9,10 +9,11 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from petseg.data import service_client
-from petseg.data.datasets import Examples, Gather
+from petseg.data.datasets import TENSOR_ALIGNMENT, Examples, Gather
 from petseg.errors import ConfigError, DataError
 
 Batch = dict[str, tf.Tensor]
@@ -184,14 +185,22 @@ def _gather(examples: Examples) -> Gather:
     """Positions -> images and masks, as a graph."""
     if examples.gather is not None:
         return examples.gather
-    with tf.device("cpu:0"):
-        images, masks = tf.convert_to_tensor(examples.images), tf.convert_to_tensor(examples.masks)
+    images, masks = _without_copy(examples.images), _without_copy(examples.masks)
     return lambda ids: (tf.gather(images, ids), tf.gather(masks, ids))
+
+
+def _without_copy(array: np.ndarray) -> tf.Tensor:
+    """A tensor on the host that shares the memory of an array, where TensorFlow can compute with it as it lies."""
+    if array.flags.c_contiguous and array.flags.writeable and array.ctypes.data % TENSOR_ALIGNMENT == 0:
+        return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+    with tf.device("cpu:0"):
+        return tf.convert_to_tensor(array)
 
 
 def _in_order(dataset: tf.data.Dataset) -> tf.data.Dataset:
     options = tf.data.Options()
     options.deterministic = True
     options.autotune.enabled = False  # its thread sleeps for up to a minute, and the program's end waits for it
+    options.experimental_optimization.apply_default_optimizations = False  # rewriting would copy all examples
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.prefetch(PREFETCHED_BATCHES).with_options(options)
