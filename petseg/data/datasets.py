@@ -216,6 +216,16 @@ def native_masks(dataset: str, split: str, data_dir: str = "") -> Iterator[np.nd
         yield example.numpy()
 
 
+def as_tfds_gives_it(dataset: str, split: str, data_dir: str = "") -> tuple[tf.data.Dataset, int]:
+    """A split as other programs get it, decoded at the pictures' own sizes, and the number of its examples.
+
+    Raises:
+      DataError: as `load`.
+    """
+    builder = _prepared_builder(dataset, data_dir)
+    return builder.as_dataset(split=split, shuffle_files=False), num_examples(builder, split)
+
+
 def size(dataset: str, split: str, data_dir: str = "") -> int:
     """The number of examples of a split.
 

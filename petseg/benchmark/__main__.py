@@ -1,0 +1,292 @@
+"""Measures a recipe's speed: python -m petseg.benchmark [--rounds=N] [any flag of train.py].
+
+Contestants are processes of their own, which take turns, so that a noisy machine is noisy for all. What counts are the
+ratios of turns in the same round.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import multiprocessing
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from petseg import command_line
+from petseg.benchmark import contestants
+from petseg.config import Config
+from petseg.errors import ConfigError, PetsegError
+from petseg.options import Group, option
+
+FOR_EVER = 10**9
+GROUPS = ("training", "variants", "input", "evaluation", "limit", "programs")
+logger = logging.getLogger("petseg.benchmark")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureConfig(Group):
+    """What is measured, and for how long."""
+
+    measure: str = option(",".join(GROUPS), "what to measure, separated by commas", required=True)
+    rounds: int = option(3, "turns of each contestant", unit="turns", minimum=1)
+    steps: int = option(20, "training steps in a turn", unit="steps", minimum=1)
+    variant_steps: int = option(2, "training steps in a turn of --measure=variants, some of which are slow", minimum=1)
+    output: str = option("", "file for all numbers, as JSON; empty: none")
+
+    def groups(self) -> tuple[str, ...]:
+        """The groups to measure, in their usual order."""
+        asked = [name.strip() for name in self.measure.split(",")]
+        unknown = [name for name in asked if name not in GROUPS]
+        if unknown:
+            raise ConfigError(f"--measure={self.measure}: no {unknown[0]!r}; takes some of {', '.join(GROUPS)}")
+        return tuple(name for name in GROUPS if name in asked)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.groups()
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkConfig(Config):
+    """A training run, and how to measure it."""
+
+    measure: MeasureConfig = MeasureConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A contestant under a name: what it does, with which config, in turns of how many steps."""
+
+    title: str
+    contestant: str
+    config: Config
+    steps: int
+
+
+def main(config: BenchmarkConfig) -> dict[str, Any]:
+    """Measures what is asked for, prints tables as it goes, and returns all numbers."""
+    measure = config.measure
+    results: dict[str, Any] = {"command": " ".join(sys.argv), "groups": {}}
+    with tempfile.TemporaryDirectory(prefix="petseg-benchmark-") as scratch:
+        for group in measure.groups():
+            if group == "programs":
+                rows = _programs(config, Path(scratch))
+            else:
+                rows = _race(_entries(group, config, Path(scratch)), measure.rounds)
+            results["groups"][group] = rows
+            print(f"\n{group}\n{TABLES.get(group, _table_of_speeds)(rows)}", flush=True)
+            if measure.output:
+                Path(measure.output).write_text(json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def _entries(group: str, config: BenchmarkConfig, scratch: Path) -> list[Entry]:
+    """Who takes turns with whom; the first is what the others are compared with."""
+    plain, steps, few = _training_config(config, scratch), config.measure.steps, config.measure.variant_steps
+    if group == "training":
+        return [
+            Entry("whole loop", "whole_loop", plain, steps),
+            Entry("bare compiled step", "bare_step", plain, steps),
+            Entry("model.fit", "keras_fit", plain, steps),
+            Entry("model.fit, jit_compile=False", "keras_fit_without_xla", plain, steps),
+        ]
+    if group == "variants":
+        return [Entry("bare compiled step", "bare_step", plain, few), *_variants(plain, few)]
+    if group == "input":
+        return [
+            Entry("petseg's input", "our_input", plain, 10 * steps),
+            Entry("the tutorial's input", "tutorials_input", plain, 10 * steps),
+        ]
+    if group == "evaluation":
+        return [
+            Entry("evaluation of the split", "evaluation", plain, 1),
+            Entry("bare forward pass", "forward_pass", plain, 1),
+        ]
+    return [
+        Entry("bare compiled step", "counted_step", plain, few),
+        Entry("product of matrices", "matrix_product", plain, 4),
+        Entry("copy in memory", "copy", plain, 4),
+    ]
+
+
+def _training_config(config: BenchmarkConfig, scratch: Path) -> Config:
+    """The run to measure: it never ends and never evaluates; what else it does at intervals stays as it is."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}
+    values["schedule"] = dataclasses.replace(config.schedule, epochs=0, train_steps=FOR_EVER, eval_every=FOR_EVER)
+    values["runtime"] = dataclasses.replace(config.runtime, workdir=str(scratch / "run"), quiet=True)
+    return Config(**values)
+
+
+def _variants(plain: Config, steps: int) -> Iterator[Entry]:
+    def entry(title: str, **groups: Mapping[str, Any]) -> Entry:
+        changed = {name: dataclasses.replace(getattr(plain, name), **values) for name, values in groups.items()}
+        return Entry(title, "bare_step", dataclasses.replace(plain, **changed), steps)
+
+    yield entry("--jit_compile", compute={"jit_compile": True}, model={"sync_batch_norm": False})
+    for precision in ("mixed_float16", "mixed_bfloat16"):
+        yield entry(f"--precision={precision}", compute={"precision": precision})
+    yield entry("--steps_per_loop=1", schedule={"steps_per_loop": 1})
+    yield entry("--micro_batches=2", compute={"micro_batches": 2})
+    devices, size = _number_of_gpus(), plain.data.batch_size
+    if devices < 2:
+        yield entry("--virtual_devices=2", distribution={"virtual_devices": 2})
+    for number in range(2, devices + 1):
+        of_them = {"num_devices": number}
+        yield entry(f"--num_devices={number}, the same batch", distribution=of_them)
+        yield entry(
+            f"--num_devices={number}, batch x {number}", distribution=of_them, data={"batch_size": size * number}
+        )
+
+
+def _number_of_gpus() -> int:
+    """Asked in another process, for this one must not take their memory."""
+    code = "import tensorflow as tf; print(len(tf.config.list_physical_devices('GPU')))"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return int(answer.stdout)
+
+
+def _race(entries: Sequence[Entry], rounds: int) -> list[dict[str, Any]]:
+    """Lets contestants prepare themselves, one after the other, and then take turns."""
+    turns: list[list[dict[str, Any]]] = [[] for _ in entries]
+    with contextlib.ExitStack() as stack:
+        started = [stack.enter_context(_process(entry)) for entry in entries]
+        facts = [_answer(entry, connection) for entry, connection in zip(entries, started, strict=True)]
+        for number in range(rounds):
+            for entry, connection, taken in zip(entries, started, turns, strict=True):
+                logger.info("round %d of %d: %s", number + 1, rounds, entry.title)
+                connection.send(entry.steps)
+                taken.append(_answer(entry, connection))
+    rows = []
+    for entry, fact, taken in zip(entries, facts, turns, strict=True):
+        speeds = [turn["images"] / turn["seconds"] for turn in taken]
+        pairs = [turn["images"] / turn["seconds"] for turn in turns[0]]
+        rows.append(
+            {
+                "title": entry.title,
+                "images_per_second": speeds,
+                "first_over_this": [first / this for first, this in zip(pairs, speeds, strict=True)],
+                "memory": max(turn["memory/host"] for turn in taken),
+                **{key: value for key, value in taken[-1].items() if key == "memory/device"},
+                **fact,
+            }
+        )
+    return rows
+
+
+@contextlib.contextmanager
+def _process(entry: Entry) -> Iterator[Connection]:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    logger.info("preparing: %s", entry.title)
+    process = context.Process(target=contestants.serve, args=(theirs, entry.contestant, entry.config), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield ours
+    finally:
+        process.kill()
+        process.join()
+
+
+def _answer(entry: Entry, connection: Connection) -> dict[str, Any]:
+    try:
+        answer = connection.recv()
+    except EOFError:
+        raise PetsegError(f"{entry.title}: its process ended") from None
+    if "failed" in answer:
+        raise PetsegError(f"{entry.title}: {answer['failed']}")
+    return answer
+
+
+def _programs(config: BenchmarkConfig, scratch: Path) -> list[dict[str, Any]]:
+    """How long a user waits: for an answer to --help, and for the first step of a run."""
+    rows = []
+    for title, arguments, until in (
+        ("train.py --help", ["--help"], ""),
+        ("train.py until the first step is done", _first_step_flags(config, scratch), "step 1/"),
+    ):
+        seconds = []
+        for number in range(config.measure.rounds):
+            logger.info("round %d of %d: %s", number + 1, config.measure.rounds, title)
+            began = time.perf_counter()
+            process = subprocess.Popen(
+                [sys.executable, "train.py", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+            lines = []
+            for line in process.stdout or ():
+                lines.append(line)
+                if until and until in line:
+                    seconds.append(time.perf_counter() - began)
+                    break
+            process.kill() if until else process.wait()
+            process.wait()
+            if not until:
+                seconds.append(time.perf_counter() - began)
+            if len(seconds) <= number or process.returncode > 0:
+                raise PetsegError(f"{title}: {lines[-1].strip() if lines else 'said nothing'}")
+        rows.append({"title": title, "seconds": seconds})
+    return rows
+
+
+def _first_step_flags(config: BenchmarkConfig, scratch: Path) -> list[str]:
+    flags = [f"--workdir={scratch / 'first'}", "--train_steps=1000", "--log_every=1", "--summary_every=1"]
+    own = {field.name for field in dataclasses.fields(MeasureConfig)}
+    given = [argument for argument in sys.argv[1:] if argument.lstrip("-").split("=")[0] not in own]
+    return [*given, *flags]
+
+
+def _table_of_speeds(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Medians with their spread; ratios of turns in the same round, and of all turns together."""
+    lines = [
+        f"| | images/s | {rows[0]['title']} / this | in all | memory, MiB | ready after, s |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        ratio = statistics.harmonic_mean(rows[0]["images_per_second"]) / statistics.harmonic_mean(
+            row["images_per_second"]
+        )
+        lines.append(
+            f"| {row['title']} | {_spread(row['images_per_second'], 1)} | {_spread(row['first_over_this'], 2)} "
+            f"| {ratio:.2f} | {row['memory']:.0f} | {row['ready_after']:.0f} |"
+        )
+    if "data_memory" in rows[0]:
+        lines += ["", *(f"{row['title']} holds {row['data_memory']:.0f} MiB of data" for row in rows)]
+    return "\n".join(lines)
+
+
+def _table_of_limit(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What a step must compute and move, beside what the machine computes and moves."""
+    step, product, copy = (statistics.median(row["images_per_second"]) for row in rows)
+    flops, moved = rows[0]["flops_per_image"], rows[0]["bytes_per_image"]
+    lines = [
+        "| | an image takes | the step's rate | the machine's | share |",
+        "| --- | --- | --- | --- | --- |",
+        f"| floating-point operations | {flops / 1e9:.2f} G | {flops * step / 1e9:.1f} G/s | {product / 1e9:.1f} G/s "
+        f"(product of matrices) | {flops * step / product:.2f} |",
+        f"| bytes, if nothing is fused | {moved / 1e9:.2f} G | {moved * step / 1e9:.1f} G/s | {copy / 1e9:.1f} G/s "
+        f"(copy in memory) | {moved * step / copy:.2f} |",
+    ]
+    return "\n".join(lines)
+
+
+def _table_of_programs(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = ["| | seconds |", "| --- | --- |"]
+    return "\n".join([*lines, *(f"| {row['title']} | {_spread(row['seconds'], 1)} |" for row in rows)])
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    low, high = min(values), max(values)
+    return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+TABLES = {"limit": _table_of_limit, "programs": _table_of_programs}
+
+if __name__ == "__main__":
+    command_line.run(main, BenchmarkConfig, __doc__)

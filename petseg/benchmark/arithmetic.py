@@ -1,0 +1,77 @@
+"""What a training step must compute and move, counted from its graph."""
+
+import math
+from collections.abc import Iterable
+
+import keras
+import tensorflow as tf
+
+# Operations that multiply and add, and which of their inputs is the filter, or its shape, and which the images that are
+# as large as the convolution's output.
+CONVOLUTIONS = {
+    "Conv2D": (1, None),
+    "DepthwiseConv2dNative": (1, None),
+    "Conv2DBackpropInput": (1, 2),
+    "Conv2DBackpropFilter": (1, 2),
+    "DepthwiseConv2dNativeBackpropInput": (1, 2),
+    "DepthwiseConv2dNativeBackpropFilter": (1, 2),
+}
+
+
+def of_training_step(model: keras.Model, batch_size: int) -> tuple[float, float]:
+    """Floating-point operations and bytes of a step's forward and backward pass, per image.
+
+    Operations are those of convolutions and matrix products, two for a multiplication with its addition. Bytes are those
+    of all tensors that go in and out of operations, as if no two were fused and nothing stayed in a cache.
+
+    Args:
+      model: float32 images -> float32 logits.
+      batch_size: of the graph that is looked at.
+    """
+
+    @tf.function
+    def gradients(images: tf.Tensor) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(images, training=True))
+        return tape.gradient(loss, [weight.value for weight in model.trainable_variables])
+
+    spec = tf.TensorSpec([batch_size, *model.input_shape[1:]], tf.float32)
+    operations = list(_reached(gradients.get_concrete_function(spec).graph))
+    return sum(map(_flops, operations)) / batch_size, sum(map(_bytes, operations)) / batch_size
+
+
+def _reached(graph: tf.Graph) -> Iterable[tf.Operation]:
+    """The operations that the outputs of a graph depend on; the others are never run."""
+    seen: set[str] = set()
+    waiting = [output.op for output in graph.outputs]
+    while waiting:
+        operation = waiting.pop()
+        if operation.name not in seen:
+            seen.add(operation.name)
+            waiting += [tensor.op for tensor in operation.inputs]
+            yield operation
+
+
+def _flops(operation: tf.Operation) -> float:
+    if operation.type == "MatMul":
+        inner = operation.inputs[0].shape[0 if operation.get_attr("transpose_a") else 1]
+        return 2.0 * inner * math.prod(operation.outputs[0].shape)
+    if operation.type not in CONVOLUTIONS:
+        return 0.0
+    filter_input, output_input = CONVOLUTIONS[operation.type]
+    output = operation.outputs[0] if output_input is None else operation.inputs[output_input]
+    if operation.type.endswith("BackpropFilter"):
+        weights = math.prod(operation.outputs[0].shape)
+    else:
+        weights = math.prod(operation.inputs[filter_input].shape)
+    return 2.0 * weights * math.prod(output.shape[:3])
+
+
+def _bytes(operation: tf.Operation) -> float:
+    if operation.type in ("Const", "Identity", "ReadVariableOp", "Placeholder", "Reshape"):
+        return 0.0
+    return sum(
+        math.prod(tensor.shape) * tensor.dtype.size
+        for tensor in [*operation.inputs, *operation.outputs]
+        if tensor.shape.is_fully_defined() and tensor.dtype.is_floating
+    )

@@ -1,0 +1,377 @@
+"""What is measured: each contestant in a process of its own, which prepares itself and then works when it is its turn.
+
+A contestant is a generator. What it yields first says that it is ready; it is then sent how many steps to make, and
+yields what they took.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Generator
+from multiprocessing.connection import Connection
+from typing import Any
+
+from petseg import host_allocator, telemetry
+from petseg.config import Config
+
+WARM_UP = 2  # steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """What a turn took.
+
+    Attributes:
+      seconds: by the wall clock.
+      images: how many went through.
+    """
+
+    seconds: float
+    images: int
+
+
+Contestant = Generator[Any, int, None]
+
+
+def serve(connection: Connection, name: str, config: Config) -> None:
+    """Runs a contestant for another process: what it says when it is ready, then a turn for each number received."""
+    try:
+        contestant = CONTESTANTS[name](config)
+        began = time.perf_counter()
+        facts = next(contestant)
+        connection.send({**facts, "ready_after": time.perf_counter() - began})
+        while steps := connection.recv():
+            turn = contestant.send(steps)
+            connection.send({**dataclasses.asdict(turn), **telemetry.memory()})
+    except (EOFError, KeyboardInterrupt):
+        pass
+    except Exception as error:
+        connection.send({"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"})
+
+
+def timed(images: int, work: Callable[[int], Any]) -> Contestant:
+    """A contestant that does `work(steps)` at each turn, `images` for each step, and has warmed up."""
+    work(WARM_UP)
+    steps = yield {}
+    while True:
+        began = time.perf_counter()
+        work(steps)
+        steps = yield Turn(time.perf_counter() - began, images * steps)
+
+
+def bare_step(config: Config) -> Contestant:
+    """The compiled loop on one batch that is there: no input, no summaries, no checkpoints."""
+    import tensorflow as tf
+
+    from petseg import building
+    from petseg.trainer import Requests
+
+    strategy = building.set_up_runtime(config, config.distribution).strategy
+    size, side = config.data.batch_size, config.data.image_size
+    with strategy.scope():
+        model = _model(config)
+        trainer = building.build_trainer(config, strategy, model, None, 10**6, Requests())
+    per_replica = size // strategy.num_replicas_in_sync
+    generator = tf.random.Generator.from_seed(0)
+    batch = {
+        "image": tf.cast(generator.uniform([per_replica, side, side, 3], 0, 256, tf.int32), tf.uint8),
+        "mask": tf.cast(generator.uniform([per_replica, side, side, 1], 0, 3, tf.int32), tf.uint8),
+        "example_id": tf.range(per_replica, dtype=tf.int64),
+        "position": tf.range(per_replica, dtype=tf.int64),
+    }
+    batches = iter(
+        strategy.distribute_datasets_from_function(lambda _: tf.data.Dataset.from_tensors(batch).cache().repeat())
+    )
+
+    def work(steps: int) -> None:
+        while steps:
+            steps -= len(trainer.run(batches, min(steps, config.schedule.steps_per_loop)))
+
+    yield from timed(size, work)
+
+
+def counted_step(config: Config) -> Contestant:
+    """The same, and what it must compute and move."""
+    from petseg.benchmark import arithmetic
+
+    contestant = bare_step(config)
+    next(contestant)
+    flops, moved = arithmetic.of_training_step(_model(config), config.data.batch_size)
+    steps = yield {"flops_per_image": flops, "bytes_per_image": moved}
+    while True:
+        steps = yield contestant.send(steps)
+
+
+def whole_loop(config: Config) -> Contestant:
+    """`train.py`, from input to checkpoints, paused between turns; evaluation is measured by itself."""
+    from petseg import building
+    from petseg.experiment import Experiment
+    from petseg.signals import StopSignals
+    from petseg.work_directory import WorkDirectory
+
+    workdir = WorkDirectory.for_training(config.runtime.workdir, config.data.dataset)
+    placement = building.set_up_runtime(config, config.distribution)
+    experiment = Experiment(config, workdir, placement, StopSignals())
+    yield from _paused(experiment, config.data.batch_size)
+
+
+def _paused(experiment: Any, batch_size: int) -> Contestant:
+    """Lets an experiment run in a thread, and holds it before each call of the compiled loop that is beyond its turn."""
+    import queue
+    import threading
+
+    asked: queue.Queue[int] = queue.Queue()
+    told: queue.Queue[Any] = queue.Queue()
+    run, left, began = experiment.trainer.run, WARM_UP, 0.0
+
+    def run_in_turns(batches: Any, steps: int) -> Any:
+        nonlocal left, began
+        if steps and left <= 0:
+            told.put(time.perf_counter() - began)
+            left = asked.get()
+            began = time.perf_counter()
+        times = run(batches, steps)
+        left -= len(times)
+        return times
+
+    def go() -> None:
+        try:
+            experiment.run()
+            told.put(RuntimeError("the run is over"))
+        except Exception as error:
+            told.put(error)
+
+    experiment.trainer.run = run_in_turns
+    threading.Thread(target=go, daemon=True).start()
+    answer, done = told.get(), {}
+    while True:
+        if isinstance(answer, Exception):
+            raise answer
+        steps = yield done
+        asked.put(steps)
+        answer = told.get()
+        done = Turn(answer if isinstance(answer, float) else 0.0, steps * batch_size)
+
+
+def keras_fit(config: Config, *, jit_compile: str | bool = "auto") -> Contestant:
+    """`model.fit` of the same network on the tutorial's input pipeline, as Keras runs it."""
+    import keras
+
+    model = _model(config)
+    model.compile(
+        optimizer=keras.optimizers.Adam(config.optimizer.learning_rate),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=jit_compile,
+    )
+    batches, _ = _tutorials_input(config)
+    yield from timed(
+        config.data.batch_size, lambda steps: model.fit(batches, epochs=1, steps_per_epoch=steps, verbose=0)
+    )
+
+
+def keras_fit_without_xla(config: Config) -> Contestant:
+    """The same with `jit_compile=False`."""
+    yield from keras_fit(config, jit_compile=False)
+
+
+def our_input(config: Config) -> Contestant:
+    """Batches as training gets them."""
+    import tensorflow as tf
+
+    from petseg.data import datasets, input_pipeline
+
+    data = config.data
+    tf.constant(0)
+    before = telemetry.memory()["memory/host"]
+    examples = datasets.load(
+        data.dataset, data.train_split, data.image_size, data.data_dir, cache=data.cache, cache_dir=data.cache_dir
+    )
+    batches = iter(
+        input_pipeline.distributed_training_batches(
+            tf.distribute.OneDeviceStrategy("/cpu:0"),
+            examples,
+            batch_size=data.batch_size,
+            seed=config.runtime.seed,
+            first_step=0,
+            last_step=10**9,
+        )
+    )
+    yield from _input(batches, before, len(examples), data.batch_size)
+
+
+def tutorials_input(config: Config) -> Contestant:
+    """Batches as the tutorial makes them."""
+    import tensorflow as tf
+
+    tf.constant(0)
+    before = telemetry.memory()["memory/host"]
+    batches, count = _tutorials_input(config)
+    yield from _input(iter(batches), before, count, config.data.batch_size)
+
+
+def _input(batches: Any, before: float, examples: int, batch_size: int) -> Contestant:
+    for _ in range(2 * examples // batch_size):  # until what is cached is cached
+        next(batches)
+    steps = yield {"data_memory": telemetry.memory()["memory/host"] - before}
+    while True:
+        began = time.perf_counter()
+        for _ in range(steps):
+            next(batches)
+        steps = yield Turn(time.perf_counter() - began, steps * batch_size)
+
+
+def forward_pass(config: Config) -> Contestant:
+    """The compiled network alone, over as many images as the evaluation split has."""
+    import tensorflow as tf
+
+    from petseg import building, inference
+
+    building.set_up_runtime(config, config.distribution)
+    model, count = _model(config), _size_of_evaluation(config)
+    images = tf.zeros([config.data.batch_size, *model.input_shape[1:]], tf.uint8)
+
+    @tf.function
+    def forward(batches: tf.Tensor) -> tf.Tensor:
+        total = tf.constant(0.0)
+        for _ in tf.range(batches):
+            total += tf.reduce_sum(inference.logits(model, images))
+        return total
+
+    whole, rest = divmod(count, config.data.batch_size)
+
+    @tf.function
+    def last() -> tf.Tensor:
+        return tf.reduce_sum(inference.logits(model, images[:rest]))
+
+    def work(_: int) -> None:
+        forward(tf.constant(whole)).numpy()
+        if rest:
+            last().numpy()
+
+    work(1)
+    yield {}
+    while True:
+        began = time.perf_counter()
+        work(1)
+        yield Turn(time.perf_counter() - began, count)
+
+
+def evaluation(config: Config) -> Contestant:
+    """A pass of the evaluator over the evaluation split."""
+    from petseg import building
+    from petseg.data import datasets
+    from petseg.trainer import Requests
+
+    data = config.data
+    strategy = building.set_up_runtime(config, config.distribution).strategy
+    examples = datasets.load(data.dataset, data.eval_split, data.image_size, data.data_dir)
+    with strategy.scope():
+        evaluator = building.build_evaluator(config, strategy, _model(config), examples, None, Requests())
+    evaluator.evaluate()
+    yield {}
+    while True:
+        began = time.perf_counter()
+        evaluator.evaluate()
+        yield Turn(time.perf_counter() - began, len(examples))
+
+
+def matrix_product(config: Config) -> Contestant:
+    """A product of large matrices; an "image" is one of its floating-point operations."""
+    import tensorflow as tf
+
+    host_allocator.keep_freed_memory()
+    rows, columns = 4096, 2048
+    left, right = tf.random.normal([rows, columns]), tf.random.normal([columns, columns])
+
+    @tf.function
+    def product() -> tf.Tensor:
+        return tf.matmul(left, right)
+
+    def work(steps: int) -> None:
+        for _ in range(steps):
+            result = product()
+        result.numpy()
+
+    yield from timed(2 * rows * columns * columns, work)
+
+
+def copy(config: Config) -> Contestant:
+    """A sum of a large array and a number; an "image" is a byte that is read or written."""
+    import tensorflow as tf
+
+    host_allocator.keep_freed_memory()
+    array = tf.random.normal([2**26])
+
+    @tf.function
+    def add_one(array: tf.Tensor) -> tf.Tensor:
+        return array + 1.0
+
+    def work(steps: int) -> None:
+        for _ in range(steps):
+            add_one(array)[0].numpy()
+
+    yield from timed(2 * 4 * 2**26, work)
+
+
+def _model(config: Config) -> Any:
+    """The network with random weights; speed does not depend on them."""
+    from petseg import building
+
+    return building.build_model(config, None)
+
+
+def _size_of_evaluation(config: Config) -> int:
+    from petseg.data import datasets
+
+    return datasets.size(config.data.dataset, config.data.eval_split, config.data.data_dir)
+
+
+def _tutorials_input(config: Config) -> tuple[Any, int]:
+    """Batches of float32 images and masks as TensorFlow's tutorial on image segmentation makes them, and its examples.
+
+    Resized, cached as floats, shuffled by a buffer, flipped by two layers. Pixels keep their range of [0, 255], for the
+    network scales them itself.
+    """
+    import keras
+    import tensorflow as tf
+
+    from petseg.data import datasets
+
+    data = config.data
+    raw, count = datasets.as_tfds_gives_it(data.dataset, data.train_split, data.data_dir)
+    size = [data.image_size] * 2
+    flip_images = keras.layers.RandomFlip("horizontal", seed=42)
+    flip_masks = keras.layers.RandomFlip("horizontal", seed=42)
+
+    def load(example: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        image = tf.cast(tf.image.resize(example["image"], size), tf.float32)
+        return image, tf.image.resize(example["segmentation_mask"], size, method="nearest") - 1
+
+    batches = (
+        raw.map(load, num_parallel_calls=tf.data.AUTOTUNE)
+        .cache()
+        .shuffle(1000)
+        .batch(data.batch_size)
+        .repeat()
+        .map(lambda images, masks: (flip_images(images), flip_masks(masks)))
+        .prefetch(buffer_size=tf.data.AUTOTUNE)
+    )
+    return batches, count
+
+
+CONTESTANTS: dict[str, Callable[[Config], Contestant]] = {
+    contestant.__name__: contestant
+    for contestant in (
+        bare_step,
+        counted_step,
+        whole_loop,
+        keras_fit,
+        keras_fit_without_xla,
+        our_input,
+        tutorials_input,
+        forward_pass,
+        evaluation,
+        matrix_product,
+        copy,
+    )
+}
