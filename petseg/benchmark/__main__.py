@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from petseg import command_line
-from petseg.benchmark import contestants
 from petseg.config import Config
 from petseg.errors import ConfigError, PetsegError
 from petseg.options import Group, option
@@ -111,8 +110,8 @@ def _entries(group: str, config: BenchmarkConfig, scratch: Path) -> list[Entry]:
         ]
     return [
         Entry("bare compiled step", "counted_step", plain, few),
-        Entry("product of matrices", "matrix_product", plain, 4),
-        Entry("copy in memory", "copy", plain, 4),
+        Entry("product of matrices", "matrix_product", plain, 20),
+        Entry("copy in memory", "copy", plain, 20),
     ]
 
 
@@ -156,8 +155,10 @@ def _race(entries: Sequence[Entry], rounds: int) -> list[dict[str, Any]]:
     """Lets contestants prepare themselves, one after the other, and then take turns."""
     turns: list[list[dict[str, Any]]] = [[] for _ in entries]
     with contextlib.ExitStack() as stack:
-        started = [stack.enter_context(_process(entry)) for entry in entries]
-        facts = [_answer(entry, connection) for entry, connection in zip(entries, started, strict=True)]
+        started, facts = [], []
+        for entry in entries:
+            started.append(stack.enter_context(_process(entry)))
+            facts.append(_answer(entry, started[-1]))
         for number in range(rounds):
             for entry, connection, taken in zip(entries, started, turns, strict=True):
                 logger.info("round %d of %d: %s", number + 1, rounds, entry.title)
@@ -182,6 +183,8 @@ def _race(entries: Sequence[Entry], rounds: int) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _process(entry: Entry) -> Iterator[Connection]:
+    from petseg.benchmark import contestants  # TensorFlow loads here, after the flags are checked
+
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     logger.info("preparing: %s", entry.title)

@@ -21,8 +21,8 @@ CONVOLUTIONS = {
 def of_training_step(model: keras.Model, batch_size: int) -> tuple[float, float]:
     """Floating-point operations and bytes of a step's forward and backward pass, per image.
 
-    Operations are those of convolutions and matrix products, two for a multiplication with its addition. Bytes are those
-    of all tensors that go in and out of operations, as if no two were fused and nothing stayed in a cache.
+    Operations are those of convolutions and matrix products, two for a multiplication with its addition. Bytes are
+    those of all tensors that go in and out of operations, as if no two were fused and nothing stayed in a cache.
 
     Args:
       model: float32 images -> float32 logits.

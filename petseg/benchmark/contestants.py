@@ -5,13 +5,24 @@ yields what they took.
 """
 
 import dataclasses
+import queue
+import threading
 import time
 from collections.abc import Callable, Generator
 from multiprocessing.connection import Connection
 from typing import Any
 
-from petseg import host_allocator, telemetry
+import keras
+import tensorflow as tf
+
+from petseg import building, host_allocator, inference, telemetry
+from petseg.benchmark import arithmetic
 from petseg.config import Config
+from petseg.data import datasets, input_pipeline
+from petseg.experiment import Experiment
+from petseg.signals import StopSignals
+from petseg.trainer import Requests
+from petseg.work_directory import WorkDirectory
 
 WARM_UP = 2  # steps
 
@@ -60,11 +71,6 @@ def timed(images: int, work: Callable[[int], Any]) -> Contestant:
 
 def bare_step(config: Config) -> Contestant:
     """The compiled loop on one batch that is there: no input, no summaries, no checkpoints."""
-    import tensorflow as tf
-
-    from petseg import building
-    from petseg.trainer import Requests
-
     strategy = building.set_up_runtime(config, config.distribution).strategy
     size, side = config.data.batch_size, config.data.image_size
     with strategy.scope():
@@ -91,8 +97,6 @@ def bare_step(config: Config) -> Contestant:
 
 def counted_step(config: Config) -> Contestant:
     """The same, and what it must compute and move."""
-    from petseg.benchmark import arithmetic
-
     contestant = bare_step(config)
     next(contestant)
     flops, moved = arithmetic.of_training_step(_model(config), config.data.batch_size)
@@ -103,22 +107,14 @@ def counted_step(config: Config) -> Contestant:
 
 def whole_loop(config: Config) -> Contestant:
     """`train.py`, from input to checkpoints, paused between turns; evaluation is measured by itself."""
-    from petseg import building
-    from petseg.experiment import Experiment
-    from petseg.signals import StopSignals
-    from petseg.work_directory import WorkDirectory
-
     workdir = WorkDirectory.for_training(config.runtime.workdir, config.data.dataset)
     placement = building.set_up_runtime(config, config.distribution)
     experiment = Experiment(config, workdir, placement, StopSignals())
     yield from _paused(experiment, config.data.batch_size)
 
 
-def _paused(experiment: Any, batch_size: int) -> Contestant:
-    """Lets an experiment run in a thread, and holds it before each call of the compiled loop that is beyond its turn."""
-    import queue
-    import threading
-
+def _paused(experiment: Experiment, batch_size: int) -> Contestant:
+    """Lets an experiment run in a thread, and holds it before each call of the loop that is beyond its turn."""
     asked: queue.Queue[int] = queue.Queue()
     told: queue.Queue[Any] = queue.Queue()
     run, left, began = experiment.trainer.run, WARM_UP, 0.0
@@ -140,22 +136,21 @@ def _paused(experiment: Any, batch_size: int) -> Contestant:
         except Exception as error:
             told.put(error)
 
-    experiment.trainer.run = run_in_turns
+    experiment.trainer.run = run_in_turns  # type: ignore[method-assign, assignment]
     threading.Thread(target=go, daemon=True).start()
-    answer, done = told.get(), {}
+    answer: Any = told.get()
+    done: Any = {}
     while True:
         if isinstance(answer, Exception):
             raise answer
         steps = yield done
         asked.put(steps)
         answer = told.get()
-        done = Turn(answer if isinstance(answer, float) else 0.0, steps * batch_size)
+        done = Turn(answer, steps * batch_size) if isinstance(answer, float) else None
 
 
 def keras_fit(config: Config, *, jit_compile: str | bool = "auto") -> Contestant:
     """`model.fit` of the same network on the tutorial's input pipeline, as Keras runs it."""
-    import keras
-
     model = _model(config)
     model.compile(
         optimizer=keras.optimizers.Adam(config.optimizer.learning_rate),
@@ -176,12 +171,7 @@ def keras_fit_without_xla(config: Config) -> Contestant:
 
 def our_input(config: Config) -> Contestant:
     """Batches as training gets them."""
-    import tensorflow as tf
-
-    from petseg.data import datasets, input_pipeline
-
     data = config.data
-    tf.constant(0)
     before = telemetry.memory()["memory/host"]
     examples = datasets.load(
         data.dataset, data.train_split, data.image_size, data.data_dir, cache=data.cache, cache_dir=data.cache_dir
@@ -201,9 +191,6 @@ def our_input(config: Config) -> Contestant:
 
 def tutorials_input(config: Config) -> Contestant:
     """Batches as the tutorial makes them."""
-    import tensorflow as tf
-
-    tf.constant(0)
     before = telemetry.memory()["memory/host"]
     batches, count = _tutorials_input(config)
     yield from _input(iter(batches), before, count, config.data.batch_size)
@@ -222,10 +209,6 @@ def _input(batches: Any, before: float, examples: int, batch_size: int) -> Conte
 
 def forward_pass(config: Config) -> Contestant:
     """The compiled network alone, over as many images as the evaluation split has."""
-    import tensorflow as tf
-
-    from petseg import building, inference
-
     building.set_up_runtime(config, config.distribution)
     model, count = _model(config), _size_of_evaluation(config)
     images = tf.zeros([config.data.batch_size, *model.input_shape[1:]], tf.uint8)
@@ -258,10 +241,6 @@ def forward_pass(config: Config) -> Contestant:
 
 def evaluation(config: Config) -> Contestant:
     """A pass of the evaluator over the evaluation split."""
-    from petseg import building
-    from petseg.data import datasets
-    from petseg.trainer import Requests
-
     data = config.data
     strategy = building.set_up_runtime(config, config.distribution).strategy
     examples = datasets.load(data.dataset, data.eval_split, data.image_size, data.data_dir)
@@ -277,8 +256,6 @@ def evaluation(config: Config) -> Contestant:
 
 def matrix_product(config: Config) -> Contestant:
     """A product of large matrices; an "image" is one of its floating-point operations."""
-    import tensorflow as tf
-
     host_allocator.keep_freed_memory()
     rows, columns = 4096, 2048
     left, right = tf.random.normal([rows, columns]), tf.random.normal([columns, columns])
@@ -297,10 +274,8 @@ def matrix_product(config: Config) -> Contestant:
 
 def copy(config: Config) -> Contestant:
     """A sum of a large array and a number; an "image" is a byte that is read or written."""
-    import tensorflow as tf
-
     host_allocator.keep_freed_memory()
-    array = tf.random.normal([2**26])
+    array = tf.random.normal([2**24])
 
     @tf.function
     def add_one(array: tf.Tensor) -> tf.Tensor:
@@ -308,20 +283,18 @@ def copy(config: Config) -> Contestant:
 
     def work(steps: int) -> None:
         for _ in range(steps):
-            add_one(array)[0].numpy()
+            result = add_one(array)
+        result.numpy()
 
-    yield from timed(2 * 4 * 2**26, work)
+    yield from timed(2 * 4 * 2**24, work)
 
 
-def _model(config: Config) -> Any:
+def _model(config: Config) -> keras.Model:
     """The network with random weights; speed does not depend on them."""
-    from petseg import building
-
     return building.build_model(config, None)
 
 
 def _size_of_evaluation(config: Config) -> int:
-    from petseg.data import datasets
 
     return datasets.size(config.data.dataset, config.data.eval_split, config.data.data_dir)
 
@@ -332,11 +305,6 @@ def _tutorials_input(config: Config) -> tuple[Any, int]:
     Resized, cached as floats, shuffled by a buffer, flipped by two layers. Pixels keep their range of [0, 255], for the
     network scales them itself.
     """
-    import keras
-    import tensorflow as tf
-
-    from petseg.data import datasets
-
     data = config.data
     raw, count = datasets.as_tfds_gives_it(data.dataset, data.train_split, data.data_dir)
     size = [data.image_size] * 2
