@@ -77,10 +77,9 @@ def bare_step(config: Config) -> Contestant:
         model = _model(config)
         trainer = building.build_trainer(config, strategy, model, None, 10**6, Requests())
     per_replica = size // strategy.num_replicas_in_sync
-    generator = tf.random.Generator.from_seed(0)
     batch = {
-        "image": tf.cast(generator.uniform([per_replica, side, side, 3], 0, 256, tf.int32), tf.uint8),
-        "mask": tf.cast(generator.uniform([per_replica, side, side, 1], 0, 3, tf.int32), tf.uint8),
+        "image": _random([per_replica, side, side, 3], 256),
+        "mask": _random([per_replica, side, side, 1], 3),
         "example_id": tf.range(per_replica, dtype=tf.int64),
         "position": tf.range(per_replica, dtype=tf.int64),
     }
@@ -211,7 +210,7 @@ def forward_pass(config: Config) -> Contestant:
     """The compiled network alone, over as many images as the evaluation split has."""
     building.set_up_runtime(config, config.distribution)
     model, count = _model(config), _size_of_evaluation(config)
-    images = tf.zeros([config.data.batch_size, *model.input_shape[1:]], tf.uint8)
+    images = _random([config.data.batch_size, *model.input_shape[1:]], 256)
 
     @tf.function
     def forward(batches: tf.Tensor) -> tf.Tensor:
@@ -292,6 +291,10 @@ def copy(config: Config) -> Contestant:
 def _model(config: Config) -> keras.Model:
     """The network with random weights; speed does not depend on them."""
     return building.build_model(config, None)
+
+
+def _random(shape: list[int], below: int) -> tf.Tensor:
+    return tf.cast(tf.random.stateless_uniform(shape, [0, 0], 0, below, tf.int32), tf.uint8)
 
 
 def _size_of_evaluation(config: Config) -> int:
