@@ -1,0 +1,86 @@
+"""The benchmark: what it counts, that contestants do what they claim, and that it runs as a program."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import pytest
+from conftest import ROOT, changed, own_lines, tiny_flags
+
+from petseg.benchmark import arithmetic, contestants
+
+
+def convolutions(frozen):
+    inputs = keras.Input([8, 8, 3])
+    x = keras.layers.Conv2D(5, 3, padding="same", use_bias=False, trainable=not frozen)(inputs)
+    return keras.Model(inputs, keras.layers.Conv2DTranspose(2, 3, strides=2, padding="same", use_bias=False)(x))
+
+
+def test_operations_are_those_that_the_gradients_need():
+    first, second = 2 * 8 * 8 * 9 * 3 * 5, 2 * 8 * 8 * 9 * 5 * 2
+    forward = first + second
+    frozen, _ = arithmetic.of_training_step(convolutions(frozen=True), 4)
+    trained, _ = arithmetic.of_training_step(convolutions(frozen=False), 4)
+    # What the loss of a sum needs: no pass forward through the last layer.
+    assert frozen == forward
+    assert trained == forward + second + first
+
+
+def test_bytes_are_counted_for_what_is_read_and_written():
+    _, moved = arithmetic.of_training_step(convolutions(frozen=True), 4)
+    assert moved >= 4 * (8 * 8 * 3 + 8 * 8 * 5)
+
+
+def test_the_whole_loop_stops_between_its_turns(tiny_config):
+    config = changed(tiny_config, "schedule", train_steps=1000, eval_every=10**9, summary_every=2, steps_per_loop=2)
+    config = changed(config, "runtime", quiet=True)
+    contestant = contestants.whole_loop(config)
+    next(contestant)
+    turn = contestant.send(4)
+    assert turn.images == 4 * config.data.batch_size
+    assert turn.seconds > 0
+    steps = (tiny_config.runtime.workdir + "/metrics.csv",)
+    with open(*steps) as file:
+        assert max(int(line.split(",")[0]) for line in file.readlines()[1:]) <= contestants.WARM_UP + 4
+
+
+@pytest.mark.parametrize("name", ["our_input", "tutorials_input", "evaluation", "forward_pass"])
+def test_a_turn_counts_its_images(name, tiny_config):
+    contestant = contestants.CONTESTANTS[name](tiny_config)
+    next(contestant)
+    turn = contestant.send(3)
+    assert turn.images == (3 * 8 if "input" in name else 10)
+
+
+def benchmark(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "petseg.benchmark", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_the_program_prints_tables_and_writes_numbers(data_dir, tmp_path):
+    file = tmp_path / "numbers.json"
+    flags = [*tiny_flags(data_dir, tmp_path / "run"), "--rounds=2", "--steps=2", f"--output={file}"]
+    done = benchmark(*flags, "--measure=limit,input")
+    assert done.returncode == 0, done.stderr
+    assert "| floating-point operations |" in done.stdout
+    groups = json.loads(file.read_text())["groups"]
+    assert [row["title"] for row in groups["input"]] == ["petseg's input", "the tutorial's input"]
+    for row in groups["input"]:
+        assert len(row["images_per_second"]) == 2
+        assert min(row["images_per_second"]) > 0
+    assert groups["limit"][0]["flops_per_image"] > 1e6
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--measure=all"], "takes some of training, variants"),
+        (["--dataset=synthetic_pets", "--train_split=nothing", "--measure=input"], "no split nothing"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(flags, says, data_dir):
+    done = benchmark(f"--data_dir={data_dir}", *flags)
+    assert done.returncode == 2
+    assert says in own_lines(done.stderr)[-1]
