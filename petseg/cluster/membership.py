@@ -46,7 +46,7 @@ class Cluster:
     def unreachable(self) -> list[str]:
         """The others that accept no connection, as "worker 1 (host:port)"."""
         others = {name: address for name, address in self.addresses.items() if name != self.name}
-        return [f"{name} ({address})" for name, address in others.items() if not _answers(address)]
+        return [f"{name} ({address})" for name, address in others.items() if not answers(address)]
 
 
 def join(*, gpus: int, seconds: float) -> Cluster:
@@ -160,7 +160,8 @@ def _meet(cluster: Cluster, seconds: float) -> None:
             time.sleep(POLL_SECONDS)
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
+    """Whether somebody listens at HOST:PORT."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host, int(port)), timeout=PROBE_SECONDS):

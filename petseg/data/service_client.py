@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import socket
 import sys
 import threading
 import time
@@ -12,9 +11,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from petseg.cluster.membership import answers
 from petseg.errors import ClusterError
 
-PROBE_SECONDS, POLL_SECONDS = 2.0, 0.5
+POLL_SECONDS = 0.5
 LOST_SECONDS = 10.0  # TensorFlow bridges shorter interruptions by itself, and longer ones too: for ever
 BATCHES_AT_ONCE = 2
 OUT_OF_ORDER = "data service: batch out of order"
@@ -76,7 +76,7 @@ def wait_for(addresses: Sequence[str], seconds: float) -> None:
       ClusterError: if that does not happen in time.
     """
     deadline, told = time.monotonic() + seconds, False
-    while missing := [address for address in addresses if not _answers(address)]:
+    while missing := [address for address in addresses if not answers(address)]:
         if time.monotonic() > deadline:
             raise ClusterError(
                 f"--data_service: waited {seconds:g} s in vain for {_listed(missing)}; "
@@ -127,7 +127,7 @@ def _watch(addresses: Sequence[str], what_remains: str, over: threading.Event) -
     seen = dict.fromkeys(addresses, time.monotonic())
     while not over.wait(POLL_SECONDS):
         for address in addresses:
-            if _answers(address):
+            if answers(address):
                 seen[address] = time.monotonic()
         lost = [address for address, moment in seen.items() if time.monotonic() - moment > LOST_SECONDS]
         if lost and not over.is_set():
@@ -139,12 +139,3 @@ def _watch(addresses: Sequence[str], what_remains: str, over: threading.Event) -
 
 def _listed(addresses: Sequence[str]) -> str:
     return ", ".join(f"grpc://{address}" for address in addresses)
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=PROBE_SECONDS):
-            return True
-    except OSError:
-        return False
