@@ -19,12 +19,10 @@ def convolutions(frozen):
 
 def test_operations_are_those_that_the_gradients_need():
     first, second = 2 * 8 * 8 * 9 * 3 * 5, 2 * 8 * 8 * 9 * 5 * 2
-    forward = first + second
     frozen, _ = arithmetic.of_training_step(convolutions(frozen=True), 4)
     trained, _ = arithmetic.of_training_step(convolutions(frozen=False), 4)
-    # What the loss of a sum needs: no pass forward through the last layer.
-    assert frozen == forward
-    assert trained == forward + second + first
+    assert frozen == (first + second) + second  # forward, and the second's kernel
+    assert trained == frozen + second + first  # and the second's input, and the first's kernel
 
 
 def test_bytes_are_counted_for_what_is_read_and_written():
@@ -40,8 +38,7 @@ def test_the_whole_loop_stops_between_its_turns(tiny_config):
     turn = contestant.send(4)
     assert turn.images == 4 * config.data.batch_size
     assert turn.seconds > 0
-    steps = (tiny_config.runtime.workdir + "/metrics.csv",)
-    with open(*steps) as file:
+    with open(f"{tiny_config.runtime.workdir}/metrics.csv") as file:
         assert max(int(line.split(",")[0]) for line in file.readlines()[1:]) <= contestants.WARM_UP + 4
 
 

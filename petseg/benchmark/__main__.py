@@ -213,7 +213,7 @@ def _programs(config: BenchmarkConfig, scratch: Path) -> list[dict[str, Any]]:
     rows = []
     for title, arguments, until in (
         ("train.py --help", ["--help"], ""),
-        ("train.py until the first step is done", _first_step_flags(config, scratch), "step 1/"),
+        ("train.py until the first step is done", _first_step_flags(scratch), "step 1/"),
     ):
         seconds = []
         for number in range(config.measure.rounds):
@@ -228,7 +228,8 @@ def _programs(config: BenchmarkConfig, scratch: Path) -> list[dict[str, Any]]:
                 if until and until in line:
                     seconds.append(time.perf_counter() - began)
                     break
-            process.kill() if until else process.wait()
+            if until:
+                process.kill()
             process.wait()
             if not until:
                 seconds.append(time.perf_counter() - began)
@@ -238,8 +239,8 @@ def _programs(config: BenchmarkConfig, scratch: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _first_step_flags(config: BenchmarkConfig, scratch: Path) -> list[str]:
-    flags = [f"--workdir={scratch / 'first'}", "--train_steps=1000", "--log_every=1", "--summary_every=1"]
+def _first_step_flags(scratch: Path) -> list[str]:
+    flags = [f"--workdir={scratch / 'first'}", "--epochs=0", "--train_steps=1000", "--log_every=1", "--summary_every=1"]
     own = {field.name for field in dataclasses.fields(MeasureConfig)}
     given = [argument for argument in sys.argv[1:] if argument.lstrip("-").split("=")[0] not in own]
     return [*given, *flags]

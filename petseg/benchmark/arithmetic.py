@@ -30,13 +30,13 @@ def of_training_step(model: keras.Model, batch_size: int) -> tuple[float, float]
     """
 
     @tf.function
-    def gradients(images: tf.Tensor) -> list[tf.Tensor]:
+    def step(images: tf.Tensor) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(model(images, training=True))
-        return tape.gradient(loss, [weight.value for weight in model.trainable_variables])
+        return [loss, *tape.gradient(loss, [weight.value for weight in model.trainable_variables])]
 
     spec = tf.TensorSpec([batch_size, *model.input_shape[1:]], tf.float32)
-    operations = list(_reached(gradients.get_concrete_function(spec).graph))
+    operations = list(_reached(step.get_concrete_function(spec).graph))
     return sum(map(_flops, operations)) / batch_size, sum(map(_bytes, operations)) / batch_size
 
 

@@ -59,10 +59,10 @@ def serve(connection: Connection, name: str, config: Config) -> None:
         connection.send({"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"})
 
 
-def timed(images: int, work: Callable[[int], Any]) -> Contestant:
-    """A contestant that does `work(steps)` at each turn, `images` for each step, and has warmed up."""
+def timed(images: int, work: Callable[[int], Any], facts: Callable[[], dict[str, float]] = dict) -> Contestant:
+    """A contestant that does `work(steps)` at each turn, `images` for each step; warmed up, it tells its `facts`."""
     work(WARM_UP)
-    steps = yield {}
+    steps = yield facts()
     while True:
         began = time.perf_counter()
         work(steps)
@@ -196,21 +196,30 @@ def tutorials_input(config: Config) -> Contestant:
 
 
 def _input(batches: Any, before: float, examples: int, batch_size: int) -> Contestant:
-    for _ in range(2 * examples // batch_size):  # until what is cached is cached
-        next(batches)
-    steps = yield {"data_memory": telemetry.memory()["memory/host"] - before}
-    while True:
-        began = time.perf_counter()
+    def work(steps: int) -> None:
         for _ in range(steps):
             next(batches)
-        steps = yield Turn(time.perf_counter() - began, steps * batch_size)
+
+    work(2 * examples // batch_size)  # until what is cached is cached
+    yield from timed(batch_size, work, lambda: {"data_memory": telemetry.memory()["memory/host"] - before})
+
+
+def passes(images: int, work: Callable[[], Any]) -> Contestant:
+    """A contestant that does `work()` once at each turn, however many steps it is asked for."""
+    work()
+    yield {}
+    while True:
+        began = time.perf_counter()
+        work()
+        yield Turn(time.perf_counter() - began, images)
 
 
 def forward_pass(config: Config) -> Contestant:
     """The compiled network alone, over as many images as the evaluation split has."""
     building.set_up_runtime(config, config.distribution)
-    model, count = _model(config), _size_of_evaluation(config)
-    images = _random([config.data.batch_size, *model.input_shape[1:]], 256)
+    data, model = config.data, _model(config)
+    count = datasets.size(data.dataset, data.eval_split, data.data_dir)
+    images = _random([data.batch_size, *model.input_shape[1:]], 256)
 
     @tf.function
     def forward(batches: tf.Tensor) -> tf.Tensor:
@@ -219,23 +228,18 @@ def forward_pass(config: Config) -> Contestant:
             total += tf.reduce_sum(inference.logits(model, images))
         return total
 
-    whole, rest = divmod(count, config.data.batch_size)
+    whole, rest = divmod(count, data.batch_size)
 
     @tf.function
     def last() -> tf.Tensor:
         return tf.reduce_sum(inference.logits(model, images[:rest]))
 
-    def work(_: int) -> None:
+    def work() -> None:
         forward(tf.constant(whole)).numpy()
         if rest:
             last().numpy()
 
-    work(1)
-    yield {}
-    while True:
-        began = time.perf_counter()
-        work(1)
-        yield Turn(time.perf_counter() - began, count)
+    yield from passes(count, work)
 
 
 def evaluation(config: Config) -> Contestant:
@@ -245,12 +249,7 @@ def evaluation(config: Config) -> Contestant:
     examples = datasets.load(data.dataset, data.eval_split, data.image_size, data.data_dir)
     with strategy.scope():
         evaluator = building.build_evaluator(config, strategy, _model(config), examples, None, Requests())
-    evaluator.evaluate()
-    yield {}
-    while True:
-        began = time.perf_counter()
-        evaluator.evaluate()
-        yield Turn(time.perf_counter() - began, len(examples))
+    yield from passes(len(examples), evaluator.evaluate)
 
 
 def matrix_product(config: Config) -> Contestant:
@@ -295,11 +294,6 @@ def _model(config: Config) -> keras.Model:
 
 def _random(shape: list[int], below: int) -> tf.Tensor:
     return tf.cast(tf.random.stateless_uniform(shape, [0, 0], 0, below, tf.int32), tf.uint8)
-
-
-def _size_of_evaluation(config: Config) -> int:
-
-    return datasets.size(config.data.dataset, config.data.eval_split, config.data.data_dir)
 
 
 def _tutorials_input(config: Config) -> tuple[Any, int]:
