@@ -42,8 +42,9 @@ def build_model(config: Config, examples: Examples | None) -> keras.Model:
       examples: what to initialise a new network's encoder with; None if a checkpoint will fill it.
     """
     size, model = config.data.image_size, config.model
+    weights = model.encoder_weights if examples is not None else "none"
     with unet.dtype_policy(config.compute.precision):
-        encoder = unet.build_encoder(image_size=size, alpha=model.encoder_alpha)
+        encoder = unet.build_encoder(image_size=size, alpha=model.encoder_alpha, weights=weights)
         network = unet.build_unet(
             image_size=size,
             num_classes=len(CLASS_NAMES),
@@ -53,9 +54,7 @@ def build_model(config: Config, examples: Examples | None) -> keras.Model:
             batch_norm_momentum=model.batch_norm_momentum,
             sync_batch_norm=model.sync_batch_norm,  # on one replica too, for then the arithmetic is that of several
         )
-    if examples is not None and model.encoder_weights != "none":
-        unet.load_encoder_weights(encoder, model.encoder_weights, image_size=size, alpha=model.encoder_alpha)
-    elif examples is not None:
+    if examples is not None and weights == "none":
         some = tf.cast(examples.images[:64], tf.float32)
         unet.calibrate_batch_norm(encoder, network.get_layer("scaling")(some))
     return network

@@ -280,6 +280,7 @@ class ScheduleConfig(Group):
     steps_per_loop: int = option(10, "steps in one call of the compiled loop", unit="steps", minimum=1)
     summary_every: int = option(20, "interval of training summaries", unit="steps", minimum=1)
     eval_every: int = option(0, "interval of evaluations; 0: once an epoch", unit="steps", minimum=0)
+    eval_at_start: bool = option(False, "evaluate before the first step too; worth it with --init_from")
     checkpoint_every: int = option(0, "interval of checkpoints; 0: once an epoch", unit="steps", minimum=0)
     checkpoint_every_minutes: float = option(
         0.0, "also save when so much time has passed since the last checkpoint; 0: do not", unit="minutes", minimum=0

@@ -76,8 +76,8 @@ class Evaluator:
         self._flip_tta, self._details = flip_tta, details
         _, height, width, self._num_classes = model.output_shape
         images = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8, "images")
-        self._predict = tf.function(self._classify, input_signature=[images])
-        self._logits_of = tf.function(self._logits, input_signature=[images])
+        self._predict = tf.function(self._classify, input_signature=[images], autograph=False)
+        self._logits_of = tf.function(self._logits, input_signature=[images], autograph=False)
         self._pixels = float(height * width)
         classes, count = self._num_classes, len(examples)
         self._scored = replica_sum([], tf.int64)
@@ -146,12 +146,13 @@ class Evaluator:
         """Float32 [B, H, W, C] for images uint8 [B, H, W, 3]."""
         return inference.logits(self._model, images, flip_tta=self._flip_tta)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def _loop(self, iterator: Any, count: tf.Tensor) -> None:
-        done = tf.constant(0, tf.int64)
-        while (done < count) & (self._stop == 0):
+        def score(done: tf.Tensor) -> tuple[tf.Tensor]:
             self._strategy.run(self._replica_step, args=(next(iterator),))
-            done += 1
+            return (done + 1,)
+
+        tf.while_loop(lambda done: (done < count) & (self._stop == 0), score, (tf.constant(0, tf.int64),))
 
     def _replica_step(self, batch: dict[str, tf.Tensor]) -> None:
         counted = self._count(batch["mask"], self._logits(batch["image"]), batch["valid"])

@@ -225,6 +225,8 @@ class Experiment:
             graph=self.evaluator.graph(),
             training_batch=self._drawing_of_first_batch(),
         )
+        if not self.config.schedule.eval_at_start:  # which will show them with their scores
+            report.predictions(0, self.eval_examples, self.evaluator)
 
     def _drawing_of_first_batch(self) -> Figure:
         """The first examples of the run as the model sees them, so that a wrong augmentation is seen, not guessed."""
@@ -240,12 +242,18 @@ class Experiment:
         return visualization.training_batch(images.numpy(), masks.numpy()[..., 0], weights.numpy(), names)
 
     def _catch_up(self, step: int, report: Report | None) -> dict[str, Any]:
-        """Evaluates what a process that was stopped at this step could not; returns the results of this step.
+        """Evaluates at the start, if asked to, and what a process that was stopped at this step could not.
+
+        Returns:
+          the results of this step, if there are any.
 
         Raises:
           StoppedError: if a signal came meanwhile.
         """
-        missing = step == 0 or (self.clock.due(step, self.clock.evaluation) and not self._results_file(step).exists())
+        if step == 0:
+            missing = self.config.schedule.eval_at_start
+        else:
+            missing = self.clock.due(step, self.clock.evaluation) and not self._results_file(step).exists()
         if not any(self.placement.gather(int(missing))):
             return self._written_results(step)
         results = self._evaluate(step, report)

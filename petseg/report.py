@@ -1,6 +1,6 @@
 """What a run shows of itself: which numbers and pictures, when; in TensorBoard, in `figures/`, on the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -114,7 +114,7 @@ class Report:
             self._summaries.scalars(run, step, summaries.scalars_of(scores))
         evaluation, scalars = evaluations[shown(results)], summaries.scalars_of(results[shown(results)])
         self._summaries.scalars(FINAL, step, {tag: scalars[of] for tag, of in tags.FINAL.items()})
-        self._sheets(shown(results), step, metrics.mean_iou(evaluation.confusion_matrices), examples, scorer)
+        self._scored_sheets(shown(results), step, metrics.mean_iou(evaluation.confusion_matrices), examples, scorer)
         matrix = visualization.confusion_matrix(evaluation.confusion_matrix)
         self._picture(shown(results), step, "confusion_matrix", matrix, figure=True)
         self._summaries.flush()
@@ -122,23 +122,40 @@ class Report:
         curves = visualization.training_curves(rows, self._steps_per_epoch)
         self._figure("curves", visualization.to_png(curves))
 
-    def _sheets(self, run: str, step: int, scores: np.ndarray, examples: Examples, scorer: Evaluator) -> None:
+    def predictions(self, step: int, examples: Examples, scorer: Evaluator) -> None:
+        """Shows what the model makes of the same examples as ever, without scores."""
+        run = EMA if self._config.optimizer.ema_decay else EVAL
+        self._sheets(run, step, {"predictions": _shown_examples(examples)}, examples.names, examples, scorer)
+
+    def _scored_sheets(self, run: str, step: int, scores: np.ndarray, examples: Examples, scorer: Evaluator) -> None:
         """The same examples as ever, the worst and the best, with their scores; NaN for one without a valid pixel."""
         order = np.argsort(scores, kind="stable")[: np.isfinite(scores).sum()]
         if len(order):
             self._summaries.histogram(run, step, tags.IMAGE_IOU, scores[order], tags.SCORES)
         sheets = {
-            "predictions": np.arange(min(SHEET_EXAMPLES, len(examples))),
+            "predictions": _shown_examples(examples),
             "worst": order[:EXTREME_EXAMPLES],
             "best": order[::-1][:EXTREME_EXAMPLES],
         }
+        captions = [f"{name}  IoU {score:.3f}" for name, score in zip(examples.names, scores, strict=True)]
+        self._sheets(run, step, sheets, captions, examples, scorer)
+
+    def _sheets(
+        self,
+        run: str,
+        step: int,
+        sheets: Mapping[str, np.ndarray],
+        captions: Sequence[str],
+        examples: Examples,
+        scorer: Evaluator,
+    ) -> None:
         classes, confidences = scorer.predict(examples.images[np.concatenate(list(sheets.values()))])
         first = 0
         for tag, ids in sheets.items():
             part, first = slice(first, first + len(ids)), first + len(ids)
             if len(ids):
-                names = [f"{examples.names[i]}  IoU {scores[i]:.3f}" for i in ids]
                 images, masks = examples.images[ids], examples.masks[ids, ..., 0]
+                names = [captions[i] for i in ids]
                 sheet = visualization.prediction_sheet(images, masks, classes[part], confidences[part], names)
                 self._picture(run, step, tag, sheet, figure=tag == "predictions")
 
@@ -174,6 +191,10 @@ class Report:
     def _figure(self, name: str, png: bytes) -> None:
         with self._summaries.surviving():
             write_bytes(self._workdir.figures / f"{name}.png", png)
+
+
+def _shown_examples(examples: Examples) -> np.ndarray:
+    return np.arange(min(SHEET_EXAMPLES, len(examples)))
 
 
 def shown(by_run: Mapping[str, Any]) -> str:

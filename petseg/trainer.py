@@ -254,41 +254,53 @@ class Trainer:
         self._totals.confusion.assign_add(self._confusion.numpy())
         self._confusion.assign(tf.zeros_like(self._confusion))
 
-    @tf.function
+    @tf.function(autograph=False)  # which would rewrite the sources of all that is called here, for as long as tracing
     def _loop(self, iterator: Any, num_steps: tf.Tensor) -> tf.Tensor:
         self.traces += 1
-        done = tf.constant(0, tf.int64)
-        times = tf.TensorArray(tf.float64, size=0, dynamic_size=True, element_shape=[2])
-        ended = _time_after([])
-        while (done < num_steps) & (self._requested[0] == 0) & (self.nonfinite_step < 0):
+
+        def goes_on(done: tf.Tensor, *_: Any) -> tf.Tensor:
+            return (done < num_steps) & (self._requested[0] == 0) & (self.nonfinite_step < 0)
+
+        def step(
+            done: tf.Tensor, began: tf.Tensor, times: tf.TensorArray
+        ) -> tuple[tf.Tensor, tf.Tensor, tf.TensorArray]:
             batch = next(iterator)
-            arrived, began = _time_after(batch), ended
+            arrived = _time_after(batch)
             ended = _time_after(self._step(batch))
             times = times.write(tf.cast(done, tf.int32), tf.stack([arrived - began, ended - began]))
-            done += 1
+            return done + 1, ended, times
+
+        times = tf.TensorArray(tf.float64, size=0, dynamic_size=True, element_shape=[2])
+        *_, times = tf.while_loop(goes_on, step, (tf.constant(0, tf.int64), _time_after([]), times))
         return times.stack()
 
     def _step(self, batch: Any) -> tf.Tensor:
         """One step, seen from outside the replicas; returns what is known only when its gradients are."""
         run = self._strategy.run
-        self.optimizer.set_learning_rates(self.step)
-        run(self._begin)
-        # A loop in the graph, where one is needed: around a single pass it costs a few percent of speed, and memory.
-        for part in tf.range(self._micro_batches) if self._micro_batches > 1 else range(1):
+
+        def accumulate(part: Any) -> tuple[Any]:
             run(self._accumulate, args=(batch, self.step, part))
-        gradients, *results = run(self._reduce)
-        # Every replica returns the same numbers, for they were computed from reduced sums.
-        loss, denominator, norm, requested = (self._strategy.experimental_local_results(value)[0] for value in results)
-        finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
-        if finite:
+            return (part + 1,)
+
+        def update() -> None:
             ratio = self._strategy.experimental_local_results(run(self._update, args=(gradients, self.step)))[0]
             self._totals.update_ratio.assign_add(ratio)
             self._totals.loss.assign_add(loss)
             self._totals.denominator.assign_add(denominator)
             self._totals.gradient_norm.assign_add(norm)
             self._totals.finite_steps.assign_add(1)
+
+        self.optimizer.set_learning_rates(self.step)
+        run(self._begin)
+        if self._micro_batches > 1:
+            tf.while_loop(lambda part: part < self._micro_batches, accumulate, (tf.constant(0),))
         else:
-            run(self._undo)
+            accumulate(0)  # a loop in the graph costs a few percent of speed, and memory
+        gradients, *results = run(self._reduce)
+        # Every replica returns the same numbers, for they were computed from reduced sums.
+        loss, denominator, norm, requested = (self._strategy.experimental_local_results(value)[0] for value in results)
+        finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
+        tf.cond(finite, update, lambda: run(self._undo))
         self._divisor.assign(denominator * self.loss_scale.value())
         explained = self.loss_scale.update(finite)
         self.nonfinite_step.assign(tf.where(explained, self.nonfinite_step, self.step))

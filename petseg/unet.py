@@ -166,29 +166,14 @@ def dtype_policy(name: str) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
-def build_encoder(*, image_size: int, alpha: float) -> keras.Model:
-    """MobileNetV2 (Sandler et al. 2018) with random weights, as a model with five outputs, finest first.
+def build_encoder(*, image_size: int, alpha: float, weights: str = "none") -> keras.Model:
+    """MobileNetV2 (Sandler et al. 2018) as a model with five outputs, finest first.
 
     Args:
       image_size: side of the input in pixels, a multiple of 32.
       alpha: width factor.
-    """
-    backbone = keras.applications.MobileNetV2(
-        input_shape=[image_size, image_size, 3], alpha=alpha, include_top=False, weights=None
-    )
-    outputs = [backbone.get_layer(name).output for name in (*SKIP_LAYERS, BOTTLENECK_LAYER)]
-    return keras.Model(backbone.inputs[0], outputs, name="encoder")
-
-
-def load_encoder_weights(encoder: keras.Model, weights: str, *, image_size: int, alpha: float) -> None:
-    """Fills an encoder with trained weights.
-
-    Args:
-      encoder: what `build_encoder` returned for the same size and alpha.
-      weights: "imagenet", which Keras downloads once, or a file of MobileNetV2 without its top, as
-        `keras.Model.save_weights` writes it.
-      image_size: side of the input in pixels.
-      alpha: width factor.
+      weights: "none" for random ones, "imagenet" for those that Keras downloads once, or a file of MobileNetV2 without
+        its top, as `keras.Model.save_weights` writes it.
 
     Raises:
       ConfigError: if the weights cannot be had or do not fit.
@@ -196,18 +181,18 @@ def load_encoder_weights(encoder: keras.Model, weights: str, *, image_size: int,
     shape = [image_size, image_size, 3]
     if weights == "imagenet":
         try:
-            source = keras.applications.MobileNetV2(input_shape=shape, alpha=alpha, include_top=False)
+            backbone = keras.applications.MobileNetV2(input_shape=shape, alpha=alpha, include_top=False)
         except Exception as error:  # Keras lets every kind of network error through
             raise ConfigError(
                 "--encoder_weights=imagenet: cannot be downloaded; takes a file that has been, or none "
                 f"({' '.join(str(error).split())[:200]})"
             ) from error
     else:
-        source = keras.applications.MobileNetV2(input_shape=shape, alpha=alpha, include_top=False, weights=None)
-        _load_file(source, weights)
-    for layer in encoder.layers:
-        if layer.weights:
-            layer.set_weights(source.get_layer(layer.name).get_weights())
+        backbone = keras.applications.MobileNetV2(input_shape=shape, alpha=alpha, include_top=False, weights=None)
+    if weights not in ("imagenet", "none"):
+        _load_file(backbone, weights)
+    outputs = [backbone.get_layer(name).output for name in (*SKIP_LAYERS, BOTTLENECK_LAYER)]
+    return keras.Model(backbone.inputs[0], outputs, name="encoder")
 
 
 def check_encoder_weights(weights: str) -> None:

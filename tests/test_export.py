@@ -277,7 +277,7 @@ def test_real_photographs_and_weights(real_data_dir, real_weights, tmp_path):
     formats = [name for name in ("saved_model", "tflite", "tflite_int8", "onnx") if installed(name)]
     train = datasets.load("oxford_iiit_pet", "train[:64]", SIZE, real_data_dir)
     test = datasets.load("oxford_iiit_pet", "test[:32]", SIZE, real_data_dir)
-    encoder = unet.build_encoder(image_size=SIZE, alpha=1.0)
+    encoder = unet.build_encoder(image_size=SIZE, alpha=1.0, weights=real_weights)
     model = unet.build_unet(
         image_size=SIZE,
         num_classes=CLASSES,
@@ -286,7 +286,6 @@ def test_real_photographs_and_weights(real_data_dir, real_weights, tmp_path):
         input_scaling="symmetric",
         batch_norm_momentum=0.5,
     )
-    unet.load_encoder_weights(encoder, real_weights, image_size=SIZE, alpha=1.0)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(1e-3), loss)
     model.fit(train.images.astype(np.float32), train.masks, batch_size=8, epochs=6, verbose=0)

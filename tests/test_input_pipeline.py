@@ -91,7 +91,7 @@ def test_evaluation_sees_every_example_once(devices, count, batch_size):
     dataset, steps = input_pipeline.distributed_evaluation_batches(
         strategy, random_examples(count), batch_size=batch_size
     )
-    seen, elements = [], 0
+    seen, elements, filled_up = [], 0, 0
     for batch in dataset:
         elements += 1
         for ids, valid in zip(
@@ -100,8 +100,10 @@ def test_evaluation_sees_every_example_once(devices, count, batch_size):
             strict=True,
         ):
             seen += ids.numpy()[valid.numpy()].tolist()
+            filled_up += np.sum(~valid.numpy())
     assert sorted(seen) == list(range(count))
     assert elements == steps
+    assert filled_up < elements * devices
 
 
 def test_a_batch_larger_than_the_split_is_refused():

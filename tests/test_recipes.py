@@ -14,7 +14,7 @@ from petseg.eval_config import EvalConfig, ScoreConfig
 from petseg.summaries import read_csv
 from petseg.work_directory import WorkDirectory
 
-SCHEDULE = ["--train_steps=4", "--eval_every=2", "--checkpoint_every=2"]
+SCHEDULE = ["--train_steps=4", "--eval_every=2", "--checkpoint_every=2", "--eval_at_start"]
 
 
 def tiny(data_dir, workdir, *flags):

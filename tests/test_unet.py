@@ -138,8 +138,9 @@ def test_weights_from_a_file_reach_the_encoder(tmp_path):
     keras.utils.set_random_seed(1)
     source = keras.applications.MobileNetV2(input_shape=[32, 32, 3], alpha=0.35, include_top=False, weights=None)
     source.save_weights(file)
-    encoder = unet.build_encoder(image_size=64, alpha=0.35)  # the size may differ, the widths may not
-    unet.load_encoder_weights(encoder, str(file), image_size=64, alpha=0.35)
+    encoder = unet.build_encoder(
+        image_size=64, alpha=0.35, weights=str(file)
+    )  # the size may differ, the widths may not
     for layer in filter(lambda layer: layer.weights, encoder.layers):
         for ours, theirs in zip(layer.get_weights(), source.get_layer(layer.name).get_weights(), strict=True):
             np.testing.assert_array_equal(ours, theirs)
@@ -150,19 +151,17 @@ def test_weights_that_do_not_fit_name_the_first_layer(tmp_path):
     keras.applications.MobileNetV2(input_shape=[32, 32, 3], alpha=0.5, include_top=False, weights=None).save_weights(
         file
     )
-    encoder = unet.build_encoder(image_size=32, alpha=0.75)
     with pytest.raises(ConfigError, match=r"layer Conv1 has shape \(3, 3, 3, 24\), the file has \(3, 3, 3, 16\)"):
-        unet.load_encoder_weights(encoder, str(file), image_size=32, alpha=0.75)
+        unet.build_encoder(image_size=32, alpha=0.75, weights=str(file))
 
 
 def test_files_that_are_no_weights_are_refused(tmp_path):
-    encoder = unet.build_encoder(image_size=32, alpha=0.35)
     with pytest.raises(ConfigError, match="no such file"):
-        unet.load_encoder_weights(encoder, str(tmp_path / "missing.h5"), image_size=32, alpha=0.35)
+        unet.build_encoder(image_size=32, alpha=0.35, weights=str(tmp_path / "missing.h5"))
     text = tmp_path / "text.weights.h5"
     text.write_text("these are no weights")
     with pytest.raises(ConfigError, match="does not fit this encoder"):
-        unet.load_encoder_weights(encoder, str(text), image_size=32, alpha=0.35)
+        unet.build_encoder(image_size=32, alpha=0.35, weights=str(text))
 
 
 def test_imagenet_weights_out_of_reach_name_the_ways_on(monkeypatch):
@@ -171,7 +170,7 @@ def test_imagenet_weights_out_of_reach_name_the_ways_on(monkeypatch):
 
     monkeypatch.setattr(keras.applications, "MobileNetV2", no_network)
     with pytest.raises(ConfigError, match=r"--encoder_weights=imagenet: cannot be downloaded; takes .*no route"):
-        unet.load_encoder_weights(None, "imagenet", image_size=32, alpha=0.35)
+        unet.build_encoder(image_size=32, alpha=0.35, weights="imagenet")
 
 
 def test_the_decoder_block_is_that_of_pix2pix():
@@ -186,7 +185,6 @@ def test_the_decoder_block_is_that_of_pix2pix():
 
 
 def test_the_real_imagenet_weights(real_weights):
-    encoder = unet.build_encoder(image_size=128, alpha=1.0)
-    unet.load_encoder_weights(encoder, real_weights, image_size=128, alpha=1.0)
+    encoder = unet.build_encoder(image_size=128, alpha=1.0, weights=real_weights)
     np.testing.assert_allclose(encoder.get_layer("bn_Conv1").get_weights()[3], 0.999, atol=1e-4)
     assert all(np.std(output) > 0.1 for output in encoder(images(2, 128) / 255))

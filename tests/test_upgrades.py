@@ -53,9 +53,8 @@ def test_no_code_is_run_from_a_pickle_that_is_called_weights(tmp_path):
     marker = tmp_path / "marker"
     for name in ("weights.h5", "weights.weights.h5", "weights.keras", "weights.npy", "weights.pkl"):
         (tmp_path / name).write_bytes(pickle.dumps(Payload(marker)))
-        encoder = unet.build_encoder(image_size=32, alpha=0.35)
         with pytest.raises(ConfigError, match="does not fit this encoder"):
-            unet.load_encoder_weights(encoder, str(tmp_path / name), image_size=32, alpha=0.35)
+            unet.build_encoder(image_size=32, alpha=0.35, weights=str(tmp_path / name))
     assert not marker.exists()
 
 
@@ -65,9 +64,8 @@ def test_no_code_is_run_from_a_keras_file(tmp_path):
     code = keras.layers.Lambda(lambda x: (open(path, "w").close(), x)[1], output_shape=(2,))
     keras.Model(inputs, code(inputs)).save(file)
     marker.unlink(missing_ok=True)  # which the saving itself may have left
-    encoder = unet.build_encoder(image_size=32, alpha=0.35)
     with pytest.raises(ConfigError, match="does not fit this encoder"):
-        unet.load_encoder_weights(encoder, str(file), image_size=32, alpha=0.35)
+        unet.build_encoder(image_size=32, alpha=0.35, weights=str(file))
     assert not marker.exists()
 
 

@@ -4,6 +4,7 @@ The only module that imports TFDS. Masks are coded as in Oxford-IIIT Pet, 1 pet,
 as class ids, one less.
 """
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -24,7 +25,7 @@ from petseg.data.record_files import Decoded, RecordFiles
 from petseg.errors import DataError
 
 Gather = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
-DECODED_AHEAD = 16
+DECODED_AT_ONCE = 16
 TENSOR_ALIGNMENT = 64  # bytes
 logger = logging.getLogger(__name__)
 
@@ -177,8 +178,7 @@ def _decode_all(
     dataset, split = source.dataset, source.split
     names, labels = [], {key: np.full(source.count, -1) for key in _label_names(source.builder)}
     keys = [*labels, "tfds_id"] if located else [*labels]
-    examples = _decoded(source, _raw(source.builder, split, located=located), keys)
-    iterator = examples.prefetch(DECODED_AHEAD).as_numpy_iterator()
+    iterator = _fetched(source, _raw(source.builder, split, located=located), keys)
     hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
     for i in tqdm.trange(source.count, desc=f"decoding {split}", unit=" images", disable=hidden, leave=False):
         try:
@@ -199,6 +199,18 @@ def _decode_all(
         for key, values in labels.items():
             values[i] = example[key]
     return tuple(names), _groups(source.builder, labels)
+
+
+def _fetched(source: _Source, raw: tf.data.Dataset, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Decoded examples as arrays. They come in batches, since fetching one takes as long as decoding it."""
+    count = 0
+    with contextlib.suppress(tf.errors.OpError):
+        for batch in _decoded(source, raw, keys).batch(DECODED_AT_ONCE).prefetch(1).as_numpy_iterator():
+            for i in range(len(batch["image"])):
+                yield {key: values[i] for key, values in batch.items()}
+                count += 1
+    if count < source.count:  # to the example that cannot be had
+        yield from _decoded(source, raw.skip(count), keys).as_numpy_iterator()
 
 
 def _decoded(source: _Source, examples: tf.data.Dataset, keys: Sequence[str] = ()) -> tf.data.Dataset:
@@ -386,19 +398,24 @@ def _decode(example: dict[str, tf.Tensor], image_size: int, keys: Sequence[str])
         "lowest": tf.reduce_min(trimap),
         "highest": tf.reduce_max(trimap),
     }
-    mask = trimap - 1
     image.set_shape([None, None, 3])
-    mask.set_shape([None, None, 1])
-    size = [image_size, image_size]
-    image = tf.image.resize(tf.cast(image, tf.float32), size, method="bilinear", antialias=True)
-    mask = tf.image.resize(mask, size, method="nearest")
+    trimap.set_shape([None, None, 1])
+    size = tf.constant([image_size] * 2)
+    as_it_is = tf.reduce_all(facts["image_size"] == size) & tf.reduce_all(facts["mask_size"] == size)
+    image, mask = tf.cond(as_it_is, lambda: (image, trimap), lambda: _resized(image, trimap, size))
     return {
-        "image": tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8),
-        "mask": mask,
+        "image": tf.ensure_shape(image, [image_size, image_size, 3]),
+        "mask": tf.ensure_shape(mask - 1, [image_size, image_size, 1]),
         "name": tf.convert_to_tensor(example.get("file_name", "")),
         **{key: example[key] for key in keys},
         **facts,
     }
+
+
+def _resized(image: tf.Tensor, mask: tf.Tensor, size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    image = tf.image.resize(tf.cast(image, tf.float32), size, method="bilinear", antialias=True)
+    mask = tf.image.resize(mask, size, method="nearest")
+    return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8), mask
 
 
 def _check_example(example: dict[str, Any], where: str) -> None:

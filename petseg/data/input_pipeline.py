@@ -6,6 +6,7 @@ same however many replicas share it.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -139,15 +140,22 @@ def distributed_evaluation_batches(
 ) -> tuple[Any, int]:
     """Every example once, in order; the last batch is filled up with examples that are marked as not valid.
 
+    As few batches as there can be, all of one size, and that as small as it can be: little is filled up.
+
     Each replica gets a dictionary: `image` uint8 [b, S, S, 3], `mask` uint8 [b, S, S, 1], `example_id` int64 [b] and
     `valid` bool [b].
+
+    Args:
+      strategy: its replicas share a batch.
+      examples: the split.
+      batch_size: the largest that is wanted, over all replicas, but for a multiple of these.
 
     Returns:
       a distributed data set, and the number of its elements.
     """
     replicas = strategy.num_replicas_in_sync
-    size = -(-min(batch_size, len(examples)) // replicas)
-    count = -(-len(examples) // (size * replicas))
+    size = math.ceil(len(examples) / math.ceil(len(examples) / batch_size) / replicas)
+    count = math.ceil(len(examples) / (size * replicas))
     gather = _gather(examples)
 
     def dataset_of_host(context: tf.distribute.InputContext) -> tf.data.Dataset:
