@@ -10,6 +10,7 @@ import tensorflow as tf
 from petseg import augmentation, checkpointing, distribution, host_allocator, losses, optimization, sample_weights, unet
 from petseg.averaging import WeightAverage
 from petseg.config import CLASS_NAMES, Config, DistributionConfig
+from petseg.data import autotuning
 from petseg.data.datasets import Examples
 from petseg.distribution import Placement
 from petseg.errors import CheckpointError, ConfigError
@@ -23,8 +24,9 @@ logger = logging.getLogger(__name__)
 
 
 def set_up_runtime(config: Config, devices: DistributionConfig) -> Placement:
-    """Memory, seeds, determinism and devices of the process; before anything is built."""
+    """Memory, input, seeds, determinism and devices of the process; before anything is built."""
     host_allocator.keep_freed_memory()
+    autotuning.switch_off_on_devices()
     keras.utils.set_random_seed(config.runtime.seed)
     if config.runtime.deterministic:
         tf.config.experimental.enable_op_determinism()

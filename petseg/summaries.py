@@ -24,6 +24,7 @@ from tensorboard.plugins.hparams import (
 from tensorboard.plugins.image import metadata as image_metadata
 
 from petseg import tags
+from petseg.data import autotuning
 
 logger = logging.getLogger(__name__)
 TRAIN, EVAL = "train", "eval"
@@ -163,7 +164,7 @@ def drop_later_events(directory: Path, step: int) -> None:
 
 def _records(file: Path) -> Iterator[bytes]:
     """The records of an event file, up to where it was cut off."""
-    records = iter(tf.data.TFRecordDataset(str(file)))
+    records = iter(tf.data.TFRecordDataset(str(file)).with_options(autotuning.off()))
     with contextlib.suppress(tf.errors.DataLossError):
         for record in records:
             yield record.numpy()

@@ -20,6 +20,7 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from petseg.config import CLASS_NAMES
+from petseg.data import autotuning
 from petseg.data.caching import Cache
 from petseg.data.record_files import Decoded, RecordFiles
 from petseg.errors import DataError
@@ -152,10 +153,8 @@ def _in_its_records(source: _Source) -> Examples:
 
     def gather(ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         decoded = _decoded(source, tf.data.Dataset.from_tensor_slices(index.read(ids)).map(_parser(builder)))
-        options = tf.data.Options()
-        options.autotune.enabled = False  # as in `input_pipeline`
         size = ids.shape[0] or tf.shape(ids, tf.int64)[0]
-        batch = decoded.batch(size, drop_remainder=True).with_options(options).get_single_element()
+        batch = decoded.batch(size, drop_remainder=True).with_options(autotuning.off()).get_single_element()
         return batch["image"], batch["mask"]
 
     def part(number: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -348,7 +347,8 @@ def _raw(builder: Any, split: str, *, located: bool = False) -> tf.data.Dataset:
     level = log.level
     log.setLevel(logging.ERROR)  # TFDS numbers examples with a function that TensorFlow warns of
     try:
-        return builder.as_dataset(split=split, decoders=_undecoded(), shuffle_files=False, read_config=config)
+        examples = builder.as_dataset(split=split, decoders=_undecoded(), shuffle_files=False, read_config=config)
+        return examples.with_options(autotuning.off())
     finally:
         log.setLevel(level)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from petseg.data import service_client
+from petseg.data import autotuning, service_client
 from petseg.data.datasets import TENSOR_ALIGNMENT, Examples, Gather
 from petseg.errors import ConfigError, DataError
 
@@ -206,9 +206,8 @@ def _without_copy(array: np.ndarray) -> tf.Tensor:
 
 
 def _in_order(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    options = tf.data.Options()
+    options = autotuning.off()
     options.deterministic = True
-    options.autotune.enabled = False  # its thread sleeps for up to a minute, and the program's end waits for it
     options.experimental_optimization.apply_default_optimizations = False  # rewriting would copy all examples
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.prefetch(PREFETCHED_BATCHES).with_options(options)

@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from petseg.cluster.membership import answers
+from petseg.data import autotuning
 from petseg.errors import ClusterError
 
 POLL_SECONDS = 0.5
@@ -40,8 +41,7 @@ def made_elsewhere(
       tf.errors.InvalidArgumentError: while iterating, if a batch comes out of order.
     """
     service = tf.data.experimental.service
-    options = tf.data.Options()
-    options.autotune.enabled = False
+    options = autotuning.off()
 
     def numbered(element: tf.Tensor) -> tuple[tf.Tensor, Any]:
         return element, make(element)
