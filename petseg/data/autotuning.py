@@ -1,9 +1,9 @@
 """Switches tf.data's autotuning off.
 
-Each iterator that is autotuned has a thread, which sleeps for 10 ms, then 20, 40, and so on up to a minute. The end of
-an iterator wakes that thread and waits for it; but TensorFlow 2.21 marks the iterator as cancelled only after waking it,
-so a thread that looks too soon sleeps on, and the program with it. It happens to about one iterator in ten. Here
-parallelism and prefetching are fixed, and nothing is lost.
+Each iterator that is autotuned has a thread, which sleeps for 10 ms, then 20, 40, and so on up to a minute. The end
+of an iterator wakes that thread and waits for it; but TensorFlow 2.21 marks the iterator as cancelled only after
+waking it, so a thread that looks too soon sleeps on, and the program with it. It happens to about one iterator in
+ten. Here parallelism and prefetching are fixed, and nothing is lost.
 """
 
 import functools
