@@ -225,6 +225,8 @@ def forward_pass(config: Config) -> Contestant:
     def forward(batches: tf.Tensor) -> tf.Tensor:
         total = tf.constant(0.0)
         for _ in tf.range(batches):
+            # One after the other, as anywhere else; several at a time would be faster on a CPU, and take their memory.
+            tf.autograph.experimental.set_loop_options(parallel_iterations=1)
             total += tf.reduce_sum(inference.logits(model, images))
         return total
 
