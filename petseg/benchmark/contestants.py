@@ -14,6 +14,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+import tqdm
 
 from petseg import building, host_allocator, inference, telemetry
 from petseg.benchmark import arithmetic
@@ -45,6 +46,7 @@ Contestant = Generator[Any, int, None]
 
 def serve(connection: Connection, name: str, config: Config) -> None:
     """Runs a contestant for another process: what it says when it is ready, then a turn for each number received."""
+    tqdm.tqdm.set_lock(threading.RLock())  # its own is shared by processes, and lost with noise when one is killed
     try:
         contestant = CONTESTANTS[name](config)
         began = time.perf_counter()
