@@ -31,7 +31,13 @@ def start(*flags):
 
 
 def flags_of(data_dir, workdir, steps=STEPS):
-    intervals = ["--summary_every=4", "--steps_per_loop=3", "--checkpoint_every=5", "--eval_every=10", "--eval_at_start"]
+    intervals = [
+        "--summary_every=4",
+        "--steps_per_loop=3",
+        "--checkpoint_every=5",
+        "--eval_every=10",
+        "--eval_at_start",
+    ]
     return [*tiny_flags(data_dir, workdir), *intervals, f"--train_steps={steps}"]
 
 
