@@ -213,7 +213,8 @@ def _fetched(source: _Source, raw: tf.data.Dataset, keys: Sequence[str]) -> Iter
 
 
 def _decoded(source: _Source, examples: tf.data.Dataset, keys: Sequence[str] = ()) -> tf.data.Dataset:
-    return examples.map(lambda example: _decode(example, source.image_size, keys), num_parallel_calls=os.cpu_count())
+    decode = tf.autograph.experimental.do_not_convert(lambda example: _decode(example, source.image_size, keys))
+    return examples.map(decode, num_parallel_calls=os.cpu_count())
 
 
 def native_masks(dataset: str, split: str, data_dir: str = "") -> Iterator[np.ndarray]:

@@ -122,6 +122,7 @@ def training_batches_of_host(
     steps_per_epoch(len(examples), batch_size)
     gather = _gather(examples)
 
+    @tf.autograph.experimental.do_not_convert  # which would take longer than tracing
     def batch(element: tf.Tensor) -> Batch:
         step, replica = element // local, context.input_pipeline_id * local + element % local
         positions = replica * size + tf.range(size, dtype=tf.int64)
@@ -161,6 +162,7 @@ def distributed_evaluation_batches(
     def dataset_of_host(context: tf.distribute.InputContext) -> tf.data.Dataset:
         local = replicas // context.num_input_pipelines
 
+        @tf.autograph.experimental.do_not_convert
         def batch(element: tf.Tensor) -> Batch:
             chunk = element // local * replicas + context.input_pipeline_id * local + element % local
             ids = chunk * size + tf.range(size, dtype=tf.int64)
