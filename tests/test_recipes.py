@@ -2,13 +2,16 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import tiny_flags
+from PIL import Image
 
-from petseg import building, command_line, experiment, scoring
+from petseg import building, command_line, experiment, inference, scoring
 from petseg.config import Config
+from petseg.data import datasets
 from petseg.errors import CheckpointError, ConfigError
 from petseg.eval_config import EvalConfig, ScoreConfig
 from petseg.summaries import read_csv
@@ -58,6 +61,32 @@ def test_eval_scores_the_averages_that_training_scored(averaged, checkpoint):
     assert raw["confusion_matrix"] == trained["", raw["step"]]["confusion_matrix"]
     assert mean["confusion_matrix"] == trained[".ema", raw["step"]]["confusion_matrix"]
     assert mean["loss"] == pytest.approx(trained[".ema", raw["step"]]["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_exports_and_masks_are_made_with_the_weights_that_were_asked_for(averaged, data_dir, tmp_path, ema):
+    workdir, _, trained = averaged
+    config, images = workdir.load_config(), datasets.load("synthetic_pets", "test", 32, str(data_dir)).images
+    models = [building.build_model(config, None) for _ in range(2)]
+    for model, average in zip(models, (ema, not ema), strict=True):
+        building.restore(str(workdir.checkpoints / "ckpt-4"), config, model, averaged=average)
+    expected, other = (tf.nn.softmax(inference.logits(model, images)).numpy() for model in models)
+    assert np.abs(expected - other).max() > 0.01
+
+    flags = {"workdir": str(workdir.path), "output_dir": str(tmp_path / "out"), "ema": ema}
+    scoring.export(EvalConfig(ScoreConfig(**flags, export="keras")))
+    found = keras.models.load_model(tmp_path / "out" / "model.keras")(images)
+    np.testing.assert_allclose(found["probabilities"], expected, atol=1e-5)
+    card = json.loads((tmp_path / "out" / "model_card.json").read_text())
+    assert card["weights"] == ("averaged" if ema else "trained")
+    assert card["scores"]["loss"] == trained[".ema" if ema else "", 4]["loss"]
+
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    masks = scoring.predict(EvalConfig(ScoreConfig(**flags, predict=str(tmp_path / "*.png"))))
+    found = {path.name: np.asarray(Image.open(path)) for path in masks}
+    for i, probabilities in enumerate(expected):
+        np.testing.assert_array_equal(found[f"{i}.mask.png"], probabilities.argmax(-1))
 
 
 def test_a_run_that_begins_with_anothers_weights_is_a_new_run_and_says_so(averaged, data_dir, tmp_path, caplog):
