@@ -82,6 +82,7 @@ class Report:
             **telemetry,
         }
         self._summaries.scalars(TRAIN, step, scalars)
+        self._summaries.flush()  # who watches sees it now, not when some buffer is full
         speed = telemetry.get("speed/images_per_second", float("nan"))
         self.progress.show(loss=sums.loss, mean_iou=scores["mean_iou"], images_per_second=speed)
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import settings
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from petseg import augmentation, optimization, sample_weights, unet
 from petseg.augmentation import Augmentation
@@ -117,6 +118,13 @@ def own_lines(stderr: str) -> list[str]:
     """What petseg itself wrote to stderr: without the lines with which TensorFlow's C++ greets."""
     greetings = ("WARNING: All log messages before absl", "I0000 ", "W0000 ", "E0000 ", "To enable the following")
     return [line for line in stderr.splitlines() if line.strip() and not line.startswith(greetings)]
+
+
+def events(folder: Path) -> dict[str, list[int]]:
+    """The steps of each tag, in the order of the event files."""
+    accumulator = EventAccumulator(str(folder), size_guidance={"tensors": 0}, purge_orphaned_data=False)
+    accumulator.Reload()
+    return {tag: [event.step for event in accumulator.Tensors(tag)] for tag in accumulator.Tags()["tensors"]}
 
 
 def random_examples(count: int, size: int = 32, seed: int = 0) -> Examples:

@@ -2,13 +2,14 @@ import logging
 
 import numpy as np
 import pytest
-from conftest import changed, random_examples
+from conftest import changed, events, random_examples
 
 from petseg import analysis
 from petseg.clock import Clock
 from petseg.evaluator import Evaluation
 from petseg.report import EXTREME_EXAMPLES, Report
 from petseg.summaries import EVAL, read_csv
+from petseg.trainer import TrainingSums
 from petseg.work_directory import WorkDirectory
 
 
@@ -69,6 +70,16 @@ def test_figures_that_cannot_be_written_do_not_end_the_training(report, caplog):
         evaluate(report)
     (message,) = caplog.messages
     assert message.startswith("summaries cannot be written, training goes on: ")
+
+
+def test_a_summary_can_be_read_at_once_by_who_watches(report):
+    report, workdir = report
+    sums = TrainingSums(2, 0.5, 1.0, 1e-3, 10.0, 1e-3, 1.0, 0, np.eye(3, dtype=np.int64))
+    for step in (2, 4):
+        report.summary(step, sums, {"speed/images_per_second": 100.0})
+        for tag in ("loss", "mean_iou", "speed/images_per_second"):
+            assert [row[0] for row in read_csv(workdir.metrics_file) if row[1:3] == ("train", tag)][-1] == step
+            assert events(workdir.path / "train")[tag][-1] == step
 
 
 def test_gradients_that_overflowed_are_left_out(report):

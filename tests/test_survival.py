@@ -14,8 +14,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, changed, own_lines, tiny_flags
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from conftest import ROOT, changed, events, own_lines, tiny_flags
 
 from petseg import augmentation, checkpointing, experiment
 from petseg.errors import NonFiniteLossError
@@ -44,13 +43,6 @@ def flags_of(data_dir, workdir, steps=STEPS):
 def tensors(path):
     reader = tf.train.load_checkpoint(str(path))
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-
-
-def events(folder):
-    """The steps of each tag, in the order of the event files."""
-    accumulator = EventAccumulator(str(folder), size_guidance={"tensors": 0}, purge_orphaned_data=False)
-    accumulator.Reload()
-    return {tag: [event.step for event in accumulator.Tensors(tag)] for tag in accumulator.Tags()["tensors"]}
 
 
 def outcome(workdir):
