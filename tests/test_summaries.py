@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import events
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto import event_pb2
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -21,16 +22,14 @@ def log_steps(folder, steps, first_step):
 
 
 def steps_of(folder, tag):
-    accumulator = EventAccumulator(str(folder), size_guidance={"tensors": 0}, purge_orphaned_data=False)
-    accumulator.Reload()
-    return sorted(event.step for event in accumulator.Tensors(tag))  # files of one second and process have no order
+    return sorted(events(folder)[tag])  # files of one second and process have no order
 
 
 def test_a_process_that_goes_on_drops_what_it_will_log_again(tmp_path):
     log_steps(tmp_path, range(6), first_step=0)
     for file in (tmp_path / "train").iterdir():  # cut off, as by a kill
-        with open(file, "ab") as events:
-            events.write(b"half a record")
+        with open(file, "ab") as stream:
+            stream.write(b"half a record")
     log_steps(tmp_path, range(4, 9), first_step=3)
     log_steps(tmp_path, range(8, 10), first_step=7)
     assert steps_of(tmp_path / "train", "loss") == list(range(10))
