@@ -87,8 +87,17 @@ def wait_for(path, seconds=120):
         time.sleep(0.02)
 
 
-def test_two_workers_train_as_two_replicas_also_when_one_is_stopped_and_then_the_chief_killed(data_dir, tmp_path):
-    train(*flags_of(data_dir, tmp_path / "mirrored", 20), "--virtual_devices=2")
+@pytest.fixture(scope="module")
+def mirrored(data_dir, tmp_path_factory):
+    """The work directory of a run on two replicas of one process."""
+    workdir = tmp_path_factory.mktemp("mirrored") / "run"
+    train(*flags_of(data_dir, workdir, 20), "--virtual_devices=2")
+    return workdir
+
+
+def test_two_workers_train_as_two_replicas_also_when_one_is_stopped_and_then_the_chief_killed(
+    data_dir, tmp_path, mirrored
+):
     addresses = [f"localhost:{port}" for port in free_ports(2)]
     environments = [tf_config(addresses, index) for index in range(2)]
     workdir = tmp_path / "workers"
@@ -121,26 +130,24 @@ def test_two_workers_train_as_two_replicas_also_when_one_is_stopped_and_then_the
     assert "resumed from" in stderr
     assert "mean IoU" in stdout
     assert other_stdout == ""  # the chief alone speaks and writes
-    expected, losses = logged(tmp_path / "mirrored"), logged(workdir)
+    expected, losses = logged(mirrored), logged(workdir)
     assert list(losses) == list(expected) == list(range(1, 21))
     np.testing.assert_allclose(list(losses.values()), list(expected.values()), rtol=1e-6)
-    results = [json.loads((folder / "results" / "test-20.json").read_text())
-               for folder in (tmp_path / "mirrored", workdir)]  # fmt: skip
+    results = [json.loads((folder / "results" / "test-20.json").read_text()) for folder in (mirrored, workdir)]
     assert results[0]["confusion_matrix"] == results[1]["confusion_matrix"]
-    assert sorted(path.name for path in workdir.iterdir()) == sorted(p.name for p in (tmp_path / "mirrored").iterdir())
+    assert sorted(path.name for path in workdir.iterdir()) == sorted(p.name for p in mirrored.iterdir())
 
 
-def test_a_run_goes_from_one_replica_to_two_workers_to_two_replicas_and_back(data_dir, tmp_path):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(*flags_of(data_dir, whole, 22))
-    train(*flags_of(data_dir, parts, 10))
+def test_a_run_goes_from_one_replica_to_two_workers_to_two_replicas_and_back(data_dir, tmp_path, mirrored):
+    parts = tmp_path / "parts"
+    train(*flags_of(data_dir, parts, 5))
     job = free_ports(1)[0] % 1000  # its ports follow from its number
-    for code, _, stderr in Workers([slurm(i, job) for i in range(2)], *flags_of(data_dir, parts, 15)).finish():
+    for code, _, stderr in Workers([slurm(i, job) for i in range(2)], *flags_of(data_dir, parts, 10)).finish():
         assert code == 0, stderr
-    train(*flags_of(data_dir, parts, 20), "--virtual_devices=2")
-    train(*flags_of(data_dir, parts, 22))
-    expected, losses = logged(whole), logged(parts)
-    assert list(losses) == list(expected) == list(range(1, 23))
+    train(*flags_of(data_dir, parts, 15), "--virtual_devices=2")
+    train(*flags_of(data_dir, parts, 20))
+    expected, losses = logged(mirrored), logged(parts)
+    assert list(losses) == list(expected) == list(range(1, 21))
     np.testing.assert_allclose(list(losses.values()), list(expected.values()), rtol=1e-5)
 
 

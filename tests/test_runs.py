@@ -5,7 +5,6 @@ import json
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from conftest import NUM_TEST, changed, own_lines, run_program, tiny_flags
 
 from petseg import command_line, experiment, scoring, tags
@@ -27,13 +26,6 @@ def finished(tmp_path_factory, data_dir):
 def tiny(data_dir, workdir):
     flags = [*tiny_flags(data_dir, workdir), "--train_steps=4", "--summary_every=2", "--eval_every=2"]
     return command_line.parse(["train.py", *flags, "--checkpoint_every=2"], Config)
-
-
-def variables(path):
-    reader = tf.train.load_checkpoint(str(path))
-    bookkeeping = ("_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter")  # TensorFlow's own: structure, and number of saves
-    names = [name for name in reader.get_variable_to_shape_map() if not name.startswith(bookkeeping)]
-    return {name: reader.get_tensor(name) for name in names}
 
 
 def test_a_run_leaves_what_its_work_directory_promises(finished):
@@ -151,25 +143,6 @@ def test_balanced_class_weights(tiny_config, caplog):
     (scored,) = scoring.evaluate(EvalConfig(ScoreConfig(workdir=config.runtime.workdir)))
     trained = experiment_results(WorkDirectory(config.runtime.workdir), 1)
     assert scored["loss"] == pytest.approx(trained["loss"], rel=1e-5)
-
-
-def test_a_run_in_two_pieces_ends_in_the_same_bits_as_one_in_one(data_dir, tmp_path):
-    flags = {name: tiny_flags(data_dir, tmp_path / name) for name in ("whole", "pieces")}
-    shared = ["--checkpoint_every=10", "--eval_every=15", "--steps_per_loop=7", "--ema_decay=0.9", "--augment=strong"]
-    whole = run_program("train.py", *flags["whole"], *shared, "--train_steps=30")
-    first = run_program("train.py", *flags["pieces"], *shared, "--train_steps=11")
-    second = run_program("train.py", *flags["pieces"], *shared, "--train_steps=30")
-    assert [run.returncode for run in (whole, first, second)] == [0, 0, 0], second.stderr
-    assert "changed: --train_steps was 11, is now 30" in second.stderr
-    assert "resumed from" in second.stderr
-    assert "ckpt-11" in second.stderr
-    saved = [variables(tmp_path / name / "checkpoints" / "ckpt-30") for name in ("whole", "pieces")]
-    assert saved[0].keys() == saved[1].keys()
-    assert len(saved[0]) > 300  # weights, statistics, Adam's two slots, the clock
-    for name, value in saved[0].items():
-        np.testing.assert_array_equal(value, saved[1][name], err_msg=name)
-    results = [(tmp_path / name / "results" / "test-30.json").read_text() for name in ("whole", "pieces")]
-    assert results[0] == results[1]
 
 
 def test_a_complete_run_says_so_and_a_diverging_one_names_step_and_checkpoint(data_dir, tmp_path):

@@ -22,6 +22,7 @@ from petseg.trainer import Trainer
 from petseg.work_directory import WorkDirectory
 
 STEPS = 30
+RECIPE = ("--ema_decay=0.9", "--augment=strong")  # of the runs that are compared bit by bit
 
 
 def start(*flags):
@@ -52,7 +53,7 @@ def outcome(workdir):
     rows = (workdir / "metrics.csv").read_text().splitlines()
     rows = [row for row in rows if not any(tag in row for tag in of_the_machine)]
     results = {path.name: path.read_text() for path in (workdir / "results").iterdir()}
-    for run in ("train", "eval", "final"):  # one clean line for each tag
+    for run in ("train", "eval", "ema", "final"):  # one clean line for each tag
         for tag, found in events(workdir / run).items():
             assert found == sorted(set(found)), (run, tag)
             assert run == "train" or tag.startswith("_hparams_") or found == [0, 10, 20, 30]
@@ -65,7 +66,7 @@ def undisturbed(data_dir, tmp_path_factory):
     """The outcome of a run that nobody killed, and the seconds that it took."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
     begin = time.monotonic()
-    process = start(*flags_of(data_dir, workdir))
+    process = start(*flags_of(data_dir, workdir), *RECIPE)
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     return outcome(workdir), time.monotonic() - begin
@@ -78,12 +79,19 @@ def wait_for_a_save(workdir, seconds):
         time.sleep(0.0005)
 
 
+def assert_equal(tensors_found, tensors_expected):
+    assert tensors_found.keys() == tensors_expected.keys()
+    assert len(tensors_expected) > 300  # weights, statistics, their averages, Adam's two slots, the clock
+    for name, value in tensors_expected.items():
+        np.testing.assert_array_equal(tensors_found[name], value, err_msg=name)
+
+
 def survive(data_dir, workdir, undisturbed, seed):
     """Kills a run up to three times, starts it again with the same command until it is complete, and compares."""
     expected, seconds = undisturbed
     rng = random.Random(seed)
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
-        process = start(*flags_of(data_dir, workdir))
+        process = start(*flags_of(data_dir, workdir), *RECIPE)
         if seed % 3 == 0:
             wait_for_a_save(workdir, 2 * seconds)
             time.sleep(rng.uniform(0, 0.05))
@@ -92,15 +100,13 @@ def survive(data_dir, workdir, undisturbed, seed):
                 process.wait(timeout=rng.uniform(0, seconds))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    process = start(*flags_of(data_dir, workdir))
+    process = start(*flags_of(data_dir, workdir), *RECIPE)
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     found = outcome(workdir)
     assert found[0] == expected[0]
     for tensors_found, tensors_expected in zip(found[1], expected[1], strict=True):
-        assert tensors_found.keys() == tensors_expected.keys()
-        for name, value in tensors_expected.items():
-            np.testing.assert_array_equal(tensors_found[name], value, err_msg=name)
+        assert_equal(tensors_found, tensors_expected)
     assert not list(workdir.glob("*/unfinished-*"))
 
 
@@ -113,6 +119,20 @@ def test_killed_at_random_moments_a_run_ends_in_the_same_bits(data_dir, tmp_path
 @pytest.mark.parametrize("seed", range(5, 25))
 def test_killed_at_more_random_moments_a_run_ends_in_the_same_bits(data_dir, tmp_path, undisturbed, seed):
     survive(data_dir, tmp_path / "run", undisturbed, seed)
+
+
+def test_a_run_that_was_complete_and_is_made_longer_ends_in_the_same_bits(data_dir, tmp_path, undisturbed):
+    (expected, tensors_expected), _ = undisturbed
+    workdir = tmp_path / "run"
+    for steps in (11, STEPS):
+        process = start(*flags_of(data_dir, workdir, steps), *RECIPE)
+        _, stderr = process.communicate(timeout=300)
+        assert process.returncode == 0, stderr
+    assert f"changed: --train_steps was 11, is now {STEPS}" in stderr
+    assert re.search(r"resumed from .*/ckpt-11", stderr)
+    assert_equal(tensors(workdir / "checkpoints" / f"ckpt-{STEPS}"), tensors_expected[0])
+    for name in (f"test-{STEPS}.json", f"test-{STEPS}.ema.json"):
+        assert (workdir / "results" / name).read_text() == expected["results"][name]
 
 
 def wait_for(condition, seconds=120):
