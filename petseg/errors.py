@@ -56,3 +56,8 @@ class StoppedError(BaseException):
     def __init__(self, number: int, what_remains: str = ""):
         super().__init__(f"stopped by {signal.Signals(number).name}{what_remains}")
         self.exit_code = 128 + number
+
+
+def one_line(error: BaseException) -> str:
+    """What some library says of an error, short enough for a message of ours."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -26,7 +26,7 @@ from petseg import (
 )
 from petseg.clock import Alarm, Clock
 from petseg.config import Config
-from petseg.data import datasets, input_pipeline, service_client
+from petseg.data import catalog, datasets, input_pipeline, service_client
 from petseg.distribution import Placement
 from petseg.errors import ClusterError, NonFiniteLossError, StoppedError, WorkDirectoryError
 from petseg.evaluator import Evaluation
@@ -220,7 +220,7 @@ class Experiment:
     def _begin(self, report: Report) -> None:
         data = self.config.data
         report.begin(
-            card=datasets.card(data.dataset, data.data_dir),
+            card=catalog.card(data.dataset, data.data_dir),
             model_diagram=visualization.model_diagram(self.model),
             graph=self.evaluator.graph(),
             training_batch=self._drawing_of_first_batch(),

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from petseg import inference, unet
-from petseg.errors import ConfigError, ExportError, WorkDirectoryError
+from petseg.errors import ConfigError, ExportError, WorkDirectoryError, one_line
 from petseg.eval_config import EXPORT_FORMATS
 from petseg.work_directory import write_json
 
@@ -115,7 +115,7 @@ def export(
                     _write(layer, name, path, Path(scratch), calibration)
                     agreements.append(_compare(name, path, expected, examples))
                 except Exception as error:  # converters and runtimes raise classes of their own, and bare ones
-                    failures[name] = f"{path}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                    failures[name] = f"{path}: {one_line(error)}"
         failures.update({a.format: _disagreement(a) for a in agreements if not _agrees(a)})
         facts = _facts(layer, agreements, compared_on=len(examples), calibrated_on=len(calibration))
         write_json(Path(output_dir) / CARD, {**card, **facts, "failures": failures})

@@ -16,7 +16,7 @@ import tensorflow as tf
 from petseg import analysis, building, checkpointing, export as export_lib, prediction, trainer, visualization
 from petseg.clock import Clock
 from petseg.config import CLASS_NAMES, Config
-from petseg.data import datasets, input_pipeline
+from petseg.data import catalog, datasets, input_pipeline
 from petseg.distribution import Placement
 from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
 from petseg.eval_config import EvalConfig, ScoreConfig
@@ -271,7 +271,7 @@ def _data_dir(run: Config, score: ScoreConfig) -> str:
 def _checked_split(run: Config, score: ScoreConfig) -> str:
     """The split to score, which must not be one that was trained on."""
     split, data_dir = score.split or run.data.eval_split, _data_dir(run, score)
-    shared = datasets.overlap(run.data.dataset, split, run.data.train_split, data_dir)
+    shared = catalog.overlap(run.data.dataset, split, run.data.train_split, data_dir)
     if shared and not score.allow_training_images:
         raise DataError(
             f"--split={split}: {shared} of its images were trained on ({run.data.train_split}); "
@@ -316,7 +316,7 @@ def _watch(workdir: WorkDirectory, score: ScoreConfig) -> Iterator[str]:
 
 
 def _last_step(run: Config, score: ScoreConfig) -> int:
-    count = datasets.size(run.data.dataset, run.data.train_split, _data_dir(run, score))
+    count = catalog.size(run.data.dataset, run.data.train_split, _data_dir(run, score))
     return Clock.of(run.schedule, input_pipeline.steps_per_epoch(count, run.data.batch_size)).total
 
 

@@ -14,7 +14,7 @@ from conftest import NUM_TRAIN, ROOT, changed, replicas
 from test_datasets import picture, png, write_data_set
 
 from petseg import experiment
-from petseg.data import caching, datasets, input_pipeline
+from petseg.data import caching, catalog, datasets, input_pipeline
 from petseg.data.caching import Cache
 from petseg.data.record_files import Decoded, RecordFiles
 from petseg.errors import ConfigError, DataError
@@ -239,7 +239,7 @@ def test_files_that_vanish_during_a_run_are_named(tmp_path):
 
 
 def test_other_file_formats_want_a_cache(shards, tmp_path, monkeypatch):
-    builder = datasets._prepared_builder("in_order", str(shards))
+    builder = catalog.prepare("in_order", str(shards))
     monkeypatch.setattr(builder.info, "_file_format", tfds.core.FileFormat.ARRAY_RECORD, raising=False)
     monkeypatch.setattr(type(builder.info), "file_format", tfds.core.FileFormat.ARRAY_RECORD)
     with pytest.raises(DataError, match=r"--cache=none: in_order lies in files of format array_record; .*--cache=disk"):

@@ -7,7 +7,7 @@ import tensorflow_datasets as tfds
 from conftest import NUM_TEST, NUM_TRAIN
 from PIL import Image
 
-from petseg.data import animal_drawing, datasets
+from petseg.data import animal_drawing, catalog, datasets
 from petseg.errors import DataError
 
 
@@ -156,7 +156,7 @@ def test_an_unknown_data_set_is_named(tmp_path):
     ],
 )
 def test_overlap_of_splits(data_dir, first, second, shared):
-    assert datasets.overlap("synthetic_pets", first, second, str(data_dir)) == shared
+    assert catalog.overlap("synthetic_pets", first, second, str(data_dir)) == shared
 
 
 def test_drawings_depend_on_their_seed_alone():

@@ -19,7 +19,8 @@ import tqdm
 from petseg import building, host_allocator, inference, telemetry
 from petseg.benchmark import arithmetic
 from petseg.config import Config
-from petseg.data import datasets, input_pipeline
+from petseg.data import catalog, datasets, input_pipeline
+from petseg.errors import one_line
 from petseg.experiment import Experiment
 from petseg.signals import StopSignals
 from petseg.trainer import Requests
@@ -58,7 +59,7 @@ def serve(connection: Connection, name: str, config: Config) -> None:
     except (EOFError, KeyboardInterrupt):
         pass
     except Exception as error:
-        connection.send({"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"})
+        connection.send({"failed": one_line(error)})
 
 
 def timed(images: int, work: Callable[[int], Any], facts: Callable[[], dict[str, float]] = dict) -> Contestant:
@@ -220,7 +221,7 @@ def forward_pass(config: Config) -> Contestant:
     """The compiled network alone, over as many images as the evaluation split has."""
     building.set_up_runtime(config, config.distribution)
     data, model = config.data, _model(config)
-    count = datasets.size(data.dataset, data.eval_split, data.data_dir)
+    count = catalog.size(data.dataset, data.eval_split, data.data_dir)
     images = _random([data.batch_size, *model.input_shape[1:]], 256)
 
     @tf.function
@@ -307,7 +308,7 @@ def _tutorials_input(config: Config) -> tuple[Any, int]:
     network scales them itself.
     """
     data = config.data
-    raw, count = datasets.as_tfds_gives_it(data.dataset, data.train_split, data.data_dir)
+    raw, count = catalog.as_tfds_gives_it(data.dataset, data.train_split, data.data_dir)
     size = [data.image_size] * 2
     flip_images = keras.layers.RandomFlip("horizontal", seed=42)
     flip_masks = keras.layers.RandomFlip("horizontal", seed=42)

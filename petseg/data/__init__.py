@@ -1,1 +1,1 @@
-"""Examples in host memory, and the batches cut from them."""
+"""Data sets, their examples, and the batches cut from them."""

@@ -1,6 +1,6 @@
 """TFDS name -> decoded uint8 examples, in host memory, in mapped files, or decoded when they are asked for.
 
-The only module that imports TFDS. Masks are coded as in Oxford-IIIT Pet, 1 pet, 2 background, 3 border, and leave here
+Masks are coded as in Oxford-IIIT Pet, 1 pet, 2 background, 3 border, and leave here
 as class ids, one less.
 """
 
@@ -9,21 +9,19 @@ import dataclasses
 import logging
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_datasets as tfds
 import tqdm
 
 from petseg.config import CLASS_NAMES
-from petseg.data import autotuning
+from petseg.data import autotuning, catalog
 from petseg.data.caching import Cache
 from petseg.data.record_files import Decoded, RecordFiles
-from petseg.errors import DataError
+from petseg.errors import DataError, one_line
 
 Gather = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 DECODED_AT_ONCE = 16
@@ -89,9 +87,9 @@ def load(
       DataError: if the data set cannot be had, lacks a feature, or holds an example that cannot be used.
       ConfigError: if decoded examples cannot be written.
     """
-    builder = _prepared_builder(dataset, data_dir)
-    _check_features(builder)
-    source = _Source(builder, dataset, split, image_size, num_examples(builder, split))
+    builder = catalog.prepare(dataset, data_dir)
+    catalog.check_features(builder)
+    source = _Source(builder, dataset, split, image_size, catalog.num_examples(builder, split))
     if cache == "disk":
         return _on_disk(source, cache_dir)
     return _in_memory(source) if cache == "memory" else _in_its_records(source)
@@ -135,7 +133,7 @@ def _on_disk(source: _Source, cache_dir: str) -> Examples:
 
 def _in_its_records(source: _Source) -> Examples:
     builder = source.builder
-    if builder.info.file_format is not tfds.core.FileFormat.TFRECORD:
+    if builder.info.file_format.value != "tfrecord":
         raise DataError(
             f"--cache=none: {source.dataset} lies in files of format {builder.info.file_format.value}; takes tfrecord; "
             "--cache=disk takes any"
@@ -152,7 +150,7 @@ def _in_its_records(source: _Source) -> Examples:
     index = RecordFiles.index([Path(builder.data_path) / file for file in files], records)
 
     def gather(ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        decoded = _decoded(source, tf.data.Dataset.from_tensor_slices(index.read(ids)).map(_parser(builder)))
+        decoded = _decoded(source, tf.data.Dataset.from_tensor_slices(index.read(ids)).map(catalog.parser(builder)))
         size = ids.shape[0] or tf.shape(ids, tf.int64)[0]
         batch = decoded.batch(size, drop_remainder=True).with_options(autotuning.off()).get_single_element()
         return batch["image"], batch["mask"]
@@ -175,9 +173,9 @@ def _decode_all(
       DataError: if one cannot be used.
     """
     dataset, split = source.dataset, source.split
-    names, labels = [], {key: np.full(source.count, -1) for key in _label_names(source.builder)}
+    names, labels = [], {key: np.full(source.count, -1) for key in catalog.label_names(source.builder)}
     keys = [*labels, "tfds_id"] if located else [*labels]
-    iterator = _fetched(source, _raw(source.builder, split, located=located), keys)
+    iterator = _fetched(source, catalog.raw_examples(source.builder, split, located=located), keys)
     hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
     for i in tqdm.trange(source.count, desc=f"decoding {split}", unit=" images", disable=hidden, leave=False):
         try:
@@ -189,7 +187,7 @@ def _decode_all(
         except (tf.errors.OpError, StopIteration) as error:
             raise DataError(
                 f"{dataset}, split {split}, example {i}: the files of the data set under {source.builder.data_path} "
-                f"cannot be read: {_plain(error)}"
+                f"cannot be read: {one_line(error)}"
             ) from error
         name = example["name"].decode() or f"{split}/{i}"
         _check_example(example, f"{dataset}, split {split}, example {i} ({name})")
@@ -223,167 +221,21 @@ def native_masks(dataset: str, split: str, data_dir: str = "") -> Iterator[np.nd
     Raises:
       DataError: as `load`.
     """
-    examples = _raw(_prepared_builder(dataset, data_dir), split)
+    examples = catalog.raw_examples(catalog.prepare(dataset, data_dir), split)
     for example in examples.map(lambda example: _decode_mask(example), num_parallel_calls=os.cpu_count()).prefetch(64):
         yield example.numpy()
-
-
-def as_tfds_gives_it(dataset: str, split: str, data_dir: str = "") -> tuple[tf.data.Dataset, int]:
-    """A split as other programs get it, decoded at the pictures' own sizes, and the number of its examples.
-
-    Raises:
-      DataError: as `load`.
-    """
-    builder = _prepared_builder(dataset, data_dir)
-    return builder.as_dataset(split=split, shuffle_files=False), num_examples(builder, split)
-
-
-def size(dataset: str, split: str, data_dir: str = "") -> int:
-    """The number of examples of a split.
-
-    Raises:
-      DataError: as `load`.
-    """
-    return num_examples(_prepared_builder(dataset, data_dir), split)
-
-
-def card(dataset: str, data_dir: str = "") -> str:
-    """What is known about a data set, as markdown: description, sizes of its splits, license, citation.
-
-    Raises:
-      DataError: if the data set cannot be had.
-    """
-    info = _prepared_builder(dataset, data_dir).info
-    facts = {
-        "name": info.full_name,
-        "splits": _split_sizes(info),
-        "homepage": info.homepage,
-        "license": info.redistribution_info.license,
-    }
-    rows = [f"| {name} | {' '.join(text.split())} |" for name, text in facts.items() if text]
-    table = ["| | |", "| --- | --- |", *rows]
-    citation = f"```\n{info.citation.strip()}\n```" if info.citation else ""
-    return "\n\n".join(part for part in (info.description.strip(), "\n".join(table), citation) if part)
-
-
-def overlap(dataset: str, first: str, second: str, data_dir: str = "") -> int:
-    """The number of examples that two splits of a data set share."""
-    builder = _prepared_builder(dataset, data_dir)
-    return sum(
-        max(0, min(stop, other_stop) - max(start, other_start))
-        for name, start, stop in _ranges(builder, first)
-        for other_name, other_start, other_stop in _ranges(builder, second)
-        if name == other_name
-    )
-
-
-def num_examples(builder: Any, split: str) -> int:
-    """The size of a split, which is at least 1.
-
-    Raises:
-      DataError: if the split does not exist or is empty.
-    """
-    count = sum(stop - start for _, start, stop in _ranges(builder, split))
-    if count == 0:
-        raise DataError(f"{builder.info.name}: split {split} is empty; sizes are {_split_sizes(builder.info)}")
-    return count
-
-
-def _ranges(builder: Any, split: str) -> list[tuple[str, int, int]]:
-    """A split as stretches (name, start, stop) of the data set's own splits."""
-    splits = builder.info.splits
-    try:
-        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
-        return [
-            (part.splitname, part.from_ or 0, splits[part.splitname].num_examples if part.to is None else part.to)
-            for part in parts
-        ]
-    except (ValueError, AssertionError, KeyError) as error:
-        sizes = _split_sizes(builder.info)
-        raise DataError(
-            f"{builder.info.name}: no split {split}; takes {sizes}, or a slice such as 'train[:90%]'"
-        ) from error
-
-
-def _split_sizes(info: Any) -> str:
-    return ", ".join(f"{name} ({part.num_examples} examples)" for name, part in sorted(info.splits.items()))
-
-
-def _prepared_builder(dataset: str, data_dir: str) -> Any:
-    """A builder whose files lie on disk, whatever their version; downloads them where they do not."""
-    if dataset.split(":")[0] == "synthetic_pets":
-        from petseg.data import synthetic_pets  # noqa: F401 (importing it registers the builder)
-    where = {"data_dir": os.path.expanduser(data_dir)} if data_dir else {}
-    try:
-        builder = tfds.builder(dataset, **where)
-    except Exception as error:  # TFDS raises whatever its readers and registries raise
-        raise DataError(f"no data set {dataset}: {_plain(error)}") from error
-    if builder.data_path.exists():
-        return builder
-    if builder.data_path.parent.exists() and ":" not in dataset:
-        older = tfds.builder(f"{dataset}:*.*.*", **where)  # perhaps another version than TFDS's newest lies on disk
-        if older.data_path.exists():
-            return older
-    logger.info("%s is not under %s: preparing it, with whatever TFDS must download", dataset, builder.data_path.parent)
-    if not (sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)):
-        tfds.disable_progress_bar()  # in a log, its bars would be hundreds of lines
-    try:
-        builder.download_and_prepare()
-    except Exception as error:  # no network, a full disk, a moved archive: there is no common class
-        raise DataError(
-            f"{dataset} is neither under {builder.data_path.parent} nor can it be downloaded ({_plain(error)}). "
-            "Give the folder of a prepared copy with --data_dir=PATH, or train on the embedded data set, which needs "
-            "no download, with --dataset=synthetic_pets."
-        ) from error
-    return builder
-
-
-def _undecoded() -> dict[str, Any]:
-    return {"image": tfds.decode.SkipDecoding(), "segmentation_mask": tfds.decode.SkipDecoding()}
-
-
-def _raw(builder: Any, split: str, *, located: bool = False) -> tf.data.Dataset:
-    """The examples of a split in their order, pictures not yet decoded; `tfds_id` of a located one says where it is."""
-    config, log = tfds.ReadConfig(add_tfds_id=located), tf.get_logger()
-    level = log.level
-    log.setLevel(logging.ERROR)  # TFDS numbers examples with a function that TensorFlow warns of
-    try:
-        examples = builder.as_dataset(split=split, decoders=_undecoded(), shuffle_files=False, read_config=config)
-        return examples.with_options(autotuning.off())
-    finally:
-        log.setLevel(level)
-
-
-def _parser(builder: Any) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """Record -> example as `_raw` gives it, but for `tfds_id`."""
-    decoders = _undecoded()
-    return lambda record: builder.info.features.deserialize_example(record, decoders=decoders)
-
-
-def _label_names(builder: Any) -> dict[str, list[str]]:
-    """The class labels of a data set's examples: the names of their values."""
-    features = builder.info.features
-    return {key: features[key].names for key in features if isinstance(features[key], tfds.features.ClassLabel)}
 
 
 def _groups(builder: Any, labels: Mapping[str, np.ndarray]) -> dict[str, tuple[str, ...]]:
     """Labels by name, but for those that tell nothing: all alike, unknown (-1), or the same as another's."""
     groups: dict[str, tuple[str, ...]] = {}
-    for key, names in _label_names(builder).items():
+    for key, names in catalog.label_names(builder).items():
         values = labels[key]
         if values.min() >= 0 and len(set(values.tolist())) > 1:
             group = tuple(names[value] for value in values)
             if group not in groups.values():
                 groups[key] = group
     return groups
-
-
-def _check_features(builder: Any) -> None:
-    for feature in ("image", "segmentation_mask"):
-        if feature not in builder.info.features:
-            raise DataError(
-                f"{builder.info.name}: has no feature {feature!r}, only {', '.join(sorted(builder.info.features))}"
-            )
 
 
 def _decode_mask(example: dict[str, tf.Tensor]) -> tf.Tensor:
@@ -429,8 +281,3 @@ def _check_example(example: dict[str, Any], where: str) -> None:
             f"{where}: the mask holds values from {example['lowest']} to {example['highest']}; "
             f"takes 1 to {len(CLASS_NAMES)} ({', '.join(CLASS_NAMES)})"
         )
-
-
-def _plain(error: Exception) -> str:
-    """An error of a library on one short line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
