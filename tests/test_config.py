@@ -101,6 +101,11 @@ def test_presets_are_valid_and_say_how_to_run_them(preset):
     assert any("mean IoU" in line for line in head)
 
 
+def test_a_run_without_a_preset_is_that_of_the_tutorial():
+    preset = ROOT / "petseg" / "presets" / "tutorial.cfg"
+    assert command_line.parse(["train.py", f"--flagfile={preset}"], Config) == Config()
+
+
 @given(
     batch_size=st.integers(1, 10**6),
     learning_rate=st.floats(1e-9, 1e3),
