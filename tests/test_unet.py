@@ -41,6 +41,7 @@ def test_an_encoder_that_is_trained_adds_its_weights_but_not_its_statistics():
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
 @pytest.mark.parametrize("use_bias", [False, True])
 def test_a_convolution_that_leaves_a_gradient_out_is_otherwise_keras_own(precision, use_bias):
+    keras.utils.set_random_seed(0)
     options = {"strides": 2, "padding": "same", "use_bias": use_bias, "dtype": precision}
     theirs, ours = keras.layers.Conv2DTranspose(7, 3, **options), unet.Conv2DTranspose(7, 3, 4, **options)
     x = tf.random.stateless_normal([2, 6, 6, 9], seed=[0, 0])
@@ -59,7 +60,8 @@ def test_a_convolution_that_leaves_a_gradient_out_is_otherwise_keras_own(precisi
     np.testing.assert_array_equal(*outputs)
     for theirs_, ours_ in zip(*of_weights, strict=True):
         np.testing.assert_array_equal(theirs_, ours_)
-    np.testing.assert_allclose(of_x[0][..., :4], of_x[1][..., :4], rtol=1e-5, atol=1e-5)
+    rounding = 1e-5 if precision == "float32" else float(np.finfo(np.float16).eps)  # sums of other lengths
+    np.testing.assert_allclose(of_x[0][..., :4], of_x[1][..., :4], rtol=rounding, atol=rounding)
     assert np.all(of_x[1][..., 4:] == 0)
 
 
