@@ -1,5 +1,6 @@
 """From a command line to a config and back to an exit code: what the entry scripts share."""
 
+import gc
 import logging
 import os
 import sys
@@ -66,6 +67,7 @@ def run(main: Callable[[C], Any], config_class: type[C], summary: str) -> None:
     debug = any(argument in ("--debug", "--debug=true") for argument in sys.argv[1:])
     try:
         config = parse(sys.argv, config_class)
+        collect_garbage_rarely()
         _set_up_logging()
         main(config)
     except StoppedError as stopped:
@@ -79,6 +81,11 @@ def run(main: Callable[[C], Any], config_class: type[C], summary: str) -> None:
     except KeyboardInterrupt:  # before anybody listened to signals
         print(f"{program}: stopped by SIGINT", file=sys.stderr)
         sys.exit(130)
+
+
+def collect_garbage_rarely() -> None:
+    """Lets Python look for cycles less often: imports and tracing make millions of objects, and next to no garbage."""
+    gc.set_threshold(50_000)  # 700 by default, with which 7% of a short run's time went into looking
 
 
 def _set_up_logging() -> None:

@@ -17,7 +17,7 @@ import tensorflow as tf
 from hypothesis import settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from petseg import augmentation, optimization, sample_weights, unet
+from petseg import augmentation, command_line, optimization, sample_weights, unet
 from petseg.augmentation import Augmentation
 from petseg.averaging import WeightAverage
 from petseg.config import Config, DataConfig, DistributionConfig, ModelConfig, RuntimeConfig, ScheduleConfig
@@ -29,6 +29,8 @@ from petseg.trainer import Requests, Trainer
 
 ROOT = Path(__file__).parent.parent
 NUM_TRAIN, NUM_TEST = 24, 10
+
+command_line.collect_garbage_rarely()
 
 settings.register_profile("noisy machine", deadline=None)
 settings.load_profile("noisy machine")
@@ -70,7 +72,7 @@ def tiny_config(data_dir: Path, tmp_path: Path) -> Config:
     return Config(
         data=DataConfig(dataset="synthetic_pets", data_dir=str(data_dir), image_size=32, batch_size=8),
         model=ModelConfig(encoder_weights="none", encoder_alpha=0.35),
-        schedule=ScheduleConfig(epochs=0, train_steps=4, summary_every=2, eval_every=2, checkpoint_every=2),
+        schedule=ScheduleConfig(epochs=0, train_steps=4, summary_every=2, eval_every=4, checkpoint_every=2),
         distribution=DistributionConfig(strategy="one_device"),
         runtime=RuntimeConfig(workdir=str(tmp_path / "run"), deterministic=True),
     )

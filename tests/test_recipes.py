@@ -122,12 +122,6 @@ def test_weights_that_do_not_fit_are_refused(averaged, data_dir, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_without_averages_has_none_to_score(data_dir, tmp_path):
-    experiment.train(tiny(data_dir, tmp_path / "run", "--train_steps=1"))
-    with pytest.raises(ConfigError, match=r"--ema: .* kept no averaged weights \(its --ema_decay is 0\)"):
-        scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(tmp_path / "run"), ema=True)))
-
-
 def test_the_encoder_stands_still_until_it_is_unfrozen_and_then_learns_at_its_own_rate(data_dir, tmp_path):
     flags = ["--train_encoder", "--unfreeze_encoder_at=1", "--encoder_learning_rate_factor=0.2"]
     config = tiny(data_dir, tmp_path / "run", *flags, "--optimizer=sgd", "--learning_rate=0.1", "--momentum=0")

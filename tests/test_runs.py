@@ -9,7 +9,7 @@ from conftest import NUM_TEST, changed, own_lines, run_program, tiny_flags
 
 from petseg import command_line, experiment, scoring, tags
 from petseg.config import CLASS_NAMES, Config
-from petseg.errors import CheckpointError, DataError, WorkDirectoryError
+from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
 from petseg.eval_config import EvalConfig, ScoreConfig
 from petseg.work_directory import WorkDirectory
 
@@ -106,6 +106,12 @@ def test_eval_of_a_checkpoint_that_does_not_exist(finished, tmp_path):
         scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(workdir.path), checkpoint=str(tmp_path / "ckpt-9"))))
     with pytest.raises(WorkDirectoryError, match="no run is here"):
         scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(tmp_path))))
+
+
+def test_a_run_without_averages_has_none_to_score(finished):
+    _, workdir, _ = finished
+    with pytest.raises(ConfigError, match=r"--ema: .* kept no averaged weights \(its --ema_decay is 0\)"):
+        scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(workdir.path), ema=True)))
 
 
 def test_a_work_directory_of_another_model_is_refused_by_name_and_left_alone(finished):
