@@ -1,11 +1,12 @@
 """Uses a trained run, to score a split, to predict or to export: flags -> EvalConfig -> petseg.scoring."""
 
-from petseg import command_line
+from petseg import command_line, startup
 from petseg.eval_config import EvalConfig
 
 
 def main(config: EvalConfig) -> None:
-    from petseg import scoring  # TensorFlow loads here, after the flags are checked
+    startup.load_tensorflow()  # after the flags are checked
+    from petseg import scoring
 
     if config.score.predict:
         scoring.predict(config)

@@ -1,11 +1,12 @@
 """Trains a U-Net on pets: flags -> Config -> petseg.experiment.train."""
 
-from petseg import command_line
+from petseg import command_line, startup
 from petseg.config import Config
 
 
 def main(config: Config) -> None:
-    from petseg import experiment  # TensorFlow loads here, after the flags are checked
+    startup.load_tensorflow()  # after the flags are checked
+    from petseg import experiment
 
     experiment.train(config)
 

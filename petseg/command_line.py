@@ -1,6 +1,5 @@
 """From a command line to a config and back to an exit code: what the entry scripts share."""
 
-import gc
 import logging
 import os
 import sys
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 
 from absl import flags
 
-from petseg import options
+from petseg import options, startup
 from petseg.errors import PetsegError, StoppedError
 
 C = TypeVar("C")
@@ -67,7 +66,7 @@ def run(main: Callable[[C], Any], config_class: type[C], summary: str) -> None:
     debug = any(argument in ("--debug", "--debug=true") for argument in sys.argv[1:])
     try:
         config = parse(sys.argv, config_class)
-        collect_garbage_rarely()
+        startup.collect_garbage_rarely()
         _set_up_logging()
         main(config)
     except StoppedError as stopped:
@@ -81,11 +80,6 @@ def run(main: Callable[[C], Any], config_class: type[C], summary: str) -> None:
     except KeyboardInterrupt:  # before anybody listened to signals
         print(f"{program}: stopped by SIGINT", file=sys.stderr)
         sys.exit(130)
-
-
-def collect_garbage_rarely() -> None:
-    """Lets Python look for cycles less often: imports and tracing make millions of objects, and next to no garbage."""
-    gc.set_threshold(50_000)  # 700 by default, with which 7% of a short run's time went into looking
 
 
 def _set_up_logging() -> None:

@@ -17,7 +17,7 @@ import tensorflow as tf
 from hypothesis import settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from petseg import augmentation, command_line, optimization, sample_weights, unet
+from petseg import augmentation, optimization, sample_weights, startup, unet
 from petseg.augmentation import Augmentation
 from petseg.averaging import WeightAverage
 from petseg.config import Config, DataConfig, DistributionConfig, ModelConfig, RuntimeConfig, ScheduleConfig
@@ -30,7 +30,7 @@ from petseg.trainer import Requests, Trainer
 ROOT = Path(__file__).parent.parent
 NUM_TRAIN, NUM_TEST = 24, 10
 
-command_line.collect_garbage_rarely()
+startup.collect_garbage_rarely()
 
 settings.register_profile("noisy machine", deadline=None)
 settings.load_profile("noisy machine")

@@ -76,7 +76,7 @@ def logged(workdir, tag="loss", run="train"):
 
 def flags_of(data_dir, workdir, steps):
     recipe = ["--optimizer=sgd", "--learning_rate=0.01", "--class_weights=2,2,1", "--ema_decay=0.9"]
-    intervals = ["--summary_every=1", "--steps_per_loop=1", "--checkpoint_every=5", "--eval_every=10"]
+    intervals = ["--summary_every=1", "--steps_per_loop=1", "--checkpoint_every=5", "--eval_every=20"]
     return [*tiny_flags(data_dir, workdir), *recipe, *intervals, f"--train_steps={steps}"]
 
 

@@ -9,7 +9,7 @@ import logging
 import socket
 import threading
 
-from petseg import command_line
+from petseg import command_line, startup
 from petseg.errors import ConfigError
 from petseg.options import Group, option
 
@@ -34,7 +34,8 @@ def main(config: ServiceConfig) -> None:
     """
     host = config.host or socket.gethostname()
     _check(host, config.port)
-    import tensorflow as tf  # after the flags are checked
+    startup.load_tensorflow()  # after the flags are checked
+    import tensorflow as tf
 
     from petseg.signals import StopSignals
 
