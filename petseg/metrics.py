@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 CALIBRATION_BINS = 15
 
@@ -179,6 +180,6 @@ def mean_iou(matrices: np.ndarray) -> np.ndarray:
     return _ratio(np.where(occurs, by_class, 0.0).sum(-1), occurs.sum(-1).astype(np.float64))
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def _ratio(numerator: ArrayLike, denominator: ArrayLike) -> np.ndarray:
     numerator, denominator = np.broadcast_arrays(numerator, denominator)
     return np.divide(numerator, denominator, out=np.full(denominator.shape, np.nan), where=denominator > 0)
