@@ -185,7 +185,7 @@ class _Animal:
         rng = self._rng
         kind = rng.choice(["stripes", "spots", "plain"], p=[0.35, 0.3, 0.35])
         if kind == "stripes":
-            for x in np.arange(-1.1, 1.2, rng.uniform(0.13, 0.22)):
+            for x in np.arange(-1.1, 1.2, rng.uniform(0.13, 0.22)).tolist():
                 bend, y = rng.normal(0, 0.12, 2), rng.uniform(-1.1, -0.5)
                 points = [(x, y), (x + bend[0], y + 0.5), (x + bend[1], y + rng.uniform(0.7, 1.5))]
                 self.marks.append(_strip(points, (0.02, rng.uniform(0.025, 0.05), 0.01)))
@@ -288,8 +288,8 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
 def _draw_stripes(rng: np.random.Generator, draw: ImageDraw.ImageDraw, height: int, width: int) -> None:
     """A fence, a blanket, tiles: parallel bars over part of the picture."""
     color, gap = _random_color(rng), rng.uniform(10, 34)
-    top, bottom = sorted(rng.uniform(0, height, 2))
-    for x in np.arange(0, width, gap):
+    top, bottom = sorted(rng.uniform(0, height, 2).tolist())
+    for x in np.arange(0, width, gap).tolist():
         if rng.random() < 0.9:
             draw.rectangle((x, top, x + gap * rng.uniform(0.25, 0.6), bottom), fill=color)
 
