@@ -38,7 +38,8 @@ class Examples:
       masks: uint8 [N, S, S, 1], class ids; likewise.
       names: N names to recognise examples by: file names where the data set has them, else `<split>/<position>`.
       groups: for each class label in which examples differ, such as `species`, its name for each of the N.
-      gather: positions int64 [K] -> images and masks, as a graph; None where both are arrays in memory.
+      gather: positions int64 [K] -> images and masks, as a graph of this process; None where both are arrays in memory.
+      gather_anywhere: the same as a graph for any process that sees the files; None where there is none.
       check: raises DataError if files in which the examples lie are no longer what they were.
     """
 
@@ -47,6 +48,7 @@ class Examples:
     names: tuple[str, ...]
     groups: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     gather: Gather | None = None
+    gather_anywhere: Gather | None = None
     check: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
@@ -128,7 +130,7 @@ def _on_disk(source: _Source, cache_dir: str) -> Examples:
     names, groups = cache.filled(
         lambda keep: _decode_all(source, lambda _, example: keep(example["image"], example["mask"]))
     )
-    return Examples(cache.images, cache.masks, names, groups, cache.gather, cache.check)
+    return Examples(cache.images, cache.masks, names, groups, cache.gather, cache.gather_anywhere, cache.check)
 
 
 def _in_its_records(source: _Source) -> Examples:
@@ -159,7 +161,7 @@ def _in_its_records(source: _Source) -> Examples:
         return lambda ids: gather(tf.constant(ids, tf.int64))[number].numpy()
 
     images, masks = Decoded(part(0), source.shape(3)), Decoded(part(1), source.shape(1))
-    return Examples(images, masks, names, groups, gather, index.check)  # type: ignore[arg-type]
+    return Examples(images, masks, names, groups, gather, check=index.check)  # type: ignore[arg-type]
 
 
 def _decode_all(

@@ -120,7 +120,7 @@ def training_batches_of_host(
     local = context.num_replicas_in_sync // context.num_input_pipelines
     size = batch_size // context.num_replicas_in_sync
     steps_per_epoch(len(examples), batch_size)
-    gather = _gather(examples)
+    gather = examples.gather_anywhere if addresses and examples.gather_anywhere else _gather(examples)
 
     @tf.autograph.experimental.do_not_convert  # which would take longer than tracing
     def batch(element: tf.Tensor) -> Batch:
@@ -192,7 +192,7 @@ def naming_lost_files(*splits: Examples) -> Iterator[None]:
 
 
 def _gather(examples: Examples) -> Gather:
-    """Positions -> images and masks, as a graph."""
+    """Positions -> images and masks, as a graph of this process."""
     if examples.gather is not None:
         return examples.gather
     images, masks = _without_copy(examples.images), _without_copy(examples.masks)
