@@ -1,12 +1,13 @@
-"""Uses a trained run, to score a split, to predict or to export: flags -> EvalConfig -> petseg.scoring."""
+"""Uses a trained run, to score a split, to predict or to export: flags -> EvalConfig -> petseg.runs.scoring."""
 
-from petseg import command_line, startup
-from petseg.eval_config import EvalConfig
+from petseg.config import command_line
+from petseg.config.eval_config import EvalConfig
+from petseg.runtime import startup
 
 
 def main(config: EvalConfig) -> None:
     startup.load_tensorflow()  # after the flags are checked
-    from petseg import scoring
+    from petseg.runs import scoring
 
     if config.score.predict:
         scoring.predict(config)

@@ -1,12 +1,12 @@
-"""Trains a U-Net on pets: flags -> Config -> petseg.experiment.train."""
+"""Trains a U-Net on pets: flags -> Config -> petseg.runs.experiment.train."""
 
-from petseg import command_line, startup
-from petseg.config import Config
+from petseg.config import Config, command_line
+from petseg.runtime import startup
 
 
 def main(config: Config) -> None:
     startup.load_tensorflow()  # after the flags are checked
-    from petseg import experiment
+    from petseg.runs import experiment
 
     experiment.train(config)
 

@@ -17,15 +17,17 @@ import tensorflow as tf
 from hypothesis import settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from petseg import augmentation, optimization, sample_weights, startup, unet
-from petseg.augmentation import Augmentation
-from petseg.averaging import WeightAverage
 from petseg.config import Config, DataConfig, DistributionConfig, ModelConfig, RuntimeConfig, ScheduleConfig
 from petseg.data import input_pipeline
-from petseg.data.datasets import Examples
+from petseg.data.decoding import Examples
 from petseg.data.synthetic_pets import SyntheticPets
-from petseg.losses import Loss
-from petseg.trainer import Requests, Trainer
+from petseg.models import unet
+from petseg.runtime import startup
+from petseg.training import augmentation, optimizers, sample_weights
+from petseg.training.augmentation import Augmentation
+from petseg.training.losses import Loss
+from petseg.training.trainer import Requests, Trainer
+from petseg.training.weight_averaging import WeightAverage
 
 ROOT = Path(__file__).parent.parent
 NUM_TRAIN, NUM_TEST = 24, 10
@@ -176,22 +178,22 @@ def make_trainer(
                 layer.trainable = False  # and so in inference mode
         noise = tf.random.stateless_uniform([16, size, size, 3], seed=[0, 0])
         unet.calibrate_batch_norm(encoder, noise if calibrated_on is None else calibrated_on / np.float32(255))
-        rate = optimization.learning_rate_schedule("constant", learning_rate, 100)
+        rate = optimizers.learning_rate_schedule("constant", learning_rate, 100)
         trainer = Trainer(
             strategy,
             model,
-            optimization.Optimizer(
+            optimizers.Optimizer(
                 optimizer,
                 [
-                    optimization.Group(model.trainable_variables[:4], rate),
-                    optimization.Group(model.trainable_variables[4:], rate),
+                    optimizers.Group(model.trainable_variables[:4], rate),
+                    optimizers.Group(model.trainable_variables[4:], rate),
                 ],
                 weight_decay=weight_decay,
             ),
             augment or augmentation.augmentation(augmentation.SETS["flip"], seed=0, batch_size=batch_size),
             sample_weights.weight_map(class_weights),
             loss or Loss(),
-            optimization.LossScale(
+            optimizers.LossScale(
                 initial=initial_loss_scale, growth_interval=1000, dynamic=precision == "mixed_float16"
             ),
             requests,

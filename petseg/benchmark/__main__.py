@@ -19,10 +19,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from petseg import command_line
-from petseg.config import Config
+from petseg.config import Config, command_line
+from petseg.config.options import Group, option
 from petseg.errors import ConfigError, PetsegError
-from petseg.options import Group, option
 
 FOR_EVER = 10**9
 GROUPS = ("training", "variants", "input", "evaluation", "limit", "programs")

@@ -16,15 +16,18 @@ import keras
 import tensorflow as tf
 import tqdm
 
-from petseg import building, host_allocator, inference, telemetry
 from petseg.benchmark import arithmetic
 from petseg.config import Config
-from petseg.data import catalog, datasets, input_pipeline
+from petseg.data import catalog, decoding, input_pipeline
 from petseg.errors import one_line
-from petseg.experiment import Experiment
-from petseg.signals import StopSignals
-from petseg.trainer import Requests
-from petseg.work_directory import WorkDirectory
+from petseg.models import inference
+from petseg.reporting import telemetry
+from petseg.runs import building
+from petseg.runs.experiment import Experiment
+from petseg.runs.signals import StopSignals
+from petseg.runs.work_directory import WorkDirectory
+from petseg.runtime import host_allocator
+from petseg.training.trainer import Requests
 
 WARM_UP = 2  # steps
 
@@ -175,7 +178,7 @@ def our_input(config: Config) -> Contestant:
     """Batches as training gets them."""
     data = config.data
     before = telemetry.memory()["memory/host"]
-    examples = datasets.load(
+    examples = decoding.load(
         data.dataset, data.train_split, data.image_size, data.data_dir, cache=data.cache, cache_dir=data.cache_dir
     )
     batches = iter(
@@ -251,7 +254,7 @@ def evaluation(config: Config) -> Contestant:
     """A pass of the evaluator over the evaluation split."""
     data = config.data
     strategy = building.set_up_runtime(config, config.distribution).strategy
-    examples = datasets.load(data.dataset, data.eval_split, data.image_size, data.data_dir)
+    examples = decoding.load(data.dataset, data.eval_split, data.image_size, data.data_dir)
     with strategy.scope():
         evaluator = building.build_evaluator(config, strategy, _model(config), examples, None, Requests())
     yield from passes(len(examples), evaluator.evaluate)

@@ -12,8 +12,8 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from petseg.data import autotuning
 from petseg.errors import DataError, one_line
+from petseg.runtime import autotuning
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from petseg.data import autotuning, service_client
-from petseg.data.datasets import TENSOR_ALIGNMENT, Examples, Gather
+from petseg.data import service_client
+from petseg.data.decoding import TENSOR_ALIGNMENT, Examples, Gather
 from petseg.errors import ConfigError, DataError
+from petseg.runtime import autotuning
 
 Batch = dict[str, tf.Tensor]
 PARALLEL_BATCHES, PREFETCHED_BATCHES = 2, 2

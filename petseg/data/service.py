@@ -9,9 +9,10 @@ import logging
 import socket
 import threading
 
-from petseg import command_line, startup
+from petseg.config import command_line
+from petseg.config.options import Group, option
 from petseg.errors import ConfigError
-from petseg.options import Group, option
+from petseg.runtime import startup
 
 logger = logging.getLogger("petseg.data.service")  # whose __name__ is __main__
 
@@ -37,7 +38,7 @@ def main(config: ServiceConfig) -> None:
     startup.load_tensorflow()  # after the flags are checked
     import tensorflow as tf
 
-    from petseg.signals import StopSignals
+    from petseg.runs.signals import StopSignals
 
     service = tf.data.experimental.service
     with StopSignals():

@@ -11,9 +11,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from petseg.cluster.membership import answers
-from petseg.data import autotuning
 from petseg.errors import ClusterError
+from petseg.runtime import autotuning
+from petseg.runtime.cluster_membership import answers
 
 POLL_SECONDS = 0.5
 LOST_SECONDS = 10.0  # TensorFlow bridges shorter interruptions by itself, and longer ones too: for ever

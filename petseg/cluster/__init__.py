@@ -1,1 +1,0 @@
-"""Runs on several machines: who takes part, and how schedulers start them."""

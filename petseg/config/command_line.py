@@ -1,0 +1,89 @@
+"""From a command line to a config and back to an exit code: what the entry scripts share."""
+
+import logging
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from absl import flags
+
+from petseg.config import options
+from petseg.errors import PetsegError, StoppedError
+from petseg.runtime import startup
+
+C = TypeVar("C")
+
+
+def parse(argv: Sequence[str], config_class: type[C]) -> C:
+    """Reads flags into a config.
+
+    Args:
+      argv: the program's name and its arguments; ``--flagfile=FILE`` reads more of them from a file.
+      config_class: `config.Config` or `eval_config.EvalConfig`.
+
+    Raises:
+      PetsegError: if an argument is unknown, or a value cannot be used.
+    """
+    flag_values = flags.FlagValues()
+    options.define_flags(config_class, flag_values)
+    try:
+        rest = flag_values(list(argv))[1:]
+    except flags.Error as error:
+        raise PetsegError(" ".join(str(error).split()).removeprefix("flag ")) from error
+    if rest:
+        raise PetsegError(f"{rest[0]}: every argument is a flag, --name=value; see --help")
+    if "train_steps" in flag_values and flag_values["train_steps"].present and not flag_values["epochs"].present:
+        flag_values["epochs"].value = 0  # only an --epochs that somebody gave contradicts --train_steps
+    return options.from_flags(config_class, flag_values)
+
+
+def help_text(program: str, summary: str, config_class: type) -> str:
+    """All flags by group, with their defaults."""
+    lines = [summary, "", f"usage: python {program} [--flagfile=FILE] [--flag=value ...]"]
+    group = None
+    for name, flag, default, help_line in options.rows(config_class):
+        if name != group:
+            group = name
+            lines += ["", f"{name or 'flags'}:"]
+        shown = default if default else "''"
+        text = textwrap.fill(help_line, 112, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        lines += [f"  --{flag}={shown}", text]
+    return "\n".join(lines)
+
+
+def run(main: Callable[[C], Any], config_class: type[C], summary: str) -> None:
+    """Runs a program: parses the flags, calls ``main(config)``, and exits.
+
+    Exit codes: 0 done; 1 a fault of the program, with its traceback; 2 something the user can mend, in one line;
+    3 the loss was not finite; 4 some files could not be read; 75 another process of the cluster was lost; 130 and 143
+    stopped by Ctrl-C and SIGTERM.
+    """
+    program = os.path.basename(sys.argv[0])
+    if any(argument in ("-h", "-help", "--help", "--helpfull", "--helpshort") for argument in sys.argv[1:]):
+        print(help_text(program, summary, config_class))
+        sys.exit(0)
+    debug = any(argument in ("--debug", "--debug=true") for argument in sys.argv[1:])
+    try:
+        config = parse(sys.argv, config_class)
+        startup.collect_garbage_rarely()
+        _set_up_logging()
+        main(config)
+    except StoppedError as stopped:
+        print(f"{program}: {stopped}", file=sys.stderr)
+        sys.exit(stopped.exit_code)
+    except PetsegError as error:
+        if debug:
+            raise
+        print(f"{program}: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:  # before anybody listened to signals
+        print(f"{program}: stopped by SIGINT", file=sys.stderr)
+        sys.exit(130)
+
+
+def _set_up_logging() -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow loads, which is after the flags
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("petseg").setLevel(logging.INFO)

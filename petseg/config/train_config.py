@@ -1,0 +1,480 @@
+"""The configuration: frozen dataclasses in which one field is one flag.
+
+A field's help, unit, default and allowed values stand in one place, here; flags, ``--help``, the table in the README
+and the checks are derived from it by `options`. Imports no TensorFlow, so that a wrong flag is answered at once.
+"""
+
+import dataclasses
+import json
+import math
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from petseg.config.options import Group, groups, markdown_table, option
+from petseg.errors import ConfigError
+
+CLASS_NAMES = ("pet", "background", "border")
+IMAGENET_ALPHAS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
+CONFIG_FORMAT = 3
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker_mirrored", "central_storage", "parameter_server", "tpu")
+PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+OF_THE_SET = -1.0
+CACHE_DIR = "~/.cache/petseg"
+LOCAL_CROSS_DEVICE_OPS = ("nccl", "hierarchical_copy", "reduction_to_one_device")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Group):
+    """Which examples, at which size."""
+
+    dataset: str = option(
+        "oxford_iiit_pet",
+        "TFDS data set with `image` and `segmentation_mask`; `synthetic_pets` is embedded and needs no download",
+        resume="fixed",
+        required=True,
+    )
+    data_dir: str = option("", "folder of prepared TFDS data sets; empty: TFDS's own default")
+    train_split: str = option(
+        "train", "TFDS split to train on; slices such as `train[:90%]` work", resume="fixed", required=True
+    )
+    eval_split: str = option("test", "TFDS split to evaluate on; slices work", resume="fixed", required=True)
+    image_size: int = option(
+        128, "side to which images and masks are resized", unit="pixels", resume="fixed", minimum=32, multiple_of=32
+    )
+    batch_size: int = option(
+        64, "global batch: examples per step over all replicas", unit="examples", resume="fixed", minimum=1
+    )
+    cache: str = option(
+        "memory",
+        "where decoded examples wait: in host memory; in files under --cache_dir; nowhere, each batch decodes its own",
+        choices=("memory", "disk", "none"),
+    )
+    cache_dir: str = option("", f"folder of --cache=disk, which later runs use too; empty: `{CACHE_DIR}`")
+    data_service: str = option(
+        "",
+        "processes of `python -m petseg.data.service` that make the training batches: `grpc://HOST:PORT`, several "
+        "separated by commas; takes --cache=disk in a folder that they see too; empty: this process makes them",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.service_addresses() and self.cache != "disk":
+            raise ConfigError(
+                f"--data_service={self.data_service}: takes --cache=disk, in a --cache_dir that the service sees too; "
+                f"got --cache={self.cache}"
+            )
+
+    def service_addresses(self) -> tuple[str, ...]:
+        """The addresses in --data_service, each HOST:PORT."""
+        if not self.data_service:
+            return ()
+        found = [re.fullmatch(r"grpc://([^\s:/]+:\d+)", part) for part in self.data_service.split(",")]
+        addresses = tuple(match[1] for match in found if match and int(match[1].rpartition(":")[2]) < 2**16)
+        if len(set(addresses)) < len(found):
+            raise ConfigError(
+                f"--data_service={self.data_service}: takes grpc://HOST:PORT, or several, each another, separated by "
+                "commas"
+            )
+        return addresses
+
+
+def _part(help: str, **allowed: Any) -> Any:
+    return option(OF_THE_SET, f"{help}; {OF_THE_SET:g}: as --augment says", or_exactly=OF_THE_SET, **allowed)
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentationConfig(Group):
+    """Random changes to training examples."""
+
+    augment: str = option(
+        "flip",
+        "`flip`; `standard`: also crops, small turns and colours; `strong`: more of it, and cutout",
+        choices=("none", "flip", "standard", "strong"),
+    )
+    flip: float = _part("share of examples that are mirrored", minimum=0, maximum=1)
+    crop_area: float = _part(
+        "smallest area of a crop, as a share of the image's, to which its sides are cut", above=0, maximum=1
+    )
+    crop_aspect: float = _part("largest factor by which a crop is wider or narrower than the image", minimum=1)
+    rotation: float = _part("largest angle, either way", unit="degrees", minimum=0, maximum=180)
+    brightness: float = _part("largest change, as a share", minimum=0, maximum=1)
+    contrast: float = _part("largest change, as a share", minimum=0, maximum=1)
+    saturation: float = _part("largest change, as a share", minimum=0, maximum=1)
+    hue: float = _part("largest rotation of colours, either way", unit="turns", minimum=0, maximum=0.5)
+    cutout: float = _part("side of a square painted grey, as a share of the image's side", minimum=0, below=1)
+
+    def changed_parts(self) -> dict[str, float]:
+        """What is not as the set says, by name."""
+        parts = dataclasses.asdict(self)
+        del parts["augment"]
+        return {name: value for name, value in parts.items() if value != OF_THE_SET}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(Group):
+    """The U-Net."""
+
+    encoder_weights: str = option(
+        "imagenet", "`imagenet` (a download by Keras), `none`, or a weights file", resume="fixed", required=True
+    )
+    init_from: str = option(
+        "",
+        "begin with the weights of another run: its work directory (best checkpoint, averaged weights if it has them) "
+        "or a checkpoint's path; everything else begins anew",
+        resume="fixed",
+    )
+    encoder_alpha: float = option(1.0, "width of the MobileNetV2 encoder", unit="factor", resume="fixed", above=0)
+    train_encoder: bool = option(False, "train the encoder too; its batch norms stay in inference mode", resume="fixed")
+    batch_norm_momentum: float = option(
+        0.99, "momentum of the decoder's moving statistics; short runs want less", resume="fixed", minimum=0, below=1
+    )
+    sync_batch_norm: bool = option(
+        True, "batch norms of the decoder use statistics of the global batch, not of each replica's own part"
+    )
+    input_scaling: str = option(
+        "unit", "pixel range the network sees: [0, 1] or [-1, 1]", resume="fixed", choices=("unit", "symmetric")
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig(Group):
+    """Per-pixel losses to one number."""
+
+    loss: str = option(
+        "cross_entropy",
+        "`cross_entropy_dice`: cross-entropy plus --dice_weight times the soft Dice loss of each image",
+        choices=("cross_entropy", "focal", "dice", "cross_entropy_dice"),
+    )
+    dice_weight: float = option(0.5, "share of Dice in --loss=cross_entropy_dice", unit="factor", minimum=0)
+    focal_gamma: float = option(2.0, "how much less pixels count that are right already, in --loss=focal", minimum=0)
+    label_smoothing: float = option(
+        0.0, "share of each pixel's target that is spread over all classes; not in Dice", minimum=0, below=1
+    )
+    class_weights: str = option(
+        "",
+        "weights of pet, background, border: empty (all 1), `2,2,1`, `balanced` (inverse frequency) or "
+        "`median_frequency`; normalised to sum to 1",
+    )
+    boundary_weight: float = option(
+        0.0, "added to the weight of pixels where classes meet, less further away, as in the U-Net paper", minimum=0
+    )
+    boundary_sigma: float = option(5.0, "how far --boundary_weight reaches", unit="pixels", above=0)
+    loss_normalization: str = option(
+        "pixels", "what the summed loss is divided by: valid pixels, or their weights", choices=("pixels", "weights")
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.class_weight_values()
+
+        if self.loss == "dice" and self.label_smoothing:
+            raise ConfigError(f"--label_smoothing={self.label_smoothing:g}: --loss=dice takes 0")
+
+    def class_weight_values(self) -> tuple[float, ...] | None:
+        """The given weights, not normalised; None where none are given, or they are to be counted."""
+        if self.class_weights in ("", "balanced", "median_frequency"):
+            return None
+        try:
+            values = tuple(float(part) for part in self.class_weights.split(","))
+        except ValueError:
+            values = ()
+        positive = all(math.isfinite(value) and value >= 0 for value in values) and sum(values) > 0
+        if len(values) != len(CLASS_NAMES) or not positive:
+            raise ConfigError(
+                f"--class_weights={self.class_weights}: takes {len(CLASS_NAMES)} comma-separated numbers of at least 0 "
+                f"({', '.join(CLASS_NAMES)}), not all 0, or balanced, or median_frequency, or nothing"
+            )
+        return values
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(Group):
+    """How gradients become updates."""
+
+    optimizer: str = option("adam", "the optimizer", resume="fixed", choices=("adam", "adamw", "sgd"))
+    momentum: float = option(0.9, "momentum of --optimizer=sgd", resume="fixed", minimum=0, below=1)
+    weight_decay: float = option(
+        0.0, "share of a weight, times the learning rate, that a step takes away; not of biases and norms", minimum=0
+    )
+    learning_rate: float = option(1e-3, "the highest learning rate", above=0)
+    encoder_learning_rate_factor: float = option(
+        1.0, "learning rate of a trained encoder over that of the decoder", unit="factor", above=0
+    )
+    unfreeze_encoder_at: int = option(
+        0,
+        "step before which a trained encoder stands still; its gradients are computed, and count in --clip_norm",
+        unit="steps",
+        minimum=0,
+    )
+    learning_rate_schedule: str = option(
+        "constant",
+        "over the run, `cosine` and `polynomial` fall to 0, `step` falls in steps",
+        choices=("constant", "cosine", "polynomial", "step"),
+    )
+    warmup_steps: int = option(0, "steps over which the learning rate rises first", unit="steps", minimum=0)
+    polynomial_power: float = option(0.9, "exponent of --learning_rate_schedule=polynomial", above=0)
+    drop_at: str = option(
+        "0.5,0.75", "where --learning_rate_schedule=step falls, as shares of the run after the warm-up"
+    )
+    drop_factor: float = option(0.1, "factor by which it falls", above=0, below=1)
+    clip_norm: float = option(0.0, "largest global norm of the gradients; 0: no clipping", minimum=0)
+    ema_decay: float = option(
+        0.0,
+        "also keep, and score, an exponential moving average of the weights, of which a step keeps this share; 0: do "
+        "not. The best checkpoint is then that of the averaged weights",
+        resume="fixed",
+        minimum=0,
+        below=1,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.drop_shares()
+        if (self.optimizer == "adam" and self.weight_decay) or (self.optimizer == "adamw" and not self.weight_decay):
+            raise ConfigError(
+                f"--weight_decay={self.weight_decay:g}: --optimizer=adam takes 0, --optimizer=adamw more than 0"
+            )
+
+    def drop_shares(self) -> tuple[float, ...]:
+        """Where the learning rate falls in steps."""
+        try:
+            shares = tuple(float(part) for part in self.drop_at.split(","))
+        except ValueError:
+            shares = ()
+        if not shares or not shares[0] > 0 or not shares[-1] < 1 or list(shares) != sorted(set(shares)):
+            raise ConfigError(f"--drop_at={self.drop_at}: takes comma-separated numbers between 0 and 1 that rise")
+        return shares
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeConfig(Group):
+    """How a device computes a step."""
+
+    precision: str = option(
+        "float32",
+        "dtype of the layers' arithmetic; weights, logits, loss and statistics are float32 in any case",
+        choices=PRECISIONS,
+    )
+    initial_loss_scale: float = option(
+        2.0**15, "what mixed_float16 multiplies the loss with at first, against underflow", unit="factor", minimum=1
+    )
+    loss_scale_growth_interval: int = option(
+        2000, "finite steps after which mixed_float16 doubles the scale", unit="steps", minimum=1
+    )
+    micro_batches: int = option(
+        1, "slices in which a replica works off its part of a batch, to save memory", unit="slices", minimum=1
+    )
+    jit_compile: bool = option(
+        False, "compile forward and backward pass with XLA; several replicas need --nosync_batch_norm"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig(Group):
+    """When things happen, in steps of the one clock."""
+
+    epochs: int = option(20, "length of the run; exactly one of --epochs and --train_steps", unit="epochs", minimum=0)
+    train_steps: int = option(0, "length of the run; 0: --epochs decides", unit="steps", minimum=0)
+    steps_per_loop: int = option(10, "steps in one call of the compiled loop", unit="steps", minimum=1)
+    summary_every: int = option(20, "interval of training summaries", unit="steps", minimum=1)
+    eval_every: int = option(0, "interval of evaluations; 0: once an epoch", unit="steps", minimum=0)
+    eval_at_start: bool = option(False, "evaluate before the first step too; worth it with --init_from")
+    checkpoint_every: int = option(0, "interval of checkpoints; 0: once an epoch", unit="steps", minimum=0)
+    checkpoint_every_minutes: float = option(
+        0.0, "also save when so much time has passed since the last checkpoint; 0: do not", unit="minutes", minimum=0
+    )
+    keep_checkpoints: int = option(3, "newest checkpoints to keep", unit="checkpoints", minimum=1)
+    histogram_every: int = option(
+        0, "interval of weight and gradient histograms; 0: once an epoch", unit="steps", minimum=0
+    )
+    log_every: int = option(
+        20, "interval of lines where the output is no terminal, with the numbers of the last summary", unit="steps",
+        minimum=1,
+    )  # fmt: skip
+    profile_steps: str = option("", "steps to profile, for TensorBoard's profile page: `100:110`; empty: none")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.profile_range()
+
+    def profile_range(self) -> tuple[int, int] | None:
+        """The steps to profile, [first, last); None for none."""
+        if not self.profile_steps:
+            return None
+        parts = re.fullmatch(r"(\d+):(\d+)", self.profile_steps)
+        if not parts or int(parts[1]) >= int(parts[2]):
+            raise ConfigError(
+                f"--profile_steps={self.profile_steps}: takes FIRST:LAST, two steps, the first below the last"
+            )
+        return int(parts[1]), int(parts[2])
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributionConfig(Group):
+    """On which devices, and how they talk to each other."""
+
+    strategy: str = option(
+        "auto",
+        "`one_device`; `mirrored`: all devices of this machine; `multi_worker_mirrored`: those of a cluster, from "
+        "TF_CONFIG or Slurm; `auto`: mirrored when several are visible, else one_device",
+        choices=STRATEGIES,
+    )
+    num_devices: int = option(0, "devices to use of this machine; 0: all", unit="devices", minimum=0)
+    virtual_devices: int = option(
+        0, "split the first GPU, or else the CPU, into so many logical devices; 0: do not", unit="devices", minimum=0
+    )
+    virtual_device_memory: int = option(4096, "memory of each part of a split GPU", unit="MiB", minimum=1)
+    memory_growth: bool = option(True, "take GPU memory as it is needed, not all of it at the start")
+    cross_device_ops: str = option(
+        "auto",
+        "how gradients are summed: `nccl`, `hierarchical_copy` or `reduction_to_one_device` within a machine, "
+        "`ring` or `nccl` in a cluster; `auto`: TensorFlow decides",
+        choices=("auto", *LOCAL_CROSS_DEVICE_OPS, "ring"),
+    )
+    cluster_timeout: float = option(
+        300.0, "how long a process waits at the start for the others of its cluster", unit="seconds", above=0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        allowed = {"multi_worker_mirrored": ("ring", "nccl"), "one_device": ()}.get(
+            self.strategy, LOCAL_CROSS_DEVICE_OPS
+        )
+        if self.cross_device_ops not in ("auto", *allowed):
+            raise ConfigError(
+                f"--cross_device_ops={self.cross_device_ops}: with --strategy={self.strategy} takes one of "
+                + ", ".join(("auto", *allowed))
+            )
+        if self.strategy == "one_device" and self.num_devices > 1:
+            raise ConfigError(f"--num_devices={self.num_devices}: --strategy=one_device takes 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class RuntimeConfig(Group):
+    """Where the run lives, and what may vary between two runs of one config."""
+
+    workdir: str = option("", "work directory; empty: a new folder under `runs/`")
+    seed: int = option(0, "seed of initial weights, example order and augmentation", resume="fixed", minimum=0)
+    on_nonfinite: str = option(
+        "halt",
+        "what follows when loss or gradients are not finite: the run ends; the step is skipped; or the weights "
+        "go back to the last checkpoint, while the clock goes on",
+        choices=("halt", "skip", "restore"),
+    )
+    nonfinite_limit: int = option(
+        10, "how often --on_nonfinite=skip or restore may be needed before the run ends", unit="times", minimum=0
+    )
+    quiet: bool = option(False, "write warnings and errors to the terminal, and nothing else")
+    deterministic: bool = option(False, "op determinism: the same run gives the same bits; slower on a GPU")
+    debug: bool = option(False, "show the traceback of an error that is otherwise one line")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All of a training run.
+
+    Raises:
+      ConfigError: if two fields contradict each other.
+    """
+
+    data: DataConfig = DataConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    compute: ComputeConfig = ComputeConfig()
+    distribution: DistributionConfig = DistributionConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    def __post_init__(self) -> None:
+        schedule, model = self.schedule, self.model
+        if bool(schedule.epochs) == bool(schedule.train_steps):
+            raise ConfigError(
+                f"--epochs={schedule.epochs} and --train_steps={schedule.train_steps}: "
+                "takes exactly one of the two above 0"
+            )
+        if self.distribution.strategy == "multi_worker_mirrored" and not self.runtime.workdir:
+            raise ConfigError("--workdir: takes a folder that all processes of the cluster share")
+        for name, nothing in (("unfreeze_encoder_at", 0), ("encoder_learning_rate_factor", 1)):
+            value = getattr(self.optimizer, name)
+            if value != nothing and not model.train_encoder:
+                raise ConfigError(f"--{name}={value}: takes --train_encoder")
+        if model.encoder_weights == "imagenet" and model.encoder_alpha not in IMAGENET_ALPHAS:
+            raise ConfigError(
+                f"--encoder_alpha={model.encoder_alpha:g}: with --encoder_weights=imagenet takes one of "
+                + ", ".join(f"{alpha:g}" for alpha in IMAGENET_ALPHAS)
+            )
+
+
+def to_dict(config: Config) -> dict[str, dict[str, Any]]:
+    """The config as nested dictionaries of JSON values."""
+    return dataclasses.asdict(config)
+
+
+def fingerprint(config: Config) -> int:
+    """A number that differs where the configs of two processes differ in more than the paths they see."""
+    values = to_dict(config)
+    del values["data"]["data_dir"], values["model"]["encoder_weights"], values["model"]["init_from"]
+    del values["data"]["cache_dir"], values["runtime"]["workdir"]
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
+
+
+def from_dict(values: Mapping[str, Mapping[str, Any]]) -> Config:
+    """The inverse of `to_dict`. Fields that are missing take their defaults.
+
+    Raises:
+      ConfigError: if a key is unknown or a value cannot be used.
+    """
+    known = groups(Config)
+    _refuse_unknown(values, known)
+    for name, group in known.items():
+        _refuse_unknown(values.get(name, {}), [field.name for field in dataclasses.fields(group)])
+    return Config(**{name: group(**values.get(name, {})) for name, group in known.items()})  # type: ignore[arg-type]
+
+
+def _refuse_unknown(values: Any, known: Sequence[str] | Mapping[str, Any]) -> None:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"config: got {values!r} where an object with {', '.join(known)} belongs")
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ConfigError(f"config: unknown key {unknown[0]!r}; known are {', '.join(known)}")
+
+
+def changes(old: Config, new: Config) -> dict[str, tuple[Any, Any, bool]]:
+    """The fields that differ: name -> (old value, new value, whether the field is fixed for a run)."""
+    found = {}
+    for name, group in groups(Config).items():
+        for field in dataclasses.fields(group):
+            before, after = getattr(getattr(old, name), field.name), getattr(getattr(new, name), field.name)
+            if before != after:
+                found[field.name] = (before, after, field.metadata["resume"] == "fixed")
+    return found
+
+
+def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
+    """What may make one run's scores differ from another's, by flag: not where it runs, nor how it is watched."""
+    groups_of_interest = (config.data, config.augmentation, config.model, config.loss, config.optimizer, config.compute)
+    values = {name: value for group in groups_of_interest for name, value in dataclasses.asdict(group).items()}
+    values |= {
+        "epochs": config.schedule.epochs,
+        "train_steps": config.schedule.train_steps,
+        "seed": config.runtime.seed,
+    }
+    for where in ("data_dir", "cache", "cache_dir", "data_service"):
+        del values[where]
+    return {name: "none" if value == "" else value for name, value in values.items()}
+
+
+def markdown_of(config: Config) -> str:
+    """The values of a config as a table."""
+    lines = ["| flag | value |", "| --- | --- |"]
+    for group in to_dict(config).values():
+        lines += [f"| `--{flag}` | {'empty' if value == '' else f'`{value}`'} |" for flag, value in group.items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown_table(Config))

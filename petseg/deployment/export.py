@@ -1,0 +1,311 @@
+"""Models for elsewhere: as SavedModel, Keras file, TFLite and ONNX, each read back and compared with its original.
+
+To load `model.keras` or `model.h5`, Keras has to know the layers that are defined here: `import petseg.export`.
+"""
+
+import dataclasses
+import importlib.util
+import logging
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from petseg.config.eval_config import EXPORT_FORMATS
+from petseg.errors import ConfigError, ExportError, WorkDirectoryError, one_line
+from petseg.models import inference, unet
+from petseg.runs.work_directory import write_json
+
+logger = logging.getLogger(__name__)
+SIGNATURE, CARD = "serving_default", "model_card.json"
+MASK_AGREEMENT, MASK_AGREEMENT_INT8 = 0.999, 0.97
+ONNX_OPSET, BATCH_SIZE = 18, 16
+
+# What comes of reading an export: uint8 images [B, S, S, 3] -> what `Serving` gives.
+Runner = Callable[[np.ndarray], Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """How close an export is to its original.
+
+    Attributes:
+      format: one of EXPORT_FORMATS.
+      path: the file, or the folder.
+      largest_difference: of a probability.
+      mask_agreement: share of the pixels to which both give the same class.
+      size_mib: size of the file, or of all files of the folder.
+    """
+
+    format: str
+    path: str
+    largest_difference: float
+    mask_agreement: float
+    size_mib: float
+
+
+@keras.saving.register_keras_serializable("petseg")
+class Serving(unet.InferenceMode):
+    """What is exported: a network with all that comes before and after it.
+
+    Input: uint8 [B, S, S, 3]. Output: `probabilities`, float32 [B, S, S, C], and `mask`, class ids, uint8 [B, S, S].
+    """
+
+    def call(self, inputs: tf.Tensor) -> Any:
+        return _predictions(self.model, inputs)
+
+
+class _Format(NamedTuple):
+    """A way to store a model: its file, how it is written and read, what pip calls the modules that this takes."""
+
+    file: str
+    write: Callable[[Serving, Path, np.ndarray], None]
+    read: Callable[[Path], Runner]
+    packages: Mapping[str, str] = {}
+    least_agreement: float = MASK_AGREEMENT
+    batch_size: int | None = None
+
+
+def export(
+    model: keras.Model,
+    formats: Sequence[str],
+    output_dir: str,
+    examples: np.ndarray,
+    *,
+    calibration: np.ndarray,
+    card: Mapping[str, Any],
+) -> list[Agreement]:
+    """Writes a model in some formats, reads each back with its own runtime, and compares it with the model.
+
+    All take and give what `Serving` does, and compute in float32, but for what `tflite_int8` quantises; a model of
+    mixed precision is compared as it would compute in float32. Beside them lies a `model_card.json`.
+
+    Args:
+      model: float32 images [B, S, S, 3] in [0, 255] -> float32 logits [B, S, S, C].
+      formats: some of EXPORT_FORMATS.
+      output_dir: where to write; exports of the same formats that lie there are replaced.
+      examples: images to compare on, uint8 [N, S, S, 3].
+      calibration: images from which `tflite_int8` learns the ranges of activations, uint8 [M, S, S, 3].
+      card: what the model card is to say besides: classes, scores, versions.
+
+    Raises:
+      ConfigError: if a format is unknown, or takes a package that is not installed; then nothing is written.
+      WorkDirectoryError: if the output cannot be written.
+      ExportError: after all formats were tried, if one could not be made, which leaves no file of it, or does not agree
+        with the model, whose file stays.
+    """
+    check_formats(formats)
+    layer = Serving(_float32_twin(model), trainable=False, name="petseg")
+    original = model if model.dtype_policy.name == "float32" else layer.model
+    expected = _run(lambda images: _predictions(original, images), examples, BATCH_SIZE)
+    agreements, failures = [], {}
+    try:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=output_dir) as scratch:
+            for name in dict.fromkeys(formats):
+                path = Path(output_dir, _FORMATS[name].file)
+                try:
+                    _write(layer, name, path, Path(scratch), calibration)
+                    agreements.append(_compare(name, path, expected, examples))
+                except Exception as error:  # converters and runtimes raise classes of their own, and bare ones
+                    failures[name] = f"{path}: {one_line(error)}"
+        failures.update({a.format: _disagreement(a) for a in agreements if not _agrees(a)})
+        facts = _facts(layer, agreements, compared_on=len(examples), calibrated_on=len(calibration))
+        write_json(Path(output_dir) / CARD, {**card, **facts, "failures": failures})
+    except OSError as error:
+        where = error.filename or output_dir
+        raise WorkDirectoryError(f"--output_dir={output_dir}: {where} cannot be written: {error.strerror}") from error
+    if failures:
+        logger.warning("exports in %s:\n%s", output_dir, table(agreements))
+        raise ExportError("; ".join(f"--export={name}: {reason}" for name, reason in failures.items()))
+    return agreements
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Raises ConfigError if a format is unknown, or takes a package that is not installed."""
+    for name in formats:
+        if name not in EXPORT_FORMATS:
+            raise ConfigError(f"--export={name}: no such format; takes {', '.join(EXPORT_FORMATS)}")
+        packages = _FORMATS[name].packages
+        if any(importlib.util.find_spec(module) is None for module in packages):
+            noun, names = "packages" if len(packages) > 1 else "package", " and ".join(packages.values())
+            raise ConfigError(f"--export={name}: takes the {noun} {names}: pip install 'petseg[export]'")
+
+
+def table(agreements: Sequence[Agreement]) -> str:
+    """Agreements as text, a row for each."""
+    lines = [f"{'format':12}{'equal mask pixels':>19}{'largest difference':>20}{'MiB':>8}  path"]
+    for a in agreements:
+        numbers = f"{a.mask_agreement:19.5%}{a.largest_difference:20.2e}{a.size_mib:8.1f}"
+        lines.append(f"{a.format:12}{numbers}  {a.path}")
+    return "\n".join(lines)
+
+
+def _float32_twin(model: keras.Model) -> keras.Model:
+    """A copy that computes in float32, and whose batch norms wait for no other replica."""
+    twin = type(model).from_config(_in_float32(model.get_config()))
+    twin.set_weights(model.get_weights())
+    return twin
+
+
+def _in_float32(config: Any) -> Any:
+    if isinstance(config, dict):
+        return {key: False if key == "synchronized" else _in_float32(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return type(config)(_in_float32(value) for value in config)
+    return "float32" if config in ("mixed_float16", "mixed_bfloat16") else config
+
+
+def _predictions(model: keras.Model, images: tf.Tensor) -> dict[str, tf.Tensor]:
+    logits = inference.logits(model, images)
+    # Not Keras's argmax: it looks for negative zeros, with operations that TFLite and ONNX lack.
+    return {"probabilities": tf.nn.softmax(logits), "mask": tf.cast(tf.argmax(logits, axis=-1), tf.uint8)}
+
+
+def _write(layer: Serving, name: str, path: Path, scratch: Path, calibration: np.ndarray) -> None:
+    """Writes one export where nobody looks, then puts it in its place."""
+    made = scratch / path.name
+    _FORMATS[name].write(layer, made, calibration)
+    if path.is_dir():  # cannot be replaced as a file can
+        path.rename(scratch / f"{path.name}.before")
+    os.replace(made, path)
+
+
+def _compare(name: str, path: Path, expected: dict[str, np.ndarray], examples: np.ndarray) -> Agreement:
+    kind = _FORMATS[name]
+    found = _run(kind.read(path), examples, kind.batch_size or BATCH_SIZE)
+    for key, value in expected.items():
+        if (found[key].dtype, found[key].shape) != (value.dtype, value.shape):
+            raise ExportError(f"gives {key} as {found[key].dtype} {found[key].shape}")
+    difference = np.abs(found["probabilities"] - expected["probabilities"]).max()
+    same = found["mask"] == expected["mask"]
+    size = sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
+    return Agreement(name, str(path), float(difference), float(same.mean()), size / 2**20)
+
+
+def _agrees(agreement: Agreement) -> bool:
+    finite = math.isfinite(agreement.largest_difference)
+    return finite and agreement.mask_agreement >= _FORMATS[agreement.format].least_agreement
+
+
+def _disagreement(agreement: Agreement) -> str:
+    return (
+        f"{agreement.path} agrees with the model on {agreement.mask_agreement:.3%} of the pixels, takes "
+        f"{_FORMATS[agreement.format].least_agreement:.1%}; probabilities differ by {agreement.largest_difference:.2g}"
+    )
+
+
+def _facts(layer: Serving, agreements: Sequence[Agreement], *, compared_on: int, calibrated_on: int) -> dict[str, Any]:
+    """What the model card says of inputs, outputs and files."""
+    _, size, _, classes = layer.model.output_shape
+    pixels, preparation = ["batch", size, size], f"RGB, resized to {size} x {size} bilinearly with antialiasing"
+    exports: dict[str, dict[str, Any]] = {
+        a.format: {**dataclasses.asdict(a), "path": Path(a.path).name, "batch": _FORMATS[a.format].batch_size or "any"}
+        for a in agreements
+    }
+    if "tflite_int8" in exports:
+        exports["tflite_int8"]["calibrated_on"] = f"{calibrated_on} images"
+        exports["tflite_int8"]["note"] = "probabilities come in steps of 1/256"
+    image = {"name": "image", "dtype": "uint8", "shape": [*pixels, 3], "range": [0, 255], "content": preparation}
+    probabilities = {"name": "probabilities", "dtype": "float32", "shape": [*pixels, classes], "range": [0, 1]}
+    mask = {"name": "mask", "dtype": "uint8", "shape": pixels, "range": [0, classes - 1], "content": "class ids"}
+    outputs = [probabilities, mask]
+    return {"input": image, "outputs": outputs, "compared_on": f"{compared_on} images", "formats": exports}
+
+
+def _run(runner: Runner, images: np.ndarray, batch_size: int) -> dict[str, np.ndarray]:
+    """What a runner says of any number of images."""
+    with tf.device("/CPU:0"):  # a GPU's TF32 would make differences that are none of the export's
+        outputs = [runner(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
+    return {key: np.concatenate([output[key] for output in outputs]) for key in ("probabilities", "mask")}
+
+
+def _as_module(layer: Serving, batch: int | None) -> tuple[tf.Module, Any]:
+    """A module that holds the variables, and its function for batches of one size, or of any."""
+    module = tf.Module()
+    module.weights = [variable.value for variable in layer.variables]
+    image = tf.TensorSpec([batch, *layer.model.input_shape[1:]], tf.uint8, name="image")
+    module.call = tf.function(lambda image: layer(image), input_signature=[image])
+    return module, module.call
+
+
+def _write_saved_model(layer: Serving, path: Path, _: np.ndarray) -> None:
+    module, call = _as_module(layer, None)
+    tf.saved_model.save(module, str(path), signatures={SIGNATURE: call})
+
+
+def _read_saved_model(path: Path) -> Runner:
+    loaded = tf.saved_model.load(str(path))
+    return lambda images: loaded.signatures[SIGNATURE](image=tf.constant(images))
+
+
+def _write_keras(layer: Serving, path: Path, _: np.ndarray) -> None:
+    image = keras.Input(layer.model.input_shape[1:], dtype="uint8", name="image")
+    keras.Model(image, layer(image), name="petseg").save(path)
+
+
+def _read_keras(path: Path) -> Runner:
+    loaded = keras.models.load_model(path, compile=False)
+    return lambda images: loaded(images, training=False)
+
+
+def _write_tflite(layer: Serving, path: Path, _: np.ndarray) -> None:
+    path.write_bytes(_tflite_converter(layer).convert())
+
+
+def _write_tflite_int8(layer: Serving, path: Path, calibration: np.ndarray) -> None:
+    converter = _tflite_converter(layer)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: ({"image": image[None]} for image in calibration)
+    with warnings.catch_warnings():  # the converter warns of an interpreter that it uses itself
+        warnings.filterwarnings("ignore", message=r"(?s).*tf\.lite\.Interpreter is deprecated")
+        path.write_bytes(converter.convert())
+
+
+def _tflite_converter(layer: Serving) -> Any:
+    module, call = _as_module(layer, 1)
+    return tf.lite.TFLiteConverter.from_concrete_functions([call.get_concrete_function()], module)
+
+
+def _read_tflite(path: Path) -> Runner:
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(str(path)).get_signature_runner(SIGNATURE)
+
+    return lambda images: runner(image=images)
+
+
+def _write_onnx(layer: Serving, path: Path, _: np.ndarray) -> None:
+    import tf2onnx
+
+    _, call = _as_module(layer, None)
+    model, _ = tf2onnx.convert.from_function(call, call.input_signature, opset=ONNX_OPSET)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    path.write_bytes(model.SerializeToString())
+
+
+def _read_onnx(path: Path) -> Runner:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda images: dict(zip(names, session.run(names, {"image": images}), strict=True))
+
+
+_LITERT, _ONNX = {"ai_edge_litert": "ai-edge-litert"}, {"tf2onnx": "tf2onnx", "onnxruntime": "onnxruntime"}
+_FORMATS: Mapping[str, _Format] = {
+    "saved_model": _Format("saved_model", _write_saved_model, _read_saved_model),
+    "keras": _Format("model.keras", _write_keras, _read_keras),
+    "h5": _Format("model.h5", _write_keras, _read_keras),
+    "tflite": _Format("model.tflite", _write_tflite, _read_tflite, _LITERT, batch_size=1),
+    "tflite_int8": _Format("model_int8.tflite", _write_tflite_int8, _read_tflite, _LITERT, MASK_AGREEMENT_INT8, 1),
+    "onnx": _Format("model.onnx", _write_onnx, _read_onnx, _ONNX),
+}

@@ -1,0 +1,205 @@
+"""What a run shows of itself: which numbers and pictures, when; in TensorBoard, in `figures/`, on the terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from matplotlib.figure import Figure
+
+from petseg import config as config_lib
+from petseg.config import CLASS_NAMES, Config
+from petseg.data.decoding import Examples
+from petseg.evaluation import analysis, metrics
+from petseg.evaluation.evaluator import Evaluation, Evaluator
+from petseg.reporting import pictures, summaries, tags
+from petseg.reporting.progress import Progress
+from petseg.reporting.summaries import EMA, EVAL, FINAL, TRAIN, Summaries
+from petseg.runs.schedule import Clock
+from petseg.runs.work_directory import WorkDirectory, write_bytes
+from petseg.training.trainer import TrainingSums
+
+SHEET_EXAMPLES, EXTREME_EXAMPLES = 6, 4
+
+
+class Report:
+    """All that a run tells its user. In a cluster, only the chief has one.
+
+    Args:
+      config: the run's.
+      workdir: where its files go.
+      clock: how long it is.
+      steps_per_epoch: what makes an epoch.
+      first_step: where this process starts.
+    """
+
+    def __init__(self, config: Config, workdir: WorkDirectory, clock: Clock, steps_per_epoch: int, first_step: int):
+        self._config, self._workdir, self._steps_per_epoch = config, workdir, steps_per_epoch
+        runs = (TRAIN, EVAL, EMA, FINAL) if config.optimizer.ema_decay else (TRAIN, EVAL, FINAL)
+        self._summaries = Summaries(workdir.path, workdir.metrics_file, first_step, runs)
+        self._summaries.begin_session(
+            f"{workdir.path.name} ({workdir.path.parent})", config_lib.hyperparameters(config)
+        )
+        self.progress = Progress(
+            first_step,
+            clock.total,
+            steps_per_epoch=steps_per_epoch,
+            log_every=config.schedule.log_every,
+            hidden=config.runtime.quiet,
+        )
+        self.flush = self._summaries.flush
+
+    def begin(self, card: str, model_diagram: Figure, graph: tf.Graph, training_batch: Figure) -> None:
+        """Logs what is said once, at the start of a run.
+
+        Args:
+          card: the data set's, as markdown.
+          model_diagram: drawing of the model.
+          graph: of its forward pass.
+          training_batch: drawing of examples as the model sees them.
+        """
+        self._summaries.arrange()
+        self._summaries.text(0, "config", config_lib.markdown_of(self._config))
+        self._summaries.text(0, "run", self._workdir.describe())
+        self._summaries.text(0, "data", card)
+        self._summaries.graph(graph)
+        self._picture(TRAIN, 0, "model", model_diagram, figure=True)
+        self._picture(TRAIN, 0, "training_batch", training_batch)
+
+    def summary(self, step: int, sums: TrainingSums, telemetry: dict[str, float]) -> None:
+        """Logs what the steps since the last summary did, and what they took."""
+        scores = metrics.from_confusion_matrix(sums.confusion_matrix, CLASS_NAMES)
+        optimization = {
+            "learning_rate": sums.learning_rate,
+            "gradient_norm": sums.gradient_norm,
+            "weight_norm": sums.weight_norm,
+            "update_ratio": sums.update_ratio,
+            "loss_scale": sums.loss_scale,
+            "skipped_steps": sums.skipped_steps,
+        }
+        scalars = {
+            "loss": sums.loss,
+            **summaries.scalars_of(scores),
+            **{f"optimization/{name}": value for name, value in optimization.items()},
+            **telemetry,
+        }
+        self._summaries.scalars(TRAIN, step, scalars)
+        self._summaries.flush()  # who watches sees it now, not when some buffer is full
+        speed = telemetry.get("speed/images_per_second", float("nan"))
+        self.progress.show(loss=sums.loss, mean_iou=scores["mean_iou"], images_per_second=speed)
+
+    def histograms(self, step: int, weights: dict[str, np.ndarray], gradients: dict[str, np.ndarray]) -> None:
+        """Logs how weights, and the gradients of the last step, are distributed."""
+        kinds = {"weights": (weights, tags.WEIGHTS), "gradients": (gradients, tags.GRADIENTS)}
+        for kind, (values, description) in kinds.items():
+            for name, value in values.items():
+                if np.isfinite(value).all():  # float16 may overflow; the scalars tell of it
+                    self._summaries.histogram(TRAIN, step, f"{kind}/{name}", value, description)
+
+    def evaluation(
+        self,
+        step: int,
+        evaluations: Mapping[str, Evaluation],
+        results: Mapping[str, dict[str, Any]],
+        examples: Examples,
+        scorer: Evaluator,
+    ) -> None:
+        """Logs scores and pictures of an evaluation, and brings the figures up to date.
+
+        Args:
+          step: at which it was.
+          evaluations: of the weights and of their averages, by run.
+          results: likewise.
+          examples: the split.
+          scorer: with the weights in the model that are `shown`.
+        """
+        for run, scores in results.items():
+            self._summaries.scalars(run, step, summaries.scalars_of(scores))
+        evaluation, scalars = evaluations[shown(results)], summaries.scalars_of(results[shown(results)])
+        self._summaries.scalars(FINAL, step, {tag: scalars[of] for tag, of in tags.FINAL.items()})
+        self._scored_sheets(shown(results), step, metrics.mean_iou(evaluation.confusion_matrices), examples, scorer)
+        matrix = pictures.confusion_matrix(evaluation.confusion_matrix)
+        self._picture(shown(results), step, "confusion_matrix", matrix, figure=True)
+        self._summaries.flush()
+        rows = summaries.read_csv(self._workdir.metrics_file)
+        curves = pictures.training_curves(rows, self._steps_per_epoch)
+        self._figure("curves", pictures.to_png(curves))
+
+    def predictions(self, step: int, examples: Examples, scorer: Evaluator) -> None:
+        """Shows what the model makes of the same examples as ever, without scores."""
+        run = EMA if self._config.optimizer.ema_decay else EVAL
+        self._sheets(run, step, {"predictions": _shown_examples(examples)}, examples.names, examples, scorer)
+
+    def _scored_sheets(self, run: str, step: int, scores: np.ndarray, examples: Examples, scorer: Evaluator) -> None:
+        """The same examples as ever, the worst and the best, with their scores; NaN for one without a valid pixel."""
+        order = np.argsort(scores, kind="stable")[: np.isfinite(scores).sum()]
+        if len(order):
+            self._summaries.histogram(run, step, tags.IMAGE_IOU, scores[order], tags.SCORES)
+        sheets = {
+            "predictions": _shown_examples(examples),
+            "worst": order[:EXTREME_EXAMPLES],
+            "best": order[::-1][:EXTREME_EXAMPLES],
+        }
+        captions = [f"{name}  IoU {score:.3f}" for name, score in zip(examples.names, scores, strict=True)]
+        self._sheets(run, step, sheets, captions, examples, scorer)
+
+    def _sheets(
+        self,
+        run: str,
+        step: int,
+        sheets: Mapping[str, np.ndarray],
+        captions: Sequence[str],
+        examples: Examples,
+        scorer: Evaluator,
+    ) -> None:
+        classes, confidences = scorer.predict(examples.images[np.concatenate(list(sheets.values()))])
+        first = 0
+        for tag, ids in sheets.items():
+            part, first = slice(first, first + len(ids)), first + len(ids)
+            if len(ids):
+                images, masks = examples.images[ids], examples.masks[ids, ..., 0]
+                names = [captions[i] for i in ids]
+                sheet = pictures.prediction_sheet(images, masks, classes[part], confidences[part], names)
+                self._picture(run, step, tag, sheet, figure=tag == "predictions")
+
+    def finish(self, results: dict[str, Any]) -> None:
+        """Says how the run ended, where everything lies, and what to type next."""
+        self.progress.close()
+        self._summaries.end_session()
+        if self._config.runtime.quiet:
+            return
+        path = self._workdir.path
+        print(analysis.table(results))
+        if EMA in results:
+            print("\nthe averaged weights")
+            print(analysis.table(results[EMA]))
+        print(f"\nwork directory: {path}")
+        for name, what in self._workdir.contents().items():
+            print(f"  {name:23}{what}")
+        print(
+            f"\nscore it:       python eval.py --workdir={path} --checkpoint=best{' --ema' if EMA in results else ''}"
+        )
+        print(f"watch it:       tensorboard --logdir={path}")
+
+    def close(self) -> None:
+        self.progress.close()
+        self._summaries.close()
+
+    def _picture(self, run: str, step: int, tag: str, drawing: Figure, *, figure: bool = False) -> None:
+        png = pictures.to_png(drawing)
+        self._summaries.image(run, step, tag, png)
+        if figure:
+            self._figure(tag, png)
+
+    def _figure(self, name: str, png: bytes) -> None:
+        with self._summaries.surviving():
+            write_bytes(self._workdir.figures / f"{name}.png", png)
+
+
+def _shown_examples(examples: Examples) -> np.ndarray:
+    return np.arange(min(SHEET_EXAMPLES, len(examples)))
+
+
+def shown(by_run: Mapping[str, Any]) -> str:
+    """The run whose scores and pictures speak for a training: the averaged weights, where there are any."""
+    return EMA if EMA in by_run else EVAL

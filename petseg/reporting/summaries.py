@@ -1,0 +1,191 @@
+"""What a run logs: TensorBoard event files, and the same numbers as CSV."""
+
+import contextlib
+import csv
+import io
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+from tensorboard.compat.proto import event_pb2
+from tensorboard.plugins.custom_scalar import summary as custom_scalar_summary
+from tensorboard.plugins.histogram import metadata as histogram_metadata
+from tensorboard.plugins.hparams import (
+    api_pb2,
+    metadata as hparams_metadata,
+    summary as hparams_summary,
+    summary_v2 as hparams_summary_v2,
+)
+from tensorboard.plugins.image import metadata as image_metadata
+
+from petseg.reporting import tags
+from petseg.runtime import autotuning
+
+logger = logging.getLogger(__name__)
+TRAIN, EVAL = "train", "eval"
+EMA = "ema"  # the evaluations of the averaged weights
+FINAL = "final"  # the run's row of the HParams page, which takes all scalars of this folder for its metrics
+HISTOGRAM_BUCKETS = 30
+SESSION_TAGS = (hparams_metadata.SESSION_START_INFO_TAG, hparams_metadata.SESSION_END_INFO_TAG)
+COLUMNS = ("step", "run", "tag", "value")
+
+
+class Summaries:
+    """Writes what TensorBoard shows of the runs `train`, `eval` and `ema`; the same tag in all makes one chart.
+
+    Args:
+      directory: the work directory; the event files of each run go to a folder of its name, those of the HParams page
+        to `final/`.
+      metrics_file: the CSV file.
+      first_step: the step at which this process starts; what a process that was stopped has logged of later steps, and
+        all of step 0, is dropped, for it will be logged again.
+      runs: which there are.
+    """
+
+    def __init__(
+        self, directory: Path, metrics_file: Path, first_step: int, runs: Sequence[str] = (TRAIN, EVAL, FINAL)
+    ):
+        for run in runs:
+            drop_later_events(directory / run, first_step)
+        self._writers = {run: tf.summary.create_file_writer(str(directory / run)) for run in runs}
+        kept = [row for row in read_csv(metrics_file) if row[0] <= first_step] if first_step else []
+        temporary = metrics_file.with_name(metrics_file.name + ".tmp")
+        with open(temporary, "w", newline="") as file:
+            csv.writer(file).writerows([COLUMNS, *kept])
+        os.replace(temporary, metrics_file)
+        self._csv_file = open(metrics_file, "a", newline="")  # noqa: SIM115 (closed by close)
+        self._csv = csv.writer(self._csv_file)
+        self._failed = False
+
+    def scalars(self, run: str, step: int, values: Mapping[str, float]) -> None:
+        """Logs numbers by tag."""
+        with self.surviving(), self._writers[run].as_default(step=step):
+            for tag, value in values.items():
+                tf.summary.scalar(tag, value, description=tags.SCALARS[tag])
+                self._csv.writerow((step, run, tag, repr(float(value))))
+
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        """Logs a text, for the whole run."""
+        with self.surviving(), self._writers[TRAIN].as_default(step=step):
+            tf.summary.text(tag, markdown)
+
+    def arrange(self) -> None:
+        """Groups the scalars on TensorBoard's custom-scalars page."""
+        self._raw(TRAIN, custom_scalar_summary.pb(tags.layout()))
+
+    def image(self, run: str, step: int, tag: str, png: bytes) -> None:
+        """Logs a picture that is encoded already: `tf.summary.image` would take the array and encode it again."""
+        width, height = Image.open(io.BytesIO(png)).size
+        value = tf.constant([str(width).encode(), str(height).encode(), png])
+        metadata = image_metadata.create_summary_metadata(display_name=None, description=tags.IMAGES[tag])
+        with self.surviving(), self._writers[run].as_default(step=step):
+            tf.summary.write(tag, value, metadata=metadata)
+
+    def histogram(self, run: str, step: int, tag: str, values: np.ndarray, description: str = "") -> None:
+        """Logs how numbers are distributed; counted by NumPy, for `tf.summary.histogram` takes seconds for millions."""
+        values = np.asarray(values, np.float64)
+        low, high = values.min(), values.max()
+        margin = HISTOGRAM_BUCKETS * np.spacing(max(abs(low), abs(high)))  # else there are no numbers between two edges
+        limits = (low - margin, high + margin) if high - low < 2 * margin else (low, high)
+        counts, edges = np.histogram(values, HISTOGRAM_BUCKETS, limits)
+        buckets = np.stack([edges[:-1], edges[1:], counts], axis=1)
+        metadata = histogram_metadata.create_summary_metadata(display_name=None, description=description)
+        with self.surviving(), self._writers[run].as_default(step=step):
+            tf.summary.write(tag, tf.constant(buckets, tf.float64), metadata=metadata)
+
+    def graph(self, graph: tf.Graph) -> None:
+        """Logs a graph, for the whole run."""
+        with self.surviving(), self._writers[TRAIN].as_default(step=0):
+            tf.summary.graph(graph)
+
+    def begin_session(self, name: str, hyperparameters: Mapping[str, bool | int | float | str]) -> None:
+        """Fills in the run's row of the HParams page, under a name that no other run has.
+
+        No columns are declared, for then TensorBoard finds out by itself in which of them runs differ, and shows these.
+        """
+        self._raw(FINAL, hparams_summary_v2.hparams_pb(dict(hyperparameters), trial_id=name))
+
+    def end_session(self) -> None:
+        """Marks the run as complete on the HParams page."""
+        self._raw(FINAL, hparams_summary.session_end_pb(api_pb2.STATUS_SUCCESS))
+
+    def _raw(self, run: str, summary: Any) -> None:
+        with self.surviving(), self._writers[run].as_default(step=0):
+            tf.summary.experimental.write_raw_pb(summary.SerializeToString())
+
+    def flush(self) -> None:
+        """Makes everything logged visible to readers."""
+        with self.surviving():
+            self._csv_file.flush()
+            for writer in self._writers.values():
+                writer.flush()
+
+    def close(self) -> None:
+        with self.surviving():
+            self._csv_file.close()
+            for writer in self._writers.values():
+                writer.close()
+
+    @contextlib.contextmanager
+    def surviving(self) -> Iterator[None]:
+        """A curve that cannot be drawn is no reason to lose the training; says so once."""
+        try:
+            yield
+        except (OSError, tf.errors.OpError) as error:
+            if not self._failed:
+                logger.warning("summaries cannot be written, training goes on: %s", error)
+            self._failed = True
+
+
+def drop_later_events(directory: Path, step: int) -> None:
+    """Leaves in the event files of a folder only what was logged up to a step; nothing at all of a run at step 0.
+
+    TensorBoard would draw a line back and forth through steps that were logged twice. Of the HParams page nothing is
+    left: a run that goes on may have other flags, and may not be complete any more.
+    """
+    for file in directory.glob("events.out.tfevents.*"):
+        if not step:
+            file.unlink()
+            continue
+        temporary = directory / "kept.tmp"
+        with tf.io.TFRecordWriter(str(temporary)) as writer:
+            for record in _records(file):
+                event = event_pb2.Event.FromString(record)
+                of_session = any(value.tag in SESSION_TAGS for value in event.summary.value)
+                if event.step <= step and not of_session:
+                    writer.write(record)
+        os.replace(temporary, file)
+
+
+def _records(file: Path) -> Iterator[bytes]:
+    """The records of an event file, up to where it was cut off."""
+    records = iter(tf.data.TFRecordDataset(str(file)).with_options(autotuning.off()))
+    with contextlib.suppress(tf.errors.DataLossError):
+        for record in records:
+            yield record.numpy()
+
+
+def read_csv(metrics_file: Path) -> Iterator[tuple[int, str, str, float]]:
+    """The rows (step, run, tag, value) of a CSV file; none without a file. A half-written last row is left out."""
+    if not metrics_file.exists():
+        return
+    with open(metrics_file, newline="") as file:
+        for row in csv.reader(file):
+            if len(row) == len(COLUMNS) and row[0] != COLUMNS[0]:
+                yield int(row[0]), row[1], row[2], float(row[3])
+
+
+def scalars_of(results: Mapping[str, object]) -> dict[str, float]:
+    """Scores as scalars: {"iou": {"pet": .8}} -> {"iou/pet": .8}."""
+    scalars = {}
+    for name, value in results.items():
+        if isinstance(value, Mapping):
+            scalars.update({f"{name}/{key}": float(part) for key, part in value.items()})
+        elif isinstance(value, float):
+            scalars[name] = value
+    return scalars

@@ -1,0 +1,273 @@
+"""Saving and restoring what a run is made of; what a kill, a full disk or a flipped bit can cost is decided here."""
+
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from petseg.errors import CheckpointError, WorkDirectoryError
+from petseg.runs.work_directory import write_json, write_text
+
+logger = logging.getLogger(__name__)
+PREFIX, UNFINISHED = "ckpt-", "unfinished-"
+
+
+class Checkpoints:
+    """A folder of checkpoints `ckpt-<step>`, of which the newest few are kept.
+
+    A checkpoint is written under another name, flushed to the disk, read back, and only then renamed; older ones are
+    deleted last. So whatever is called `ckpt-<step>.index` was complete once.
+
+    Args:
+      directory: the folder.
+      keep: how many to keep.
+      saves: whether this process does; in a cluster, one does and all restore.
+      **objects: what to save, by name: trackable objects, built, so that all their variables exist.
+    """
+
+    def __init__(self, directory: Path, *, keep: int, saves: bool = True, **objects: Any):
+        self._directory, self._keep, self._saves, self._objects = directory, keep, saves, objects
+        self._checkpoint = tf.train.Checkpoint(**objects)
+
+    def save(self, step: int) -> None:
+        """Saves everything as `ckpt-<step>`.
+
+        Raises:
+          WorkDirectoryError: if it cannot be written, for want of space or otherwise; what was there before, stays.
+        """
+        if not self._saves:
+            return
+        folder = self._directory / f"{UNFINISHED}{step}"
+        try:
+            self._clear_unfinished()
+            folder.mkdir(parents=True, exist_ok=True)
+            self._checkpoint.write(str(folder / "ckpt"))
+            reason = damage(str(folder / "ckpt"))
+            if reason is None:
+                self._commit(folder, step)
+        except (tf.errors.OpError, OSError) as error:
+            reason = _first_line(error)
+        shutil.rmtree(folder, ignore_errors=True)
+        if reason is not None:
+            needed, free = _bytes(self._objects) / 2**20, shutil.disk_usage(self._directory).free / 2**20
+            raise WorkDirectoryError(
+                f"{self._directory}/{PREFIX}{step}: cannot be written: "
+                f"it takes {needed:.1f} MiB, {free:.1f} MiB are free ({reason})"
+            )
+        self._prune(step)
+
+    def restore(self, path: str) -> None:
+        """Restores everything; nothing in the checkpoint may be left over, nothing in memory left out.
+
+        Raises:
+          CheckpointError: if the checkpoint is missing, damaged, or of other objects.
+        """
+        _restore(self._checkpoint, path, partial=False)
+
+    def newest(self) -> str | None:
+        """As `newest_intact`, of this folder."""
+        return newest_intact(self._directory)
+
+    def _commit(self, folder: Path, step: int) -> None:
+        files = sorted(folder.iterdir(), key=lambda file: file.suffix == ".index")  # the index last
+        for file in files:
+            _flush(file)
+        for file in files:
+            os.replace(file, self._directory / file.name.replace("ckpt", f"{PREFIX}{step}", 1))
+        _flush(self._directory)
+        # For TensorFlow's own `tf.train.latest_checkpoint`; here it only witnesses that there was a checkpoint.
+        names = [f'{key}: "{PREFIX}{step}"' for key in ("model_checkpoint_path", "all_model_checkpoint_paths")]
+        write_text(self._directory / "checkpoint", "\n".join(names) + "\n")
+
+    def _clear_unfinished(self) -> None:
+        """Removes what a process left that was killed while it saved."""
+        for folder in self._directory.glob(f"{UNFINISHED}*"):
+            step = int(folder.name.removeprefix(UNFINISHED))
+            if step not in steps(self._directory):
+                _delete(self._directory, step)
+            shutil.rmtree(folder)
+
+    def _prune(self, step: int) -> None:
+        older = [number for number in steps(self._directory) if number <= step]
+        for number in older[self._keep :]:
+            _delete(self._directory, number)
+
+
+class BestCheckpoint:
+    """The checkpoint with the highest score so far, `best/ckpt-<step>`, and its record, `best/best.json`.
+
+    The record is read back from the folder at every question, so a run that was stopped anywhere compares with what is
+    really there.
+    """
+
+    def __init__(self, directory: Path, *, saves: bool = True, **objects: Any):
+        self._directory, self._saves = directory, saves
+        self._checkpoints = Checkpoints(directory, keep=2, saves=saves, **objects)
+
+    def offer(self, score: float, step: int) -> bool:
+        """Saves the current state if its score is the highest, the earlier step winning a tie; says whether it did."""
+        if not self._saves:
+            return False
+        record = _best_record(self._directory)
+        if record is not None and (record["mean_iou"], -record["step"]) > (score, -step):
+            return False
+        self._checkpoints.save(step)
+        write_json(self._directory / "best.json", {"step": step, "mean_iou": score})
+        for other in steps(self._directory):  # only now does nobody need them
+            if other != step:
+                _delete(self._directory, other)
+        return True
+
+
+def steps(directory: Path) -> list[int]:
+    """The steps that a folder holds checkpoints of, or traces of checkpoints, newest first."""
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    parts = [re.fullmatch(rf"{PREFIX}(\d+)\.(index|data-.*)", name) for name in names]
+    complete = {int(part[1]) for part in parts if part and part[2] == "index"}
+    begun = {int(part[1]) for part in parts if part}
+    # Data without an index is damage, unless a process was killed between renaming the one and the other.
+    unfinished = {int(name.removeprefix(UNFINISHED)) for name in names if name.startswith(UNFINISHED)}
+    return sorted(complete | (begun - unfinished) | _named_by_state_file(directory), reverse=True)
+
+
+def _named_by_state_file(directory: Path) -> set[int]:
+    """What TensorFlow's `checkpoint` file names; nothing if it is missing or garbled."""
+    try:
+        text = (directory / "checkpoint").read_text(errors="replace")
+    except OSError:
+        return set()
+    return {int(step) for step in re.findall(rf'^model_checkpoint_path: "{PREFIX}(\d+)"$', text, re.MULTILINE)}
+
+
+def damage(path: str) -> str | None:
+    """What is wrong with a checkpoint; None if every tensor can be read and has the checksum it was written with."""
+    try:
+        reader = tf.train.load_checkpoint(path)
+        for name in reader.get_variable_to_shape_map():
+            reader.get_tensor(name)
+    except Exception as error:  # TensorFlow's readers raise DataLossError, ValueError, IndexError and more
+        return _first_line(error)
+    return None
+
+
+def newest_intact(directory: Path) -> str | None:
+    """Path of the newest checkpoint that can be read; None if there never was one.
+
+    Raises:
+      CheckpointError: if there are checkpoints, and all are damaged.
+    """
+    skipped = []
+    for step in steps(directory):
+        path = str(directory / f"{PREFIX}{step}")
+        reason = damage(path)
+        if reason is None:
+            return path
+        logger.warning("skipped checkpoint %s, which is damaged: %s", path, reason)
+        skipped.append(path)
+    if skipped:
+        raise CheckpointError(
+            f"{directory}: holds no checkpoint that can be read, only damaged ones ({', '.join(skipped)}); "
+            "to start over, give another --workdir"
+        )
+    return None
+
+
+def find(checkpoints: Path, best: Path, which: str) -> str:
+    """The path that `latest`, `best` or a path names.
+
+    Raises:
+      CheckpointError: if it does not exist.
+    """
+    if which == "latest":
+        path = newest_intact(checkpoints)
+        if path is None:
+            raise CheckpointError(f"--checkpoint=latest: there is no checkpoint in {checkpoints} yet")
+        return path
+    if which == "best":
+        record = _best_record(best)
+        if record is None:
+            raise CheckpointError(f"--checkpoint=best: there is no checkpoint in {best} yet")
+        return str(best / f"{PREFIX}{record['step']}")
+    path = which.removesuffix(".index")
+    if not os.path.exists(path + ".index"):
+        raise CheckpointError(f"--checkpoint={which}: there is no such checkpoint; takes latest, best, or a path")
+    return path
+
+
+def restore_model(path: str, **objects: Any) -> int:
+    """Restores only a model's weights, all of them, out of a checkpoint; returns the step they stood at.
+
+    Args:
+      path: of the checkpoint.
+      **objects: by the names under which they were saved: the model, and what else is wanted.
+
+    Raises:
+      CheckpointError: if the checkpoint is damaged or of other objects.
+    """
+    step = tf.Variable(0, dtype=tf.int64)
+    _restore(tf.train.Checkpoint(step=step, **objects), path, partial=True)
+    return int(step.numpy())
+
+
+def checksum(model: keras.Model) -> int:
+    """A number that differs where the weights of two models do."""
+    total = 0
+    for weight in model.get_weights():
+        total = zlib.crc32(np.ascontiguousarray(weight).tobytes(), total)
+    return total
+
+
+def _restore(checkpoint: tf.train.Checkpoint, path: str, *, partial: bool) -> None:
+    try:
+        status = checkpoint.read(path)
+        if partial:
+            status.assert_existing_objects_matched().expect_partial()
+        else:
+            status.assert_consumed()
+    except Exception as error:  # as in `damage`, and AssertionError
+        raise CheckpointError(f"checkpoint {path}: cannot be restored: {_first_line(error)}") from error
+
+
+def _best_record(directory: Path) -> dict[str, Any] | None:
+    """What best.json says, if it says something and the checkpoint is there."""
+    try:
+        record = json.loads((directory / "best.json").read_text())
+        return record if int(record["step"]) in steps(directory) and float(record["mean_iou"]) >= 0 else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("skipped %s, which is damaged: %s", directory / "best.json", _first_line(error))
+        return None
+
+
+def _delete(directory: Path, step: int) -> None:
+    for file in directory.glob(f"{PREFIX}{step}.*"):
+        file.unlink()
+
+
+def _flush(path: Path) -> None:
+    """Has the system write a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _bytes(objects: dict[str, Any]) -> int:
+    """Size of all variables."""
+    variables = [variable for value in objects.values() for variable in getattr(value, "variables", [value])]
+    return sum(math.prod(value.shape) * tf.as_dtype(value.dtype).size for value in variables)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,1 @@
+"""The process and its devices: start, memory, strategies, clusters."""

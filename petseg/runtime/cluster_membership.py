@@ -1,0 +1,170 @@
+"""Who takes part in a run on several machines, from TF_CONFIG or from Slurm's environment."""
+
+import dataclasses
+import json
+import logging
+import os
+import re
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from petseg.errors import ClusterError, ConfigError
+
+TRAINING_JOBS = ("chief", "worker")
+MOST_TASKS_PER_NODE = 20
+PROBE_SECONDS, POLL_SECONDS = 2.0, 0.2
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """The processes that train together, and which of them this one is.
+
+    Attributes:
+      resolver: for `tf.distribute.MultiWorkerMirroredStrategy`.
+      addresses: "worker 1" -> "host:port".
+      name: of this process, such as "worker 0".
+      is_chief: whether this is the one that writes summaries, checkpoints and results.
+    """
+
+    resolver: tf.distribute.cluster_resolver.ClusterResolver
+    addresses: Mapping[str, str]
+    name: str
+    is_chief: bool
+
+    def lost(self, report: str) -> list[str]:
+        """The others that are gone: those that accept no connection, else those that TensorFlow's report names."""
+        named = {f"{job} {index}" for job, index in re.findall(r"/job:(\w+)/replica:\d+/task:(\d+)", report)}
+        others = named & self.addresses.keys() - {self.name}
+        return self.unreachable() or [f"{name} ({self.addresses[name]})" for name in sorted(others)]
+
+    def unreachable(self) -> list[str]:
+        """The others that accept no connection, as "worker 1 (host:port)"."""
+        others = {name: address for name, address in self.addresses.items() if name != self.name}
+        return [f"{name} ({address})" for name, address in others.items() if not answers(address)]
+
+
+def join(*, gpus: int, seconds: float) -> Cluster:
+    """The cluster that the environment describes, once all its processes are there.
+
+    Args:
+      gpus: how many this process uses.
+      seconds: how long to wait for the others.
+
+    Raises:
+      ConfigError: if the environment describes no cluster, or one that cannot be.
+      ClusterError: if others are missing when the time is up.
+    """
+    cluster = described_by_environment(gpus)
+    _meet(cluster, seconds)
+    return cluster
+
+
+def described_by_environment(gpus: int) -> Cluster:
+    """The cluster that TF_CONFIG describes, or else Slurm.
+
+    Raises:
+      ConfigError: if there is none, or one that cannot be.
+    """
+    if "TF_CONFIG" in os.environ:
+        _check_tf_config(os.environ["TF_CONFIG"])
+        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    elif "SLURM_STEP_NODELIST" in os.environ:
+        resolver = _slurm_resolver(gpus)
+    else:
+        raise ConfigError(
+            "--strategy=multi_worker_mirrored: takes a cluster from TF_CONFIG or from Slurm (srun), and finds neither; "
+            "petseg/runtime/cluster/ shows how to start one"
+        )
+    spec = resolver.cluster_spec().as_dict()
+    addresses = {f"{job} {i}": address for job in TRAINING_JOBS for i, address in enumerate(spec.get(job, []))}
+    name = f"{resolver.task_type} {resolver.task_id}"
+    return Cluster(resolver, addresses, name, is_chief=name == next(iter(addresses)))
+
+
+def _check_tf_config(text: str) -> None:
+    """Raises ConfigError for what TensorFlow would hang on, or answer with a traceback."""
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"TF_CONFIG: is not JSON: {error}") from error
+    cluster, task = _mapping(config, "cluster"), _mapping(config, "task")
+    jobs = {job: cluster[job] for job in TRAINING_JOBS if cluster.get(job)}
+    if not jobs:
+        raise ConfigError(f"TF_CONFIG: cluster names no worker, only {', '.join(cluster) or 'nothing'}")
+    for job, addresses in jobs.items():
+        if not isinstance(addresses, list) or not all(_is_address(address) for address in addresses):
+            raise ConfigError(f"TF_CONFIG: {job} is {addresses!r}; takes a list of 'host:port'")
+    job_of_task, index = task.get("type"), task.get("index")
+    if job_of_task not in jobs:
+        raise ConfigError(f"TF_CONFIG: task type is {job_of_task!r}; takes one of {', '.join(jobs)}")
+    if not isinstance(index, int) or not 0 <= index < len(jobs[job_of_task]):
+        raise ConfigError(f"TF_CONFIG: task index is {index!r}; takes 0 to {len(jobs[job_of_task]) - 1}")
+
+
+def _mapping(config: Any, key: str) -> Mapping[str, Any]:
+    value = config.get(key) if isinstance(config, Mapping) else None
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"TF_CONFIG: {key} is {value!r}; takes an object")
+    return value
+
+
+def _is_address(address: Any) -> bool:
+    return isinstance(address, str) and address.rpartition(":")[2].isdecimal() and bool(address.rpartition(":")[0])
+
+
+def _slurm_resolver(gpus: int) -> tf.distribute.cluster_resolver.ClusterResolver:
+    """Hosts and tasks are Slurm's; the port follows from the job's number, so that two jobs can share a host."""
+    try:
+        port_base = 10_000 + int(os.environ["SLURM_JOB_ID"]) % 1000 * MOST_TASKS_PER_NODE
+        # Its own division of a node's GPUs fails where there are none; Slurm has divided them already.
+        slurm = tf.distribute.cluster_resolver.SlurmClusterResolver(
+            port_base=port_base, gpus_per_node=MOST_TASKS_PER_NODE, gpus_per_task=1, auto_set_gpu=False
+        )
+        spec = slurm.cluster_spec()
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"Slurm's environment describes no cluster: {error}; start the run with srun") from error
+    task_type, task_id = slurm.get_task_info()
+    return tf.distribute.cluster_resolver.SimpleClusterResolver(
+        spec, task_type=task_type, task_id=task_id, num_accelerators={"GPU": gpus}, rpc_layer="grpc"
+    )
+
+
+def _meet(cluster: Cluster, seconds: float) -> None:
+    """Returns when all others are there. TensorFlow itself would wait for ever, deaf to signals.
+
+    Each process listens at its own address until it has reached all others; whoever reaches it later reaches
+    TensorFlow's server, which then listens there.
+    """
+    address = cluster.addresses[cluster.name]
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    try:
+        listener = socket.create_server(
+            ("", int(address.rpartition(":")[2])), family=family, dualstack_ipv6=family == socket.AF_INET6
+        )
+    except OSError as error:
+        raise ConfigError(f"{cluster.name} ({address}): cannot listen at its port: {error.strerror}") from error
+    with listener:
+        deadline, told = time.monotonic() + seconds, False
+        while missing := cluster.unreachable():
+            if time.monotonic() > deadline:
+                raise ClusterError(f"waited {seconds:g} s in vain for {', '.join(missing)}")
+            if not told:
+                logger.info("%s waits for %s", cluster.name, ", ".join(missing))
+                told = True
+            time.sleep(POLL_SECONDS)
+
+
+def answers(address: str) -> bool:
+    """Whether somebody listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=PROBE_SECONDS):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,1 @@
+"""A step of training and what it is made of; knows no files, no flags, no TensorBoard."""

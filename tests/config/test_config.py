@@ -1,0 +1,143 @@
+import json
+import time
+
+import pytest
+from conftest import ROOT, own_lines, run_program
+from hypothesis import given, strategies as st
+
+from petseg import config as config_lib
+from petseg.config import Config, command_line, options
+from petseg.config.eval_config import EvalConfig
+from petseg.errors import ConfigError, PetsegError
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_help_is_quick_and_lists_every_flag(script):
+    run_program(script, "--help")  # the first start also writes bytecode
+    start = time.perf_counter()
+    result = run_program(script, "--help")
+    assert time.perf_counter() - start < 1.5
+    assert result.returncode == 0
+    config_class = Config if script == "train.py" else EvalConfig
+    for _, flag, default, _ in options.rows(config_class):
+        shown = default or "''"
+        assert f"--{flag}={shown}\n" in result.stdout
+
+
+WRONG_FLAGS = [
+    (["--strategy=foo"], "--strategy=foo", "one of auto, one_device, mirrored"),
+    (["--image_size=100"], "--image_size=100", "that 32 divides"),
+    (["--image_size=0"], "--image_size=0", "at least 32"),
+    (["--epochs=3", "--train_steps=10"], "--epochs=3 and --train_steps=10", "exactly one"),
+    (["--epochs=0"], "--epochs=0", "exactly one"),
+    (["--class_weights=1,2"], "--class_weights=1,2", "3 comma-separated numbers"),
+    (["--class_weights=1,2,x"], "--class_weights=1,2,x", "3 comma-separated numbers"),
+    (["--class_weights=0,0,0"], "--class_weights=0,0,0", "not all 0"),
+    (["--class_weights=1,-1,1"], "--class_weights=1,-1,1", "at least 0"),
+    (["--batch_size=many"], "--batch_size=many", "a whole number of at least 1"),
+    (["--batch_size=0"], "--batch_size=0", "at least 1"),
+    (["--learning_rate=0"], "--learning_rate=0", "above 0"),
+    (["--learning_rate=nan"], "--learning_rate=nan", "a number above 0"),
+    (["--batch_norm_momentum=1"], "--batch_norm_momentum=1", "below 1"),
+    (["--optimizer=lion"], "--optimizer=lion", "one of adam, adamw, sgd"),
+    (["--loss_normalization=mean"], "--loss_normalization=mean", "one of pixels, weights"),
+    (["--input_scaling=raw"], "--input_scaling=raw", "one of unit, symmetric"),
+    (["--augment=wild"], "--augment=wild", "one of none, flip"),
+    (["--train_encoder=perhaps"], "--train_encoder=perhaps", "true or false"),
+    (["--encoder_alpha=0.7"], "--encoder_alpha=0.7", "0.35, 0.5, 0.75, 1, 1.3, 1.4"),
+    (["--dataset="], "--dataset=", "not empty"),
+    (["--seed=-1"], "--seed=-1", "at least 0"),
+    (["--precision=float8"], "--precision=float8", "one of float32, mixed_float16, mixed_bfloat16"),
+    (["--clip_norm=-1"], "--clip_norm=-1", "at least 0"),
+    (["--micro_batches=0"], "--micro_batches=0", "at least 1"),
+    (["--initial_loss_scale=0.5"], "--initial_loss_scale=0.5", "at least 1"),
+    (["--strategy=multi_worker_mirrored"], "--workdir", "that all processes of the cluster share"),
+    (["--batchsize=3"], "batchsize", "Unknown command line flag"),
+    (["--flagfile=/nowhere.cfg"], "/nowhere.cfg", "flagfile"),
+    (["train"], "train", "every argument is a flag"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "named", "takes"), WRONG_FLAGS)
+def test_wrong_flags_say_what_they_got_and_what_they_take(arguments, named, takes):
+    with pytest.raises(PetsegError) as caught:
+        command_line.parse(["train.py", *arguments], Config)
+    message = str(caught.value)
+    assert named in message
+    assert takes in message
+    assert "\n" not in message
+    assert caught.value.exit_code == 2
+
+
+def test_a_wrong_flag_ends_the_program_before_tensorflow_loads():
+    start = time.perf_counter()
+    result = run_program("train.py", "--image_size=100")
+    assert time.perf_counter() - start < 1.5
+    assert result.returncode == 2
+    assert own_lines(result.stderr) == [
+        "train.py: error: --image_size=100: takes a whole number of at least 32 that 32 divides"
+    ]
+
+
+def test_train_steps_alone_switches_the_default_epochs_off():
+    schedule = command_line.parse(["train.py", "--train_steps=7"], Config).schedule
+    assert (schedule.epochs, schedule.train_steps) == (0, 7)
+
+
+def test_flags_reach_the_config():
+    arguments = ["train.py", "--batch_size=16", "--learning_rate=0.5", "--train_encoder", "--class_weights=2,2,1"]
+    config = command_line.parse(arguments, Config)
+    assert config.data.batch_size == 16
+    assert config.optimizer.learning_rate == 0.5
+    assert config.model.train_encoder is True
+    assert config.loss.class_weight_values() == (2.0, 2.0, 1.0)
+
+
+@pytest.mark.parametrize("preset", sorted((ROOT / "petseg" / "presets").glob("*.cfg")), ids=lambda path: path.stem)
+def test_presets_are_valid_and_say_how_to_run_them(preset):
+    command_line.parse(["train.py", f"--flagfile={preset}"], Config)
+    head = [line for line in preset.read_text().splitlines() if line.startswith("#")]
+    assert any(f"python train.py --flagfile=petseg/presets/{preset.name}" in line for line in head)
+    assert any("mean IoU" in line for line in head)
+
+
+def test_a_run_without_a_preset_is_that_of_the_tutorial():
+    preset = ROOT / "petseg" / "presets" / "tutorial.cfg"
+    assert command_line.parse(["train.py", f"--flagfile={preset}"], Config) == Config()
+
+
+@given(
+    batch_size=st.integers(1, 10**6),
+    learning_rate=st.floats(1e-9, 1e3),
+    epochs=st.integers(1, 10**6),
+    split=st.text(min_size=1).filter(str.strip),
+    deterministic=st.booleans(),
+)
+def test_config_survives_json(batch_size, learning_rate, epochs, split, deterministic):
+    values = {
+        "data": {"batch_size": batch_size, "train_split": split},
+        "optimizer": {"learning_rate": learning_rate},
+        "schedule": {"epochs": epochs},
+        "runtime": {"deterministic": deterministic},
+    }
+    config = config_lib.from_dict(values)
+    assert config.data.train_split == split
+    assert config_lib.from_dict(json.loads(json.dumps(config_lib.to_dict(config)))) == config
+
+
+@pytest.mark.parametrize("values", [{"nonsense": {}}, {"data": {"batchsize": 3}}, {"data": 3}, []])
+def test_a_config_with_unknown_keys_is_refused(values):
+    with pytest.raises(ConfigError, match=r"config: (unknown key|got)"):
+        config_lib.from_dict(values)
+
+
+def test_changes_tell_fixed_fields_from_free_ones():
+    old = Config()
+    new = config_lib.from_dict({"data": {"batch_size": 8}, "schedule": {"epochs": 3}})
+    assert config_lib.changes(old, new) == {"batch_size": (64, 8, True), "epochs": (20, 3, False)}
+
+
+def test_readme_shows_all_flags_as_they_are():
+    readme = (ROOT / "README.md").read_text()
+    assert options.markdown_table(Config) in readme
+    assert options.markdown_table(EvalConfig) in readme

@@ -1,0 +1,195 @@
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from conftest import NUM_TEST, NUM_TRAIN
+from PIL import Image
+
+from petseg.data import animal_drawing, catalog, decoding
+from petseg.errors import DataError
+
+
+def png(picture):
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    buffer.seek(0)
+    return buffer
+
+
+def picture(height=40, width=30):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def trimap(height=40, width=30, high=3):
+    return np.random.default_rng(1).integers(1, high + 1, (height, width), np.uint8)
+
+
+def write_data_set(folder, examples, name="handmade_pets", version="1.0.0", shards=1, ordered=True):
+    """Prepares a TFDS data set whose `train` split holds (image file, mask file) pairs, whatever is in the files."""
+    features = tfds.features.FeaturesDict(
+        {"image": tfds.features.Image(), "segmentation_mask": tfds.features.Image(shape=(None, None, 1))}
+    )
+
+    class Handmade(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version(version)
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=ordered)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i, (image, mask) in enumerate(examples):
+                yield i, {"image": image, "segmentation_mask": mask}
+
+    Handmade.name = name
+    options = tfds.download.DownloadConfig(num_shards=shards)
+    Handmade(data_dir=folder).download_and_prepare(download_config=options)
+
+
+def test_a_split_is_decoded_resized_and_shifted_to_class_ids(data_dir):
+    examples = decoding.load("synthetic_pets", "train", 64, str(data_dir))
+    assert len(examples) == NUM_TRAIN
+    assert examples.images.shape == (NUM_TRAIN, 64, 64, 3)
+    assert examples.masks.shape == (NUM_TRAIN, 64, 64, 1)
+    assert examples.images.dtype == examples.masks.dtype == np.uint8
+    assert set(np.unique(examples.masks)) == {0, 1, 2}
+    assert all(name.endswith(".jpg") for name in examples.names)
+
+
+def test_slices(data_dir):
+    whole = decoding.load("synthetic_pets", "train", 32, str(data_dir))
+    tail = decoding.load("synthetic_pets", "train[20:]", 32, str(data_dir))
+    np.testing.assert_array_equal(whole.images[20:], tail.images)
+    assert whole.names[20:] == tail.names
+
+
+def test_masks_are_resized_by_nearest_neighbour(tmp_path):
+    mask = np.full((100, 100), 1, np.uint8)
+    mask[:, 50:] = 3  # anything smoother would invent the class between
+    write_data_set(tmp_path, [(png(picture(100, 100)), png(mask))])
+    assert set(np.unique(decoding.load("handmade_pets", "train", 32, str(tmp_path)).masks)) == {0, 2}
+
+
+def test_images_keep_their_pixels_at_their_own_size(tmp_path):
+    image = picture(32, 32)
+    write_data_set(tmp_path, [(png(image), png(trimap(32, 32)))])
+    examples = decoding.load("handmade_pets", "train", 32, str(tmp_path))
+    np.testing.assert_array_equal(examples.images[0], image)
+    np.testing.assert_array_equal(examples.masks[0, ..., 0], trimap(32, 32) - 1)
+
+
+def test_the_memory_is_logged_before_it_is_taken(data_dir, caplog):
+    with caplog.at_level("INFO", logger="petseg"):
+        decoding.load("synthetic_pets", "test", 512, str(data_dir))
+    assert f"test: {NUM_TEST} examples at 512 px take 10 MiB of memory" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "message"),
+    [
+        (io.BytesIO(b"this is no image"), png(trimap()), "cannot be decoded"),
+        (png(picture()), io.BytesIO(b"\x89PNG but no more"), "cannot be decoded"),
+        (png(picture(40, 30)), png(trimap(40, 31)), r"\(40, 30\).*\(40, 31\)"),
+        (png(picture()), png(trimap(high=4)), "from 1 to 4; takes 1 to 3"),
+        (png(picture()), png(trimap() - 1), "from 0 to 2; takes 1 to 3"),
+    ],
+    ids=["image", "mask", "sizes", "too-high", "too-low"],
+)
+def test_bad_examples_are_named(tmp_path, image, mask, message):
+    write_data_set(tmp_path, [(png(picture()), png(trimap())), (image, mask)])
+    with pytest.raises(DataError, match=rf"handmade_pets, split train, example 1.*{message}"):
+        decoding.load("handmade_pets", "train", 32, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [("train[5:5]", "is empty"), ("validation", "no split validation"), ("train[:x%]", "no split")],
+)
+def test_bad_splits_are_named(data_dir, split, message):
+    with pytest.raises(DataError, match=rf"{message}.*train \({NUM_TRAIN} examples\)"):
+        decoding.load("synthetic_pets", split, 32, str(data_dir))
+
+
+def test_a_data_set_without_masks_is_refused(tmp_path):
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="only_labels",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict({"label": np.int64}),
+        split_datasets={"train": tf.data.Dataset.from_tensor_slices({"label": np.arange(3)})},
+        data_dir=str(tmp_path),
+    )
+    with pytest.raises(DataError, match="no feature 'image', only label"):
+        decoding.load("only_labels", "train", 32, str(tmp_path))
+
+
+def test_an_older_version_that_lies_on_disk_is_used(tmp_path):
+    write_data_set(tmp_path, [(png(picture()), png(trimap()))], name="oxford_iiit_pet", version="3.2.0")
+    assert len(decoding.load("oxford_iiit_pet", "train", 32, str(tmp_path))) == 1
+
+
+def test_a_data_set_out_of_reach_names_both_ways_on(tmp_path, monkeypatch):
+    def no_network(self, **kwargs):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", no_network)
+    with pytest.raises(DataError, match=r"no route to host.*--data_dir=PATH.*--dataset=synthetic_pets") as caught:
+        decoding.load("oxford_iiit_pet", "train", 32, str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_data_set_is_named(tmp_path):
+    with pytest.raises(DataError, match="no data set nonsense_pets"):
+        decoding.load("nonsense_pets", "train", 32, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "shared"),
+    [
+        ("train", "test", 0),
+        ("train", "train[:5]", 5),
+        ("train[:50%]", "train[50%:]", 0),
+        ("train[:10]", "train[8:]", 2),
+    ],
+)
+def test_overlap_of_splits(data_dir, first, second, shared):
+    assert catalog.overlap("synthetic_pets", first, second, str(data_dir)) == shared
+
+
+def test_drawings_depend_on_their_seed_alone():
+    first, again, other = (animal_drawing.draw(np.random.default_rng(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.image, again.image)
+    np.testing.assert_array_equal(first.trimap, again.trimap)
+    assert first.image.shape != other.image.shape or (first.image != other.image).any()
+
+
+def test_drawings_look_like_the_data_set_they_stand_for():
+    drawings = [animal_drawing.draw(np.random.default_rng([0, i])) for i in range(40)]
+    assert {drawing.species for drawing in drawings} == {0, 1}
+    for drawing in drawings:
+        height, width, _ = drawing.image.shape
+        assert height != width
+        assert drawing.trimap.shape == (height, width)
+        assert set(np.unique(drawing.trimap)) == {1, 2, 3}
+    pixels = np.concatenate([drawing.trimap.ravel() for drawing in drawings])
+    pet, background, border = (np.mean(pixels == value) for value in (1, 2, 3))
+    assert pet == pytest.approx(0.30, abs=0.08)  # the shares in Oxford-IIIT Pet, roughly
+    assert background == pytest.approx(0.59, abs=0.08)
+    assert border == pytest.approx(0.11, abs=0.05)
+
+
+def test_the_border_lies_between_pet_and_background():
+    mask = np.zeros((50, 50), bool)
+    mask[15:35, 15:35] = True
+    trimap = animal_drawing.trimap(mask, 3)
+    assert (trimap[:, 25] == [2] * 12 + [3] * 6 + [1] * 14 + [3] * 6 + [2] * 12).all()
+
+
+def test_the_real_pets(real_data_dir):
+    examples = decoding.load("oxford_iiit_pet", "test", 128, real_data_dir)
+    assert len(examples) == 669
+    shares = np.bincount(examples.masks.ravel(), minlength=3) / examples.masks.size
+    np.testing.assert_allclose(shares, [0.300, 0.587, 0.114], atol=0.02)

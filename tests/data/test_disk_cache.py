@@ -1,0 +1,293 @@
+"""Examples that do not stay in memory: the same bytes, bounded memory, and files that are believed only when whole."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from conftest import NUM_TRAIN, ROOT, changed, replicas
+from test_datasets import picture, png, write_data_set
+
+from petseg.data import catalog, decoding, disk_cache, input_pipeline
+from petseg.data.disk_cache import Cache
+from petseg.data.record_files import Decoded, RecordFiles
+from petseg.errors import ConfigError, DataError
+from petseg.runs import experiment
+from petseg.runs.work_directory import WorkDirectory
+
+SPLITS = ["train", "train[10%:50%]", "train[:5]+train[9:]", "train[20:22]+train[3:4]"]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """A folder with data sets of 70 examples in three files: in their own order, and in TFDS's."""
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("shards")
+    for name, ordered in (("in_order", True), ("shuffled", False)):
+        examples = [
+            (png(rng.integers(0, 256, (20, 24, 3), np.uint8)), png(rng.integers(1, 4, (20, 24), np.uint8)))
+            for _ in range(70)
+        ]
+        write_data_set(folder, examples, name=name, shards=3, ordered=ordered)
+        assert len(list((folder / name).glob("**/*.tfrecord*"))) == 3
+    return folder
+
+
+def in_all_modes(dataset, split, data_dir, cache_dir, size=32):
+    return {
+        cache: decoding.load(dataset, split, size, str(data_dir), cache=cache, cache_dir=str(cache_dir))
+        for cache in ("memory", "disk", "none")
+    }
+
+
+def equal(one, other):
+    assert one.keys() == other.keys()
+    for key in one:
+        np.testing.assert_array_equal(one[key], other[key])
+        assert one[key].dtype == other[key].dtype
+
+
+def training_batches(examples, **options):
+    options = {"batch_size": 4, "seed": 3, "first_step": 0, "last_step": 4, **options}
+    context = tf.distribute.InputContext(1, 0, 1)
+    return list(input_pipeline.training_batches_of_host(context, examples, **options).as_numpy_iterator())
+
+
+@pytest.mark.parametrize("split", SPLITS[:3])
+def test_batches_are_the_same_bits_in_all_modes(data_dir, tmp_path, split):
+    memory, *others = in_all_modes("synthetic_pets", split, data_dir, tmp_path).values()
+    expected = training_batches(memory)
+    evaluated = list(input_pipeline.distributed_evaluation_batches(replicas(1), memory, batch_size=7)[0])
+    for examples in others:
+        assert (examples.names, examples.groups) == (memory.names, memory.groups)
+        for batch, other in zip(expected, training_batches(examples), strict=True):
+            equal(batch, other)
+        batches, _ = input_pipeline.distributed_evaluation_batches(replicas(1), examples, batch_size=7)
+        for batch, other in zip(evaluated, batches, strict=True):
+            equal(*({key: value.numpy() for key, value in each.items()} for each in (batch, other)))
+
+
+@pytest.mark.parametrize("dataset", ["in_order", "shuffled"])
+@pytest.mark.parametrize("split", SPLITS)
+def test_several_shards_and_slices_keep_the_order(shards, tmp_path, dataset, split):
+    memory, *others = in_all_modes(dataset, split, shards, tmp_path).values()
+    for examples in others:
+        np.testing.assert_array_equal(examples.images[:], memory.images)
+        np.testing.assert_array_equal(examples.masks[:], memory.masks)
+
+
+def test_replicas_get_the_same_from_their_records(data_dir, tmp_path):
+    memory, _, records = in_all_modes("synthetic_pets", "train", data_dir, tmp_path).values()
+    parts = []
+    for examples in (memory, records):
+        strategy = replicas(2)
+        batches = input_pipeline.distributed_training_batches(
+            strategy, examples, batch_size=8, seed=0, first_step=1, last_step=3
+        )
+        parts.append([value.numpy() for b in batches for value in strategy.experimental_local_results(b["image"])])
+    np.testing.assert_array_equal(*parts)
+
+
+def test_what_is_decoded_on_demand_is_indexed_like_an_array():
+    array = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 1), np.uint8)
+    decoded = Decoded(lambda ids: array[ids], array.shape)
+    assert (len(decoded), decoded.shape, decoded.dtype) == (9, array.shape, array.dtype)
+    for key in (slice(2, 5), slice(None, None, 4), 3, -1, np.array([5, 5, 0]), (np.array([1, 2]), ..., 0), (2, 1)):
+        np.testing.assert_array_equal(decoded[key], array[key])
+
+
+def outcome(workdir):
+    of_the_machine = ("speed/", "time_share/", "memory/")
+    rows = [row for row in workdir.metrics_file.read_text().splitlines() if not any(t in row for t in of_the_machine)]
+    return rows, {path.name: path.read_text() for path in workdir.results.iterdir()}
+
+
+def test_whole_runs_end_in_the_same_numbers(tiny_config, tmp_path):
+    found = []
+    for cache in ("memory", "disk", "none"):
+        config = changed(tiny_config, "data", cache=cache, cache_dir=str(tmp_path / "cache"))
+        config = changed(config, "loss", class_weights="median_frequency")
+        experiment.train(changed(config, "runtime", workdir=str(tmp_path / cache)))
+        found.append(outcome(WorkDirectory(tmp_path / cache)))
+    assert len(found[0][0]) > 50
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_second_run_reuses_what_the_first_one_decoded(data_dir, tmp_path, caplog, monkeypatch):
+    first = decoding.load("synthetic_pets", "train", 32, str(data_dir), cache="disk", cache_dir=str(tmp_path))
+    monkeypatch.setattr(decoding, "_decode_all", None)
+    with caplog.at_level("INFO", logger="petseg"):
+        again = decoding.load("synthetic_pets", "train", 32, str(data_dir), cache="disk", cache_dir=str(tmp_path))
+    (line,) = caplog.messages
+    assert line.startswith(f"{NUM_TRAIN} examples at 32 px were decoded before: {tmp_path}/synthetic_pets-1.0.0-train")
+    np.testing.assert_array_equal(first.images, again.images)
+    assert (first.names, first.groups) == (again.names, again.groups)
+
+
+def cache_of(folder, key="a"):
+    return Cache(str(folder), "pets", {"key": key}, 3, 4)
+
+
+def filled_with(value):
+    def fill(keep):
+        for _ in range(3):
+            keep(np.full((4, 4, 3), value, np.uint8), np.full((4, 4, 1), value, np.uint8))
+        return ("a", "b", "c"), {"species": ("cat", "dog", "cat")}
+
+    return fill
+
+
+def test_other_keys_are_other_files(tmp_path):
+    for value, key in ((1, "a"), (2, "b")):
+        assert cache_of(tmp_path, key).filled(filled_with(value))[1] == {"species": ("cat", "dog", "cat")}
+    assert (cache_of(tmp_path, "a").images == 1).all()
+    assert (cache_of(tmp_path, "b").masks == 2).all()
+
+
+def test_a_changed_data_set_is_noticed(tmp_path):
+    mask, found = np.full((40, 30), 2, np.uint8), []
+    for value in (10, 200):
+        write_data_set(tmp_path / str(value), [(png(np.full_like(picture(), value)), png(mask))])
+        (tmp_path / "data").unlink(missing_ok=True)
+        (tmp_path / "data").symlink_to(tmp_path / str(value))
+        found.append(
+            decoding.load("handmade_pets", "train", 32, str(tmp_path / "data"), cache="disk", cache_dir=str(tmp_path))
+        )
+    assert [examples.images.max() for examples in found] == [10, 200]  # and the first run's files are still its own
+
+
+@pytest.mark.parametrize("name", ["images.u8", "masks.u8", disk_cache.RECORD])
+@pytest.mark.parametrize("harm", [lambda file: os.truncate(file, 20), os.remove], ids=["truncated", "removed"])
+def test_damaged_files_are_written_anew(tmp_path, caplog, name, harm):
+    cache = cache_of(tmp_path)
+    cache.filled(filled_with(1))
+    harm(cache.folder / name)
+    with pytest.raises(DataError, match=rf"{name}: .*; the same command writes it anew"):
+        cache.check()
+    names, _ = cache_of(tmp_path).filled(filled_with(2))
+    assert names == ("a", "b", "c")
+    assert (cache.images == 2).all()
+    assert f"{cache.folder / name}: " in caplog.text
+
+
+def test_a_process_that_was_killed_leaves_nothing_that_is_believed(tmp_path):
+    script = f"""
+import os, signal, numpy as np
+from petseg.data.disk_cache import Cache
+def fill(keep):
+    keep(np.ones((4, 4, 3), np.uint8), np.ones((4, 4, 1), np.uint8))
+    os.kill(os.getpid(), signal.SIGKILL)
+Cache({str(tmp_path)!r}, "pets", {{"key": "a"}}, 3, 4).filled(fill)
+"""
+    killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    cache = cache_of(tmp_path)
+    unfinished = cache.folder.with_name(cache.folder.name + ".unfinished")
+    assert unfinished.is_dir()
+    assert not cache.folder.exists()
+    cache.filled(filled_with(2))
+    assert (cache.images == 2).all()
+    assert not unfinished.exists()
+
+
+def test_what_fails_in_the_middle_leaves_nothing(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ConfigError, match=r"--cache_dir=.*No space left on device\): it takes 0\.0 MiB, .* are free"):
+        cache_of(tmp_path).filled(filled_with(1))
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_disk_that_is_too_small_is_named_before_anything_is_decoded(tmp_path, monkeypatch, data_dir):
+    monkeypatch.setattr(disk_cache.shutil, "disk_usage", lambda path: Usage(2**20))
+    with pytest.raises(ConfigError, match=r"No space left on device\): it takes 24\.0 MiB, 1\.0 MiB are free"):
+        decoding.load("synthetic_pets", "train", 512, str(data_dir), cache="disk", cache_dir=str(tmp_path))
+
+
+class Usage:
+    def __init__(self, free):
+        self.free = free
+
+
+def test_a_bad_example_leaves_no_files(tmp_path):
+    bad = np.full((40, 30), 4, np.uint8)
+    write_data_set(tmp_path / "data", [(png(picture()), png(bad))])
+    for cache in ("disk", "none"):
+        with pytest.raises(DataError, match=r"handmade_pets, split train, example 0.*from 4 to 4; takes 1 to 3"):
+            decoding.load("handmade_pets", "train", 32, str(tmp_path / "data"), cache=cache, cache_dir=str(tmp_path))
+    assert not [path for path in tmp_path.iterdir() if path.is_dir() and path.name != "data"]
+
+
+def test_files_that_vanish_during_a_run_are_named(tmp_path):
+    write_data_set(tmp_path / "data", [(png(picture()), png(np.full((40, 30), 2, np.uint8))) for _ in range(4)])
+    disk, records = (
+        decoding.load("handmade_pets", "train", 32, str(tmp_path / "data"), cache=cache, cache_dir=str(tmp_path))
+        for cache in ("disk", "none")
+    )
+    for file in [*tmp_path.glob("*px*/images.u8"), *tmp_path.glob("data/**/*.tfrecord*")]:
+        os.truncate(file, 30)
+    with pytest.raises(DataError, match=r"images\.u8: has 30 bytes"), input_pipeline.naming_lost_files(disk):
+        training_batches(disk, last_step=1)
+    with pytest.raises(DataError, match="was changed or removed"), input_pipeline.naming_lost_files(records):
+        training_batches(records, last_step=1)
+
+
+def test_other_file_formats_want_a_cache(shards, tmp_path, monkeypatch):
+    builder = catalog.prepare("in_order", str(shards))
+    monkeypatch.setattr(builder.info, "_file_format", tfds.core.FileFormat.ARRAY_RECORD, raising=False)
+    monkeypatch.setattr(type(builder.info), "file_format", tfds.core.FileFormat.ARRAY_RECORD)
+    with pytest.raises(DataError, match=r"--cache=none: in_order lies in files of format array_record; .*--cache=disk"):
+        decoding.load("in_order", "train", 32, str(shards), cache="none")
+
+
+def test_a_file_of_records_that_ends_early_is_named(shards, tmp_path):
+    whole = next((shards / "in_order").glob("**/*.tfrecord*"))
+    cut = tmp_path / "cut.tfrecord"
+    cut.write_bytes(whole.read_bytes()[:-3])
+    with pytest.raises(DataError, match=r"cut\.tfrecord: is no TFRecord file, or a truncated one"):
+        RecordFiles.index([cut], np.array([[0, 0]]))
+    with pytest.raises(DataError, match=r"has \d+ records; takes 1000"):
+        RecordFiles.index([whole], np.array([[0, 999]]))
+
+
+MEASURE = """
+import json, sys, tensorflow as tf
+from petseg import host_allocator
+from petseg.data import datasets, input_pipeline
+host_allocator.keep_freed_memory()  # as every run does; and so what was needed for a moment is seen
+def anonymous():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) / 1024
+def work(cache, split):
+    examples = decoding.load("handmade_pets", split, 256, sys.argv[1], cache=cache, cache_dir=sys.argv[2])
+    context = tf.distribute.InputContext(1, 0, 1)
+    batches = input_pipeline.training_batches_of_host(
+        context, examples, batch_size=4, seed=0, first_step=0, last_step=len(examples) // 4)
+    return max(anonymous() for batch in batches)
+for cache in ("disk", "none", "memory"):
+    work(cache, "train[:16]")
+before = anonymous()
+print(json.dumps({cache: work(cache, "train") - before for cache in ("disk", "none", "memory")}))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux's way to tell anonymous memory")
+def test_memory_does_not_grow_with_the_data(tmp_path):
+    rng = np.random.default_rng(0)
+    examples = [
+        (png(rng.integers(0, 256, (16, 16, 3), np.uint8)), png(rng.integers(1, 4, (16, 16), np.uint8)))
+        for _ in range(600)
+    ]
+    write_data_set(tmp_path / "data", examples)  # 150 MiB, once decoded
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "data"), str(tmp_path / "cache")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    growth = json.loads(result.stdout)
+    assert growth["memory"] > 140, growth
+    assert growth["disk"] < 60, growth
+    assert growth["none"] < 60, growth

@@ -1,0 +1,186 @@
+"""Masks for files of every kind that people have, and for some that they should not have."""
+
+import logging
+import resource
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import own_lines, run_program, tiny_flags
+from PIL import Image
+
+from petseg.config import Config, command_line
+from petseg.deployment import prediction
+from petseg.errors import DataError, UnreadableFilesError, WorkDirectoryError
+from petseg.models import inference, unet
+from petseg.reporting import pictures
+from petseg.runs import experiment
+
+
+@pytest.fixture(scope="module")
+def model():
+    encoder = unet.build_encoder(image_size=64, alpha=0.35)
+    model = unet.build_unet(image_size=64, num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit")
+    unet.calibrate_batch_norm(encoder, tf.random.stateless_uniform([16, 64, 64, 3], seed=[0, 0]))
+    return model
+
+
+@pytest.fixture(scope="module")
+def predictor(model):
+    return prediction.Predictor(model)
+
+
+def photograph(height=90, width=120, seed=0):
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (6, 8, 3), np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def test_probabilities_are_those_of_the_resized_photograph(model, predictor):
+    image = photograph()
+    found = predictor(image)
+    assert found.shape == (90, 120, 3)
+    np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-5)
+    resized = tf.round(tf.image.resize(image.astype(np.float32), [64, 64], antialias=True))
+    logits = inference.logits(model, tf.clip_by_value(resized, 0, 255)[None])
+    expected = tf.nn.softmax(tf.image.resize(logits, [90, 120]))[0]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_photograph_of_the_models_size_is_taken_as_it_is(model, predictor):
+    image = photograph(64, 64)
+    np.testing.assert_allclose(predictor(image), tf.nn.softmax(inference.logits(model, image[None]))[0], atol=1e-5)
+
+
+def test_flip_tta_treats_left_and_right_alike(model):
+    predictor = prediction.Predictor(model, flip_tta=True)
+    image = photograph(64, 64)
+    np.testing.assert_allclose(predictor(image)[:, ::-1], predictor(image[:, ::-1].copy()), atol=1e-5)
+
+
+def test_a_mask_is_an_indexed_png_of_the_photographs_size(predictor, tmp_path):
+    Image.fromarray(photograph()).save(tmp_path / "cat.png")
+    (mask_file,) = prediction.predict_files(predictor, str(tmp_path / "*.png"), str(tmp_path / "out"), cutout=True)
+    assert mask_file == tmp_path / "out" / "cat.mask.png"
+    mask = Image.open(mask_file)
+    assert (mask.mode, mask.size) == ("P", (120, 90))
+    probabilities = predictor(photograph())
+    np.testing.assert_array_equal(np.asarray(mask), probabilities.argmax(-1))
+    np.testing.assert_array_equal(np.asarray(mask.convert("RGB")), pictures.colorize(np.asarray(mask)))
+    assert Image.open(tmp_path / "out" / "cat.overlay.jpg").size == (120, 90)
+    cutout = np.asarray(Image.open(tmp_path / "out" / "cat.cutout.png"))
+    np.testing.assert_array_equal(cutout[..., :3], photograph())
+    np.testing.assert_allclose(cutout[..., 3] / 255, probabilities[..., 0] + probabilities[..., 2] / 2, atol=3e-3)
+
+
+def saved(tmp_path, name, picture, **options):
+    picture.save(tmp_path / name, **options)
+    return prediction.read_image(tmp_path / name)
+
+
+def test_pictures_are_read_as_people_see_them(tmp_path):
+    image = photograph()
+    grey = np.asarray(Image.fromarray(image).convert("L"))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: to be shown a quarter turn clockwise
+    turned = saved(tmp_path, "turned.png", Image.fromarray(image), exif=exif)
+    np.testing.assert_array_equal(turned, np.rot90(image, -1))
+    grey_rgb = np.repeat(grey[..., None], 3, -1)
+    np.testing.assert_array_equal(saved(tmp_path, "grey.png", Image.fromarray(grey)), grey_rgb)
+    sixteen = Image.fromarray(grey.astype(np.uint16) * 257)
+    np.testing.assert_array_equal(saved(tmp_path, "sixteen.png", sixteen), grey_rgb)
+    np.testing.assert_array_equal(saved(tmp_path, "sixteen.tif", sixteen), grey_rgb)
+    palette = Image.fromarray(image).quantize(256)
+    np.testing.assert_array_equal(saved(tmp_path, "palette.png", palette), np.asarray(palette.convert("RGB")))
+    np.testing.assert_array_equal(
+        saved(tmp_path, "one.png", Image.fromarray(grey > 128)), np.uint8(grey_rgb > 128) * 255
+    )
+    alpha = np.full(image.shape[:2], 255, np.uint8)
+    alpha[:10] = 0
+    transparent = saved(tmp_path, "alpha.png", Image.fromarray(np.dstack([image, alpha])))
+    assert (transparent[:10] == 255).all()
+    np.testing.assert_array_equal(transparent[10:], image[10:])
+    cmyk = saved(tmp_path, "cmyk.jpg", Image.fromarray(image).convert("CMYK"))
+    assert cmyk.shape == image.shape
+    assert cmyk.dtype == np.uint8
+
+
+def test_folders_globs_and_files_of_one_name(predictor, tmp_path):
+    for name in ("a/cat.jpg", "a/cat.PNG", "b/cat.jpg", "b/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        if name.endswith("txt"):
+            (tmp_path / name).write_text("no photograph")
+        else:
+            Image.fromarray(photograph(40, 40)).save(tmp_path / name)
+    assert [file.name for file in prediction.find_files(str(tmp_path / "b"))] == ["cat.jpg"]
+    masks = prediction.predict_files(predictor, str(tmp_path / "*" / "cat.*"), str(tmp_path / "out"))
+    names = [str(mask.relative_to(tmp_path / "out")) for mask in masks]
+    assert names == ["a/cat.PNG.mask.png" if "PNG" in str(m) else n for n, m in zip(names, masks, strict=True)]
+    assert sorted(names) == ["a/cat.PNG.mask.png", "a/cat.jpg.mask.png", "b/cat.mask.png"]
+    with pytest.raises(DataError, match="matches no file"):
+        prediction.find_files(str(tmp_path / "*.jpg"))
+    with pytest.raises(DataError, match="matches no file"):
+        prediction.find_files(str(tmp_path))
+
+
+def test_what_is_no_photograph_is_reported_and_the_rest_is_done(predictor, tmp_path, caplog):
+    Image.fromarray(photograph(400, 400)).save(tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.jpg").write_text("this is a text")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    Image.fromarray(photograph(1, 1)).save(tmp_path / "pixel.png")
+    with (
+        caplog.at_level(logging.WARNING, "petseg"),
+        pytest.raises(UnreadableFilesError, match="3 of 5 files cannot be read; the rest is done") as caught,
+    ):
+        prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
+    assert caught.value.exit_code == 4
+    assert sorted(message.split(":")[0].rsplit("/", 1)[1] for message in caplog.messages) == [
+        "empty.jpg", "text.jpg", "truncated.jpg"
+    ]  # fmt: skip
+    assert {path.name for path in (tmp_path / "out").glob("*.mask.png")} == {"whole.mask.png", "pixel.mask.png"}
+    assert Image.open(tmp_path / "out" / "pixel.mask.png").size == (1, 1)
+
+
+def test_an_output_folder_that_cannot_be_written(predictor, tmp_path):
+    Image.fromarray(photograph()).save(tmp_path / "cat.jpg")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkDirectoryError, match=r"--output_dir=.*/file/out: .* cannot be written"):
+        prediction.predict_files(predictor, str(tmp_path / "cat.jpg"), str(tmp_path / "file" / "out"))
+
+
+def test_memory_does_not_grow_with_the_number_of_files_and_24_megapixels_work(predictor, tmp_path):
+    Image.fromarray(photograph(4000, 6000)).save(tmp_path / "large.jpg")
+    (mask,) = prediction.predict_files(predictor, str(tmp_path / "large.jpg"), str(tmp_path / "out"))
+    assert Image.open(mask).size == (6000, 4000)
+    for i in range(30):
+        Image.fromarray(photograph(1500, 2000, i)).save(tmp_path / f"{i}.jpg")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB; of the large one
+    assert len(prediction.predict_files(predictor, str(tmp_path / "[0-9]*.jpg"), str(tmp_path / "out"))) == 30
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss <= peak * 1.02
+
+
+def test_as_a_program(data_dir, tmp_path):
+    workdir = tmp_path / "run"
+    experiment.train(command_line.parse(["train.py", *tiny_flags(data_dir, workdir), "--train_steps=1"], Config))
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(photograph()).save(tmp_path / "photos" / "cat.jpg")
+    flags = [f"--workdir={workdir}", f"--output_dir={tmp_path / 'out'}"]
+    result = run_program("eval.py", *flags, f"--predict={tmp_path}/photos/*.jpg", "--cutout")
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"cat.mask.png", "cat.overlay.jpg", "cat.cutout.png"}
+    (tmp_path / "photos" / "text.jpg").write_text("this is a text")
+    result = run_program("eval.py", *flags, f"--predict={tmp_path}/photos")
+    assert result.returncode == 4
+    lines = own_lines(result.stderr)
+    assert any("text.jpg: cannot be read: " in line for line in lines)
+    assert lines[-1] == "eval.py: error: 1 of 2 files cannot be read; the rest is done"
+    for flag, message in (
+        (f"--predict={tmp_path}/none/*.jpg", "matches no file"),
+        ("--checkpoint=all", "takes one of the first two, and --output_dir with it"),
+    ):
+        result = run_program("eval.py", *flags, flag)
+        assert result.returncode == 2
+        assert message in own_lines(result.stderr)[-1]
+        assert "Traceback" not in result.stderr

@@ -1,0 +1,91 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import random_examples, replicas
+
+from petseg.evaluation import analysis, metrics
+from petseg.evaluation.evaluator import Evaluator
+from petseg.models import unet
+from petseg.training import sample_weights
+from petseg.training.losses import Loss
+
+
+@pytest.fixture(scope="module")
+def scored():
+    """Examples, a model under one to four replicas with its strategy, and its logits."""
+    examples = random_examples(11, 32)
+    examples.masks[4, :7] = sample_weights.IGNORED
+    models: dict[int, tuple] = {}
+    weights = None
+    for devices in (1, 2, 3, 4):
+        strategy = replicas(devices)
+        with strategy.scope():
+            encoder = unet.build_encoder(image_size=32, alpha=0.35)
+            model = unet.build_unet(
+                image_size=32, num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit"
+            )
+            if weights:
+                model.set_weights(weights)
+            else:
+                unet.calibrate_batch_norm(encoder, tf.cast(examples.images, tf.float32) / 255)
+        models[devices], weights = (strategy, model), weights or model.get_weights()
+    logits = models[1][1](examples.images.astype(np.float32), training=False).numpy()
+    return examples, models, logits
+
+
+def evaluator_of(strategy, model, examples, batch_size, stop=None):
+    with strategy.scope():
+        return Evaluator(
+            strategy, model, examples, sample_weights.weight_map(), Loss(), batch_size=batch_size, stop=stop
+        )
+
+
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 1), (1, 4), (1, 64), (2, 4), (3, 4), (4, 1), (4, 4), (4, 64)])
+def test_every_example_counts_once_whatever_the_batch_and_the_replicas(scored, devices, batch_size):
+    examples, models, logits = scored
+    labels = examples.masks[..., 0]
+    valid = labels != sample_weights.IGNORED
+    expected = metrics.confusion_matrices(labels, logits.argmax(-1), valid, 3).numpy()
+    evaluator = evaluator_of(*models[devices], examples, batch_size)
+    evaluation = evaluator.evaluate()
+    assert analysis.results(evaluation, 0, "test")["examples"] == 11
+    np.testing.assert_array_equal(evaluation.confusion_matrices, expected)
+    np.testing.assert_array_equal(evaluation.confusion_matrix, expected.sum(0))
+    if batch_size == 4:
+        classes, confidences = evaluator.predict(examples.images[:3])
+        np.testing.assert_array_equal(classes, logits[:3].argmax(-1))
+        np.testing.assert_allclose(confidences, tf.nn.softmax(logits[:3]).numpy().max(-1), rtol=1e-5)
+    log_probabilities = tf.nn.log_softmax(logits).numpy()
+    chosen = np.take_along_axis(log_probabilities, np.where(valid, labels, 0)[..., None].astype(int), -1)[..., 0]
+    assert evaluation.loss == pytest.approx(-chosen[valid].mean(), rel=1e-5)
+
+
+def test_scoring_twice_gives_the_same(scored):
+    examples, models, _ = scored
+    evaluator = evaluator_of(*models[1], examples, 4)
+    first, second = (evaluator.evaluate() for _ in range(2))
+    assert first.loss == second.loss
+    np.testing.assert_array_equal(first.confusion_matrix, second.confusion_matrix)
+
+
+def test_a_pass_can_be_ended_early_from_another_thread():
+    examples, stop = random_examples(1000, 32), tf.Variable(0.0)
+    encoder = unet.build_encoder(image_size=32, alpha=0.35)
+    model = unet.build_unet(
+        image_size=32, num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit"
+    )  # fmt: skip
+    evaluator = evaluator_of(replicas(1), model, examples, 8, stop)
+
+    def stop_in_the_middle():
+        while int(evaluator._scored.numpy()) <= 8:
+            time.sleep(0.001)
+        stop.assign(1.0)
+
+    threading.Thread(target=stop_in_the_middle).start()
+    assert evaluator.evaluate() is None
+    assert 8 < int(evaluator._scored.numpy()) < 1000
+    stop.assign(0.0)
+    assert len(evaluator.evaluate().confusion_matrices) == 1000

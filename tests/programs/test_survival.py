@@ -1,0 +1,319 @@
+"""Programs that are killed, told to stop, run out of disk, or meet numbers that are none."""
+
+import contextlib
+import json
+import logging
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT, changed, events, own_lines, tiny_flags
+
+from petseg.errors import NonFiniteLossError
+from petseg.runs import checkpoints, experiment
+from petseg.runs.work_directory import WorkDirectory
+from petseg.training import augmentation
+from petseg.training.trainer import Trainer
+
+STEPS = 30
+RECIPE = ("--ema_decay=0.9", "--augment=strong", "--eval_at_start")  # of the runs that are compared bit by bit
+
+
+def start(*flags):
+    command = [sys.executable, str(ROOT / "train.py"), *flags]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def flags_of(data_dir, workdir, steps=STEPS):
+    intervals = ["--summary_every=4", "--steps_per_loop=3", "--checkpoint_every=5", "--eval_every=10"]
+    return [*tiny_flags(data_dir, workdir), *intervals, f"--train_steps={steps}"]
+
+
+def tensors(path):
+    reader = tf.train.load_checkpoint(str(path))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+def outcome(workdir):
+    """All that a finished run leaves, but for times."""
+    best = json.loads((workdir / "best" / "best.json").read_text())
+    of_the_machine = ("speed/", "time_share/", "memory/")
+    rows = (workdir / "metrics.csv").read_text().splitlines()
+    rows = [row for row in rows if not any(tag in row for tag in of_the_machine)]
+    results = {path.name: path.read_text() for path in (workdir / "results").iterdir()}
+    for run in ("train", "eval", "ema", "final"):  # one clean line for each tag
+        for tag, found in events(workdir / run).items():
+            assert found == sorted(set(found)), (run, tag)
+            assert run == "train" or tag.startswith("_hparams_") or found == [0, 10, 20, 30]
+    checkpoints = [workdir / "checkpoints" / f"ckpt-{STEPS}", workdir / "best" / f"ckpt-{best['step']}"]
+    return {"best": best, "rows": rows, "results": results}, [tensors(path) for path in checkpoints]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data_dir, tmp_path_factory):
+    """The outcome of a run that nobody killed, and the seconds that it took."""
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    begin = time.monotonic()
+    process = start(*flags_of(data_dir, workdir), *RECIPE)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    return outcome(workdir), time.monotonic() - begin
+
+
+def wait_for_a_save(workdir, seconds):
+    """Returns while a checkpoint is being written."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not list(workdir.glob("*/unfinished-*")):
+        time.sleep(0.0005)
+
+
+def assert_equal(tensors_found, tensors_expected):
+    assert tensors_found.keys() == tensors_expected.keys()
+    for name, value in tensors_expected.items():
+        np.testing.assert_array_equal(tensors_found[name], value, err_msg=name)
+
+
+def survive(data_dir, workdir, undisturbed, seed):
+    """Kills a run up to three times, starts it again with the same command until it is complete, and compares."""
+    expected, seconds = undisturbed
+    rng = random.Random(seed)
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
+        process = start(*flags_of(data_dir, workdir), *RECIPE)
+        if seed % 3 == 0:
+            wait_for_a_save(workdir, 2 * seconds)
+            time.sleep(rng.uniform(0, 0.05))
+        else:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=rng.uniform(0, seconds))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    process = start(*flags_of(data_dir, workdir), *RECIPE)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    found = outcome(workdir)
+    assert found[0] == expected[0]
+    for tensors_found, tensors_expected in zip(found[1], expected[1], strict=True):
+        assert_equal(tensors_found, tensors_expected)
+    assert not list(workdir.glob("*/unfinished-*"))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_killed_at_random_moments_a_run_ends_in_the_same_bits(data_dir, tmp_path, undisturbed, seed):
+    survive(data_dir, tmp_path / "run", undisturbed, seed)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(5, 25))
+def test_killed_at_more_random_moments_a_run_ends_in_the_same_bits(data_dir, tmp_path, undisturbed, seed):
+    survive(data_dir, tmp_path / "run", undisturbed, seed)
+
+
+def test_a_run_that_was_complete_and_is_made_longer_ends_in_the_same_bits(data_dir, tmp_path, undisturbed):
+    (expected, tensors_expected), _ = undisturbed
+    workdir = tmp_path / "run"
+    for steps in (11, STEPS):
+        process = start(*flags_of(data_dir, workdir, steps), *RECIPE)
+        _, stderr = process.communicate(timeout=300)
+        assert process.returncode == 0, stderr
+    assert f"changed: --train_steps was 11, is now {STEPS}" in stderr
+    assert re.search(r"resumed from .*/ckpt-11", stderr)
+    assert len(tensors_expected[0]) > 300  # weights, statistics, their averages, Adam's two slots, the clock
+    assert_equal(tensors(workdir / "checkpoints" / f"ckpt-{STEPS}"), tensors_expected[0])
+    for name in (f"test-{STEPS}.json", f"test-{STEPS}.ema.json"):
+        assert (workdir / "results" / name).read_text() == expected["results"][name]
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_told_to_stop_saves_where_it_is(data_dir, tmp_path, number, code):
+    workdir = tmp_path / "run"
+    process = start(*flags_of(data_dir, workdir, steps=100_000), "--checkpoint_every=1000", "--steps_per_loop=1000")
+    wait_for(lambda: len((workdir / "metrics.csv").read_text()) > 200 if (workdir / "metrics.csv").exists() else False)
+    wait_for(lambda: (workdir / "results" / "test-10.json").exists())
+    process.send_signal(number)
+    begin = time.monotonic()
+    _, stderr = process.communicate(timeout=60)
+    assert time.monotonic() - begin < 20
+    assert process.returncode == code
+    line = own_lines(stderr)[-1]
+    match = re.fullmatch(
+        rf"train\.py: stopped by {number.name} at step (\d+); the same command goes on from (\S+)", line
+    )
+    assert match, line
+    assert match[2] == str(workdir / "checkpoints" / f"ckpt-{match[1]}")
+    assert checkpoints.damage(match[2]) is None
+    assert not (workdir / "lock").exists()
+
+
+def test_a_program_that_is_told_to_stop_while_it_draws_and_decodes_leaves_nothing(tmp_path):
+    process = start("--dataset=synthetic_pets", f"--data_dir={tmp_path / 'data'}", f"--workdir={tmp_path / 'run'}")
+    wait_for(lambda: (tmp_path / "data").exists())
+    time.sleep(2)
+    process.send_signal(signal.SIGTERM)
+    begin = time.monotonic()
+    _, stderr = process.communicate(timeout=60)
+    assert time.monotonic() - begin < 20
+    assert process.returncode == 143
+    assert own_lines(stderr)[-1] == "train.py: stopped by SIGTERM"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_process_is_refused_while_the_first_lives_and_takes_over_when_it_was_killed(data_dir, tmp_path):
+    workdir = tmp_path / "run"
+    first = start(*flags_of(data_dir, workdir, steps=100_000))
+    wait_for(lambda: (workdir / "checkpoints" / "ckpt-5.index").exists())
+    first.send_signal(signal.SIGSTOP)  # one that is halted lives as well, and leaves the processor to the others
+    second = start(*flags_of(data_dir, workdir, steps=100_000))
+    _, stderr = second.communicate(timeout=120)
+    assert second.returncode == 2
+    assert own_lines(stderr)[-1] == f"train.py: error: --workdir={workdir}: another process is training here"
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    assert (workdir / "lock").exists()
+    newest = checkpoints.steps(workdir / "checkpoints")[0]
+    third = start(*flags_of(data_dir, workdir, steps=newest + 5))
+    _, stderr = third.communicate(timeout=120)
+    assert third.returncode == 0, stderr
+    assert "resumed from" in stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 80 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_on_a_full_disk_the_run_ends_with_a_message_and_the_last_checkpoint_stays(data_dir, small_disk):
+    workdir = small_disk / "run"
+    process = start(*flags_of(data_dir, workdir), "--eval_every=1000")
+    _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 2, stderr
+    line = own_lines(stderr)[-1]
+    assert re.match(
+        rf"train\.py: error: {workdir}/checkpoints/ckpt-15: cannot be written: "
+        r"it takes 3\d\.\d MiB, \d+\.\d MiB are free \(.*\)",
+        line,
+    ), line
+    assert "Traceback" not in stderr
+    assert checkpoints.newest_intact(workdir / "checkpoints") == str(workdir / "checkpoints" / "ckpt-10")
+    assert not list(workdir.glob("*/unfinished-*"))
+
+
+# Numbers that are none: in this process, where they can be planted.
+
+
+@pytest.fixture
+def poisoned_step(monkeypatch):
+    """From here on, the example at position 5 of the batch of step 3 is not a number."""
+    genuine = augmentation.augmentation
+
+    def make(*arguments, **options):
+        augment = genuine(*arguments, **options)
+
+        def poison(images, masks, step, positions):
+            images, masks = augment(images, masks, step, positions)
+            hit = (positions == 5) & (step == 3)
+            return tf.where(hit[:, None, None, None], np.float32("nan"), images), masks
+
+        return poison
+
+    monkeypatch.setattr(augmentation, "augmentation", make)
+    return 3
+
+
+def poisoned_config(tiny_config, **runtime):
+    return changed(changed(tiny_config, "schedule", train_steps=6), "runtime", **runtime)
+
+
+def test_a_batch_that_is_not_finite_ends_the_run_and_is_named(tiny_config, poisoned_step):
+    config = poisoned_config(tiny_config)
+    with pytest.raises(NonFiniteLossError) as caught:
+        experiment.train(config)
+    workdir = WorkDirectory(config.runtime.workdir)
+    message = str(caught.value)
+    assert caught.value.exit_code == 3
+    assert message.startswith("the loss or its gradient is not finite at step 3 on replica 0 (examples ")
+    ids = [int(number) for number in re.search(r"examples ([\d, ]+)", message)[1].split(", ")]
+    assert len(set(ids)) == 8
+    assert message.endswith(f"the last good checkpoint is {workdir.checkpoints}/ckpt-2")
+    assert checkpoints.damage(str(workdir.checkpoints / "ckpt-2")) is None
+    assert checkpoints.steps(workdir.checkpoints) == [2]
+
+
+@pytest.mark.parametrize("mode", ["skip", "restore"])
+def test_a_batch_that_is_not_finite_can_be_left_out(tiny_config, poisoned_step, mode, caplog):
+    config = poisoned_config(tiny_config, on_nonfinite=mode)
+    with caplog.at_level(logging.WARNING):
+        results = experiment.train(config)
+    (message,) = [message for message in caplog.messages if "not finite" in message]
+    assert message.endswith("; skipped" if mode == "skip" else "ckpt-2")
+    assert np.isfinite(results["loss"])
+    final = tensors(WorkDirectory(config.runtime.workdir).checkpoints / "ckpt-6")
+    assert all(np.isfinite(value).all() for value in final.values() if not isinstance(value, bytes))
+    assert final["step/.ATTRIBUTES/VARIABLE_VALUE"] == 6
+    iterations = final["optimizer/_optimizers/0/_iterations/.ATTRIBUTES/VARIABLE_VALUE"]
+    assert iterations == (5 if mode == "skip" else 4)  # restored, it does not know of step 2 either
+
+
+def plant_in_a_weight(monkeypatch, at):
+    genuine = Trainer.run
+
+    def run(self, iterator, num_steps):
+        if int(self.step.numpy()) == at and num_steps and not getattr(self, "planted", False):
+            self.planted = True
+            weight = self.model.get_layer("logits").kernel
+            weight.assign(tf.fill(weight.shape, np.float32("nan")))
+        return genuine(self, iterator, num_steps)
+
+    monkeypatch.setattr(Trainer, "run", run)
+
+
+def test_a_weight_that_is_not_finite_ends_a_run_that_skips_and_heals_in_one_that_restores(
+    tiny_config, monkeypatch, tmp_path
+):
+    plant_in_a_weight(monkeypatch, at=2)
+    config = changed(tiny_config, "schedule", train_steps=20, eval_every=20)
+    skipping = changed(config, "runtime", on_nonfinite="skip", nonfinite_limit=3)
+    with pytest.raises(NonFiniteLossError, match="not finite at step 5"):
+        experiment.train(skipping)
+    restoring = changed(config, "runtime", on_nonfinite="restore", workdir=str(tmp_path / "other"))
+    assert np.isfinite(experiment.train(restoring)["loss"])
+
+
+def test_the_checkpoint_alarm_saves_between_the_intervals(tiny_config):
+    config = changed(tiny_config, "schedule", checkpoint_every=100, checkpoint_every_minutes=1e-6, steps_per_loop=1,
+                     train_steps=6, keep_checkpoints=10)  # fmt: skip
+    experiment.train(config)
+    assert len(checkpoints.steps(WorkDirectory(config.runtime.workdir).checkpoints)) > 3
+
+
+def test_an_evaluation_that_a_signal_ended_is_made_up_for(tiny_config, monkeypatch):
+    config = changed(tiny_config, "schedule", train_steps=4, eval_every=2)
+    expected = experiment.train(config)
+    workdir = WorkDirectory(config.runtime.workdir)
+    file = workdir.results_file("test", 4)
+    text = file.read_text()
+    file.unlink()
+    again = experiment.train(config)
+    assert again == expected
+    assert file.read_text() == text
+    assert os.path.exists(workdir.best / "best.json")

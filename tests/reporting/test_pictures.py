@@ -1,0 +1,91 @@
+import io
+
+import numpy as np
+from PIL import Image
+
+from petseg.config import CLASS_NAMES
+from petseg.models import unet
+from petseg.reporting import pictures
+
+
+def test_masks_get_the_colours_of_their_classes():
+    colored = pictures.colorize(np.array([[0, 1], [2, 255]], np.uint8))
+    np.testing.assert_array_equal(colored[0, 0], pictures.CLASS_COLORS[0])
+    np.testing.assert_array_equal(colored[1], [pictures.CLASS_COLORS[2], [0, 0, 0]])
+
+
+def test_a_prediction_sheet_shows_all_examples_with_a_legend():
+    rng = np.random.default_rng(0)
+    images, masks = rng.integers(0, 256, (6, 32, 32, 3), np.uint8), rng.integers(0, 3, (6, 32, 32), np.uint8)
+    masks[0, 0, :2], predictions = (255, 1), masks.copy()
+    predictions[0, 0, :2] = 0  # one pixel that belongs to no class, one that is wrong
+    confidences = np.full(masks.shape, 1.0)
+    names = [f"pet {i}" for i in range(6)]
+    figure = pictures.prediction_sheet(images, masks, predictions, confidences, names)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == ["image", "truth", "prediction", "errors", "confidence", *names]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*CLASS_NAMES, "wrong"]
+    canvas = figure.axes[0].get_images()[0].get_array()
+    np.testing.assert_array_equal(canvas[:32, :32], images[0])
+    np.testing.assert_array_equal(canvas[:32, 33:65], pictures.colorize(masks[0]))
+    np.testing.assert_array_equal(canvas[:32, 66:98], pictures.colorize(predictions[0]))
+    assert np.argwhere((canvas[:32, 99:131] == pictures.WRONG_COLOR).all(-1)).tolist() == [[0, 1]]
+    np.testing.assert_array_equal(canvas[:32, 132:164], np.broadcast_to([253, 231, 36], (32, 32, 3)))  # viridis at 1
+    png = pictures.to_png(figure)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), pictures.to_array(figure))
+
+
+def test_a_comparison_sheet_shows_what_each_model_gets_wrong():
+    rng = np.random.default_rng(0)
+    images, masks = rng.integers(0, 256, (2, 32, 32, 3), np.uint8), np.zeros((2, 32, 32), np.uint8)
+    wrong = masks.copy()
+    wrong[1, 3, 4] = 1
+    figure = pictures.comparison_sheet(images, masks, {"old": wrong, "new": masks}, ["a", "b"])
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == ["image", "truth", "old", "old: errors", "new", "new: errors", "a", "b"]
+    canvas = figure.axes[0].get_images()[0].get_array()
+    assert np.argwhere((canvas[33:65, 99:131] == pictures.WRONG_COLOR).all(-1)).tolist() == [[3, 4]]
+    assert not (canvas[:, 165:] == pictures.WRONG_COLOR).all(-1).any()
+
+
+def test_a_training_batch_shows_what_each_pixel_weighs():
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-20, 300, (2, 32, 32, 3)).astype(np.float32)  # augmentation may leave the range of bytes
+    masks = np.zeros((2, 32, 32), np.uint8)
+    weights = np.zeros((2, 32, 32), np.float32)
+    weights[:, :16] = 0.5
+    figure = pictures.training_batch(images, masks, weights, ["a", "b"])
+    canvas = figure.axes[0].get_images()[0].get_array()
+    np.testing.assert_array_equal(canvas[:32, :32], np.clip(images[0], 0, 255).astype(np.uint8))
+    assert len(np.unique(canvas[:32, 66:98].reshape(-1, 3), axis=0)) == 2
+    assert figure.axes[1].get_xlim() == (0.0, 0.5)
+
+
+def test_a_confusion_matrix_shows_shares_of_its_rows_and_counts():
+    matrix = np.array([[75, 25, 0], [0, 1000, 0], [0, 0, 0]])  # the last class occurs nowhere
+    figure = pictures.confusion_matrix(matrix)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts[:3] == ["75.0%\n75", "25.0%\n25", "0.0%\n0"]
+    assert texts[4] == "100.0%\n1,000"
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == list(CLASS_NAMES)
+
+
+def test_curves_hold_every_logged_point():
+    rows = [(10, "train", "loss", 1.0), (20, "train", "loss", 0.5), (20, "eval", "loss", 0.7)]
+    loss = pictures.training_curves(rows, steps_per_epoch=10).axes[0]
+    assert {line.get_label(): line.get_xydata().tolist() for line in loss.lines} == {
+        "train": [[1.0, 1.0], [2.0, 0.5]],
+        "eval": [[2.0, 0.7]],
+    }
+
+
+def test_the_model_diagram_names_every_stage_with_its_size():
+    encoder = unet.build_encoder(image_size=32, alpha=0.35)
+    model = unet.build_unet(image_size=32, num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit")
+    figure = pictures.model_diagram(model)
+    texts = " ".join(text.get_text() for text in figure.axes[0].texts)
+    for shape in ("32 x 32 x 3", "16 x 16 x 48", "1 x 1 x 112", "2 x 2 x 704"):
+        assert shape in texts
+    picture = pictures.to_array(figure)
+    assert picture.dtype == np.uint8
+    assert picture.shape[-1] == 3

@@ -1,0 +1,104 @@
+import logging
+
+import numpy as np
+import pytest
+from conftest import changed, events, random_examples
+
+from petseg.evaluation import analysis
+from petseg.evaluation.evaluator import Evaluation
+from petseg.reporting.report import EXTREME_EXAMPLES, Report
+from petseg.reporting.summaries import EVAL, read_csv
+from petseg.runs.schedule import Clock
+from petseg.runs.work_directory import WorkDirectory
+from petseg.training.trainer import TrainingSums
+
+
+class Scorer:
+    """Calls everything background, and remembers for what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def predict(self, images):
+        self.asked.append(images)
+        return np.ones(images.shape[:3], np.int32), np.full(images.shape[:3], 0.9, np.float32)
+
+
+@pytest.fixture
+def report(tiny_config):
+    workdir = WorkDirectory(tiny_config.runtime.workdir)
+    workdir.path.mkdir()
+    config = changed(tiny_config, "runtime", quiet=True)
+    report = Report(config, workdir, Clock.of(config.schedule, 3), 3, 0)
+    yield report, workdir
+    report.close()
+
+
+def evaluate(report, step=2):
+    """Reports on twelve images, the last of which has no pixel with a class; higher numbers are better."""
+    examples, scorer = random_examples(12), Scorer()
+    matrices = np.array([np.full((3, 3), 40) + i * 30 * np.eye(3, dtype=int) for i in range(11)] + [np.zeros((3, 3))])
+    evaluation = Evaluation(0.5, matrices.astype(np.int64))
+    results = analysis.results(evaluation, step, "test")
+    report.evaluation(step, {EVAL: evaluation}, {EVAL: results}, examples, scorer)
+    return examples, scorer
+
+
+def test_the_worst_and_the_best_images_are_shown_and_images_without_a_score_are_not(report):
+    examples, scorer = evaluate(report[0])
+    (asked,) = scorer.asked
+    expected = [*range(6), *range(EXTREME_EXAMPLES), *range(10, 10 - EXTREME_EXAMPLES, -1)]
+    np.testing.assert_array_equal(asked, examples.images[expected])
+
+
+def test_figures_are_brought_up_to_date_at_each_evaluation(report):
+    report, workdir = report
+    evaluate(report)
+    before = {file.name: file.read_bytes() for file in workdir.figures.iterdir()}
+    assert set(before) == {"predictions.png", "confusion_matrix.png", "curves.png"}
+    evaluate(report, step=4)
+    after = {file.name: file.read_bytes() for file in workdir.figures.iterdir()}
+    assert after["curves.png"] != before["curves.png"]
+    assert after["confusion_matrix.png"] == before["confusion_matrix.png"]
+    assert [row[0] for row in read_csv(workdir.metrics_file) if row[1:3] == ("eval", "loss")] == [2, 4]
+
+
+def test_figures_that_cannot_be_written_do_not_end_the_training(report, caplog):
+    report, workdir = report
+    workdir.figures.write_text("a file where the folder should be")
+    with caplog.at_level(logging.WARNING, "petseg"):
+        evaluate(report)
+    (message,) = caplog.messages
+    assert message.startswith("summaries cannot be written, training goes on: ")
+
+
+def test_a_summary_can_be_read_at_once_by_who_watches(report):
+    report, workdir = report
+    sums = TrainingSums(2, 0.5, 1.0, 1e-3, 10.0, 1e-3, 1.0, 0, np.eye(3, dtype=np.int64))
+    for step in (2, 4):
+        report.summary(step, sums, {"speed/images_per_second": 100.0})
+        for tag in ("loss", "mean_iou", "speed/images_per_second"):
+            assert [row[0] for row in read_csv(workdir.metrics_file) if row[1:3] == ("train", tag)][-1] == step
+            assert events(workdir.path / "train")[tag][-1] == step
+
+
+def test_gradients_that_overflowed_are_left_out(report):
+    report, workdir = report
+    weights = {"kernel": np.ones((2, 2), np.float32)}
+    report.histograms(2, weights, {"kernel": np.array([np.inf, 1.0])})
+    report.flush()
+    (file,) = (workdir.path / "train").iterdir()
+    assert b"weights/kernel" in file.read_bytes()
+    assert b"gradients/kernel" not in file.read_bytes()
+
+
+def test_a_split_without_a_single_pixel_of_a_class_ends_nothing(report):
+    report, workdir = report
+    evaluation = Evaluation(float("nan"), np.zeros((12, 3, 3), np.int64))
+    results = analysis.results(evaluation, 2, "test")
+    report.evaluation(2, {EVAL: evaluation}, {EVAL: results}, random_examples(12), Scorer())
+    assert {file.name for file in workdir.figures.iterdir()} == {
+        "predictions.png",
+        "confusion_matrix.png",
+        "curves.png",
+    }

@@ -1,0 +1,124 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import events
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.proto import event_pb2
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.util.tensor_util import make_ndarray
+
+from petseg.reporting import summaries
+from petseg.reporting.summaries import Summaries
+
+PNG = tf.io.encode_png(np.zeros((4, 4, 3), np.uint8)).numpy()
+
+
+def log_steps(folder, steps, first_step):
+    log = Summaries(folder, folder / "metrics.csv", first_step=first_step)
+    for step in steps:
+        log.scalars(summaries.TRAIN, step, {"loss": 100.0 - step})
+        log.image(summaries.EVAL, step, "predictions", PNG)
+    log.close()
+
+
+def steps_of(folder, tag):
+    return sorted(events(folder)[tag])  # files of one second and process have no order
+
+
+def test_a_process_that_goes_on_drops_what_it_will_log_again(tmp_path):
+    log_steps(tmp_path, range(6), first_step=0)
+    for file in (tmp_path / "train").iterdir():  # cut off, as by a kill
+        with open(file, "ab") as stream:
+            stream.write(b"half a record")
+    log_steps(tmp_path, range(4, 9), first_step=3)
+    log_steps(tmp_path, range(8, 10), first_step=7)
+    assert steps_of(tmp_path / "train", "loss") == list(range(10))
+    assert steps_of(tmp_path / "eval", "predictions") == list(range(10))
+    assert [row[0] for row in summaries.read_csv(tmp_path / "metrics.csv")] == list(range(10))
+
+
+def test_a_run_that_starts_over_starts_with_nothing(tmp_path):
+    log_steps(tmp_path, range(3), first_step=0)
+    log_steps(tmp_path, range(2), first_step=0)
+    assert steps_of(tmp_path / "train", "loss") == [0, 1]
+
+
+def test_a_half_written_row_is_left_out(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,run,tag,value\n1,train,loss,0.5\n2,train,lo")
+    assert list(summaries.read_csv(tmp_path / "metrics.csv")) == [(1, "train", "loss", 0.5)]
+
+
+@pytest.mark.parametrize("broken", ["csv", "events"])
+def test_a_writer_that_fails_says_so_once_and_does_not_end_the_training(tmp_path, caplog, broken):
+    log = Summaries(tmp_path, tmp_path / "metrics.csv", first_step=0)
+    if broken == "csv":
+        log._csv_file.close()
+        log._csv_file = open("/dev/full", "w")  # noqa: SIM115
+        log._csv_file.write("x")
+    else:
+
+        class Broken:
+            def as_default(self, step):
+                raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+            flush = close = lambda self: None
+
+        log._writers = {summaries.TRAIN: Broken()}
+    for step in range(3):
+        if broken == "events":
+            log.scalars(summaries.TRAIN, step, {"loss": 1.0})
+        log.flush()
+    log.close()
+    (message,) = caplog.messages
+    assert message.startswith("summaries cannot be written, training goes on: ")
+    assert "No space left on device" in message
+
+
+def test_scores_become_tags():
+    scores = {"accuracy": 0.5, "iou": {"pet": 0.25}, "examples": 3, "split": "test"}
+    assert summaries.scalars_of(scores) == {"accuracy": 0.5, "iou/pet": 0.25}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.random.default_rng(0).normal(size=1000).astype(np.float32),
+        np.ones(5, np.float32),
+        np.array([1, np.nextafter(1, 2)]),
+        np.zeros(3, np.float32),
+        np.array([0.0, 5e-324]),
+        np.array([-3e38, 3e38], np.float32),
+    ],
+)
+def test_a_histogram_counts_every_value_between_its_edges(tmp_path, values):
+    log = Summaries(tmp_path, tmp_path / "metrics.csv", first_step=0)
+    log.histogram(summaries.TRAIN, 3, "weights/kernel", values, "What it is.")
+    log.close()
+    accumulator = EventAccumulator(str(tmp_path / "train"))
+    accumulator.Reload()
+    (event,) = accumulator.Tensors("weights/kernel")
+    buckets = make_ndarray(event.tensor_proto)
+    assert buckets.shape == (30, 3)
+    assert buckets[:, 2].sum() == values.size
+    assert (buckets[:, 0] < buckets[:, 1]).all()
+    assert buckets[0, 0] <= values.min() <= values.max() <= buckets[-1, 1]
+
+
+def test_a_run_that_goes_on_has_the_flags_it_was_started_with_last(tmp_path):
+    for rate, first_step in ((0.1, 0), (0.2, 3)):
+        log = Summaries(tmp_path, tmp_path / "metrics.csv", first_step=first_step)
+        log.begin_session("run", {"learning_rate": rate})
+        log.scalars(summaries.FINAL, first_step + 3, {"final/IoU": rate})
+        log.end_session()
+        log.close()
+    found = [
+        value.metadata.plugin_data.content
+        for file in sorted((tmp_path / "final").iterdir())
+        for record in tf.data.TFRecordDataset(str(file))
+        for value in event_pb2.Event.FromString(record.numpy()).summary.value
+        if value.tag == "_hparams_/session_start_info"
+    ]
+    (content,) = found
+    rate = HParamsPluginData.FromString(content).session_start_info.hparams["learning_rate"].number_value
+    assert rate == pytest.approx(0.2)
+    assert steps_of(tmp_path / "final", "final/IoU") == [3, 6]

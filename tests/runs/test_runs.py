@@ -1,0 +1,190 @@
+"""Whole runs: in this process where that shows it, as programs where the process is the point."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from conftest import NUM_TEST, changed, own_lines, run_program, tiny_flags
+
+from petseg.config import command_line
+from petseg.runs import experiment, scoring
+from petseg.reporting import tags
+from petseg.config import CLASS_NAMES, Config
+from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
+from petseg.config.eval_config import EvalConfig, ScoreConfig
+from petseg.runs.work_directory import WorkDirectory
+
+SCORES = ["accuracy", "mean_iou", *(f"{m}/{c}" for m in ("iou", "dice", "precision", "recall") for c in CLASS_NAMES)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_dir):
+    """A finished run of four steps: its config, its work directory, and what `train` returned."""
+    config = tiny(data_dir, tmp_path_factory.mktemp("finished") / "run")
+    return config, WorkDirectory(config.runtime.workdir), experiment.train(config)
+
+
+def tiny(data_dir, workdir):
+    flags = [*tiny_flags(data_dir, workdir), "--train_steps=4", "--summary_every=2", "--eval_every=2"]
+    return command_line.parse(["train.py", *flags, "--checkpoint_every=2"], Config)
+
+
+def test_a_run_leaves_what_its_work_directory_promises(finished):
+    config, workdir, results = finished
+    assert workdir.load_config() == config
+    assert sorted(path.name for path in workdir.checkpoints.glob("*.index")) == ["ckpt-2.index", "ckpt-4.index"]
+    assert len(list(workdir.best.glob("*.index"))) == 1
+    assert sorted(path.name for path in workdir.results.iterdir()) == ["test-2.json", "test-4.json"]
+    figures = {"curves.png", "predictions.png", "confusion_matrix.png", "model.png"}
+    assert {path.name for path in workdir.figures.iterdir()} == figures
+    written = json.loads((workdir.results / "test-4.json").read_text())
+    assert list(written) == ["step", "split", "examples", "loss", "accuracy", "mean_iou", "iou", "dice", "precision",
+                             "recall", "confusion_matrix"]  # fmt: skip
+    assert (written["step"], written["split"], written["examples"]) == (4, "test", NUM_TEST)
+    assert np.sum(written["confusion_matrix"]) == NUM_TEST * 32 * 32
+    assert written["mean_iou"] == results["mean_iou"]
+
+
+def test_the_best_checkpoint_is_the_one_with_the_best_score(finished):
+    _, workdir, _ = finished
+    scores = {step: json.loads((workdir.results / f"test-{step}.json").read_text())["mean_iou"] for step in (2, 4)}
+    best = json.loads((workdir.best / "best.json").read_text())
+    assert best["mean_iou"] == max(scores.values())
+    assert scores[best["step"]] == best["mean_iou"]
+
+
+def test_metrics_csv_holds_every_number_on_the_clock(finished):
+    _, workdir, results = finished
+    with open(workdir.metrics_file, newline="") as file:
+        rows = list(csv.DictReader(file))
+    logged = {(row["run"], row["tag"]) for row in rows}
+    of_training = set(tags.SCALARS) - set(tags.FINAL) - {"memory/device", "time_share/input"}  # no GPU; --deterministic
+    expected = {
+        **{("train", tag): [2, 4] for tag in of_training},
+        **{("eval", tag): [2, 4] for tag in ["loss", *SCORES]},
+        **{("final", tag): [2, 4] for tag in tags.FINAL},
+    }
+    assert logged == set(expected)
+    for (run, tag), steps in expected.items():
+        assert [int(row["step"]) for row in rows if (row["run"], row["tag"]) == (run, tag)] == steps, tag
+    values = [row["value"] for row in rows if row["run"] == "eval" and row["tag"] == "mean_iou"]
+    assert values[-1] == repr(float(results["mean_iou"]))
+
+
+@pytest.mark.parametrize("checkpoint", ["latest", "best"])
+def test_eval_scores_what_training_scored(finished, checkpoint, capsys):
+    _, workdir, _ = finished
+    (results,) = scoring.evaluate(
+        EvalConfig(ScoreConfig(workdir=str(workdir.path), checkpoint=checkpoint, batch_size=3))
+    )
+    scored_in_training = experiment_results(workdir, results["step"])
+    assert results["confusion_matrix"] == scored_in_training["confusion_matrix"]
+    assert results["loss"] == pytest.approx(scored_in_training["loss"], rel=1e-5)
+    printed = capsys.readouterr().out
+    assert f"{results['mean_iou']:.4f}" in printed
+    for name in CLASS_NAMES:
+        assert f"{results['iou'][name]:.4f}" in printed
+
+
+def experiment_results(workdir, step):
+    return json.loads((workdir.results / f"test-{step}.json").read_text())
+
+
+def test_eval_refuses_images_that_were_trained_on_unless_told_to(finished):
+    _, workdir, _ = finished
+    with pytest.raises(DataError, match=r"--split=train\[:5\]: 5 of its images were trained on"):
+        scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(workdir.path), split="train[:5]")))
+    (results,) = scoring.evaluate(
+        EvalConfig(ScoreConfig(workdir=str(workdir.path), split="train[:5]", allow_training_images=True))
+    )
+    assert results["examples"] == 5
+    assert (workdir.results / "train.start-5-4.json").exists()
+
+
+def test_eval_of_a_checkpoint_that_does_not_exist(finished, tmp_path):
+    _, workdir, _ = finished
+    with pytest.raises(CheckpointError, match="there is no such checkpoint"):
+        scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(workdir.path), checkpoint=str(tmp_path / "ckpt-9"))))
+    with pytest.raises(WorkDirectoryError, match="no run is here"):
+        scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(tmp_path))))
+
+
+def test_a_run_without_averages_has_none_to_score(finished):
+    _, workdir, _ = finished
+    with pytest.raises(ConfigError, match=r"--ema: .* kept no averaged weights \(its --ema_decay is 0\)"):
+        scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(workdir.path), ema=True)))
+
+
+def test_a_work_directory_of_another_model_is_refused_by_name_and_left_alone(finished):
+    config, workdir, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in workdir.path.rglob("*")}
+    with pytest.raises(
+        WorkDirectoryError, match=r"--image_size was 32, is now 64; --encoder_alpha was 0.35, is now 0.5"
+    ):
+        experiment.train(changed(changed(config, "data", image_size=64), "model", encoder_alpha=0.5))
+    assert {path: path.stat().st_mtime_ns for path in workdir.path.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"batch_size": 25}, "--batch_size=25: the training split holds only 24 examples"),
+        ({"train_split": "train[3:3]"}, r"split train\[3:3\] is empty"),
+        ({"eval_split": "test[:0%]"}, r"split test\[:0%\] is empty"),
+    ],
+)
+def test_data_that_cannot_be_trained_on_leaves_no_work_directory(tiny_config, values, message):
+    with pytest.raises(DataError, match=message):
+        experiment.train(changed(tiny_config, "data", **values))
+    assert not WorkDirectory(tiny_config.runtime.workdir).path.exists()
+
+
+def test_balanced_class_weights(tiny_config, caplog):
+    config = changed(changed(tiny_config, "loss", class_weights="balanced"), "schedule", train_steps=1)
+    with caplog.at_level("INFO", logger="petseg"):
+        experiment.train(config)
+    (line,) = [line for line in caplog.messages if line.startswith("class weights: pet 0.")]
+    weights = [float(part.split()[-1]) for part in line.removeprefix("class weights: ").split(", ")]
+    assert sum(weights) == pytest.approx(1, abs=2e-3)
+    assert max(weights) == weights[CLASS_NAMES.index("border")]
+    (scored,) = scoring.evaluate(EvalConfig(ScoreConfig(workdir=config.runtime.workdir)))
+    trained = experiment_results(WorkDirectory(config.runtime.workdir), 1)
+    assert scored["loss"] == pytest.approx(trained["loss"], rel=1e-5)
+
+
+def test_a_complete_run_says_so_and_a_diverging_one_names_step_and_checkpoint(data_dir, tmp_path):
+    workdir = tmp_path / "run"
+    flags = [*tiny_flags(data_dir, workdir), "--optimizer=sgd", "--eval_every=100", "--checkpoint_every=2"]
+    first = run_program("train.py", *flags, "--train_steps=2")
+    assert first.returncode == 0, first.stderr
+    assert "mean IoU" in first.stdout
+    assert f"tensorboard --logdir={workdir}" in first.stdout
+    again = run_program("train.py", *flags, "--train_steps=2")
+    assert again.returncode == 0
+    assert f"{workdir} is complete: step 2 of 2" in again.stderr
+    diverged = run_program("train.py", *flags, "--train_steps=20", "--learning_rate=1e30")
+    assert diverged.returncode == 3
+    (line,) = [line for line in own_lines(diverged.stderr) if "error" in line]
+    assert line.startswith("train.py: error: the loss or its gradient is not finite at step ")
+    assert f"the last good checkpoint is {workdir}/checkpoints/ckpt-" in line
+    assert "Traceback" not in diverged.stderr
+
+
+def test_eval_as_a_program_answers_in_one_line_what_it_cannot_do(tmp_path):
+    result = run_program("eval.py", f"--workdir={tmp_path}")
+    assert result.returncode == 2
+    (line,) = own_lines(result.stderr)
+    assert line == f"eval.py: error: --workdir={tmp_path}: no run is here (there is no {tmp_path}/config.json)"
+
+
+def test_quiet_leaves_warnings_and_errors_only(data_dir, tmp_path):
+    flags = [*tiny_flags(data_dir, tmp_path / "run"), "--train_steps=2", "--quiet"]
+    result = run_program("train.py", *flags)
+    assert result.returncode == 0
+    assert result.stdout == ""
+    assert own_lines(result.stderr) == []
+    assert (tmp_path / "run" / "results" / "test-2.json").exists()
+    again = run_program("train.py", *flags, "--image_size=64")
+    assert again.returncode == 2
+    assert "--image_size was 32, is now 64" in again.stderr

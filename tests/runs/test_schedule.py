@@ -1,0 +1,33 @@
+from hypothesis import given, strategies as st
+
+from petseg.runs.schedule import Clock
+
+intervals = st.integers(1, 50)
+
+
+@given(
+    total=st.integers(1, 200),
+    per_loop=intervals,
+    summary=intervals,
+    evaluation=intervals,
+    checkpoint=intervals,
+    histogram=intervals,
+    first=st.integers(0, 200),
+    profiled=st.integers(0, 20),
+)
+def test_the_clock_stops_wherever_something_is_due_and_at_the_end(
+    total, per_loop, summary, evaluation, checkpoint, histogram, first, profiled
+):
+    clock = Clock(total, per_loop, summary, evaluation, checkpoint, histogram, (first, first + profiled))
+    step, stops = 0, []
+    while step < total:
+        count = clock.steps_to_next(step)
+        assert 1 <= count <= per_loop
+        step += count
+        stops.append(step)
+    assert step == total
+    assert set(range(first, min(first + profiled, total) + 1)) <= {0, *stops} or not profiled  # one step at a time
+    for every in (summary, evaluation, checkpoint, histogram):
+        due = [*range(every, total + 1, every), total]
+        assert set(due) <= set(stops)
+        assert {stop for stop in stops if clock.due(stop, every)} == set(due)

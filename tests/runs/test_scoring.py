@@ -1,0 +1,239 @@
+"""What eval.py does with a trained run, beyond the score that training gave it."""
+
+import csv
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import NUM_TEST, ROOT, own_lines, run_program, tiny_flags
+from PIL import Image
+
+from petseg.runs import building, checkpoints, experiment, scoring
+from petseg.config import command_line
+from petseg.evaluation import metrics
+from petseg.config import CLASS_NAMES, Config
+from petseg.data import decoding
+from petseg.errors import CheckpointError, ConfigError, DataError
+from petseg.config.eval_config import EvalConfig, ScoreConfig
+from petseg.runs.work_directory import WorkDirectory
+
+
+@pytest.fixture(scope="module")
+def trained(data_dir, tmp_path_factory):
+    """Two finished runs of four steps, with checkpoints at 2 and 4, at different learning rates."""
+    workdirs = []
+    for rate in (0.001, 0.01):
+        workdir = tmp_path_factory.mktemp("trained") / "run"
+        flags = [*tiny_flags(data_dir, workdir), "--train_steps=4", "--checkpoint_every=2", f"--learning_rate={rate}"]
+        config = command_line.parse(["train.py", *flags], Config)
+        experiment.train(config)
+        workdirs.append(WorkDirectory(workdir))
+    return workdirs
+
+
+def score(workdir, **options):
+    return scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(workdir.path), **options)))
+
+
+def probabilities(workdir, *, flip=False):
+    """What the newest checkpoint says of the test images, computed here."""
+    config = workdir.load_config()
+    examples = decoding.load(config.data.dataset, "test", 32, config.data.data_dir)
+    model = building.build_model(config, None)
+    checkpoints.restore_model(str(workdir.checkpoints / "ckpt-4"), model=model)
+    images = examples.images.astype(np.float32)
+    found = tf.nn.softmax(model(images, training=False)).numpy()
+    if flip:
+        found = (found + tf.nn.softmax(model(images[:, :, ::-1], training=False)).numpy()[:, :, ::-1]) / 2
+    return examples, found
+
+
+def test_details_are_those_of_the_predictions(trained):
+    (results,) = score(trained[0], batch_size=4)
+    examples, found = probabilities(trained[0])
+    labels, predictions = examples.masks[..., 0], found.argmax(-1)
+    valid = np.ones(labels.shape, bool)
+    outlines = metrics.boundary_counts(labels, predictions, valid, 3, 1).numpy().sum(0)
+    expected = dict(zip(CLASS_NAMES, metrics.boundary_f_scores(outlines), strict=True))
+    assert results["boundary_f"] == pytest.approx(expected, nan_ok=True)
+    calibration = metrics.calibration_counts(found.max(-1), predictions == labels, valid).numpy()
+    assert results["calibration_error"] == pytest.approx(metrics.calibration_error(calibration), rel=1e-4)
+    matrices = metrics.confusion_matrices(labels, predictions, valid, 3).numpy()
+    assert results["image_iou_percentiles"]["50"] == pytest.approx(np.median(metrics.mean_iou(matrices)))
+    low, high = results["mean_iou_interval"]
+    assert low < results["mean_iou"] < high
+    assert sum(row["examples"] for row in results["groups"]["label"].values()) == NUM_TEST
+    assert json.loads((trained[0].results / "test-4.json").read_text())["boundary_f"].keys() == set(CLASS_NAMES)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_native_resolution_compares_with_the_masks_as_they_were_drawn(trained, flip, capsys):
+    small, native = score(trained[0], resolution="native", batch_size=4, flip_tta=flip)
+    _, found = probabilities(trained[0], flip=flip)
+    config = trained[0].load_config()
+    masks = list(decoding.native_masks(config.data.dataset, "test", config.data.data_dir))
+    assert {mask.shape for mask in masks} != {(32, 32, 1)}
+    expected = np.zeros((3, 3), np.int64)
+    for mask, logits in zip(masks, np.log(found), strict=True):
+        resized = tf.image.resize(logits[None], mask.shape[:2]).numpy().argmax(-1)[0]
+        np.add.at(expected, (mask[..., 0], resized), 1)
+    # Half a dozen pixels whose two best classes are equal to the last bit may fall either way.
+    assert np.abs(np.array(native["confusion_matrix"]) - expected).sum() <= 12
+    assert np.sum(native["confusion_matrix"]) == sum(mask.size for mask in masks)
+    assert np.sum(small["confusion_matrix"]) == NUM_TEST * 32 * 32
+    printed = capsys.readouterr().out
+    assert "test at 32 x 32, step 4" in printed
+    assert "test at native resolution, step 4" in printed
+    variant = "flip." if flip else ""
+    assert (trained[0].results / f"test-4.{variant}native.json").exists()
+
+
+def test_flip_tta_averages_the_two_probabilities(trained):
+    (results,) = score(trained[0], flip_tta=True)
+    examples, found = probabilities(trained[0], flip=True)
+    labels = examples.masks[..., 0]
+    chosen = np.take_along_axis(found, labels[..., None].astype(int), -1)
+    assert results["loss"] == pytest.approx(-np.log(chosen).mean(), rel=1e-5)
+    expected = metrics.confusion_matrices(labels, found.argmax(-1), np.ones(labels.shape, bool), 3).numpy().sum(0)
+    assert np.abs(np.array(results["confusion_matrix"]) - expected).sum() <= 4
+    plain = json.loads((trained[0].results / "test-4.json").read_text())
+    assert plain["loss"] != results["loss"]
+
+
+def test_a_csv_holds_a_row_for_each_image(trained, tmp_path):
+    (results,) = score(trained[0], csv=str(tmp_path / "images.csv"))
+    with open(tmp_path / "images.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == NUM_TEST
+    assert {row["label"] for row in rows} == {"Cat", "Dog"}
+    median = np.median([float(row["mean_iou"]) for row in rows])
+    assert median == pytest.approx(results["image_iou_percentiles"]["50"])
+    with pytest.raises(ConfigError, match="its folder does not exist"):
+        score(trained[0], csv=str(tmp_path / "missing" / "images.csv"))
+
+
+def test_all_checkpoints_are_scored_oldest_first(trained):
+    first, second = score(trained[0], checkpoint="all")
+    assert (first["step"], second["step"]) == (2, 4)
+    assert second["loss"] == pytest.approx(score(trained[0])[0]["loss"])
+
+
+def test_another_precision_is_computed_and_kept_apart(trained):
+    (results,) = score(trained[0], precision="mixed_bfloat16")
+    (plain,) = score(trained[0])
+    assert results["loss"] != plain["loss"]
+    assert results["loss"] == pytest.approx(plain["loss"], rel=0.02)
+    assert (trained[0].results / "test-4.mixed_bfloat16.json").exists()
+
+
+def test_two_runs_are_compared_on_the_same_images(trained, capsys):
+    (results,) = score(trained[0], compare=str(trained[1].path))
+    comparison = results["comparison"]
+    (other,) = score(trained[1])
+    assert comparison["difference"] == pytest.approx(results["mean_iou"] - other["mean_iou"])
+    low, high = comparison["interval"]
+    assert low <= comparison["difference"] <= high
+    assert "mean IoU, first minus second" in capsys.readouterr().out
+    assert comparison["other"] == str(trained[1].checkpoints / "ckpt-4")
+    assert Image.open(trained[0].figures / "comparison.png").width > 500
+
+
+def test_runs_on_different_images_are_not_compared():
+    scored = scoring.Scored("path", [], [], [])
+    other = dataclasses.make_dataclass("Other", ["names"])(("a", "c"))
+    with pytest.raises(DataError, match="their images cannot be paired"):
+        scoring._compare(scored, ("a", "b"), other)
+
+
+def test_the_model_is_exported_with_a_card(trained, tmp_path):
+    flags = [f"--workdir={trained[0].path}", f"--output_dir={tmp_path / 'out'}"]
+    result = run_program("eval.py", *flags, "--export=saved_model,keras")
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"^saved_model +100\.00000% ", result.stdout, re.MULTILINE), result.stdout
+    card = json.loads((tmp_path / "out" / "model_card.json").read_text())
+    assert card["classes"] == list(CLASS_NAMES)
+    assert card["checkpoint"].endswith("ckpt-4")
+    assert card["scores"]["examples"] == NUM_TEST
+    assert card["run"]["config"]["data"]["image_size"] == 32
+    assert card["run"]["versions"]["keras"]
+    assert set(card["formats"]) == {"saved_model", "keras"}
+    loaded = tf.saved_model.load(str(tmp_path / "out" / "saved_model")).signatures["serving_default"]
+    examples, found = probabilities(trained[0])
+    outputs = loaded(image=tf.constant(examples.images))
+    np.testing.assert_allclose(outputs["probabilities"], found, atol=1e-5)
+    refused = run_program("eval.py", *flags, "--export=caffe")
+    assert own_lines(refused.stderr) == [
+        "eval.py: error: --export=caffe: no such format; takes saved_model, keras, h5, tflite, tflite_int8, onnx"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"watch": True, "checkpoint": "best"}, "--watch and --checkpoint=best"),
+        ({"compare": "other", "checkpoint": "all"}, "--compare=other: compares one checkpoint"),
+    ],
+)
+def test_flags_that_contradict_each_other(options, message):
+    with pytest.raises(ConfigError, match=message):
+        ScoreConfig(workdir="run", **options)
+
+
+def test_no_checkpoint_yet(trained, tmp_path):
+    shutil.copy(trained[0].config_file, tmp_path / "config.json")
+    for which in ("latest", "best", "all"):
+        with pytest.raises(CheckpointError, match=f"--checkpoint={which}: there is no checkpoint in .* yet"):
+            score(WorkDirectory(tmp_path), checkpoint=which)
+
+
+def test_a_work_directory_of_a_newer_format_is_refused_by_number(trained, tmp_path):
+    record = json.loads(trained[0].config_file.read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**record, "format": 99}))
+    result = run_program("eval.py", f"--workdir={tmp_path}")
+    assert result.returncode == 2
+    (line,) = own_lines(result.stderr)
+    assert line.startswith(f"eval.py: error: {tmp_path}/config.json: has format 99; this petseg reads format ")
+
+
+def test_a_watcher_scores_each_checkpoint_of_a_run_in_another_process_once(data_dir, tmp_path):
+    workdir = tmp_path / "run"
+    watcher = subprocess.Popen(
+        [sys.executable, "eval.py", f"--workdir={workdir}", "--watch", "--watch_interval=0.2", "--split=test[:5]"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    flags = [*tiny_flags(data_dir, workdir), "--checkpoint_every=5", "--keep_checkpoints=1", "--train_steps=40"]
+    trainer = run_program("train.py", *flags, "--eval_every=100", "--histogram_every=100")
+    assert trainer.returncode == 0, trainer.stderr
+    stdout, stderr = watcher.communicate(timeout=120)
+    assert watcher.returncode == 0, stderr
+    scored = [int(line.split("step ")[1].split(":")[0]) for line in stdout.splitlines() if line.startswith("test[:5]")]
+    assert scored == sorted(set(scored))
+    assert scored[-1] == 40  # those that vanish before they can be read are left out, the last one stays
+    assert f"{workdir} is complete" in stderr
+    assert (workdir / "results" / "test.start-5-40.json").exists()
+
+
+def test_a_watcher_goes_on_when_a_checkpoint_vanishes_and_gives_up_in_time(trained, monkeypatch, caplog):
+    genuine = checkpoints.restore_model
+
+    def vanish(path, **objects):
+        if path.endswith("ckpt-2"):
+            raise CheckpointError(f"checkpoint {path}: cannot be restored: gone")
+        return genuine(path, **objects)
+
+    monkeypatch.setattr(checkpoints, "restore_model", vanish)
+    monkeypatch.setattr(scoring, "_last_step", lambda run, score: 10)
+    began = time.monotonic()
+    with caplog.at_level("INFO", logger="petseg"):
+        found = score(trained[0], watch=True, watch_interval=0.1, watch_timeout=1.0)
+    assert [results["step"] for results in found] == [4]
+    assert any("ckpt-2: cannot be restored: gone" in message for message in caplog.messages)
+    assert caplog.messages[-1].endswith("no new checkpoint for 1 s")
+    assert time.monotonic() - began < 60

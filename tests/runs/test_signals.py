@@ -1,0 +1,42 @@
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from petseg.errors import StoppedError
+from petseg.runs.signals import StopSignals
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+    time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_program_where_nothing_can_be_lost(number, code):
+    with pytest.raises(StoppedError, match="stopped by SIG") as caught, StopSignals():
+        send(number)
+    assert caught.value.exit_code == code
+
+
+def test_a_deferred_signal_is_told_to_other_threads_and_kept():
+    told = threading.Event()
+    with StopSignals() as signals:
+        signals.call(told.set)
+        with signals.deferred():
+            assert signals.received is None
+            send(signal.SIGTERM)
+            assert told.wait(5)
+            assert signals.received == signal.SIGTERM
+            with pytest.raises(StoppedError):  # who asks twice does not want to wait
+                send(signal.SIGINT)
+
+
+def test_afterwards_signals_are_what_they_were():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignals():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.set_wakeup_fd(-1) == -1

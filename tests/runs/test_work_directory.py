@@ -1,0 +1,104 @@
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import changed
+
+from petseg import config as config_lib
+from petseg.config import CONFIG_FORMAT, Config
+from petseg.errors import WorkDirectoryError
+from petseg.runs.work_directory import WorkDirectory
+
+
+def test_the_config_is_written_with_what_is_needed_to_repeat_the_run(tmp_path):
+    workdir = WorkDirectory.for_training(str(tmp_path / "run"), "pets")
+    assert not workdir.path.exists()  # nothing is left behind before the run starts
+    config = changed(Config(), "data", batch_size=3)
+    workdir.save_config(config, class_weights=(0.5, 0.25, 0.25), devices=["/device:CPU:0"])
+    record = json.loads(workdir.config_file.read_text())
+    assert record["devices"] == ["/device:CPU:0"]
+    assert re.fullmatch(r"2\.\d+\.\d+", record["versions"]["tensorflow"])
+    assert "git_commit" in record
+    assert workdir.load_config() == config
+    assert workdir.load_class_weights() == (0.5, 0.25, 0.25)
+
+
+def test_a_new_folder_under_runs_without_a_workdir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = WorkDirectory.for_training("", "oxford_iiit_pet:4.0.0").path
+    assert re.fullmatch(r"runs/\d{8}-\d{6}-oxford_iiit_pet-4.0.0", str(path))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "thesis.txt").write_text("")
+    for path, message in [
+        (file, "is a file; takes a folder"),
+        (file / "below", "cannot be written to"),
+        ("/proc/petseg", "cannot be written to"),
+        (full, "holds other files but no config.json"),
+    ]:
+        with pytest.raises(WorkDirectoryError, match=f"--workdir={path}: {message}"):
+            WorkDirectory.for_training(str(path), "pets")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", f'{{"format": {CONFIG_FORMAT}, "config": {{"data": {{"batchsize": 3}}}}}}']
+)
+def test_a_garbled_config_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(WorkDirectoryError, match=r"config\.json: not a config that can be read"):
+        WorkDirectory(tmp_path).load_config()
+
+
+def test_a_config_of_another_format_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"format": 99, "config": {}}')
+    with pytest.raises(WorkDirectoryError, match="has format 99"):
+        WorkDirectory(tmp_path).load_config()
+
+
+def test_a_folder_without_a_run(tmp_path):
+    with pytest.raises(WorkDirectoryError, match="no run is here"):
+        WorkDirectory(tmp_path).load_config()
+
+
+def test_the_lock_keeps_a_second_process_out_and_is_gone_afterwards(tmp_path):
+    workdir = WorkDirectory(tmp_path / "run")
+    with workdir.locked():
+        script = f"from petseg.runs.work_directory import WorkDirectory as W; W({str(workdir.path)!r}).locked().__enter__()"
+        second = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert f"--workdir={workdir.path}: another process is training here" in second.stderr
+    assert not workdir.path.exists()  # nothing was begun
+    with workdir.locked():
+        workdir.save_config(Config(), class_weights=None, devices=[])
+    assert [path.name for path in workdir.path.iterdir()] == ["config.json"]
+
+
+def test_reconcile_takes_what_can_change_and_refuses_the_rest_by_name(tmp_path):
+    workdir = WorkDirectory(tmp_path)
+    workdir.save_config(Config(), class_weights=None, devices=[])
+    longer = changed(changed(Config(), "schedule", epochs=30), "runtime", workdir="elsewhere")
+    assert workdir.reconcile(longer) == {"epochs": (20, 30)}
+    other = config_lib.from_dict({"data": {"batch_size": 8}, "runtime": {"seed": 4}})
+    with pytest.raises(WorkDirectoryError, match=r"--batch_size was 64, is now 8; --seed was 0, is now 4"):
+        workdir.reconcile(other)
+
+
+@pytest.mark.parametrize(
+    ("split", "name"),
+    [
+        ("test", "test-7.json"),
+        ("train[:90%]", "train.start-90pct-7.json"),
+        ("train[90%:]", "train.90pct-end-7.json"),
+        ("train[10:20]+test", "train.10-20+test-7.json"),
+        ("a/../b", "a_.._b-7.json"),
+    ],
+)
+def test_results_files_have_safe_names(tmp_path, split, name):
+    assert WorkDirectory(tmp_path).results_file(split, 7) == tmp_path / "results" / name

@@ -1,0 +1,121 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from petseg.errors import ConfigError
+from petseg.training import optimizers
+from petseg.training.optimizers import LossScale
+
+
+def rates(steps, *arguments, **options):
+    schedule = optimizers.learning_rate_schedule(*arguments, **options)
+    return [float(schedule(tf.constant(step, tf.int64))) for step in steps]
+
+
+def test_schedules():
+    assert rates((0, 50, 1000), "constant", 0.5, 100) == [0.5] * 3
+    np.testing.assert_allclose(rates((0, 50, 100), "cosine", 0.5, 100), [0.5, 0.25, 0.0], atol=1e-6)
+    np.testing.assert_allclose(rates((0, 50, 100), "polynomial", 0.5, 100, power=2.0), [0.5, 0.125, 0.0], atol=1e-6)
+    np.testing.assert_allclose(
+        rates((0, 49, 50, 74, 75, 99), "step", 0.5, 100, drop_at=(0.5, 0.75), drop_factor=0.1),
+        [0.5, 0.5, 0.05, 0.05, 0.005, 0.005],
+        rtol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "polynomial", "step"])
+def test_a_warm_up_rises_in_a_line_and_the_schedule_fills_the_rest(name):
+    warm = rates(range(110), name, 0.5, 110, warmup_steps=10, drop_at=(0.5,))
+    np.testing.assert_allclose(warm[:10], 0.5 * np.arange(1, 11) / 11, rtol=1e-6)
+    np.testing.assert_allclose(warm[10:], rates(range(100), name, 0.5, 100, drop_at=(0.5,)), atol=1e-7)
+
+
+def test_a_warm_up_must_leave_something_of_the_run():
+    with pytest.raises(ConfigError, match=r"--warmup_steps=10: takes less than the 10 steps of the run"):
+        optimizers.learning_rate_schedule("cosine", 0.5, 10, warmup_steps=10)
+
+
+def constant(rate):
+    return optimizers.learning_rate_schedule("constant", rate, 100)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_each_group_has_its_learning_rate_and_may_stand_still_at_first(name):
+    variables = [keras.Variable([1.0, 2.0]) for _ in range(3)]
+    rate = constant(0.1)
+    groups = [
+        optimizers.Group(variables[:1], rate),
+        optimizers.Group(variables[1:2], optimizers.scaled(rate, 0.5)),
+        optimizers.Group(variables[2:], optimizers.scaled(rate, 1.0, first_step=2)),
+    ]
+    optimizer = optimizers.Optimizer(name, groups)
+    moved = []
+    for step in range(3):
+        before = [variable.numpy() for variable in variables]
+        optimizer.set_learning_rates(tf.constant(step, tf.int64))
+        optimizer.apply([tf.constant([0.5, -0.5])] * 3)
+        moved.append([old - variable.numpy() for old, variable in zip(before, variables, strict=True)])
+    assert int(optimizer.iterations) == 3
+    for step, (first, second, third) in enumerate(moved):
+        assert (first * [1, -1] > 0).all()
+        np.testing.assert_allclose(second, first / 2, rtol=1e-3)
+        np.testing.assert_allclose(third, first if step == 2 and name != "sgd" else (step == 2) * third, rtol=1e-3)
+        assert third.any() == (step == 2)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_weight_decay_takes_its_share_of_kernels_and_leaves_biases_and_norms_alone(name):
+    model = keras.Sequential([keras.Input([2]), keras.layers.Dense(3), keras.layers.BatchNormalization()])
+    for variable in model.trainable_variables:
+        variable.assign(tf.ones(variable.shape))
+    group = optimizers.Group(model.trainable_variables, constant(0.1))
+    optimizer = optimizers.Optimizer(name, [group], weight_decay=0.2)
+    optimizer.set_learning_rates(tf.constant(0, tf.int64))
+    optimizer.apply([tf.zeros(variable.shape) for variable in model.trainable_variables])
+    kernel, *others = model.trainable_variables
+    np.testing.assert_allclose(kernel, np.full([2, 3], 1 - 0.1 * 0.2), rtol=1e-6)
+    assert len(others) == 3
+    for variable in others:
+        np.testing.assert_array_equal(variable, np.ones(variable.shape))
+
+
+def test_the_momentum_of_sgd():
+    variable = keras.Variable([0.0])
+    optimizer = optimizers.Optimizer("sgd", [optimizers.Group([variable], constant(1.0))], momentum=0.5)
+    optimizer.set_learning_rates(tf.constant(0, tf.int64))
+    for expected in (-1.0, -2.5, -4.25):
+        optimizer.apply([tf.constant([1.0])])
+        assert float(variable[0]) == expected
+
+
+def scales(loss_scale, steps):
+    """The scale after each step, and whether the scale explained the step."""
+    explained, values = [], []
+    for finite in steps:
+        explained.append(bool(loss_scale.update(tf.constant(finite))))
+        values.append(float(loss_scale.value()))
+    return values, explained
+
+
+def test_the_loss_scale_halves_on_overflow_and_doubles_after_many_finite_steps():
+    loss_scale = LossScale(initial=8.0, growth_interval=3, dynamic=True)
+    values, explained = scales(loss_scale, [True, True, False, True, True, True, True, True, True])
+    assert values == [8, 8, 4, 4, 4, 8, 8, 8, 16]
+    assert all(explained)
+    assert int(loss_scale.skipped_steps) == 1
+
+
+def test_the_loss_scale_stops_at_1_and_then_explains_nothing():
+    values, explained = scales(LossScale(initial=4.0, growth_interval=3, dynamic=True), [False] * 4)
+    assert values == [2, 1, 1, 1]
+    assert explained == [True, True, False, False]
+
+
+def test_a_loss_scale_that_is_not_in_use_is_1_and_keeps_what_a_checkpoint_holds():
+    loss_scale = LossScale(initial=8.0, growth_interval=1, dynamic=False)
+    values, explained = scales(loss_scale, [True, False, True])
+    assert values == [1, 1, 1]
+    assert explained == [True, False, True]
+    assert int(loss_scale.skipped_steps) == 1
+    assert [float(v) for v in loss_scale.variables if v.dtype == tf.float32] == [8.0]

@@ -1,0 +1,144 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import make_trainer, random_examples
+
+from petseg.data import input_pipeline
+from petseg.errors import ConfigError
+from petseg.training import augmentation, sample_weights
+from petseg.training.losses import Loss
+
+SIZE, BATCH = 32, 4
+
+
+def learnable_examples():
+    """Masks that can be read off the image: bright is pet, dark is background."""
+    examples = random_examples(8, SIZE)
+    examples.masks[:] = 1
+    examples.images[:] = 20
+    for i in range(8):
+        examples.masks[i, i : i + 16, :16] = 0
+        examples.images[i, i : i + 16, :16] = 220
+    return examples
+
+
+def test_the_loop_learns_and_is_traced_once():
+    trainer, _, iterator = make_trainer(examples=learnable_examples(), optimizer="adam", learning_rate=3e-3)
+    trainer.run(iterator, 0)
+    assert int(trainer.step) == 0
+    trainer.run(iterator, 1)
+    first = trainer.read_sums()
+    for steps in (5, 20, 3):
+        trainer.run(iterator, steps)
+    trainer.read_sums()
+    trainer.run(iterator, 2)
+    last = trainer.read_sums()
+    assert trainer.traces == 1
+    assert int(trainer.step) == 31
+    assert first.steps == 1
+    assert last.steps == 2
+    assert last.loss < first.loss / 3
+    assert last.confusion_matrix.sum() == 2 * BATCH * SIZE * SIZE
+    assert np.trace(last.confusion_matrix) / last.confusion_matrix.sum() > 0.9
+
+
+@pytest.mark.parametrize("loss_normalization", ["pixels", "weights"])
+def test_the_loss_is_divided_once_by_what_was_asked(loss_normalization):
+    class_weights = (0.4, 0.4, 0.2)
+    examples = random_examples(BATCH, SIZE)
+    examples.masks[0, :10] = sample_weights.IGNORED
+    trainer, _, batches = make_trainer(
+        examples=examples, class_weights=class_weights, loss=Loss(normalization=loss_normalization)
+    )
+    images, masks = examples.images.astype(np.float32), examples.masks
+    positions = tf.range(BATCH, dtype=tf.int64)
+    ids = input_pipeline.example_ids(
+        tf.constant(0, tf.int64), positions, num_examples=BATCH, batch_size=BATCH, seed=0
+    ).numpy()
+    augment = augmentation.augmentation(augmentation.SETS["flip"], seed=0, batch_size=BATCH)
+    images, masks = augment(tf.constant(images[ids]), tf.constant(masks[ids]), tf.constant(0, tf.int64), positions)
+    masks = masks.numpy()[..., 0]
+    log_probabilities = tf.nn.log_softmax(trainer.model(images, training=True)).numpy()
+    valid = masks != sample_weights.IGNORED
+    weights = np.where(valid, np.array([*class_weights, 0])[np.minimum(masks, 3)], 0)
+    labels = np.where(valid, masks, 0)
+    per_pixel = -np.take_along_axis(log_probabilities, labels[..., None].astype(int), -1)[..., 0]
+    divisor = valid.sum() if loss_normalization == "pixels" else weights.sum()
+    trainer.run(batches, 1)
+    assert trainer.read_sums().loss == pytest.approx((weights * per_pixel).sum() / divisor, rel=1e-5)
+
+
+def test_a_step_that_is_not_finite_changes_no_weight_and_stops_the_loop():
+    trainer, _, batches = make_trainer(examples=random_examples(8, SIZE), learning_rate=1e30)
+    trainer.run(batches, 10)
+    first = int(trainer.nonfinite_step)
+    assert 0 < first < 5
+    assert int(trainer.step) == first + 1
+    assert int(trainer.optimizer.iterations) == first
+    trainer.run(batches, 10)
+    assert int(trainer.step) == first + 1  # until it may go on
+    trainer.go_on()
+    trainer.run(batches, 10)
+    assert int(trainer.step) == first + 2
+    for weight in trainer.model.get_weights():
+        assert np.isfinite(weight).all()
+    assert trainer.read_sums().skipped_steps == 2
+
+
+def test_micro_batches_add_up_to_the_batch():
+    losses, norms = [], []
+    for micro_batches in (1, 2, 4):
+        trainer, _, batches = make_trainer(
+            examples=random_examples(24, SIZE),
+            batch_size=8,
+            learning_rate=0.1,
+            class_weights=(0.4, 0.4, 0.2),
+            loss=Loss(normalization="weights"),
+            micro_batches=micro_batches,
+            freeze_batch_norm=True,  # in training mode each slice would be normalised by its own statistics
+        )
+        sums = []
+        for _ in range(5):
+            trainer.run(batches, 1)
+            sums.append(trainer.read_sums())
+        losses.append([part.loss for part in sums])
+        norms.append([part.gradient_norm for part in sums])
+        assert sums[0].confusion_matrix.sum() == 8 * SIZE * SIZE
+    for other in (1, 2):
+        np.testing.assert_allclose(losses[other], losses[0], rtol=1e-5)
+        np.testing.assert_allclose(norms[other], norms[0], rtol=1e-4)
+    assert losses[0][-1] != losses[0][0]
+
+
+def test_micro_batches_must_divide_what_a_replica_gets():
+    with pytest.raises(ConfigError, match="--micro_batches=3: takes a divisor of the 4 examples that each replica"):
+        make_trainer(examples=random_examples(8, SIZE), micro_batches=3)
+
+
+def test_xla_computes_the_same():
+    losses = []
+    for jit_compile in (False, True):
+        trainer, _, batches = make_trainer(examples=random_examples(8, SIZE), jit_compile=jit_compile)
+        sums = []
+        for _ in range(3):
+            trainer.run(batches, 1)
+            sums.append(trainer.read_sums().loss)
+        losses.append(sums)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_keeps_weights_logits_loss_and_statistics_in_float32(precision):
+    examples = random_examples(8, SIZE)
+    exact, _, batches = make_trainer(examples=examples)
+    exact.run(batches, 1)
+    mixed, _, batches = make_trainer(examples=examples, precision=precision)
+    assert {variable.dtype for variable in mixed.model.weights} == {"float32"}
+    assert mixed.model.get_layer("upsample_512").compute_dtype == precision.removeprefix("mixed_")
+    assert mixed.model.output.dtype == "float32"
+    mixed.run(batches, 1)
+    sums, expected = mixed.read_sums(), exact.read_sums()
+    assert sums.loss == pytest.approx(expected.loss, rel=1e-2)
+    assert sums.gradient_norm == pytest.approx(expected.gradient_norm, rel=0.1)
+    assert sums.loss_scale == (1024.0 if precision == "mixed_float16" else 1.0)
+    assert sums.skipped_steps == 0
