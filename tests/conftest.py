@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from petseg.models import encoders
+from petseg.training import learning_rates, loss_scale
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
@@ -164,7 +167,7 @@ def make_trainer(
     requests = Requests()
     with strategy.scope():
         with unet.dtype_policy(precision):
-            encoder = unet.build_encoder(image_size=size, alpha=0.35)
+            encoder = encoders.build_encoder(image_size=size, alpha=0.35)
             model = unet.build_unet(
                 image_size=size,
                 num_classes=3,
@@ -177,8 +180,8 @@ def make_trainer(
             if freeze_batch_norm and isinstance(layer, keras.layers.BatchNormalization):
                 layer.trainable = False  # and so in inference mode
         noise = tf.random.stateless_uniform([16, size, size, 3], seed=[0, 0])
-        unet.calibrate_batch_norm(encoder, noise if calibrated_on is None else calibrated_on / np.float32(255))
-        rate = optimizers.learning_rate_schedule("constant", learning_rate, 100)
+        encoders.calibrate_batch_norm(encoder, noise if calibrated_on is None else calibrated_on / np.float32(255))
+        rate = learning_rates.learning_rate_schedule("constant", learning_rate, 100)
         trainer = Trainer(
             strategy,
             model,
@@ -193,7 +196,7 @@ def make_trainer(
             augment or augmentation.augmentation(augmentation.SETS["flip"], seed=0, batch_size=batch_size),
             sample_weights.weight_map(class_weights),
             loss or Loss(),
-            optimizers.LossScale(
+            loss_scale.LossScale(
                 initial=initial_loss_scale, growth_interval=1000, dynamic=precision == "mixed_float16"
             ),
             requests,

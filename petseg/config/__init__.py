@@ -1,9 +1,16 @@
 """Flags and what they mean: one field of a frozen dataclass is one flag. Imports no TensorFlow."""
 
+from petseg.config.serialization import (
+    CONFIG_FORMAT,
+    changes,
+    fingerprint,
+    from_dict,
+    hyperparameters,
+    markdown_of,
+    to_dict,
+)
 from petseg.config.train_config import (
     CACHE_DIR,
-    CLASS_NAMES,
-    CONFIG_FORMAT,
     PRECISIONS,
     AugmentationConfig,
     ComputeConfig,
@@ -15,17 +22,10 @@ from petseg.config.train_config import (
     OptimizerConfig,
     RuntimeConfig,
     ScheduleConfig,
-    changes,
-    fingerprint,
-    from_dict,
-    hyperparameters,
-    markdown_of,
-    to_dict,
 )
 
 __all__ = [
     "CACHE_DIR",
-    "CLASS_NAMES",
     "CONFIG_FORMAT",
     "PRECISIONS",
     "AugmentationConfig",

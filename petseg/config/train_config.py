@@ -5,19 +5,15 @@ and the checks are derived from it by `options`. Imports no TensorFlow, so that 
 """
 
 import dataclasses
-import json
 import math
 import re
-import zlib
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from petseg.config.options import Group, groups, markdown_table, option
+from petseg.classes import CLASS_NAMES
+from petseg.config.options import Group, markdown_table, option
 from petseg.errors import ConfigError
 
-CLASS_NAMES = ("pet", "background", "border")
 IMAGENET_ALPHAS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
-CONFIG_FORMAT = 3
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker_mirrored", "central_storage", "parameter_server", "tpu")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 OF_THE_SET = -1.0
@@ -407,73 +403,6 @@ class Config:
                 f"--encoder_alpha={model.encoder_alpha:g}: with --encoder_weights=imagenet takes one of "
                 + ", ".join(f"{alpha:g}" for alpha in IMAGENET_ALPHAS)
             )
-
-
-def to_dict(config: Config) -> dict[str, dict[str, Any]]:
-    """The config as nested dictionaries of JSON values."""
-    return dataclasses.asdict(config)
-
-
-def fingerprint(config: Config) -> int:
-    """A number that differs where the configs of two processes differ in more than the paths they see."""
-    values = to_dict(config)
-    del values["data"]["data_dir"], values["model"]["encoder_weights"], values["model"]["init_from"]
-    del values["data"]["cache_dir"], values["runtime"]["workdir"]
-    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
-
-
-def from_dict(values: Mapping[str, Mapping[str, Any]]) -> Config:
-    """The inverse of `to_dict`. Fields that are missing take their defaults.
-
-    Raises:
-      ConfigError: if a key is unknown or a value cannot be used.
-    """
-    known = groups(Config)
-    _refuse_unknown(values, known)
-    for name, group in known.items():
-        _refuse_unknown(values.get(name, {}), [field.name for field in dataclasses.fields(group)])
-    return Config(**{name: group(**values.get(name, {})) for name, group in known.items()})  # type: ignore[arg-type]
-
-
-def _refuse_unknown(values: Any, known: Sequence[str] | Mapping[str, Any]) -> None:
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"config: got {values!r} where an object with {', '.join(known)} belongs")
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ConfigError(f"config: unknown key {unknown[0]!r}; known are {', '.join(known)}")
-
-
-def changes(old: Config, new: Config) -> dict[str, tuple[Any, Any, bool]]:
-    """The fields that differ: name -> (old value, new value, whether the field is fixed for a run)."""
-    found = {}
-    for name, group in groups(Config).items():
-        for field in dataclasses.fields(group):
-            before, after = getattr(getattr(old, name), field.name), getattr(getattr(new, name), field.name)
-            if before != after:
-                found[field.name] = (before, after, field.metadata["resume"] == "fixed")
-    return found
-
-
-def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
-    """What may make one run's scores differ from another's, by flag: not where it runs, nor how it is watched."""
-    groups_of_interest = (config.data, config.augmentation, config.model, config.loss, config.optimizer, config.compute)
-    values = {name: value for group in groups_of_interest for name, value in dataclasses.asdict(group).items()}
-    values |= {
-        "epochs": config.schedule.epochs,
-        "train_steps": config.schedule.train_steps,
-        "seed": config.runtime.seed,
-    }
-    for where in ("data_dir", "cache", "cache_dir", "data_service"):
-        del values[where]
-    return {name: "none" if value == "" else value for name, value in values.items()}
-
-
-def markdown_of(config: Config) -> str:
-    """The values of a config as a table."""
-    lines = ["| flag | value |", "| --- | --- |"]
-    for group in to_dict(config).values():
-        lines += [f"| `--{flag}` | {'empty' if value == '' else f'`{value}`'} |" for flag, value in group.items()]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from petseg.config import CLASS_NAMES
+from petseg.classes import CLASS_NAMES
 from petseg.data import catalog
 from petseg.data.disk_cache import Cache
 from petseg.data.record_files import Decoded, RecordFiles

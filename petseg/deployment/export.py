@@ -20,8 +20,9 @@ import tensorflow as tf
 
 from petseg.config.eval_config import EXPORT_FORMATS
 from petseg.errors import ConfigError, ExportError, WorkDirectoryError, one_line
-from petseg.models import inference, unet
-from petseg.runs.work_directory import write_json
+from petseg.files import write_json
+from petseg.models import inference
+from petseg.models.layers import InferenceMode
 
 logger = logging.getLogger(__name__)
 SIGNATURE, CARD = "serving_default", "model_card.json"
@@ -52,7 +53,7 @@ class Agreement:
 
 
 @keras.saving.register_keras_serializable("petseg")
-class Serving(unet.InferenceMode):
+class Serving(InferenceMode):
     """What is exported: a network with all that comes before and after it.
 
     Input: uint8 [B, S, S, 3]. Output: `probabilities`, float32 [B, S, S, C], and `mask`, class ids, uint8 [B, S, S].

@@ -14,10 +14,10 @@ import tensorflow as tf
 import tqdm
 from PIL import Image, ImageOps
 
-from petseg.config import CLASS_NAMES
+from petseg.classes import CLASS_COLORS, CLASS_NAMES
 from petseg.errors import DataError, UnreadableFilesError, WorkDirectoryError
 from petseg.models import inference
-from petseg.reporting.pictures import CLASS_COLORS, colorize
+from petseg.reporting.pictures import colorize
 
 logger = logging.getLogger(__name__)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")

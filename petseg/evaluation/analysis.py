@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from petseg.config import CLASS_NAMES
+from petseg.classes import CLASS_NAMES
 from petseg.evaluation import metrics
+from petseg.evaluation.confidence_intervals import interval, resampled_mean_iou
 from petseg.evaluation.evaluator import Evaluation
 
 PERCENTILES = (5, 25, 50, 75, 95)
-RESAMPLES = 2000
 
 
 def results(
@@ -70,49 +70,6 @@ def by_group(matrices: np.ndarray, members: Sequence[str]) -> dict[str, dict[str
     return scores
 
 
-def resampled_mean_iou(matrices: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Mean IoU of `RESAMPLES` splits that are drawn from this one with replacement, image by image.
-
-    With the same seed and number of images, the same images are drawn, so two models' scores can be paired.
-
-    Args:
-      matrices: int64 [N, C, C], the confusion matrix of each image.
-      seed: of the drawing.
-
-    Returns:
-      float64 [RESAMPLES].
-    """
-    count = len(matrices)
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), RESAMPLES)
-    sums = drawn.astype(np.float64) @ matrices.reshape(count, -1).astype(np.float64)
-    return metrics.mean_iou(sums.reshape(RESAMPLES, *matrices.shape[1:]))
-
-
-def interval(samples: np.ndarray) -> tuple[float, float]:
-    """The middle 95% of bootstrap samples (Efron's percentile interval)."""
-    low, high = np.nanpercentile(samples, (2.5, 97.5))
-    return float(low), float(high)
-
-
-def compare(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
-    """Whether a model is better than another on the same images.
-
-    Args:
-      first: int64 [N, C, C], confusion matrices of one model.
-      second: int64 [N, C, C], those of the other, image by image.
-
-    Returns:
-      the `difference` in mean IoU, first minus second, its paired bootstrap `interval`, and the share of resamples in
-      which the first is `better`.
-    """
-    differences = resampled_mean_iou(first) - resampled_mean_iou(second)
-    return {
-        "difference": float(metrics.mean_iou(first.sum(axis=0)) - metrics.mean_iou(second.sum(axis=0))),
-        "interval": list(interval(differences)),
-        "better": float(np.mean(differences > 0)),
-    }
-
-
 def rows(
     evaluation: Evaluation, names: Sequence[str], groups: Mapping[str, Sequence[str]]
 ) -> list[dict[str, str | float]]:
@@ -129,51 +86,3 @@ def rows(
             row |= {f"boundary_f_{label}": value for label, value in zip(CLASS_NAMES, outlines[i], strict=True)}
         found.append(row)
     return found
-
-
-def comparison_text(comparison: Mapping[str, Any]) -> str:
-    """What `compare` found, in words."""
-    low, high = comparison["interval"]
-    verdict = "no difference is proven" if low <= 0 <= high else f"the {'first' if low > 0 else 'second'} is better"
-    return (
-        f"mean IoU, first minus second: {comparison['difference']:+.4f}, 95% interval {low:+.4f} to {high:+.4f} "
-        f"(paired bootstrap, {RESAMPLES} resamples): {verdict}"
-    )
-
-
-def table(results: Mapping[str, Any]) -> str:
-    """Results as text, a row for each class, then what is said of all."""
-    columns = ["iou", "dice", "precision", "recall", *(["boundary_f"] if "boundary_f" in results else [])]
-    where = f" at {results['resolution']}" if "resolution" in results else ""
-    lines = [
-        f"{results['split']}{where}, step {results['step']}: {results['examples']} examples, "
-        f"loss {results['loss']:.4f}",
-        f"{'':12}" + "".join(f"{name.replace('_', ' '):>11}" for name in columns),
-    ]
-    for class_name in CLASS_NAMES:
-        lines.append(f"{class_name:12}" + "".join(f"{results[name][class_name]:11.4f}" for name in columns))
-    between = ""
-    if "mean_iou_interval" in results:
-        low, high = results["mean_iou_interval"]
-        between = f"   95% interval {low:.4f} to {high:.4f}"
-    lines.append(f"{'mean IoU':12}{results['mean_iou']:11.4f}{between}")
-    lines.append(f"{'accuracy':12}{results['accuracy']:11.4f}")
-    if "mean_iou_interval" in results:
-        lines += _details(results)
-    return "\n".join(lines)
-
-
-def _details(results: Mapping[str, Any]) -> list[str]:
-    binary, percentiles = results["pet_versus_rest"], results["image_iou_percentiles"]
-    shown = ", ".join(f"{percent}%: {value:.3f}" for percent, value in percentiles.items())
-    lines = [
-        f"pet versus rest, IoU: {binary['border_as_pet']:.4f} with the border as pet, "
-        f"{binary['border_ignored']:.4f} without the border",
-        f"calibration error: {results['calibration_error']:.4f}",
-        f"mean IoU of single images, percentiles: {shown}",
-    ]
-    for group, scores in results["groups"].items():
-        lines += ["", f"{group:28}{'examples':>9}{'mean IoU':>11}{'IoU ' + CLASS_NAMES[0]:>11}"]
-        for name, row in scores.items():
-            lines.append(f"{name:28}{row['examples']:9d}{row['mean_iou']:11.4f}{row['iou_' + CLASS_NAMES[0]]:11.4f}")
-    return lines

@@ -12,7 +12,7 @@ from petseg.data import input_pipeline
 from petseg.data.decoding import Examples
 from petseg.evaluation import metrics
 from petseg.models import inference
-from petseg.training import sample_weights
+from petseg.training import confusion_matrix, sample_weights
 from petseg.training.losses import Loss
 from petseg.training.sample_weights import WeightMap
 from petseg.training.variables import replica_sum
@@ -177,7 +177,7 @@ class Evaluator:
         found = {
             "loss": loss / self._pixels,
             "denominator": denominator / self._pixels,
-            "confusion": metrics.confusion_matrices(labels, predictions, valid, self._num_classes),
+            "confusion": confusion_matrix.confusion_matrices(labels, predictions, valid, self._num_classes),
         }
         if self._details:
             tolerance = metrics.boundary_tolerance(*logits.shape[1:3])

@@ -13,10 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
 from PIL import Image
 
-from petseg.config import CLASS_NAMES
+from petseg.classes import CLASS_COLORS, CLASS_NAMES
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart: vermilion, blue, yellow.
-CLASS_COLORS = np.array([[213, 94, 0], [0, 114, 178], [240, 228, 66]], np.uint8)
 WRONG_COLOR = (204, 121, 167)  # of the same palette, reddish purple
 SHADES = colormaps["viridis"]
 TILE_INCHES, TITLE_INCHES, LEGEND_INCHES = 1.7, 0.25, 0.65

@@ -8,15 +8,17 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 
 from petseg import config as config_lib
-from petseg.config import CLASS_NAMES, Config
+from petseg.classes import CLASS_NAMES
+from petseg.config import Config
 from petseg.data.decoding import Examples
-from petseg.evaluation import analysis, metrics
+from petseg.evaluation import metrics, score_tables
 from petseg.evaluation.evaluator import Evaluation, Evaluator
+from petseg.files import write_bytes
 from petseg.reporting import pictures, summaries, tags
 from petseg.reporting.progress import Progress
 from petseg.reporting.summaries import EMA, EVAL, FINAL, TRAIN, Summaries
 from petseg.runs.schedule import Clock
-from petseg.runs.work_directory import WorkDirectory, write_bytes
+from petseg.runs.work_directory import WorkDirectory
 from petseg.training.trainer import TrainingSums
 
 SHEET_EXAMPLES, EXTREME_EXAMPLES = 6, 4
@@ -169,10 +171,10 @@ class Report:
         if self._config.runtime.quiet:
             return
         path = self._workdir.path
-        print(analysis.table(results))
+        print(score_tables.table(results))
         if EMA in results:
             print("\nthe averaged weights")
-            print(analysis.table(results[EMA]))
+            print(score_tables.table(results[EMA]))
         print(f"\nwork directory: {path}")
         for name, what in self._workdir.contents().items():
             print(f"  {name:23}{what}")

@@ -2,7 +2,7 @@
 
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from petseg.config import CLASS_NAMES
+from petseg.classes import CLASS_NAMES
 
 _SCORES = {
     "iou": "Intersection over union of {name}: pixels that are and were called it, over pixels that are or were.",

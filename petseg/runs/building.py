@@ -1,6 +1,9 @@
 """Config -> the objects that a run is made of."""
 
 import dataclasses
+from petseg.models import encoders
+from petseg.training import learning_rates
+from petseg.training import loss_scale
 import logging
 from pathlib import Path
 
@@ -12,7 +15,8 @@ from petseg.runs import checkpoints
 from petseg.runtime import strategies, host_allocator
 from petseg.models import unet
 from petseg.training.weight_averaging import WeightAverage
-from petseg.config import CLASS_NAMES, Config, DistributionConfig
+from petseg.config import Config, DistributionConfig
+from petseg.classes import CLASS_NAMES
 from petseg.runtime import autotuning
 from petseg.data.decoding import Examples
 from petseg.runtime.strategies import Placement
@@ -49,7 +53,7 @@ def build_model(config: Config, examples: Examples | None) -> keras.Model:
     size, model = config.data.image_size, config.model
     weights = model.encoder_weights if examples is not None else "none"
     with unet.dtype_policy(config.compute.precision):
-        encoder = unet.build_encoder(image_size=size, alpha=model.encoder_alpha, weights=weights)
+        encoder = encoders.build_encoder(image_size=size, alpha=model.encoder_alpha, weights=weights)
         network = unet.build_unet(
             image_size=size,
             num_classes=len(CLASS_NAMES),
@@ -61,7 +65,7 @@ def build_model(config: Config, examples: Examples | None) -> keras.Model:
         )
     if examples is not None and weights == "none":
         some = tf.cast(examples.images[:64], tf.float32)
-        unet.calibrate_batch_norm(encoder, network.get_layer("scaling")(some))
+        encoders.calibrate_batch_norm(encoder, network.get_layer("scaling")(some))
     return network
 
 
@@ -73,7 +77,7 @@ def build_average(config: Config, model: keras.Model) -> WeightAverage | None:
 def build_optimizer(config: Config, model: keras.Model, total_steps: int) -> optimizers.Optimizer:
     """The optimizer of a config; inside ``strategy.scope()``."""
     options = config.optimizer
-    rate = optimizers.learning_rate_schedule(
+    rate = learning_rates.learning_rate_schedule(
         options.learning_rate_schedule,
         options.learning_rate,
         total_steps,
@@ -86,7 +90,7 @@ def build_optimizer(config: Config, model: keras.Model, total_steps: int) -> opt
     known = {id(weight) for weight in of_encoder}
     groups = [optimizers.Group([w for w in model.trainable_variables if id(w) not in known], rate)]
     if of_encoder:
-        encoder_rate = optimizers.scaled(
+        encoder_rate = learning_rates.scaled(
             rate, options.encoder_learning_rate_factor, first_step=options.unfreeze_encoder_at
         )
         groups.append(optimizers.Group(of_encoder, encoder_rate))
@@ -113,7 +117,7 @@ def build_trainer(
         augmentation.augmentation(parts, seed=config.runtime.seed, batch_size=batch_size),
         build_weight_map(config, class_weights),
         build_loss(config),
-        optimizers.LossScale(
+        loss_scale.LossScale(
             initial=compute.initial_loss_scale,
             growth_interval=compute.loss_scale_growth_interval,
             dynamic=compute.precision == "mixed_float16",

@@ -15,7 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from petseg.errors import CheckpointError, WorkDirectoryError
-from petseg.runs.work_directory import write_json, write_text
+from petseg.files import write_text
+from petseg.files import write_json
 
 logger = logging.getLogger(__name__)
 PREFIX, UNFINISHED = "ckpt-", "unfinished-"

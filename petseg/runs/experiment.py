@@ -1,6 +1,8 @@
 """Trains what a config describes: builds it, runs the outer loop, keeps the work directory."""
 
 import contextlib
+from petseg.data import example_order
+from petseg.models import encoders
 import dataclasses
 import logging
 from collections.abc import Iterator
@@ -28,7 +30,9 @@ from petseg.reporting.report import Report
 from petseg.runs.signals import StopSignals
 from petseg.reporting.summaries import EMA, EVAL
 from petseg.reporting.telemetry import Profiler, Stopwatch
-from petseg.runs.work_directory import WorkDirectory, read_json, write_json
+from petseg.runs.work_directory import WorkDirectory
+from petseg.files import read_json
+from petseg.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -83,14 +87,14 @@ class Experiment:
         if not resume_from:
             building.check_init_from(config.model.init_from)
             if not config.model.init_from:
-                unet.check_encoder_weights(config.model.encoder_weights)
+                encoders.check_encoder_weights(config.model.encoder_weights)
         self.train_examples, self.eval_examples = (
             decoding.load(
                 data.dataset, split, data.image_size, data.data_dir, cache=data.cache, cache_dir=data.cache_dir
             )
             for split in (data.train_split, data.eval_split)
         )
-        self.steps_per_epoch = input_pipeline.steps_per_epoch(len(self.train_examples), data.batch_size)
+        self.steps_per_epoch = example_order.steps_per_epoch(len(self.train_examples), data.batch_size)
         self.clock = Clock.of(config.schedule, self.steps_per_epoch)
         self.class_weights = building.resolve_class_weights(config, self.train_examples)
         self.requests = trainer.Requests()
@@ -315,7 +319,7 @@ class Experiment:
         return f" on replica {', '.join(map(str, replicas))} (examples {', '.join(map(str, ids))})"
 
     def _example_ids(self, step: int, positions: np.ndarray) -> np.ndarray:
-        return input_pipeline.example_ids(
+        return example_order.example_ids(
             tf.constant(step, tf.int64),
             tf.constant(positions, tf.int64),
             num_examples=len(self.train_examples),

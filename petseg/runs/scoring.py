@@ -1,6 +1,9 @@
 """Scores what a run has trained: checkpoints as they are, as they come, or beside those of another run."""
 
 import csv
+from petseg.data import example_order
+from petseg.evaluation import confidence_intervals
+from petseg.evaluation import score_tables
 import dataclasses
 import io
 import json
@@ -19,14 +22,18 @@ from petseg.deployment import export as export_lib, prediction
 from petseg.training import trainer
 from petseg.reporting import pictures
 from petseg.runs.schedule import Clock
-from petseg.config import CLASS_NAMES, Config
+from petseg.config import Config
+from petseg.classes import CLASS_NAMES
 from petseg.data import catalog, decoding, input_pipeline
 from petseg.runtime.strategies import Placement
 from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.evaluation.evaluator import Evaluation
 from petseg.runs.signals import StopSignals
-from petseg.runs.work_directory import WorkDirectory, write_bytes, write_json, write_text
+from petseg.runs.work_directory import WorkDirectory
+from petseg.files import write_bytes
+from petseg.files import write_text
+from petseg.files import write_json
 
 logger = logging.getLogger(__name__)
 COMPARED_IMAGES, CALIBRATION_IMAGES = 64, 100
@@ -321,7 +328,7 @@ def _watch(workdir: WorkDirectory, score: ScoreConfig) -> Iterator[str]:
 
 def _last_step(run: Config, score: ScoreConfig) -> int:
     count = catalog.size(run.data.dataset, run.data.train_split, _data_dir(run, score))
-    return Clock.of(run.schedule, input_pipeline.steps_per_epoch(count, run.data.batch_size)).total
+    return Clock.of(run.schedule, example_order.steps_per_epoch(count, run.data.batch_size)).total
 
 
 def _compare(scored: Scored, names: tuple[str, ...], other: Scorer) -> Scored:
@@ -331,7 +338,7 @@ def _compare(scored: Scored, names: tuple[str, ...], other: Scorer) -> Scored:
     theirs = other.score(other.counterpart())
     parts = (scored.results, scored.evaluations, theirs.results, theirs.evaluations)
     for results, mine, its_results, its in zip(*parts, strict=True):
-        comparison = analysis.compare(mine.confusion_matrices, its.confusion_matrices)
+        comparison = confidence_intervals.compare(mine.confusion_matrices, its.confusion_matrices)
         results["comparison"] = {"other": theirs.path, "weights": its_results["weights"], **comparison}
     return theirs
 
@@ -360,12 +367,12 @@ def _draw_comparison(workdir: WorkDirectory, scorer: Scorer, other: Scorer) -> N
 
 def _print_comparison(scored: Scored, theirs: Scored) -> None:
     for results in theirs.results:
-        print(analysis.table(results))
+        print(score_tables.table(results))
         print(f"\ncheckpoint: {theirs.path}\n")
     names = [f"{each.path} ({each.results[0]['weights']} weights)" for each in (scored, theirs)]
     print(f"first: {names[0]}, second: {names[1]}")
     for results in scored.results:
-        print(f"at {results['resolution']}: {analysis.comparison_text(results['comparison'])}")
+        print(f"at {results['resolution']}: {score_tables.comparison_text(results['comparison'])}")
 
 
 def _write(workdir: WorkDirectory, scored: Scored, variant: str) -> None:
@@ -373,7 +380,7 @@ def _write(workdir: WorkDirectory, scored: Scored, variant: str) -> None:
         parts = [variant, "native" if i else ""]
         file = workdir.results_file(results["split"], results["step"], ".".join(part for part in parts if part))
         write_json(file, results)
-        print(analysis.table(results))
+        print(score_tables.table(results))
         print(f"\ncheckpoint: {scored.path}\nresults:    {file}\n")
 
 

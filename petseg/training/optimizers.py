@@ -1,16 +1,13 @@
 """Optimizers, learning-rate schedules, and the loss scale of float16."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from petseg.errors import ConfigError
-from petseg.training.variables import step_variable
-
-LearningRate = Callable[[tf.Tensor], tf.Tensor]
+from petseg.training.learning_rates import LearningRate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,113 +94,3 @@ def _keras_optimizer(
     optimizer.build(weights)
     optimizer._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
     return optimizer
-
-
-def learning_rate_schedule(
-    name: str,
-    peak: float,
-    total_steps: int,
-    *,
-    warmup_steps: int = 0,
-    power: float = 0.9,
-    drop_at: Sequence[float] = (),
-    drop_factor: float = 0.1,
-) -> LearningRate:
-    """A schedule: step (int64 scalar) -> learning rate (float32 scalar).
-
-    Args:
-      name: "constant"; "cosine": from the peak to 0 along half a cosine (Loshchilov and Hutter 2017); "polynomial": to
-        0 as (1 - share of the run)^power (Chen et al. 2018, DeepLab); "step": down by a factor at some points.
-      peak: the highest learning rate.
-      total_steps: the length of the run.
-      warmup_steps: steps over which it rises from 0 to the peak, in a line (Goyal et al. 2017); the schedule fills the
-        rest of the run.
-      power: of "polynomial".
-      drop_at: where "step" goes down, as shares of the rest of the run.
-      drop_factor: by which it does.
-
-    Raises:
-      ConfigError: if nothing is left of the run after the warm-up.
-      ValueError: if there is no schedule of that name.
-    """
-    rest = total_steps - warmup_steps
-    if warmup_steps and rest <= 0:
-        raise ConfigError(f"--warmup_steps={warmup_steps}: takes less than the {total_steps} steps of the run")
-    schedules = keras.optimizers.schedules
-    if name == "constant":
-        schedule: LearningRate = lambda step: tf.constant(peak, tf.float32)  # noqa: E731
-    elif name == "cosine":
-        schedule = schedules.CosineDecay(peak, rest)
-    elif name == "polynomial":
-        schedule = schedules.PolynomialDecay(peak, rest, end_learning_rate=0.0, power=power)
-    elif name == "step":
-        bounds = [round(share * rest) - 1 for share in drop_at]  # of Keras's own: up to and with this step
-        schedule = schedules.PiecewiseConstantDecay(bounds, [peak * drop_factor**i for i in range(len(bounds) + 1)])
-    else:
-        raise ValueError(f"no learning-rate schedule {name!r}; there are constant, cosine, polynomial and step")
-    if not warmup_steps:
-        return schedule
-
-    def warmed_up(step: tf.Tensor) -> tf.Tensor:
-        rising = peak * tf.cast(step + 1, tf.float32) / (warmup_steps + 1)
-        return tf.where(step < warmup_steps, rising, schedule(tf.maximum(step - warmup_steps, 0)))
-
-    return warmed_up
-
-
-def scaled(learning_rate: LearningRate, factor: float, *, first_step: int = 0) -> LearningRate:
-    """A schedule times a factor, and 0 before a step."""
-    return lambda step: tf.where(step < first_step, 0.0, factor * learning_rate(step))
-
-
-class LossScale(tf.Module):
-    """Dynamic loss scaling (Micikevicius et al. 2018): keeps small float16 gradients from becoming 0.
-
-    The loss is multiplied by the scale, the reduced gradients are divided by it. A step whose gradients overflowed is
-    skipped and halves the scale, down to 1; many finite steps in a row double it. Make it inside ``strategy.scope()``.
-
-    Not a `keras.optimizers.LossScaleOptimizer`, which decides by one replica's gradients before they are reduced, and
-    into which no float32 checkpoint restores. This object is part of every checkpoint, whatever the precision.
-
-    Attributes:
-      skipped_steps: int64 variable, steps skipped since the start of the run.
-    """
-
-    def __init__(self, *, initial: float, growth_interval: int, dynamic: bool):
-        """Makes one.
-
-        Args:
-          initial: the scale of the first step.
-          growth_interval: finite steps after which the scale doubles.
-          dynamic: whether it is in use; else the scale is 1, and what a checkpoint holds stays as it is.
-        """
-        super().__init__()
-        self._growth_interval, self._dynamic = growth_interval, dynamic
-        self._scale = step_variable(initial, tf.float32)
-        self._finite_steps = step_variable(0, tf.int64)
-        self.skipped_steps = step_variable(0, tf.int64)
-
-    def value(self) -> tf.Tensor:
-        """The scale, a float32 scalar."""
-        return tf.identity(self._scale) if self._dynamic else tf.constant(1.0)
-
-    def update(self, finite: tf.Tensor) -> tf.Tensor:
-        """Takes note of a step, outside the replicas.
-
-        Args:
-          finite: bool scalar, whether the reduced loss and gradients were.
-
-        Returns:
-          bool scalar: whether the scale can account for what it was told. A step that is not finite at scale 1 has
-          another cause than the scale.
-        """
-        self.skipped_steps.assign_add(tf.cast(~finite, tf.int64))
-        if not self._dynamic:
-            return finite
-        explained = finite | (self._scale > 1.0)
-        finite_steps = tf.where(finite, self._finite_steps + 1, 0)
-        grows = finite_steps >= self._growth_interval
-        factor = tf.where(finite, tf.where(grows, 2.0, 1.0), 0.5)
-        self._finite_steps.assign(tf.where(grows, tf.zeros_like(finite_steps), finite_steps))
-        self._scale.assign(tf.maximum(self._scale * factor, 1.0))
-        return explained

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-IGNORED = 255  # class id of a pixel that is in no class: weight 0, counted nowhere
+from petseg.classes import IGNORED
+
 COUNTED_AT_ONCE = 64
 WeightMap = Callable[[tf.Tensor], tf.Tensor]
 

@@ -10,11 +10,11 @@ import tensorflow as tf
 from tensorflow.python.framework import config as tf_config  # the public API can only switch determinism on
 
 from petseg.errors import ConfigError
-from petseg.evaluation import metrics
-from petseg.training import sample_weights
+from petseg.training import confusion_matrix, sample_weights
 from petseg.training.augmentation import Augmentation
+from petseg.training.loss_scale import LossScale
 from petseg.training.losses import Loss
-from petseg.training.optimizers import LossScale, Optimizer
+from petseg.training.optimizers import Optimizer
 from petseg.training.sample_weights import WeightMap
 from petseg.training.variables import moving_statistics, replica_sum, step_variable
 from petseg.training.weight_averaging import WeightAverage
@@ -325,7 +325,7 @@ class Trainer:
         gradients, *sums, predictions = self._differentiate(images, masks, weights, valid, self.loss_scale.value())
         for total, value in zip(self._sums, (*gradients, *sums), strict=True):
             total.assign_add(value)
-        matrices = metrics.confusion_matrices(masks[..., 0], predictions, valid, self._num_classes)
+        matrices = confusion_matrix.confusion_matrices(masks[..., 0], predictions, valid, self._num_classes)
         self._confusion.assign_add(tf.reduce_sum(matrices, axis=0))
 
     def _slice(self, values: tf.Tensor, part: tf.Tensor) -> tf.Tensor:

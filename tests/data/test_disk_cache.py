@@ -258,8 +258,8 @@ def test_a_file_of_records_that_ends_early_is_named(shards, tmp_path):
 
 MEASURE = """
 import json, sys, tensorflow as tf
-from petseg import host_allocator
-from petseg.data import datasets, input_pipeline
+from petseg.runtime import host_allocator
+from petseg.data import decoding, input_pipeline
 host_allocator.keep_freed_memory()  # as every run does; and so what was needed for a moment is seen
 def anonymous():
     with open("/proc/self/status") as status:

@@ -4,14 +4,14 @@ import tensorflow as tf
 from conftest import random_examples, replicas
 from hypothesis import given, settings, strategies as st
 
-from petseg.data import input_pipeline
+from petseg.data import example_order, input_pipeline
 from petseg.errors import ConfigError, DataError
 
 
 def ids_of_step(step, *, num_examples, batch_size, seed):
     positions = tf.range(batch_size, dtype=tf.int64)
     step = tf.constant(step, tf.int64)
-    return input_pipeline.example_ids(
+    return example_order.example_ids(
         step, positions, num_examples=num_examples, batch_size=batch_size, seed=seed
     ).numpy()
 

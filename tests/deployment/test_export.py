@@ -18,7 +18,7 @@ from petseg.config.eval_config import EXPORT_FORMATS
 from petseg.data import decoding
 from petseg.deployment import export
 from petseg.errors import ConfigError, PetsegError, WorkDirectoryError
-from petseg.models import inference, unet
+from petseg.models import encoders, inference, unet
 
 SIZE, CLASSES = 64, 3
 MODULES = {"tflite": ("ai_edge_litert",), "tflite_int8": ("ai_edge_litert",), "onnx": ("tf2onnx", "onnxruntime")}
@@ -37,7 +37,7 @@ def pictures(count, size=SIZE, seed=0):
 
 def small_model(size=SIZE, **options):
     keras.utils.set_random_seed(0)
-    encoder = unet.build_encoder(image_size=size, alpha=0.35)
+    encoder = encoders.build_encoder(image_size=size, alpha=0.35)
     model = unet.build_unet(
         image_size=size,
         num_classes=CLASSES,
@@ -46,7 +46,7 @@ def small_model(size=SIZE, **options):
         input_scaling="unit",
         **options,
     )
-    unet.calibrate_batch_norm(encoder, tf.random.stateless_uniform([16, size, size, 3], seed=[0, 0]))
+    encoders.calibrate_batch_norm(encoder, tf.random.stateless_uniform([16, size, size, 3], seed=[0, 0]))
     return model
 
 
@@ -278,7 +278,7 @@ def test_real_photographs_and_weights(real_data_dir, real_weights, tmp_path):
     formats = [name for name in ("saved_model", "tflite", "tflite_int8", "onnx") if installed(name)]
     train = decoding.load("oxford_iiit_pet", "train[:64]", SIZE, real_data_dir)
     test = decoding.load("oxford_iiit_pet", "test[:32]", SIZE, real_data_dir)
-    encoder = unet.build_encoder(image_size=SIZE, alpha=1.0, weights=real_weights)
+    encoder = encoders.build_encoder(image_size=SIZE, alpha=1.0, weights=real_weights)
     model = unet.build_unet(
         image_size=SIZE,
         num_classes=CLASSES,

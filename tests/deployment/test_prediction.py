@@ -12,16 +12,16 @@ from PIL import Image
 from petseg.config import Config, command_line
 from petseg.deployment import prediction
 from petseg.errors import DataError, UnreadableFilesError, WorkDirectoryError
-from petseg.models import inference, unet
+from petseg.models import encoders, inference, unet
 from petseg.reporting import pictures
 from petseg.runs import experiment
 
 
 @pytest.fixture(scope="module")
 def model():
-    encoder = unet.build_encoder(image_size=64, alpha=0.35)
+    encoder = encoders.build_encoder(image_size=64, alpha=0.35)
     model = unet.build_unet(image_size=64, num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit")
-    unet.calibrate_batch_norm(encoder, tf.random.stateless_uniform([16, 64, 64, 3], seed=[0, 0]))
+    encoders.calibrate_batch_norm(encoder, tf.random.stateless_uniform([16, 64, 64, 3], seed=[0, 0]))
     return model
 
 

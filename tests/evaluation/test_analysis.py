@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from petseg.config import CLASS_NAMES
-from petseg.evaluation import analysis, metrics
+from petseg.classes import CLASS_NAMES
+from petseg.evaluation import analysis, confidence_intervals, metrics, score_tables
 from petseg.evaluation.evaluator import Evaluation
 
 
@@ -17,13 +17,16 @@ def test_the_interval_of_the_mean_iou_is_that_of_a_plain_bootstrap():
     rng = np.random.default_rng(1)
     drawn = [metrics.mean_iou(counts[rng.integers(0, 40, 40)].sum(axis=0)) for _ in range(4000)]
     expected = np.percentile(drawn, [2.5, 97.5])
-    found = analysis.interval(analysis.resampled_mean_iou(counts))
+    found = confidence_intervals.interval(confidence_intervals.resampled_mean_iou(counts))
     np.testing.assert_allclose(found, expected, atol=0.1 * (expected[1] - expected[0]))
     assert found[0] < metrics.mean_iou(counts.sum(axis=0)) < found[1]
 
 
 def test_an_interval_narrows_with_the_root_of_the_number_of_images():
-    widths = [np.diff(analysis.interval(analysis.resampled_mean_iou(matrices(count))))[0] for count in (50, 800)]
+    widths = [
+        np.diff(confidence_intervals.interval(confidence_intervals.resampled_mean_iou(matrices(count))))[0]
+        for count in (50, 800)
+    ]
     assert widths[0] / widths[1] == pytest.approx(4, rel=0.25)
 
 
@@ -34,19 +37,19 @@ def test_a_small_difference_on_the_same_images_is_seen_where_the_intervals_overl
     moved = worse[:, 0, 0] // 25
     worse[:, 0, 0] -= moved
     worse[:, 0, 1] += moved
-    comparison = analysis.compare(better, worse)
+    comparison = confidence_intervals.compare(better, worse)
     low, high = comparison["interval"]
     assert 0 < low < comparison["difference"] < high
     assert comparison["better"] == 1
-    assert "the first is better" in analysis.comparison_text(comparison)
-    alone = [analysis.interval(analysis.resampled_mean_iou(each)) for each in (better, worse)]
+    assert "the first is better" in score_tables.comparison_text(comparison)
+    alone = [confidence_intervals.interval(confidence_intervals.resampled_mean_iou(each)) for each in (better, worse)]
     assert alone[0][0] < alone[1][1]  # which unpaired intervals would not have shown
 
 
 def test_a_model_is_not_better_than_itself():
-    comparison = analysis.compare(matrices(), matrices())
+    comparison = confidence_intervals.compare(matrices(), matrices())
     assert (comparison["difference"], comparison["interval"], comparison["better"]) == (0, [0, 0], 0)
-    assert "no difference is proven" in analysis.comparison_text(comparison)
+    assert "no difference is proven" in score_tables.comparison_text(comparison)
 
 
 def detailed():
@@ -68,7 +71,7 @@ def test_results_of_a_detailed_evaluation_hold_every_score():
     assert found["image_iou_percentiles"]["50"] == pytest.approx(np.median(metrics.mean_iou(matrices(4))))
     assert {name: row["examples"] for name, row in found["groups"]["species"].items()} == {"Cat": 3, "Dog": 1}
     assert found["groups"]["species"]["Dog"]["mean_iou"] == pytest.approx(metrics.mean_iou(matrices(4)[1]))
-    text = analysis.table(found)
+    text = score_tables.table(found)
     for shown in ("test at native resolution, step 7: 4 examples", "boundary f", "95% interval", "Dog", "0.0700"):
         assert shown in text
 

@@ -6,10 +6,11 @@ import pytest
 import tensorflow as tf
 from conftest import random_examples, replicas
 
-from petseg.evaluation import analysis, metrics
+from petseg.classes import IGNORED
+from petseg.evaluation import analysis
 from petseg.evaluation.evaluator import Evaluator
-from petseg.models import unet
-from petseg.training import sample_weights
+from petseg.models import encoders, unet
+from petseg.training import confusion_matrix, sample_weights
 from petseg.training.losses import Loss
 
 
@@ -17,20 +18,20 @@ from petseg.training.losses import Loss
 def scored():
     """Examples, a model under one to four replicas with its strategy, and its logits."""
     examples = random_examples(11, 32)
-    examples.masks[4, :7] = sample_weights.IGNORED
+    examples.masks[4, :7] = IGNORED
     models: dict[int, tuple] = {}
     weights = None
     for devices in (1, 2, 3, 4):
         strategy = replicas(devices)
         with strategy.scope():
-            encoder = unet.build_encoder(image_size=32, alpha=0.35)
+            encoder = encoders.build_encoder(image_size=32, alpha=0.35)
             model = unet.build_unet(
                 image_size=32, num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit"
             )
             if weights:
                 model.set_weights(weights)
             else:
-                unet.calibrate_batch_norm(encoder, tf.cast(examples.images, tf.float32) / 255)
+                encoders.calibrate_batch_norm(encoder, tf.cast(examples.images, tf.float32) / 255)
         models[devices], weights = (strategy, model), weights or model.get_weights()
     logits = models[1][1](examples.images.astype(np.float32), training=False).numpy()
     return examples, models, logits
@@ -47,8 +48,8 @@ def evaluator_of(strategy, model, examples, batch_size, stop=None):
 def test_every_example_counts_once_whatever_the_batch_and_the_replicas(scored, devices, batch_size):
     examples, models, logits = scored
     labels = examples.masks[..., 0]
-    valid = labels != sample_weights.IGNORED
-    expected = metrics.confusion_matrices(labels, logits.argmax(-1), valid, 3).numpy()
+    valid = labels != IGNORED
+    expected = confusion_matrix.confusion_matrices(labels, logits.argmax(-1), valid, 3).numpy()
     evaluator = evaluator_of(*models[devices], examples, batch_size)
     evaluation = evaluator.evaluate()
     assert analysis.results(evaluation, 0, "test")["examples"] == 11
@@ -73,7 +74,7 @@ def test_scoring_twice_gives_the_same(scored):
 
 def test_a_pass_can_be_ended_early_from_another_thread():
     examples, stop = random_examples(1000, 32), tf.Variable(0.0)
-    encoder = unet.build_encoder(image_size=32, alpha=0.35)
+    encoder = encoders.build_encoder(image_size=32, alpha=0.35)
     model = unet.build_unet(
         image_size=32, num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit"
     )  # fmt: skip

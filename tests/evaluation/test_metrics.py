@@ -6,6 +6,7 @@ import sklearn.metrics
 from hypothesis import given, settings, strategies as st
 
 from petseg.evaluation import metrics
+from petseg.training import confusion_matrix
 
 NAMES = ("pet", "background", "border")
 
@@ -22,7 +23,7 @@ def test_confusion_matrices_count_the_valid_pixels_of_each_image_by_true_and_pre
     labels, predictions, valid = random_case(seed)
     expected = np.zeros((3, 3, 3), np.int64)
     np.add.at(expected, (np.nonzero(valid)[0], labels[valid], predictions[valid]), 1)
-    matrices = metrics.confusion_matrices(labels, predictions, valid, 3).numpy()
+    matrices = confusion_matrix.confusion_matrices(labels, predictions, valid, 3).numpy()
     assert matrices.dtype == np.int64
     np.testing.assert_array_equal(matrices, expected)
 
@@ -30,7 +31,7 @@ def test_confusion_matrices_count_the_valid_pixels_of_each_image_by_true_and_pre
 @pytest.mark.parametrize("classes", [2, 3])  # with 2, the third class occurs nowhere
 def test_scores_are_those_of_keras(classes):
     labels, predictions, valid = random_case(0, classes)
-    matrix = metrics.confusion_matrices(labels, predictions, valid, 3).numpy().sum(0)
+    matrix = confusion_matrix.confusion_matrices(labels, predictions, valid, 3).numpy().sum(0)
     scores = metrics.from_confusion_matrix(matrix, NAMES)
     mean_iou = keras.metrics.MeanIoU(3)
     mean_iou.update_state(labels, predictions, sample_weight=valid)
@@ -54,7 +55,7 @@ def test_a_class_that_occurs_nowhere_has_no_score_and_does_not_pull_the_mean_dow
 def test_the_mean_iou_of_each_image_is_that_of_its_own_matrix():
     labels, predictions, valid = random_case(1)
     valid[2] = False  # an image without a single valid pixel has no score
-    matrices = metrics.confusion_matrices(labels, predictions, valid, 3).numpy()
+    matrices = confusion_matrix.confusion_matrices(labels, predictions, valid, 3).numpy()
     first, second, third = metrics.mean_iou(matrices)
     assert [first, second] == [metrics.from_confusion_matrix(matrix, NAMES)["mean_iou"] for matrix in matrices[:2]]
     assert np.isnan(third)
@@ -63,7 +64,7 @@ def test_the_mean_iou_of_each_image_is_that_of_its_own_matrix():
 @pytest.mark.parametrize("classes", [2, 3])
 def test_confusion_matrices_are_those_of_scikit_learn(classes):
     labels, predictions, valid = random_case(5, classes)
-    matrices = metrics.confusion_matrices(labels, predictions, valid, 3).numpy()
+    matrices = confusion_matrix.confusion_matrices(labels, predictions, valid, 3).numpy()
     for i in range(3):
         expected = sklearn.metrics.confusion_matrix(labels[i][valid[i]], predictions[i][valid[i]], labels=[0, 1, 2])
         np.testing.assert_array_equal(matrices[i], expected)
@@ -140,7 +141,7 @@ def test_the_calibration_error_is_that_of_the_definition():
 
 def test_pet_versus_rest_both_ways_are_scikit_learns_jaccard_scores():
     labels, predictions, valid = random_case(7)
-    matrix = metrics.confusion_matrices(labels, predictions, valid, 3).numpy().sum(0)
+    matrix = confusion_matrix.confusion_matrices(labels, predictions, valid, 3).numpy().sum(0)
     scores = metrics.pet_versus_rest(matrix)
     true, predicted = labels[valid] != 1, predictions[valid] != 1  # pet and border are the pet
     assert scores["border_as_pet"] == pytest.approx(sklearn.metrics.jaccard_score(true, predicted))

@@ -4,11 +4,12 @@ import pytest
 import tensorflow as tf
 
 from petseg.errors import ConfigError
-from petseg.models import unet
+from petseg.models import encoders, unet
+from petseg.models.layers import Conv2DTranspose
 
 
 def build(size=32, alpha=0.35, train_encoder=False, input_scaling="unit"):
-    encoder = unet.build_encoder(image_size=size, alpha=alpha)
+    encoder = encoders.build_encoder(image_size=size, alpha=alpha)
     return unet.build_unet(
         image_size=size, num_classes=3, encoder=encoder, train_encoder=train_encoder, input_scaling=input_scaling
     )
@@ -43,7 +44,7 @@ def test_an_encoder_that_is_trained_adds_its_weights_but_not_its_statistics():
 def test_a_convolution_that_leaves_a_gradient_out_is_otherwise_keras_own(precision, use_bias):
     keras.utils.set_random_seed(0)
     options = {"strides": 2, "padding": "same", "use_bias": use_bias, "dtype": precision}
-    theirs, ours = keras.layers.Conv2DTranspose(7, 3, **options), unet.Conv2DTranspose(7, 3, 4, **options)
+    theirs, ours = keras.layers.Conv2DTranspose(7, 3, **options), Conv2DTranspose(7, 3, 4, **options)
     x = tf.random.stateless_normal([2, 6, 6, 9], seed=[0, 0])
     for layer in (theirs, ours):
         layer.build(x.shape)
@@ -80,7 +81,7 @@ def test_logits_are_float32_at_the_size_of_the_image():
 
 
 def test_skip_connections_come_from_the_named_layers():
-    sizes = [tuple(output.shape[1:]) for output in unet.build_encoder(image_size=128, alpha=1.0).outputs]
+    sizes = [tuple(output.shape[1:]) for output in encoders.build_encoder(image_size=128, alpha=1.0).outputs]
     assert sizes == [(64, 64, 96), (32, 32, 144), (16, 16, 192), (8, 8, 576), (4, 4, 320)]
 
 
@@ -108,7 +109,7 @@ def test_the_encoder_stays_in_inference_mode_while_the_decoder_trains():
 
 def test_an_encoder_that_is_trained_gets_gradients_through_its_batch_norms():
     model = build(train_encoder=True)
-    unet.calibrate_batch_norm(model.get_layer("encoder").model, model.get_layer("scaling")(images()))
+    encoders.calibrate_batch_norm(model.get_layer("encoder").model, model.get_layer("scaling")(images()))
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(model(images(), training=True) ** 2)
     gradients = tape.gradient(loss, model.trainable_variables)
@@ -128,7 +129,7 @@ def test_calibration_keeps_the_signal_alive_through_a_random_encoder():
     model = build()
     encoder, scaled = model.get_layer("encoder").model, model.get_layer("scaling")(images(16))
     before = [np.std(output) for output in encoder(scaled, training=False)]
-    unet.calibrate_batch_norm(encoder, scaled)
+    encoders.calibrate_batch_norm(encoder, scaled)
     after = [np.std(output) for output in encoder(scaled, training=False)]
     assert before[-1] < 1e-3
     assert all(deviation > 0.1 for deviation in after)
@@ -140,7 +141,7 @@ def test_weights_from_a_file_reach_the_encoder(tmp_path):
     keras.utils.set_random_seed(1)
     source = keras.applications.MobileNetV2(input_shape=[32, 32, 3], alpha=0.35, include_top=False, weights=None)
     source.save_weights(file)
-    encoder = unet.build_encoder(
+    encoder = encoders.build_encoder(
         image_size=64, alpha=0.35, weights=str(file)
     )  # the size may differ, the widths may not
     for layer in filter(lambda layer: layer.weights, encoder.layers):
@@ -154,16 +155,16 @@ def test_weights_that_do_not_fit_name_the_first_layer(tmp_path):
         file
     )
     with pytest.raises(ConfigError, match=r"layer Conv1 has shape \(3, 3, 3, 24\), the file has \(3, 3, 3, 16\)"):
-        unet.build_encoder(image_size=32, alpha=0.75, weights=str(file))
+        encoders.build_encoder(image_size=32, alpha=0.75, weights=str(file))
 
 
 def test_files_that_are_no_weights_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
-        unet.build_encoder(image_size=32, alpha=0.35, weights=str(tmp_path / "missing.h5"))
+        encoders.build_encoder(image_size=32, alpha=0.35, weights=str(tmp_path / "missing.h5"))
     text = tmp_path / "text.weights.h5"
     text.write_text("these are no weights")
     with pytest.raises(ConfigError, match="does not fit this encoder"):
-        unet.build_encoder(image_size=32, alpha=0.35, weights=str(text))
+        encoders.build_encoder(image_size=32, alpha=0.35, weights=str(text))
 
 
 def test_imagenet_weights_out_of_reach_name_the_ways_on(monkeypatch):
@@ -172,7 +173,7 @@ def test_imagenet_weights_out_of_reach_name_the_ways_on(monkeypatch):
 
     monkeypatch.setattr(keras.applications, "MobileNetV2", no_network)
     with pytest.raises(ConfigError, match=r"--encoder_weights=imagenet: cannot be downloaded; takes .*no route"):
-        unet.build_encoder(image_size=32, alpha=0.35, weights="imagenet")
+        encoders.build_encoder(image_size=32, alpha=0.35, weights="imagenet")
 
 
 def test_the_decoder_block_is_that_of_pix2pix():
@@ -187,6 +188,6 @@ def test_the_decoder_block_is_that_of_pix2pix():
 
 
 def test_the_real_imagenet_weights(real_weights):
-    encoder = unet.build_encoder(image_size=128, alpha=1.0, weights=real_weights)
+    encoder = encoders.build_encoder(image_size=128, alpha=1.0, weights=real_weights)
     np.testing.assert_allclose(encoder.get_layer("bn_Conv1").get_weights()[3], 0.999, atol=1e-4)
     assert all(np.std(output) > 0.1 for output in encoder(images(2, 128) / 255))

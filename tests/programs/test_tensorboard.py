@@ -19,7 +19,7 @@ import pytest
 from conftest import NUM_TEST, ROOT, tiny_flags
 from PIL import Image
 
-from petseg.config import CLASS_NAMES
+from petseg.classes import CLASS_NAMES
 from petseg.reporting import tags
 
 ARTIFACTS = Path(os.environ.get("PETSEG_TEST_ARTIFACTS", ROOT / "test-artifacts"))

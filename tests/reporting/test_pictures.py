@@ -3,15 +3,15 @@ import io
 import numpy as np
 from PIL import Image
 
-from petseg.config import CLASS_NAMES
-from petseg.models import unet
+from petseg.classes import CLASS_COLORS, CLASS_NAMES
+from petseg.models import encoders, unet
 from petseg.reporting import pictures
 
 
 def test_masks_get_the_colours_of_their_classes():
     colored = pictures.colorize(np.array([[0, 1], [2, 255]], np.uint8))
-    np.testing.assert_array_equal(colored[0, 0], pictures.CLASS_COLORS[0])
-    np.testing.assert_array_equal(colored[1], [pictures.CLASS_COLORS[2], [0, 0, 0]])
+    np.testing.assert_array_equal(colored[0, 0], CLASS_COLORS[0])
+    np.testing.assert_array_equal(colored[1], [CLASS_COLORS[2], [0, 0, 0]])
 
 
 def test_a_prediction_sheet_shows_all_examples_with_a_legend():
@@ -80,7 +80,7 @@ def test_curves_hold_every_logged_point():
 
 
 def test_the_model_diagram_names_every_stage_with_its_size():
-    encoder = unet.build_encoder(image_size=32, alpha=0.35)
+    encoder = encoders.build_encoder(image_size=32, alpha=0.35)
     model = unet.build_unet(image_size=32, num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit")
     figure = pictures.model_diagram(model)
     texts = " ".join(text.get_text() for text in figure.axes[0].texts)

@@ -41,7 +41,7 @@ def test_host_memory_is_that_of_this_process():
     # In a process of its own: here, what other tests have left may be freed at any time.
     code = """
 import numpy as np
-from petseg import telemetry
+from petseg.reporting import telemetry
 before = telemetry.memory()["memory/host"]
 block = np.ones(64 * 2**20, np.uint8)
 print(telemetry.memory()["memory/host"] - before)

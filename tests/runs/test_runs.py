@@ -10,7 +10,8 @@ from conftest import NUM_TEST, changed, own_lines, run_program, tiny_flags
 from petseg.config import command_line
 from petseg.runs import experiment, scoring
 from petseg.reporting import tags
-from petseg.config import CLASS_NAMES, Config
+from petseg.config import Config
+from petseg.classes import CLASS_NAMES
 from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.runs.work_directory import WorkDirectory

@@ -1,6 +1,7 @@
 """What eval.py does with a trained run, beyond the score that training gave it."""
 
 import csv
+from petseg.training import confusion_matrix
 import dataclasses
 import json
 import re
@@ -18,7 +19,8 @@ from PIL import Image
 from petseg.runs import building, checkpoints, experiment, scoring
 from petseg.config import command_line
 from petseg.evaluation import metrics
-from petseg.config import CLASS_NAMES, Config
+from petseg.config import Config
+from petseg.classes import CLASS_NAMES
 from petseg.data import decoding
 from petseg.errors import CheckpointError, ConfigError, DataError
 from petseg.config.eval_config import EvalConfig, ScoreConfig
@@ -65,7 +67,7 @@ def test_details_are_those_of_the_predictions(trained):
     assert results["boundary_f"] == pytest.approx(expected, nan_ok=True)
     calibration = metrics.calibration_counts(found.max(-1), predictions == labels, valid).numpy()
     assert results["calibration_error"] == pytest.approx(metrics.calibration_error(calibration), rel=1e-4)
-    matrices = metrics.confusion_matrices(labels, predictions, valid, 3).numpy()
+    matrices = confusion_matrix.confusion_matrices(labels, predictions, valid, 3).numpy()
     assert results["image_iou_percentiles"]["50"] == pytest.approx(np.median(metrics.mean_iou(matrices)))
     low, high = results["mean_iou_interval"]
     assert low < results["mean_iou"] < high
@@ -101,7 +103,7 @@ def test_flip_tta_averages_the_two_probabilities(trained):
     labels = examples.masks[..., 0]
     chosen = np.take_along_axis(found, labels[..., None].astype(int), -1)
     assert results["loss"] == pytest.approx(-np.log(chosen).mean(), rel=1e-5)
-    expected = metrics.confusion_matrices(labels, found.argmax(-1), np.ones(labels.shape, bool), 3).numpy().sum(0)
+    expected = confusion_matrix.confusion_matrices(labels, found.argmax(-1), np.ones(labels.shape, bool), 3).numpy().sum(0)
     assert np.abs(np.array(results["confusion_matrix"]) - expected).sum() <= 4
     plain = json.loads((trained[0].results / "test-4.json").read_text())
     assert plain["loss"] != results["loss"]

@@ -5,7 +5,7 @@ import sys
 CODE = """
 import time
 import tensorflow as tf
-from petseg.data import autotuning
+from petseg.runtime import autotuning
 autotuning.switch_off_on_devices()
 autotuning.switch_off_on_devices()  # twice is as good as once
 strategy = tf.distribute.OneDeviceStrategy("cpu:0")

@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import resource, sys
-from petseg import host_allocator
+from petseg.runtime import host_allocator
 if sys.argv[1] == "keep":
     assert host_allocator.keep_freed_memory()
 for _ in range(10):

@@ -9,7 +9,7 @@ def test_keras_loads_without_scikit_learn_which_can_still_be_imported():
     pytest.importorskip("sklearn")
     script = """
 import sys
-from petseg import startup
+from petseg.runtime import startup
 startup.load_tensorflow()
 assert "keras" in sys.modules and not [name for name in sys.modules if name.split(".")[0] == "sklearn"]
 import sklearn.metrics

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from petseg.classes import IGNORED
 from petseg.training import augmentation, sample_weights
 from petseg.training.augmentation import SETS, Parts
 
@@ -37,7 +38,7 @@ def test_image_and_mask_stay_together(parts):
             x, y = image[..., 0], image[..., 1]  # bilinear interpolation of places is where they came from
             inner = (x > 0.01) & (x < SIZE - 1.01) & (y > 0.01) & (y < SIZE - 1.01)  # the rest may be a reflection
             clear = (np.abs(x % 1 - 0.5) > 0.01) & (np.abs(y % 1 - 0.5) > 0.01)  # no tie between two neighbours
-            known = inner & clear & (mask[..., 0] != sample_weights.IGNORED)
+            known = inner & clear & (mask[..., 0] != IGNORED)
             nearest = old[np.round(y).astype(int), np.round(x).astype(int), 0]
             np.testing.assert_array_equal(mask[known][:, 0], nearest[known])
             seen += known.sum()
@@ -54,20 +55,20 @@ def test_pixels_from_outside_are_not_background_and_weigh_nothing():
     turn, ones = tf.fill([BATCH], np.float32(np.pi / 4)), tf.ones([BATCH])
     _, masks = augmentation.move(tf.constant(images), tf.constant(masks), ones, ones, turn, ones / 2, ones / 2)
     corners = masks.numpy()[:, [0, 0, -1, -1], [0, -1, 0, -1]]
-    assert (corners == sample_weights.IGNORED).all()
-    outside = np.mean(masks == sample_weights.IGNORED)
+    assert (corners == IGNORED).all()
+    outside = np.mean(masks == IGNORED)
     assert outside == pytest.approx(
         1 - (2 * np.sqrt(2) - 2), abs=0.03
     )  # what a square and its turned self do not share
     weights = sample_weights.weight_map((0.2, 0.3, 0.5), boundary_weight=1.0)(masks).numpy()
-    np.testing.assert_array_equal(weights == 0, (masks == sample_weights.IGNORED)[..., 0])
+    np.testing.assert_array_equal(weights == 0, (masks == IGNORED)[..., 0])
 
 
 def test_a_crop_stays_inside_and_has_the_area_and_the_shape_that_were_asked_for():
     areas, aspects = [], []
     for step in range(20):
         images, masks = augmented(Parts(crop_area=0.25, crop_aspect=1.5), step)
-        assert (masks != sample_weights.IGNORED).all()
+        assert (masks != IGNORED).all()
         middle = SIZE // 2
         width = (images[:, middle, middle + 4, 0] - images[:, middle, middle - 4, 0]) / 8
         height = (images[:, middle + 4, middle, 1] - images[:, middle - 4, middle, 1]) / 8

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from petseg.classes import IGNORED
 from petseg.training import losses, sample_weights
 from petseg.training.losses import Loss
 
@@ -25,7 +26,7 @@ def batch(seed=0, size=6):
     masks = rng.choice(np.array([0, 1, 2, 255], np.uint8), (4, size, size, 1), p=[0.3, 0.4, 0.2, 0.1])
     logits = tf.constant(rng.normal(size=(4, size, size, 3)) * 2, tf.float32)
     weights = sample_weights.weight_map((0.5, 0.3, 0.2), boundary_weight=0.5)(tf.constant(masks))
-    return masks[..., 0], logits, weights, masks[..., 0] != sample_weights.IGNORED
+    return masks[..., 0], logits, weights, masks[..., 0] != IGNORED
 
 
 def test_weighted_losses_of_single_pixels():

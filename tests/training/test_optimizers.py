@@ -4,12 +4,12 @@ import pytest
 import tensorflow as tf
 
 from petseg.errors import ConfigError
-from petseg.training import optimizers
-from petseg.training.optimizers import LossScale
+from petseg.training import learning_rates, optimizers
+from petseg.training.loss_scale import LossScale
 
 
 def rates(steps, *arguments, **options):
-    schedule = optimizers.learning_rate_schedule(*arguments, **options)
+    schedule = learning_rates.learning_rate_schedule(*arguments, **options)
     return [float(schedule(tf.constant(step, tf.int64))) for step in steps]
 
 
@@ -33,11 +33,11 @@ def test_a_warm_up_rises_in_a_line_and_the_schedule_fills_the_rest(name):
 
 def test_a_warm_up_must_leave_something_of_the_run():
     with pytest.raises(ConfigError, match=r"--warmup_steps=10: takes less than the 10 steps of the run"):
-        optimizers.learning_rate_schedule("cosine", 0.5, 10, warmup_steps=10)
+        learning_rates.learning_rate_schedule("cosine", 0.5, 10, warmup_steps=10)
 
 
 def constant(rate):
-    return optimizers.learning_rate_schedule("constant", rate, 100)
+    return learning_rates.learning_rate_schedule("constant", rate, 100)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
@@ -46,8 +46,8 @@ def test_each_group_has_its_learning_rate_and_may_stand_still_at_first(name):
     rate = constant(0.1)
     groups = [
         optimizers.Group(variables[:1], rate),
-        optimizers.Group(variables[1:2], optimizers.scaled(rate, 0.5)),
-        optimizers.Group(variables[2:], optimizers.scaled(rate, 1.0, first_step=2)),
+        optimizers.Group(variables[1:2], learning_rates.scaled(rate, 0.5)),
+        optimizers.Group(variables[2:], learning_rates.scaled(rate, 1.0, first_step=2)),
     ]
     optimizer = optimizers.Optimizer(name, groups)
     moved = []

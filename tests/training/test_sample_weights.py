@@ -4,9 +4,10 @@ import tensorflow as tf
 from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 
+from petseg.classes import IGNORED
 from petseg.training import sample_weights
 
-MASK = np.array([0, 1, 2, sample_weights.IGNORED], np.uint8).reshape(1, 2, 2, 1)
+MASK = np.array([0, 1, 2, IGNORED], np.uint8).reshape(1, 2, 2, 1)
 
 
 def test_without_class_weights_every_valid_pixel_counts_1():
@@ -28,7 +29,7 @@ def test_normalized_weights_sum_to_1_and_keep_their_ratios(weights):
 
 
 @given(
-    mask=arrays(np.uint8, (2, 4, 3, 1), elements=st.sampled_from([0, 1, 2, sample_weights.IGNORED])),
+    mask=arrays(np.uint8, (2, 4, 3, 1), elements=st.sampled_from([0, 1, 2, IGNORED])),
     # No subnormal numbers: TensorFlow's threads take them for 0.
     class_weights=st.none() | st.tuples(*[st.floats(0, 100, width=32, allow_subnormal=False)] * 3),
 )
@@ -40,7 +41,7 @@ def test_a_weight_map_holds_the_weight_of_each_pixels_class_and_0_where_there_is
 
 
 def test_balanced_weights_make_all_classes_count_alike():
-    masks = np.repeat(np.array([0, 1, 2, sample_weights.IGNORED], np.uint8), [10, 70, 20, 5]).reshape(1, 5, 21, 1)
+    masks = np.repeat(np.array([0, 1, 2, IGNORED], np.uint8), [10, 70, 20, 5]).reshape(1, 5, 21, 1)
     weights = sample_weights.balanced(masks, 3)
     assert sum(weights) == pytest.approx(1)
     np.testing.assert_allclose(np.array(weights) * [10, 70, 20], weights[0] * 10)
@@ -54,7 +55,7 @@ def test_median_frequency_weights_count_only_images_in_which_a_class_occurs():
     masks = np.zeros((4, 10, 10, 1), np.uint8)
     masks[:2, :5] = 1  # half of two images
     masks[0, 5, :5] = 2  # 5 pixels of one image
-    masks[3, :5] = sample_weights.IGNORED
+    masks[3, :5] = IGNORED
     counts, pixels = np.array([45 + 50 + 100 + 50, 100, 5]), np.array([350, 200, 100])
     inverse = pixels / counts
     weights = sample_weights.median_frequency(masks, 3)
@@ -71,7 +72,7 @@ def distances(mask, reach):
         for x in range(columns)
         for ny, nx in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1))
         if 0 <= ny < rows and 0 <= nx < columns and mask[y, x] != mask[ny, nx]
-        and sample_weights.IGNORED not in (mask[y, x], mask[ny, nx])
+        and IGNORED not in (mask[y, x], mask[ny, nx])
     ]  # fmt: skip
     found = np.full(mask.shape, np.inf)
     for y, x in np.ndindex(mask.shape):
@@ -83,7 +84,7 @@ def distances(mask, reach):
 def test_weights_near_boundaries_are_those_of_the_formula():
     masks = np.ones((2, 20, 17, 1), np.uint8)
     masks[0, 4:11, 3:9] = 0
-    masks[0, 15:, 12:] = sample_weights.IGNORED
+    masks[0, 15:, 12:] = IGNORED
     sigma = 2.0
     weights = sample_weights.near_boundaries(tf.constant(masks), sigma).numpy()
     np.testing.assert_allclose(weights[0], np.exp(-(distances(masks[0, ..., 0], 3 * sigma) ** 2) / 8), atol=1e-6)

@@ -3,9 +3,10 @@ import pytest
 import tensorflow as tf
 from conftest import make_trainer, random_examples
 
-from petseg.data import input_pipeline
+from petseg.classes import IGNORED
+from petseg.data import example_order
 from petseg.errors import ConfigError
-from petseg.training import augmentation, sample_weights
+from petseg.training import augmentation
 from petseg.training.losses import Loss
 
 SIZE, BATCH = 32, 4
@@ -46,20 +47,20 @@ def test_the_loop_learns_and_is_traced_once():
 def test_the_loss_is_divided_once_by_what_was_asked(loss_normalization):
     class_weights = (0.4, 0.4, 0.2)
     examples = random_examples(BATCH, SIZE)
-    examples.masks[0, :10] = sample_weights.IGNORED
+    examples.masks[0, :10] = IGNORED
     trainer, _, batches = make_trainer(
         examples=examples, class_weights=class_weights, loss=Loss(normalization=loss_normalization)
     )
     images, masks = examples.images.astype(np.float32), examples.masks
     positions = tf.range(BATCH, dtype=tf.int64)
-    ids = input_pipeline.example_ids(
+    ids = example_order.example_ids(
         tf.constant(0, tf.int64), positions, num_examples=BATCH, batch_size=BATCH, seed=0
     ).numpy()
     augment = augmentation.augmentation(augmentation.SETS["flip"], seed=0, batch_size=BATCH)
     images, masks = augment(tf.constant(images[ids]), tf.constant(masks[ids]), tf.constant(0, tf.int64), positions)
     masks = masks.numpy()[..., 0]
     log_probabilities = tf.nn.log_softmax(trainer.model(images, training=True)).numpy()
-    valid = masks != sample_weights.IGNORED
+    valid = masks != IGNORED
     weights = np.where(valid, np.array([*class_weights, 0])[np.minimum(masks, 3)], 0)
     labels = np.where(valid, masks, 0)
     per_pixel = -np.take_along_axis(log_probabilities, labels[..., None].astype(int), -1)[..., 0]

@@ -1,0 +1,55 @@
+"""Scores as text, for the terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from petseg.classes import CLASS_NAMES
+from petseg.evaluation.confidence_intervals import RESAMPLES
+
+
+def comparison_text(comparison: Mapping[str, Any]) -> str:
+    """What `compare` found, in words."""
+    low, high = comparison["interval"]
+    verdict = "no difference is proven" if low <= 0 <= high else f"the {'first' if low > 0 else 'second'} is better"
+    return (
+        f"mean IoU, first minus second: {comparison['difference']:+.4f}, 95% interval {low:+.4f} to {high:+.4f} "
+        f"(paired bootstrap, {RESAMPLES} resamples): {verdict}"
+    )
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Results as text, a row for each class, then what is said of all."""
+    columns = ["iou", "dice", "precision", "recall", *(["boundary_f"] if "boundary_f" in results else [])]
+    where = f" at {results['resolution']}" if "resolution" in results else ""
+    lines = [
+        f"{results['split']}{where}, step {results['step']}: {results['examples']} examples, "
+        f"loss {results['loss']:.4f}",
+        f"{'':12}" + "".join(f"{name.replace('_', ' '):>11}" for name in columns),
+    ]
+    for class_name in CLASS_NAMES:
+        lines.append(f"{class_name:12}" + "".join(f"{results[name][class_name]:11.4f}" for name in columns))
+    between = ""
+    if "mean_iou_interval" in results:
+        low, high = results["mean_iou_interval"]
+        between = f"   95% interval {low:.4f} to {high:.4f}"
+    lines.append(f"{'mean IoU':12}{results['mean_iou']:11.4f}{between}")
+    lines.append(f"{'accuracy':12}{results['accuracy']:11.4f}")
+    if "mean_iou_interval" in results:
+        lines += _details(results)
+    return "\n".join(lines)
+
+
+def _details(results: Mapping[str, Any]) -> list[str]:
+    binary, percentiles = results["pet_versus_rest"], results["image_iou_percentiles"]
+    shown = ", ".join(f"{percent}%: {value:.3f}" for percent, value in percentiles.items())
+    lines = [
+        f"pet versus rest, IoU: {binary['border_as_pet']:.4f} with the border as pet, "
+        f"{binary['border_ignored']:.4f} without the border",
+        f"calibration error: {results['calibration_error']:.4f}",
+        f"mean IoU of single images, percentiles: {shown}",
+    ]
+    for group, scores in results["groups"].items():
+        lines += ["", f"{group:28}{'examples':>9}{'mean IoU':>11}{'IoU ' + CLASS_NAMES[0]:>11}"]
+        for name, row in scores.items():
+            lines.append(f"{name:28}{row['examples']:9d}{row['mean_iou']:11.4f}{row['iou_' + CLASS_NAMES[0]]:11.4f}")
+    return lines
