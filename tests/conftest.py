@@ -29,7 +29,8 @@ from petseg.runtime import startup
 from petseg.training import augmentation, optimizers, sample_weights
 from petseg.training.augmentation import Augmentation
 from petseg.training.losses import Loss
-from petseg.training.trainer import Requests, Trainer
+from petseg.training.requests import Requests
+from petseg.training.trainer import Trainer
 from petseg.training.weight_averaging import WeightAverage
 
 ROOT = Path(__file__).parent.parent

@@ -27,7 +27,7 @@ from petseg.runs.experiment import Experiment
 from petseg.runs.signals import StopSignals
 from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime import host_allocator
-from petseg.training.trainer import Requests
+from petseg.training.requests import Requests
 
 WARM_UP = 2  # steps
 

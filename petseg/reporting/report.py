@@ -19,7 +19,7 @@ from petseg.reporting.progress import Progress
 from petseg.reporting.summaries import EMA, EVAL, FINAL, TRAIN, Summaries
 from petseg.runs.schedule import Clock
 from petseg.runs.work_directory import WorkDirectory
-from petseg.training.trainer import TrainingSums
+from petseg.training.measurements import Measurements
 
 SHEET_EXAMPLES, EXTREME_EXAMPLES = 6, 4
 
@@ -68,27 +68,18 @@ class Report:
         self._picture(TRAIN, 0, "model", model_diagram, figure=True)
         self._picture(TRAIN, 0, "training_batch", training_batch)
 
-    def summary(self, step: int, sums: TrainingSums, telemetry: dict[str, float]) -> None:
+    def summary(self, step: int, measured: Measurements, telemetry: dict[str, float]) -> None:
         """Logs what the steps since the last summary did, and what they took."""
-        scores = metrics.from_confusion_matrix(sums.confusion_matrix, CLASS_NAMES)
-        optimization = {
-            "learning_rate": sums.learning_rate,
-            "gradient_norm": sums.gradient_norm,
-            "weight_norm": sums.weight_norm,
-            "update_ratio": sums.update_ratio,
-            "loss_scale": sums.loss_scale,
-            "skipped_steps": sums.skipped_steps,
-        }
+        scores = metrics.from_confusion_matrix(measured.confusion_matrix, CLASS_NAMES)
         scalars = {
-            "loss": sums.loss,
+            **{tags.of_measurement(name): value for name, value in measured.scalars.items()},
             **summaries.scalars_of(scores),
-            **{f"optimization/{name}": value for name, value in optimization.items()},
             **telemetry,
         }
         self._summaries.scalars(TRAIN, step, scalars)
         self._summaries.flush()  # who watches sees it now, not when some buffer is full
         speed = telemetry.get("speed/images_per_second", float("nan"))
-        self.progress.show(loss=sums.loss, mean_iou=scores["mean_iou"], images_per_second=speed)
+        self.progress.show(loss=measured.scalars["loss"], mean_iou=scores["mean_iou"], images_per_second=speed)
 
     def histograms(self, step: int, weights: dict[str, np.ndarray], gradients: dict[str, np.ndarray]) -> None:
         """Logs how weights, and the gradients of the last step, are distributed."""

@@ -3,6 +3,7 @@
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from petseg.classes import CLASS_NAMES
+from petseg.training import measurements
 
 _SCORES = {
     "iou": "Intersection over union of {name}: pixels that are and were called it, over pixels that are or were.",
@@ -11,21 +12,17 @@ _SCORES = {
     "recall": "Of the pixels that are {name}, the share called so.",
 }
 
+
+def of_measurement(name: str) -> str:
+    """The tag of what a step measures: that of the loss is shared with evaluation."""
+    return name if name == "loss" else f"optimization/{name}"
+
+
 SCALARS: dict[str, str] = {
-    "loss": "What --loss and the weights make of each pixel, over the number of pixels or their weights.",
     "accuracy": "Share of valid pixels whose class was right.",
     "mean_iou": "Mean of the classes' intersection over union.",
     **{f"{score}/{name}": text.format(name=name) for score, text in _SCORES.items() for name in CLASS_NAMES},
-    "optimization/learning_rate": "Learning rate of the last step; that of the decoder, if the encoder has its own.",
-    "optimization/gradient_norm": "Global norm of the gradients before clipping, mean over the interval.",
-    "optimization/weight_norm": "Global norm of the trained weights.",
-    "optimization/update_ratio": (
-        "Global norm of an update over that of the weights, mean over the interval; 1e-3 is usual."
-    ),
-    "optimization/loss_scale": "What the loss is multiplied with against float16 underflow; 1 in other precisions.",
-    "optimization/skipped_steps": (
-        "Steps since the start of the run that changed nothing, for a gradient was not finite."
-    ),
+    **{of_measurement(name): text for name, text in {**measurements.MEANS, **measurements.STATE}.items()},
     "speed/images_per_second": "Images per second of training, without compiling, evaluation and checkpoints.",
     "speed/step_time_median": "Median time of a step in the interval, in milliseconds.",
     "speed/step_time_p95": "95th percentile of the time of a step in the interval, in milliseconds.",

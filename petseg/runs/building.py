@@ -24,7 +24,8 @@ from petseg.errors import CheckpointError, ConfigError
 from petseg.evaluation.evaluator import Evaluator
 from petseg.training.losses import Loss
 from petseg.training.sample_weights import WeightMap
-from petseg.training.trainer import Requests, Trainer
+from petseg.training.requests import Requests
+from petseg.training.trainer import Trainer
 from petseg.runs.work_directory import WorkDirectory
 
 logger = logging.getLogger(__name__)

@@ -69,10 +69,18 @@ class Checkpoints:
     def restore(self, path: str) -> None:
         """Restores everything; nothing in the checkpoint may be left over, nothing in memory left out.
 
+        Objects with a `load_by_name` are given what was saved of them, by name, and make of it what they can: sums
+        of an interval may have been saved by a version that knew fewer of them, or others.
+
         Raises:
           CheckpointError: if the checkpoint is missing, damaged, or of other objects.
         """
-        _restore(self._checkpoint, path, partial=False)
+        by_name = {name: part for name, part in self._objects.items() if hasattr(part, "load_by_name")}
+        saved = {name: _saved_variables(path, name) for name in by_name}
+        of_any_name = {name: tf.train.Checkpoint(**variables) for name, variables in saved.items()}
+        _restore(tf.train.Checkpoint(**{**self._objects, **of_any_name}), path, partial=False)
+        for name, part in by_name.items():
+            part.load_by_name({key: variable.numpy() for key, variable in saved[name].items()})
 
     def newest(self) -> str | None:
         """As `newest_intact`, of this folder."""
@@ -225,6 +233,20 @@ def checksum(model: keras.Model) -> int:
     for weight in model.get_weights():
         total = zlib.crc32(np.ascontiguousarray(weight).tobytes(), total)
     return total
+
+
+def _saved_variables(path: str, name: str) -> dict[str, tf.Variable]:
+    """A variable, yet without its value, for each that a checkpoint holds of an object."""
+    try:
+        reader = tf.train.load_checkpoint(path)
+    except Exception as error:  # as in `damage`
+        raise CheckpointError(f"checkpoint {path}: cannot be restored: {_first_line(error)}") from error
+    types = reader.get_variable_to_dtype_map()
+    found = {}
+    for key, shape in reader.get_variable_to_shape_map().items():
+        if part := re.fullmatch(rf"{name}/([^/]+)/\.ATTRIBUTES/VARIABLE_VALUE", key):
+            found[part[1]] = tf.Variable(tf.zeros(shape, types[key]), trainable=False)
+    return found
 
 
 def _restore(checkpoint: tf.train.Checkpoint, path: str, *, partial: bool) -> None:

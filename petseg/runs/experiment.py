@@ -18,6 +18,7 @@ from petseg.evaluation import analysis
 from petseg.runs import building, checkpoints
 from petseg import config as config_lib
 from petseg.reporting import report as report_lib, summaries, telemetry, pictures
+from petseg.training.requests import Requests
 from petseg.training import trainer
 from petseg.models import unet
 from petseg.runs.schedule import Alarm, Clock
@@ -97,7 +98,7 @@ class Experiment:
         self.steps_per_epoch = example_order.steps_per_epoch(len(self.train_examples), data.batch_size)
         self.clock = Clock.of(config.schedule, self.steps_per_epoch)
         self.class_weights = building.resolve_class_weights(config, self.train_examples)
-        self.requests = trainer.Requests()
+        self.requests = Requests()
         signals.call(lambda: self.requests.stop.assign(1.0))
         with strategy.scope():
             given = resume_from or config.model.init_from
@@ -173,7 +174,7 @@ class Experiment:
             self._begin(report)
         results = self._catch_up(step, report)
         if step < clock.total:
-            self.trainer.run(batches, 0)  # compiles, so that speed does not contain it
+            self.trainer.compile(batches)  # compiles, so that speed does not contain it
         alarm = Alarm(self.config.schedule.checkpoint_every_minutes)
         profiler = Profiler(self.workdir.path / summaries.TRAIN, clock.profile if report is not None else (0, 0))
         stopwatch.reset()
@@ -273,7 +274,7 @@ class Experiment:
     def _save(self, step: int, report: Report | None) -> None:
         if report is not None:
             report.flush()
-        self.trainer.settle()
+        self.trainer.complete_state()
         self.checkpoints.save(step)
 
     def _step(self) -> int:
@@ -304,7 +305,7 @@ class Experiment:
             now = self._step()
             self.checkpoints.restore(latest)
             self.trainer.step.assign(now)  # else the same batch would come again
-            self.trainer.read_sums()
+            self.trainer.pop_measurements()
         else:
             logger.warning("%s; skipped", what)
         self.trainer.go_on()
@@ -330,10 +331,10 @@ class Experiment:
     def _summarize(self, step: int, report: Report | None) -> None:
         """Tells what is due; what it tells, all processes read together, for their sums meet there."""
         if self.clock.due(step, self.clock.summary):
-            sums = self.trainer.read_sums()
+            measured = self.trainer.pop_measurements()
             if report is not None:
                 took = self._stopwatch.read(self.config.data.batch_size)
-                report.summary(step, sums, {**took, **telemetry.memory()})
+                report.summary(step, measured, {**took, **telemetry.memory()})
         if self.clock.due(step, self.clock.histogram):
             gradients = self.trainer.gradients()
             if report is not None:

@@ -19,7 +19,7 @@ import tensorflow as tf
 from petseg.evaluation import analysis
 from petseg.runs import building, checkpoints
 from petseg.deployment import export as export_lib, prediction
-from petseg.training import trainer
+from petseg.training.requests import Requests
 from petseg.reporting import pictures
 from petseg.runs.schedule import Clock
 from petseg.config import Config
@@ -195,7 +195,7 @@ class Scorer:
         self.names = self._examples.names
         changed = {"ema": score.ema, "flip": score.flip_tta, score.precision: score.precision != "run"}
         self.variant = ".".join(name for name, is_so in changed.items() if is_so)
-        requests = trainer.Requests()
+        requests = Requests()
         signals.call(lambda: requests.stop.assign(1.0))
         with placement.strategy.scope():
             self._model = building.build_model(run, None)

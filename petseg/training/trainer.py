@@ -1,6 +1,5 @@
 """One training step, and the compiled loop around it."""
 
-import dataclasses
 import time
 from typing import Any
 
@@ -14,61 +13,12 @@ from petseg.training import confusion_matrix, sample_weights
 from petseg.training.augmentation import Augmentation
 from petseg.training.loss_scale import LossScale
 from petseg.training.losses import Loss
+from petseg.training.measurements import MeasuredSums, Measurements
 from petseg.training.optimizers import Optimizer
+from petseg.training.requests import Requests
 from petseg.training.sample_weights import WeightMap
 from petseg.training.variables import moving_statistics, replica_sum, step_variable
 from petseg.training.weight_averaging import WeightAverage
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingSums:
-    """What the steps since the last `Trainer.read_sums` did.
-
-    Attributes:
-      steps: number of steps.
-      loss: sum of weight x loss over all pixels, over the sum of denominators; skipped steps are left out.
-      gradient_norm: mean over the steps of the global norm of the gradients, before clipping; likewise.
-      update_ratio: mean over the steps of the global norm of the update over that of the weights; likewise.
-      weight_norm: global norm of the trained weights, now.
-      learning_rate: of the last step.
-      loss_scale: of the next step; 1 without mixed_float16.
-      skipped_steps: since the start of the run.
-      confusion_matrix: int64 [C, C], rows true, columns predicted.
-    """
-
-    steps: int
-    loss: float
-    gradient_norm: float
-    update_ratio: float
-    weight_norm: float
-    learning_rate: float
-    loss_scale: float
-    skipped_steps: int
-    confusion_matrix: np.ndarray
-
-
-class _Totals(tf.Module):
-    """What `Trainer.read_sums` will tell, in variables that a checkpoint can hold."""
-
-    def __init__(self, num_classes: int):
-        super().__init__()
-        self.steps, self.finite_steps = step_variable(0, tf.int64), step_variable(0, tf.int64)
-        self.loss, self.denominator = step_variable(0.0, tf.float32), step_variable(0.0, tf.float32)
-        self.gradient_norm, self.update_ratio = step_variable(0.0, tf.float32), step_variable(0.0, tf.float32)
-        self.confusion = step_variable(tf.zeros([num_classes] * 2, tf.int64), tf.int64)
-
-
-class Requests:
-    """What the loop is asked from outside, by any thread, in any process of a cluster. Make it outside the strategy.
-
-    Attributes:
-      stop: float32 variable; set to 1, the loop ends after the step it is at.
-      save: float32 variable; set to 1, `Trainer.requested` tells all processes that one of them wants a checkpoint.
-    """
-
-    def __init__(self) -> None:
-        with tf.device("cpu:0"):
-            self.stop, self.save = tf.Variable(0.0), tf.Variable(0.0)
 
 
 class Trainer:
@@ -76,9 +26,9 @@ class Trainer:
 
     Make it inside ``strategy.scope()``.
 
-    A step is a few calls of ``strategy.run``, with the decisions between them taken outside the replicas, on numbers
-    that have been reduced: each replica adds up gradients over its micro-batches; one all-reduce; unscale, check,
-    clip; then all replicas update, or none does.
+    A step has four phases, whose methods follow in this order. Accumulate: each replica adds up gradients, loss and
+    counts over its micro-batches. Reduce: the one all-reduce. Decide: true gradients; are they finite? clip. Apply: all
+    replicas update, or none does. Decisions are made outside the replicas, on numbers that have been reduced.
 
     Attributes:
       step: int64 variable, the clock: optimizer steps attempted.
@@ -109,19 +59,19 @@ class Trainer:
         sync_batch_norm: bool = True,
         jit_compile: bool = False,
     ):
-        """Makes one.
+        """Prepares the variables of a step; compiles nothing yet.
 
         Args:
           strategy: its replicas divide the batch.
-          model: see above.
-          optimizer: see above.
-          augment: see `augmentation`.
+          model: float32 images in [0, 255] -> float32 logits.
+          optimizer: of the model's trainable weights.
+          augment: as `augmentation.augmentation` returns it.
           weight_map: masks -> the weight of each pixel.
           loss: what to minimise.
           loss_scale: in use or not.
           requests: to stop, and for a checkpoint.
           batch_size: examples of a step over all replicas.
-          average: see above.
+          average: of the model's weights; None for none.
           clip_norm: largest global norm of the gradients; 0 for no clipping.
           micro_batches: slices of each replica's part of the batch.
           sync_batch_norm: whether the model's batch norms use statistics of all replicas. Where they do not, their
@@ -149,23 +99,27 @@ class Trainer:
         if jit_compile:
             self._differentiate = tf.function(self._forward_and_backward, jit_compile=True)
         _, height, width, self._num_classes = model.output_shape
-        self._pixels = float(batch_size * height * width)
+        self._pixels_of_batch = float(batch_size * height * width)
         self.step, self.nonfinite_step = step_variable(0, tf.int64), step_variable(-1, tf.int64)
         self._requested = step_variable([0.0, 0.0], tf.float32)
-        self._totals = _Totals(self._num_classes)
+        self._measured_sums = MeasuredSums(self._num_classes)
         self._divisor = step_variable(1.0, tf.float32)
-        self._confusion = replica_sum([self._num_classes] * 2, tf.int64)
+        self._replica_confusion = replica_sum([self._num_classes] * 2, tf.int64)
         self._nonfinite_replicas = replica_sum([strategy.num_replicas_in_sync], tf.int64)
         # What a replica has added up since the step began: gradients, loss, denominator.
         self._weights = optimizer.weights
-        self._sums = [replica_sum(v.shape, v.dtype) for v in self._weights]
-        self._sums += [replica_sum([], tf.float32) for _ in range(2)]
+        self._accumulated = [replica_sum(v.shape, v.dtype) for v in self._weights]
+        self._accumulated += [replica_sum([], tf.float32) for _ in range(2)]
         # What the forward pass changes by itself, and how it was when the step began.
         self._statistics = moving_statistics(model)
         self._statistics_before = [replica_sum(v.shape, v.dtype) for v in self._statistics]
 
+    def compile(self, iterator: Any) -> None:
+        """Traces and compiles the loop, and takes no batch."""
+        self._loop(iterator, tf.constant(0, tf.int64))
+
     def run(self, iterator: Any, num_steps: int) -> np.ndarray:
-        """Takes `num_steps` batches and makes a step with each; 0 only compiles.
+        """Takes `num_steps` batches and makes a step with each.
 
         Stops earlier when asked to, and after a step that was not finite for another reason than the loss scale.
 
@@ -185,12 +139,15 @@ class Trainer:
         return bool(stop), bool(save)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold for the run to go on as if it had not stopped, by name; see `settle`."""
+        """What a checkpoint must hold for the run to go on as if it had not stopped, by name.
+
+        All of it is up to date only after `complete_state`.
+        """
         return {
             **self.scored_state(),
             "optimizer": self.optimizer,
             "loss_scale": self.loss_scale,
-            "totals": self._totals,
+            "totals": self._measured_sums,
         }
 
     def scored_state(self) -> dict[str, Any]:
@@ -198,29 +155,33 @@ class Trainer:
         average = {} if self.average is None else {"average": self.average}
         return {"model": self.model, "step": self.step, **average}
 
-    def read_sums(self) -> TrainingSums:
-        """What happened since the last call; starts counting anew. All processes of a cluster call this together."""
-        self.settle()
-        totals = self._totals
-        sums = TrainingSums(
-            steps=int(totals.steps.numpy()),
-            loss=_ratio(totals.loss, totals.denominator),
-            gradient_norm=_ratio(totals.gradient_norm, totals.finite_steps),
-            update_ratio=_ratio(totals.update_ratio, totals.finite_steps),
-            weight_norm=float(tf.linalg.global_norm([tf.convert_to_tensor(weight) for weight in self._weights])),
-            learning_rate=float(self.optimizer.learning_rate(tf.maximum(self.step - 1, 0))),
-            loss_scale=float(self.loss_scale.value()),
-            skipped_steps=int(self.loss_scale.skipped_steps.numpy()),
-            confusion_matrix=totals.confusion.numpy(),
-        )
-        for variable in totals.variables:
-            variable.assign(tf.zeros_like(variable))
-        return sums
+    def complete_state(self) -> None:
+        """Collects for `state` what each replica has counted by itself. All processes of a cluster do this together."""
+        self._measured_sums.confusion.assign_add(self._replica_confusion.numpy())
+        self._replica_confusion.assign(tf.zeros_like(self._replica_confusion))
+
+    def pop_measurements(self) -> Measurements:
+        """What happened since the last call; starts anew. All processes of a cluster call this together."""
+        self.complete_state()
+        sums = self._measured_sums
+        state = {
+            "learning_rate": float(self.optimizer.learning_rate(tf.maximum(self.step - 1, 0))),
+            "weight_norm": float(tf.linalg.global_norm([tf.convert_to_tensor(weight) for weight in self._weights])),
+            "loss_scale": float(self.loss_scale.value()),
+            "skipped_steps": int(self.loss_scale.skipped_steps.numpy()),
+        }
+        found = Measurements(int(sums.steps.numpy()), {**sums.means(), **state}, sums.confusion.numpy())
+        sums.clear()
+        return found
 
     def gradients(self) -> dict[str, np.ndarray]:
-        """The gradients of the last step by weight: reduced and unscaled, not clipped. Called by all processes."""
-        totals = zip(self._weights, self._sums, strict=False)  # loss and denominator follow the gradients
-        return {weight.path: total.numpy() / self._divisor.numpy() for weight, total in totals}
+        """The gradients of the last step by weight: reduced and unscaled, not clipped. Called by all processes.
+
+        They are 0 where no pixel of the batch counted, as for the update.
+        """
+        totals = zip(self._weights, self._accumulated, strict=False)  # loss and denominator follow the gradients
+        divisor = self._divisor.numpy()
+        return {weight.path: tf.math.divide_no_nan(total.numpy(), divisor).numpy() for weight, total in totals}
 
     def weights(self) -> dict[str, np.ndarray]:
         """The trained weights, by the same names."""
@@ -250,11 +211,6 @@ class Trainer:
         """Lets `run` go past a step that was not finite."""
         self.nonfinite_step.assign(-1)
 
-    def settle(self) -> None:
-        """Makes `state` complete, before it is saved. All processes of a cluster call this together."""
-        self._totals.confusion.assign_add(self._confusion.numpy())
-        self._confusion.assign(tf.zeros_like(self._confusion))
-
     @tf.function(autograph=False)  # which would rewrite the sources of all that is called here, for as long as tracing
     def _loop(self, iterator: Any, num_steps: tf.Tensor) -> tf.Tensor:
         self.traces += 1
@@ -266,7 +222,7 @@ class Trainer:
             done: tf.Tensor, began: tf.Tensor, times: tf.TensorArray
         ) -> tuple[tf.Tensor, tf.Tensor, tf.TensorArray]:
             batch = next(iterator)
-            arrived = _time_after(batch)
+            arrived = _time_after(batch["position"])  # a batch's tensors arrive together, and this one is small
             ended = _time_after(self._step(batch))
             times = times.write(tf.cast(done, tf.int32), tf.stack([arrived - began, ended - began]))
             return done + 1, ended, times
@@ -275,58 +231,80 @@ class Trainer:
         *_, times = tf.while_loop(goes_on, step, (tf.constant(0, tf.int64), _time_after([]), times))
         return times.stack()
 
+    # A step, seen from outside the replicas.
+
     def _step(self, batch: Any) -> tf.Tensor:
-        """One step, seen from outside the replicas; returns what is known only when its gradients are."""
-        run = self._strategy.run
-
-        def accumulate(part: Any) -> tuple[Any]:
-            run(self._accumulate, args=(batch, self.step, part))
-            return (part + 1,)
-
-        def update() -> None:
-            ratio = self._strategy.experimental_local_results(run(self._update, args=(gradients, self.step)))[0]
-            self._totals.update_ratio.assign_add(ratio)
-            self._totals.loss.assign_add(loss)
-            self._totals.denominator.assign_add(denominator)
-            self._totals.gradient_norm.assign_add(norm)
-            self._totals.finite_steps.assign_add(1)
-
+        """Accumulate, reduce, decide, apply; returns what is known only when the gradients are."""
         self.optimizer.set_learning_rates(self.step)
-        run(self._begin)
-        if self._micro_batches > 1:
-            tf.while_loop(lambda part: part < self._micro_batches, accumulate, (tf.constant(0),))
-        else:
-            accumulate(0)  # a loop in the graph costs a few percent of speed, and memory
-        gradients, *results = run(self._reduce)
-        # Every replica returns the same numbers, for they were computed from reduced sums.
-        loss, denominator, norm, requested = (self._strategy.experimental_local_results(value)[0] for value in results)
+        self._accumulate(batch)
+        gradients, loss, denominator, norm, requested = self._reduce_and_decide()
         finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
-        tf.cond(finite, update, lambda: run(self._undo))
+        tf.cond(
+            finite,
+            lambda: self._apply(gradients, loss=loss, denominator=denominator, norm=norm),
+            lambda: self._strategy.run(self._undo),
+        )
         self._divisor.assign(denominator * self.loss_scale.value())
-        explained = self.loss_scale.update(finite)
-        self.nonfinite_step.assign(tf.where(explained, self.nonfinite_step, self.step))
+        accounted_for = self.loss_scale.update(finite)
+        self.nonfinite_step.assign(tf.where(accounted_for, self.nonfinite_step, self.step))
         self._requested.assign(requested)
-        self._totals.steps.assign_add(1)
+        self._measured_sums.steps.assign_add(1)
         self.step.assign_add(1)
         return norm
 
-    # The rest is seen from a replica.
+    def _accumulate(self, batch: Any) -> None:
+        def add_slice(part: Any) -> tuple[Any]:
+            self._strategy.run(self._add_slice, args=(batch, self.step, part))
+            return (part + 1,)
+
+        self._strategy.run(self._begin)
+        if self._micro_batches > 1:
+            tf.while_loop(lambda part: part < self._micro_batches, add_slice, (tf.constant(0),))
+        else:
+            add_slice(0)  # a loop in the graph costs a few percent of speed, and memory
+
+    def _reduce_and_decide(self) -> tuple[Any, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Each replica's gradients, all alike; loss, denominator, norm of the gradients and requests."""
+        gradients, *results = self._strategy.run(lambda: self._decide(self._reduce()))
+        # Every replica returns the same numbers, for they were computed from reduced sums.
+        loss, denominator, norm, requested = (self._of_first_replica(value) for value in results)
+        return gradients, loss, denominator, norm, requested
+
+    def _apply(self, gradients: Any, *, loss: tf.Tensor, denominator: tf.Tensor, norm: tf.Tensor) -> None:
+        ratio = self._of_first_replica(self._strategy.run(self._update, args=(gradients, self.step)))
+        self._measured_sums.add(self._measure(loss=loss, denominator=denominator, norm=norm, update_ratio=ratio))
+
+    def _measure(
+        self, *, loss: tf.Tensor, denominator: tf.Tensor, norm: tf.Tensor, update_ratio: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """What a step that changed the weights adds to the sums; `measurements.MEANS` describes each."""
+        return {
+            "loss": loss,
+            "denominator": denominator,
+            "gradient_norm": norm,
+            "update_ratio": update_ratio,
+        }
+
+    def _of_first_replica(self, value: Any) -> tf.Tensor:
+        return self._strategy.experimental_local_results(value)[0]
+
+    # The same step, seen from a replica.
 
     def _begin(self) -> None:
-        for total in self._sums:
+        for total in self._accumulated:
             total.assign(tf.zeros_like(total))
         for before, variable in zip(self._statistics_before, self._statistics, strict=True):
             before.assign(variable)
 
-    def _accumulate(self, batch: dict[str, tf.Tensor], step: tf.Tensor, part: tf.Tensor) -> None:
+    def _add_slice(self, batch: dict[str, tf.Tensor], step: tf.Tensor, part: tf.Tensor) -> None:
         """Adds gradients, loss, denominator and confusion matrix of a slice to what the replica has."""
         batch = {key: self._slice(value, part) for key, value in batch.items()}
         images, masks, weights, valid = self.prepare(batch, step)
         gradients, *sums, predictions = self._differentiate(images, masks, weights, valid, self.loss_scale.value())
-        for total, value in zip(self._sums, (*gradients, *sums), strict=True):
+        for total, value in zip(self._accumulated, (*gradients, *sums), strict=True):
             total.assign_add(value)
         matrices = confusion_matrix.confusion_matrices(masks[..., 0], predictions, valid, self._num_classes)
-        self._confusion.assign_add(tf.reduce_sum(matrices, axis=0))
+        self._replica_confusion.assign_add(tf.reduce_sum(matrices, axis=0))
 
     def _slice(self, values: tf.Tensor, part: tf.Tensor) -> tf.Tensor:
         """Every K-th example: then a slice, over all replicas, holds the same examples on any number of them."""
@@ -339,29 +317,35 @@ class Trainer:
         with tf.GradientTape() as tape:
             logits = self.model(images, training=True)
             loss, denominator = self._loss.sums(masks[..., 0], logits, weights, valid)
-            # Divided by a constant, the pixels of the global batch, to keep sums near 1; `_reduce` divides truly.
-            loss, denominator = loss / self._pixels, denominator / self._pixels
+            # Divided by a constant, the pixels of the global batch, to keep sums near 1; `_decide` divides truly.
+            loss, denominator = loss / self._pixels_of_batch, denominator / self._pixels_of_batch
             scaled = loss * scale
         gradients = tape.gradient(scaled, self._weights)
         return gradients, loss, denominator, tf.argmax(logits, axis=-1, output_type=tf.int32)
 
-    def _reduce(self) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        """The one all-reduce; then true gradients, clipped, with loss, denominator, norm and requests."""
+    def _reduce(self) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """The one all-reduce: accumulated sums, and requests, over all replicas."""
         values = {
-            "sums": [tf.identity(total) for total in self._sums],
+            "sums": [tf.identity(total) for total in self._accumulated],
             "statistics": [tf.identity(v.value) for v in self._statistics if self._average_statistics],
             "requests": tf.stack([self._requests.stop, self._requests.save]),
         }
         reduced = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
         for variable, total in zip(self._statistics, reduced["statistics"], strict=False):
             variable.assign(total / self._strategy.num_replicas_in_sync)
-        *gradients, loss, denominator = reduced["sums"]
+        return reduced["sums"], reduced["requests"]
+
+    def _decide(
+        self, reduced: tuple[list[tf.Tensor], tf.Tensor]
+    ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """True gradients, clipped; loss and denominator; the norm before clipping, by which all decide; requests."""
+        (*gradients, loss, denominator), requests = reduced
         divisor = denominator * self.loss_scale.value()
         gradients = [tf.math.divide_no_nan(gradient, divisor) for gradient in gradients]
         norm = tf.linalg.global_norm(gradients)
         if self._clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, self._clip_norm, use_norm=norm)
-        return gradients, loss, denominator, norm, reduced["requests"]
+        return gradients, loss, denominator, norm, requests
 
     def _update(self, gradients: list[tf.Tensor], step: tf.Tensor) -> tf.Tensor:
         """Makes the update; returns its norm over that of the weights."""
@@ -375,7 +359,7 @@ class Trainer:
     def _undo(self) -> None:
         for before, variable in zip(self._statistics_before, self._statistics, strict=True):
             variable.assign(tf.identity(before))
-        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(tf.identity(total))) for total in self._sums])
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(tf.identity(total))) for total in self._accumulated])
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         number = self._strategy.num_replicas_in_sync
         self._nonfinite_replicas.assign(tf.one_hot(replica, number, dtype=tf.int64) * tf.cast(~finite, tf.int64))
@@ -392,25 +376,23 @@ def check_step(
     replicas = strategy.num_replicas_in_sync
     if batch_size % (replicas * micro_batches):
         raise ConfigError(
-            f"--micro_batches={micro_batches}: takes a divisor of the {batch_size // replicas} examples that each "
+            f"--micro_batches={micro_batches}: must divide the {batch_size // replicas} examples that each "
             f"replica gets of --batch_size={batch_size}"
         )
     if jit_compile and sync_batch_norm and replicas > 1:
         raise ConfigError(
-            f"--jit_compile: with {replicas} replicas takes --nosync_batch_norm: XLA cannot compile what replicas say "
-            "to each other in the middle of a pass"
+            f"--jit_compile: with {replicas} replicas --nosync_batch_norm must be given too: XLA cannot compile what "
+            "replicas say to each other in the middle of a pass"
         )
 
 
 def _time_after(value: Any) -> tf.Tensor:
-    """Seconds since 1970, float64, read on the host once a value is there; 0 where op determinism forbids clocks."""
+    """Seconds since 1970, float64, read on the host once tensors are there; 0 where op determinism forbids clocks.
+
+    One number of each tensor is copied to the host.
+    """
     if tf_config.is_op_determinism_enabled():
         return tf.constant(0.0, tf.float64)
-    with tf.device("cpu:0"):
-        there = [tf.identity(part) for part in tf.nest.flatten(value, expand_composites=True)]
-        with tf.control_dependencies(there):
-            return tf.timestamp()
-
-
-def _ratio(total: tf.Variable, count: tf.Variable) -> float:
-    return float(total.numpy()) / float(count.numpy()) if count.numpy() else float("nan")
+    first = [tf.reshape(part, [-1])[0] for part in tf.nest.flatten(value, expand_composites=True)]
+    with tf.device("cpu:0"), tf.control_dependencies([tf.identity(part) for part in first]):
+        return tf.timestamp()

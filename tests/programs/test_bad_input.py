@@ -86,7 +86,7 @@ FLAGS = [
     ("--optimizer=lion", "--optimizer=lion: takes one of adam, adamw, sgd"),
     ("--precision=float8", "--precision=float8: takes one of float32"),
     ("--clip_norm=-1", "--clip_norm=-1.0: takes a number of at least 0"),
-    ("--micro_batches=3", "--micro_batches=3: takes a divisor of the 8 examples"),
+    ("--micro_batches=3", "--micro_batches=3: must divide the 8 examples"),
     ("--on_nonfinite=ignore", "--on_nonfinite=ignore: takes one of halt, skip, restore"),
     ("--checkpoint_every_minutes=-1", "takes a number of at least 0"),
     ("--keep_checkpoints=0", "takes a whole number of at least 1"),

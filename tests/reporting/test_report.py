@@ -10,7 +10,8 @@ from petseg.reporting.report import EXTREME_EXAMPLES, Report
 from petseg.reporting.summaries import EVAL, read_csv
 from petseg.runs.schedule import Clock
 from petseg.runs.work_directory import WorkDirectory
-from petseg.training.trainer import TrainingSums
+from petseg.training import measurements
+from petseg.training.measurements import Measurements
 
 
 class Scorer:
@@ -74,7 +75,8 @@ def test_figures_that_cannot_be_written_do_not_end_the_training(report, caplog):
 
 def test_a_summary_can_be_read_at_once_by_who_watches(report):
     report, workdir = report
-    sums = TrainingSums(2, 0.5, 1.0, 1e-3, 10.0, 1e-3, 1.0, 0, np.eye(3, dtype=np.int64))
+    scalars = dict.fromkeys([*measurements.MEANS, *measurements.STATE], 0.5)
+    sums = Measurements(2, scalars, np.eye(3, dtype=np.int64))
     for step in (2, 4):
         report.summary(step, sums, {"speed/images_per_second": 100.0})
         for tag in ("loss", "mean_iou", "speed/images_per_second"):

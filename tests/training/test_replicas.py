@@ -40,7 +40,7 @@ def runs(request, pets):
         losses = []
         for step in range(STEPS):
             trainer.run(batches, 1)
-            losses.append(trainer.read_sums().loss)
+            losses.append(trainer.pop_measurements().scalars["loss"])
             if step == 0:  # the first momentum is the gradient times the learning rate
                 slots = [variable for variable in trainer.optimizer.variables if "momentum" in variable.path]
                 gradient = np.concatenate([per_replica(strategy, slot)[0].reshape(-1) for slot in slots])
@@ -81,7 +81,7 @@ def test_without_synchronised_batch_norm_replicas_stay_copies_also_under_xla(pet
             2, examples=pets, batch_size=BATCH, sync_batch_norm=False, jit_compile=jit_compile
         )
         trainer.run(batches, 3)
-        losses.append(trainer.read_sums().loss)
+        losses.append(trainer.pop_measurements().scalars["loss"])
         moving = [v for v in trainer.model.variables if "batch_norm" in v.path and "moving" in v.path]
         assert len(moving) == 8
         for variable in moving:
@@ -112,7 +112,7 @@ def test_micro_batches_on_two_replicas_are_those_on_one():
         sums = []
         for _ in range(4):
             trainer.run(batches, 1)
-            sums.append(trainer.read_sums().loss)
+            sums.append(trainer.pop_measurements().scalars["loss"])
         losses.append(sums)
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
@@ -125,7 +125,7 @@ def test_clipping_looks_at_the_reduced_gradient():
             learning_rate=1.0,
         )  # fmt: skip
         trainer.run(batches, 1)
-        norms.append(trainer.read_sums().gradient_norm)
+        norms.append(trainer.pop_measurements().scalars["gradient_norm"])
         slots = [variable for variable in trainer.optimizer.variables if "momentum" in variable.path]
         update = np.concatenate([per_replica(strategy, slot)[0].reshape(-1) for slot in slots])
         updates.append(float(np.linalg.norm(update.astype(np.float64))))
@@ -152,15 +152,15 @@ def test_an_overflow_on_any_replica_leaves_everything_as_it_was_on_all():
                 if "learning_rate" not in v.path]  # fmt: skip
 
     trainer.run(batches, 1)
-    assert trainer.read_sums().skipped_steps == 0
+    assert trainer.pop_measurements().scalars["skipped_steps"] == 0
     for k in range(3):
         before, iterations = state(), int(trainer.optimizer.iterations.numpy())
         poisoned.assign(k)
         trainer.run(batches, 1)
-        sums = trainer.read_sums()
-        assert sums.loss_scale == 1024.0 / 2 ** (k + 1)
-        assert sums.skipped_steps == k + 1
-        assert np.isnan(sums.loss)
+        sums = trainer.pop_measurements()
+        assert sums.scalars["loss_scale"] == 1024.0 / 2 ** (k + 1)
+        assert sums.scalars["skipped_steps"] == k + 1
+        assert np.isnan(sums.scalars["loss"])
         assert int(trainer.step.numpy()) == 2 + k
         assert int(trainer.optimizer.iterations.numpy()) == iterations == 1
         for old, new in zip(before, state(), strict=True):
@@ -169,12 +169,12 @@ def test_an_overflow_on_any_replica_leaves_everything_as_it_was_on_all():
     poisoned.assign(-1)
     trainer.run(batches, 1)
     assert int(trainer.optimizer.iterations.numpy()) == 2
-    assert np.isfinite(trainer.read_sums().loss)
+    assert np.isfinite(trainer.pop_measurements().scalars["loss"])
     assert any((np.asarray(old) != np.asarray(new)).any() for old, new in zip(before, state(), strict=True))
 
 
 def test_xla_and_synchronised_batch_norm_on_several_replicas_are_refused():
-    with pytest.raises(ConfigError, match="--jit_compile: with 2 replicas takes --nosync_batch_norm"):
+    with pytest.raises(ConfigError, match="--jit_compile: with 2 replicas --nosync_batch_norm must be given"):
         make_trainer(2, examples=random_examples(8), jit_compile=True)
 
 
@@ -199,7 +199,7 @@ def test_what_recipes_add_does_not_depend_on_the_number_of_replicas(pets):
         for first, *others in averages:
             for other in others:
                 np.testing.assert_array_equal(first, other)
-        found[number] = trainer.read_sums(), np.concatenate([first.reshape(-1) for first, *_ in averages])
-    assert found[2][0].loss == pytest.approx(found[1][0].loss, rel=1e-5)
+        found[number] = trainer.pop_measurements(), np.concatenate([first.reshape(-1) for first, *_ in averages])
+    assert found[2][0].scalars["loss"] == pytest.approx(found[1][0].scalars["loss"], rel=1e-5)
     np.testing.assert_array_equal(found[2][0].confusion_matrix.sum(), found[1][0].confusion_matrix.sum())
     np.testing.assert_allclose(found[2][1], found[1][1], atol=2e-5)
