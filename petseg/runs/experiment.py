@@ -94,6 +94,7 @@ class Experiment:
             )
             for split in (data.train_split, data.eval_split)
         )
+        catalog.warn_of_shared_examples(data.dataset, data.train_split, data.eval_split, data.data_dir)
         self.steps_per_epoch = example_order.steps_per_epoch(len(self.train_examples), data.batch_size)
         self.clock = Clock.of(config.schedule, self.steps_per_epoch)
         self.class_weights = building.resolve_class_weights(config, self.train_examples)
