@@ -219,7 +219,7 @@ def test_a_bad_example_leaves_no_files(tmp_path):
     bad = np.full((40, 30), 4, np.uint8)
     write_data_set(tmp_path / "data", [(png(picture()), png(bad))])
     for cache in ("disk", "none"):
-        with pytest.raises(DataError, match=r"handmade_pets, split train, example 0.*from 4 to 4; takes 1 to 3"):
+        with pytest.raises(DataError, match=r"handmade_pets, split train, example 0.*from 4 to 4; they must be 1 to 3"):
             decoding.load("handmade_pets", "train", 32, str(tmp_path / "data"), cache=cache, cache_dir=str(tmp_path))
     assert not [path for path in tmp_path.iterdir() if path.is_dir() and path.name != "data"]
 
@@ -250,9 +250,9 @@ def test_a_file_of_records_that_ends_early_is_named(shards, tmp_path):
     whole = next((shards / "in_order").glob("**/*.tfrecord*"))
     cut = tmp_path / "cut.tfrecord"
     cut.write_bytes(whole.read_bytes()[:-3])
-    with pytest.raises(DataError, match=r"cut\.tfrecord: is no TFRecord file, or a truncated one"):
+    with pytest.raises(DataError, match=r"cut\.tfrecord: must be a TFRecord file, and a whole one"):
         RecordFiles.index([cut], np.array([[0, 0]]))
-    with pytest.raises(DataError, match=r"has \d+ records; takes 1000"):
+    with pytest.raises(DataError, match=r"has \d+ records; must have 1000"):
         RecordFiles.index([whole], np.array([[0, 999]]))
 
 
