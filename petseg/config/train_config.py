@@ -17,6 +17,7 @@ IMAGENET_ALPHAS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker_mirrored", "central_storage", "parameter_server", "tpu")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 OF_THE_SET = -1.0
+CACHES = ("memory", "disk", "none")
 CACHE_DIR = "~/.cache/petseg"
 LOCAL_CROSS_DEVICE_OPS = ("nccl", "hierarchical_copy", "reduction_to_one_device")
 
@@ -57,7 +58,7 @@ class DataConfig(Group):
     cache: str = option(
         "memory",
         "where decoded examples wait: in host memory; in files under --cache_dir; nowhere, each batch decodes its own",
-        choices=("memory", "disk", "none"),
+        choices=CACHES,
     )
     cache_dir: str = option("", f"folder of --cache=disk, which later runs use too; empty: `{CACHE_DIR}`")
     data_service: str = option(

@@ -147,8 +147,8 @@ def warn_of_shared_examples(dataset: str, train_split: str, eval_split: str, dat
     shared = overlap(dataset, train_split, eval_split, data_dir)
     if shared:
         logger.warning(
-            "--eval_split=%s: %d of its %d examples are in --train_split=%s too; scores on them, and the checkpoint that "
-            "is the best by them, say little about other images",
+            "--eval_split=%s: %d of its %d examples are in --train_split=%s too; scores on them, and the checkpoint "
+            "that is the best by them, say little about other images",
             eval_split, shared, size(dataset, eval_split, data_dir), train_split,
         )  # fmt: skip
 

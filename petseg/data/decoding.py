@@ -194,8 +194,8 @@ def _in_its_records(source: _Source) -> Examples:
     builder = source.builder
     if builder.info.file_format.value != "tfrecord":
         raise DataError(
-            f"--cache=none: {source.dataset} lies in files of format {builder.info.file_format.value}; must be tfrecord; "
-            "--cache=disk reads any"
+            f"--cache=none: {source.dataset} lies in files of format {builder.info.file_format.value}; "
+            "must be tfrecord; --cache=disk reads any"
         )
     logger.info("%s: %d examples are looked at, and not kept", source.split, source.count)
     files: dict[str, int] = {}
@@ -255,8 +255,7 @@ def _decode_all(
             ) from error
         except (tf.errors.OpError, StopIteration) as error:
             raise DataError(
-                f"{where}: the files of the data set under {source.builder.data_path} cannot be read: "
-                f"{one_line(error)}"
+                f"{where}: the files of the data set under {source.builder.data_path} cannot be read: {one_line(error)}"
             ) from error
         name = example["name"].decode() or f"{split}/{position}"
         _check_example(example, f"{where} ({name})")
@@ -345,7 +344,9 @@ def _check_example(example: dict[str, Any], where: str) -> None:
     """Raises DataError for an example that would train in silence and teach nonsense."""
     image_size, mask_size = tuple(example["image_size"].tolist()), tuple(example["mask_size"].tolist())
     if image_size != mask_size:
-        raise DataError(f"{where}: the image is {image_size} (height, width), its mask {mask_size}; both must be one size")
+        raise DataError(
+            f"{where}: the image is {image_size} (height, width), its mask {mask_size}; both must be one size"
+        )
     if example["lowest"] < 1 or example["highest"] > len(CLASS_NAMES):
         raise DataError(
             f"{where}: the mask holds values from {example['lowest']} to {example['highest']}; "

@@ -85,9 +85,7 @@ def test_some_examples_of_a_split_are_decoded_without_the_others(data_dir, monke
 
 def test_examples_say_where_they_come_from(data_dir, tmp_path):
     for cache in ("memory", "disk", "none"):
-        examples = decoding.load(
-            "synthetic_pets", "test[:3]", 32, str(data_dir), cache=cache, cache_dir=str(tmp_path)
-        )
+        examples = decoding.load("synthetic_pets", "test[:3]", 32, str(data_dir), cache=cache, cache_dir=str(tmp_path))
         assert examples.origin == "synthetic_pets/1.0.0, test[:3]"
 
 
