@@ -1,4 +1,4 @@
-"""Uses a trained run, to score a split, to predict or to export: flags -> EvalConfig -> petseg.runs.scoring."""
+"""Uses a trained run: scores a split (petseg.runs.scoring), or predicts or exports (petseg.deployment.commands)."""
 
 from petseg.config import command_line
 from petseg.config.eval_config import EvalConfig
@@ -7,12 +7,13 @@ from petseg.runtime import startup
 
 def main(config: EvalConfig) -> None:
     startup.load_tensorflow()  # after the flags are checked
+    from petseg.deployment import commands
     from petseg.runs import scoring
 
     if config.score.predict:
-        scoring.predict(config)
+        commands.predict(config)
     elif config.score.export:
-        scoring.export(config)
+        commands.export(config)
     else:
         scoring.evaluate(config)
 

@@ -1,11 +1,17 @@
-"""Files that are whole or not there: text, bytes and JSON, written under another name, flushed, renamed."""
+"""Files that are whole or not there: text, bytes and JSON, written under another name, flushed, renamed; locks."""
 
+import contextlib
 import json
+import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import filelock
+
+logger = logging.getLogger(__name__)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -32,6 +38,32 @@ def write_bytes(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def one_process_at_a_time(lock_file: Path, what: str) -> Iterator[None]:
+    """Keeps other processes out of the block, those of other machines that see the file too; waits while one is inside.
+
+    The system frees the lock when a process ends, however it ends.
+
+    Args:
+      lock_file: exists while somebody is inside; its folder must exist.
+      what: what is done inside, as the log goes on after "waiting for another process, which".
+
+    Raises:
+      OSError: if the lock file cannot be written.
+    """
+    lock = filelock.FileLock(lock_file)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        logger.info("waiting for another process, which %s", what)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock_file.unlink(missing_ok=True)  # who waits for a lock sees that its file is gone, and makes a new one
+        lock.release()
 
 
 def _without_nan(value: Any) -> Any:

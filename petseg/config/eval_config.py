@@ -4,6 +4,7 @@ import dataclasses
 
 from petseg.config import PRECISIONS, DistributionConfig
 from petseg.config.options import Group, markdown_table, option
+from petseg.config.train_config import CACHES
 from petseg.errors import ConfigError
 
 EXPORT_FORMATS = ("saved_model", "keras", "h5", "tflite", "tflite_int8", "onnx")
@@ -19,6 +20,12 @@ class ScoreConfig(Group):
     data_dir: str = option("", "folder of prepared TFDS data sets; empty: the run's --data_dir")
     batch_size: int = option(0, "examples per step; 0: the run's --batch_size", unit="examples", minimum=0)
     precision: str = option("run", "dtype of the layers' arithmetic; `run`: the run's", choices=("run", *PRECISIONS))
+    cache: str = option(
+        "run",
+        "where decoded examples wait, as train.py's --cache; `run`: as in the run",
+        choices=("run", *CACHES),
+    )
+    cache_dir: str = option("", "folder of --cache=disk; empty: the run's")
     resolution: str = option(
         "model",
         "`native` also scores at each image's own size, against the mask as it was drawn, which is what papers report",
@@ -47,13 +54,13 @@ class ScoreConfig(Group):
         if (bool(self.predict) + bool(self.export)) != bool(self.output_dir):
             raise ConfigError(
                 f"--predict={self.predict}, --export={self.export} and --output_dir={self.output_dir}: "
-                "takes one of the first two, and --output_dir with it"
+                "--output_dir must come with one of the other two, and one of them with it"
             )
         if self.output_dir and (self.watch or self.compare or self.checkpoint == "all"):
-            raise ConfigError("--predict and --export: take one checkpoint, and neither --watch nor --compare")
+            raise ConfigError("--predict and --export: --checkpoint must be one, without --watch and --compare")
         unknown = [name for name in self.export_formats() if name not in EXPORT_FORMATS]
         if unknown:
-            raise ConfigError(f"--export={unknown[0]}: no such format; takes {', '.join(EXPORT_FORMATS)}")
+            raise ConfigError(f"--export={unknown[0]}: no such format; must be some of {', '.join(EXPORT_FORMATS)}")
         if self.compare and (self.watch or self.checkpoint == "all"):
             raise ConfigError(f"--compare={self.compare}: compares one checkpoint, not --watch or --checkpoint=all")
 

@@ -49,16 +49,16 @@ class Allowed:
             return "a text that is not empty" if self.required else "a text"
         text = "a whole number" if kind is int else "a number"
         if self.minimum is not None:
-            text += f" of at least {self.minimum:g}"
+            text += f" of at least {self.minimum:.10g}"
         if self.above is not None:
-            text += f" above {self.above:g}"
+            text += f" above {self.above:.10g}"
         if self.maximum is not None:
-            text += f" and at most {self.maximum:g}"
+            text += f" and at most {self.maximum:.10g}"
         if self.below is not None:
-            text += f" and below {self.below:g}"
+            text += f" and below {self.below:.10g}"
         if self.multiple_of is not None:
             text += f" that {self.multiple_of} divides"
-        return text if self.or_exactly is None else f"{text}, or {self.or_exactly:g}"
+        return text if self.or_exactly is None else f"{text}, or {self.or_exactly:.10g}"
 
     def admits(self, value: Any, kind: Any) -> bool:
         if kind is float and type(value) is int:

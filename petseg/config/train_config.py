@@ -17,8 +17,21 @@ IMAGENET_ALPHAS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker_mirrored", "central_storage", "parameter_server", "tpu")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 OF_THE_SET = -1.0
+CACHES = ("memory", "disk", "none")
 CACHE_DIR = "~/.cache/petseg"
 LOCAL_CROSS_DEVICE_OPS = ("nccl", "hierarchical_copy", "reduction_to_one_device")
+
+
+DATASET_NAME = re.compile(r"\w+(/\w[\w+.-]*)?(:(\d+|\*)(\.(\d+|\*)){2})?", re.ASCII)
+
+
+def check_dataset_name(dataset: str) -> None:
+    """Raises ConfigError for what TFDS would hand to other libraries, or to builders as arguments.
+
+    A name such as `huggingface:owner/name` in somebody else's config.json could have code run.
+    """
+    if not DATASET_NAME.fullmatch(dataset):
+        raise ConfigError(f"--dataset={dataset}: must be the name of a TFDS data set, NAME[/CONFIG][:VERSION]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +58,7 @@ class DataConfig(Group):
     cache: str = option(
         "memory",
         "where decoded examples wait: in host memory; in files under --cache_dir; nowhere, each batch decodes its own",
-        choices=("memory", "disk", "none"),
+        choices=CACHES,
     )
     cache_dir: str = option("", f"folder of --cache=disk, which later runs use too; empty: `{CACHE_DIR}`")
     data_service: str = option(
@@ -56,6 +69,7 @@ class DataConfig(Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_dataset_name(self.dataset)
         if self.service_addresses() and self.cache != "disk":
             raise ConfigError(
                 f"--data_service={self.data_service}: takes --cache=disk, in a --cache_dir that the service sees too; "
@@ -352,7 +366,9 @@ class RuntimeConfig(Group):
     """Where the run lives, and what may vary between two runs of one config."""
 
     workdir: str = option("", "work directory; empty: a new folder under `runs/`")
-    seed: int = option(0, "seed of initial weights, example order and augmentation", resume="fixed", minimum=0)
+    seed: int = option(
+        0, "seed of initial weights, example order and augmentation", resume="fixed", minimum=0, maximum=2**32 - 1
+    )
     on_nonfinite: str = option(
         "halt",
         "what follows when loss or gradients are not finite: the run ends; the step is skipped; or the weights "

@@ -3,15 +3,20 @@
 The only module that asks TFDS for data.
 """
 
+import contextlib
+import io
 import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from petseg import files
+from petseg.config.train_config import check_dataset_name
 from petseg.errors import DataError, one_line
 from petseg.runtime import autotuning
 
@@ -21,38 +26,80 @@ logger = logging.getLogger(__name__)
 def prepare(dataset: str, data_dir: str) -> Any:
     """A builder whose files lie on disk, whatever their version; downloads them where they do not.
 
+    Of several processes that find no files, one prepares them, and the others wait for it.
+
     Args:
       dataset: TFDS name, with a version where one is wanted (`oxford_iiit_pet:4.0.0`).
       data_dir: folder of prepared data sets; empty for TFDS's default.
 
     Raises:
+      ConfigError: if the name is not a plain one.
       DataError: if the data set is unknown, or can neither be found nor be downloaded.
     """
-    if dataset.split(":")[0] == "synthetic_pets":
-        from petseg.data import synthetic_pets  # noqa: F401 (importing it registers the builder)
-    where = {"data_dir": os.path.expanduser(data_dir)} if data_dir else {}
-    try:
-        builder = tfds.builder(dataset, **where)
-    except Exception as error:  # TFDS raises whatever its readers and registries raise
-        raise DataError(f"no data set {dataset}: {one_line(error)}") from error
+    check_dataset_name(dataset)
+    builder = _builder(dataset, data_dir)
     if builder.data_path.exists():
         return builder
     if builder.data_path.parent.exists() and ":" not in dataset:
-        older = tfds.builder(f"{dataset}:*.*.*", **where)  # perhaps another version than TFDS's newest lies on disk
+        older = _builder(f"{dataset}:*.*.*", data_dir)  # perhaps another version than TFDS's newest lies on disk
         if older.data_path.exists():
             return older
-    logger.info("%s is not under %s: preparing it, with whatever TFDS must download", dataset, builder.data_path.parent)
-    if not (sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)):
-        tfds.disable_progress_bar()  # in a log, its bars would be hundreds of lines
     try:
-        builder.download_and_prepare()
+        with _one_process_at_a_time(builder):
+            builder = _builder(dataset, data_dir)
+            if not builder.data_path.exists():
+                _write(builder)
     except Exception as error:  # no network, a full disk, a moved archive: there is no common class
+        if _is_embedded(builder.name):
+            raise DataError(f"{dataset} cannot be drawn into {builder.data_path} ({one_line(error)})") from error
         raise DataError(
             f"{dataset} is neither under {builder.data_path.parent} nor can it be downloaded ({one_line(error)}). "
             "Give the folder of a prepared copy with --data_dir=PATH, or train on the embedded data set, which needs "
             "no download, with --dataset=synthetic_pets."
         ) from error
     return builder
+
+
+def _builder(dataset: str, data_dir: str) -> Any:
+    if _is_embedded(dataset.split(":")[0]):
+        from petseg.data import synthetic_pets  # noqa: F401 (importing it registers the builder)
+    where = {"data_dir": os.path.expanduser(data_dir)} if data_dir else {}
+    try:
+        return tfds.builder(dataset, **where)
+    except Exception as error:  # TFDS raises whatever its readers and registries raise
+        raise DataError(f"no data set {dataset}: {one_line(error)}") from error
+
+
+def _is_embedded(name: str) -> bool:
+    return name == "synthetic_pets"
+
+
+def _one_process_at_a_time(builder: Any) -> contextlib.AbstractContextManager[None]:
+    """Keeps other processes from preparing the same files; those with one seed would write into one temporary folder.
+
+    TFDS draws the name of that folder from Python's `random`, which every run seeds.
+    """
+    root = os.fspath(builder.data_dir_root)
+    if "://" in root:  # a bucket, where no file can be locked
+        return contextlib.nullcontext()
+    Path(root).mkdir(parents=True, exist_ok=True)
+    name = builder.info.full_name.replace("/", "-")
+    return files.one_process_at_a_time(Path(root, f".{name}.lock"), f"prepares {builder.data_path}")
+
+
+def _write(builder: Any) -> None:
+    """Has TFDS write the files of a data set."""
+    embedded = _is_embedded(builder.name)
+    if embedded:
+        logger.info("%s is drawn into %s", builder.name, builder.data_path)
+    else:
+        where = builder.data_path.parent
+        logger.info("%s is not under %s: preparing it, with whatever TFDS must download", builder.name, where)
+    if embedded or not (sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)):
+        tfds.disable_progress_bar()  # in a log, its bars would be hundreds of lines
+    # What TFDS prints speaks of a download of unknown size.
+    with contextlib.redirect_stdout(io.StringIO()) if embedded else contextlib.nullcontext():
+        builder.download_and_prepare()
 
 
 def num_examples(builder: Any, split: str) -> int:
@@ -91,6 +138,21 @@ def overlap(dataset: str, first: str, second: str, data_dir: str = "") -> int:
     )
 
 
+def warn_of_shared_examples(dataset: str, train_split: str, eval_split: str, data_dir: str = "") -> None:
+    """Warns if a run would be scored, and its best checkpoint be chosen, on examples that it trains on.
+
+    Raises:
+      DataError: as `overlap`.
+    """
+    shared = overlap(dataset, train_split, eval_split, data_dir)
+    if shared:
+        logger.warning(
+            "--eval_split=%s: %d of its %d examples are in --train_split=%s too; scores on them, and the checkpoint "
+            "that is the best by them, say little about other images",
+            eval_split, shared, size(dataset, eval_split, data_dir), train_split,
+        )  # fmt: skip
+
+
 def _ranges(builder: Any, split: str) -> list[tuple[str, int, int]]:
     """A split as stretches (name, start, stop) of the data set's own splits."""
     splits = builder.info.splits
@@ -103,7 +165,7 @@ def _ranges(builder: Any, split: str) -> list[tuple[str, int, int]]:
     except (ValueError, AssertionError, KeyError) as error:
         sizes = _split_sizes(builder.info)
         raise DataError(
-            f"{builder.info.name}: no split {split}; takes {sizes}, or a slice such as 'train[:90%]'"
+            f"{builder.info.name}: no split {split}; it must be one of {sizes}, or a slice such as 'train[:90%]'"
         ) from error
 
 

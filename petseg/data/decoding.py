@@ -25,7 +25,7 @@ from petseg.errors import DataError, one_line
 from petseg.runtime import autotuning
 
 Gather = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
-DECODED_AT_ONCE = 16
+DECODED_AT_ONCE = 16  # pictures whose pixels are in memory at one time: 24 megapixels take 360 MiB while one is resized
 TENSOR_ALIGNMENT = 64  # bytes
 logger = logging.getLogger(__name__)
 
@@ -36,12 +36,13 @@ class Examples:
 
     Attributes:
       images: uint8 [N, S, S, 3]; an array, or what is indexed like one.
-      masks: uint8 [N, S, S, 1], class ids; likewise.
+      masks: uint8 [N, S, S, 1], class ids; an array, or what is indexed like one.
       names: N names to recognise examples by: file names where the data set has them, else `<split>/<position>`.
       groups: for each class label in which examples differ, such as `species`, its name for each of the N.
       gather: positions int64 [K] -> images and masks, as a graph of this process; None where both are arrays in memory.
       gather_anywhere: the same as a graph for any process that sees the files; None where there is none.
       check: raises DataError if files in which the examples lie are no longer what they were.
+      origin: the data set with its config and version, and the split: `oxford_iiit_pet/4.0.0, test`.
     """
 
     images: np.ndarray
@@ -51,6 +52,7 @@ class Examples:
     gather: Gather | None = None
     gather_anywhere: Gather | None = None
     check: Callable[[], None] = lambda: None
+    origin: str = ""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -58,16 +60,36 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """A split of a prepared data set, to be decoded at a size."""
+    """Examples of a split of a prepared data set, to be decoded at a size.
+
+    Attributes:
+      builder: of the data set.
+      dataset: its name as the user gives it.
+      split: TFDS split or slice.
+      image_size: side of the result, in pixels.
+      positions: in the split, rising; all of it, or some.
+    """
 
     builder: Any
     dataset: str
     split: str
     image_size: int
-    count: int
+    positions: range
+
+    @property
+    def count(self) -> int:
+        return len(self.positions)
+
+    @property
+    def origin(self) -> str:
+        return f"{self.builder.info.full_name}, {self.split}"
 
     def shape(self, channels: int) -> tuple[int, int, int, int]:
         return (self.count, self.image_size, self.image_size, channels)
+
+    def undecoded(self, *, located: bool = False) -> tf.data.Dataset:
+        examples = catalog.raw_examples(self.builder, self.split, located=located)
+        return examples.take(self.positions.stop).shard(self.positions.step, 0)
 
 
 def load(
@@ -90,12 +112,44 @@ def load(
       DataError: if the data set cannot be had, lacks a feature, or holds an example that cannot be used.
       ConfigError: if decoded examples cannot be written.
     """
-    builder = catalog.prepare(dataset, data_dir)
-    catalog.check_features(builder)
-    source = _Source(builder, dataset, split, image_size, catalog.num_examples(builder, split))
+    source = _source(dataset, split, image_size, data_dir)
     if cache == "disk":
         return _on_disk(source, cache_dir)
     return _in_memory(source) if cache == "memory" else _in_its_records(source)
+
+
+def load_first(dataset: str, split: str, image_size: int, data_dir: str = "", *, count: int) -> Examples:
+    """Decodes the first examples of a split, at most `count`, into memory, and none of the others.
+
+    Raises:
+      DataError: as `load`.
+    """
+    source = _source(dataset, split, image_size, data_dir)
+    return _in_memory(dataclasses.replace(source, positions=source.positions[:count]))
+
+
+def load_spread(dataset: str, split: str, image_size: int, data_dir: str = "", *, count: int) -> Examples:
+    """Decodes examples from all over a split, at most `count`, into memory, and none of the others.
+
+    Raises:
+      DataError: as `load`.
+    """
+    source = _source(dataset, split, image_size, data_dir)
+    step = math.ceil(source.count / count)
+    return _in_memory(dataclasses.replace(source, positions=source.positions[::step]))
+
+
+def _source(dataset: str, split: str, image_size: int, data_dir: str) -> _Source:
+    builder = catalog.prepare(dataset, data_dir)
+    catalog.check_features(builder)
+    return _Source(builder, dataset, split, image_size, range(catalog.num_examples(builder, split)))
+
+
+def parallel_decodes() -> int:
+    """How many pictures are decoded at one time: as many as this process may use CPUs, within bounds."""
+    # Python's own os.process_cpu_count comes with 3.13.
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(available, DECODED_AT_ONCE)
 
 
 def _in_memory(source: _Source) -> Examples:
@@ -107,7 +161,7 @@ def _in_memory(source: _Source) -> Examples:
         images[i], masks[i] = example["image"], example["mask"]
 
     names, groups = _decode_all(source, keep)
-    return Examples(images, masks, names, groups)
+    return Examples(images, masks, names, groups, origin=source.origin)
 
 
 def _empty(shape: tuple[int, ...]) -> np.ndarray:
@@ -131,15 +185,17 @@ def _on_disk(source: _Source, cache_dir: str) -> Examples:
     names, groups = cache.filled(
         lambda keep: _decode_all(source, lambda _, example: keep(example["image"], example["mask"]))
     )
-    return Examples(cache.images, cache.masks, names, groups, cache.gather, cache.gather_anywhere, cache.check)
+    return Examples(
+        cache.images, cache.masks, names, groups, cache.gather, cache.gather_anywhere, cache.check, source.origin
+    )
 
 
 def _in_its_records(source: _Source) -> Examples:
     builder = source.builder
     if builder.info.file_format.value != "tfrecord":
         raise DataError(
-            f"--cache=none: {source.dataset} lies in files of format {builder.info.file_format.value}; takes tfrecord; "
-            "--cache=disk takes any"
+            f"--cache=none: {source.dataset} lies in files of format {builder.info.file_format.value}; "
+            "must be tfrecord; --cache=disk reads any"
         )
     logger.info("%s: %d examples are looked at, and not kept", source.split, source.count)
     files: dict[str, int] = {}
@@ -162,7 +218,15 @@ def _in_its_records(source: _Source) -> Examples:
         return lambda ids: gather(tf.constant(ids, tf.int64))[number].numpy()
 
     images, masks = Decoded(part(0), source.shape(3)), Decoded(part(1), source.shape(1))
-    return Examples(images, masks, names, groups, gather, check=index.check)  # type: ignore[arg-type]
+    return Examples(
+        images,  # type: ignore[arg-type]
+        masks,  # type: ignore[arg-type]
+        names,
+        groups,
+        gather,
+        check=index.check,
+        origin=source.origin,
+    )
 
 
 def _decode_all(
@@ -178,22 +242,23 @@ def _decode_all(
     dataset, split = source.dataset, source.split
     names, labels = [], {key: np.full(source.count, -1) for key in catalog.label_names(source.builder)}
     keys = [*labels, "tfds_id"] if located else [*labels]
-    iterator = _fetched(source, catalog.raw_examples(source.builder, split, located=located), keys)
+    iterator = _fetched(source, source.undecoded(located=located), keys)
     hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
-    for i in tqdm.trange(source.count, desc=f"decoding {split}", unit=" images", disable=hidden, leave=False):
+    progress = tqdm.tqdm(source.positions, desc=f"decoding {split}", unit=" images", disable=hidden, leave=False)
+    for i, position in enumerate(progress):
+        where = f"{dataset}, split {split}, example {position}"
         try:
             example = next(iterator)
         except tf.errors.InvalidArgumentError as error:
             raise DataError(
-                f"{dataset}, split {split}, example {i}: image or mask cannot be decoded; takes JPEG, PNG, GIF or BMP"
+                f"{where}: image or mask cannot be decoded; each must be a JPEG, PNG, GIF or BMP file"
             ) from error
         except (tf.errors.OpError, StopIteration) as error:
             raise DataError(
-                f"{dataset}, split {split}, example {i}: the files of the data set under {source.builder.data_path} "
-                f"cannot be read: {one_line(error)}"
+                f"{where}: the files of the data set under {source.builder.data_path} cannot be read: {one_line(error)}"
             ) from error
-        name = example["name"].decode() or f"{split}/{i}"
-        _check_example(example, f"{dataset}, split {split}, example {i} ({name})")
+        name = example["name"].decode() or f"{split}/{position}"
+        _check_example(example, f"{where} ({name})")
         keep(i, example)
         names.append(name)
         for key, values in labels.items():
@@ -215,7 +280,7 @@ def _fetched(source: _Source, raw: tf.data.Dataset, keys: Sequence[str]) -> Iter
 
 def _decoded(source: _Source, examples: tf.data.Dataset, keys: Sequence[str] = ()) -> tf.data.Dataset:
     decode = tf.autograph.experimental.do_not_convert(lambda example: _decode(example, source.image_size, keys))
-    return examples.map(decode, num_parallel_calls=os.cpu_count())
+    return examples.map(decode, num_parallel_calls=parallel_decodes())
 
 
 def native_masks(dataset: str, split: str, data_dir: str = "") -> Iterator[np.ndarray]:
@@ -225,7 +290,8 @@ def native_masks(dataset: str, split: str, data_dir: str = "") -> Iterator[np.nd
       DataError: as `load`.
     """
     examples = catalog.raw_examples(catalog.prepare(dataset, data_dir), split)
-    for example in examples.map(lambda example: _decode_mask(example), num_parallel_calls=os.cpu_count()).prefetch(64):
+    at_once = parallel_decodes()
+    for example in examples.map(lambda example: _decode_mask(example), num_parallel_calls=at_once).prefetch(at_once):
         yield example.numpy()
 
 
@@ -278,9 +344,11 @@ def _check_example(example: dict[str, Any], where: str) -> None:
     """Raises DataError for an example that would train in silence and teach nonsense."""
     image_size, mask_size = tuple(example["image_size"].tolist()), tuple(example["mask_size"].tolist())
     if image_size != mask_size:
-        raise DataError(f"{where}: the image is {image_size} (height, width), its mask {mask_size}; takes one size")
+        raise DataError(
+            f"{where}: the image is {image_size} (height, width), its mask {mask_size}; both must be one size"
+        )
     if example["lowest"] < 1 or example["highest"] > len(CLASS_NAMES):
         raise DataError(
             f"{where}: the mask holds values from {example['lowest']} to {example['highest']}; "
-            f"takes 1 to {len(CLASS_NAMES)} ({', '.join(CLASS_NAMES)})"
+            f"they must be 1 to {len(CLASS_NAMES)} ({', '.join(CLASS_NAMES)})"
         )

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import tensorflow as tf
 
+from petseg import files
 from petseg.config import CACHE_DIR
 from petseg.errors import ConfigError, DataError
 
@@ -74,8 +74,8 @@ class Cache:
         """Has the files written, if they are not there yet.
 
         Args:
-          fill: takes a function that keeps one example, image and mask; calls it N times, in order; returns names and
-            groups.
+          fill: is given a function that keeps one example, image and mask; calls it N times, in order; returns names
+            and groups.
 
         Returns:
           names and groups.
@@ -86,7 +86,8 @@ class Cache:
         if not self.folder.exists() or self._damage():
             with self._naming_what_cannot_be_written():
                 self.folder.parent.mkdir(parents=True, exist_ok=True)
-                with self._locked():
+                lock = self.folder.with_name(self.folder.name + ".lock")
+                with files.one_process_at_a_time(lock, f"writes {self.folder}"):
                     self._write(fill)
         else:
             logger.info("%d examples at %d px were decoded before: %s", self.count, self.image_size, self.folder)
@@ -138,10 +139,10 @@ class Cache:
     def _damage(self) -> str:
         """What is wrong with the files; empty if nothing is to be seen."""
         for name in CHANNELS:
-            file, takes = self.folder / name, int(np.prod(self._shape(name), dtype=np.int64))
+            file, expected = self.folder / name, int(np.prod(self._shape(name), dtype=np.int64))
             size = file.stat().st_size if file.is_file() else -1
-            if size != takes:
-                return f"{file}: " + ("is missing" if size < 0 else f"has {size} bytes instead of {takes}")
+            if size != expected:
+                return f"{file}: " + ("is missing" if size < 0 else f"has {size} bytes instead of {expected}")
         file = self.folder / RECORD
         try:
             record = json.loads(file.read_text())
@@ -182,25 +183,11 @@ class Cache:
             raise
 
     def _check_space(self) -> None:
-        takes, free = self._bytes(), shutil.disk_usage(self.folder.parent).free
-        if takes > free:
+        if self._bytes() > shutil.disk_usage(self.folder.parent).free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _bytes(self) -> int:
         return self.count * self.image_size**2 * sum(CHANNELS.values())
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        lock = filelock.FileLock(self.folder.with_name(self.folder.name + ".lock"))
-        try:
-            lock.acquire(blocking=False)
-        except filelock.Timeout:
-            logger.info("waiting for another process, which writes %s", self.folder)
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
 
     @contextlib.contextmanager
     def _naming_what_cannot_be_written(self) -> Iterator[None]:
@@ -210,7 +197,7 @@ class Cache:
             space = ""
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 free = shutil.disk_usage(self.folder.parent).free
-                space = f": it takes {self._bytes() / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free"
+                space = f": {self._bytes() / 2**20:.1f} MiB are needed, {free / 2**20:.1f} MiB are free"
             raise ConfigError(
                 f"--cache_dir={self.directory}: {self.folder.parent} cannot be written to ({error.strerror}){space}"
             ) from error

@@ -27,7 +27,7 @@ def check_divides(strategy: tf.distribute.Strategy, batch_size: int) -> None:
     """Raises ConfigError if the replicas cannot share a batch evenly."""
     if batch_size % strategy.num_replicas_in_sync:
         raise ConfigError(
-            f"--batch_size={batch_size}: takes a multiple of the {strategy.num_replicas_in_sync} replicas"
+            f"--batch_size={batch_size}: must be a multiple of the {strategy.num_replicas_in_sync} replicas"
         )
 
 

@@ -48,7 +48,7 @@ class RecordFiles:
         for number, file in enumerate(files):
             spans, (mine,) = _spans(file), np.nonzero(records[:, 0] == number)
             if len(mine) and records[mine, 1].max() >= len(spans):
-                raise DataError(f"{file}: has {len(spans)} records; takes {records[mine, 1].max() + 1}")
+                raise DataError(f"{file}: has {len(spans)} records; must have {records[mine, 1].max() + 1}")
             places[mine, 0], places[mine, 1:] = number, spans[records[mine, 1]]
         return cls(tuple(files), tuple(file.stat().st_size for file in files), places)
 
@@ -117,5 +117,5 @@ def _spans(file: Path) -> np.ndarray:
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
     if position != end:
-        raise DataError(f"{file}: is no TFRecord file, or a truncated one; --cache=none takes whole ones")
+        raise DataError(f"{file}: must be a TFRecord file, and a whole one")
     return np.array(found, np.int64).reshape(-1, 2)

@@ -21,7 +21,7 @@ logger = logging.getLogger("petseg.data.service")  # whose __name__ is __main__
 class ServiceConfig(Group):
     """Where the service listens."""
 
-    port: int = option(5050, "port to listen at; the worker takes any other", minimum=1, maximum=65535)
+    port: int = option(5050, "port to listen at; the worker listens at any other", minimum=1, maximum=65535)
     host: str = option("", "name or address by which trainings reach this machine; empty: its host name")
     debug: bool = option(False, "show the traceback of an error that is otherwise one line")
 
@@ -60,7 +60,7 @@ def _check(host: str, port: int) -> None:
     try:
         socket.getaddrinfo(host, port)
     except OSError as error:
-        raise ConfigError(f"--host={host}: has no address ({error.strerror}); takes what trainings reach") from error
+        raise ConfigError(f"--host={host}: has no address ({error.strerror}); must be what trainings reach") from error
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     try:
         socket.create_server(("", port), family=family, dualstack_ipv6=family == socket.AF_INET6).close()

@@ -112,7 +112,7 @@ def watched(addresses: Sequence[str], what_remains: str) -> Iterator[None]:
         yield
     except tf.errors.OpError as error:
         if OUT_OF_ORDER in str(error):
-            problem = "batches came out of order; takes one worker behind each address"
+            problem = "batches came out of order; there must be one worker behind each address"
         elif "dispatcher" in str(error) or isinstance(error, tf.errors.UnavailableError):
             problem = f"{_listed(addresses)} was started anew, or lost its worker"
         else:

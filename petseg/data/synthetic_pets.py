@@ -4,14 +4,18 @@ Its features and its trimap coding are those of `oxford_iiit_pet`.
 """
 
 import io
+import logging
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+import tqdm
 from PIL import Image
 
 from petseg.data import animal_drawing
+
+logger = logging.getLogger(__name__)
 
 
 class SyntheticPets(tfds.core.GeneratorBasedBuilder):
@@ -47,7 +51,8 @@ class SyntheticPets(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in self._sizes}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        for i in range(self._sizes[split]):
+        hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
+        for i in tqdm.trange(self._sizes[split], desc=f"drawing {split}", unit=" images", disable=hidden, leave=False):
             rng = np.random.default_rng([self._seed, list(self._sizes).index(split), i])
             drawing = animal_drawing.draw(rng)
             yield (

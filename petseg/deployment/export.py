@@ -67,11 +67,12 @@ class _Format(NamedTuple):
     """A way to store a model: its file, how it is written and read, what pip calls the modules that this takes."""
 
     file: str
-    write: Callable[[Serving, Path, np.ndarray], None]
+    write: Callable[[Serving, Path, Any], None]
     read: Callable[[Path], Runner]
     packages: Mapping[str, str] = {}
     least_agreement: float = MASK_AGREEMENT
     batch_size: int | None = None
+    calibrated: bool = False
 
 
 def export(
@@ -80,7 +81,7 @@ def export(
     output_dir: str,
     examples: np.ndarray,
     *,
-    calibration: np.ndarray,
+    calibration: np.ndarray | None,
     card: Mapping[str, Any],
 ) -> list[Agreement]:
     """Writes a model in some formats, reads each back with its own runtime, and compares it with the model.
@@ -93,7 +94,8 @@ def export(
       formats: some of EXPORT_FORMATS.
       output_dir: where to write; exports of the same formats that lie there are replaced.
       examples: images to compare on, uint8 [N, S, S, 3].
-      calibration: images from which `tflite_int8` learns the ranges of activations, uint8 [M, S, S, 3].
+      calibration: images from which `tflite_int8` learns the ranges of activations, uint8 [M, S, S, 3]; None if no
+        format needs them.
       card: what the model card is to say besides: classes, scores, versions.
 
     Raises:
@@ -118,7 +120,8 @@ def export(
                 except Exception as error:  # converters and runtimes raise classes of their own, and bare ones
                     failures[name] = f"{path}: {one_line(error)}"
         failures.update({a.format: _disagreement(a) for a in agreements if not _agrees(a)})
-        facts = _facts(layer, agreements, compared_on=len(examples), calibrated_on=len(calibration))
+        calibrated_on = 0 if calibration is None else len(calibration)
+        facts = _facts(layer, agreements, compared_on=len(examples), calibrated_on=calibrated_on)
         write_json(Path(output_dir) / CARD, {**card, **facts, "failures": failures})
     except OSError as error:
         where = error.filename or output_dir
@@ -138,6 +141,11 @@ def check_formats(formats: Sequence[str]) -> None:
         if any(importlib.util.find_spec(module) is None for module in packages):
             noun, names = "packages" if len(packages) > 1 else "package", " and ".join(packages.values())
             raise ConfigError(f"--export={name}: takes the {noun} {names}: pip install 'petseg[export]'")
+
+
+def needs_calibration(formats: Sequence[str]) -> bool:
+    """Whether one of some formats is made with calibration images."""
+    return any(_FORMATS[name].calibrated for name in formats)
 
 
 def table(agreements: Sequence[Agreement]) -> str:
@@ -170,7 +178,7 @@ def _predictions(model: keras.Model, images: tf.Tensor) -> dict[str, tf.Tensor]:
     return {"probabilities": tf.nn.softmax(logits), "mask": tf.cast(tf.argmax(logits, axis=-1), tf.uint8)}
 
 
-def _write(layer: Serving, name: str, path: Path, scratch: Path, calibration: np.ndarray) -> None:
+def _write(layer: Serving, name: str, path: Path, scratch: Path, calibration: np.ndarray | None) -> None:
     """Writes one export where nobody looks, then puts it in its place."""
     made = scratch / path.name
     _FORMATS[name].write(layer, made, calibration)
@@ -237,7 +245,7 @@ def _as_module(layer: Serving, batch: int | None) -> tuple[tf.Module, Any]:
     return module, module.call
 
 
-def _write_saved_model(layer: Serving, path: Path, _: np.ndarray) -> None:
+def _write_saved_model(layer: Serving, path: Path, _: np.ndarray | None) -> None:
     module, call = _as_module(layer, None)
     tf.saved_model.save(module, str(path), signatures={SIGNATURE: call})
 
@@ -247,7 +255,7 @@ def _read_saved_model(path: Path) -> Runner:
     return lambda images: loaded.signatures[SIGNATURE](image=tf.constant(images))
 
 
-def _write_keras(layer: Serving, path: Path, _: np.ndarray) -> None:
+def _write_keras(layer: Serving, path: Path, _: np.ndarray | None) -> None:
     image = keras.Input(layer.model.input_shape[1:], dtype="uint8", name="image")
     keras.Model(image, layer(image), name="petseg").save(path)
 
@@ -257,7 +265,7 @@ def _read_keras(path: Path) -> Runner:
     return lambda images: loaded(images, training=False)
 
 
-def _write_tflite(layer: Serving, path: Path, _: np.ndarray) -> None:
+def _write_tflite(layer: Serving, path: Path, _: np.ndarray | None) -> None:
     path.write_bytes(_tflite_converter(layer).convert())
 
 
@@ -283,7 +291,7 @@ def _read_tflite(path: Path) -> Runner:
     return lambda images: runner(image=images)
 
 
-def _write_onnx(layer: Serving, path: Path, _: np.ndarray) -> None:
+def _write_onnx(layer: Serving, path: Path, _: np.ndarray | None) -> None:
     import tf2onnx
 
     _, call = _as_module(layer, None)
@@ -307,6 +315,8 @@ _FORMATS: Mapping[str, _Format] = {
     "keras": _Format("model.keras", _write_keras, _read_keras),
     "h5": _Format("model.h5", _write_keras, _read_keras),
     "tflite": _Format("model.tflite", _write_tflite, _read_tflite, _LITERT, batch_size=1),
-    "tflite_int8": _Format("model_int8.tflite", _write_tflite_int8, _read_tflite, _LITERT, MASK_AGREEMENT_INT8, 1),
+    "tflite_int8": _Format(
+        "model_int8.tflite", _write_tflite_int8, _read_tflite, _LITERT, MASK_AGREEMENT_INT8, 1, True
+    ),
     "onnx": _Format("model.onnx", _write_onnx, _read_onnx, _ONNX),
 }

@@ -1,18 +1,19 @@
 """The encoder: MobileNetV2 with five outputs, its pretrained weights, and what a random one needs."""
 
+import contextlib
 import os
 import re
 import warnings
+from pathlib import Path
 
 import keras
 import tensorflow as tf
 
+from petseg import files
 from petseg.errors import ConfigError
 
 # Outputs of MobileNetV2 at 1/2, 1/4, 1/8, 1/16 and 1/32 of the input's size.
 SKIP_LAYERS = ("block_1_expand_relu", "block_3_expand_relu", "block_6_expand_relu", "block_13_expand_relu")
-
-
 BOTTLENECK_LAYER = "block_16_project"
 
 
@@ -31,10 +32,11 @@ def build_encoder(*, image_size: int, alpha: float, weights: str = "none") -> ke
     shape = [image_size, image_size, 3]
     if weights == "imagenet":
         try:
-            backbone = keras.applications.MobileNetV2(input_shape=shape, alpha=alpha, include_top=False)
+            with files.one_process_at_a_time(_folder_of_keras() / ".petseg.lock", "fetches the encoder's weights"):
+                backbone = keras.applications.MobileNetV2(input_shape=shape, alpha=alpha, include_top=False)
         except Exception as error:  # Keras lets every kind of network error through
             raise ConfigError(
-                "--encoder_weights=imagenet: cannot be downloaded; takes a file that has been, or none "
+                "--encoder_weights=imagenet: cannot be downloaded; must be a file that has been, or none "
                 f"({' '.join(str(error).split())[:200]})"
             ) from error
     else:
@@ -45,10 +47,21 @@ def build_encoder(*, image_size: int, alpha: float, weights: str = "none") -> ke
     return keras.Model(backbone.inputs[0], outputs, name="encoder")
 
 
+def _folder_of_keras() -> Path:
+    """Where Keras puts what it downloads. It writes under the final name: who comes second would read half a file."""
+    home = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
+    with contextlib.suppress(OSError):
+        home.mkdir(parents=True, exist_ok=True)
+    if not os.access(home, os.W_OK):
+        home = Path("/tmp/.keras")  # as Keras does
+        home.mkdir(exist_ok=True)
+    return home
+
+
 def check_encoder_weights(weights: str) -> None:
     """Raises ConfigError if `weights` is neither "imagenet" nor "none" nor a file."""
     if weights not in ("imagenet", "none") and not os.path.isfile(weights):
-        raise ConfigError(f"--encoder_weights={weights}: no such file; takes imagenet, none, or a weights file")
+        raise ConfigError(f"--encoder_weights={weights}: no such file; must be imagenet, none, or a weights file")
 
 
 def _load_file(model: keras.Model, path: str) -> None:

@@ -1,32 +1,28 @@
 """Config -> the objects that a run is made of."""
 
 import dataclasses
-from petseg.models import encoders
-from petseg.training import learning_rates
-from petseg.training import loss_scale
 import logging
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
-from petseg.training import augmentation, losses, optimizers, sample_weights
-from petseg.runs import checkpoints
-from petseg.runtime import strategies, host_allocator
-from petseg.models import unet
-from petseg.training.weight_averaging import WeightAverage
-from petseg.config import Config, DistributionConfig
 from petseg.classes import CLASS_NAMES
-from petseg.runtime import autotuning
+from petseg.config import Config, DistributionConfig
 from petseg.data.decoding import Examples
-from petseg.runtime.strategies import Placement
 from petseg.errors import CheckpointError, ConfigError
 from petseg.evaluation.evaluator import Evaluator
-from petseg.training.losses import Loss
-from petseg.training.sample_weights import WeightMap
-from petseg.training.requests import Requests
-from petseg.training.trainer import Trainer
+from petseg.models import encoders, unet
+from petseg.runs import checkpoints
 from petseg.runs.work_directory import WorkDirectory
+from petseg.runtime import autotuning, host_allocator, strategies
+from petseg.runtime.strategies import Placement
+from petseg.training import augmentation, learning_rates, loss_scale, losses, optimizers, sample_weights
+from petseg.training.losses import Loss
+from petseg.training.requests import Requests
+from petseg.training.sample_weights import WeightMap
+from petseg.training.trainer import Trainer
+from petseg.training.weight_averaging import WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -95,9 +91,7 @@ def build_optimizer(config: Config, model: keras.Model, total_steps: int) -> opt
             rate, options.encoder_learning_rate_factor, first_step=options.unfreeze_encoder_at
         )
         groups.append(optimizers.Group(of_encoder, encoder_rate))
-    return optimizers.Optimizer(
-        options.optimizer, groups, weight_decay=options.weight_decay, momentum=options.momentum
-    )
+    return optimizers.Optimizer(options.optimizer, groups, weight_decay=options.weight_decay, momentum=options.momentum)
 
 
 def build_trainer(

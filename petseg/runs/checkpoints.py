@@ -15,8 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from petseg.errors import CheckpointError, WorkDirectoryError
-from petseg.files import write_text
-from petseg.files import write_json
+from petseg.files import write_json, write_text
 
 logger = logging.getLogger(__name__)
 PREFIX, UNFINISHED = "ckpt-", "unfinished-"

@@ -1,8 +1,6 @@
 """Trains what a config describes: builds it, runs the outer loop, keeps the work directory."""
 
 import contextlib
-from petseg.data import example_order
-from petseg.models import encoders
 import dataclasses
 import logging
 from collections.abc import Iterator
@@ -14,26 +12,25 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from petseg.evaluation import analysis
-from petseg.runs import building, checkpoints
 from petseg import config as config_lib
-from petseg.reporting import report as report_lib, summaries, telemetry, pictures
-from petseg.training.requests import Requests
-from petseg.training import trainer
-from petseg.models import unet
-from petseg.runs.schedule import Alarm, Clock
 from petseg.config import Config
-from petseg.data import catalog, decoding, input_pipeline, service_client
-from petseg.runtime.strategies import Placement
+from petseg.data import catalog, decoding, example_order, input_pipeline, service_client
 from petseg.errors import ClusterError, NonFiniteLossError, StoppedError, WorkDirectoryError
+from petseg.evaluation import analysis
 from petseg.evaluation.evaluator import Evaluation
+from petseg.files import read_json, write_json
+from petseg.models import encoders
+from petseg.reporting import pictures, report as report_lib, summaries, telemetry
 from petseg.reporting.report import Report
-from petseg.runs.signals import StopSignals
 from petseg.reporting.summaries import EMA, EVAL
 from petseg.reporting.telemetry import Profiler, Stopwatch
+from petseg.runs import building, checkpoints
+from petseg.runs.schedule import Alarm, Clock
+from petseg.runs.signals import StopSignals
 from petseg.runs.work_directory import WorkDirectory
-from petseg.files import read_json
-from petseg.files import write_json
+from petseg.runtime.strategies import Placement
+from petseg.training import trainer
+from petseg.training.requests import Requests
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +92,7 @@ class Experiment:
             )
             for split in (data.train_split, data.eval_split)
         )
+        catalog.warn_of_shared_examples(data.dataset, data.train_split, data.eval_split, data.data_dir)
         self.steps_per_epoch = example_order.steps_per_epoch(len(self.train_examples), data.batch_size)
         self.clock = Clock.of(config.schedule, self.steps_per_epoch)
         self.class_weights = building.resolve_class_weights(config, self.train_examples)

@@ -1,42 +1,34 @@
 """Scores what a run has trained: checkpoints as they are, as they come, or beside those of another run."""
 
 import csv
-from petseg.data import example_order
-from petseg.evaluation import confidence_intervals
-from petseg.evaluation import score_tables
 import dataclasses
 import io
-import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from petseg.evaluation import analysis
-from petseg.runs import building, checkpoints
-from petseg.deployment import export as export_lib, prediction
-from petseg.training.requests import Requests
-from petseg.reporting import pictures
-from petseg.runs.schedule import Clock
-from petseg.config import Config
-from petseg.classes import CLASS_NAMES
-from petseg.data import catalog, decoding, input_pipeline
-from petseg.runtime.strategies import Placement
-from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
 from petseg.config.eval_config import EvalConfig, ScoreConfig
+from petseg.data import catalog, decoding, example_order
+from petseg.data.decoding import Examples
+from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
+from petseg.evaluation import analysis, confidence_intervals, score_tables
 from petseg.evaluation.evaluator import Evaluation
+from petseg.files import write_bytes, write_json, write_text
+from petseg.reporting import pictures
+from petseg.runs import building
+from petseg.runs.schedule import Clock
 from petseg.runs.signals import StopSignals
+from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
-from petseg.files import write_bytes
-from petseg.files import write_text
-from petseg.files import write_json
+from petseg.runtime.strategies import Placement
+from petseg.training.requests import Requests
 
 logger = logging.getLogger(__name__)
-COMPARED_IMAGES, CALIBRATION_IMAGES = 64, 100
 SHEET_EXAMPLES = 12
 
 
@@ -56,13 +48,13 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
     with StopSignals() as signals:
         if score.watch:
             _wait_for_config(workdir, score)
-        run = _load_run(workdir, score)
-        paths = _watch(workdir, score) if score.watch else _find(workdir, score.checkpoint)
+        run = TrainedRun.open(workdir, score)
+        paths = _paths(run, score)
         split = _checked_split(run, score)
-        placement = building.set_up_runtime(run, config.distribution)
+        placement = building.set_up_runtime(run.config, config.distribution)
         if score.watch and placement.cluster is not None:
-            raise ConfigError("--watch: takes a single process, for those of a cluster might not see the same files")
-        scorer = Scorer(workdir, score, split, placement, signals)
+            raise ConfigError("--watch: must be a single process, for those of a cluster might not see the same files")
+        scorer = Scorer(run, score, split, placement, signals)
         other = _other(score, split, placement, signals)
         found, rows = [], []
         for path in paths:
@@ -73,82 +65,18 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
                     raise
                 logger.warning("skipped: %s", error)  # the run deletes old checkpoints while we read
                 continue
-            theirs = None if other is None else _compare(scored, scorer.names, other)
+            theirs = None if other is None else _compare(scored, scorer, other)
             if placement.is_chief:
-                _write(workdir, scored, scorer.variant)
+                _write(scored)
                 if theirs is not None and other is not None:
                     _print_comparison(scored, theirs)
-                    _draw_comparison(workdir, scorer, other)
+                    _draw_comparison(scorer, other)
             found += scored.results
             rows += scored.rows
         if score.csv and placement.is_chief:
             _write_csv(score.csv, rows)
         placement.gather(0)
     return found
-
-
-def predict(config: EvalConfig) -> list[Path]:
-    """Writes masks for photographs in files.
-
-    Returns:
-      the masks.
-
-    Raises:
-      PetsegError: if work directory or checkpoint cannot be used, nothing matches, or some files cannot be read.
-    """
-    score = config.score
-    workdir = WorkDirectory(score.workdir)
-    run = _load_run(workdir, score)
-    (path,) = _find(workdir, score.checkpoint)
-    prediction.find_files(score.predict)  # before TensorFlow and the model take their time
-    with StopSignals():
-        building.set_up_runtime(run, config.distribution)
-        model = building.build_model(run, None)
-        building.restore(path, run, model, averaged=score.ema)
-        predictor = prediction.Predictor(model, flip_tta=score.flip_tta)
-        return prediction.predict_files(predictor, score.predict, score.output_dir, cutout=score.cutout)
-
-
-def export(config: EvalConfig) -> list[export_lib.Agreement]:
-    """Writes the model in other formats and compares each with the original on images of the evaluation split.
-
-    Returns:
-      how close each is.
-
-    Raises:
-      PetsegError: if work directory or checkpoint cannot be used, a package is missing, or an export disagrees.
-    """
-    score = config.score
-    workdir = WorkDirectory(score.workdir)
-    run = _load_run(workdir, score)
-    (path,) = _find(workdir, score.checkpoint)
-    export_lib.check_formats(score.export_formats())
-    data, data_dir = run.data, _data_dir(run, score)
-    split = score.split or data.eval_split
-    with StopSignals():
-        building.set_up_runtime(run, config.distribution)
-        examples = decoding.load(data.dataset, split, data.image_size, data_dir).images[:COMPARED_IMAGES]
-        calibration = decoding.load(data.dataset, data.train_split, data.image_size, data_dir).images
-        model = building.build_model(run, None)
-        step = building.restore(path, run, model, averaged=score.ema)
-        file = workdir.results_file(split, step, "ema" if score.ema else "")
-        card = {
-            "classes": CLASS_NAMES,
-            "checkpoint": path,
-            "weights": _kind(score),
-            "scores": json.loads(file.read_text()) if file.exists() else None,
-            "run": json.loads(workdir.config_file.read_text()),
-        }
-        agreements = export_lib.export(
-            model,
-            score.export_formats(),
-            score.output_dir,
-            examples,
-            calibration=calibration[:: max(1, len(calibration) // CALIBRATION_IMAGES)],
-            card=card,
-        )
-    print(export_lib.table(agreements))
-    return agreements
 
 
 @dataclasses.dataclass
@@ -159,12 +87,14 @@ class Scored:
       path: of the checkpoint.
       evaluations: what was counted, at the model's resolution, then at others.
       results: of each.
+      files: for each of the results.
       rows: of each image, at the last resolution.
     """
 
     path: str
     evaluations: list[Evaluation]
     results: list[dict[str, Any]]
+    files: list[Path]
     rows: list[dict[str, Any]]
 
 
@@ -172,39 +102,30 @@ class Scorer:
     """Scores checkpoints of one run on a split.
 
     Args:
-      workdir: the run's.
+      run: what was trained.
       score: what is asked.
       split: what to score.
       placement: the devices.
       signals: to stop.
 
     Attributes:
-      workdir: see above.
-      names: of the examples.
-      variant: how the scores differ from those of training, for the names of files; empty if they do not.
+      run: what was trained.
+      examples: of the split.
     """
 
-    def __init__(
-        self, workdir: WorkDirectory, score: ScoreConfig, split: str, placement: Placement, signals: StopSignals
-    ):
-        run = _load_run(workdir, score)
-        self._run, self._score, self._split = run, score, split
-        self.workdir, self._signals = workdir, signals
-        self._data_dir = _data_dir(run, score)
-        self._examples = decoding.load(run.data.dataset, split, run.data.image_size, self._data_dir)
-        self.names = self._examples.names
-        changed = {"ema": score.ema, "flip": score.flip_tta, score.precision: score.precision != "run"}
-        self.variant = ".".join(name for name, is_so in changed.items() if is_so)
+    def __init__(self, run: TrainedRun, score: ScoreConfig, split: str, placement: Placement, signals: StopSignals):
+        self.run, self._score, self._split, self._signals = run, score, split, signals
+        self.examples = run.load(split)
         requests = Requests()
         signals.call(lambda: requests.stop.assign(1.0))
         with placement.strategy.scope():
-            self._model = building.build_model(run, None)
+            self._model = run.build_model()
             self._evaluator = building.build_evaluator(
-                run,
+                run.config,
                 placement.strategy,
                 self._model,
-                self._examples,
-                workdir.load_class_weights(),
+                self.examples,
+                run.workdir.load_class_weights(),
                 requests,
                 batch_size=score.batch_size,
                 flip_tta=score.flip_tta,
@@ -213,8 +134,7 @@ class Scorer:
 
     def counterpart(self) -> str:
         """The best checkpoint if the best one was asked for, else the latest."""
-        which = "best" if self._score.checkpoint == "best" else "latest"
-        return checkpoints.find(self.workdir.checkpoints, self.workdir.best, which)
+        return self.run.checkpoint("best" if self._score.checkpoint == "best" else "latest")
 
     def score(self, path: str) -> Scored:
         """Scores a checkpoint.
@@ -223,19 +143,19 @@ class Scorer:
           CheckpointError: if it cannot be restored.
           StoppedError: if a signal came.
         """
-        step = building.restore(path, self._run, self._model, averaged=self._score.ema)
-        size = self._run.data.image_size
-        evaluations = {f"{size} x {size}": self._evaluator.evaluate()}
+        step, data = self.run.restore(path, self._model), self.run.config.data
+        evaluations = {f"{data.image_size} x {data.image_size}": self._evaluator.evaluate()}
         if self._score.resolution == "native":
-            masks = decoding.native_masks(self._run.data.dataset, self._split, self._data_dir)
+            masks = decoding.native_masks(data.dataset, self._split, data.data_dir)
             evaluations["native resolution"] = self._evaluator.evaluate_native(masks)
         complete = [self._complete(evaluation) for evaluation in evaluations.values()]
         results = [
             self._results(evaluation, step, resolution)
             for resolution, evaluation in zip(evaluations, complete, strict=True)
         ]
-        rows = analysis.rows(complete[-1], self.names, self._examples.groups)
-        return Scored(path, complete, results, [{"step": step, **row} for row in rows])
+        files = [self.run.results_file(self._split, step, *self._differences(i > 0)) for i in range(len(results))]
+        rows = analysis.rows(complete[-1], self.examples.names, self.examples.groups)
+        return Scored(path, complete, results, files, [{"step": step, **row} for row in rows])
 
     def predictions(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
         """What the weights that were scored last say of examples from all over the split.
@@ -243,15 +163,21 @@ class Scorer:
         Returns:
           images uint8 [N, H, W, 3], masks and predicted class ids [N, H, W], names.
         """
-        ids = np.unique(np.linspace(0, len(self.names) - 1, count).round().astype(int))
-        images = self._examples.images[ids]
+        ids = np.unique(np.linspace(0, len(self.examples) - 1, count).round().astype(int))
+        images = self.examples.images[ids]
         classes, _ = self._evaluator.predict(images)
-        return images, self._examples.masks[ids, ..., 0], classes, [self.names[i] for i in ids]
+        return images, self.examples.masks[ids, ..., 0], classes, [self.examples.names[i] for i in ids]
+
+    def _differences(self, native: bool) -> list[str]:
+        """What is done otherwise than in training."""
+        precision = self._score.precision
+        differences = {"flip": self._score.flip_tta, precision: precision != "run", "native": native}
+        return [name for name, is_so in differences.items() if is_so]
 
     def _results(self, evaluation: Evaluation, step: int, resolution: str) -> dict[str, Any]:
-        groups = self._examples.groups
+        groups = self.examples.groups
         scores = analysis.results(evaluation, step, self._split, resolution=resolution, groups=groups)
-        return {**scores, "weights": _kind(self._score)}
+        return {**scores, "weights": self.run.weights}
 
     def _complete(self, evaluation: Evaluation | None) -> Evaluation:
         if evaluation is None:
@@ -259,45 +185,17 @@ class Scorer:
         return evaluation
 
 
-def _kind(score: ScoreConfig) -> str:
-    return "averaged" if score.ema else "trained"
-
-
-def _load_run(workdir: WorkDirectory, score: ScoreConfig) -> Config:
-    """The config of a run, with what is asked otherwise."""
-    run = workdir.load_config()
-    if score.ema and not run.optimizer.ema_decay:
-        raise ConfigError(f"--ema: {workdir.path} kept no averaged weights (its --ema_decay is 0)")
-    if run.optimizer.ema_decay and not score.ema:
-        logger.info("%s has averaged weights too; --ema takes them", workdir.path)
-    if score.precision == "run":
-        return run
-    return dataclasses.replace(run, compute=dataclasses.replace(run.compute, precision=score.precision))
-
-
-def _data_dir(run: Config, score: ScoreConfig) -> str:
-    return score.data_dir or run.data.data_dir
-
-
-def _checked_split(run: Config, score: ScoreConfig) -> str:
+def _checked_split(run: TrainedRun, score: ScoreConfig) -> str:
     """The split to score, which must not be one that was trained on."""
-    split, data_dir = score.split or run.data.eval_split, _data_dir(run, score)
-    shared = catalog.overlap(run.data.dataset, split, run.data.train_split, data_dir)
+    data = run.config.data
+    split = score.split or data.eval_split
+    shared = catalog.overlap(data.dataset, split, data.train_split, data.data_dir)
     if shared and not score.allow_training_images:
         raise DataError(
-            f"--split={split}: {shared} of its images were trained on ({run.data.train_split}); "
+            f"--split={split}: {shared} of its images were trained on ({data.train_split}); "
             "a score on them says little; --allow_training_images scores them all the same"
         )
     return split
-
-
-def _find(workdir: WorkDirectory, which: str) -> list[str]:
-    if which != "all":
-        return [checkpoints.find(workdir.checkpoints, workdir.best, which)]
-    paths = [str(workdir.checkpoints / f"{checkpoints.PREFIX}{s}") for s in checkpoints.steps(workdir.checkpoints)]
-    if not paths:
-        raise CheckpointError(f"--checkpoint=all: there is no checkpoint in {workdir.checkpoints} yet")
-    return paths[::-1]
 
 
 def _wait_for_config(workdir: WorkDirectory, score: ScoreConfig) -> None:
@@ -307,34 +205,53 @@ def _wait_for_config(workdir: WorkDirectory, score: ScoreConfig) -> None:
         time.sleep(score.watch_interval)
 
 
-def _watch(workdir: WorkDirectory, score: ScoreConfig) -> Iterator[str]:
+def _paths(run: TrainedRun, score: ScoreConfig) -> Iterable[str]:
+    """The checkpoints to score."""
+    if score.watch:
+        return _watch(run, score)
+    return run.all_checkpoints() if score.checkpoint == "all" else [run.checkpoint(score.checkpoint)]
+
+
+def _watch(run: TrainedRun, score: ScoreConfig) -> Iterator[str]:
     """The checkpoints of a run as they come, oldest first, each once, until the run is complete."""
     seen: set[int] = set()
     deadline = time.monotonic() + score.watch_timeout
     while True:
-        for step in reversed(checkpoints.steps(workdir.checkpoints)):
+        for step in reversed(run.steps()):
             if step not in seen:
                 seen.add(step)
-                yield str(workdir.checkpoints / f"{checkpoints.PREFIX}{step}")
+                yield run.path_of(step)
                 deadline = time.monotonic() + score.watch_timeout
-        if seen and max(seen) >= _last_step(workdir.load_config(), score):
-            logger.info("%s is complete", workdir.path)
+        if seen and max(seen) >= _last_step(run):
+            logger.info("%s is complete", run.workdir.path)
             return
         if time.monotonic() >= deadline:
-            logger.warning("%s: no new checkpoint for %g s", workdir.path, score.watch_timeout)
+            logger.warning("%s: no new checkpoint for %g s", run.workdir.path, score.watch_timeout)
             return
         time.sleep(score.watch_interval)
 
 
-def _last_step(run: Config, score: ScoreConfig) -> int:
-    count = catalog.size(run.data.dataset, run.data.train_split, _data_dir(run, score))
-    return Clock.of(run.schedule, example_order.steps_per_epoch(count, run.data.batch_size)).total
+def _last_step(run: TrainedRun) -> int:
+    """The step at which the run will end, as it was last started."""
+    data, schedule = run.config.data, run.workdir.load_config().schedule
+    count = catalog.size(data.dataset, data.train_split, data.data_dir)
+    return Clock.of(schedule, example_order.steps_per_epoch(count, data.batch_size)).total
 
 
-def _compare(scored: Scored, names: tuple[str, ...], other: Scorer) -> Scored:
+def _check_pairing(first: Examples, second: Examples) -> None:
+    """Raises DataError if two runs were not scored on the same images, whose names may be numbers."""
+    if first.origin != second.origin:
+        raise DataError(
+            f"--compare: the two runs must have one data set, for their images to be paired; "
+            f"got {first.origin} and {second.origin}"
+        )
+    if first.names != second.names:
+        raise DataError(f"--compare: the two runs must have the same images; those of {first.origin} differ by name")
+
+
+def _compare(scored: Scored, scorer: Scorer, other: Scorer) -> Scored:
     """Scores the other run's checkpoint, and adds the comparison to the first one's results."""
-    if other.names != names:
-        raise DataError("--compare: the two runs were made with different data sets; their images cannot be paired")
+    _check_pairing(scorer.examples, other.examples)
     theirs = other.score(other.counterpart())
     parts = (scored.results, scored.evaluations, theirs.results, theirs.evaluations)
     for results, mine, its_results, its in zip(*parts, strict=True):
@@ -344,23 +261,22 @@ def _compare(scored: Scored, names: tuple[str, ...], other: Scorer) -> Scored:
 
 
 def _other(score: ScoreConfig, split: str, placement: Placement, signals: StopSignals) -> Scorer | None:
-    """What scores the run to compare with, its averaged weights only if it has any."""
+    """What scores the run to compare with."""
     if not score.compare:
         return None
-    workdir = WorkDirectory(score.compare)
-    ema = score.ema and workdir.load_config().optimizer.ema_decay > 0
-    return Scorer(workdir, dataclasses.replace(score, ema=ema), split, placement, signals)
+    run = TrainedRun.open_to_compare(WorkDirectory(score.compare), score)
+    return Scorer(run, score, split, placement, signals)
 
 
-def _draw_comparison(workdir: WorkDirectory, scorer: Scorer, other: Scorer) -> None:
+def _draw_comparison(scorer: Scorer, other: Scorer) -> None:
     """Draws what two runs make of the same images, the other one first, as in before and after."""
     images, masks, mine, names = scorer.predictions(SHEET_EXAMPLES)
     *_, theirs, _ = other.predictions(SHEET_EXAMPLES)
     theirs = tf.image.resize(theirs[..., None], mine.shape[1:], method="nearest").numpy()[..., 0]
-    first, second = (path.name for path in (other.workdir.path, workdir.path))
+    first, second = (each.run.workdir.path.name for each in (other, scorer))
     titles = (first, second) if first != second else ("second", "first")
     sheet = pictures.comparison_sheet(images, masks, dict(zip(titles, (theirs, mine), strict=True)), names)
-    file = workdir.figures / "comparison.png"
+    file = scorer.run.workdir.figures / "comparison.png"
     write_bytes(file, pictures.to_png(sheet))
     print(f"pictures:   {file}")
 
@@ -375,10 +291,8 @@ def _print_comparison(scored: Scored, theirs: Scored) -> None:
         print(f"at {results['resolution']}: {score_tables.comparison_text(results['comparison'])}")
 
 
-def _write(workdir: WorkDirectory, scored: Scored, variant: str) -> None:
-    for i, results in enumerate(scored.results):
-        parts = [variant, "native" if i else ""]
-        file = workdir.results_file(results["split"], results["step"], ".".join(part for part in parts if part))
+def _write(scored: Scored) -> None:
+    for results, file in zip(scored.results, scored.files, strict=True):
         write_json(file, results)
         print(score_tables.table(results))
         print(f"\ncheckpoint: {scored.path}\nresults:    {file}\n")

@@ -1,18 +1,16 @@
 """A run's folder: its layout, its config.json, and whether it can be used for what is asked."""
 
 import contextlib
-from petseg.files import write_json
 import datetime
 import importlib.metadata
 import json
-import math
 import os
 import re
 import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import filelock
 from petseg import config as config_lib
 from petseg.config import CONFIG_FORMAT, Config
 from petseg.errors import ConfigError, WorkDirectoryError
+from petseg.files import write_json
 
 PACKAGES = ("petseg", "tensorflow", "keras", "tensorflow-datasets", "tensorboard", "numpy")
 
@@ -198,18 +197,6 @@ class WorkDirectory:
                 pass
         except OSError as error:
             raise WorkDirectoryError(f"--workdir={self.path}: cannot be written to: {error.strerror}") from error
-
-
-
-
-
-
-
-
-
-
-
-
 
 
 def _version(package: str) -> str | None:

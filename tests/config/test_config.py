@@ -47,6 +47,8 @@ WRONG_FLAGS = [
     (["--encoder_alpha=0.7"], "--encoder_alpha=0.7", "0.35, 0.5, 0.75, 1, 1.3, 1.4"),
     (["--dataset="], "--dataset=", "not empty"),
     (["--seed=-1"], "--seed=-1", "at least 0"),
+    (["--seed=4294967296"], "--seed=4294967296", "at most 4294967295"),
+    (["--dataset=huggingface:owner/name"], "--dataset=huggingface:owner/name", "must be the name of a TFDS data set"),
     (["--precision=float8"], "--precision=float8", "one of float32, mixed_float16, mixed_bfloat16"),
     (["--clip_norm=-1"], "--clip_norm=-1", "at least 0"),
     (["--micro_batches=0"], "--micro_batches=0", "at least 1"),

@@ -94,7 +94,7 @@ def test_two_workers_behind_one_address_are_found_out(data_dir, cache_dir):
     dispatcher = service.DispatchServer()
     address = dispatcher.target.removeprefix("grpc://")
     workers = [service.WorkerServer(service.WorkerConfig(dispatcher_address=address)) for _ in range(2)]
-    named = pytest.raises(ClusterError, match=r"out of order; takes one worker behind each address; go on")
+    named = pytest.raises(ClusterError, match=r"out of order; there must be one worker behind each address; go on")
     with named, service_client.watched([address], "go on"):
         training_batches(disk, last_step=50, addresses=[address])
     assert len(workers) == 2

@@ -67,6 +67,52 @@ def test_slices(data_dir):
     assert whole.names[20:] == tail.names
 
 
+def test_some_examples_of_a_split_are_decoded_without_the_others(data_dir, monkeypatch):
+    whole = decoding.load("synthetic_pets", "train", 32, str(data_dir))
+    decoded = []
+    genuine = decoding._check_example
+    monkeypatch.setattr(decoding, "_check_example", lambda *args: (decoded.append(args), genuine(*args)))
+    first = decoding.load_first("synthetic_pets", "train", 32, str(data_dir), count=5)
+    spread = decoding.load_spread("synthetic_pets", "train", 32, str(data_dir), count=10)
+    for some, positions in ((first, slice(5)), (spread, slice(None, None, 3))):
+        np.testing.assert_array_equal(some.images, whole.images[positions])
+        np.testing.assert_array_equal(some.masks, whole.masks[positions])
+        assert some.names == whole.names[positions]
+    assert len(decoded) == 5 + 8
+    assert len(decoding.load_first("synthetic_pets", "train", 32, str(data_dir), count=100)) == NUM_TRAIN
+    assert len(decoding.load_spread("synthetic_pets", "train", 32, str(data_dir), count=100)) == NUM_TRAIN
+
+
+def test_examples_say_where_they_come_from(data_dir, tmp_path):
+    for cache in ("memory", "disk", "none"):
+        examples = decoding.load("synthetic_pets", "test[:3]", 32, str(data_dir), cache=cache, cache_dir=str(tmp_path))
+        assert examples.origin == "synthetic_pets/1.0.0, test[:3]"
+
+
+@pytest.mark.parametrize(("cpus", "expected"), [(3, 3), (200, decoding.DECODED_AT_ONCE)])
+def test_as_many_pictures_are_decoded_at_one_time_as_the_process_may_use_cpus_but_not_many(
+    data_dir, monkeypatch, cpus, expected
+):
+    used = []
+    genuine = tf.data.Dataset.map
+
+    def watched(self, function, num_parallel_calls=None, **options):
+        used.append(num_parallel_calls)
+        return genuine(self, function, num_parallel_calls, **options)
+
+    monkeypatch.setattr("os.cpu_count", lambda: 96)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cpus)), raising=False)
+    monkeypatch.setattr(tf.data.Dataset, "map", watched)
+    decoding._decoded(decoding._source("synthetic_pets", "test", 32, str(data_dir)), undecoded(data_dir))
+    next(decoding.native_masks("synthetic_pets", "test", str(data_dir)))
+    assert used.count(expected) == 2
+    assert 96 not in used
+
+
+def undecoded(data_dir):
+    return catalog.raw_examples(catalog.prepare("synthetic_pets", str(data_dir)), "test")
+
+
 def test_masks_are_resized_by_nearest_neighbour(tmp_path):
     mask = np.full((100, 100), 1, np.uint8)
     mask[:, 50:] = 3  # anything smoother would invent the class between
@@ -94,8 +140,8 @@ def test_the_memory_is_logged_before_it_is_taken(data_dir, caplog):
         (io.BytesIO(b"this is no image"), png(trimap()), "cannot be decoded"),
         (png(picture()), io.BytesIO(b"\x89PNG but no more"), "cannot be decoded"),
         (png(picture(40, 30)), png(trimap(40, 31)), r"\(40, 30\).*\(40, 31\)"),
-        (png(picture()), png(trimap(high=4)), "from 1 to 4; takes 1 to 3"),
-        (png(picture()), png(trimap() - 1), "from 0 to 2; takes 1 to 3"),
+        (png(picture()), png(trimap(high=4)), "from 1 to 4; they must be 1 to 3"),
+        (png(picture()), png(trimap() - 1), "from 0 to 2; they must be 1 to 3"),
     ],
     ids=["image", "mask", "sizes", "too-high", "too-low"],
 )

@@ -112,5 +112,5 @@ def test_a_batch_larger_than_the_split_is_refused():
 
 
 def test_replicas_must_divide_the_batch():
-    with pytest.raises(ConfigError, match=r"--batch_size=7: takes a multiple of the 2 replicas"):
+    with pytest.raises(ConfigError, match=r"--batch_size=7: must be a multiple of the 2 replicas"):
         batches(replicas(2), random_examples(9), first_step=0, last_step=1, batch_size=7)

@@ -113,7 +113,7 @@ DATA = [
     ("--dataset=no_such_pets", "no data set no_such_pets"),
     ("--dataset=mnist --data_dir={place}/empty", "mnist is neither under"),
     ("--dataset=synthetic_pets:9.0.0", "no data set synthetic_pets:9.0.0"),
-    ("--train_split=validation", "no split validation; takes test (10 examples), train (24 examples)"),
+    ("--train_split=validation", "no split validation; it must be one of test (10 examples), train (24 examples)"),
     ("--train_split=train[", "no split train["),
     ("--train_split=train[:0]", "split train[:0] is empty"),
     ("--eval_split=train[90:100]", "split train[90:100]"),

@@ -9,14 +9,14 @@ import tensorflow as tf
 from conftest import tiny_flags
 from PIL import Image
 
-from petseg.runs import building, experiment, scoring
-from petseg.config import command_line
-from petseg.models import inference
-from petseg.config import Config
-from petseg.data import decoding
-from petseg.errors import CheckpointError, ConfigError
+from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
+from petseg.data import decoding
+from petseg.deployment import commands
+from petseg.errors import CheckpointError, ConfigError
+from petseg.models import inference
 from petseg.reporting.summaries import read_csv
+from petseg.runs import building, experiment, scoring
 from petseg.runs.work_directory import WorkDirectory
 
 SCHEDULE = ["--train_steps=4", "--eval_every=2", "--checkpoint_every=2", "--eval_at_start"]
@@ -76,7 +76,7 @@ def test_exports_and_masks_are_made_with_the_weights_that_were_asked_for(average
     assert np.abs(expected - other).max() > 0.01
 
     flags = {"workdir": str(workdir.path), "output_dir": str(tmp_path / "out"), "ema": ema}
-    scoring.export(EvalConfig(ScoreConfig(**flags, export="keras")))
+    commands.export(EvalConfig(ScoreConfig(**flags, export="keras")))
     found = keras.models.load_model(tmp_path / "out" / "model.keras")(images)
     np.testing.assert_allclose(found["probabilities"], expected, atol=1e-5)
     card = json.loads((tmp_path / "out" / "model_card.json").read_text())
@@ -85,7 +85,7 @@ def test_exports_and_masks_are_made_with_the_weights_that_were_asked_for(average
 
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
-    masks = scoring.predict(EvalConfig(ScoreConfig(**flags, predict=str(tmp_path / "*.png"))))
+    masks = commands.predict(EvalConfig(ScoreConfig(**flags, predict=str(tmp_path / "*.png"))))
     found = {path.name: np.asarray(Image.open(path)) for path in masks}
     for i, probabilities in enumerate(expected):
         np.testing.assert_array_equal(found[f"{i}.mask.png"], probabilities.argmax(-1))

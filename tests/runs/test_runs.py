@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 from conftest import NUM_TEST, changed, own_lines, run_program, tiny_flags
 
-from petseg.config import command_line
-from petseg.runs import experiment, scoring
-from petseg.reporting import tags
-from petseg.config import Config
 from petseg.classes import CLASS_NAMES
-from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
+from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
+from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
+from petseg.reporting import tags
+from petseg.runs import experiment, scoring
 from petseg.runs.work_directory import WorkDirectory
 
 SCORES = ["accuracy", "mean_iou", *(f"{m}/{c}" for m in ("iou", "dice", "precision", "recall") for c in CLASS_NAMES)]

@@ -1,10 +1,8 @@
 """What eval.py does with a trained run, beyond the score that training gave it."""
 
 import csv
-from petseg.training import confusion_matrix
 import dataclasses
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -13,18 +11,18 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import NUM_TEST, ROOT, own_lines, run_program, tiny_flags
+from conftest import NUM_TEST, ROOT, own_lines, random_examples, run_program, tiny_flags
 from PIL import Image
 
-from petseg.runs import building, checkpoints, experiment, scoring
-from petseg.config import command_line
-from petseg.evaluation import metrics
-from petseg.config import Config
 from petseg.classes import CLASS_NAMES
+from petseg.config import Config, command_line
+from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import decoding
 from petseg.errors import CheckpointError, ConfigError, DataError
-from petseg.config.eval_config import EvalConfig, ScoreConfig
+from petseg.evaluation import metrics
+from petseg.runs import building, checkpoints, experiment, scoring
 from petseg.runs.work_directory import WorkDirectory
+from petseg.training import confusion_matrix
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +101,9 @@ def test_flip_tta_averages_the_two_probabilities(trained):
     labels = examples.masks[..., 0]
     chosen = np.take_along_axis(found, labels[..., None].astype(int), -1)
     assert results["loss"] == pytest.approx(-np.log(chosen).mean(), rel=1e-5)
-    expected = confusion_matrix.confusion_matrices(labels, found.argmax(-1), np.ones(labels.shape, bool), 3).numpy().sum(0)
+    expected = (
+        confusion_matrix.confusion_matrices(labels, found.argmax(-1), np.ones(labels.shape, bool), 3).numpy().sum(0)
+    )
     assert np.abs(np.array(results["confusion_matrix"]) - expected).sum() <= 4
     plain = json.loads((trained[0].results / "test-4.json").read_text())
     assert plain["loss"] != results["loss"]
@@ -147,33 +147,49 @@ def test_two_runs_are_compared_on_the_same_images(trained, capsys):
     assert Image.open(trained[0].figures / "comparison.png").width > 500
 
 
-def test_runs_on_different_images_are_not_compared():
-    scored = scoring.Scored("path", [], [], [])
-    other = dataclasses.make_dataclass("Other", ["names"])(("a", "c"))
-    with pytest.raises(DataError, match="their images cannot be paired"):
-        scoring._compare(scored, ("a", "b"), other)
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            {"names": ("a", "c", "d")},
+            "the two runs must have the same images; those of pets/1.0.0, test differ by name",
+        ),
+        (
+            {"origin": "dogs/1.0.0, test"},  # whose files have no names, and so the same numbers
+            "must have one data set, for their images to be paired; got pets/1.0.0, test and dogs/1.0.0, test",
+        ),
+        ({"origin": "pets/1.1.0, test"}, "got pets/1.0.0, test and pets/1.1.0, test"),
+    ],
+)
+def test_runs_on_different_images_are_not_compared(other, message):
+    examples = dataclasses.replace(random_examples(3), origin="pets/1.0.0, test")
+    scoring._check_pairing(examples, examples)
+    with pytest.raises(DataError, match=message):
+        scoring._check_pairing(examples, dataclasses.replace(examples, **other))
 
 
-def test_the_model_is_exported_with_a_card(trained, tmp_path):
-    flags = [f"--workdir={trained[0].path}", f"--output_dir={tmp_path / 'out'}"]
-    result = run_program("eval.py", *flags, "--export=saved_model,keras")
-    assert result.returncode == 0, result.stderr
-    assert re.search(r"^saved_model +100\.00000% ", result.stdout, re.MULTILINE), result.stdout
-    card = json.loads((tmp_path / "out" / "model_card.json").read_text())
-    assert card["classes"] == list(CLASS_NAMES)
-    assert card["checkpoint"].endswith("ckpt-4")
-    assert card["scores"]["examples"] == NUM_TEST
-    assert card["run"]["config"]["data"]["image_size"] == 32
-    assert card["run"]["versions"]["keras"]
-    assert set(card["formats"]) == {"saved_model", "keras"}
-    loaded = tf.saved_model.load(str(tmp_path / "out" / "saved_model")).signatures["serving_default"]
-    examples, found = probabilities(trained[0])
-    outputs = loaded(image=tf.constant(examples.images))
-    np.testing.assert_allclose(outputs["probabilities"], found, atol=1e-5)
-    refused = run_program("eval.py", *flags, "--export=caffe")
-    assert own_lines(refused.stderr) == [
-        "eval.py: error: --export=caffe: no such format; takes saved_model, keras, h5, tflite, tflite_int8, onnx"
-    ]
+def test_examples_wait_where_the_run_keeps_them_or_where_it_is_said(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained[0].path, tmp_path / "run")
+    record = json.loads(trained[0].config_file.read_text())
+    record["config"]["data"].update(
+        cache="disk",
+        cache_dir=str(tmp_path / "a"),
+        data_service="grpc://localhost:1",  # which is not asked for batches
+    )
+    (tmp_path / "run" / "config.json").write_text(json.dumps(record))
+    run, used, scored = WorkDirectory(tmp_path / "run"), [], []
+
+    def watched(name):
+        genuine = getattr(decoding, name)
+        monkeypatch.setattr(decoding, name, lambda *args: (used.append(name), genuine(*args))[1])
+
+    for name in ("_in_memory", "_on_disk", "_in_its_records"):
+        watched(name)
+    for options in ({}, {"cache": "none"}, {"cache": "memory"}, {"cache_dir": str(tmp_path / "b")}):
+        scored += score(run, **options)
+    assert used == ["_on_disk", "_in_its_records", "_in_memory", "_on_disk"]
+    assert all(results["confusion_matrix"] == scored[0]["confusion_matrix"] for results in scored)
+    assert len(list((tmp_path / "a").iterdir())) == len(list((tmp_path / "b").iterdir())) == 1
 
 
 @pytest.mark.parametrize(
@@ -231,7 +247,7 @@ def test_a_watcher_goes_on_when_a_checkpoint_vanishes_and_gives_up_in_time(train
         return genuine(path, **objects)
 
     monkeypatch.setattr(checkpoints, "restore_model", vanish)
-    monkeypatch.setattr(scoring, "_last_step", lambda run, score: 10)
+    monkeypatch.setattr(scoring, "_last_step", lambda run: 10)
     began = time.monotonic()
     with caplog.at_level("INFO", logger="petseg"):
         found = score(trained[0], watch=True, watch_interval=0.1, watch_timeout=1.0)

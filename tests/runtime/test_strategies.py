@@ -43,7 +43,7 @@ def test_what_this_machine_cannot_run_is_refused(config, message):
     ("flags", "message"),
     [
         (["--strategy=tpu"], "--strategy=tpu: TensorFlow finds no TPU here, and petseg has never run on one"),
-        (["--virtual_devices=3"], "--batch_size=8: takes a multiple of the 3 replicas"),
+        (["--virtual_devices=3"], "--batch_size=8: must be a multiple of the 3 replicas"),
         (["--virtual_devices=2", "--micro_batches=3"], "--micro_batches=3: must divide the 4 examples"),
         (["--virtual_devices=2", "--jit_compile"], "--jit_compile: with 2 replicas --nosync_batch_norm must be given"),
         (["--virtual_devices=2", "--num_devices=3"], "--num_devices=3: there are 2"),

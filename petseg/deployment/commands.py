@@ -1,0 +1,93 @@
+"""What eval.py does with --predict and --export: from a trained run to masks, and to models for elsewhere."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from petseg.classes import CLASS_NAMES
+from petseg.config.eval_config import EvalConfig
+from petseg.data import decoding
+from petseg.deployment import export as export_lib, prediction
+from petseg.runs import building
+from petseg.runs.signals import StopSignals
+from petseg.runs.trained_run import TrainedRun
+from petseg.runs.work_directory import WorkDirectory
+
+COMPARED_IMAGES, CALIBRATION_IMAGES = 64, 100
+
+
+def predict(config: EvalConfig) -> list[Path]:
+    """Writes masks for photographs in files.
+
+    Returns:
+      the masks.
+
+    Raises:
+      PetsegError: if work directory or checkpoint cannot be used, nothing matches, or some files cannot be read.
+    """
+    score = config.score
+    run = TrainedRun.open(WorkDirectory(score.workdir), score)
+    path = run.checkpoint(score.checkpoint)
+    prediction.find_files(score.predict)  # before TensorFlow and the model take their time
+    with StopSignals():
+        building.set_up_runtime(run.config, config.distribution)
+        model = run.build_model()
+        run.restore(path, model)
+        predictor = prediction.Predictor(model, flip_tta=score.flip_tta)
+        return prediction.predict_files(predictor, score.predict, score.output_dir, cutout=score.cutout)
+
+
+def export(config: EvalConfig) -> list[export_lib.Agreement]:
+    """Writes the model in other formats and compares each with the original on images of the evaluation split.
+
+    Returns:
+      how close each is.
+
+    Raises:
+      PetsegError: if work directory or checkpoint cannot be used, a package is missing, or an export disagrees.
+    """
+    score = config.score
+    run = TrainedRun.open(WorkDirectory(score.workdir), score)
+    path = run.checkpoint(score.checkpoint)
+    formats = score.export_formats()
+    export_lib.check_formats(formats)
+    split = score.split or run.config.data.eval_split
+    with StopSignals():
+        building.set_up_runtime(run.config, config.distribution)
+        model = run.build_model()
+        step = run.restore(path, model)
+        agreements = export_lib.export(
+            model,
+            formats,
+            score.output_dir,
+            _images_to_compare_on(run, split),
+            calibration=_calibration_images(run) if export_lib.needs_calibration(formats) else None,
+            card=_card(run, path, run.results_file(split, step)),
+        )
+    print(export_lib.table(agreements))
+    return agreements
+
+
+def _images_to_compare_on(run: TrainedRun, split: str) -> np.ndarray:
+    data = run.config.data
+    return decoding.load_first(data.dataset, split, data.image_size, data.data_dir, count=COMPARED_IMAGES).images
+
+
+def _calibration_images(run: TrainedRun) -> np.ndarray:
+    data = run.config.data
+    return decoding.load_spread(
+        data.dataset, data.train_split, data.image_size, data.data_dir, count=CALIBRATION_IMAGES
+    ).images
+
+
+def _card(run: TrainedRun, checkpoint: str, results_file: Path) -> dict[str, Any]:
+    """What the model card says of the run."""
+    return {
+        "classes": CLASS_NAMES,
+        "checkpoint": checkpoint,
+        "weights": run.weights,
+        "scores": json.loads(results_file.read_text()) if results_file.exists() else None,
+        "run": json.loads(run.workdir.config_file.read_text()),
+    }

@@ -1,0 +1,132 @@
+"""A run in its work directory, opened to use what it trained: with which config, data, checkpoint and weights."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import keras
+
+from petseg.config import Config
+from petseg.config.eval_config import ScoreConfig
+from petseg.data import decoding
+from petseg.data.decoding import Examples
+from petseg.errors import CheckpointError, ConfigError
+from petseg.reporting.summaries import EMA
+from petseg.runs import building, checkpoints
+from petseg.runs.work_directory import WorkDirectory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """A finished run, or one that goes on.
+
+    Attributes:
+      workdir: its work directory.
+      config: its config, with the precision, the data folder and the cache that are asked for instead.
+      averaged: whether its averaged weights are used, and not those that were trained.
+    """
+
+    workdir: WorkDirectory
+    config: Config
+    averaged: bool
+
+    @classmethod
+    def open(cls, workdir: WorkDirectory, score: ScoreConfig) -> "TrainedRun":
+        """Opens the run in a work directory, as it is asked for.
+
+        Raises:
+          WorkDirectoryError: if there is no run.
+          ConfigError: if averaged weights are asked for, of which it has none.
+        """
+        config = workdir.load_config()
+        if score.ema and not config.optimizer.ema_decay:
+            raise ConfigError(f"--ema: {workdir.path} kept no averaged weights (its --ema_decay is 0)")
+        if config.optimizer.ema_decay and not score.ema:
+            logger.info("%s has averaged weights too; --ema uses them", workdir.path)
+        return cls(workdir, _with_what_is_asked(config, score), averaged=score.ema)
+
+    @classmethod
+    def open_to_compare(cls, workdir: WorkDirectory, score: ScoreConfig) -> "TrainedRun":
+        """Opens a run that another one is compared with; of its averaged weights, if it has any.
+
+        Raises:
+          WorkDirectoryError: if there is no run.
+        """
+        has_averages = workdir.load_config().optimizer.ema_decay > 0
+        return cls.open(workdir, dataclasses.replace(score, ema=score.ema and has_averages))
+
+    @property
+    def weights(self) -> str:
+        """Which weights are used, in words."""
+        return "averaged" if self.averaged else "trained"
+
+    def results_file(self, split: str, step: int, *differences: str) -> Path:
+        """The file of the scores at a step.
+
+        Args:
+          split: what is scored.
+          step: of the checkpoint.
+          *differences: short names of what is done otherwise than in training; none where training wrote the scores.
+        """
+        parts = [EMA, *differences] if self.averaged else differences
+        return self.workdir.results_file(split, step, ".".join(parts))
+
+    def load(self, split: str) -> Examples:
+        """The examples of a split, kept as the config's `cache` says."""
+        data = self.config.data
+        return decoding.load(
+            data.dataset, split, data.image_size, data.data_dir, cache=data.cache, cache_dir=data.cache_dir
+        )
+
+    def checkpoint(self, which: str) -> str:
+        """The path of a checkpoint: the `latest`, the `best`, or a path.
+
+        Raises:
+          CheckpointError: if there is none.
+        """
+        return checkpoints.find(self.workdir.checkpoints, self.workdir.best, which)
+
+    def all_checkpoints(self) -> list[str]:
+        """The paths of those that the run keeps as it goes, oldest first.
+
+        Raises:
+          CheckpointError: if there is none.
+        """
+        paths = [self.path_of(step) for step in reversed(self.steps())]
+        if not paths:
+            raise CheckpointError(f"--checkpoint=all: there is no checkpoint in {self.workdir.checkpoints} yet")
+        return paths
+
+    def steps(self) -> list[int]:
+        """The steps at which there are checkpoints now, newest first."""
+        return checkpoints.steps(self.workdir.checkpoints)
+
+    def path_of(self, step: int) -> str:
+        """The path of the checkpoint of a step."""
+        return str(self.workdir.checkpoints / f"{checkpoints.PREFIX}{step}")
+
+    def build_model(self) -> keras.Model:
+        """The network, to be filled by `restore`; inside ``strategy.scope()`` where there is one."""
+        return building.build_model(self.config, None)
+
+    def restore(self, path: str, model: keras.Model) -> int:
+        """Fills the network with the weights that are used, as a checkpoint has them; returns their step.
+
+        Raises:
+          CheckpointError: if the checkpoint is damaged, or of another model, or without averages.
+        """
+        return building.restore(path, self.config, model, averaged=self.averaged)
+
+
+def _with_what_is_asked(config: Config, score: ScoreConfig) -> Config:
+    data = dataclasses.replace(
+        config.data,
+        data_dir=score.data_dir or config.data.data_dir,
+        cache=config.data.cache if score.cache == "run" else score.cache,
+        cache_dir=score.cache_dir or config.data.cache_dir,
+        data_service="",  # which makes training batches
+    )
+    precision = config.compute.precision if score.precision == "run" else score.precision
+    return dataclasses.replace(config, data=data, compute=dataclasses.replace(config.compute, precision=precision))

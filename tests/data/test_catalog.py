@@ -1,0 +1,97 @@
+"""Finding and preparing data sets: by one process or several, with what is said meanwhile; what splits share."""
+
+import subprocess
+import sys
+
+import pytest
+import tensorflow_datasets as tfds
+from conftest import NUM_TRAIN, ROOT
+
+from petseg.config import DataConfig
+from petseg.data import catalog
+from petseg.data.synthetic_pets import SyntheticPets
+from petseg.errors import ConfigError, DataError
+
+AT_ONCE = """
+import os, sys, traceback
+import keras
+from petseg.data import decoding
+from petseg.data.synthetic_pets import SyntheticPets
+SyntheticPets.__init__.__kwdefaults__.update(num_train=60, num_test=4)
+
+def train():
+    keras.utils.set_random_seed(0)  # as every run does; TFDS draws the name of its temporary folder from it
+    print(len(decoding.load("synthetic_pets", "train", 32, sys.argv[1])))
+
+processes = []
+for _ in range(3):
+    process = os.fork()  # before TensorFlow has computed anything; so it is loaded but once
+    if not process:
+        try:
+            train()
+            sys.stdout.flush()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    processes.append(process)
+sys.exit(sum(os.waitpid(process, 0)[1] for process in processes))
+"""
+
+
+def test_processes_with_one_seed_that_prepare_one_data_set_at_once_all_get_it(tmp_path):
+    command = [sys.executable, "-c", AT_ONCE, str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout) == (0, "60\n" * 3), result.stderr
+    assert not list(tmp_path.glob(".*"))  # the lock is gone
+
+
+@pytest.fixture
+def few_drawings(monkeypatch):
+    monkeypatch.setitem(SyntheticPets.__init__.__kwdefaults__, "num_train", 3)
+    monkeypatch.setitem(SyntheticPets.__init__.__kwdefaults__, "num_test", 2)
+
+
+def test_the_embedded_data_set_is_drawn_without_a_word_of_downloads(few_drawings, tmp_path, capfd, caplog):
+    with caplog.at_level("INFO", logger="petseg"):
+        catalog.prepare("synthetic_pets", str(tmp_path))
+    assert caplog.messages == [f"synthetic_pets is drawn into {tmp_path}/synthetic_pets/1.0.0"]
+    assert capfd.readouterr().out == ""
+    assert capfd.readouterr().err == ""
+
+
+def test_an_embedded_data_set_that_cannot_be_written_is_no_matter_of_downloads(few_drawings, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=rf"^synthetic_pets cannot be drawn into {tmp_path}/file/synthetic_pets/1.0.0 "):
+        catalog.prepare("synthetic_pets", str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["huggingface:owner/name", "huggingface:name", "kaggle:pets", "pets/a=True", "pets:1.0.0/seed=3", "a.b", "pets:1",
+     "../pets", "gs://pets", "pets/../other"],
+)  # fmt: skip
+def test_only_a_plain_name_of_a_data_set_is_taken(monkeypatch, name, tmp_path):
+    monkeypatch.setattr(tfds, "builder", None)
+    with pytest.raises(ConfigError, match=r"^--dataset=.*: must be ") as caught:
+        catalog.prepare(name, str(tmp_path))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"^--dataset=.*: must be "):
+        DataConfig(dataset=name)
+
+
+@pytest.mark.parametrize(
+    "name", ["pets", "pets:1.0.0", "pets:3.*.*", "my_pets2/2017", "pets/20230601.en-x:1.2.3", "PascalVoc"]
+)
+def test_plain_names_with_config_and_version_are_taken(name):
+    assert DataConfig(dataset=name).dataset == name
+
+
+def test_splits_that_share_examples_are_warned_of_with_their_number(data_dir, caplog):
+    catalog.warn_of_shared_examples("synthetic_pets", "train", "test", str(data_dir))
+    assert not caplog.messages
+    catalog.warn_of_shared_examples("synthetic_pets", "train[:10]", "train[8:]", str(data_dir))
+    (message,) = caplog.messages
+    assert message.startswith(
+        f"--eval_split=train[8:]: 2 of its {NUM_TRAIN - 8} examples are in --train_split=train[:10] too"
+    )

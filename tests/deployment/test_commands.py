@@ -1,0 +1,82 @@
+"""What eval.py does with --export, from a work directory to files. (For --predict, see test_prediction.)"""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import NUM_TEST, NUM_TRAIN, own_lines, run_program, tiny_flags
+
+from petseg.classes import CLASS_NAMES
+from petseg.config import Config, command_line
+from petseg.config.eval_config import EvalConfig, ScoreConfig
+from petseg.data import decoding
+from petseg.deployment import commands
+from petseg.models import inference
+from petseg.runs import building, checkpoints, experiment
+from petseg.runs.work_directory import WorkDirectory
+
+
+@pytest.fixture(scope="module")
+def workdir(data_dir, tmp_path_factory):
+    """The work directory of a finished run of two steps."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    config = command_line.parse(["train.py", *tiny_flags(data_dir, workdir), "--train_steps=2"], Config)
+    experiment.train(config)
+    return WorkDirectory(workdir)
+
+
+def test_the_model_is_exported_with_a_card(workdir, data_dir, tmp_path):
+    flags = [f"--workdir={workdir.path}", f"--output_dir={tmp_path / 'out'}"]
+    result = run_program("eval.py", *flags, "--export=saved_model,keras")
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"^saved_model +100\.00000% ", result.stdout, re.MULTILINE), result.stdout
+    card = json.loads((tmp_path / "out" / "model_card.json").read_text())
+    assert card["classes"] == list(CLASS_NAMES)
+    assert card["checkpoint"].endswith("ckpt-2")
+    assert card["scores"]["examples"] == NUM_TEST
+    assert card["run"]["config"]["data"]["image_size"] == 32
+    assert card["run"]["versions"]["keras"]
+    assert set(card["formats"]) == {"saved_model", "keras"}
+    loaded = tf.saved_model.load(str(tmp_path / "out" / "saved_model")).signatures["serving_default"]
+    model = building.build_model(workdir.load_config(), None)
+    checkpoints.restore_model(card["checkpoint"], model=model)
+    images = decoding.load("synthetic_pets", "test", 32, str(data_dir)).images
+    outputs = loaded(image=tf.constant(images))
+    np.testing.assert_allclose(outputs["probabilities"], tf.nn.softmax(inference.logits(model, images)), atol=1e-5)
+    refused = run_program("eval.py", *flags, "--export=caffe")
+    assert own_lines(refused.stderr) == [
+        "eval.py: error: --export=caffe: no such format; "
+        "must be some of saved_model, keras, h5, tflite, tflite_int8, onnx"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("formats", "compared", "calibration"),
+    [("saved_model", 4, None), ("keras,h5", 100, None), ("keras,tflite_int8", 4, 8)],
+)
+def test_an_export_decodes_the_images_that_it_needs_and_no_others(
+    workdir, data_dir, tmp_path, monkeypatch, formats, compared, calibration
+):
+    given, decoded = {}, []
+    genuine = decoding._check_example
+
+    def export(model, formats, output_dir, examples, **options):
+        given.update(options, examples=examples)
+        return []
+
+    monkeypatch.setattr(commands.export_lib, "check_formats", lambda formats: None)
+    monkeypatch.setattr(commands.export_lib, "export", export)
+    monkeypatch.setattr(decoding, "_check_example", lambda *args: (decoded.append(args), genuine(*args)))
+    monkeypatch.setattr(commands, "COMPARED_IMAGES", compared)
+    monkeypatch.setattr(commands, "CALIBRATION_IMAGES", 10)
+    score = ScoreConfig(workdir=str(workdir.path), export=formats, output_dir=str(tmp_path / "out"))
+    commands.export(EvalConfig(score))
+    assert len(decoded) == min(compared, NUM_TEST) + (calibration or 0)
+    images = {split: decoding.load("synthetic_pets", split, 32, str(data_dir)).images for split in ("test", "train")}
+    np.testing.assert_array_equal(given["examples"], images["test"][:compared])
+    if calibration is None:
+        assert given["calibration"] is None
+    else:
+        np.testing.assert_array_equal(given["calibration"], images["train"][:: NUM_TRAIN // calibration])
