@@ -58,24 +58,61 @@ def boundary_counts(
     Returns:
       int64 [B, C, 4]: predicted, predicted and matched, true, true and matched.
     """
-    known = valid & _same_as_neighbours(tf.cast(valid, tf.int32))
-    classes = tf.range(num_classes)
-    outlines = []
-    for ids in (tf.cast(predictions, tf.int32), tf.cast(labels, tf.int32)):
-        outline = known & ~_same_as_neighbours(ids)
-        outlines.append(tf.cast((ids[..., None] == classes) & outline[..., None], tf.float32))
-    near = [tf.nn.max_pool2d(outline, 2 * tolerance + 1, 1, "SAME") for outline in outlines]
-    (predicted, true), (near_predicted, near_true) = outlines, near
-    counted = (predicted, predicted * near_true, true, true * near_predicted)
-    return tf.stack([tf.reduce_sum(tf.cast(each, tf.int64), [1, 2]) for each in counted], axis=-1)
+    predictions, labels = (tf.cast(ids, tf.uint8) for ids in (predictions, labels))  # int32 is left to the host
+    known = valid & _same_as_neighbours(valid)
+    outlines = [known & ~_same_as_neighbours(ids) for ids in (predictions, labels)]
+
+    def counts_of(number: tf.Tensor) -> tf.Tensor:
+        """Int64 [B, 4] for one class; the maps of all classes at once would not fit a large photograph's memory."""
+        predicted, true = (
+            outline & (ids == number)
+            for outline, ids in zip(outlines, (predictions, labels), strict=True)
+        )
+        near_predicted, near_true = (_grown(outline, tolerance) for outline in (predicted, true))
+        counted = (predicted, predicted & near_true, true, true & near_predicted)
+        return tf.stack([_count_true(each) for each in counted], axis=-1)
+
+    classes = tf.cast(tf.range(num_classes), tf.uint8)
+    by_class = tf.map_fn(counts_of, classes, parallel_iterations=1, fn_output_signature=tf.int64)
+    return tf.transpose(by_class, [1, 0, 2])
 
 
 def _same_as_neighbours(ids: tf.Tensor) -> tf.Tensor:
     """Whether a pixel equals those above, below, left and right of it, as far as there are any; bool [B, H, W]."""
-    padded = tf.pad(ids, [[0, 0], [1, 1], [1, 1]], "SYMMETRIC")
-    across, down = padded[:, 1:-1], padded[:, :, 1:-1]
-    neighbours = (across[:, :, 2:], across[:, :, :-2], down[:, 2:], down[:, :-2])
-    return tf.reduce_all([ids == neighbour for neighbour in neighbours], axis=0)
+    down, across = ids[:, 1:] == ids[:, :-1], ids[:, :, 1:] == ids[:, :, :-1]
+    pads = [[0, 0], [1, 0], [0, 0]], [[0, 0], [0, 1], [0, 0]], [[0, 0], [0, 0], [1, 0]], [[0, 0], [0, 0], [0, 1]]
+    above, below, left, right = (
+        tf.pad(same, pad, constant_values=True) for same, pad in zip((down, down, across, across), pads, strict=True)
+    )
+    return above & below & left & right
+
+
+def _grown(marked: tf.Tensor, reach: int) -> tf.Tensor:
+    """What lies at most `reach` pixels across and down from a marked one, bool [B, H, W]; a square is grown by axis.
+
+    A window of n pixels is made of windows of half as many, so the work grows with log(reach).
+    """
+    for axis in (1, 2):
+        pads = [[0, 0], [0, 0], [0, 0]]
+        pads[axis] = [reach, reach]
+        size, window = tf.shape(marked)[axis], 1
+        marked = tf.pad(marked, pads)
+        while 2 * window <= 2 * reach + 1:
+            marked = _part(marked, axis, 0, -window) | _part(marked, axis, window, None)
+            window *= 2
+        last = 2 * reach + 1 - window
+        marked = _part(marked, axis, 0, size) | _part(marked, axis, last, last + size)
+    return marked
+
+
+def _part(values: tf.Tensor, axis: int, begin: Any, end: Any) -> tf.Tensor:
+    return values[:, begin:end] if axis == 1 else values[:, :, begin:end]
+
+
+def _count_true(marked: tf.Tensor) -> tf.Tensor:
+    """How many pixels of each image are marked, int64 [B]."""
+    rows = tf.reduce_sum(tf.cast(marked, tf.float32), axis=2)  # exact: a row is shorter than 2**24
+    return tf.reduce_sum(tf.cast(rows, tf.int64), axis=1)
 
 
 def boundary_tolerance(height: int, width: int) -> int:
