@@ -1,4 +1,4 @@
-"""Segmentation metrics, all derived from confusion matrices."""
+"""Segmentation metrics: of confusion matrices, of outlines, of confidences."""
 
 import math
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ def from_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> dic
     hit, true, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
     by_class = {
         "iou": iou(matrix),
-        "dice": _ratio(2 * hit, true + predicted),
-        "precision": _ratio(hit, predicted),
-        "recall": _ratio(hit, true),
+        "dice": ratio(2 * hit, true + predicted),
+        "precision": ratio(hit, predicted),
+        "recall": ratio(hit, true),
     }
     return {
-        "accuracy": float(_ratio(hit.sum(), counts.sum())),
+        "accuracy": float(ratio(hit.sum(), counts.sum())),
         "mean_iou": float(mean_iou(matrix)),
         **{name: dict(zip(class_names, values.tolist(), strict=True)) for name, values in by_class.items()},
     }
@@ -65,8 +65,7 @@ def boundary_counts(
     def counts_of(number: tf.Tensor) -> tf.Tensor:
         """Int64 [B, 4] for one class; the maps of all classes at once would not fit a large photograph's memory."""
         predicted, true = (
-            outline & (ids == number)
-            for outline, ids in zip(outlines, (predictions, labels), strict=True)
+            outline & (ids == number) for outline, ids in zip(outlines, (predictions, labels), strict=True)
         )
         near_predicted, near_true = (_grown(outline, tolerance) for outline in (predicted, true))
         counted = (predicted, predicted & near_true, true, true & near_predicted)
@@ -116,17 +115,17 @@ def _count_true(marked: tf.Tensor) -> tf.Tensor:
 
 
 def boundary_tolerance(height: int, width: int) -> int:
-    """The tolerance that DAVIS takes: 0.8% of the diagonal, at least one pixel."""
+    """The tolerance of DAVIS: 0.8% of the diagonal, at least one pixel."""
     return max(1, round(0.008 * math.hypot(height, width)))
 
 
 def boundary_f_scores(counts: np.ndarray) -> np.ndarray:
     """Harmonic mean of precision and recall of outlines, float64 [...], of counts [..., 4]; NaN without an outline."""
     predicted, predicted_matched, true, true_matched = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
-    precision, recall = _ratio(predicted_matched, predicted), _ratio(true_matched, true)
+    precision, recall = ratio(predicted_matched, predicted), ratio(true_matched, true)
     missed = (predicted > 0) != (true > 0)  # one of the two has no outline: nothing of the other's is found
     precision, recall = np.where(missed, 0.0, precision), np.where(missed, 0.0, recall)
-    return np.where(precision + recall == 0, 0.0, _ratio(2 * precision * recall, precision + recall))
+    return np.where(precision + recall == 0, 0.0, ratio(2 * precision * recall, precision + recall))
 
 
 def calibration_counts(confidences: tf.Tensor, correct: tf.Tensor, valid: tf.Tensor) -> tf.Tensor:
@@ -179,24 +178,34 @@ def pet_versus_rest(matrix: np.ndarray) -> dict[str, float]:
     scores = {}
     for name, true in (("border_as_pet", [pet, border]), ("border_ignored", [pet])):
         hit = merged[true].sum()
-        scores[name] = float(_ratio(np.float64(hit), np.float64(hit + merged[background] + missed[true].sum())))
+        scores[name] = float(ratio(np.float64(hit), np.float64(hit + merged[background] + missed[true].sum())))
     return scores
 
 
 def iou(matrices: np.ndarray) -> np.ndarray:
     """Intersection over union of each class, float64 [..., C], of confusion matrices [..., C, C]; NaN for 0 over 0."""
-    counts = np.asarray(matrices, np.float64)
+    return ratio(*intersections_and_unions(matrices))
+
+
+def intersections_and_unions(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of each class that were found, and those that are of it in truth or prediction; [..., C] each."""
+    counts = np.asarray(matrices)
     hit = np.diagonal(counts, axis1=-2, axis2=-1)
-    return _ratio(hit, counts.sum(-1) + counts.sum(-2) - hit)
+    return hit, counts.sum(-1) + counts.sum(-2) - hit
 
 
 def mean_iou(matrices: np.ndarray) -> np.ndarray:
     """Mean over the classes that occur in truth or prediction, float64 [...], of confusion matrices [..., C, C]."""
-    by_class = iou(matrices)
-    occurs = ~np.isnan(by_class)
-    return _ratio(np.where(occurs, by_class, 0.0).sum(-1), occurs.sum(-1).astype(np.float64))
+    return mean_over_classes(iou(matrices))
 
 
-def _ratio(numerator: ArrayLike, denominator: ArrayLike) -> np.ndarray:
-    numerator, denominator = np.broadcast_arrays(numerator, denominator)
+def mean_over_classes(scores: np.ndarray) -> np.ndarray:
+    """Mean over those classes that have a score, float64 [...], of scores [..., C], where the others are NaN."""
+    occurs = ~np.isnan(scores)
+    return ratio(np.where(occurs, scores, 0.0).sum(-1), occurs.sum(-1))
+
+
+def ratio(numerator: ArrayLike, denominator: ArrayLike) -> np.ndarray:
+    """Float64; NaN where the denominator is 0."""
+    numerator, denominator = np.broadcast_arrays(np.float64(numerator), np.float64(denominator))
     return np.divide(numerator, denominator, out=np.full(denominator.shape, np.nan), where=denominator > 0)

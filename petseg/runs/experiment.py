@@ -14,7 +14,7 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from petseg.evaluation import analysis
+from petseg.evaluation.results import split_results
 from petseg.runs import building, checkpoints
 from petseg import config as config_lib
 from petseg.reporting import report as report_lib, summaries, telemetry, pictures
@@ -350,7 +350,7 @@ class Experiment:
         if evaluations is None:
             return None
         split = self.config.data.eval_split
-        by_run = {run: analysis.results(evaluation, step, split) for run, evaluation in evaluations.items()}
+        by_run = {run: split_results(evaluation, step, split) for run, evaluation in evaluations.items()}
         results = {**by_run[EVAL], **{run: by_run[run] for run in by_run if run != EVAL}}
         if report is None:
             return results

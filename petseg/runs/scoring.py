@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from petseg.evaluation import analysis
+from petseg.evaluation.results import image_rows, split_results
 from petseg.runs import building, checkpoints
 from petseg.deployment import export as export_lib, prediction
 from petseg.training import trainer
@@ -234,7 +234,7 @@ class Scorer:
             self._results(evaluation, step, resolution)
             for resolution, evaluation in zip(evaluations, complete, strict=True)
         ]
-        rows = analysis.rows(complete[-1], self.names, self._examples.groups)
+        rows = image_rows(complete[-1], self.names, self._examples.groups)
         return Scored(path, complete, results, [{"step": step, **row} for row in rows])
 
     def predictions(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
@@ -250,7 +250,7 @@ class Scorer:
 
     def _results(self, evaluation: Evaluation, step: int, resolution: str) -> dict[str, Any]:
         groups = self._examples.groups
-        scores = analysis.results(evaluation, step, self._split, resolution=resolution, groups=groups)
+        scores = split_results(evaluation, step, self._split, resolution=resolution, groups=groups)
         return {**scores, "weights": _kind(self._score)}
 
     def _complete(self, evaluation: Evaluation | None) -> Evaluation:
