@@ -7,6 +7,7 @@ import numpy as np
 from petseg.evaluation import metrics
 
 RESAMPLES = 2000
+DRAWN_AT_ONCE = 2**21  # how often each image is in each of some resamples; numbers of 8 bytes
 
 
 def resampled_mean_iou(matrices: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -22,9 +23,16 @@ def resampled_mean_iou(matrices: np.ndarray, seed: int = 0) -> np.ndarray:
       float64 [RESAMPLES].
     """
     count = len(matrices)
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), RESAMPLES)
-    sums = drawn.astype(np.float64) @ matrices.reshape(count, -1).astype(np.float64)
-    return metrics.mean_iou(sums.reshape(RESAMPLES, *matrices.shape[1:]))
+    generator, chances = np.random.default_rng(seed), np.full(count, 1 / count)
+    # All that IoU needs of a matrix. Sums of whole numbers below 2**53, they do not depend on the order of adding.
+    parts = np.concatenate(metrics.intersections_and_unions(matrices), axis=-1).astype(np.float64)
+    scores = np.empty(RESAMPLES)
+    chunk = max(1, DRAWN_AT_ONCE // max(count, parts.shape[-1]))
+    for first in range(0, RESAMPLES, chunk):
+        drawn = generator.multinomial(count, chances, min(chunk, RESAMPLES - first))
+        intersections, unions = np.split(drawn.astype(np.float64) @ parts, 2, axis=-1)
+        scores[first : first + len(drawn)] = metrics.mean_over_classes(metrics.ratio(intersections, unions))
+    return scores
 
 
 def interval(samples: np.ndarray) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Segmentation metrics, all derived from confusion matrices."""
+"""Segmentation metrics: of confusion matrices, of outlines, of confidences."""
 
 import math
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ def from_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> dic
     hit, true, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
     by_class = {
         "iou": iou(matrix),
-        "dice": _ratio(2 * hit, true + predicted),
-        "precision": _ratio(hit, predicted),
-        "recall": _ratio(hit, true),
+        "dice": ratio(2 * hit, true + predicted),
+        "precision": ratio(hit, predicted),
+        "recall": ratio(hit, true),
     }
     return {
-        "accuracy": float(_ratio(hit.sum(), counts.sum())),
+        "accuracy": float(ratio(hit.sum(), counts.sum())),
         "mean_iou": float(mean_iou(matrix)),
         **{name: dict(zip(class_names, values.tolist(), strict=True)) for name, values in by_class.items()},
     }
@@ -58,38 +58,74 @@ def boundary_counts(
     Returns:
       int64 [B, C, 4]: predicted, predicted and matched, true, true and matched.
     """
-    known = valid & _same_as_neighbours(tf.cast(valid, tf.int32))
-    classes = tf.range(num_classes)
-    outlines = []
-    for ids in (tf.cast(predictions, tf.int32), tf.cast(labels, tf.int32)):
-        outline = known & ~_same_as_neighbours(ids)
-        outlines.append(tf.cast((ids[..., None] == classes) & outline[..., None], tf.float32))
-    near = [tf.nn.max_pool2d(outline, 2 * tolerance + 1, 1, "SAME") for outline in outlines]
-    (predicted, true), (near_predicted, near_true) = outlines, near
-    counted = (predicted, predicted * near_true, true, true * near_predicted)
-    return tf.stack([tf.reduce_sum(tf.cast(each, tf.int64), [1, 2]) for each in counted], axis=-1)
+    predictions, labels = (tf.cast(ids, tf.uint8) for ids in (predictions, labels))  # int32 is left to the host
+    known = valid & _same_as_neighbours(valid)
+    outlines = [known & ~_same_as_neighbours(ids) for ids in (predictions, labels)]
+
+    def counts_of(number: tf.Tensor) -> tf.Tensor:
+        """Int64 [B, 4] for one class; the maps of all classes at once would not fit a large photograph's memory."""
+        predicted, true = (
+            outline & (ids == number) for outline, ids in zip(outlines, (predictions, labels), strict=True)
+        )
+        near_predicted, near_true = (_grown(outline, tolerance) for outline in (predicted, true))
+        counted = (predicted, predicted & near_true, true, true & near_predicted)
+        return tf.stack([_count_true(each) for each in counted], axis=-1)
+
+    classes = tf.cast(tf.range(num_classes), tf.uint8)
+    by_class = tf.map_fn(counts_of, classes, parallel_iterations=1, fn_output_signature=tf.int64)
+    return tf.transpose(by_class, [1, 0, 2])
 
 
 def _same_as_neighbours(ids: tf.Tensor) -> tf.Tensor:
     """Whether a pixel equals those above, below, left and right of it, as far as there are any; bool [B, H, W]."""
-    padded = tf.pad(ids, [[0, 0], [1, 1], [1, 1]], "SYMMETRIC")
-    across, down = padded[:, 1:-1], padded[:, :, 1:-1]
-    neighbours = (across[:, :, 2:], across[:, :, :-2], down[:, 2:], down[:, :-2])
-    return tf.reduce_all([ids == neighbour for neighbour in neighbours], axis=0)
+    down, across = ids[:, 1:] == ids[:, :-1], ids[:, :, 1:] == ids[:, :, :-1]
+    pads = [[0, 0], [1, 0], [0, 0]], [[0, 0], [0, 1], [0, 0]], [[0, 0], [0, 0], [1, 0]], [[0, 0], [0, 0], [0, 1]]
+    above, below, left, right = (
+        tf.pad(same, pad, constant_values=True) for same, pad in zip((down, down, across, across), pads, strict=True)
+    )
+    return above & below & left & right
+
+
+def _grown(marked: tf.Tensor, reach: int) -> tf.Tensor:
+    """What lies at most `reach` pixels across and down from a marked one, bool [B, H, W]; a square is grown by axis.
+
+    A window of n pixels is made of windows of half as many, so the work grows with log(reach).
+    """
+    for axis in (1, 2):
+        pads = [[0, 0], [0, 0], [0, 0]]
+        pads[axis] = [reach, reach]
+        size, window = tf.shape(marked)[axis], 1
+        marked = tf.pad(marked, pads)
+        while 2 * window <= 2 * reach + 1:
+            marked = _part(marked, axis, 0, -window) | _part(marked, axis, window, None)
+            window *= 2
+        last = 2 * reach + 1 - window
+        marked = _part(marked, axis, 0, size) | _part(marked, axis, last, last + size)
+    return marked
+
+
+def _part(values: tf.Tensor, axis: int, begin: Any, end: Any) -> tf.Tensor:
+    return values[:, begin:end] if axis == 1 else values[:, :, begin:end]
+
+
+def _count_true(marked: tf.Tensor) -> tf.Tensor:
+    """How many pixels of each image are marked, int64 [B]."""
+    rows = tf.reduce_sum(tf.cast(marked, tf.float32), axis=2)  # exact: a row is shorter than 2**24
+    return tf.reduce_sum(tf.cast(rows, tf.int64), axis=1)
 
 
 def boundary_tolerance(height: int, width: int) -> int:
-    """The tolerance that DAVIS takes: 0.8% of the diagonal, at least one pixel."""
+    """The tolerance of DAVIS: 0.8% of the diagonal, at least one pixel."""
     return max(1, round(0.008 * math.hypot(height, width)))
 
 
 def boundary_f_scores(counts: np.ndarray) -> np.ndarray:
     """Harmonic mean of precision and recall of outlines, float64 [...], of counts [..., 4]; NaN without an outline."""
     predicted, predicted_matched, true, true_matched = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
-    precision, recall = _ratio(predicted_matched, predicted), _ratio(true_matched, true)
+    precision, recall = ratio(predicted_matched, predicted), ratio(true_matched, true)
     missed = (predicted > 0) != (true > 0)  # one of the two has no outline: nothing of the other's is found
     precision, recall = np.where(missed, 0.0, precision), np.where(missed, 0.0, recall)
-    return np.where(precision + recall == 0, 0.0, _ratio(2 * precision * recall, precision + recall))
+    return np.where(precision + recall == 0, 0.0, ratio(2 * precision * recall, precision + recall))
 
 
 def calibration_counts(confidences: tf.Tensor, correct: tf.Tensor, valid: tf.Tensor) -> tf.Tensor:
@@ -142,24 +178,34 @@ def pet_versus_rest(matrix: np.ndarray) -> dict[str, float]:
     scores = {}
     for name, true in (("border_as_pet", [pet, border]), ("border_ignored", [pet])):
         hit = merged[true].sum()
-        scores[name] = float(_ratio(np.float64(hit), np.float64(hit + merged[background] + missed[true].sum())))
+        scores[name] = float(ratio(np.float64(hit), np.float64(hit + merged[background] + missed[true].sum())))
     return scores
 
 
 def iou(matrices: np.ndarray) -> np.ndarray:
     """Intersection over union of each class, float64 [..., C], of confusion matrices [..., C, C]; NaN for 0 over 0."""
-    counts = np.asarray(matrices, np.float64)
+    return ratio(*intersections_and_unions(matrices))
+
+
+def intersections_and_unions(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of each class that were found, and those that are of it in truth or prediction; [..., C] each."""
+    counts = np.asarray(matrices)
     hit = np.diagonal(counts, axis1=-2, axis2=-1)
-    return _ratio(hit, counts.sum(-1) + counts.sum(-2) - hit)
+    return hit, counts.sum(-1) + counts.sum(-2) - hit
 
 
 def mean_iou(matrices: np.ndarray) -> np.ndarray:
     """Mean over the classes that occur in truth or prediction, float64 [...], of confusion matrices [..., C, C]."""
-    by_class = iou(matrices)
-    occurs = ~np.isnan(by_class)
-    return _ratio(np.where(occurs, by_class, 0.0).sum(-1), occurs.sum(-1).astype(np.float64))
+    return mean_over_classes(iou(matrices))
 
 
-def _ratio(numerator: ArrayLike, denominator: ArrayLike) -> np.ndarray:
-    numerator, denominator = np.broadcast_arrays(numerator, denominator)
+def mean_over_classes(scores: np.ndarray) -> np.ndarray:
+    """Mean over those classes that have a score, float64 [...], of scores [..., C], where the others are NaN."""
+    occurs = ~np.isnan(scores)
+    return ratio(np.where(occurs, scores, 0.0).sum(-1), occurs.sum(-1))
+
+
+def ratio(numerator: ArrayLike, denominator: ArrayLike) -> np.ndarray:
+    """Float64; NaN where the denominator is 0."""
+    numerator, denominator = np.broadcast_arrays(np.float64(numerator), np.float64(denominator))
     return np.divide(numerator, denominator, out=np.full(denominator.shape, np.nan), where=denominator > 0)

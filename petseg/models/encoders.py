@@ -95,7 +95,7 @@ def calibrate_batch_norm(encoder: keras.Model, images: tf.Tensor) -> None:
       encoder: the model to change.
       images: float32 [B, S, S, 3], scaled as in training.
     """
-    norms = [layer for layer in encoder.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    norms = [layer for layer in encoder._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
     momentum = [layer.momentum for layer in norms]
     trainable = encoder.trainable
     encoder.trainable = True  # a frozen batch norm would ignore training=True

@@ -16,8 +16,8 @@ from petseg import config as config_lib
 from petseg.config import Config
 from petseg.data import catalog, decoding, example_order, input_pipeline, service_client
 from petseg.errors import ClusterError, NonFiniteLossError, StoppedError, WorkDirectoryError
-from petseg.evaluation import analysis
 from petseg.evaluation.evaluator import Evaluation
+from petseg.evaluation.results import split_results
 from petseg.files import read_json, write_json
 from petseg.models import encoders
 from petseg.reporting import pictures, report as report_lib, summaries, telemetry
@@ -349,7 +349,7 @@ class Experiment:
         if evaluations is None:
             return None
         split = self.config.data.eval_split
-        by_run = {run: analysis.results(evaluation, step, split) for run, evaluation in evaluations.items()}
+        by_run = {run: split_results(evaluation, step, split) for run, evaluation in evaluations.items()}
         results = {**by_run[EVAL], **{run: by_run[run] for run in by_run if run != EVAL}}
         if report is None:
             return results

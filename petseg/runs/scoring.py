@@ -16,7 +16,7 @@ from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import catalog, decoding, example_order
 from petseg.data.decoding import Examples
 from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
-from petseg.evaluation import analysis, confidence_intervals, score_tables
+from petseg.evaluation import confidence_intervals, score_tables
 from petseg.evaluation.evaluator import Evaluation
 from petseg.files import write_bytes, write_json, write_text
 from petseg.reporting import pictures
@@ -154,7 +154,7 @@ class Scorer:
             for resolution, evaluation in zip(evaluations, complete, strict=True)
         ]
         files = [self.run.results_file(self._split, step, *self._differences(i > 0)) for i in range(len(results))]
-        rows = analysis.rows(complete[-1], self.examples.names, self.examples.groups)
+        rows = image_rows(complete[-1], self.examples.names, self.examples.groups)
         return Scored(path, complete, results, files, [{"step": step, **row} for row in rows])
 
     def predictions(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
@@ -176,7 +176,7 @@ class Scorer:
 
     def _results(self, evaluation: Evaluation, step: int, resolution: str) -> dict[str, Any]:
         groups = self.examples.groups
-        scores = analysis.results(evaluation, step, self._split, resolution=resolution, groups=groups)
+        scores = split_results(evaluation, step, self._split, resolution=resolution, groups=groups)
         return {**scores, "weights": self.run.weights}
 
     def _complete(self, evaluation: Evaluation | None) -> Evaluation:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from conftest import changed, events, random_examples
 
-from petseg.evaluation import analysis
 from petseg.evaluation.evaluator import Evaluation
+from petseg.evaluation.results import split_results
 from petseg.reporting.report import EXTREME_EXAMPLES, Report
 from petseg.reporting.summaries import EVAL, read_csv
 from petseg.runs.schedule import Clock
@@ -40,7 +40,7 @@ def evaluate(report, step=2):
     examples, scorer = random_examples(12), Scorer()
     matrices = np.array([np.full((3, 3), 40) + i * 30 * np.eye(3, dtype=int) for i in range(11)] + [np.zeros((3, 3))])
     evaluation = Evaluation(0.5, matrices.astype(np.int64))
-    results = analysis.results(evaluation, step, "test")
+    results = split_results(evaluation, step, "test")
     report.evaluation(step, {EVAL: evaluation}, {EVAL: results}, examples, scorer)
     return examples, scorer
 
@@ -97,7 +97,7 @@ def test_gradients_that_overflowed_are_left_out(report):
 def test_a_split_without_a_single_pixel_of_a_class_ends_nothing(report):
     report, workdir = report
     evaluation = Evaluation(float("nan"), np.zeros((12, 3, 3), np.int64))
-    results = analysis.results(evaluation, 2, "test")
+    results = split_results(evaluation, 2, "test")
     report.evaluation(2, {EVAL: evaluation}, {EVAL: results}, random_examples(12), Scorer())
     assert {file.name for file in workdir.figures.iterdir()} == {
         "predictions.png",

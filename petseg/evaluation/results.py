@@ -1,4 +1,4 @@
-"""What can be said of a finished evaluation: scores, intervals, tables. Knows counts only, neither files nor models."""
+"""What a results file and a table of images hold: every score that follows from the counts of an evaluation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from petseg.evaluation.evaluator import Evaluation
 PERCENTILES = (5, 25, 50, 75, 95)
 
 
-def results(
+def split_results(
     evaluation: Evaluation,
     step: int,
     split: str,
@@ -31,7 +31,7 @@ def results(
       groups: for each grouping, such as species, the group of each example.
     """
     matrix = evaluation.confusion_matrix
-    found = {
+    scores = {
         "step": step,
         "split": split,
         "examples": len(evaluation.confusion_matrices),
@@ -40,12 +40,12 @@ def results(
         "confusion_matrix": matrix.tolist(),
     }
     if evaluation.boundaries is None or evaluation.calibration is None:
-        return found
+        return scores
     by_class = metrics.boundary_f_scores(evaluation.boundaries.sum(axis=0))
     low, high = interval(resampled_mean_iou(evaluation.confusion_matrices))
     of_images = metrics.mean_iou(evaluation.confusion_matrices)
     return {
-        **found,
+        **scores,
         "resolution": resolution,
         "mean_iou_interval": [low, high],
         "image_iou_percentiles": {str(percent): float(np.nanpercentile(of_images, percent)) for percent in PERCENTILES},
@@ -70,13 +70,13 @@ def by_group(matrices: np.ndarray, members: Sequence[str]) -> dict[str, dict[str
     return scores
 
 
-def rows(
+def image_rows(
     evaluation: Evaluation, names: Sequence[str], groups: Mapping[str, Sequence[str]]
 ) -> list[dict[str, str | float]]:
     """A row for each image: name, groups, mean IoU, IoU of each class, accuracy and boundary F-scores."""
     matrices = evaluation.confusion_matrices
     outlines = None if evaluation.boundaries is None else metrics.boundary_f_scores(evaluation.boundaries)
-    found: list[dict[str, str | float]] = []
+    table: list[dict[str, str | float]] = []
     for i, name in enumerate(names):
         scores = metrics.from_confusion_matrix(matrices[i], CLASS_NAMES)
         row: dict[str, str | float] = {"name": name, **{group: members[i] for group, members in groups.items()}}
@@ -84,5 +84,5 @@ def rows(
         row |= {f"iou_{label}": value for label, value in scores["iou"].items()}
         if outlines is not None:
             row |= {f"boundary_f_{label}": value for label, value in zip(CLASS_NAMES, outlines[i], strict=True)}
-        found.append(row)
-    return found
+        table.append(row)
+    return table

@@ -1,9 +1,9 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from petseg.classes import CLASS_NAMES
-from petseg.evaluation import analysis, confidence_intervals, metrics, score_tables
-from petseg.evaluation.evaluator import Evaluation
+from petseg.evaluation import confidence_intervals, metrics, score_tables
 
 
 def matrices(count=40, quality=8, seed=0):
@@ -52,36 +52,29 @@ def test_a_model_is_not_better_than_itself():
     assert "no difference is proven" in score_tables.comparison_text(comparison)
 
 
-def detailed():
-    counts = matrices(4)
-    boundaries = np.tile(np.array([10, 5, 20, 10]), (4, 3, 1))
-    calibration = np.zeros((metrics.CALIBRATION_BINS, 3))
-    calibration[-1] = 100, 97, 90
-    return Evaluation(0.5, counts, boundaries, calibration)
+def test_a_bootstrap_in_chunks_draws_and_counts_what_one_at_once_does(monkeypatch):
+    counts = matrices(60)
+    drawn = np.random.default_rng(3).multinomial(60, np.full(60, 1 / 60), confidence_intervals.RESAMPLES)
+    sums = (drawn @ counts.reshape(60, 9)).reshape(-1, 3, 3)
+    for at_once in (60 * 7, 10**9):
+        monkeypatch.setattr(confidence_intervals, "DRAWN_AT_ONCE", at_once)
+        scores = confidence_intervals.resampled_mean_iou(counts, seed=3)
+        np.testing.assert_array_equal(scores, metrics.mean_iou(sums))  # to the last bit
 
 
-def test_results_of_a_detailed_evaluation_hold_every_score():
-    evaluation = detailed()
-    species = {"species": ("Cat", "Dog", "Cat", "Cat")}
-    found = analysis.results(evaluation, 7, "test", resolution="native resolution", groups=species)
-    assert found["examples"] == 4
-    assert found["confusion_matrix"] == evaluation.confusion_matrices.sum(axis=0).tolist()
-    assert found["boundary_f"] == dict.fromkeys(CLASS_NAMES, 0.5)
-    assert found["calibration_error"] == pytest.approx(0.07)
-    assert found["image_iou_percentiles"]["50"] == pytest.approx(np.median(metrics.mean_iou(matrices(4))))
-    assert {name: row["examples"] for name, row in found["groups"]["species"].items()} == {"Cat": 3, "Dog": 1}
-    assert found["groups"]["species"]["Dog"]["mean_iou"] == pytest.approx(metrics.mean_iou(matrices(4)[1]))
-    text = score_tables.table(found)
-    for shown in ("test at native resolution, step 7: 4 examples", "boundary f", "95% interval", "Dog", "0.0700"):
-        assert shown in text
+def test_a_class_that_a_resample_lacks_does_not_pull_its_score_down():
+    counts = np.zeros((5, 3, 3), np.int64)
+    counts[:, 0, 0], counts[0, 2, 2] = 10, 10
+    np.testing.assert_array_equal(confidence_intervals.resampled_mean_iou(counts), 1)
 
 
-def test_rows_hold_the_scores_of_each_image_by_itself():
-    evaluation = detailed()
-    rows = analysis.rows(evaluation, ["a", "b", "c", "d"], {"species": ("Cat", "Dog", "Cat", "Cat")})
-    assert [row["name"] for row in rows] == ["a", "b", "c", "d"]
-    assert rows[1]["species"] == "Dog"
-    scores = metrics.from_confusion_matrix(evaluation.confusion_matrices[1], CLASS_NAMES)
-    assert rows[1]["mean_iou"] == scores["mean_iou"]
-    assert rows[1]["iou_border"] == scores["iou"]["border"]
-    assert rows[1]["boundary_f_pet"] == 0.5
+def test_a_bootstrap_of_a_hundred_thousand_images_is_within_200_mebibytes(monkeypatch):
+    counts = np.ones((100_000, 3, 3), np.int64)
+    monkeypatch.setattr(confidence_intervals, "RESAMPLES", 200)  # of all, only more chunks are made
+    tracemalloc.start()
+    try:
+        confidence_intervals.resampled_mean_iou(counts)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 200 * 2**20

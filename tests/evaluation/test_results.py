@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+
+from petseg.classes import CLASS_NAMES
+from petseg.evaluation import metrics, score_tables
+from petseg.evaluation.evaluator import Evaluation
+from petseg.evaluation.results import image_rows, split_results
+
+
+def matrices(count=40, quality=8, seed=0):
+    """Confusion matrices of images of 100 pixels or so, in which the right class is so many times likelier."""
+    rng = np.random.default_rng(seed)
+    return rng.poisson(100 / (quality + 6) / 3 * (1 + quality * np.eye(3)), (count, 3, 3))
+
+
+def detailed():
+    counts = matrices(4)
+    boundaries = np.tile(np.array([10, 5, 20, 10]), (4, 3, 1))
+    calibration = np.zeros((metrics.CALIBRATION_BINS, 3))
+    calibration[-1] = 100, 97, 90
+    return Evaluation(0.5, counts, boundaries, calibration)
+
+
+def test_results_of_a_detailed_evaluation_hold_every_score():
+    evaluation = detailed()
+    species = {"species": ("Cat", "Dog", "Cat", "Cat")}
+    found = split_results(evaluation, 7, "test", resolution="native resolution", groups=species)
+    assert found["examples"] == 4
+    assert found["confusion_matrix"] == evaluation.confusion_matrices.sum(axis=0).tolist()
+    assert found["boundary_f"] == dict.fromkeys(CLASS_NAMES, 0.5)
+    assert found["calibration_error"] == pytest.approx(0.07)
+    assert found["image_iou_percentiles"]["50"] == pytest.approx(np.median(metrics.mean_iou(matrices(4))))
+    assert {name: row["examples"] for name, row in found["groups"]["species"].items()} == {"Cat": 3, "Dog": 1}
+    assert found["groups"]["species"]["Dog"]["mean_iou"] == pytest.approx(metrics.mean_iou(matrices(4)[1]))
+    text = score_tables.table(found)
+    for shown in ("test at native resolution, step 7: 4 examples", "boundary f", "95% interval", "Dog", "0.0700"):
+        assert shown in text
+
+
+def test_rows_hold_the_scores_of_each_image_by_itself():
+    evaluation = detailed()
+    rows = image_rows(evaluation, ["a", "b", "c", "d"], {"species": ("Cat", "Dog", "Cat", "Cat")})
+    assert [row["name"] for row in rows] == ["a", "b", "c", "d"]
+    assert rows[1]["species"] == "Dog"
+    scores = metrics.from_confusion_matrix(evaluation.confusion_matrices[1], CLASS_NAMES)
+    assert rows[1]["mean_iou"] == scores["mean_iou"]
+    assert rows[1]["iou_border"] == scores["iou"]["border"]
+    assert rows[1]["boundary_f_pet"] == 0.5
