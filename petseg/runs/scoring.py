@@ -18,6 +18,7 @@ from petseg.data.decoding import Examples
 from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
 from petseg.evaluation import confidence_intervals, score_tables
 from petseg.evaluation.evaluator import Evaluation
+from petseg.evaluation.results import image_rows, split_results
 from petseg.files import write_bytes, write_json, write_text
 from petseg.reporting import pictures
 from petseg.runs import building
