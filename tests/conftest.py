@@ -77,7 +77,7 @@ def tiny_config(data_dir: Path, tmp_path: Path) -> Config:
     """Four steps of the smallest run: 32 px, a frozen random encoder, batches of 8."""
     return Config(
         data=DataConfig(dataset="synthetic_pets", data_dir=str(data_dir), image_size=32, batch_size=8),
-        model=ModelConfig(encoder_weights="none", encoder_alpha=0.35),
+        model=ModelConfig(encoder="tiny", encoder_weights="none", encoder_alpha=0.35),
         schedule=ScheduleConfig(epochs=0, train_steps=4, summary_every=2, eval_every=4, checkpoint_every=2),
         distribution=DistributionConfig(strategy="one_device"),
         runtime=RuntimeConfig(workdir=str(tmp_path / "run"), deterministic=True),
@@ -97,6 +97,7 @@ def tiny_flags(data_dir: Path, workdir: Path) -> list[str]:
         f"--workdir={workdir}",
         "--image_size=32",
         "--batch_size=8",
+        "--encoder=tiny",
         "--encoder_weights=none",
         "--encoder_alpha=0.35",
         "--deterministic",
@@ -168,7 +169,7 @@ def make_trainer(
     requests = Requests()
     with strategy.scope():
         with unet.dtype_policy(precision):
-            encoder = encoders.build_encoder(image_size=size, alpha=0.35)
+            encoder = encoders.build_encoder("tiny", image_size=size)
             model = unet.build_unet(
                 image_size=size,
                 num_classes=3,

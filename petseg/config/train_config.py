@@ -13,6 +13,7 @@ from petseg.classes import CLASS_NAMES
 from petseg.config.options import Group, markdown_table, option
 from petseg.errors import ConfigError
 
+ENCODERS = ("mobilenet_v2", "tiny")
 IMAGENET_ALPHAS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker_mirrored", "central_storage", "parameter_server", "tpu")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
@@ -126,6 +127,12 @@ class AugmentationConfig(Group):
 class ModelConfig(Group):
     """The U-Net."""
 
+    encoder: str = option(
+        "mobilenet_v2",
+        "`tiny` is five strided convolutions, without pretrained weights: for tests, and to try things out",
+        resume="fixed",
+        choices=ENCODERS,
+    )
     encoder_weights: str = option(
         "imagenet", "`imagenet` (a download by Keras), `none`, or a weights file", resume="fixed", required=True
     )
@@ -135,7 +142,7 @@ class ModelConfig(Group):
         "or a checkpoint's path; everything else begins anew",
         resume="fixed",
     )
-    encoder_alpha: float = option(1.0, "width of the MobileNetV2 encoder", unit="factor", resume="fixed", above=0)
+    encoder_alpha: float = option(1.0, "width of the encoder", unit="factor", resume="fixed", above=0)
     train_encoder: bool = option(False, "train the encoder too; its batch norms stay in inference mode", resume="fixed")
     batch_norm_momentum: float = option(
         0.99, "momentum of the decoder's moving statistics; short runs want less", resume="fixed", minimum=0, below=1
@@ -414,6 +421,8 @@ class Config:
             value = getattr(self.optimizer, name)
             if value != nothing and not model.train_encoder:
                 raise ConfigError(f"--{name}={value}: takes --train_encoder")
+        if model.encoder_weights == "imagenet" and model.encoder == "tiny":
+            raise ConfigError("--encoder_weights=imagenet: must be none or a file with --encoder=tiny")
         if model.encoder_weights == "imagenet" and model.encoder_alpha not in IMAGENET_ALPHAS:
             raise ConfigError(
                 f"--encoder_alpha={model.encoder_alpha:g}: with --encoder_weights=imagenet takes one of "

@@ -1,10 +1,12 @@
-"""The encoder: MobileNetV2 with five outputs, its pretrained weights, and what a random one needs."""
+"""Encoders by name, with five outputs; their pretrained weights, and what a random one needs."""
 
 import contextlib
 import os
 import re
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -12,39 +14,73 @@ import tensorflow as tf
 from petseg import files
 from petseg.errors import ConfigError
 
-# Outputs of MobileNetV2 at 1/2, 1/4, 1/8, 1/16 and 1/32 of the input's size.
-SKIP_LAYERS = ("block_1_expand_relu", "block_3_expand_relu", "block_6_expand_relu", "block_13_expand_relu")
-BOTTLENECK_LAYER = "block_16_project"
 
-
-def build_encoder(*, image_size: int, alpha: float, weights: str = "none") -> keras.Model:
-    """MobileNetV2 (Sandler et al. 2018) as a model with five outputs, finest first.
+def build_encoder(name: str, *, image_size: int, alpha: float = 1.0, weights: str = "none") -> keras.Model:
+    """An encoder by its name, as a model with five outputs, at 1/2 to 1/32 of the input's size.
 
     Args:
+      name: one of `petseg.config.ENCODERS`.
       image_size: side of the input in pixels, a multiple of 32.
       alpha: width factor.
-      weights: "none" for random ones, "imagenet" for those that Keras downloads once, or a file of MobileNetV2 without
+      weights: "none" for random ones, "imagenet" for those that Keras downloads once, or a file of the encoder without
         its top, as `keras.Model.save_weights` writes it.
 
     Raises:
       ConfigError: if the weights cannot be had or do not fit.
     """
-    shape = [image_size, image_size, 3]
+    kind, shape = _ENCODERS[name], [image_size, image_size, 3]
     if weights == "imagenet":
         try:
             with files.one_process_at_a_time(_folder_of_keras() / ".petseg.lock", "fetches the encoder's weights"):
-                backbone = keras.applications.MobileNetV2(input_shape=shape, alpha=alpha, include_top=False)
+                backbone = kind.build(shape, alpha, "imagenet")
         except Exception as error:  # Keras lets every kind of network error through
             raise ConfigError(
                 "--encoder_weights=imagenet: cannot be downloaded; must be a file that has been, or none "
                 f"({' '.join(str(error).split())[:200]})"
             ) from error
     else:
-        backbone = keras.applications.MobileNetV2(input_shape=shape, alpha=alpha, include_top=False, weights=None)
+        backbone = kind.build(shape, alpha, None)
     if weights not in ("imagenet", "none"):
         _load_file(backbone, weights)
-    outputs = [backbone.get_layer(name).output for name in (*SKIP_LAYERS, BOTTLENECK_LAYER)]
+    outputs = [backbone.get_layer(layer).output for layer in kind.outputs]
     return keras.Model(backbone.inputs[0], outputs, name="encoder")
+
+
+def _mobilenet_v2(shape: list[int], alpha: float, weights: str | None) -> keras.Model:
+    """MobileNetV2 (Sandler et al. 2018)."""
+    return keras.applications.MobileNetV2(input_shape=shape, alpha=alpha, include_top=False, weights=weights)
+
+
+def _tiny(shape: list[int], alpha: float, weights: str | None) -> keras.Model:
+    """A strided convolution for each stage: next to nothing to build, compile and run, and little to learn with."""
+    images = x = keras.Input(shape)
+    for stage, filters in enumerate((8, 16, 24, 32, 48), start=1):
+        x = keras.layers.Conv2D(max(1, round(filters * alpha)), 3, strides=2, padding="same", use_bias=False)(x)
+        x = keras.layers.BatchNormalization()(x)
+        x = keras.layers.ReLU(name=f"stage_{stage}")(x)
+    return keras.Model(images, x)
+
+
+class _Encoder(NamedTuple):
+    """How an encoder is built, and its layers whose outputs have 1/2, 1/4, 1/8, 1/16 and 1/32 of the input's size."""
+
+    build: Callable[[list[int], float, str | None], keras.Model]
+    outputs: Sequence[str]
+
+
+_ENCODERS = {
+    "mobilenet_v2": _Encoder(
+        _mobilenet_v2,
+        (
+            "block_1_expand_relu",
+            "block_3_expand_relu",
+            "block_6_expand_relu",
+            "block_13_expand_relu",
+            "block_16_project",
+        ),
+    ),
+    "tiny": _Encoder(_tiny, ("stage_1", "stage_2", "stage_3", "stage_4", "stage_5")),
+}
 
 
 def _folder_of_keras() -> Path:

@@ -50,7 +50,7 @@ def build_model(config: Config, examples: Examples | None) -> keras.Model:
     size, model = config.data.image_size, config.model
     weights = model.encoder_weights if examples is not None else "none"
     with unet.dtype_policy(config.compute.precision):
-        encoder = encoders.build_encoder(image_size=size, alpha=model.encoder_alpha, weights=weights)
+        encoder = encoders.build_encoder(model.encoder, image_size=size, alpha=model.encoder_alpha, weights=weights)
         network = unet.build_unet(
             image_size=size,
             num_classes=len(CLASS_NAMES),

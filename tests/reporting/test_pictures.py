@@ -80,7 +80,7 @@ def test_curves_hold_every_logged_point():
 
 
 def test_the_model_diagram_names_every_stage_with_its_size():
-    encoder = encoders.build_encoder(image_size=32, alpha=0.35)
+    encoder = encoders.build_encoder("tiny", image_size=32)
     model = unet.build_unet(image_size=32, num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit")
     figure = pictures.model_diagram(model)
     texts = " ".join(text.get_text() for text in figure.axes[0].texts)

@@ -79,7 +79,7 @@ def test_statistics_are_found_in_layers_of_layers_each_once():
 
 
 def test_what_is_kept_in_inference_mode_changes_nothing():
-    encoder = encoders.build_encoder(image_size=32, alpha=0.35)
+    encoder = encoders.build_encoder("tiny", image_size=32)
     assert moving_statistics(InferenceMode(encoder, trainable=True)) == []
     model = unet.build_unet(image_size=32, num_classes=3, encoder=encoder, train_encoder=True, input_scaling="unit")
     assert [variable.path for variable in moving_statistics(model)] == [
