@@ -56,7 +56,7 @@ def _tiny(shape: list[int], alpha: float, weights: str | None) -> keras.Model:
     images = x = keras.Input(shape)
     for stage, filters in enumerate((8, 16, 24, 32, 48), start=1):
         x = keras.layers.Conv2D(max(1, round(filters * alpha)), 3, strides=2, padding="same", use_bias=False)(x)
-        x = keras.layers.BatchNormalization()(x)
+        x = keras.layers.BatchNormalization(name=f"stage_{stage}_norm")(x)
         x = keras.layers.ReLU(name=f"stage_{stage}")(x)
     return keras.Model(images, x)
 
