@@ -7,6 +7,7 @@ import contextlib
 import io
 import logging
 import os
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -98,8 +99,13 @@ def _write(builder: Any) -> None:
     if embedded or not (sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)):
         tfds.disable_progress_bar()  # in a log, its bars would be hundreds of lines
     # What TFDS prints speaks of a download of unknown size.
-    with contextlib.redirect_stdout(io.StringIO()) if embedded else contextlib.nullcontext():
-        builder.download_and_prepare()
+    quiet = contextlib.redirect_stdout(io.StringIO()) if embedded else contextlib.nullcontext()
+    state = random.getstate()  # so that initial weights are those of a run that finds the files
+    try:
+        with quiet:
+            builder.download_and_prepare()
+    finally:
+        random.setstate(state)
 
 
 def num_examples(builder: Any, split: str) -> int:

@@ -1,5 +1,6 @@
 """Finding and preparing data sets: by one process or several, with what is said meanwhile; what splits share."""
 
+import random
 import subprocess
 import sys
 
@@ -58,6 +59,15 @@ def test_the_embedded_data_set_is_drawn_without_a_word_of_downloads(few_drawings
     assert caplog.messages == [f"synthetic_pets is drawn into {tmp_path}/synthetic_pets/1.0.0"]
     assert capfd.readouterr().out == ""
     assert capfd.readouterr().err == ""
+
+
+def test_a_run_that_prepares_its_data_draws_the_same_random_numbers_as_one_that_finds_it(few_drawings, tmp_path):
+    numbers = []
+    for _ in range(2):
+        random.seed(0)  # from which Keras draws the seeds of initial weights, and TFDS the name of a folder
+        catalog.prepare("synthetic_pets", str(tmp_path))
+        numbers.append(random.random())
+    assert numbers[0] == numbers[1]
 
 
 def test_an_embedded_data_set_that_cannot_be_written_is_no_matter_of_downloads(few_drawings, tmp_path):
