@@ -139,7 +139,8 @@ def test_changes_tell_fixed_fields_from_free_ones():
     assert config_lib.changes(old, new) == {"batch_size": (64, 8, True), "epochs": (20, 3, False)}
 
 
-def test_readme_shows_all_flags_as_they_are():
-    readme = (ROOT / "README.md").read_text()
-    assert options.markdown_table(Config) in readme
-    assert options.markdown_table(EvalConfig) in readme
+@pytest.mark.parametrize(("script", "config_class"), [("train.py", Config), ("eval.py", EvalConfig)])
+def test_the_readme_of_config_shows_all_flags_as_they_are(script, config_class):
+    readme = (ROOT / "petseg" / "config" / "README.md").read_text()
+    shown = readme.partition(f"<!-- {script}: begin -->\n")[2].partition(f"\n<!-- {script}: end -->")[0]
+    assert shown == options.markdown_table(config_class)
