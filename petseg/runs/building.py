@@ -12,14 +12,12 @@ import tensorflow as tf
 
 from petseg.training import augmentation, losses, optimizers, sample_weights
 from petseg.runs import checkpoints
-from petseg.runtime import strategies, host_allocator
 from petseg.models import unet
 from petseg.training.weight_averaging import WeightAverage
-from petseg.config import Config, DistributionConfig
+from petseg.config import Config
 from petseg.classes import CLASS_NAMES
-from petseg.runtime import autotuning
 from petseg.data.decoding import Examples
-from petseg.runtime.strategies import Placement
+from petseg.runtime.process import set_up_runtime as set_up_runtime
 from petseg.errors import CheckpointError, ConfigError
 from petseg.evaluation.evaluator import Evaluator
 from petseg.training.losses import Loss
@@ -28,19 +26,6 @@ from petseg.training.trainer import Requests, Trainer
 from petseg.runs.work_directory import WorkDirectory
 
 logger = logging.getLogger(__name__)
-
-
-def set_up_runtime(config: Config, devices: DistributionConfig) -> Placement:
-    """Memory, input, seeds, determinism and devices of the process; before anything is built."""
-    host_allocator.keep_freed_memory()
-    autotuning.switch_off_on_devices()
-    keras.utils.set_random_seed(config.runtime.seed)
-    if config.runtime.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    placement = strategies.set_up(devices)
-    if not placement.is_chief:  # what they all would say, one says
-        logging.getLogger("petseg").setLevel(logging.WARNING)
-    return placement
 
 
 def build_model(config: Config, examples: Examples | None) -> keras.Model:

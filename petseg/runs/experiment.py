@@ -154,7 +154,7 @@ class Experiment:
                 results = self._loop(step, report)
             if report is not None:
                 report.finish(results)
-        self.placement.gather(0)  # nobody leaves while another one works
+        self.placement.barrier()  # nobody leaves while another one works
         return results
 
     @contextlib.contextmanager

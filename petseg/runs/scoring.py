@@ -83,7 +83,7 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
             rows += scored.rows
         if score.csv and placement.is_chief:
             _write_csv(score.csv, rows)
-        placement.gather(0)
+        placement.barrier()
     return found
 
 
@@ -102,7 +102,7 @@ def predict(config: EvalConfig) -> list[Path]:
     (path,) = _find(workdir, score.checkpoint)
     prediction.find_files(score.predict)  # before TensorFlow and the model take their time
     with StopSignals():
-        building.set_up_runtime(run, config.distribution)
+        building.set_up_runtime(run, config.distribution, one_device=True)
         model = building.build_model(run, None)
         building.restore(path, run, model, averaged=score.ema)
         predictor = prediction.Predictor(model, flip_tta=score.flip_tta)
@@ -126,7 +126,7 @@ def export(config: EvalConfig) -> list[export_lib.Agreement]:
     data, data_dir = run.data, _data_dir(run, score)
     split = score.split or data.eval_split
     with StopSignals():
-        building.set_up_runtime(run, config.distribution)
+        building.set_up_runtime(run, config.distribution, one_device=True)
         examples = decoding.load(data.dataset, split, data.image_size, data_dir).images[:COMPARED_IMAGES]
         calibration = decoding.load(data.dataset, data.train_split, data.image_size, data_dir).images
         model = building.build_model(run, None)

@@ -25,13 +25,13 @@ def test_cross_device_ops_are_those_asked_for(name):
     ("config", "message"),
     [
         ({"strategy": "tpu"}, "--strategy=tpu: TensorFlow finds no TPU here"),
-        ({"strategy": "parameter_server"}, "--strategy=parameter_server: .* takes multi_worker_mirrored"),
-        ({"strategy": "central_storage"}, "--strategy=central_storage: .* takes mirrored"),
+        ({"strategy": "parameter_server"}, "--strategy=parameter_server: .* must be multi_worker_mirrored"),
+        ({"strategy": "central_storage"}, "--strategy=central_storage: .* must be mirrored"),
         ({"strategy": "mirrored", "num_devices": 9}, "--num_devices=9: there are 1 .* --virtual_devices=9 splits one"),
-        ({"strategy": "mirrored", "cross_device_ops": "nccl"}, "--cross_device_ops=nccl: takes GPUs"),
+        ({"strategy": "mirrored", "cross_device_ops": "nccl"}, "--cross_device_ops=nccl: there must be GPUs"),
         ({"strategy": "mirrored", "cross_device_ops": "ring"}, "--cross_device_ops=ring: with --strategy=mirrored"),
-        ({"strategy": "one_device", "num_devices": 2}, "--num_devices=2: --strategy=one_device takes 1"),
-        ({"strategy": "multi_worker_mirrored"}, "from TF_CONFIG or from Slurm .*, and finds neither"),
+        ({"strategy": "one_device", "num_devices": 2}, "--num_devices=2: must be 1 with --strategy=one_device"),
+        ({"strategy": "multi_worker_mirrored"}, "by TF_CONFIG or as Slurm's srun does, and has neither"),
     ],
 )
 def test_what_this_machine_cannot_run_is_refused(config, message):
