@@ -1,4 +1,6 @@
 import json
+import runpy
+import sys
 import time
 
 import pytest
@@ -77,6 +79,18 @@ def test_a_wrong_flag_ends_the_program_before_tensorflow_loads():
     assert own_lines(result.stderr) == [
         "train.py: error: --image_size=100: must be a whole number of at least 32, divisible by 32"
     ]
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_native_windows_is_refused_in_one_line_that_names_wsl2(monkeypatch, capsys, script):
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(sys, "argv", [script, "--workdir=run"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{script}: error: this is native Windows")
+    assert "WSL2" in line
 
 
 def test_train_steps_alone_switches_the_default_epochs_off():
