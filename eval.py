@@ -6,7 +6,7 @@ from petseg.runtime import startup
 
 
 def main(config: EvalConfig) -> None:
-    startup.load_tensorflow()  # after the flags are checked
+    startup.load_tensorflow(show_greetings=config.score.debug)  # after the flags are checked
     from petseg.deployment import commands
     from petseg.runs import scoring
 

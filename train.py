@@ -5,7 +5,7 @@ from petseg.runtime import startup
 
 
 def main(config: Config) -> None:
-    startup.load_tensorflow()  # after the flags are checked
+    startup.load_tensorflow(show_greetings=config.runtime.debug)  # after the flags are checked
     from petseg.runs import experiment
 
     experiment.train(config)

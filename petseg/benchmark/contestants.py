@@ -26,7 +26,7 @@ from petseg.runs import building
 from petseg.runs.experiment import Experiment
 from petseg.runs.signals import StopSignals
 from petseg.runs.work_directory import WorkDirectory
-from petseg.runtime import host_allocator
+from petseg.runtime import host_allocator, process
 from petseg.training.requests import Requests
 
 WARM_UP = 2  # steps
@@ -77,7 +77,7 @@ def timed(images: int, work: Callable[[int], Any], facts: Callable[[], dict[str,
 
 def bare_step(config: Config) -> Contestant:
     """The compiled loop on one batch that is there: no input, no summaries, no checkpoints."""
-    strategy = building.set_up_runtime(config, config.distribution).strategy
+    strategy = process.set_up_runtime(config, config.distribution).strategy
     size, side = config.data.batch_size, config.data.image_size
     with strategy.scope():
         model = _model(config)
@@ -113,7 +113,7 @@ def counted_step(config: Config) -> Contestant:
 def whole_loop(config: Config) -> Contestant:
     """`train.py`, from input to checkpoints, paused between turns; evaluation is measured by itself."""
     workdir = WorkDirectory.for_training(config.runtime.workdir, config.data.dataset)
-    placement = building.set_up_runtime(config, config.distribution)
+    placement = process.set_up_runtime(config, config.distribution)
     experiment = Experiment(config, workdir, placement, StopSignals())
     yield from _paused(experiment, config.data.batch_size)
 
@@ -222,7 +222,7 @@ def passes(images: int, work: Callable[[], Any]) -> Contestant:
 
 def forward_pass(config: Config) -> Contestant:
     """The compiled network alone, over as many images as the evaluation split has."""
-    building.set_up_runtime(config, config.distribution)
+    process.set_up_runtime(config, config.distribution)
     data, model = config.data, _model(config)
     count = catalog.size(data.dataset, data.eval_split, data.data_dir)
     images = _random([data.batch_size, *model.input_shape[1:]], 256)
@@ -253,7 +253,7 @@ def forward_pass(config: Config) -> Contestant:
 def evaluation(config: Config) -> Contestant:
     """A pass of the evaluator over the evaluation split."""
     data = config.data
-    strategy = building.set_up_runtime(config, config.distribution).strategy
+    strategy = process.set_up_runtime(config, config.distribution).strategy
     examples = decoding.load(data.dataset, data.eval_split, data.image_size, data.data_dir)
     with strategy.scope():
         evaluator = building.build_evaluator(config, strategy, _model(config), examples, None, Requests())

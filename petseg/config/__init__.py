@@ -1,5 +1,6 @@
 """Flags and what they mean: one field of a frozen dataclass is one flag. Imports no TensorFlow."""
 
+from petseg.config.distribution_config import DistributionConfig
 from petseg.config.serialization import (
     CONFIG_FORMAT,
     changes,
@@ -16,7 +17,6 @@ from petseg.config.train_config import (
     ComputeConfig,
     Config,
     DataConfig,
-    DistributionConfig,
     LossConfig,
     ModelConfig,
     OptimizerConfig,

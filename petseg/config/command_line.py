@@ -11,7 +11,6 @@ from absl import flags
 
 from petseg.config import options
 from petseg.errors import PetsegError, StoppedError
-from petseg.runtime import startup
 
 C = TypeVar("C")
 
@@ -66,8 +65,8 @@ def run(main: Callable[[C], Any], config_class: type[C], summary: str) -> None:
         sys.exit(0)
     debug = any(argument in ("--debug", "--debug=true") for argument in sys.argv[1:])
     try:
+        _check_platform()
         config = parse(sys.argv, config_class)
-        startup.collect_garbage_rarely()
         _set_up_logging()
         main(config)
     except StoppedError as stopped:
@@ -81,6 +80,12 @@ def run(main: Callable[[C], Any], config_class: type[C], summary: str) -> None:
     except KeyboardInterrupt:  # before anybody listened to signals
         print(f"{program}: stopped by SIGINT", file=sys.stderr)
         sys.exit(130)
+
+
+def _check_platform() -> None:
+    """Raises PetsegError on native Windows, where folders cannot be synced nor a file be read at an offset."""
+    if sys.platform == "win32":
+        raise PetsegError("this is native Windows, where petseg cannot work; run it in WSL2 (wsl --install)")
 
 
 def _set_up_logging() -> None:

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Allowed:
-    """The values that a field takes, as a check and in words.
+    """The values that a field may have, as a check and in words.
 
     Attributes:
       choices: the only values, if not empty.
@@ -26,7 +26,7 @@ class Allowed:
       above: number that the value must exceed.
       maximum: largest number.
       below: number that the value must not reach.
-      or_exactly: a number that is taken besides.
+      or_exactly: a number outside the range that is allowed too.
       multiple_of: number that divides the value.
       required: whether an empty text is refused.
     """
@@ -41,6 +41,7 @@ class Allowed:
     required: bool = False
 
     def words(self, kind: Any) -> str:
+        """What a value must be, to follow "must be"."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
         if kind is bool:
@@ -57,7 +58,7 @@ class Allowed:
         if self.below is not None:
             text += f" and below {self.below:.10g}"
         if self.multiple_of is not None:
-            text += f" that {self.multiple_of} divides"
+            text += f", divisible by {self.multiple_of}"
         return text if self.or_exactly is None else f"{text}, or {self.or_exactly:.10g}"
 
     def admits(self, value: Any, kind: Any) -> bool:
@@ -85,7 +86,7 @@ def option(default: Any, help: str, *, unit: str = "", resume: str = "free", **a
 
     Args:
       default: the value when nobody gives one; its type is the flag's type.
-      help: what it decides, as a phrase.
+      help: what the flag is, as a phrase.
       unit: what a number counts.
       resume: "fixed" if a checkpoint written under another value cannot be continued, else "free".
       **allowed: the arguments of `Allowed`.
@@ -99,14 +100,14 @@ class Group:
     """Fields that are flags; checked when made, whoever makes them.
 
     Raises:
-      ConfigError: if a field has a value that it does not take.
+      ConfigError: if a field has a value that is not allowed.
     """
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value, kind, allowed = getattr(self, field.name), type(field.default), field.metadata["allowed"]
             if not allowed.admits(value, kind):
-                raise ConfigError(f"--{field.name}={value}: takes {allowed.words(kind)}")
+                raise ConfigError(f"--{field.name}={value}: must be {allowed.words(kind)}")
 
 
 def groups(config_class: Any) -> dict[str, type[Group]]:
@@ -118,7 +119,7 @@ def groups(config_class: Any) -> dict[str, type[Group]]:
 
 
 class _Parser(flags.ArgumentParser):
-    """Text of a flag to its value; says what is taken when it cannot."""
+    """Text of a flag to its value; says what the text must be when it cannot."""
 
     def __init__(self, kind: type, allowed: Allowed):
         self._kind, self._allowed = kind, allowed
@@ -131,7 +132,7 @@ class _Parser(flags.ArgumentParser):
                 return {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}[argument.lower()]
             return self._kind(argument)
         except (ValueError, KeyError):
-            raise ValueError(f"takes {self._allowed.words(self._kind)}") from None
+            raise ValueError(f"must be {self._allowed.words(self._kind)}") from None
 
     def flag_type(self) -> str:
         return self._kind.__name__
@@ -171,15 +172,15 @@ def rows(config_class: type) -> list[tuple[str, str, str, str]]:
         for field in dataclasses.fields(group):
             kind, allowed = type(field.default), field.metadata["allowed"]
             default = str(field.default).lower() if kind is bool else f"{field.default}"
-            takes = f"; {allowed.words(kind)}" if allowed.choices or kind in (int, float) else ""
+            range_of_values = f"; {allowed.words(kind)}" if allowed.choices or kind in (int, float) else ""
             unit = f" ({field.metadata['unit']})" if field.metadata["unit"] else ""
-            found.append((name, field.name, default, field.metadata["help"] + unit + takes))
+            found.append((name, field.name, default, field.metadata["help"] + unit + range_of_values))
     return found
 
 
 def markdown_table(config_class: type) -> str:
     """The flags as the table that the README shows."""
-    lines = ["| flag | default | what it decides |", "| --- | --- | --- |"]
+    lines = ["| flag | default | what it is |", "| --- | --- | --- |"]
     for _, flag, default, help_text in rows(config_class):
         shown = f"`{default}`" if default else "empty"
         lines.append(f"| `--{flag}` | {shown} | {help_text} |")

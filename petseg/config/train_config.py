@@ -10,17 +10,16 @@ import re
 from typing import Any
 
 from petseg.classes import CLASS_NAMES
+from petseg.config.distribution_config import DistributionConfig
 from petseg.config.options import Group, markdown_table, option
 from petseg.errors import ConfigError
 
 ENCODERS = ("mobilenet_v2", "tiny")
 IMAGENET_ALPHAS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
-STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker_mirrored", "central_storage", "parameter_server", "tpu")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 OF_THE_SET = -1.0
 CACHES = ("memory", "disk", "none")
 CACHE_DIR = "~/.cache/petseg"
-LOCAL_CROSS_DEVICE_OPS = ("nccl", "hierarchical_copy", "reduction_to_one_device")
 
 
 DATASET_NAME = re.compile(r"\w+(/\w[\w+.-]*)?(:(\d+|\*)(\.(\d+|\*)){2})?", re.ASCII)
@@ -58,14 +57,14 @@ class DataConfig(Group):
     )
     cache: str = option(
         "memory",
-        "where decoded examples wait: in host memory; in files under --cache_dir; nowhere, each batch decodes its own",
+        "where decoded examples are kept: in host memory; in files under --cache_dir; nowhere, decoded for each batch",
         choices=CACHES,
     )
     cache_dir: str = option("", f"folder of --cache=disk, which later runs use too; empty: `{CACHE_DIR}`")
     data_service: str = option(
         "",
         "processes of `python -m petseg.data.service` that make the training batches: `grpc://HOST:PORT`, several "
-        "separated by commas; takes --cache=disk in a folder that they see too; empty: this process makes them",
+        "separated by commas; only with --cache=disk in a folder that they see too; empty: this process makes them",
     )
 
     def __post_init__(self) -> None:
@@ -73,8 +72,8 @@ class DataConfig(Group):
         check_dataset_name(self.dataset)
         if self.service_addresses() and self.cache != "disk":
             raise ConfigError(
-                f"--data_service={self.data_service}: takes --cache=disk, in a --cache_dir that the service sees too; "
-                f"got --cache={self.cache}"
+                f"--data_service={self.data_service}: with it --cache must be disk, in a --cache_dir that the "
+                f"service sees too; got --cache={self.cache}"
             )
 
     def service_addresses(self) -> tuple[str, ...]:
@@ -85,8 +84,8 @@ class DataConfig(Group):
         addresses = tuple(match[1] for match in found if match and int(match[1].rpartition(":")[2]) < 2**16)
         if len(set(addresses)) < len(found):
             raise ConfigError(
-                f"--data_service={self.data_service}: takes grpc://HOST:PORT, or several, each another, separated by "
-                "commas"
+                f"--data_service={self.data_service}: must be grpc://HOST:PORT, or several, each another, separated "
+                "by commas"
             )
         return addresses
 
@@ -165,7 +164,9 @@ class LossConfig(Group):
         choices=("cross_entropy", "focal", "dice", "cross_entropy_dice"),
     )
     dice_weight: float = option(0.5, "share of Dice in --loss=cross_entropy_dice", unit="factor", minimum=0)
-    focal_gamma: float = option(2.0, "how much less pixels count that are right already, in --loss=focal", minimum=0)
+    focal_gamma: float = option(
+        2.0, "exponent of --loss=focal; the higher, the less pixels count that are right already", minimum=0
+    )
     label_smoothing: float = option(
         0.0, "share of each pixel's target that is spread over all classes; not in Dice", minimum=0, below=1
     )
@@ -177,9 +178,11 @@ class LossConfig(Group):
     boundary_weight: float = option(
         0.0, "added to the weight of pixels where classes meet, less further away, as in the U-Net paper", minimum=0
     )
-    boundary_sigma: float = option(5.0, "how far --boundary_weight reaches", unit="pixels", above=0)
+    boundary_sigma: float = option(5.0, "reach of --boundary_weight", unit="pixels", above=0)
     loss_normalization: str = option(
-        "pixels", "what the summed loss is divided by: valid pixels, or their weights", choices=("pixels", "weights")
+        "pixels",
+        "divisor of the summed loss: the number of valid pixels, or the sum of their weights",
+        choices=("pixels", "weights"),
     )
 
     def __post_init__(self) -> None:
@@ -187,7 +190,7 @@ class LossConfig(Group):
         self.class_weight_values()
 
         if self.loss == "dice" and self.label_smoothing:
-            raise ConfigError(f"--label_smoothing={self.label_smoothing:g}: --loss=dice takes 0")
+            raise ConfigError(f"--label_smoothing={self.label_smoothing:g}: must be 0 with --loss=dice")
 
     def class_weight_values(self) -> tuple[float, ...] | None:
         """The given weights, not normalised; None where none are given, or they are to be counted."""
@@ -200,8 +203,8 @@ class LossConfig(Group):
         positive = all(math.isfinite(value) and value >= 0 for value in values) and sum(values) > 0
         if len(values) != len(CLASS_NAMES) or not positive:
             raise ConfigError(
-                f"--class_weights={self.class_weights}: takes {len(CLASS_NAMES)} comma-separated numbers of at least 0 "
-                f"({', '.join(CLASS_NAMES)}), not all 0, or balanced, or median_frequency, or nothing"
+                f"--class_weights={self.class_weights}: must be {len(CLASS_NAMES)} comma-separated numbers of at least "
+                f"0 ({', '.join(CLASS_NAMES)}), not all 0, or balanced, or median_frequency, or nothing"
             )
         return values
 
@@ -233,9 +236,9 @@ class OptimizerConfig(Group):
     warmup_steps: int = option(0, "steps over which the learning rate rises first", unit="steps", minimum=0)
     polynomial_power: float = option(0.9, "exponent of --learning_rate_schedule=polynomial", above=0)
     drop_at: str = option(
-        "0.5,0.75", "where --learning_rate_schedule=step falls, as shares of the run after the warm-up"
+        "0.5,0.75", "moments at which --learning_rate_schedule=step falls, as shares of the run after the warm-up"
     )
-    drop_factor: float = option(0.1, "factor by which it falls", above=0, below=1)
+    drop_factor: float = option(0.1, "factor of each fall of --learning_rate_schedule=step", above=0, below=1)
     clip_norm: float = option(0.0, "largest global norm of the gradients; 0: no clipping", minimum=0)
     ema_decay: float = option(
         0.0,
@@ -251,7 +254,7 @@ class OptimizerConfig(Group):
         self.drop_shares()
         if (self.optimizer == "adam" and self.weight_decay) or (self.optimizer == "adamw" and not self.weight_decay):
             raise ConfigError(
-                f"--weight_decay={self.weight_decay:g}: --optimizer=adam takes 0, --optimizer=adamw more than 0"
+                f"--weight_decay={self.weight_decay:g}: must be 0 with --optimizer=adam, above 0 with --optimizer=adamw"
             )
 
     def drop_shares(self) -> tuple[float, ...]:
@@ -261,7 +264,7 @@ class OptimizerConfig(Group):
         except ValueError:
             shares = ()
         if not shares or not shares[0] > 0 or not shares[-1] < 1 or list(shares) != sorted(set(shares)):
-            raise ConfigError(f"--drop_at={self.drop_at}: takes comma-separated numbers between 0 and 1 that rise")
+            raise ConfigError(f"--drop_at={self.drop_at}: must be comma-separated numbers between 0 and 1 that rise")
         return shares
 
 
@@ -275,7 +278,7 @@ class ComputeConfig(Group):
         choices=PRECISIONS,
     )
     initial_loss_scale: float = option(
-        2.0**15, "what mixed_float16 multiplies the loss with at first, against underflow", unit="factor", minimum=1
+        2.0**15, "first factor of the loss under mixed_float16, against underflow", unit="factor", minimum=1
     )
     loss_scale_growth_interval: int = option(
         2000, "finite steps after which mixed_float16 doubles the scale", unit="steps", minimum=1
@@ -286,6 +289,11 @@ class ComputeConfig(Group):
     jit_compile: bool = option(
         False, "compile forward and backward pass with XLA; several replicas need --nosync_batch_norm"
     )
+    tensor_float_32: bool = option(
+        True,
+        "TensorFloat-32 on GPUs that have it (Ampere and later): float32 products of factors rounded to 10 bits, "
+        "several times as fast; always off under --deterministic",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,7 +301,7 @@ class ScheduleConfig(Group):
     """When things happen, in steps of the one clock."""
 
     epochs: int = option(20, "length of the run; exactly one of --epochs and --train_steps", unit="epochs", minimum=0)
-    train_steps: int = option(0, "length of the run; 0: --epochs decides", unit="steps", minimum=0)
+    train_steps: int = option(0, "length of the run; 0: as --epochs says", unit="steps", minimum=0)
     steps_per_loop: int = option(10, "steps in one call of the compiled loop", unit="steps", minimum=1)
     summary_every: int = option(20, "interval of training summaries", unit="steps", minimum=1)
     eval_every: int = option(0, "interval of evaluations; 0: once an epoch", unit="steps", minimum=0)
@@ -323,49 +331,9 @@ class ScheduleConfig(Group):
         parts = re.fullmatch(r"(\d+):(\d+)", self.profile_steps)
         if not parts or int(parts[1]) >= int(parts[2]):
             raise ConfigError(
-                f"--profile_steps={self.profile_steps}: takes FIRST:LAST, two steps, the first below the last"
+                f"--profile_steps={self.profile_steps}: must be FIRST:LAST, two steps, the first below the last"
             )
         return int(parts[1]), int(parts[2])
-
-
-@dataclasses.dataclass(frozen=True)
-class DistributionConfig(Group):
-    """On which devices, and how they talk to each other."""
-
-    strategy: str = option(
-        "auto",
-        "`one_device`; `mirrored`: all devices of this machine; `multi_worker_mirrored`: those of a cluster, from "
-        "TF_CONFIG or Slurm; `auto`: mirrored when several are visible, else one_device",
-        choices=STRATEGIES,
-    )
-    num_devices: int = option(0, "devices to use of this machine; 0: all", unit="devices", minimum=0)
-    virtual_devices: int = option(
-        0, "split the first GPU, or else the CPU, into so many logical devices; 0: do not", unit="devices", minimum=0
-    )
-    virtual_device_memory: int = option(4096, "memory of each part of a split GPU", unit="MiB", minimum=1)
-    memory_growth: bool = option(True, "take GPU memory as it is needed, not all of it at the start")
-    cross_device_ops: str = option(
-        "auto",
-        "how gradients are summed: `nccl`, `hierarchical_copy` or `reduction_to_one_device` within a machine, "
-        "`ring` or `nccl` in a cluster; `auto`: TensorFlow decides",
-        choices=("auto", *LOCAL_CROSS_DEVICE_OPS, "ring"),
-    )
-    cluster_timeout: float = option(
-        300.0, "how long a process waits at the start for the others of its cluster", unit="seconds", above=0
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        allowed = {"multi_worker_mirrored": ("ring", "nccl"), "one_device": ()}.get(
-            self.strategy, LOCAL_CROSS_DEVICE_OPS
-        )
-        if self.cross_device_ops not in ("auto", *allowed):
-            raise ConfigError(
-                f"--cross_device_ops={self.cross_device_ops}: with --strategy={self.strategy} takes one of "
-                + ", ".join(("auto", *allowed))
-            )
-        if self.strategy == "one_device" and self.num_devices > 1:
-            raise ConfigError(f"--num_devices={self.num_devices}: --strategy=one_device takes 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -378,16 +346,21 @@ class RuntimeConfig(Group):
     )
     on_nonfinite: str = option(
         "halt",
-        "what follows when loss or gradients are not finite: the run ends; the step is skipped; or the weights "
+        "consequence of a loss or gradients that are not finite: the run ends; the step is skipped; or the weights "
         "go back to the last checkpoint, while the clock goes on",
         choices=("halt", "skip", "restore"),
     )
     nonfinite_limit: int = option(
-        10, "how often --on_nonfinite=skip or restore may be needed before the run ends", unit="times", minimum=0
+        10,
+        "number of times that --on_nonfinite=skip or restore may be needed before the run ends",
+        unit="times",
+        minimum=0,
     )
     quiet: bool = option(False, "write warnings and errors to the terminal, and nothing else")
     deterministic: bool = option(False, "op determinism: the same run gives the same bits; slower on a GPU")
-    debug: bool = option(False, "show the traceback of an error that is otherwise one line")
+    debug: bool = option(
+        False, "show the traceback of an error that is otherwise one line, and all that TensorFlow says at the start"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -404,7 +377,7 @@ class Config:
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     compute: ComputeConfig = ComputeConfig()
-    distribution: DistributionConfig = DistributionConfig()
+    distribution: DistributionConfig = dataclasses.field(default_factory=DistributionConfig)
     schedule: ScheduleConfig = ScheduleConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
@@ -413,19 +386,19 @@ class Config:
         if bool(schedule.epochs) == bool(schedule.train_steps):
             raise ConfigError(
                 f"--epochs={schedule.epochs} and --train_steps={schedule.train_steps}: "
-                "takes exactly one of the two above 0"
+                "exactly one of the two must be above 0"
             )
         if self.distribution.strategy == "multi_worker_mirrored" and not self.runtime.workdir:
-            raise ConfigError("--workdir: takes a folder that all processes of the cluster share")
+            raise ConfigError("--workdir: must be a folder that all processes of the cluster share")
         for name, nothing in (("unfreeze_encoder_at", 0), ("encoder_learning_rate_factor", 1)):
             value = getattr(self.optimizer, name)
             if value != nothing and not model.train_encoder:
-                raise ConfigError(f"--{name}={value}: takes --train_encoder")
+                raise ConfigError(f"--{name}={value}: must be {nothing} without --train_encoder")
         if model.encoder_weights == "imagenet" and model.encoder == "tiny":
             raise ConfigError("--encoder_weights=imagenet: must be none or a file with --encoder=tiny")
         if model.encoder_weights == "imagenet" and model.encoder_alpha not in IMAGENET_ALPHAS:
             raise ConfigError(
-                f"--encoder_alpha={model.encoder_alpha:g}: with --encoder_weights=imagenet takes one of "
+                f"--encoder_alpha={model.encoder_alpha:g}: with --encoder_weights=imagenet must be one of "
                 + ", ".join(f"{alpha:g}" for alpha in IMAGENET_ALPHAS)
             )
 

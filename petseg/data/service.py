@@ -12,7 +12,7 @@ import threading
 from petseg.config import command_line
 from petseg.config.options import Group, option
 from petseg.errors import ConfigError
-from petseg.runtime import startup
+from petseg.runtime import sockets, startup
 
 logger = logging.getLogger("petseg.data.service")  # whose __name__ is __main__
 
@@ -35,7 +35,7 @@ def main(config: ServiceConfig) -> None:
     """
     host = config.host or socket.gethostname()
     _check(host, config.port)
-    startup.load_tensorflow()  # after the flags are checked
+    startup.load_tensorflow(show_greetings=config.debug)  # after the flags are checked
     import tensorflow as tf
 
     from petseg.runs.signals import StopSignals
@@ -61,9 +61,8 @@ def _check(host: str, port: int) -> None:
         socket.getaddrinfo(host, port)
     except OSError as error:
         raise ConfigError(f"--host={host}: has no address ({error.strerror}); must be what trainings reach") from error
-    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     try:
-        socket.create_server(("", port), family=family, dualstack_ipv6=family == socket.AF_INET6).close()
+        sockets.listen(port).close()
     except OSError as error:
         raise ConfigError(f"--port={port}: cannot listen there: {error.strerror}") from error
 

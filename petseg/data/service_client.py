@@ -12,8 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from petseg.errors import ClusterError
-from petseg.runtime import autotuning
-from petseg.runtime.cluster_membership import answers
+from petseg.runtime import autotuning, sockets
 
 POLL_SECONDS = 0.5
 LOST_SECONDS = 10.0  # TensorFlow bridges shorter interruptions by itself, and longer ones too: for ever
@@ -70,22 +69,21 @@ def made_elsewhere(
 
 
 def wait_for(addresses: Sequence[str], seconds: float) -> None:
-    """Returns when somebody listens at each address. TensorFlow itself would wait for ever, deaf to signals.
+    """Returns when somebody listens at each address.
 
     Raises:
       ClusterError: if that does not happen in time.
     """
-    deadline, told = time.monotonic() + seconds, False
-    while missing := [address for address in addresses if not answers(address)]:
-        if time.monotonic() > deadline:
-            raise ClusterError(
-                f"--data_service: waited {seconds:g} s in vain for {_listed(missing)}; "
-                "`python -m petseg.data.service` starts one"
-            )
-        if not told:
-            logger.info("waiting for the data service: %s", _listed(missing))
-            told = True
-        time.sleep(POLL_SECONDS)
+    missing = sockets.wait_until_all_answer(
+        lambda: [address for address in addresses if not sockets.answers(address)],
+        seconds,
+        lambda silent: logger.info("waiting for the data service: %s", _listed(silent)),
+    )
+    if missing:
+        raise ClusterError(
+            f"--data_service: waited {seconds:g} s in vain for {_listed(missing)}; "
+            "`python -m petseg.data.service` starts one"
+        )
 
 
 @contextlib.contextmanager
@@ -127,7 +125,7 @@ def _watch(addresses: Sequence[str], what_remains: str, over: threading.Event) -
     seen = dict.fromkeys(addresses, time.monotonic())
     while not over.wait(POLL_SECONDS):
         for address in addresses:
-            if answers(address):
+            if sockets.answers(address):
                 seen[address] = time.monotonic()
         lost = [address for address, moment in seen.items() if time.monotonic() - moment > LOST_SECONDS]
         if lost and not over.is_set():

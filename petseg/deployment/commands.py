@@ -10,10 +10,10 @@ from petseg.classes import CLASS_NAMES
 from petseg.config.eval_config import EvalConfig
 from petseg.data import decoding
 from petseg.deployment import export as export_lib, prediction
-from petseg.runs import building
 from petseg.runs.signals import StopSignals
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
+from petseg.runtime import process
 
 COMPARED_IMAGES, CALIBRATION_IMAGES = 64, 100
 
@@ -32,7 +32,7 @@ def predict(config: EvalConfig) -> list[Path]:
     path = run.checkpoint(score.checkpoint)
     prediction.find_files(score.predict)  # before TensorFlow and the model take their time
     with StopSignals():
-        building.set_up_runtime(run.config, config.distribution)
+        process.set_up_runtime(run.config, config.distribution, one_device=True)
         model = run.build_model()
         run.restore(path, model)
         predictor = prediction.Predictor(model, flip_tta=score.flip_tta)
@@ -55,7 +55,7 @@ def export(config: EvalConfig) -> list[export_lib.Agreement]:
     export_lib.check_formats(formats)
     split = score.split or run.config.data.eval_split
     with StopSignals():
-        building.set_up_runtime(run.config, config.distribution)
+        process.set_up_runtime(run.config, config.distribution, one_device=True)
         model = run.build_model()
         step = run.restore(path, model)
         agreements = export_lib.export(

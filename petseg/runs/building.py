@@ -8,15 +8,13 @@ import keras
 import tensorflow as tf
 
 from petseg.classes import CLASS_NAMES
-from petseg.config import Config, DistributionConfig
+from petseg.config import Config
 from petseg.data.decoding import Examples
 from petseg.errors import CheckpointError, ConfigError
 from petseg.evaluation.evaluator import Evaluator
 from petseg.models import encoders, unet
 from petseg.runs import checkpoints
 from petseg.runs.work_directory import WorkDirectory
-from petseg.runtime import autotuning, host_allocator, strategies
-from petseg.runtime.strategies import Placement
 from petseg.training import augmentation, learning_rates, loss_scale, losses, optimizers, sample_weights
 from petseg.training.losses import Loss
 from petseg.training.requests import Requests
@@ -25,19 +23,6 @@ from petseg.training.trainer import Trainer
 from petseg.training.weight_averaging import WeightAverage
 
 logger = logging.getLogger(__name__)
-
-
-def set_up_runtime(config: Config, devices: DistributionConfig) -> Placement:
-    """Memory, input, seeds, determinism and devices of the process; before anything is built."""
-    host_allocator.keep_freed_memory()
-    autotuning.switch_off_on_devices()
-    keras.utils.set_random_seed(config.runtime.seed)
-    if config.runtime.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    placement = strategies.set_up(devices)
-    if not placement.is_chief:  # what they all would say, one says
-        logging.getLogger("petseg").setLevel(logging.WARNING)
-    return placement
 
 
 def build_model(config: Config, examples: Examples | None) -> keras.Model:

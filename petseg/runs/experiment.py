@@ -28,6 +28,7 @@ from petseg.runs import building, checkpoints
 from petseg.runs.schedule import Alarm, Clock
 from petseg.runs.signals import StopSignals
 from petseg.runs.work_directory import WorkDirectory
+from petseg.runtime import process
 from petseg.runtime.strategies import Placement
 from petseg.training import trainer
 from petseg.training.requests import Requests
@@ -51,7 +52,7 @@ def train(config: Config) -> dict[str, Any]:
     if workdir.config_file.exists():
         for name, (old, new) in workdir.reconcile(config).items():
             logger.info("changed: --%s was %r, is now %r", name, old, new)
-    placement = building.set_up_runtime(config, config.distribution)
+    placement = process.set_up_runtime(config, config.distribution)
     with StopSignals() as signals:  # not before: in a cluster, TensorFlow puts a SIGTERM handler of its own in place
         lock = workdir.locked() if placement.is_chief else contextlib.nullcontext()
         with lock, logging_redirect_tqdm(), placement.naming_lost_workers(), _naming_full_disks(workdir):
@@ -153,7 +154,7 @@ class Experiment:
                 results = self._loop(step, report)
             if report is not None:
                 report.finish(results)
-        self.placement.gather(0)  # nobody leaves while another one works
+        self.placement.barrier()  # nobody leaves while another one works
         return results
 
     @contextlib.contextmanager

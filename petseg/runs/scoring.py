@@ -26,6 +26,7 @@ from petseg.runs.schedule import Clock
 from petseg.runs.signals import StopSignals
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
+from petseg.runtime import process
 from petseg.runtime.strategies import Placement
 from petseg.training.requests import Requests
 
@@ -52,7 +53,7 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
         run = TrainedRun.open(workdir, score)
         paths = _paths(run, score)
         split = _checked_split(run, score)
-        placement = building.set_up_runtime(run.config, config.distribution)
+        placement = process.set_up_runtime(run.config, config.distribution)
         if score.watch and placement.cluster is not None:
             raise ConfigError("--watch: must be a single process, for those of a cluster might not see the same files")
         scorer = Scorer(run, score, split, placement, signals)
@@ -76,7 +77,7 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
             rows += scored.rows
         if score.csv and placement.is_chief:
             _write_csv(score.csv, rows)
-        placement.gather(0)
+        placement.barrier()
     return found
 
 

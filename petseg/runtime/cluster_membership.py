@@ -5,18 +5,16 @@ import json
 import logging
 import os
 import re
-import socket
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
 
 from petseg.errors import ClusterError, ConfigError
+from petseg.runtime import sockets
 
 TRAINING_JOBS = ("chief", "worker")
 MOST_TASKS_PER_NODE = 20
-PROBE_SECONDS, POLL_SECONDS = 2.0, 0.2
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +44,7 @@ class Cluster:
     def unreachable(self) -> list[str]:
         """The others that accept no connection, as "worker 1 (host:port)"."""
         others = {name: address for name, address in self.addresses.items() if name != self.name}
-        return [f"{name} ({address})" for name, address in others.items() if not answers(address)]
+        return [f"{name} ({address})" for name, address in others.items() if not sockets.answers(address)]
 
 
 def join(*, gpus: int, seconds: float) -> Cluster:
@@ -78,8 +76,8 @@ def described_by_environment(gpus: int) -> Cluster:
         resolver = _slurm_resolver(gpus)
     else:
         raise ConfigError(
-            "--strategy=multi_worker_mirrored: takes a cluster from TF_CONFIG or from Slurm (srun), and finds neither; "
-            "petseg/runtime/cluster/ shows how to start one"
+            "--strategy=multi_worker_mirrored: the environment must describe a cluster, by TF_CONFIG or as "
+            "Slurm's srun does, and has neither; petseg/runtime/cluster/ shows how to start one"
         )
     spec = resolver.cluster_spec().as_dict()
     addresses = {f"{job} {i}": address for job in TRAINING_JOBS for i, address in enumerate(spec.get(job, []))}
@@ -99,18 +97,18 @@ def _check_tf_config(text: str) -> None:
         raise ConfigError(f"TF_CONFIG: cluster names no worker, only {', '.join(cluster) or 'nothing'}")
     for job, addresses in jobs.items():
         if not isinstance(addresses, list) or not all(_is_address(address) for address in addresses):
-            raise ConfigError(f"TF_CONFIG: {job} is {addresses!r}; takes a list of 'host:port'")
+            raise ConfigError(f"TF_CONFIG: {job} is {addresses!r}; must be a list of 'host:port'")
     job_of_task, index = task.get("type"), task.get("index")
     if job_of_task not in jobs:
-        raise ConfigError(f"TF_CONFIG: task type is {job_of_task!r}; takes one of {', '.join(jobs)}")
+        raise ConfigError(f"TF_CONFIG: task type is {job_of_task!r}; must be one of {', '.join(jobs)}")
     if not isinstance(index, int) or not 0 <= index < len(jobs[job_of_task]):
-        raise ConfigError(f"TF_CONFIG: task index is {index!r}; takes 0 to {len(jobs[job_of_task]) - 1}")
+        raise ConfigError(f"TF_CONFIG: task index is {index!r}; must be 0 to {len(jobs[job_of_task]) - 1}")
 
 
 def _mapping(config: Any, key: str) -> Mapping[str, Any]:
     value = config.get(key) if isinstance(config, Mapping) else None
     if not isinstance(value, Mapping):
-        raise ConfigError(f"TF_CONFIG: {key} is {value!r}; takes an object")
+        raise ConfigError(f"TF_CONFIG: {key} is {value!r}; must be an object")
     return value
 
 
@@ -136,35 +134,21 @@ def _slurm_resolver(gpus: int) -> tf.distribute.cluster_resolver.ClusterResolver
 
 
 def _meet(cluster: Cluster, seconds: float) -> None:
-    """Returns when all others are there. TensorFlow itself would wait for ever, deaf to signals.
+    """Returns when all others are there.
 
     Each process listens at its own address until it has reached all others; whoever reaches it later reaches
     TensorFlow's server, which then listens there.
     """
     address = cluster.addresses[cluster.name]
-    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     try:
-        listener = socket.create_server(
-            ("", int(address.rpartition(":")[2])), family=family, dualstack_ipv6=family == socket.AF_INET6
-        )
+        listener = sockets.listen(int(address.rpartition(":")[2]))
     except OSError as error:
         raise ConfigError(f"{cluster.name} ({address}): cannot listen at its port: {error.strerror}") from error
     with listener:
-        deadline, told = time.monotonic() + seconds, False
-        while missing := cluster.unreachable():
-            if time.monotonic() > deadline:
-                raise ClusterError(f"waited {seconds:g} s in vain for {', '.join(missing)}")
-            if not told:
-                logger.info("%s waits for %s", cluster.name, ", ".join(missing))
-                told = True
-            time.sleep(POLL_SECONDS)
-
-
-def answers(address: str) -> bool:
-    """Whether somebody listens at HOST:PORT."""
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=PROBE_SECONDS):
-            return True
-    except OSError:
-        return False
+        missing = sockets.wait_until_all_answer(
+            cluster.unreachable,
+            seconds,
+            lambda names: logger.info("%s waits for %s", cluster.name, ", ".join(names)),
+        )
+    if missing:
+        raise ClusterError(f"waited {seconds:g} s in vain for {', '.join(missing)}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator
 
 import tensorflow as tf
@@ -11,10 +12,10 @@ from petseg.errors import ClusterError, ConfigError
 from petseg.runtime import cluster_membership
 
 REFUSED = {
-    "central_storage": "Keras 3's batch norms do not work under it; takes mirrored, which computes the same",
+    "central_storage": "Keras 3's batch norms do not work under it; must be mirrored, which computes the same",
     "parameter_server": "its workers update the weights without waiting for each other, so N of them do not compute "
-    "what one computes; takes multi_worker_mirrored",
-    "tpu": "TensorFlow finds no TPU here, and petseg has never run on one; takes mirrored or one_device",
+    "what one computes; must be multi_worker_mirrored",
+    "tpu": "TensorFlow finds no TPU here, and petseg has never run on one; must be mirrored or one_device",
 }
 
 
@@ -51,6 +52,26 @@ class Placement:
 
         return gathered(tf.constant([value], tf.int64)).numpy().tolist()
 
+    def barrier(self) -> None:
+        """Returns when all processes are here."""
+        self.gather(0)
+
+    def description(self) -> str:
+        """The devices that compute, in words, such as "2 GPUs (NVIDIA A100-SXM4-40GB), mirrored"."""
+        kind = computing_kind()
+        number = self.strategy.num_replicas_in_sync
+        physical = tf.config.get_visible_devices(kind)
+        if kind == "GPU":
+            names = {tf.config.experimental.get_device_details(device).get("device_name", "GPU") for device in physical}
+            details = ", ".join(sorted(names))
+        else:
+            details = f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+        parts = tf.config.get_logical_device_configuration(physical[0]) or []
+        split = f", split in {len(parts)}" if len(parts) > 1 else ""
+        where = "" if self.cluster is None else f" in {len(self.cluster.addresses)} processes"
+        replicas = f"; {number} replicas{where}" if number > 1 else ""
+        return f"{len(physical)} {kind}{'s' if len(physical) > 1 else ''} ({details}){split}{replicas}"
+
     @contextlib.contextmanager
     def naming_lost_workers(self) -> Iterator[None]:
         """Turns TensorFlow's report of a lost connection into one that says who was lost.
@@ -78,20 +99,20 @@ def set_up(config: DistributionConfig) -> Placement:
     number = _set_up_devices(config)
     if config.strategy == "multi_worker_mirrored":
         return _multi_worker_mirrored(config, number)
-    devices = [device.name for device in tf.config.list_logical_devices(_kind())[:number]]
+    devices = [device.name for device in tf.config.list_logical_devices(computing_kind())[:number]]
     if config.strategy == "one_device" or (config.strategy == "auto" and number == 1):
         return Placement(tf.distribute.OneDeviceStrategy(devices[0]))
     return Placement(tf.distribute.MirroredStrategy(devices, cross_device_ops=_cross_device_ops(config)))
 
 
-def _kind() -> str:
+def computing_kind() -> str:
     """What computes: GPUs where TensorFlow sees any, else CPUs."""
     return "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
 
 
 def _set_up_devices(config: DistributionConfig) -> int:
     """Splits what is to be split, hides what is not to be used; returns how many devices remain."""
-    kind = _kind()
+    kind = computing_kind()
     physical = tf.config.list_physical_devices(kind)
     found = config.virtual_devices or len(physical)
     number = config.num_devices or found
@@ -99,6 +120,8 @@ def _set_up_devices(config: DistributionConfig) -> int:
         raise ConfigError(
             f"--num_devices={number}: there are {found} (kind {kind}); --virtual_devices={number} splits one"
         )
+    if config.strategy == "one_device":
+        number = 1  # and so the memory of the other GPUs is left to others
     used = physical[:1] if config.virtual_devices else physical[:number]
     try:
         if used != physical:
@@ -118,22 +141,44 @@ def _set_up_devices(config: DistributionConfig) -> int:
 
 
 def _cross_device_ops(config: DistributionConfig) -> tf.distribute.CrossDeviceOps | None:
-    if config.cross_device_ops == "nccl" and _kind() != "GPU":
-        raise ConfigError("--cross_device_ops=nccl: takes GPUs, and TensorFlow finds none here")
+    _check_nccl(config)
     return {
-        "auto": lambda: None,
+        "auto": tf.distribute.ReductionToOneDevice if _splits_a_gpu(config) else lambda: None,
         "nccl": tf.distribute.NcclAllReduce,
         "hierarchical_copy": tf.distribute.HierarchicalCopyAllReduce,
         "reduction_to_one_device": tf.distribute.ReductionToOneDevice,
     }[config.cross_device_ops]()
 
 
+def _splits_a_gpu(config: DistributionConfig) -> bool:
+    """Whether NCCL would have several ranks on one GPU, which it cannot.
+
+    TensorFlow notices only where it has more logical GPUs than the machine has GPUs.
+    """
+    return config.virtual_devices > 0 and computing_kind() == "GPU"
+
+
+def _check_nccl(config: DistributionConfig) -> None:
+    if config.cross_device_ops != "nccl":
+        return
+    if computing_kind() != "GPU":
+        raise ConfigError("--cross_device_ops=nccl: there must be GPUs, and TensorFlow finds none here")
+    if config.virtual_devices:
+        raise ConfigError(
+            f"--cross_device_ops=nccl: with --virtual_devices={config.virtual_devices} must be auto: "
+            "NCCL cannot sum over parts of one GPU"
+        )
+
+
 def _multi_worker_mirrored(config: DistributionConfig, devices: int) -> Placement:
-    cluster = cluster_membership.join(gpus=devices if _kind() == "GPU" else 0, seconds=config.cluster_timeout)
+    _check_nccl(config)
+    cluster = cluster_membership.join(gpus=devices if computing_kind() == "GPU" else 0, seconds=config.cluster_timeout)
     implementation = tf.distribute.experimental.CommunicationImplementation
     options = tf.distribute.experimental.CommunicationOptions(
-        implementation={"auto": implementation.AUTO, "ring": implementation.RING, "nccl": implementation.NCCL}[
-            config.cross_device_ops
-        ]
+        implementation={
+            "auto": implementation.RING if _splits_a_gpu(config) else implementation.AUTO,
+            "ring": implementation.RING,
+            "nccl": implementation.NCCL,
+        }[config.cross_device_ops]
     )
     return Placement(tf.distribute.MultiWorkerMirroredStrategy(cluster.resolver, options), cluster)

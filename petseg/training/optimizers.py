@@ -35,7 +35,7 @@ class Optimizer(tf.Module):
     """
 
     def __init__(self, name: str, groups: Sequence[Group], *, weight_decay: float = 0.0, momentum: float = 0.9):
-        """Makes one.
+        """Builds a Keras optimizer for each group.
 
         Args:
           name: "adam" (Kingma and Ba 2015), "adamw" (Loshchilov and Hutter 2019) or "sgd".
@@ -92,5 +92,11 @@ def _keras_optimizer(
         raise ValueError(f"no optimizer {name!r}; there are 'adam', 'adamw' and 'sgd'")
     optimizer.exclude_from_weight_decay(var_list=[weight for weight in weights if len(weight.shape) < 2])
     optimizer.build(weights)
+    # Keras's own reduction would add up once more what is reduced already. Under another name it would go on unnoticed.
+    if not hasattr(optimizer, "_all_reduce_sum_gradients"):
+        raise RuntimeError(
+            f"Keras {keras.__version__}: its optimizers have no `_all_reduce_sum_gradients` to switch off, so "
+            "gradients would be multiplied by the number of replicas; install a version of Keras that setup.cfg allows"
+        )
     optimizer._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
     return optimizer

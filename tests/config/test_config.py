@@ -1,4 +1,6 @@
 import json
+import runpy
+import sys
 import time
 
 import pytest
@@ -26,7 +28,7 @@ def test_help_is_quick_and_lists_every_flag(script):
 
 WRONG_FLAGS = [
     (["--strategy=foo"], "--strategy=foo", "one of auto, one_device, mirrored"),
-    (["--image_size=100"], "--image_size=100", "that 32 divides"),
+    (["--image_size=100"], "--image_size=100", "divisible by 32"),
     (["--image_size=0"], "--image_size=0", "at least 32"),
     (["--epochs=3", "--train_steps=10"], "--epochs=3 and --train_steps=10", "exactly one"),
     (["--epochs=0"], "--epochs=0", "exactly one"),
@@ -60,13 +62,13 @@ WRONG_FLAGS = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "named", "takes"), WRONG_FLAGS)
-def test_wrong_flags_say_what_they_got_and_what_they_take(arguments, named, takes):
+@pytest.mark.parametrize(("arguments", "named", "must_be"), WRONG_FLAGS)
+def test_wrong_flags_say_what_they_got_and_what_they_must_be(arguments, named, must_be):
     with pytest.raises(PetsegError) as caught:
         command_line.parse(["train.py", *arguments], Config)
     message = str(caught.value)
     assert named in message
-    assert takes in message
+    assert must_be in message
     assert "\n" not in message
     assert caught.value.exit_code == 2
 
@@ -77,8 +79,20 @@ def test_a_wrong_flag_ends_the_program_before_tensorflow_loads():
     assert time.perf_counter() - start < 1.5
     assert result.returncode == 2
     assert own_lines(result.stderr) == [
-        "train.py: error: --image_size=100: takes a whole number of at least 32 that 32 divides"
+        "train.py: error: --image_size=100: must be a whole number of at least 32, divisible by 32"
     ]
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_native_windows_is_refused_in_one_line_that_names_wsl2(monkeypatch, capsys, script):
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(sys, "argv", [script, "--workdir=run"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{script}: error: this is native Windows")
+    assert "WSL2" in line
 
 
 def test_train_steps_alone_switches_the_default_epochs_off():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT, changed, own_lines, run_program, tiny_flags
-from test_caching import equal, outcome, training_batches
+from test_disk_cache import equal, outcome, training_batches
 
 from petseg.data import decoding, input_pipeline, service_client
 from petseg.errors import ClusterError
@@ -169,7 +169,7 @@ def test_a_service_answers_in_one_line_what_it_cannot_do():
         port = taken.getsockname()[1]
         for flag, message in (
             (f"--port={port}", f"--port={port}: cannot listen there: Address already in use"),
-            ("--port=0", "--port=0: takes a whole number of at least 1 and at most 65535"),
+            ("--port=0", "--port=0: must be a whole number of at least 1 and at most 65535"),
             ("--host=no.such.host.invalid", "--host=no.such.host.invalid: has no address"),
         ):
             command = [sys.executable, "-m", "petseg.data.service", flag]

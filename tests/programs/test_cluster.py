@@ -168,15 +168,15 @@ def test_workers_with_other_flags_or_other_checkpoints_are_not_trained_together(
 
 BAD_TF_CONFIGS = [
     ("not json", "is not JSON"),
-    ("[]", "cluster is None; takes an object"),
-    ('{"cluster": {"worker": ["a:1"]}}', "task is None; takes an object"),
+    ("[]", "cluster is None; must be an object"),
+    ('{"cluster": {"worker": ["a:1"]}}', "task is None; must be an object"),
     ('{"cluster": {}, "task": {"type": "worker", "index": 0}}', "cluster names no worker, only nothing"),
     ('{"cluster": {"ps": ["a:1"]}, "task": {"type": "ps", "index": 0}}', "names no worker, only ps"),
     ('{"cluster": {"worker": []}, "task": {"type": "worker", "index": 0}}', "names no worker"),
-    ('{"cluster": {"worker": "a:1"}, "task": {"type": "worker", "index": 0}}', "takes a list of 'host:port'"),
-    ('{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}', "takes a list of 'host:port'"),
+    ('{"cluster": {"worker": "a:1"}, "task": {"type": "worker", "index": 0}}', "must be a list of 'host:port'"),
+    ('{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}', "must be a list of 'host:port'"),
     ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "evaluator", "index": 0}}', "task type is 'evaluator'"),
-    ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "task index is 1; takes 0 to 0"),
+    ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "task index is 1; must be 0 to 0"),
     ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": -1}}', "task index is -1"),
     ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": "0"}}', "task index is '0'"),
 ]
@@ -254,9 +254,9 @@ def test_tensorflows_report_names_a_worker_that_still_accepts_connections():
 
 
 def test_the_manifests_start_a_cluster():
-    job = yaml.safe_load((ROOT / "petseg" / "cluster" / "tfjob.yaml").read_text())
+    job = yaml.safe_load((ROOT / "petseg" / "runtime" / "cluster" / "tfjob.yaml").read_text())
     (container,) = job["spec"]["tfReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
     assert (container["name"], container["command"]) == ("tensorflow", ["python", "train.py"])
     assert "--strategy=multi_worker_mirrored" in container["args"]
-    script = (ROOT / "petseg" / "cluster" / "train.sbatch").read_text()
+    script = (ROOT / "petseg" / "runtime" / "cluster" / "train.sbatch").read_text()
     assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import tensorflow as tf
 from conftest import own_lines, run_program, tiny_flags
@@ -12,6 +14,7 @@ def test_one_device_is_what_a_machine_without_several_gpus_gets():
     assert isinstance(placement.strategy, tf.distribute.OneDeviceStrategy)
     assert placement.is_chief
     assert placement.gather(3) == [3]
+    assert placement.barrier() is None
 
 
 @pytest.mark.parametrize("name", ["hierarchical_copy", "reduction_to_one_device"])
@@ -21,17 +24,112 @@ def test_cross_device_ops_are_those_asked_for(name):
     assert type(used).__name__.lower().startswith(name.replace("_", ""))
 
 
+class FakeDevices:
+    """What stands for TensorFlow on a machine with so many GPUs."""
+
+    def __init__(self, monkeypatch, number):
+        self.physical = [SimpleNamespace(name=f"GPU:{i}") for i in range(number)]
+        self.visible, self.parts, self.growth = list(self.physical), {}, {}
+        monkeypatch.setattr(
+            tf.config, "list_physical_devices", lambda kind: self.physical if kind == "GPU" else ["CPU"]
+        )
+        monkeypatch.setattr(tf.config, "set_visible_devices", self._set_visible)
+        monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: self.visible)
+        monkeypatch.setattr(
+            tf.config, "set_logical_device_configuration", lambda device, parts: self.parts.update({device.name: parts})
+        )
+        monkeypatch.setattr(tf.config, "get_logical_device_configuration", lambda device: self.parts.get(device.name))
+        monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: self._logical())
+        monkeypatch.setattr(
+            tf.config.experimental, "set_memory_growth", lambda device, on: self.growth.update({device.name: on})
+        )
+        monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: {"device_name": "NVIDIA H100"})
+        monkeypatch.setattr(tf.distribute, "OneDeviceStrategy", lambda name: self._strategy([name], None))
+        monkeypatch.setattr(
+            tf.distribute, "MirroredStrategy", lambda names, cross_device_ops: self._strategy(names, cross_device_ops)
+        )
+
+    def _set_visible(self, devices, kind):
+        self.visible = devices
+
+    def _logical(self):
+        number = sum(len(self.parts.get(device.name, [None])) for device in self.visible)
+        return [SimpleNamespace(name=f"/device:GPU:{i}") for i in range(number)]
+
+    def _strategy(self, names, cross_device_ops):
+        return SimpleNamespace(names=names, cross_device_ops=cross_device_ops, num_replicas_in_sync=len(names))
+
+
+def visible(devices):
+    return [device.name for device in devices.visible]
+
+
+def test_one_device_leaves_the_memory_of_the_other_gpus_alone(monkeypatch):
+    devices = FakeDevices(monkeypatch, 8)
+    placement = strategies.set_up(DistributionConfig(strategy="one_device"))
+    assert visible(devices) == ["GPU:0"]
+    assert devices.growth == {"GPU:0": True}
+    assert placement.strategy.names == ["/device:GPU:0"]
+    assert placement.description() == "1 GPU (NVIDIA H100)"
+
+
+@pytest.mark.parametrize("strategy", ["auto", "mirrored"])
+def test_all_gpus_of_a_machine_are_summed_by_what_tensorflow_chooses(monkeypatch, strategy):
+    devices = FakeDevices(monkeypatch, 8)
+    placement = strategies.set_up(DistributionConfig(strategy=strategy))
+    assert len(visible(devices)) == len(devices.growth) == len(placement.strategy.names) == 8
+    assert placement.strategy.cross_device_ops is None
+    assert placement.description() == "8 GPUs (NVIDIA H100); 8 replicas"
+
+
+@pytest.mark.parametrize("number", [1, 2, 8])
+def test_parts_of_one_gpu_are_never_summed_by_nccl(monkeypatch, number):
+    """TensorFlow itself looks only whether there are more parts than the machine has GPUs."""
+    devices = FakeDevices(monkeypatch, number)
+    placement = strategies.set_up(DistributionConfig(virtual_devices=2, virtual_device_memory=1000))
+    assert visible(devices) == ["GPU:0"]
+    assert [part.memory_limit for part in devices.parts["GPU:0"]] == [1000, 1000]
+    assert devices.growth == {}  # TensorFlow refuses it for parts
+    assert placement.strategy.names == ["/device:GPU:0", "/device:GPU:1"]
+    assert isinstance(placement.strategy.cross_device_ops, tf.distribute.ReductionToOneDevice)
+    assert placement.description() == "1 GPU (NVIDIA H100), split in 2; 2 replicas"
+    with pytest.raises(ConfigError, match="--cross_device_ops=nccl: with --virtual_devices=2 must be auto: NCCL"):
+        strategies.set_up(DistributionConfig(virtual_devices=2, cross_device_ops="nccl"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "implementation"),
+    [
+        ({}, "AUTO"),
+        ({"virtual_devices": 2}, "RING"),
+        ({"cross_device_ops": "nccl"}, "NCCL"),
+        ({"cross_device_ops": "ring"}, "RING"),
+    ],
+)
+def test_how_a_cluster_sums(monkeypatch, flags, implementation):
+    FakeDevices(monkeypatch, 4)
+    given = []
+    cluster = SimpleNamespace(resolver=None)
+    monkeypatch.setattr(strategies.cluster_membership, "join", lambda gpus, seconds: given.append(gpus) or cluster)
+    monkeypatch.setattr(
+        tf.distribute, "MultiWorkerMirroredStrategy", lambda resolver, options: given.append(options.implementation)
+    )
+    strategies.set_up(DistributionConfig(strategy="multi_worker_mirrored", **flags))
+    assert given == [flags.get("virtual_devices", 4), getattr(
+        tf.distribute.experimental.CommunicationImplementation, implementation)]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         ({"strategy": "tpu"}, "--strategy=tpu: TensorFlow finds no TPU here"),
-        ({"strategy": "parameter_server"}, "--strategy=parameter_server: .* takes multi_worker_mirrored"),
-        ({"strategy": "central_storage"}, "--strategy=central_storage: .* takes mirrored"),
+        ({"strategy": "parameter_server"}, "--strategy=parameter_server: .* must be multi_worker_mirrored"),
+        ({"strategy": "central_storage"}, "--strategy=central_storage: .* must be mirrored"),
         ({"strategy": "mirrored", "num_devices": 9}, "--num_devices=9: there are 1 .* --virtual_devices=9 splits one"),
-        ({"strategy": "mirrored", "cross_device_ops": "nccl"}, "--cross_device_ops=nccl: takes GPUs"),
+        ({"strategy": "mirrored", "cross_device_ops": "nccl"}, "--cross_device_ops=nccl: there must be GPUs"),
         ({"strategy": "mirrored", "cross_device_ops": "ring"}, "--cross_device_ops=ring: with --strategy=mirrored"),
-        ({"strategy": "one_device", "num_devices": 2}, "--num_devices=2: --strategy=one_device takes 1"),
-        ({"strategy": "multi_worker_mirrored"}, "from TF_CONFIG or from Slurm .*, and finds neither"),
+        ({"strategy": "one_device", "num_devices": 2}, "--num_devices=2: must be 1 with --strategy=one_device"),
+        ({"strategy": "multi_worker_mirrored"}, "by TF_CONFIG or as Slurm's srun does, and has neither"),
     ],
 )
 def test_what_this_machine_cannot_run_is_refused(config, message):
@@ -52,6 +150,8 @@ def test_what_this_machine_cannot_run_is_refused(config, message):
 def test_a_program_refuses_in_one_line_and_leaves_no_trace(data_dir, tmp_path, flags, message):
     result = run_program("train.py", *tiny_flags(data_dir, tmp_path / "run"), "--train_steps=1", *flags)
     assert result.returncode == 2
-    (line,) = own_lines(result.stderr)
+    *log, line = own_lines(result.stderr)
     assert line.startswith(f"train.py: error: {message}")
+    assert all(" computes on 1 CPU (" in other for other in log)
+    assert len(log) <= 1
     assert not (tmp_path / "run").exists()

@@ -80,6 +80,14 @@ def test_weight_decay_takes_its_share_of_kernels_and_leaves_biases_and_norms_alo
         np.testing.assert_array_equal(variable, np.ones(variable.shape))
 
 
+def test_a_keras_whose_optimizers_reduce_under_another_name_is_refused(monkeypatch):
+    # It would sum the gradients of N replicas once more, and nobody would notice but by the loss.
+    (owner,) = [kind for kind in keras.optimizers.SGD.__mro__ if "_all_reduce_sum_gradients" in vars(kind)]
+    monkeypatch.delattr(owner, "_all_reduce_sum_gradients")
+    with pytest.raises(RuntimeError, match=rf"Keras {keras.__version__}: its optimizers have no `_all_reduce_sum_g"):
+        optimizers.Optimizer("sgd", [optimizers.Group([keras.Variable([0.0])], constant(1.0))])
+
+
 def test_the_momentum_of_sgd():
     variable = keras.Variable([0.0])
     optimizer = optimizers.Optimizer("sgd", [optimizers.Group([variable], constant(1.0))], momentum=0.5)

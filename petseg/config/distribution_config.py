@@ -1,0 +1,52 @@
+"""The flags about devices, which train.py and eval.py share."""
+
+import dataclasses
+
+from petseg.config.options import Group, option
+from petseg.errors import ConfigError
+
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker_mirrored", "central_storage", "parameter_server", "tpu")
+LOCAL_CROSS_DEVICE_OPS = ("nccl", "hierarchical_copy", "reduction_to_one_device")
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributionConfig(Group):
+    """On which devices, and how they talk to each other."""
+
+    strategy: str = option(
+        "auto",
+        "`one_device`; `mirrored`: all devices of this machine; `multi_worker_mirrored`: those of a cluster, from "
+        "TF_CONFIG or Slurm; `auto`: mirrored when several are visible, else one_device",
+        choices=STRATEGIES,
+    )
+    num_devices: int = option(0, "devices to use of this machine; 0: all", unit="devices", minimum=0)
+    virtual_devices: int = option(
+        0, "split the first GPU, or else the CPU, into so many logical devices; 0: do not", unit="devices", minimum=0
+    )
+    virtual_device_memory: int = option(4096, "memory of each part of a split GPU", unit="MiB", minimum=1)
+    memory_growth: bool = option(True, "take GPU memory as it is needed, not all of it at the start")
+    cross_device_ops: str = option(
+        "auto",
+        "way of summing gradients: `nccl`, `hierarchical_copy` or `reduction_to_one_device` within a machine, "
+        "`ring` or `nccl` in a cluster; `auto`: as TensorFlow chooses, but `reduction_to_one_device` on a split GPU",
+        choices=("auto", *LOCAL_CROSS_DEVICE_OPS, "ring"),
+    )
+    cluster_timeout: float = option(
+        300.0,
+        "longest wait at the start for the other processes of the cluster, and for --data_service",
+        unit="seconds",
+        above=0,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        allowed = {"multi_worker_mirrored": ("ring", "nccl"), "one_device": ()}.get(
+            self.strategy, LOCAL_CROSS_DEVICE_OPS
+        )
+        if self.cross_device_ops not in ("auto", *allowed):
+            raise ConfigError(
+                f"--cross_device_ops={self.cross_device_ops}: with --strategy={self.strategy} must be one of "
+                + ", ".join(("auto", *allowed))
+            )
+        if self.strategy == "one_device" and self.num_devices > 1:
+            raise ConfigError(f"--num_devices={self.num_devices}: must be 1 with --strategy=one_device")

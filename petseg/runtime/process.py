@@ -1,0 +1,49 @@
+"""Everything about a process that must be decided before a network is built."""
+
+import dataclasses
+import logging
+
+import keras
+import tensorflow as tf
+
+from petseg.config import Config, DistributionConfig
+from petseg.runtime import autotuning, gpus, host_allocator, strategies
+from petseg.runtime.strategies import Placement
+
+logger = logging.getLogger(__name__)
+
+
+def set_up_runtime(config: Config, devices: DistributionConfig, *, one_device: bool = False) -> Placement:
+    """Devices, memory, arithmetic, input, seeds and determinism of the process; before anything is built.
+
+    Args:
+      config: the run's.
+      devices: which devices to use.
+      one_device: use only the first of them, for work that is not divided; the others are left alone.
+
+    Raises:
+      ConfigError: if this machine, or the cluster, cannot run what is asked.
+    """
+    if strategies.computing_kind() == "CPU":  # a GPU has an allocator of its own
+        host_allocator.keep_freed_memory()
+    autotuning.switch_off_on_devices()
+    keras.utils.set_random_seed(config.runtime.seed)
+    if config.runtime.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    tf.config.experimental.enable_tensor_float_32_execution(uses_tensor_float_32(config))
+    if one_device:
+        devices = dataclasses.replace(devices, strategy="one_device", num_devices=0, cross_device_ops="auto")
+    placement = strategies.set_up(devices)
+    if not placement.is_chief:  # what they all would say, one says
+        logging.getLogger("petseg").setLevel(logging.WARNING)
+    logger.info("computes on %s", placement.description())
+    if strategies.computing_kind() == "GPU" and config.compute.tensor_float_32 and config.runtime.deterministic:
+        logger.info("--deterministic: --tensor_float_32 is off")
+    if warning := gpus.warning():
+        logger.warning("%s", warning)
+    return placement
+
+
+def uses_tensor_float_32(config: Config) -> bool:
+    """Whether GPUs may round the factors of float32 products to 10 bits; not where bits are to be compared."""
+    return config.compute.tensor_float_32 and not config.runtime.deterministic

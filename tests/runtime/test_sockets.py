@@ -1,0 +1,29 @@
+import socket
+
+import pytest
+
+from petseg.runtime import sockets
+
+
+def test_a_port_that_is_listened_at_answers_in_both_families_until_it_is_closed():
+    with sockets.listen(0) as server:
+        port = server.getsockname()[1]
+        assert sockets.answers(f"127.0.0.1:{port}")
+        assert sockets.answers(f"localhost:{port}")
+        if socket.has_dualstack_ipv6():
+            assert server.family == socket.AF_INET6
+        with pytest.raises(OSError, match="in use"):
+            sockets.listen(port)
+    assert not sockets.answers(f"127.0.0.1:{port}")
+
+
+def test_waiting_ends_when_all_answer_and_tells_once_for_whom_it_waits(monkeypatch):
+    monkeypatch.setattr(sockets, "POLL_SECONDS", 0.001)
+    silent, told = [["a", "b"], ["b"], ["b"], []], []
+    assert sockets.wait_until_all_answer(lambda: silent.pop(0), 10, told.append) == []
+    assert told == [["a", "b"]]
+
+
+def test_waiting_ends_when_the_time_is_up(monkeypatch):
+    monkeypatch.setattr(sockets, "POLL_SECONDS", 0.001)
+    assert sockets.wait_until_all_answer(lambda: ["b"], 0.01, lambda names: None) == ["b"]
