@@ -11,8 +11,6 @@ from petseg.errors import ConfigError
 
 # Outputs of MobileNetV2 at 1/2, 1/4, 1/8, 1/16 and 1/32 of the input's size.
 SKIP_LAYERS = ("block_1_expand_relu", "block_3_expand_relu", "block_6_expand_relu", "block_13_expand_relu")
-
-
 BOTTLENECK_LAYER = "block_16_project"
 
 
@@ -34,7 +32,7 @@ def build_encoder(*, image_size: int, alpha: float, weights: str = "none") -> ke
             backbone = keras.applications.MobileNetV2(input_shape=shape, alpha=alpha, include_top=False)
         except Exception as error:  # Keras lets every kind of network error through
             raise ConfigError(
-                "--encoder_weights=imagenet: cannot be downloaded; takes a file that has been, or none "
+                "--encoder_weights=imagenet: cannot be downloaded; must be a file that was, or none "
                 f"({' '.join(str(error).split())[:200]})"
             ) from error
     else:
@@ -48,7 +46,7 @@ def build_encoder(*, image_size: int, alpha: float, weights: str = "none") -> ke
 def check_encoder_weights(weights: str) -> None:
     """Raises ConfigError if `weights` is neither "imagenet" nor "none" nor a file."""
     if weights not in ("imagenet", "none") and not os.path.isfile(weights):
-        raise ConfigError(f"--encoder_weights={weights}: no such file; takes imagenet, none, or a weights file")
+        raise ConfigError(f"--encoder_weights={weights}: no such file; must be imagenet, none, or a weights file")
 
 
 def _load_file(model: keras.Model, path: str) -> None:

@@ -172,7 +172,7 @@ def test_imagenet_weights_out_of_reach_name_the_ways_on(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(keras.applications, "MobileNetV2", no_network)
-    with pytest.raises(ConfigError, match=r"--encoder_weights=imagenet: cannot be downloaded; takes .*no route"):
+    with pytest.raises(ConfigError, match=r"--encoder_weights=imagenet: cannot be downloaded; must be .*no route"):
         encoders.build_encoder(image_size=32, alpha=0.35, weights="imagenet")
 
 
