@@ -2,11 +2,14 @@
 
 import contextlib
 import glob
+import io
 import logging
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,13 +17,16 @@ import tensorflow as tf
 import tqdm
 from PIL import Image, ImageOps
 
+from petseg import files as files_lib
 from petseg.classes import CLASS_COLORS, CLASS_NAMES
+from petseg.deployment.signed_pictures import is_signed, signed
 from petseg.errors import DataError, UnreadableFilesError, WorkDirectoryError
 from petseg.models import inference
 from petseg.reporting.pictures import colorize
 
 logger = logging.getLogger(__name__)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+MASK, OVERLAY, CUTOUT = ".mask.png", ".overlay.jpg", ".cutout.png"
 OVERLAY_OPACITY = 0.5
 
 
@@ -54,7 +60,11 @@ def predict_files(predictor: Predictor, pattern: str, output_dir: str, *, cutout
 
     For `cat.jpg`: `cat.mask.png`, an indexed-colour PNG of class ids as large as the photograph; `cat.overlay.jpg`; if
     asked for, `cat.cutout.png`, the pet with the rest transparent. Subfolders stay as they are below what all files
-    share.
+    share. Where names would clash, also on a disk that takes `Cat` and `cat` for one, they keep the photograph's
+    suffix, and a number if need be.
+
+    What an earlier call wrote is replaced, and is never taken for a photograph; a file of anybody else's, or that has
+    been changed since, is never replaced.
 
     Args:
       predictor: what makes the masks.
@@ -67,13 +77,17 @@ def predict_files(predictor: Predictor, pattern: str, output_dir: str, *, cutout
 
     Raises:
       DataError: if nothing matches.
-      WorkDirectoryError: if the output cannot be written.
+      WorkDirectoryError: if the output cannot be written, or a file that petseg did not write is in its place.
       UnreadableFilesError: at the end, if some of the files were no photographs.
     """
     files = find_files(pattern)
+    passed_over = len(_matches(pattern)) - len(files)
+    if passed_over:
+        logger.info("--predict=%s: %d files that petseg wrote are no photographs: passed over", pattern, passed_over)
     masks, unreadable = [], []
     hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
     targets = _targets(files, Path(output_dir))
+    _check_not_a_users(targets, output_dir, (MASK, OVERLAY, CUTOUT) if cutout else (MASK, OVERLAY))
     with _naming_what_cannot_be_written(output_dir):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
     for file, target in tqdm.tqdm(list(zip(files, targets, strict=True)), unit=" images", disable=hidden):
@@ -92,20 +106,36 @@ def predict_files(predictor: Predictor, pattern: str, output_dir: str, *, cutout
 
 
 def find_files(pattern: str) -> list[Path]:
-    """The files that a glob, or a folder's name, stands for, sorted.
+    """The photographs that a glob, or a folder's name, stands for, sorted; without what petseg wrote.
 
     Raises:
       DataError: if there are none.
     """
+    matches = _matches(pattern)
+    if not matches:
+        kinds = " ".join(SUFFIXES)
+        raise DataError(
+            f"--predict={pattern}: matches no file; must be a glob, or a folder with files ending in {kinds}"
+        )
+    files = [file for file in matches if not _is_own(file)]
+    if not files:
+        raise DataError(f"--predict={pattern}: matches only masks and overlays that petseg wrote; must be photographs")
+    return files
+
+
+def _matches(pattern: str) -> list[Path]:
     path = Path(os.path.expanduser(pattern))
     if path.is_dir():
-        files = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES]
-    else:
-        files = [Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name)]
-    if not files:
-        kinds = " ".join(SUFFIXES)
-        raise DataError(f"--predict={pattern}: matches no file; takes a glob, or a folder with files ending in {kinds}")
-    return sorted(files)
+        return sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    return sorted({Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name)})
+
+
+def _is_own(file: Path) -> bool:
+    """Whether `predict_files` wrote a file, and nobody has changed it since."""
+    try:
+        return file.name.endswith((MASK, OVERLAY, CUTOUT)) and is_signed(file)
+    except OSError:
+        return False
 
 
 def read_image(file: Path) -> np.ndarray:
@@ -132,24 +162,61 @@ def _targets(files: Sequence[Path], output_dir: Path) -> list[Path]:
     """For each file, a path without a suffix; two files never get the same."""
     common = Path(os.path.commonpath([file.absolute().parent for file in files]))
     relative = [file.absolute().relative_to(common) for file in files]
-    stems = Counter(path.with_suffix("") for path in relative)
-    return [output_dir / (path if stems[path.with_suffix("")] > 1 else path.with_suffix("")) for path in relative]
+    stems = Counter(_on_any_disk(path.with_suffix("")) for path in relative)
+    taken: set[str] = set()
+    names: dict[Path, Path] = {}
+    renamed = []
+    # Names that no other file has go first, so that one that must give way gives way to them.
+    for path in sorted(relative, key=lambda path: stems[_on_any_disk(path.with_suffix(""))] > 1):
+        shared = stems[_on_any_disk(path.with_suffix(""))] > 1
+        name = path if shared else path.with_suffix("")
+        number = 2
+        while _on_any_disk(name) in taken:
+            name, number = path.with_name(f"{path.name}-{number}"), number + 1
+        taken.add(_on_any_disk(name))
+        names[path] = name
+        if name != path.with_suffix(""):
+            renamed.append(f"{path} -> {name}{MASK}")
+    if renamed:
+        logger.warning("%d photographs share a name with another; their masks: %s", len(renamed), ", ".join(renamed))
+    return [output_dir / names[path] for path in relative]
+
+
+def _on_any_disk(path: Path) -> str:
+    """What two paths share that some disk takes for the same: macOS and Windows ignore case, macOS composes accents."""
+    return unicodedata.normalize("NFC", str(path)).casefold()
+
+
+def _check_not_a_users(targets: Sequence[Path], output_dir: str, endings: Sequence[str]) -> None:
+    """Raises WorkDirectoryError if something would be overwritten that petseg did not write."""
+    outputs = (target.with_name(target.name + ending) for target in targets for ending in endings)
+    for file in outputs:
+        if os.path.lexists(file) and not _is_own(file):
+            raise WorkDirectoryError(
+                f"--output_dir={output_dir}: {file} would be overwritten, and is not as petseg wrote it; "
+                "must be another folder"
+            )
 
 
 def _write(image: np.ndarray, probabilities: np.ndarray, target: Path, *, cutout: bool) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
     classes = probabilities.argmax(axis=-1).astype(np.uint8)
     mask = Image.fromarray(classes, mode="P")
     mask.putpalette(CLASS_COLORS.tobytes())
-    mask_file = target.with_name(target.name + ".mask.png")
-    mask.save(mask_file)
+    mask_file = _save(mask, target, MASK, "PNG")
     overlay = Image.blend(Image.fromarray(image), Image.fromarray(colorize(classes)), OVERLAY_OPACITY)
-    overlay.save(target.with_name(target.name + ".overlay.jpg"), quality=92)
+    _save(overlay, target, OVERLAY, "JPEG", quality=92)
     if cutout:
         shares = np.array([{"pet": 1.0, "border": 0.5}.get(name, 0.0) for name in CLASS_NAMES], np.float32)
         alpha = (probabilities @ shares * 255).round().astype(np.uint8)  # half of a border is pet
-        Image.fromarray(np.dstack([image, alpha])).save(target.with_name(target.name + ".cutout.png"))
+        _save(Image.fromarray(np.dstack([image, alpha])), target, CUTOUT, "PNG")
     return mask_file
+
+
+def _save(picture: Image.Image, target: Path, ending: str, kind: str, **options: Any) -> Path:
+    file, data = target.with_name(target.name + ending), io.BytesIO()
+    picture.save(data, kind, **options)
+    files_lib.write_bytes(file, signed(data.getvalue()))
+    return file
 
 
 @contextlib.contextmanager

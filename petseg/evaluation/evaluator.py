@@ -1,6 +1,7 @@
 """The pass over a split that counts every example once."""
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,7 +27,8 @@ class Evaluation:
       loss: as in training.
       confusion_matrices: int64 [N, C, C], one for each example, rows true, columns predicted.
       boundaries: int64 [N, C, 4], as `metrics.boundary_counts`; None where details were not asked for.
-      calibration: float64 [bins, 3], as `metrics.calibration_counts`, over all examples; likewise.
+      calibration: float64 [bins, 3], as `metrics.calibration_counts`, over all examples; None where details were not
+        asked for.
     """
 
     loss: float
@@ -59,7 +61,7 @@ class Evaluator:
         flip_tta: bool = False,
         details: bool = False,
     ):
-        """Makes one.
+        """Sets up the pass and its sums, and compiles nothing yet.
 
         Args:
           strategy: any number of replicas.
@@ -67,12 +69,14 @@ class Evaluator:
           examples: the split.
           weight_map: masks -> the weight of each pixel.
           loss: what training minimises.
-          batch_size: examples per step over all replicas; any number.
+          batch_size: examples per step over all replicas; any number. What runs on one device has no larger batches
+            than a replica.
           stop: float32 variable; set to 1 from another thread, it ends a pass early.
           flip_tta: average the probabilities of an image and of its mirror image.
           details: count outlines and calibration too.
         """
         self._strategy, self._model, self._examples, self._batch_size = strategy, model, examples, batch_size
+        self._replica_batch_size = math.ceil(batch_size / strategy.num_replicas_in_sync)
         self._stop = tf.constant(0.0) if stop is None else stop
         self._weight_map, self._loss = weight_map, loss
         self._flip_tta, self._details = flip_tta, details
@@ -81,15 +85,16 @@ class Evaluator:
         self._predict = tf.function(self._classify, input_signature=[images], autograph=False)
         self._logits_of = tf.function(self._logits, input_signature=[images], autograph=False)
         self._pixels = float(height * width)
-        classes, count = self._num_classes, len(examples)
         self._scored = replica_sum([], tf.int64)
         self._summed_loss, self._denominator = replica_sum([], tf.float32), replica_sum([], tf.float32)
-        self._confusion = replica_sum([count, classes, classes], tf.int64)
-        self._totals = [self._scored, self._summed_loss, self._denominator, self._confusion]
+        self._totals = [self._scored, self._summed_loss, self._denominator]
+        # A row for each example, which the replica that has it writes, and rows for what only fills up a batch.
+        rows, classes = len(examples) + self._replica_batch_size, self._num_classes
+        self._by_example = {"confusion": replica_sum([rows, classes, classes], tf.int64)}
         if details:
-            self._boundaries = replica_sum([count, classes, 4], tf.int64)
+            self._by_example["boundaries"] = replica_sum([rows, classes, 4], tf.int64)
             self._calibration = replica_sum([metrics.CALIBRATION_BINS, 3], tf.float64)
-            self._totals += [self._boundaries, self._calibration]
+            self._totals.append(self._calibration)
 
     def evaluate(self) -> Evaluation | None:
         """Scores all examples; None if the pass was ended early."""
@@ -99,10 +104,11 @@ class Evaluator:
         for total in self._totals:
             total.assign(tf.zeros_like(total))
         self._loop(iter(batches), tf.constant(count, tf.int64))
-        scored, loss, denominator, *counts = (total.numpy() for total in self._totals)
+        scored, loss, denominator, *calibration = (total.numpy() for total in self._totals)
         if scored < len(self._examples):
             return None
-        return Evaluation(float(loss / denominator) if denominator else float("nan"), *counts)
+        by_example = (rows.numpy()[: len(self._examples)] for rows in self._by_example.values())
+        return Evaluation(float(loss / denominator) if denominator else float("nan"), *by_example, *calibration)
 
     def evaluate_native(self, masks: Iterable[np.ndarray]) -> Evaluation | None:
         """Scores all examples at the sizes of masks that were never resized, to which the logits are upsampled.
@@ -115,26 +121,29 @@ class Evaluator:
         Returns:
           what was counted; None if the pass was ended early.
         """
-        loss, denominator, counts = 0.0, 0.0, []
+        loss, denominator, size = 0.0, 0.0, self._replica_batch_size
+        confusions = np.zeros([len(self._examples), self._num_classes, self._num_classes], np.int64)
+        boundaries = np.zeros([len(self._examples), self._num_classes, 4], np.int64)
         calibration = np.zeros([metrics.CALIBRATION_BINS, 3])
         logits: list[tf.Tensor] = []
-        for i, mask in enumerate(masks):
-            if i % self._batch_size == 0:
+        for i, mask in zip(range(len(self._examples)), masks, strict=True):
+            if i % size == 0:
                 if self._stop.numpy():
                     return None
-                logits = tf.unstack(self._logits_of(self._examples.images[i : i + self._batch_size]))
-            resized = tf.image.resize(logits[i % self._batch_size][None], mask.shape[:2], method="bilinear")
-            counted = self._count(tf.constant(mask)[None], resized, tf.constant([True]))
-            loss, denominator = loss + float(counted["loss"]), denominator + float(counted["denominator"])
-            calibration = calibration + counted["calibration"].numpy()
-            counts.append((counted["confusion"].numpy()[0], counted["boundaries"].numpy()[0]))
-        confusions, boundaries = (np.stack(each) for each in zip(*counts, strict=True))
+                logits = tf.unstack(self._logits_of(self._examples.images[i : i + size]))
+            resized = tf.image.resize(logits[i % size][None], mask.shape[:2], method="bilinear")
+            counts = self._counts(tf.constant(mask)[None], resized, tf.constant([True]))
+            loss, denominator = loss + float(counts["loss"]), denominator + float(counts["denominator"])
+            calibration += counts["calibration"].numpy()
+            confusions[i], boundaries[i] = counts["confusion"].numpy()[0], counts["boundaries"].numpy()[0]
         return Evaluation(loss / denominator if denominator else float("nan"), confusions, boundaries, calibration)
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Class ids, int32 [B, H, W], and their probabilities, float32 [B, H, W], for images uint8 [B, H, W, 3]."""
-        classes, confidence = self._predict(tf.constant(images))
-        return classes.numpy(), confidence.numpy()
+        size = self._replica_batch_size
+        parts = [self._predict(tf.constant(images[i : i + size])) for i in range(0, max(len(images), 1), size)]
+        classes, confidences = zip(*parts, strict=True)
+        return np.concatenate(classes), np.concatenate(confidences)
 
     def graph(self) -> tf.Graph:
         """The graph of `predict`."""
@@ -157,32 +166,46 @@ class Evaluator:
         tf.while_loop(lambda done: (done < count) & (self._stop == 0), score, (tf.constant(0, tf.int64),))
 
     def _replica_step(self, batch: dict[str, tf.Tensor]) -> None:
-        counted = self._count(batch["mask"], self._logits(batch["image"]), batch["valid"])
-        self._summed_loss.assign_add(counted["loss"])
-        self._denominator.assign_add(counted["denominator"])
-        ids = batch["example_id"][:, None]  # of an example that only fills up a batch: 0, to which it adds nothing
-        self._confusion.assign_add(tf.scatter_nd(ids, counted["confusion"], tf.shape(self._confusion, tf.int64)))
+        counts = self._counts(batch["mask"], self._logits(batch["image"]), batch["valid"])
+        self._summed_loss.assign_add(counts["loss"])
+        self._denominator.assign_add(counts["denominator"])
+        # The examples of a batch follow each other; where it is filled up, the rest has no row of an example, or this
+        # replica has none at all.
+        first = tf.where(batch["valid"][0], batch["example_id"][0], len(self._examples))
+        for name, rows in self._by_example.items():
+            _write_rows(rows, first, counts[name])
         if self._details:
-            self._boundaries.assign_add(tf.scatter_nd(ids, counted["boundaries"], tf.shape(self._boundaries, tf.int64)))
-            self._calibration.assign_add(counted["calibration"])
+            self._calibration.assign_add(counts["calibration"])
         self._scored.assign_add(tf.reduce_sum(tf.cast(batch["valid"], tf.int64)))
 
-    def _count(self, masks: tf.Tensor, logits: tf.Tensor, counts: tf.Tensor) -> dict[str, tf.Tensor]:
-        """What a batch adds to the totals; an example whose `counts` is False adds nothing."""
-        counts, labels = counts[:, None, None], masks[..., 0]
-        valid = sample_weights.valid_pixels(masks) & counts
-        weights = self._weight_map(masks) * tf.cast(counts, tf.float32)
+    def _counts(self, masks: tf.Tensor, logits: tf.Tensor, is_counted: tf.Tensor) -> dict[str, tf.Tensor]:
+        """What a batch adds to the sums; an example whose `is_counted` is False adds nothing."""
+        is_counted, labels = is_counted[:, None, None], masks[..., 0]
+        valid = sample_weights.valid_pixels(masks) & is_counted
+        weights = self._weight_map(masks) * tf.cast(is_counted, tf.float32)
         loss, denominator = self._loss.sums(labels, logits, weights, valid)
         predictions = tf.argmax(logits, axis=-1, output_type=tf.int32)
-        found = {
+        counts = {
             "loss": loss / self._pixels,
             "denominator": denominator / self._pixels,
             "confusion": confusion_matrix.confusion_matrices(labels, predictions, valid, self._num_classes),
         }
         if self._details:
             tolerance = metrics.boundary_tolerance(*logits.shape[1:3])
-            found["boundaries"] = metrics.boundary_counts(labels, predictions, valid, self._num_classes, tolerance)
+            counts["boundaries"] = metrics.boundary_counts(labels, predictions, valid, self._num_classes, tolerance)
             confidences = tf.reduce_max(tf.nn.softmax(logits), axis=-1)
             right = predictions == tf.cast(labels, tf.int32)
-            found["calibration"] = metrics.calibration_counts(confidences, right, valid)
-        return found
+            counts["calibration"] = metrics.calibration_counts(confidences, right, valid)
+        return counts
+
+
+def _write_rows(variable: tf.Variable, first: tf.Tensor, values: tf.Tensor) -> None:
+    """Overwrites as many rows of a replica's own part of a variable as there are values, from the first on.
+
+    In place: adding to all rows would take as much memory again with each batch, and a GPU scatters integers by way of
+    the host.
+    """
+    last = first + tf.shape(values, tf.int64)[0]
+    tf.raw_ops.ResourceStridedSliceAssign(
+        ref=variable.handle, begin=first[None], end=last[None], strides=tf.constant([1], tf.int64), value=values
+    )

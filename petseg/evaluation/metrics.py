@@ -207,5 +207,5 @@ def mean_over_classes(scores: np.ndarray) -> np.ndarray:
 
 def ratio(numerator: ArrayLike, denominator: ArrayLike) -> np.ndarray:
     """Float64; NaN where the denominator is 0."""
-    numerator, denominator = np.broadcast_arrays(np.float64(numerator), np.float64(denominator))
+    numerator, denominator = np.broadcast_arrays(np.asarray(numerator, float), np.asarray(denominator, float))
     return np.divide(numerator, denominator, out=np.full(denominator.shape, np.nan), where=denominator > 0)

@@ -1,4 +1,4 @@
-"""Layers of our own."""
+"""Layers that Keras lacks: a model held in inference mode, a transposed convolution that leaves out gradients."""
 
 from typing import Any
 
@@ -38,11 +38,11 @@ class Conv2DTranspose(keras.layers.Conv2DTranspose):
     nowhere, and cost a tenth of a training step.
 
     Args:
-      filters: as in Keras.
-      kernel_size: likewise.
+      filters: number of output channels.
+      kernel_size: height and width of the kernel, one number or two.
       trained_channels: the input's first channels, whose gradient is computed, while that of the rest is 0; None for
         all.
-      **kwargs: likewise.
+      **kwargs: what Keras's own layer is given besides.
     """
 
     def __init__(self, filters: int, kernel_size: Any, trained_channels: int | None = None, **kwargs: Any):

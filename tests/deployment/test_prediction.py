@@ -150,6 +150,50 @@ def test_an_output_folder_that_cannot_be_written(predictor, tmp_path):
         prediction.predict_files(predictor, str(tmp_path / "cat.jpg"), str(tmp_path / "file" / "out"))
 
 
+def test_photographs_of_nearly_one_name_get_masks_of_their_own(predictor, tmp_path, caplog):
+    names = ["Cat.jpg", "a.jpg", "a.jpg.png", "a.png", "cat.jpg", "cat.png", "dog.png"]
+    for number, name in enumerate(names):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(photograph(20, 20 + number)).save(tmp_path / "in" / name)
+    with caplog.at_level(logging.WARNING, "petseg"):
+        masks = prediction.predict_files(predictor, str(tmp_path / "in"), str(tmp_path / "out"))
+    assert [Image.open(mask).size[0] - 20 for mask in masks] == list(range(7))
+    written = [path.name.lower() for path in (tmp_path / "out").iterdir()]
+    assert len(set(written)) == len(written) == 14
+    assert masks[-1].name == "dog.mask.png"
+    assert "6 photographs share a name" in caplog.text or "5 photographs share a name" in caplog.text
+    assert "cat.png -> cat.png.mask.png" in caplog.text
+
+
+def test_nothing_of_a_users_is_overwritten(predictor, tmp_path):
+    Image.fromarray(photograph()).save(tmp_path / "cat.jpg")
+    drawn = np.zeros((90, 120), np.uint8)
+    Image.fromarray(drawn).save(tmp_path / "cat.mask.png")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(WorkDirectoryError, match=r"cat\.mask\.png would be overwritten.*must be another folder"):
+        prediction.predict_files(predictor, str(tmp_path / "cat.jpg"), str(tmp_path))
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_own_outputs_are_replaced_and_never_taken_for_photographs(predictor, tmp_path, caplog):
+    Image.fromarray(photograph()).save(tmp_path / "cat.jpg")
+    for pattern in (tmp_path, tmp_path, tmp_path / "*"):
+        with caplog.at_level(logging.INFO, "petseg"):
+            (mask,) = prediction.predict_files(predictor, str(pattern), str(tmp_path), cutout=True)
+        assert {file.name for file in tmp_path.iterdir()} == {
+            "cat.jpg", "cat.mask.png", "cat.overlay.jpg", "cat.cutout.png"
+        }  # fmt: skip
+    assert "3 files that petseg wrote are no photographs: passed over" in caplog.text
+    with pytest.raises(DataError, match="matches only masks and overlays that petseg wrote"):
+        prediction.find_files(str(tmp_path / "*.mask.png"))
+    changed = np.asarray(Image.open(mask)).copy()
+    changed[:5] = 1  # a user corrects a mask: from now on it is his
+    Image.fromarray(changed).save(mask)
+    with pytest.raises(WorkDirectoryError, match="is not as petseg wrote it"):
+        prediction.predict_files(predictor, str(tmp_path / "cat.jpg"), str(tmp_path))
+    np.testing.assert_array_equal(np.asarray(Image.open(mask)), changed)
+
+
 def test_memory_does_not_grow_with_the_number_of_files_and_24_megapixels_work(predictor, tmp_path):
     Image.fromarray(photograph(4000, 6000)).save(tmp_path / "large.jpg")
     (mask,) = prediction.predict_files(predictor, str(tmp_path / "large.jpg"), str(tmp_path / "out"))

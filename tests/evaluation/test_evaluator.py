@@ -7,6 +7,7 @@ import tensorflow as tf
 from conftest import random_examples, replicas
 
 from petseg.classes import IGNORED
+from petseg.data import input_pipeline
 from petseg.evaluation.evaluator import Evaluator
 from petseg.evaluation.results import split_results
 from petseg.models import encoders, unet
@@ -90,3 +91,30 @@ def test_a_pass_can_be_ended_early_from_another_thread():
     assert 8 < int(evaluator._scored.numpy()) < 1000
     stop.assign(0.0)
     assert len(evaluator.evaluate().confusion_matrices) == 1000
+
+
+def test_predictions_are_made_in_batches_of_what_a_replica_has(scored):
+    examples, models, logits = scored
+    evaluator = evaluator_of(*models[2], examples, 8)
+    sizes = []
+    predict = evaluator._predict
+    evaluator._predict = lambda images: sizes.append(len(images)) or predict(images)
+    classes, confidences = evaluator.predict(examples.images)
+    assert sizes == [4, 4, 3]
+    np.testing.assert_array_equal(classes, logits.argmax(-1))
+    assert confidences.shape == (11, 32, 32)
+    assert evaluator.predict(examples.images[:0])[0].shape == (0, 32, 32)
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_a_pass_makes_nothing_as_large_as_all_its_counts(scored, devices):
+    """Rows are written in place: the compiled loop holds no tensor with a row for each example."""
+    examples, models, _ = scored
+    evaluator = evaluator_of(*models[devices], examples, 4)
+    batches, _ = input_pipeline.distributed_evaluation_batches(models[devices][0], examples, batch_size=4)
+    graph = evaluator._loop.get_concrete_function(iter(batches), tf.constant(1, tf.int64)).graph.as_graph_def()
+    operations = [
+        node.op for part in (graph, *graph.library.function) for node in getattr(part, "node", []) or part.node_def
+    ]
+    assert operations.count("ResourceStridedSliceAssign") == devices
+    assert "ScatterNd" not in operations
