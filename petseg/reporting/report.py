@@ -33,12 +33,24 @@ class Report:
       clock: how long it is.
       steps_per_epoch: what makes an epoch.
       first_step: where this process starts.
+      evaluates_first: whether it evaluates there first.
     """
 
-    def __init__(self, config: Config, workdir: WorkDirectory, clock: Clock, steps_per_epoch: int, first_step: int):
+    def __init__(
+        self,
+        config: Config,
+        workdir: WorkDirectory,
+        clock: Clock,
+        steps_per_epoch: int,
+        first_step: int,
+        *,
+        evaluates_first: bool = False,
+    ):
         self._config, self._workdir, self._steps_per_epoch = config, workdir, steps_per_epoch
         runs = (TRAIN, EVAL, EMA, FINAL) if config.optimizer.ema_decay else (TRAIN, EVAL, FINAL)
-        self._summaries = Summaries(workdir.path, workdir.metrics_file, first_step, runs)
+        self._summaries = Summaries(
+            workdir.path, workdir.metrics_file, first_step, runs, evaluates_first=evaluates_first
+        )
         self._summaries.begin_session(
             f"{workdir.path.name} ({workdir.path.parent})", config_lib.hyperparameters(config)
         )
@@ -117,8 +129,7 @@ class Report:
         """
         for run, scores in results.items():
             self._summaries.scalars(run, step, summaries.scalars_of(scores))
-        evaluation, scalars = evaluations[shown(results)], summaries.scalars_of(results[shown(results)])
-        self._summaries.scalars(FINAL, step, {tag: scalars[of] for tag, of in tags.FINAL.items()})
+        evaluation = evaluations[shown(results)]
         self._scored_sheets(shown(results), step, metrics.mean_iou(evaluation.confusion_matrices), examples, scorer)
         matrix = pictures.confusion_matrix(evaluation.confusion_matrix)
         self._picture(shown(results), step, "confusion_matrix", matrix, figure=True)
@@ -126,6 +137,7 @@ class Report:
         rows = summaries.read_csv(self._workdir.metrics_file)
         curves = pictures.training_curves(rows, self._steps_per_epoch)
         self._figure("curves", pictures.to_png(curves))
+        self._summaries.evaluated(step, summaries.scalars_of(results[shown(results)]))
 
     def predictions(self, step: int, examples: Examples, scorer: Evaluator) -> None:
         """Shows what the model makes of the same examples as ever, without scores."""

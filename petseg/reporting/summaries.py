@@ -45,15 +45,25 @@ class Summaries:
       first_step: the step at which this process starts; what a process that was stopped has logged of later steps, and
         all of step 0, is dropped, for it will be logged again.
       runs: which there are.
+      evaluates_first: whether an evaluation at `first_step` comes first; what an earlier process has logged of it is
+        dropped too.
     """
 
     def __init__(
-        self, directory: Path, metrics_file: Path, first_step: int, runs: Sequence[str] = (TRAIN, EVAL, FINAL)
+        self,
+        directory: Path,
+        metrics_file: Path,
+        first_step: int,
+        runs: Sequence[str] = (TRAIN, EVAL, FINAL),
+        *,
+        evaluates_first: bool = False,
     ):
+        last_kept = {run: first_step - (evaluates_first and run != TRAIN) for run in runs}
         for run in runs:
-            drop_later_events(directory / run, first_step)
+            drop_later_events(directory / run, last_kept[run])
         self._writers = {run: tf.summary.create_file_writer(str(directory / run)) for run in runs}
-        kept = [row for row in read_csv(metrics_file) if row[0] <= first_step] if first_step else []
+        rows = read_csv(metrics_file) if first_step else []
+        kept = [row for row in rows if row[0] <= last_kept.get(row[1], first_step)]
         temporary = metrics_file.with_name(metrics_file.name + ".tmp")
         with open(temporary, "w", newline="") as file:
             csv.writer(file).writerows([COLUMNS, *kept])
@@ -61,6 +71,12 @@ class Summaries:
         self._csv_file = open(metrics_file, "a", newline="")  # noqa: SIM115 (closed by close)
         self._csv = csv.writer(self._csv_file)
         self._failed = False
+
+    def evaluated(self, step: int, scores: Mapping[str, float]) -> None:
+        """Logs the scores that stand for the whole run, the last that is said of an evaluation: see `was_evaluated`."""
+        self.flush()
+        self.scalars(FINAL, step, {tag: scores[of] for tag, of in tags.FINAL.items()})
+        self.flush()
 
     def scalars(self, run: str, step: int, values: Mapping[str, float]) -> None:
         """Logs numbers by tag."""
@@ -121,9 +137,10 @@ class Summaries:
     def flush(self) -> None:
         """Makes everything logged visible to readers."""
         with self.surviving():
-            self._csv_file.flush()
             for writer in self._writers.values():
                 writer.flush()
+        with self.surviving():  # the CSV file last, for `was_evaluated` takes its word
+            self._csv_file.flush()
 
     def close(self) -> None:
         with self.surviving():
@@ -168,6 +185,12 @@ def _records(file: Path) -> Iterator[bytes]:
     with contextlib.suppress(tf.errors.DataLossError):
         for record in records:
             yield record.numpy()
+
+
+def was_evaluated(metrics_file: Path, step: int) -> bool:
+    """Whether training has evaluated at a step, and told all of it, as far as its CSV file says."""
+    last = next(reversed(tags.FINAL))
+    return any(row[:3] == (step, FINAL, last) for row in read_csv(metrics_file))
 
 
 def read_csv(metrics_file: Path) -> Iterator[tuple[int, str, str, float]]:

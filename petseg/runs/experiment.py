@@ -138,20 +138,23 @@ class Experiment:
     def run(self) -> dict[str, Any]:
         """Trains from where the run stands to the end."""
         step, clock = self._step(), self.clock
-        if step >= clock.total:
+        if step > clock.total:
+            logger.info("%s stands at step %d, beyond the last one, %d", self.workdir.path, step, clock.total)
+        elif step == clock.total:
             logger.info("%s is complete: step %d of %d", self.workdir.path, step, clock.total)
         else:
             logger.info("%s: steps %d to %d, %d an epoch", self.workdir.path, step, clock.total, self.steps_per_epoch)
+        owes = self._owes_an_evaluation(step)
         report = None
         if self.placement.is_chief:
             devices = [device.name for device in tf.config.list_logical_devices()]
             self.workdir.save_config(self.config, class_weights=self.class_weights, devices=devices)
-            report = Report(self.config, self.workdir, clock, self.steps_per_epoch, step)
+            report = Report(self.config, self.workdir, clock, self.steps_per_epoch, step, evaluates_first=owes)
         with contextlib.ExitStack() as stack:
             if report is not None:
                 stack.callback(report.close)
             with self.signals.deferred(), self._naming_lost_input():
-                results = self._loop(step, report)
+                results = self._loop(step, owes, report)
             if report is not None:
                 report.finish(results)
         self.placement.gather(0)  # nobody leaves while another one works
@@ -165,13 +168,15 @@ class Experiment:
         with lost_files, service_client.watched(addresses, remains):
             yield
 
-    def _loop(self, step: int, report: Report | None) -> dict[str, Any]:
+    def _loop(self, step: int, owes: bool, report: Report | None) -> dict[str, Any]:
         """The outer loop: train a while, then summarise, evaluate and save when the clock says so."""
         clock, stopwatch = self.clock, self._stopwatch
         batches = self._batches(step)
         if step == 0 and report is not None:
             self._begin(report)
-        results = self._catch_up(step, report)
+        results = self._evaluate(step, report) if owes else self._written_results(step)
+        if results is None:
+            raise self._stopped(step)
         if step < clock.total:
             self.trainer.run(batches, 0)  # compiles, so that speed does not contain it
         alarm = Alarm(self.config.schedule.checkpoint_every_minutes)
@@ -239,25 +244,17 @@ class Experiment:
         names = [self.train_examples.names[i] for i in ids]
         return pictures.training_batch(images.numpy(), masks.numpy()[..., 0], weights.numpy(), names)
 
-    def _catch_up(self, step: int, report: Report | None) -> dict[str, Any]:
-        """Evaluates at the start, if asked to, and what a process that was stopped at this step could not.
+    def _owes_an_evaluation(self, step: int) -> bool:
+        """Whether an evaluation comes first: at the start if asked for, else one that a stopped process has left undone.
 
-        Returns:
-          the results of this step, if there are any.
-
-        Raises:
-          StoppedError: if a signal came meanwhile.
+        What was done is told by files that only training writes; results may be those of eval.py.
         """
         if step == 0:
-            missing = self.config.schedule.eval_at_start
+            owes = self.config.schedule.eval_at_start
         else:
-            missing = self.clock.due(step, self.clock.evaluation) and not self._results_file(step).exists()
-        if not any(self.placement.gather(int(missing))):
-            return self._written_results(step)
-        results = self._evaluate(step, report)
-        if results is None:
-            raise self._stopped(step)
-        return results
+            done = summaries.was_evaluated(self.workdir.metrics_file, step) and self._results_file(step).exists()
+            owes = self.clock.due(step, self.clock.evaluation) and not done
+        return any(self.placement.gather(int(owes)))
 
     def _written_results(self, step: int) -> dict[str, Any]:
         """What `_evaluate` returned at a step, from its files; nothing if there are none."""
@@ -358,7 +355,7 @@ class Experiment:
             with self._stopwatch.timing("checkpoints"):
                 self.best.offer(by_run[report_lib.shown(by_run)]["mean_iou"], step)
         for run, scores in reversed(by_run.items()):
-            write_json(self._results_file(step, run), scores)  # after EVAL's, nothing is left to catch up with
+            write_json(self._results_file(step, run), scores)
             logger.info(
                 "step %d: %s%s: loss %.4f, accuracy %.4f, mean IoU %.4f (%s)",
                 step, split, "" if run == EVAL else f", {run}", scores["loss"], scores["accuracy"], scores["mean_iou"],

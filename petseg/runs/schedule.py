@@ -41,7 +41,7 @@ class Clock:
         )
 
     def due(self, step: int, every: int) -> bool:
-        return step % every == 0 or step == self.total
+        return step % every == 0 or step >= self.total
 
     def steps_to_next(self, step: int) -> int:
         """How many steps until something is due, or the compiled loop returns anyway; 1 where steps are profiled."""
