@@ -24,15 +24,14 @@ from petseg.runs.schedule import Alarm, Clock
 from petseg.config import Config
 from petseg.data import catalog, decoding, input_pipeline, service_client
 from petseg.runtime.strategies import Placement
-from petseg.errors import ClusterError, NonFiniteLossError, StoppedError, WorkDirectoryError
+from petseg.errors import ClusterError, NonFiniteLossError, StoppedError
 from petseg.evaluation.evaluator import Evaluation
 from petseg.reporting.report import Report
 from petseg.runs.signals import StopSignals
 from petseg.reporting.summaries import EMA, EVAL
 from petseg.reporting.telemetry import Profiler, Stopwatch
 from petseg.runs.work_directory import WorkDirectory
-from petseg.files import read_json
-from petseg.files import write_json
+from petseg.files import naming_what_cannot_be_written, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -56,16 +55,8 @@ def train(config: Config) -> dict[str, Any]:
     placement = building.set_up_runtime(config, config.distribution)
     with StopSignals() as signals:  # not before: in a cluster, TensorFlow puts a SIGTERM handler of its own in place
         lock = workdir.locked() if placement.is_chief else contextlib.nullcontext()
-        with lock, logging_redirect_tqdm(), placement.naming_lost_workers(), _naming_full_disks(workdir):
+        with lock, logging_redirect_tqdm(), placement.naming_lost_workers(), naming_what_cannot_be_written(workdir.path):
             return Experiment(config, workdir, placement, signals).run()
-
-
-@contextlib.contextmanager
-def _naming_full_disks(workdir: WorkDirectory) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise WorkDirectoryError(f"{error.filename or workdir.path}: cannot be written: {error.strerror}") from error
 
 
 class Experiment:
