@@ -23,6 +23,8 @@ from tensorboard.plugins.hparams import (
 )
 from tensorboard.plugins.image import metadata as image_metadata
 
+from petseg.errors import WorkDirectoryError
+from petseg.files import write_text
 from petseg.reporting import tags
 from petseg.runtime import autotuning
 
@@ -64,10 +66,9 @@ class Summaries:
         self._writers = {run: tf.summary.create_file_writer(str(directory / run)) for run in runs}
         rows = read_csv(metrics_file) if first_step else []
         kept = [row for row in rows if row[0] <= last_kept.get(row[1], first_step)]
-        temporary = metrics_file.with_name(metrics_file.name + ".tmp")
-        with open(temporary, "w", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *kept])
-        os.replace(temporary, metrics_file)
+        text = io.StringIO()
+        csv.writer(text).writerows([COLUMNS, *kept])
+        write_text(metrics_file, text.getvalue())
         self._csv_file = open(metrics_file, "a", newline="")  # noqa: SIM115 (closed by close)
         self._csv = csv.writer(self._csv_file)
         self._failed = False
@@ -164,18 +165,25 @@ def drop_later_events(directory: Path, step: int) -> None:
 
     TensorBoard would draw a line back and forth through steps that were logged twice. Of the HParams page nothing is
     left: a run that goes on may have other flags, and may not be complete any more.
+
+    Raises:
+      WorkDirectoryError: if a file cannot be rewritten; it is left as it was.
     """
     for file in directory.glob("events.out.tfevents.*"):
         if not step:
             file.unlink()
             continue
         temporary = directory / "kept.tmp"
-        with tf.io.TFRecordWriter(str(temporary)) as writer:
-            for record in _records(file):
-                event = event_pb2.Event.FromString(record)
-                of_session = any(value.tag in SESSION_TAGS for value in event.summary.value)
-                if event.step <= step and not of_session:
-                    writer.write(record)
+        try:
+            with tf.io.TFRecordWriter(str(temporary)) as writer:
+                for record in _records(file):
+                    event = event_pb2.Event.FromString(record)
+                    of_session = any(value.tag in SESSION_TAGS for value in event.summary.value)
+                    if event.step <= step and not of_session:
+                        writer.write(record)
+        except tf.errors.OpError as error:
+            temporary.unlink(missing_ok=True)
+            raise WorkDirectoryError(f"{file}: cannot be rewritten: {error.message.splitlines()[0]}") from error
         os.replace(temporary, file)
 
 
@@ -194,13 +202,18 @@ def was_evaluated(metrics_file: Path, step: int) -> bool:
 
 
 def read_csv(metrics_file: Path) -> Iterator[tuple[int, str, str, float]]:
-    """The rows (step, run, tag, value) of a CSV file; none without a file. A half-written last row is left out."""
+    """The rows (step, run, tag, value) of a CSV file; none without a file.
+
+    A row that was cut off is left out, also where what is left of its value is a number, and so is what is no row.
+    """
     if not metrics_file.exists():
         return
-    with open(metrics_file, newline="") as file:
-        for row in csv.reader(file):
-            if len(row) == len(COLUMNS) and row[0] != COLUMNS[0]:
-                yield int(row[0]), row[1], row[2], float(row[3])
+    with open(metrics_file, newline="", errors="replace") as file:
+        for line in file:
+            if line.endswith("\n"):
+                with contextlib.suppress(ValueError, csv.Error):  # the header, or what a power cut left
+                    step, run, tag, value = next(csv.reader([line]))
+                    yield int(step), run, tag, float(value)
 
 
 def scalars_of(results: Mapping[str, object]) -> dict[str, float]:

@@ -47,7 +47,7 @@ class Checkpoints:
         """
         if not self._saves:
             return
-        folder = self._directory / f"{UNFINISHED}{step}"
+        folder = _unfinished(self._directory, step)
         try:
             self._clear_unfinished()
             folder.mkdir(parents=True, exist_ok=True)
@@ -91,11 +91,10 @@ class Checkpoints:
 
     def _clear_unfinished(self) -> None:
         """Removes what a process left that was killed while it saved."""
-        for folder in self._directory.glob(f"{UNFINISHED}*"):
-            step = int(folder.name.removeprefix(UNFINISHED))
+        for step in _unfinished_steps(self._directory):
             if step not in steps(self._directory):
                 _delete(self._directory, step)
-            shutil.rmtree(folder)
+            shutil.rmtree(_unfinished(self._directory, step))
 
     def _prune(self, step: int) -> None:
         older = [number for number in steps(self._directory) if number <= step]
@@ -136,8 +135,20 @@ def steps(directory: Path) -> list[int]:
     complete = {int(part[1]) for part in parts if part and part[2] == "index"}
     begun = {int(part[1]) for part in parts if part}
     # Data without an index is damage, unless a process was killed between renaming the one and the other.
-    unfinished = {int(name.removeprefix(UNFINISHED)) for name in names if name.startswith(UNFINISHED)}
-    return sorted(complete | (begun - unfinished) | _named_by_state_file(directory), reverse=True)
+    begun -= _unfinished_steps(directory)
+    return sorted(complete | begun | _named_by_state_file(directory), reverse=True)
+
+
+def _unfinished(directory: Path, step: int) -> Path:
+    """The folder in which a checkpoint is written."""
+    return directory / f"{UNFINISHED}{step}"
+
+
+def _unfinished_steps(directory: Path) -> set[int]:
+    """The steps at which a process was killed while it saved, or is saving now."""
+    folders = [path for path in directory.glob(f"{UNFINISHED}*") if path.is_dir()]
+    parts = [re.fullmatch(rf"{UNFINISHED}(\d+)", folder.name) for folder in folders]
+    return {int(part[1]) for part in parts if part}
 
 
 def _named_by_state_file(directory: Path) -> set[int]:
