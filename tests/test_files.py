@@ -17,9 +17,9 @@ def test_a_file_that_cannot_be_written_is_named_with_the_reason(number):
     with pytest.raises(WorkDirectoryError) as caught, files.naming_what_cannot_be_written("run"):
         raise OSError(number, reason, "run/metrics.csv")
     assert str(caught.value) == f"run/metrics.csv: cannot be written: {reason}"
-    with pytest.raises(ConfigError) as caught:
-        with files.naming_what_cannot_be_written("run", flag="--csv=run", error_class=ConfigError):
-            raise OSError(number, reason)
+    naming = files.naming_what_cannot_be_written("run", flag="--csv=run", error_class=ConfigError)
+    with pytest.raises(ConfigError) as caught, naming:
+        raise OSError(number, reason)
     assert str(caught.value) == f"--csv=run: run: cannot be written: {reason}"
 
 
@@ -33,17 +33,17 @@ def test_an_error_that_means_something_else_is_let_through(number):
 
 def test_a_full_disk_is_told_with_what_is_needed(tmp_path):
     free = shutil.disk_usage(tmp_path).free / 2**20
-    with pytest.raises(WorkDirectoryError, match=r"it takes 3\.0 MiB, \d+\.\d MiB are free$") as caught:
-        with files.naming_what_cannot_be_written(tmp_path / "not" / "there", needed=3 * 2**20):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    naming = files.naming_what_cannot_be_written(tmp_path / "not" / "there", needed=3 * 2**20)
+    with pytest.raises(WorkDirectoryError, match=r"it takes 3\.0 MiB, \d+\.\d MiB are free$") as caught, naming:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert float(str(caught.value).split()[-4]) == pytest.approx(free, rel=0.5)
 
 
 def test_a_disk_that_fills_up_under_a_file_is_told_with_its_name(tmp_path):
     (tmp_path / "results.json.tmp").symlink_to("/dev/full")
-    with pytest.raises(WorkDirectoryError, match=rf"^{tmp_path}/results\.json: cannot be written: No space left"):
-        with files.naming_what_cannot_be_written("run"):
-            files.write_json(tmp_path / "results.json", {"loss": 1})
+    message = rf"^{tmp_path}/results\.json: cannot be written: No space left"
+    with pytest.raises(WorkDirectoryError, match=message), files.naming_what_cannot_be_written("run"):
+        files.write_json(tmp_path / "results.json", {"loss": 1})
 
 
 def test_json_is_read_back_with_its_nan(tmp_path):

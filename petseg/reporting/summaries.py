@@ -23,6 +23,7 @@ from tensorboard.plugins.hparams import (
 )
 from tensorboard.plugins.image import metadata as image_metadata
 
+from petseg.config import Config
 from petseg.errors import WorkDirectoryError
 from petseg.files import write_text
 from petseg.reporting import tags
@@ -35,6 +36,14 @@ FINAL = "final"  # the run's row of the HParams page, which takes all scalars of
 HISTOGRAM_BUCKETS = 30
 SESSION_TAGS = (hparams_metadata.SESSION_START_INFO_TAG, hparams_metadata.SESSION_END_INFO_TAG)
 COLUMNS = ("step", "run", "tag", "value")
+
+
+def shown_run(config: Config) -> str:
+    """The run whose scores and pictures speak for a training, and choose its best checkpoint.
+
+    That of the averaged weights where they are kept, for they are often better than the last ones.
+    """
+    return EMA if config.optimizer.ema_decay else EVAL
 
 
 class Summaries:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from petseg.errors import CheckpointError, WorkDirectoryError
-from petseg.files import write_text
-from petseg.files import write_json
+from petseg.files import write_json, write_text
 
 logger = logging.getLogger(__name__)
 PREFIX, UNFINISHED = "ckpt-", "unfinished-"
@@ -61,7 +61,7 @@ class Checkpoints:
         if reason is not None:
             needed, free = _bytes(self._objects) / 2**20, shutil.disk_usage(self._directory).free / 2**20
             raise WorkDirectoryError(
-                f"{self._directory}/{PREFIX}{step}: cannot be written: "
+                f"{path_of(self._directory, step)}: cannot be written: "
                 f"it takes {needed:.1f} MiB, {free:.1f} MiB are free ({reason})"
             )
         self._prune(step)
@@ -75,8 +75,20 @@ class Checkpoints:
         _restore(self._checkpoint, path, partial=False)
 
     def newest(self) -> str | None:
-        """As `newest_intact`, of this folder."""
+        """Path of the newest checkpoint of this folder that can be read: see `newest_intact`."""
         return newest_intact(self._directory)
+
+    def newest_of_all(self, gather: Callable[[int], list[int]]) -> str | None:
+        """Path of the newest checkpoint that every process of a cluster can read; None if one of them sees none.
+
+        The disk that they share may show what the chief has written to one of them earlier than to another.
+
+        Args:
+          gather: gives all processes the numbers of all; they call this together.
+        """
+        mine = self.newest()
+        step = min(gather(-1 if mine is None else step_of(mine)))
+        return None if step < 0 else path_of(self._directory, step)
 
     def _commit(self, folder: Path, step: int) -> None:
         files = sorted(folder.iterdir(), key=lambda file: file.suffix == ".index")  # the index last
@@ -151,6 +163,16 @@ def _unfinished_steps(directory: Path) -> set[int]:
     return {int(part[1]) for part in parts if part}
 
 
+def path_of(directory: Path, step: int) -> str:
+    """Where the checkpoint of a step lies: what TensorFlow calls its path, without the suffixes of its files."""
+    return str(directory / f"{PREFIX}{step}")
+
+
+def step_of(path: str) -> int:
+    """The inverse of `path_of`."""
+    return int(Path(path).name.removeprefix(PREFIX))
+
+
 def _named_by_state_file(directory: Path) -> set[int]:
     """What TensorFlow's `checkpoint` file names; nothing if it is missing or garbled."""
     try:
@@ -179,7 +201,7 @@ def newest_intact(directory: Path) -> str | None:
     """
     skipped = []
     for step in steps(directory):
-        path = str(directory / f"{PREFIX}{step}")
+        path = path_of(directory, step)
         reason = damage(path)
         if reason is None:
             return path
@@ -208,10 +230,10 @@ def find(checkpoints: Path, best: Path, which: str) -> str:
         record = _best_record(best)
         if record is None:
             raise CheckpointError(f"--checkpoint=best: there is no checkpoint in {best} yet")
-        return str(best / f"{PREFIX}{record['step']}")
+        return path_of(best, record["step"])
     path = which.removesuffix(".index")
     if not os.path.exists(path + ".index"):
-        raise CheckpointError(f"--checkpoint={which}: there is no such checkpoint; takes latest, best, or a path")
+        raise CheckpointError(f"--checkpoint={which}: there is no such checkpoint; must be latest, best, or a path")
     return path
 
 

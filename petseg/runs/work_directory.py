@@ -1,18 +1,16 @@
 """A run's folder: its layout, its config.json, and whether it can be used for what is asked."""
 
 import contextlib
-from petseg.files import write_json
 import datetime
 import importlib.metadata
 import json
-import math
 import os
 import re
 import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import filelock
 from petseg import config as config_lib
 from petseg.config import CONFIG_FORMAT, Config
 from petseg.errors import ConfigError, WorkDirectoryError
+from petseg.files import write_json
 
 PACKAGES = ("petseg", "tensorflow", "keras", "tensorflow-datasets", "tensorboard", "numpy")
 
@@ -60,9 +59,9 @@ class WorkDirectory:
             path = os.path.join("runs", f"{now}-{re.sub(r'[^A-Za-z0-9_.]+', '-', dataset)}")
         workdir = cls(path)
         if workdir.path.exists() and not workdir.path.is_dir():
-            raise WorkDirectoryError(f"--workdir={path}: is a file; takes a folder")
+            raise WorkDirectoryError(f"--workdir={path}: is a file; must be a folder")
         if workdir.path.is_dir() and not workdir.config_file.exists() and workdir._holds_foreign_files():
-            raise WorkDirectoryError(f"--workdir={path}: holds other files but no config.json; takes a new folder")
+            raise WorkDirectoryError(f"--workdir={path}: holds other files but no config.json; must be a new folder")
         workdir._check_writable()
         return workdir
 
@@ -198,18 +197,6 @@ class WorkDirectory:
                 pass
         except OSError as error:
             raise WorkDirectoryError(f"--workdir={self.path}: cannot be written to: {error.strerror}") from error
-
-
-
-
-
-
-
-
-
-
-
-
 
 
 def _version(package: str) -> str | None:

@@ -51,6 +51,10 @@ class Placement:
 
         return gathered(tf.constant([value], tf.int64)).numpy().tolist()
 
+    def barrier(self) -> None:
+        """Returns when all processes are here."""
+        self.gather(0)
+
     @contextlib.contextmanager
     def naming_lost_workers(self) -> Iterator[None]:
         """Turns TensorFlow's report of a lost connection into one that says who was lost.

@@ -165,7 +165,7 @@ class Trainer:
         self._statistics_before = [replica_sum(v.shape, v.dtype) for v in self._statistics]
 
     def run(self, iterator: Any, num_steps: int) -> np.ndarray:
-        """Takes `num_steps` batches and makes a step with each; 0 only compiles.
+        """Takes `num_steps` batches and makes a step with each.
 
         Stops earlier when asked to, and after a step that was not finite for another reason than the loss scale.
 
@@ -178,6 +178,10 @@ class Trainer:
         if tf_config.is_op_determinism_enabled() and len(times):
             times[:] = np.nan, (time.perf_counter() - began) / len(times)
         return times
+
+    def compile(self, iterator: Any) -> None:
+        """Traces and compiles the loop for the batches of an iterator, of which it takes none."""
+        self._loop(iterator, tf.constant(0, tf.int64))
 
     def requested(self) -> tuple[bool, bool]:
         """Whether any process had asked, by the last step: to stop; for a checkpoint."""

@@ -8,7 +8,6 @@ from petseg.evaluation import analysis
 from petseg.evaluation.evaluator import Evaluation
 from petseg.reporting.report import EXTREME_EXAMPLES, Report
 from petseg.reporting.summaries import EVAL, read_csv
-from petseg.runs.schedule import Clock
 from petseg.runs.work_directory import WorkDirectory
 from petseg.training.trainer import TrainingSums
 
@@ -29,7 +28,17 @@ def report(tiny_config):
     workdir = WorkDirectory(tiny_config.runtime.workdir)
     workdir.path.mkdir()
     config = changed(tiny_config, "runtime", quiet=True)
-    report = Report(config, workdir, Clock.of(config.schedule, 3), 3, 0)
+    report = Report(
+        config,
+        directory=workdir.path,
+        metrics_file=workdir.metrics_file,
+        figures=workdir.figures,
+        contents={},
+        description="",
+        first_step=0,
+        last_step=4,
+        steps_per_epoch=3,
+    )
     yield report, workdir
     report.close()
 

@@ -125,7 +125,9 @@ def test_a_run_that_goes_on_has_the_flags_it_was_started_with_last(tmp_path):
     assert steps_of(tmp_path / "final", "final/IoU") == [3, 6]
 
 
-@pytest.mark.parametrize("tail", ["2,train,loss,1e-", "2,train,loss,0.12", "2,train,loss,", "2,tr", "\0\0\0", "x,y,z,w\r\n"])
+@pytest.mark.parametrize(
+    "tail", ["2,train,loss,1e-", "2,train,loss,0.12", "2,train,loss,", "2,tr", "\0\0\0", "x,y,z,w\r\n"]
+)
 def test_a_run_goes_on_whatever_is_at_the_end_of_its_numbers(tmp_path, tail):
     file = tmp_path / "metrics.csv"
     file.write_bytes(f"step,run,tag,value\r\n1,train,loss,0.5\r\n{tail}".encode())

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from petseg.errors import CheckpointError, WorkDirectoryError
 from petseg.runs import checkpoints
 from petseg.runs.checkpoints import BestCheckpoint, Checkpoints
-from petseg.errors import CheckpointError, WorkDirectoryError
 
 
 def small_model(units=3):

@@ -9,14 +9,13 @@ import tensorflow as tf
 from conftest import tiny_flags
 from PIL import Image
 
-from petseg.runs import building, experiment, scoring
-from petseg.config import command_line
-from petseg.models import inference
-from petseg.config import Config
+from petseg.config import Config, command_line
+from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import decoding
 from petseg.errors import CheckpointError, ConfigError
-from petseg.config.eval_config import EvalConfig, ScoreConfig
+from petseg.models import inference
 from petseg.reporting.summaries import read_csv
+from petseg.runs import building, experiment, scoring
 from petseg.runs.work_directory import WorkDirectory
 
 SCHEDULE = ["--train_steps=4", "--eval_every=2", "--checkpoint_every=2", "--eval_at_start"]

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 from conftest import NUM_TEST, changed, own_lines, run_program, tiny_flags
 
-from petseg.config import command_line
-from petseg.data import decoding
-from petseg.runs import experiment, scoring
-from petseg.reporting import tags
-from petseg.config import Config
 from petseg.classes import CLASS_NAMES
-from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
+from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
+from petseg.data import decoding
+from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
+from petseg.reporting import tags
+from petseg.runs import experiment, scoring
 from petseg.runs.work_directory import WorkDirectory
 
 SCORES = ["accuracy", "mean_iou", *(f"{m}/{c}" for m in ("iou", "dice", "precision", "recall") for c in CLASS_NAMES)]
@@ -205,5 +204,5 @@ def test_only_what_cannot_be_written_is_said_to_be_so(tiny_config, monkeypatch):
     with pytest.raises(OSError, match="Too many open files"):
         experiment.train(tiny_config)
     fail(errno.EROFS)
-    with pytest.raises(WorkDirectoryError, match="^some file: cannot be written: Read-only file system$"):
+    with pytest.raises(WorkDirectoryError, match=r"^some file: cannot be written: Read-only file system$"):
         experiment.train(tiny_config)

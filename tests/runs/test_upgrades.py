@@ -1,21 +1,18 @@
 """Work directories that earlier versions left, and files from people one need not trust."""
 
 import ast
-from petseg.models import encoders
 import pickle
 import tarfile
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from conftest import ROOT, tiny_flags
 
-from petseg.runs import checkpoints, experiment
-from petseg.config import command_line
-from petseg.models import unet
-from petseg.config import CONFIG_FORMAT, Config
+from petseg.config import CONFIG_FORMAT, Config, command_line
 from petseg.errors import ConfigError, WorkDirectoryError
+from petseg.models import encoders
+from petseg.runs import checkpoints, experiment
 from petseg.runs.work_directory import WorkDirectory
 
 FIXTURES = sorted((ROOT / "tests" / "fixtures").glob("run-format-*.tar.xz"))

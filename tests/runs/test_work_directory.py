@@ -39,7 +39,7 @@ def test_folders_that_cannot_be_used(tmp_path):
     full.mkdir()
     (full / "thesis.txt").write_text("")
     for path, message in [
-        (file, "is a file; takes a folder"),
+        (file, "is a file; must be a folder"),
         (file / "below", "cannot be written to"),
         ("/proc/petseg", "cannot be written to"),
         (full, "holds other files but no config.json"),
@@ -71,7 +71,9 @@ def test_a_folder_without_a_run(tmp_path):
 def test_the_lock_keeps_a_second_process_out_and_is_gone_afterwards(tmp_path):
     workdir = WorkDirectory(tmp_path / "run")
     with workdir.locked():
-        script = f"from petseg.runs.work_directory import WorkDirectory as W; W({str(workdir.path)!r}).locked().__enter__()"
+        script = (
+            f"from petseg.runs.work_directory import WorkDirectory as W; W({str(workdir.path)!r}).locked().__enter__()"
+        )
         second = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
         assert f"--workdir={workdir.path}: another process is training here" in second.stderr
     assert not workdir.path.exists()  # nothing was begun
