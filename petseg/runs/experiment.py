@@ -54,8 +54,12 @@ def train(config: Config) -> dict[str, Any]:
     placement = building.set_up_runtime(config, config.distribution)
     with StopSignals() as signals:  # not before: in a cluster, TensorFlow puts a SIGTERM handler of its own in place
         lock = workdir.locked() if placement.is_chief else contextlib.nullcontext()
-        writing = naming_what_cannot_be_written(workdir.path)
-        with lock, logging_redirect_tqdm(), placement.naming_lost_workers(), writing:
+        with (
+            naming_what_cannot_be_written(workdir.path),
+            placement.naming_lost_workers(),
+            lock,
+            logging_redirect_tqdm(),
+        ):
             return set_up(config, workdir, placement, signals).run()
 
 

@@ -1,3 +1,4 @@
+import inspect
 import logging
 
 import numpy as np
@@ -6,7 +7,7 @@ from conftest import changed, events, random_examples
 
 from petseg.evaluation import analysis
 from petseg.evaluation.evaluator import Evaluation
-from petseg.reporting.report import EXTREME_EXAMPLES, Report
+from petseg.reporting.report import EXTREME_EXAMPLES, NullReport, Report
 from petseg.reporting.summaries import EVAL, read_csv
 from petseg.runs.work_directory import WorkDirectory
 from petseg.training.trainer import TrainingSums
@@ -111,3 +112,10 @@ def test_a_split_without_a_single_pixel_of_a_class_ends_nothing(report):
         "confusion_matrix.png",
         "curves.png",
     }
+
+
+def test_a_report_that_tells_nothing_is_asked_in_the_same_way():
+    calls = {name: call for name, call in vars(Report).items() if not name.startswith("_")}
+    assert calls
+    for name, call in calls.items():
+        assert inspect.signature(call) == inspect.signature(getattr(NullReport, name)), name
