@@ -1,17 +1,67 @@
-"""Files that are whole or not there: text, bytes and JSON, written under another name, flushed, renamed; locks."""
+"""Files that are whole or not there: text, bytes and JSON, written under another name, flushed, renamed.
+
+Also locks, and what is said where a file cannot be written.
+"""
 
 import contextlib
+import errno
 import json
 import logging
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import filelock
 
+from petseg.errors import PetsegError, WorkDirectoryError
+
 logger = logging.getLogger(__name__)
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
+NO_PLACE = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)  # for a file of that name
+CANNOT_BE_WRITTEN = (*NO_SPACE, *NOT_ALLOWED, *NO_PLACE, errno.EIO, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def naming_what_cannot_be_written(
+    where: str | os.PathLike[str],
+    *,
+    flag: str = "",
+    error_class: type[PetsegError] = WorkDirectoryError,
+    needed: int | None = None,
+) -> Iterator[None]:
+    """Turns what the system says of a file that cannot be written into one line; lets all other errors through.
+
+    Others are those that mean something else, such as a missing file, too many open files or a broken pipe.
+
+    Args:
+      where: the file or folder, for errors that name none.
+      flag: the flag that chose it, with its value, such as `--csv=FILE`; empty if there is none.
+      error_class: of the error that is raised.
+      needed: bytes that are to be written, which the message tells where there is no space; None if that is unknown.
+
+    Raises:
+      PetsegError: if the block failed because a file cannot be written; names the file and the reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in CANNOT_BE_WRITTEN:
+            raise
+        what = f"{error.filename or where}: cannot be written: {error.strerror}"
+        if error.errno in NO_SPACE and needed is not None:
+            what += f": it takes {needed / 2**20:.1f} MiB, {_free_bytes(Path(where)) / 2**20:.1f} MiB are free"
+        raise error_class(f"{flag}: {what}" if flag else what) from error
+
+
+def _free_bytes(path: Path) -> int:
+    """The free space where a path is, or would be."""
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(nearest).free
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -33,11 +83,15 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file so that a reader sees the old one or the new one, never half of one, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # the system names it when a file is opened, not when written to
+        raise
 
 
 @contextlib.contextmanager

@@ -23,10 +23,10 @@ from petseg.errors import one_line
 from petseg.models import inference
 from petseg.reporting import telemetry
 from petseg.runs import building
-from petseg.runs.experiment import Experiment
-from petseg.runs.signals import StopSignals
+from petseg.runs.experiment import Experiment, set_up
 from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime import host_allocator, process
+from petseg.runtime.signals import StopSignals
 from petseg.training.requests import Requests
 
 WARM_UP = 2  # steps
@@ -114,7 +114,7 @@ def whole_loop(config: Config) -> Contestant:
     """`train.py`, from input to checkpoints, paused between turns; evaluation is measured by itself."""
     workdir = WorkDirectory.for_training(config.runtime.workdir, config.data.dataset)
     placement = process.set_up_runtime(config, config.distribution)
-    experiment = Experiment(config, workdir, placement, StopSignals())
+    experiment = set_up(config, workdir, placement, StopSignals())
     yield from _paused(experiment, config.data.batch_size)
 
 

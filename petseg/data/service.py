@@ -38,7 +38,7 @@ def main(config: ServiceConfig) -> None:
     startup.load_tensorflow(show_greetings=config.debug)  # after the flags are checked
     import tensorflow as tf
 
-    from petseg.runs.signals import StopSignals
+    from petseg.runtime.signals import StopSignals
 
     service = tf.data.experimental.service
     with StopSignals():

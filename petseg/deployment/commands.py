@@ -10,10 +10,10 @@ from petseg.classes import CLASS_NAMES
 from petseg.config.eval_config import EvalConfig
 from petseg.data import decoding
 from petseg.deployment import export as export_lib, prediction
-from petseg.runs.signals import StopSignals
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime import process
+from petseg.runtime.signals import StopSignals
 
 COMPARED_IMAGES, CALIBRATION_IMAGES = 64, 100
 

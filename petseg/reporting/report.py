@@ -1,6 +1,8 @@
 """What a run shows of itself: which numbers and pictures, when; in TensorBoard, in `figures/`, on the terminal."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,57 +18,132 @@ from petseg.evaluation.evaluator import Evaluation, Evaluator
 from petseg.files import write_bytes
 from petseg.reporting import pictures, summaries, tags
 from petseg.reporting.progress import Progress
-from petseg.reporting.summaries import EMA, EVAL, FINAL, TRAIN, Summaries
-from petseg.runs.schedule import Clock
-from petseg.runs.work_directory import WorkDirectory
+from petseg.reporting.summaries import EMA, EVAL, FINAL, TRAIN, Summaries, shown_run
 from petseg.training.measurements import Measurements
 
 SHEET_EXAMPLES, EXTREME_EXAMPLES = 6, 4
 
 
-class Report:
-    """All that a run tells its user. In a cluster, only the chief has one.
+@dataclasses.dataclass(frozen=True)
+class Introduction:
+    """What is said once, at the start of a run.
+
+    Attributes:
+      card: the data set's, as markdown.
+      model_diagram: drawing of the model.
+      graph: of its forward pass.
+      training_batch: drawing of examples as the model sees them.
+    """
+
+    card: str
+    model_diagram: Figure
+    graph: tf.Graph
+    training_batch: Figure
+
+
+class NullReport:
+    """Tells nothing: what the processes of a cluster have that are not its chief. `Report` says what each call is."""
+
+    def start(self) -> None:
+        """Counts the time left from here; what came before was preparation."""
+
+    def advance(self, step: int) -> None:
+        """Moves to a step."""
+
+    def begin(self, introduce: Callable[[], Introduction]) -> None:
+        """Logs what is said once, at the start of a run; calls `introduce` to hear it."""
+
+    def summary(self, step: int, sums: Measurements, telemetry: dict[str, float]) -> None:
+        """Logs what the steps since the last summary did, and what they took."""
+
+    def histograms(self, step: int, weights: dict[str, np.ndarray], gradients: dict[str, np.ndarray]) -> None:
+        """Logs how weights, and the gradients of the last step, are distributed."""
+
+    def evaluation(
+        self,
+        step: int,
+        evaluations: Mapping[str, Evaluation],
+        results: Mapping[str, dict[str, Any]],
+        examples: Examples,
+        scorer: Evaluator,
+    ) -> None:
+        """Logs scores and pictures of an evaluation, and brings the figures up to date."""
+
+    def predictions(self, step: int, examples: Examples, scorer: Evaluator) -> None:
+        """Shows what the model makes of the same examples as ever, without scores."""
+
+    def flush(self) -> None:
+        """Makes everything logged visible to readers."""
+
+    def finish(self, results: dict[str, Any]) -> None:
+        """Says how the run ended, where everything lies, and what to type next."""
+
+    def close(self) -> None:
+        """Ends the report, wherever it is."""
+
+
+class Report(NullReport):
+    """All that a run tells its user.
 
     Args:
       config: the run's.
-      workdir: where its files go.
-      clock: how long it is.
-      steps_per_epoch: what makes an epoch.
+      directory: its work directory, with a folder of event files for each of `train`, `eval`, `ema` and `final`.
+      metrics_file: the CSV file of all numbers.
+      figures: folder of pictures.
+      contents: what lies where in the work directory, by name.
+      description: of the run: command, versions, devices, as markdown.
       first_step: where this process starts.
+      last_step: where the run ends.
+      steps_per_epoch: what makes an epoch.
+      evaluates_first: whether an evaluation at `first_step` comes first.
     """
 
-    def __init__(self, config: Config, workdir: WorkDirectory, clock: Clock, steps_per_epoch: int, first_step: int):
-        self._config, self._workdir, self._steps_per_epoch = config, workdir, steps_per_epoch
-        runs = (TRAIN, EVAL, EMA, FINAL) if config.optimizer.ema_decay else (TRAIN, EVAL, FINAL)
-        self._summaries = Summaries(workdir.path, workdir.metrics_file, first_step, runs)
-        self._summaries.begin_session(
-            f"{workdir.path.name} ({workdir.path.parent})", config_lib.hyperparameters(config)
-        )
-        self.progress = Progress(
+    def __init__(
+        self,
+        config: Config,
+        *,
+        directory: Path,
+        metrics_file: Path,
+        figures: Path,
+        contents: Mapping[str, str],
+        description: str,
+        first_step: int,
+        last_step: int,
+        steps_per_epoch: int,
+        evaluates_first: bool = False,
+    ):
+        self._config, self._shown, self._steps_per_epoch = config, shown_run(config), steps_per_epoch
+        self._directory, self._metrics_file, self._figures = directory, metrics_file, figures
+        self._contents, self._description = contents, description
+        runs = dict.fromkeys((TRAIN, EVAL, self._shown, FINAL))
+        self._summaries = Summaries(directory, metrics_file, first_step, tuple(runs), evaluates_first=evaluates_first)
+        self._summaries.begin_session(f"{directory.name} ({directory.parent})", config_lib.hyperparameters(config))
+        self._progress = Progress(
             first_step,
-            clock.total,
+            last_step,
             steps_per_epoch=steps_per_epoch,
             log_every=config.schedule.log_every,
             hidden=config.runtime.quiet,
         )
-        self.flush = self._summaries.flush
 
-    def begin(self, card: str, model_diagram: Figure, graph: tf.Graph, training_batch: Figure) -> None:
-        """Logs what is said once, at the start of a run.
+    def start(self) -> None:
+        self._progress.start()
 
-        Args:
-          card: the data set's, as markdown.
-          model_diagram: drawing of the model.
-          graph: of its forward pass.
-          training_batch: drawing of examples as the model sees them.
-        """
+    def advance(self, step: int) -> None:
+        self._progress.advance(step)
+
+    def flush(self) -> None:
+        self._summaries.flush()
+
+    def begin(self, introduce: Callable[[], Introduction]) -> None:
+        introduction = introduce()
         self._summaries.arrange()
         self._summaries.text(0, "config", config_lib.markdown_of(self._config))
-        self._summaries.text(0, "run", self._workdir.describe())
-        self._summaries.text(0, "data", card)
-        self._summaries.graph(graph)
-        self._picture(TRAIN, 0, "model", model_diagram, figure=True)
-        self._picture(TRAIN, 0, "training_batch", training_batch)
+        self._summaries.text(0, "run", self._description)
+        self._summaries.text(0, "data", introduction.card)
+        self._summaries.graph(introduction.graph)
+        self._picture(TRAIN, 0, "model", introduction.model_diagram, figure=True)
+        self._picture(TRAIN, 0, "training_batch", introduction.training_batch)
 
     def summary(self, step: int, measured: Measurements, telemetry: dict[str, float]) -> None:
         """Logs what the steps since the last summary did, and what they took."""
@@ -79,7 +156,7 @@ class Report:
         self._summaries.scalars(TRAIN, step, scalars)
         self._summaries.flush()  # who watches sees it now, not when some buffer is full
         speed = telemetry.get("speed/images_per_second", float("nan"))
-        self.progress.show(loss=measured.scalars["loss"], mean_iou=scores["mean_iou"], images_per_second=speed)
+        self._progress.show(loss=measured.scalars["loss"], mean_iou=scores["mean_iou"], images_per_second=speed)
 
     def histograms(self, step: int, weights: dict[str, np.ndarray], gradients: dict[str, np.ndarray]) -> None:
         """Logs how weights, and the gradients of the last step, are distributed."""
@@ -102,26 +179,25 @@ class Report:
         Args:
           step: at which it was.
           evaluations: of the weights and of their averages, by run.
-          results: likewise.
+          results: what the results files of the same runs hold.
           examples: the split.
-          scorer: with the weights in the model that are `shown`.
+          scorer: with the weights in the model that are shown.
         """
         for run, scores in results.items():
             self._summaries.scalars(run, step, summaries.scalars_of(scores))
-        evaluation, scalars = evaluations[shown(results)], summaries.scalars_of(results[shown(results)])
-        self._summaries.scalars(FINAL, step, {tag: scalars[of] for tag, of in tags.FINAL.items()})
-        self._scored_sheets(shown(results), step, metrics.mean_iou(evaluation.confusion_matrices), examples, scorer)
+        evaluation = evaluations[self._shown]
+        self._scored_sheets(self._shown, step, metrics.mean_iou(evaluation.confusion_matrices), examples, scorer)
         matrix = pictures.confusion_matrix(evaluation.confusion_matrix)
-        self._picture(shown(results), step, "confusion_matrix", matrix, figure=True)
+        self._picture(self._shown, step, "confusion_matrix", matrix, figure=True)
         self._summaries.flush()
-        rows = summaries.read_csv(self._workdir.metrics_file)
+        rows = summaries.read_csv(self._metrics_file)
         curves = pictures.training_curves(rows, self._steps_per_epoch)
         self._figure("curves", pictures.to_png(curves))
+        self._summaries.evaluated(step, summaries.scalars_of(results[self._shown]))
 
     def predictions(self, step: int, examples: Examples, scorer: Evaluator) -> None:
         """Shows what the model makes of the same examples as ever, without scores."""
-        run = EMA if self._config.optimizer.ema_decay else EVAL
-        self._sheets(run, step, {"predictions": _shown_examples(examples)}, examples.names, examples, scorer)
+        self._sheets(self._shown, step, {"predictions": _shown_examples(examples)}, examples.names, examples, scorer)
 
     def _scored_sheets(self, run: str, step: int, scores: np.ndarray, examples: Examples, scorer: Evaluator) -> None:
         """The same examples as ever, the worst and the best, with their scores; NaN for one without a valid pixel."""
@@ -157,25 +233,24 @@ class Report:
 
     def finish(self, results: dict[str, Any]) -> None:
         """Says how the run ended, where everything lies, and what to type next."""
-        self.progress.close()
+        self._progress.close()
         self._summaries.end_session()
         if self._config.runtime.quiet:
             return
-        path = self._workdir.path
+        path = self._directory
         print(score_tables.table(results))
-        if EMA in results:
+        if self._shown == EMA:
             print("\nthe averaged weights")
             print(score_tables.table(results[EMA]))
         print(f"\nwork directory: {path}")
-        for name, what in self._workdir.contents().items():
+        for name, what in self._contents.items():
             print(f"  {name:23}{what}")
-        print(
-            f"\nscore it:       python eval.py --workdir={path} --checkpoint=best{' --ema' if EMA in results else ''}"
-        )
+        averaged = " --ema" if self._shown == EMA else ""
+        print(f"\nscore it:       python eval.py --workdir={path} --checkpoint=best{averaged}")
         print(f"watch it:       tensorboard --logdir={path}")
 
     def close(self) -> None:
-        self.progress.close()
+        self._progress.close()
         self._summaries.close()
 
     def _picture(self, run: str, step: int, tag: str, drawing: Figure, *, figure: bool = False) -> None:
@@ -186,13 +261,8 @@ class Report:
 
     def _figure(self, name: str, png: bytes) -> None:
         with self._summaries.surviving():
-            write_bytes(self._workdir.figures / f"{name}.png", png)
+            write_bytes(self._figures / f"{name}.png", png)
 
 
 def _shown_examples(examples: Examples) -> np.ndarray:
     return np.arange(min(SHEET_EXAMPLES, len(examples)))
-
-
-def shown(by_run: Mapping[str, Any]) -> str:
-    """The run whose scores and pictures speak for a training: the averaged weights, where there are any."""
-    return EMA if EMA in by_run else EVAL

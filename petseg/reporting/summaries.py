@@ -23,6 +23,9 @@ from tensorboard.plugins.hparams import (
 )
 from tensorboard.plugins.image import metadata as image_metadata
 
+from petseg.config import Config
+from petseg.errors import WorkDirectoryError
+from petseg.files import write_text
 from petseg.reporting import tags
 from petseg.runtime import autotuning
 
@@ -35,6 +38,14 @@ SESSION_TAGS = (hparams_metadata.SESSION_START_INFO_TAG, hparams_metadata.SESSIO
 COLUMNS = ("step", "run", "tag", "value")
 
 
+def shown_run(config: Config) -> str:
+    """The run whose scores and pictures speak for a training, and choose its best checkpoint.
+
+    That of the averaged weights where they are kept, for they are often better than the last ones.
+    """
+    return EMA if config.optimizer.ema_decay else EVAL
+
+
 class Summaries:
     """Writes what TensorBoard shows of the runs `train`, `eval` and `ema`; the same tag in all makes one chart.
 
@@ -45,22 +56,37 @@ class Summaries:
       first_step: the step at which this process starts; what a process that was stopped has logged of later steps, and
         all of step 0, is dropped, for it will be logged again.
       runs: which there are.
+      evaluates_first: whether an evaluation at `first_step` comes first; what an earlier process has logged of it is
+        dropped too.
     """
 
     def __init__(
-        self, directory: Path, metrics_file: Path, first_step: int, runs: Sequence[str] = (TRAIN, EVAL, FINAL)
+        self,
+        directory: Path,
+        metrics_file: Path,
+        first_step: int,
+        runs: Sequence[str] = (TRAIN, EVAL, FINAL),
+        *,
+        evaluates_first: bool = False,
     ):
+        last_kept = {run: first_step - (evaluates_first and run != TRAIN) for run in runs}
         for run in runs:
-            drop_later_events(directory / run, first_step)
+            drop_later_events(directory / run, last_kept[run])
         self._writers = {run: tf.summary.create_file_writer(str(directory / run)) for run in runs}
-        kept = [row for row in read_csv(metrics_file) if row[0] <= first_step] if first_step else []
-        temporary = metrics_file.with_name(metrics_file.name + ".tmp")
-        with open(temporary, "w", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *kept])
-        os.replace(temporary, metrics_file)
+        rows = read_csv(metrics_file) if first_step else []
+        kept = [row for row in rows if row[0] <= last_kept.get(row[1], first_step)]
+        text = io.StringIO()
+        csv.writer(text).writerows([COLUMNS, *kept])
+        write_text(metrics_file, text.getvalue())
         self._csv_file = open(metrics_file, "a", newline="")  # noqa: SIM115 (closed by close)
         self._csv = csv.writer(self._csv_file)
         self._failed = False
+
+    def evaluated(self, step: int, scores: Mapping[str, float]) -> None:
+        """Logs the scores that stand for the whole run, the last that is said of an evaluation: see `was_evaluated`."""
+        self.flush()
+        self.scalars(FINAL, step, {tag: scores[of] for tag, of in tags.FINAL.items()})
+        self.flush()
 
     def scalars(self, run: str, step: int, values: Mapping[str, float]) -> None:
         """Logs numbers by tag."""
@@ -121,9 +147,10 @@ class Summaries:
     def flush(self) -> None:
         """Makes everything logged visible to readers."""
         with self.surviving():
-            self._csv_file.flush()
             for writer in self._writers.values():
                 writer.flush()
+        with self.surviving():  # the CSV file last, for `was_evaluated` takes its word
+            self._csv_file.flush()
 
     def close(self) -> None:
         with self.surviving():
@@ -147,18 +174,25 @@ def drop_later_events(directory: Path, step: int) -> None:
 
     TensorBoard would draw a line back and forth through steps that were logged twice. Of the HParams page nothing is
     left: a run that goes on may have other flags, and may not be complete any more.
+
+    Raises:
+      WorkDirectoryError: if a file cannot be rewritten; it is left as it was.
     """
     for file in directory.glob("events.out.tfevents.*"):
         if not step:
             file.unlink()
             continue
         temporary = directory / "kept.tmp"
-        with tf.io.TFRecordWriter(str(temporary)) as writer:
-            for record in _records(file):
-                event = event_pb2.Event.FromString(record)
-                of_session = any(value.tag in SESSION_TAGS for value in event.summary.value)
-                if event.step <= step and not of_session:
-                    writer.write(record)
+        try:
+            with tf.io.TFRecordWriter(str(temporary)) as writer:
+                for record in _records(file):
+                    event = event_pb2.Event.FromString(record)
+                    of_session = any(value.tag in SESSION_TAGS for value in event.summary.value)
+                    if event.step <= step and not of_session:
+                        writer.write(record)
+        except tf.errors.OpError as error:
+            temporary.unlink(missing_ok=True)
+            raise WorkDirectoryError(f"{file}: cannot be rewritten: {error.message.splitlines()[0]}") from error
         os.replace(temporary, file)
 
 
@@ -170,14 +204,25 @@ def _records(file: Path) -> Iterator[bytes]:
             yield record.numpy()
 
 
+def was_evaluated(metrics_file: Path, step: int) -> bool:
+    """Whether training has evaluated at a step, and told all of it, as far as its CSV file says."""
+    last = next(reversed(tags.FINAL))
+    return any(row[:3] == (step, FINAL, last) for row in read_csv(metrics_file))
+
+
 def read_csv(metrics_file: Path) -> Iterator[tuple[int, str, str, float]]:
-    """The rows (step, run, tag, value) of a CSV file; none without a file. A half-written last row is left out."""
+    """The rows (step, run, tag, value) of a CSV file; none without a file.
+
+    A row that was cut off is left out, also where what is left of its value is a number, and so is what is no row.
+    """
     if not metrics_file.exists():
         return
-    with open(metrics_file, newline="") as file:
-        for row in csv.reader(file):
-            if len(row) == len(COLUMNS) and row[0] != COLUMNS[0]:
-                yield int(row[0]), row[1], row[2], float(row[3])
+    with open(metrics_file, newline="", errors="replace") as file:
+        for line in file:
+            if line.endswith("\n"):
+                with contextlib.suppress(ValueError, csv.Error):  # the header, or what a power cut left
+                    step, run, tag, value = next(csv.reader([line]))
+                    yield int(step), run, tag, float(value)
 
 
 def scalars_of(results: Mapping[str, object]) -> dict[str, float]:

@@ -2,41 +2,63 @@
 
 import dataclasses
 import logging
-from pathlib import Path
 
 import keras
 import tensorflow as tf
 
 from petseg.classes import CLASS_NAMES
-from petseg.config import Config
+from petseg.config import Config, DataConfig
+from petseg.data import catalog, decoding, input_pipeline
 from petseg.data.decoding import Examples
-from petseg.errors import CheckpointError, ConfigError
 from petseg.evaluation.evaluator import Evaluator
 from petseg.models import encoders, unet
 from petseg.runs import checkpoints
-from petseg.runs.work_directory import WorkDirectory
-from petseg.training import augmentation, learning_rates, loss_scale, losses, optimizers, sample_weights
+from petseg.training import augmentation, learning_rates, loss_scale, losses, optimizers, sample_weights, trainer
 from petseg.training.losses import Loss
 from petseg.training.requests import Requests
 from petseg.training.sample_weights import WeightMap
-from petseg.training.trainer import Trainer
 from petseg.training.weight_averaging import WeightAverage
 
 logger = logging.getLogger(__name__)
 
 
-def build_model(config: Config, examples: Examples | None) -> keras.Model:
+def check(config: Config, strategy: tf.distribute.Strategy) -> None:
+    """Raises ConfigError if the replicas of a strategy cannot make the steps of a config."""
+    input_pipeline.check_divides(strategy, config.data.batch_size)
+    trainer.check_step(
+        strategy,
+        batch_size=config.data.batch_size,
+        micro_batches=config.compute.micro_batches,
+        sync_batch_norm=config.model.sync_batch_norm,
+        jit_compile=config.compute.jit_compile,
+    )
+
+
+def load_examples(config: DataConfig) -> tuple[Examples, Examples]:
+    """The training split and the evaluation split, decoded."""
+    train, evaluation = (
+        decoding.load(
+            config.dataset, split, config.image_size, config.data_dir, cache=config.cache, cache_dir=config.cache_dir
+        )
+        for split in (config.train_split, config.eval_split)
+    )
+    catalog.warn_of_shared_examples(config.dataset, config.train_split, config.eval_split, config.data_dir)
+    return train, evaluation
+
+
+def build_model(config: Config, encoder_weights: str | None = None) -> keras.Model:
     """The network of a config; inside ``strategy.scope()``.
 
     Args:
       config: the run's.
-      examples: what to initialise a new network's encoder with; None if a checkpoint will fill it.
+      encoder_weights: as `encoders.build_encoder` takes them; None for random ones, which a checkpoint will fill.
     """
     size, model = config.data.image_size, config.model
-    weights = model.encoder_weights if examples is not None else "none"
     with unet.dtype_policy(config.compute.precision):
-        encoder = encoders.build_encoder(model.encoder, image_size=size, alpha=model.encoder_alpha, weights=weights)
-        network = unet.build_unet(
+        encoder = encoders.build_encoder(
+            model.encoder, image_size=size, alpha=model.encoder_alpha, weights=encoder_weights or "none"
+        )
+        return unet.build_unet(
             image_size=size,
             num_classes=len(CLASS_NAMES),
             encoder=encoder,
@@ -45,10 +67,6 @@ def build_model(config: Config, examples: Examples | None) -> keras.Model:
             batch_norm_momentum=model.batch_norm_momentum,
             sync_batch_norm=model.sync_batch_norm,  # on one replica too, for then the arithmetic is that of several
         )
-    if examples is not None and weights == "none":
-        some = tf.cast(examples.images[:64], tf.float32)
-        encoders.calibrate_batch_norm(encoder, network.get_layer("scaling")(some))
-    return network
 
 
 def build_average(config: Config, model: keras.Model) -> WeightAverage | None:
@@ -86,11 +104,11 @@ def build_trainer(
     class_weights: tuple[float, ...] | None,
     total_steps: int,
     requests: Requests,
-) -> Trainer:
+) -> trainer.Trainer:
     """The loop of a config; inside ``strategy.scope()``."""
     compute, batch_size = config.compute, config.data.batch_size
     parts = dataclasses.replace(augmentation.SETS[config.augmentation.augment], **config.augmentation.changed_parts())
-    return Trainer(
+    return trainer.Trainer(
         strategy,
         model,
         build_optimizer(config, model, total_steps),
@@ -148,14 +166,14 @@ def build_evaluator(
 
     Args:
       config: the run's.
-      strategy: see `Evaluator`; likewise the rest.
-      model: see above.
-      examples: see above.
-      class_weights: see above.
+      strategy: any number of replicas.
+      model: the network of the config.
+      examples: the split.
+      class_weights: those that training uses, or None.
       requests: to stop.
       batch_size: 0 for the config's.
-      flip_tta: see above.
-      details: see above.
+      flip_tta: average the probabilities of an image and of its mirror image.
+      details: count outlines and calibration too.
     """
     return Evaluator(
         strategy,
@@ -195,45 +213,3 @@ def restore(path: str, config: Config, model: keras.Model, *, averaged: bool) ->
     step = checkpoints.restore_model(path, model=model, average=average)
     average.swap()
     return step
-
-
-def check_init_from(source: str) -> None:
-    """Raises ConfigError if a source of initial weights is neither a work directory nor a checkpoint."""
-    if source and not WorkDirectory(source).config_file.is_file() and not _checkpoint_file(source).is_file():
-        raise ConfigError(f"--init_from={source}: is neither the work directory of a run nor a checkpoint")
-
-
-def _checkpoint_file(path: str) -> Path:
-    return Path(path.removesuffix(".index") + ".index")
-
-
-def initialize_from(source: str, config: Config, model: keras.Model) -> None:
-    """Fills a new model with the weights of another run, and says what that is and what it is not.
-
-    Args:
-      source: a work directory or the path of a checkpoint.
-      config: the new run's.
-      model: what to fill; inside ``strategy.scope()``.
-
-    Raises:
-      PetsegError: if the weights do not fit, or mean something else, or the run has none yet.
-    """
-    workdir, averaged = WorkDirectory(source), False
-    if not workdir.config_file.is_file():
-        path = source.removesuffix(".index")
-        step = checkpoints.restore_model(path, model=model)
-    else:
-        theirs = workdir.load_config()
-        for name in ("encoder_alpha", "input_scaling"):
-            ours, its = getattr(config.model, name), getattr(theirs.model, name)
-            if ours != its:
-                raise ConfigError(f"--{name}={ours}: --init_from={source} was trained with {its}; takes the same")
-        if not checkpoints.steps(workdir.best):
-            raise CheckpointError(f"--init_from={source}: there is no checkpoint in {workdir.best} yet")
-        path = checkpoints.find(workdir.checkpoints, workdir.best, "best")
-        averaged = theirs.optimizer.ema_decay > 0
-        original = build_model(theirs, None)  # averages are known by what was trained there
-        step = restore(path, theirs, original, averaged=averaged)
-        model.set_weights(original.get_weights())
-    kind = "averaged weights" if averaged else "weights"
-    logger.info("initialised with the %s of %s, step %d; this is a new run, from step 0", kind, path, step)

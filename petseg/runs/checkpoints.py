@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Checkpoints:
         """
         if not self._saves:
             return
-        folder = self._directory / f"{UNFINISHED}{step}"
+        folder = _unfinished(self._directory, step)
         try:
             self._clear_unfinished()
             folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +61,7 @@ class Checkpoints:
         if reason is not None:
             needed, free = _bytes(self._objects) / 2**20, shutil.disk_usage(self._directory).free / 2**20
             raise WorkDirectoryError(
-                f"{self._directory}/{PREFIX}{step}: cannot be written: "
+                f"{path_of(self._directory, step)}: cannot be written: "
                 f"it takes {needed:.1f} MiB, {free:.1f} MiB are free ({reason})"
             )
         self._prune(step)
@@ -82,8 +83,20 @@ class Checkpoints:
             part.load_by_name({key: variable.numpy() for key, variable in saved[name].items()})
 
     def newest(self) -> str | None:
-        """As `newest_intact`, of this folder."""
+        """Path of the newest checkpoint of this folder that can be read: see `newest_intact`."""
         return newest_intact(self._directory)
+
+    def newest_of_all(self, gather: Callable[[int], list[int]]) -> str | None:
+        """Path of the newest checkpoint that every process of a cluster can read; None if one of them sees none.
+
+        The disk that they share may show what the chief has written to one of them earlier than to another.
+
+        Args:
+          gather: gives all processes the numbers of all; they call this together.
+        """
+        mine = self.newest()
+        step = min(gather(-1 if mine is None else step_of(mine)))
+        return None if step < 0 else path_of(self._directory, step)
 
     def _commit(self, folder: Path, step: int) -> None:
         files = sorted(folder.iterdir(), key=lambda file: file.suffix == ".index")  # the index last
@@ -98,11 +111,10 @@ class Checkpoints:
 
     def _clear_unfinished(self) -> None:
         """Removes what a process left that was killed while it saved."""
-        for folder in self._directory.glob(f"{UNFINISHED}*"):
-            step = int(folder.name.removeprefix(UNFINISHED))
+        for step in _unfinished_steps(self._directory):
             if step not in steps(self._directory):
                 _delete(self._directory, step)
-            shutil.rmtree(folder)
+            shutil.rmtree(_unfinished(self._directory, step))
 
     def _prune(self, step: int) -> None:
         older = [number for number in steps(self._directory) if number <= step]
@@ -143,8 +155,30 @@ def steps(directory: Path) -> list[int]:
     complete = {int(part[1]) for part in parts if part and part[2] == "index"}
     begun = {int(part[1]) for part in parts if part}
     # Data without an index is damage, unless a process was killed between renaming the one and the other.
-    unfinished = {int(name.removeprefix(UNFINISHED)) for name in names if name.startswith(UNFINISHED)}
-    return sorted(complete | (begun - unfinished) | _named_by_state_file(directory), reverse=True)
+    begun -= _unfinished_steps(directory)
+    return sorted(complete | begun | _named_by_state_file(directory), reverse=True)
+
+
+def _unfinished(directory: Path, step: int) -> Path:
+    """The folder in which a checkpoint is written."""
+    return directory / f"{UNFINISHED}{step}"
+
+
+def _unfinished_steps(directory: Path) -> set[int]:
+    """The steps at which a process was killed while it saved, or is saving now."""
+    folders = [path for path in directory.glob(f"{UNFINISHED}*") if path.is_dir()]
+    parts = [re.fullmatch(rf"{UNFINISHED}(\d+)", folder.name) for folder in folders]
+    return {int(part[1]) for part in parts if part}
+
+
+def path_of(directory: Path, step: int) -> str:
+    """Where the checkpoint of a step lies: what TensorFlow calls its path, without the suffixes of its files."""
+    return str(directory / f"{PREFIX}{step}")
+
+
+def step_of(path: str) -> int:
+    """The inverse of `path_of`."""
+    return int(Path(path).name.removeprefix(PREFIX))
 
 
 def _named_by_state_file(directory: Path) -> set[int]:
@@ -175,7 +209,7 @@ def newest_intact(directory: Path) -> str | None:
     """
     skipped = []
     for step in steps(directory):
-        path = str(directory / f"{PREFIX}{step}")
+        path = path_of(directory, step)
         reason = damage(path)
         if reason is None:
             return path
@@ -204,10 +238,10 @@ def find(checkpoints: Path, best: Path, which: str) -> str:
         record = _best_record(best)
         if record is None:
             raise CheckpointError(f"--checkpoint=best: there is no checkpoint in {best} yet")
-        return str(best / f"{PREFIX}{record['step']}")
+        return path_of(best, record["step"])
     path = which.removesuffix(".index")
     if not os.path.exists(path + ".index"):
-        raise CheckpointError(f"--checkpoint={which}: there is no such checkpoint; takes latest, best, or a path")
+        raise CheckpointError(f"--checkpoint={which}: there is no such checkpoint; must be latest, best, or a path")
     return path
 
 

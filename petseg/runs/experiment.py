@@ -4,34 +4,35 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
-from matplotlib.figure import Figure
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from petseg import config as config_lib
 from petseg.config import Config
-from petseg.data import catalog, decoding, example_order, input_pipeline, service_client
-from petseg.errors import ClusterError, NonFiniteLossError, StoppedError, WorkDirectoryError
-from petseg.evaluation.evaluator import Evaluation
-from petseg.evaluation.results import split_results
-from petseg.files import read_json, write_json
-from petseg.models import encoders
-from petseg.reporting import pictures, report as report_lib, summaries, telemetry
-from petseg.reporting.report import Report
-from petseg.reporting.summaries import EMA, EVAL
+from petseg.data import catalog, example_order, input_pipeline, service_client
+from petseg.data.decoding import Examples
+from petseg.errors import ClusterError, StoppedError
+from petseg.evaluation.evaluator import Evaluator
+from petseg.files import naming_what_cannot_be_written
+from petseg.reporting import pictures, summaries, telemetry
+from petseg.reporting.report import SHEET_EXAMPLES, Introduction, NullReport, Report
 from petseg.reporting.telemetry import Profiler, Stopwatch
-from petseg.runs import building, checkpoints
-from petseg.runs.schedule import Alarm, Clock
-from petseg.runs.signals import StopSignals
+from petseg.runs import building, checkpoints, starting_point
+from petseg.runs.checkpoints import BestCheckpoint, Checkpoints
+from petseg.runs.evaluations import Evaluations
+from petseg.runs.nonfinite_steps import NonFiniteSteps
+from petseg.runs.schedule import Action, Alarm, Clock, Pause
+from petseg.runs.starting_point import StartingPoint
 from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime import process
+from petseg.runtime.signals import StopSignals
 from petseg.runtime.strategies import Placement
-from petseg.training import trainer
 from petseg.training.requests import Requests
+from petseg.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -55,330 +56,310 @@ def train(config: Config) -> dict[str, Any]:
     placement = process.set_up_runtime(config, config.distribution)
     with StopSignals() as signals:  # not before: in a cluster, TensorFlow puts a SIGTERM handler of its own in place
         lock = workdir.locked() if placement.is_chief else contextlib.nullcontext()
-        with lock, logging_redirect_tqdm(), placement.naming_lost_workers(), _naming_full_disks(workdir):
-            return Experiment(config, workdir, placement, signals).run()
+        with (
+            naming_what_cannot_be_written(workdir.path),
+            placement.naming_lost_workers(),
+            lock,
+            logging_redirect_tqdm(),
+        ):
+            return set_up(config, workdir, placement, signals).run()
 
 
-@contextlib.contextmanager
-def _naming_full_disks(workdir: WorkDirectory) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise WorkDirectoryError(f"{error.filename or workdir.path}: cannot be written: {error.strerror}") from error
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a run is made of.
+
+    Attributes:
+      train_examples: the training split.
+      eval_examples: the evaluation split.
+      class_weights: those in use, normalised, or None.
+      clock: when things happen.
+      steps_per_epoch: how many steps an epoch has.
+      requests: what the loop is asked from outside.
+      model: the network.
+      trainer: of the model.
+      evaluator: of the model, on the evaluation split.
+    """
+
+    train_examples: Examples
+    eval_examples: Examples
+    class_weights: tuple[float, ...] | None
+    clock: Clock
+    steps_per_epoch: int
+    requests: Requests
+    model: keras.Model
+    trainer: Trainer
+    evaluator: Evaluator
+
+
+def set_up(config: Config, workdir: WorkDirectory, placement: Placement, signals: StopSignals) -> "Experiment":
+    """A run that stands where its work directory does, ready to go on.
+
+    In the order in which things can fail: what needs neither data nor a model comes first.
+
+    Raises:
+      PetsegError: if something cannot be used.
+    """
+    building.check(config, placement.strategy)
+    start = starting_point.find(config, workdir)
+    service_client.wait_for(config.data.service_addresses(), config.distribution.cluster_timeout)
+    examples = building.load_examples(config.data)
+    parts = _build(config, placement.strategy, start, *examples)
+    signals.call(lambda: parts.requests.stop.assign(1.0))
+    experiment = Experiment(config, workdir, placement, signals, parts)
+    experiment.restore(start)
+    experiment.check_agreement()
+    return experiment
+
+
+def _build(
+    config: Config,
+    strategy: tf.distribute.Strategy,
+    start: StartingPoint,
+    train_examples: Examples,
+    eval_examples: Examples,
+) -> Parts:
+    steps_per_epoch = example_order.steps_per_epoch(len(train_examples), config.data.batch_size)
+    clock = Clock.of(config.schedule, steps_per_epoch)
+    weights = building.resolve_class_weights(config, train_examples)
+    requests = Requests()
+    with strategy.scope():
+        model = starting_point.build_model(start, config, train_examples)
+        trainer = building.build_trainer(config, strategy, model, weights, clock.total, requests)
+        evaluator = building.build_evaluator(config, strategy, model, eval_examples, weights, requests)
+    return Parts(train_examples, eval_examples, weights, clock, steps_per_epoch, requests, model, trainer, evaluator)
 
 
 class Experiment:
-    """One training run in its work directory."""
+    """One training run in its work directory.
 
-    def __init__(self, config: Config, workdir: WorkDirectory, placement: Placement, signals: StopSignals):
-        self.config, self.workdir, self.placement, self.signals = config, workdir, placement, signals
-        strategy, data = placement.strategy, config.data
-        input_pipeline.check_divides(strategy, data.batch_size)
-        trainer.check_step(
-            strategy,
-            batch_size=data.batch_size,
-            micro_batches=config.compute.micro_batches,
-            sync_batch_norm=config.model.sync_batch_norm,
-            jit_compile=config.compute.jit_compile,
-        )
-        service_client.wait_for(data.service_addresses(), config.distribution.cluster_timeout)
-        resume_from = checkpoints.newest_intact(workdir.checkpoints)
-        if not resume_from:
-            building.check_init_from(config.model.init_from)
-            if not config.model.init_from:
-                encoders.check_encoder_weights(config.model.encoder_weights)
-        self.train_examples, self.eval_examples = (
-            decoding.load(
-                data.dataset, split, data.image_size, data.data_dir, cache=data.cache, cache_dir=data.cache_dir
-            )
-            for split in (data.train_split, data.eval_split)
-        )
-        catalog.warn_of_shared_examples(data.dataset, data.train_split, data.eval_split, data.data_dir)
-        self.steps_per_epoch = example_order.steps_per_epoch(len(self.train_examples), data.batch_size)
-        self.clock = Clock.of(config.schedule, self.steps_per_epoch)
-        self.class_weights = building.resolve_class_weights(config, self.train_examples)
-        self.requests = Requests()
-        signals.call(lambda: self.requests.stop.assign(1.0))
-        with strategy.scope():
-            given = resume_from or config.model.init_from
-            self.model = building.build_model(config, None if given else self.train_examples)
-            if config.model.init_from and not resume_from:
-                building.initialize_from(config.model.init_from, config, self.model)
-            self.trainer = building.build_trainer(
-                config, strategy, self.model, self.class_weights, self.clock.total, self.requests
-            )
-            self.evaluator = building.build_evaluator(
-                config, strategy, self.model, self.eval_examples, self.class_weights, self.requests
-            )
+    Args:
+      config: the run's.
+      workdir: where its files go.
+      placement: where it runs.
+      signals: to stop.
+      parts: what it is made of.
+
+    Attributes:
+      trainer: what makes the steps.
+      checkpoints: of all that the run is.
+    """
+
+    def __init__(
+        self, config: Config, workdir: WorkDirectory, placement: Placement, signals: StopSignals, parts: Parts
+    ):
+        self._config, self._workdir, self._placement, self._signals = config, workdir, placement, signals
+        self._parts, self._clock, self._requests = parts, parts.clock, parts.requests
+        self.trainer = parts.trainer
         saves = placement.is_chief
-        self.checkpoints = checkpoints.Checkpoints(
+        self.checkpoints = Checkpoints(
             workdir.checkpoints, keep=config.schedule.keep_checkpoints, saves=saves, **self.trainer.state()
         )
-        self.best = checkpoints.BestCheckpoint(workdir.best, saves=saves, **self.trainer.scored_state())
-        self._nonfinite_events = 0
-        self._stopwatch = Stopwatch()
-        if resume_from:
-            self.checkpoints.restore(resume_from)
-            logger.info("resumed from %s", resume_from)
-        self._check_agreement()
+        best = BestCheckpoint(workdir.best, saves=saves, **self.trainer.scored_state())
+        self._stopwatch, self._alarm = Stopwatch(), Alarm(config.schedule.checkpoint_every_minutes)
+        self._evaluations = Evaluations(
+            config,
+            workdir,
+            placement,
+            parts.evaluator,
+            self.trainer.average,
+            best,
+            parts.eval_examples,
+            self._stopwatch,
+        )
+        self._nonfinite_steps = NonFiniteSteps(config, placement, self.trainer, self.checkpoints, self._example_ids)
+        self._report, self._results = NullReport(), dict[str, Any]()
 
-    def _check_agreement(self) -> None:
+    def restore(self, start: StartingPoint) -> None:
+        """Goes to where the run stands, if it does not start anew."""
+        if start.checkpoint:
+            self.checkpoints.restore(start.checkpoint)
+            logger.info("resumed from %s", start.checkpoint)
+
+    def check_agreement(self) -> None:
         """Processes that train different things would train nonsense together, or wait for each other for ever."""
-        step, name = self._step(), self.placement.name
-        if len(set(self.placement.gather(step))) > 1:
+        step, name, gather = self._step(), self._placement.name, self._placement.gather
+        if len(set(gather(step))) > 1:
             raise ClusterError(
                 f"{name} stands at step {step}, another process elsewhere: "
-                f"--workdir={self.workdir.path} must be the same folder for all of them"
+                f"--workdir={self._workdir.path} must be the same folder for all of them"
             )
-        if len(set(self.placement.gather(config_lib.fingerprint(self.config)))) > 1:
-            raise ClusterError(f"{name} was started with other flags than another process; takes one set for all")
-        if len(set(self.placement.gather(checkpoints.checksum(self.model)))) > 1:
-            raise ClusterError(f"{name} begins with other weights than another process; takes the same files for all")
+        if len(set(gather(config_lib.fingerprint(self._config)))) > 1:
+            raise ClusterError(f"{name} was started with other flags than another process; they must be the same")
+        if len(set(gather(checkpoints.checksum(self._parts.model)))) > 1:
+            raise ClusterError(f"{name} begins with other weights than another process; the files must be the same")
 
     def run(self) -> dict[str, Any]:
-        """Trains from where the run stands to the end."""
-        step, clock = self._step(), self.clock
-        if step >= clock.total:
-            logger.info("%s is complete: step %d of %d", self.workdir.path, step, clock.total)
+        """Trains from where the run stands to the end; returns the scores of the last evaluation."""
+        step = self._step()
+        self._say_where_it_stands(step)
+        owes = self._evaluations.owes(step, self._clock)
+        self._report = self._open_report(step, owes)
+        with contextlib.closing(self._report):
+            with self._signals.deferred(), self._naming_lost_input():
+                self._begin(step, owes)
+                self._loop(step)
+            self._report.finish(self._results)
+        self._placement.barrier()  # nobody leaves while another one works
+        return self._results
+
+    def _say_where_it_stands(self, step: int) -> None:
+        path, total = self._workdir.path, self._clock.total
+        if step > total:
+            logger.info("%s stands at step %d, beyond the last one, %d", path, step, total)
+        elif step == total:
+            logger.info("%s is complete: step %d of %d", path, step, total)
         else:
-            logger.info("%s: steps %d to %d, %d an epoch", self.workdir.path, step, clock.total, self.steps_per_epoch)
-        report = None
-        if self.placement.is_chief:
-            devices = [device.name for device in tf.config.list_logical_devices()]
-            self.workdir.save_config(self.config, class_weights=self.class_weights, devices=devices)
-            report = Report(self.config, self.workdir, clock, self.steps_per_epoch, step)
-        with contextlib.ExitStack() as stack:
-            if report is not None:
-                stack.callback(report.close)
-            with self.signals.deferred(), self._naming_lost_input():
-                results = self._loop(step, report)
-            if report is not None:
-                report.finish(results)
-        self.placement.barrier()  # nobody leaves while another one works
-        return results
+            logger.info("%s: steps %d to %d, %d an epoch", path, step, total, self._parts.steps_per_epoch)
+
+    def _open_report(self, step: int, evaluates_first: bool) -> NullReport:
+        """What tells the user of the run, after the config is written; of a cluster, only the chief tells."""
+        if not self._placement.is_chief:
+            return NullReport()
+        workdir, devices = self._workdir, [device.name for device in tf.config.list_logical_devices()]
+        workdir.save_config(self._config, class_weights=self._parts.class_weights, devices=devices)
+        return Report(
+            self._config,
+            directory=workdir.path,
+            metrics_file=workdir.metrics_file,
+            figures=workdir.figures,
+            contents=workdir.contents(),
+            description=workdir.describe(),
+            first_step=step,
+            last_step=self._clock.total,
+            steps_per_epoch=self._parts.steps_per_epoch,
+            evaluates_first=evaluates_first,
+        )
 
     @contextlib.contextmanager
     def _naming_lost_input(self) -> Iterator[None]:
-        addresses, where = self.config.data.service_addresses(), self.workdir.checkpoints
+        addresses, where = self._config.data.service_addresses(), self._workdir.checkpoints
         remains = f"the same command goes on from the newest checkpoint in {where}"
-        lost_files = input_pipeline.naming_lost_files(self.train_examples, self.eval_examples)
+        lost_files = input_pipeline.naming_lost_files(self._parts.train_examples, self._parts.eval_examples)
         with lost_files, service_client.watched(addresses, remains):
             yield
 
-    def _loop(self, step: int, report: Report | None) -> dict[str, Any]:
-        """The outer loop: train a while, then summarise, evaluate and save when the clock says so."""
-        clock, stopwatch = self.clock, self._stopwatch
-        batches = self._batches(step)
-        if step == 0 and report is not None:
-            self._begin(report)
-        results = self._catch_up(step, report)
-        if step < clock.total:
-            self.trainer.compile(batches)  # compiles, so that speed does not contain it
-        alarm = Alarm(self.config.schedule.checkpoint_every_minutes)
-        profiler = Profiler(self.workdir.path / summaries.TRAIN, clock.profile if report is not None else (0, 0))
+    def _begin(self, step: int, owes_an_evaluation: bool) -> None:
+        """Introduces a new run, and evaluates if an evaluation comes before the first step of this process."""
+        if step == 0:
+            self._report.begin(self._introduction)
+            if not owes_an_evaluation:  # which will show them with their scores
+                self._report.predictions(0, self._parts.eval_examples, self._parts.evaluator)
+        results = self._evaluations.evaluate(step, self._report) if owes_an_evaluation else None
+        if owes_an_evaluation and results is None:
+            raise self._stopped(step)
+        self._results = results or self._evaluations.written(step)
+
+    def _introduction(self) -> Introduction:
+        data = self._config.data
+        return Introduction(
+            card=catalog.card(data.dataset, data.data_dir),
+            model_diagram=pictures.model_diagram(self._parts.model),
+            graph=self._parts.evaluator.graph(),
+            training_batch=pictures.training_batch(*self._first_batch()),
+        )
+
+    def _first_batch(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+        """The first examples of the run as the model sees them, so that a wrong augmentation is seen, not guessed."""
+        positions = np.arange(min(SHEET_EXAMPLES, self._config.data.batch_size))
+        ids, examples = self._example_ids(0, positions), self._parts.train_examples
+        batch = {
+            "image": tf.constant(examples.images[ids]),
+            "mask": tf.constant(examples.masks[ids]),
+            "position": tf.constant(positions, tf.int64),
+        }
+        images, masks, weights, _ = self.trainer.prepare(batch, tf.constant(0, tf.int64))
+        return images.numpy(), masks.numpy()[..., 0], weights.numpy(), [examples.names[i] for i in ids]
+
+    def _loop(self, step: int) -> None:
+        """The outer loop: trains a while, then does what is due; again and again, to the end of the run."""
+        clock, stopwatch = self._clock, self._stopwatch
+        if step >= clock.total:
+            return
+        batches, actions = self._batches(step), self._actions()
+        self.trainer.compile(batches)  # here, so that speed does not contain it
+        profiled = clock.profile if self._placement.is_chief else (0, 0)
+        profiler = Profiler(self._workdir.path / summaries.TRAIN, profiled)
+        self._alarm.reset()
         stopwatch.reset()
-        if report is not None:
-            report.progress.start()
+        self._report.start()
         with contextlib.closing(profiler):
             while step < clock.total:
-                if alarm.rings():
-                    self.requests.save.assign(1.0)
+                if self._alarm.rings():
+                    self._requests.save.assign(1.0)
                 with profiler.step(step):
                     stopwatch.steps(self.trainer.run(batches, clock.steps_to_next(step)))
+                self._nonfinite_steps.check()
                 step = self._step()
-                self._check_finite()
-                stop, save = self.trainer.requested()
-                with stopwatch.timing("summaries"):
-                    self._summarize(step, report)
-                if clock.due(step, clock.evaluation) and not stop:
-                    evaluated = self._evaluate(step, report)
-                    stop, results = evaluated is None, evaluated or results
-                if clock.due(step, clock.checkpoint) or save or stop:
-                    with stopwatch.timing("checkpoints"):
-                        self._save(step, report)  # last, so that all that belongs to a step precedes its checkpoint
-                    self.requests.save.assign(0.0)
-                    alarm.reset()
-                if stop:
+                pause = Pause(step, *self.trainer.requested())
+                for action in actions:
+                    if action.due(pause):
+                        action.do(pause)
+                if pause.stop:
                     raise self._stopped(step)
-        return results
+
+    def _actions(self) -> tuple[Action, ...]:
+        """What is done between calls of the compiled loop, in this order.
+
+        Saving comes last, so that all that belongs to a step precedes its checkpoint.
+        """
+        clock = self._clock
+        return (
+            Action(lambda pause: clock.due(pause.step, clock.summarize_every), self._summarize),
+            Action(lambda pause: clock.due(pause.step, clock.histogram_every), self._log_histograms),
+            Action(lambda pause: True, lambda pause: self._report.advance(pause.step)),
+            Action(lambda pause: clock.due(pause.step, clock.evaluate_every) and not pause.stop, self._evaluate),
+            Action(lambda pause: clock.due(pause.step, clock.save_every) or pause.save or pause.stop, self._save),
+        )
 
     def _batches(self, step: int) -> Any:
         return iter(
             input_pipeline.distributed_training_batches(
-                self.placement.strategy,
-                self.train_examples,
-                batch_size=self.config.data.batch_size,
-                seed=self.config.runtime.seed,
+                self._placement.strategy,
+                self._parts.train_examples,
+                batch_size=self._config.data.batch_size,
+                seed=self._config.runtime.seed,
                 first_step=step,
-                last_step=self.clock.total,
-                addresses=self.config.data.service_addresses(),
+                last_step=self._clock.total,
+                addresses=self._config.data.service_addresses(),
             )
         )
 
-    def _begin(self, report: Report) -> None:
-        data = self.config.data
-        report.begin(
-            card=catalog.card(data.dataset, data.data_dir),
-            model_diagram=pictures.model_diagram(self.model),
-            graph=self.evaluator.graph(),
-            training_batch=self._drawing_of_first_batch(),
-        )
-        if not self.config.schedule.eval_at_start:  # which will show them with their scores
-            report.predictions(0, self.eval_examples, self.evaluator)
+    def _summarize(self, pause: Pause) -> None:
+        """Tells what the steps since the last summary did; all processes read it together, for their sums meet here."""
+        with self._stopwatch.timing("summaries"):
+            sums = self.trainer.pop_measurements()
+            took = self._stopwatch.read(self._config.data.batch_size)
+            self._report.summary(pause.step, sums, {**took, **telemetry.memory()})
 
-    def _drawing_of_first_batch(self) -> Figure:
-        """The first examples of the run as the model sees them, so that a wrong augmentation is seen, not guessed."""
-        positions = np.arange(min(report_lib.SHEET_EXAMPLES, self.config.data.batch_size))
-        ids = self._example_ids(0, positions)
-        batch = {
-            "image": tf.constant(self.train_examples.images[ids]),
-            "mask": tf.constant(self.train_examples.masks[ids]),
-            "position": tf.constant(positions, tf.int64),
-        }
-        images, masks, weights, _ = self.trainer.prepare(batch, tf.constant(0, tf.int64))
-        names = [self.train_examples.names[i] for i in ids]
-        return pictures.training_batch(images.numpy(), masks.numpy()[..., 0], weights.numpy(), names)
+    def _log_histograms(self, pause: Pause) -> None:
+        with self._stopwatch.timing("summaries"):
+            self._report.histograms(pause.step, self.trainer.weights(), self.trainer.gradients())
 
-    def _catch_up(self, step: int, report: Report | None) -> dict[str, Any]:
-        """Evaluates at the start, if asked to, and what a process that was stopped at this step could not.
+    def _evaluate(self, pause: Pause) -> None:
+        results = self._evaluations.evaluate(pause.step, self._report)
+        pause.stop, self._results = results is None, results or self._results
 
-        Returns:
-          the results of this step, if there are any.
-
-        Raises:
-          StoppedError: if a signal came meanwhile.
-        """
-        if step == 0:
-            missing = self.config.schedule.eval_at_start
-        else:
-            missing = self.clock.due(step, self.clock.evaluation) and not self._results_file(step).exists()
-        if not any(self.placement.gather(int(missing))):
-            return self._written_results(step)
-        results = self._evaluate(step, report)
-        if results is None:
-            raise self._stopped(step)
-        return results
-
-    def _written_results(self, step: int) -> dict[str, Any]:
-        """What `_evaluate` returned at a step, from its files; nothing if there are none."""
-        results, averaged = (
-            read_json(file) if file.exists() else {}
-            for file in (self._results_file(step), self._results_file(step, EMA))
-        )
-        return {**results, EMA: averaged} if averaged else results
-
-    def _results_file(self, step: int, run: str = EVAL) -> Path:
-        return self.workdir.results_file(self.config.data.eval_split, step, "" if run == EVAL else run)
-
-    def _save(self, step: int, report: Report | None) -> None:
-        if report is not None:
-            report.flush()
-        self.trainer.complete_state()
-        self.checkpoints.save(step)
+    def _save(self, pause: Pause) -> None:
+        with self._stopwatch.timing("checkpoints"):
+            self._report.flush()
+            self.trainer.complete_state()
+            self.checkpoints.save(pause.step)
+        self._requests.save.assign(0.0)
+        self._alarm.reset()
 
     def _step(self) -> int:
         return int(self.trainer.step.numpy())
 
     def _stopped(self, step: int) -> StoppedError:
         where = self.checkpoints.newest() or "the start"
-        return self.signals.stopped(f"at step {step}; the same command goes on from {where}")
-
-    def _check_finite(self) -> None:
-        """Ends the run, or sees to it that it can go on, after a step that was not finite.
-
-        Raises:
-          NonFiniteLossError: if the run must end.
-        """
-        step, mode = int(self.trainer.nonfinite_step.numpy()), self.config.runtime.on_nonfinite
-        if step < 0:
-            return
-        replicas = self.trainer.nonfinite_replicas()
-        latest = self.checkpoints.newest()
-        what = f"the loss or its gradient is not finite at step {step}{self._origin(step, replicas)}"
-        self._nonfinite_events += 1
-        too_often = self._nonfinite_events > self.config.runtime.nonfinite_limit
-        if mode == "halt" or too_often or (mode == "restore" and latest is None):
-            raise NonFiniteLossError(f"{what}; the last good checkpoint is {latest or '(none yet)'}")
-        if mode == "restore" and latest is not None:
-            logger.warning("%s; back to the weights of %s", what, latest)
-            now = self._step()
-            self.checkpoints.restore(latest)
-            self.trainer.step.assign(now)  # else the same batch would come again
-            self.trainer.pop_measurements()
-        else:
-            logger.warning("%s; skipped", what)
-        self.trainer.go_on()
-
-    def _origin(self, step: int, replicas: list[int]) -> str:
-        """Which replicas, and which examples they had."""
-        if not replicas:
-            return " (in the sum over all replicas)"
-        size = self.config.data.batch_size // self.placement.strategy.num_replicas_in_sync
-        positions = np.concatenate([np.arange(size) + replica * size for replica in replicas])
-        ids = self._example_ids(step, positions)
-        return f" on replica {', '.join(map(str, replicas))} (examples {', '.join(map(str, ids))})"
+        return self._signals.stopped(f"at step {step}; the same command goes on from {where}")
 
     def _example_ids(self, step: int, positions: np.ndarray) -> np.ndarray:
         return example_order.example_ids(
             tf.constant(step, tf.int64),
             tf.constant(positions, tf.int64),
-            num_examples=len(self.train_examples),
-            batch_size=self.config.data.batch_size,
-            seed=self.config.runtime.seed,
+            num_examples=len(self._parts.train_examples),
+            batch_size=self._config.data.batch_size,
+            seed=self._config.runtime.seed,
         ).numpy()
-
-    def _summarize(self, step: int, report: Report | None) -> None:
-        """Tells what is due; what it tells, all processes read together, for their sums meet there."""
-        if self.clock.due(step, self.clock.summary):
-            measured = self.trainer.pop_measurements()
-            if report is not None:
-                took = self._stopwatch.read(self.config.data.batch_size)
-                report.summary(step, measured, {**took, **telemetry.memory()})
-        if self.clock.due(step, self.clock.histogram):
-            gradients = self.trainer.gradients()
-            if report is not None:
-                report.histograms(step, self.trainer.weights(), gradients)
-        if report is not None:
-            report.progress.advance(step)
-
-    def _evaluate(self, step: int, report: Report | None) -> dict[str, Any] | None:
-        """Scores the evaluation split and keeps what is best; None if a signal ended it early.
-
-        Where weights are averaged, both are scored; the results of the averaged ones stand under "ema" in the others.
-        """
-        evaluations = self._score()
-        if evaluations is None:
-            return None
-        split = self.config.data.eval_split
-        by_run = {run: split_results(evaluation, step, split) for run, evaluation in evaluations.items()}
-        results = {**by_run[EVAL], **{run: by_run[run] for run in by_run if run != EVAL}}
-        if report is None:
-            return results
-        if step:
-            with self._stopwatch.timing("checkpoints"):
-                self.best.offer(by_run[report_lib.shown(by_run)]["mean_iou"], step)
-        for run, scores in reversed(by_run.items()):
-            write_json(self._results_file(step, run), scores)  # after EVAL's, nothing is left to catch up with
-            logger.info(
-                "step %d: %s%s: loss %.4f, accuracy %.4f, mean IoU %.4f (%s)",
-                step, split, "" if run == EVAL else f", {run}", scores["loss"], scores["accuracy"], scores["mean_iou"],
-                ", ".join(f"{name} {value:.4f}" for name, value in scores["iou"].items()),
-            )  # fmt: skip
-        with self._stopwatch.timing("summaries"), self._averaged_weights():
-            report.evaluation(step, evaluations, by_run, self.eval_examples, self.evaluator)
-        return results
-
-    def _score(self) -> dict[str, Evaluation] | None:
-        """Evaluates the weights, and their averages where there are any; None if a signal ended it early."""
-        with self._stopwatch.timing("evaluation"):
-            found = {EVAL: self.evaluator.evaluate()}
-            if self.trainer.average is not None:
-                with self._averaged_weights():
-                    found[EMA] = self.evaluator.evaluate()
-        complete = {run: evaluation for run, evaluation in found.items() if evaluation is not None}
-        return complete if len(complete) == len(found) else None
-
-    def _averaged_weights(self) -> contextlib.AbstractContextManager[None]:
-        """Has the averages in the model for a while, where there are any."""
-        average = self.trainer.average
-        return contextlib.nullcontext() if average is None else average.in_place()

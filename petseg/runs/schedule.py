@@ -2,6 +2,8 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 from petseg.config import ScheduleConfig
 
@@ -12,45 +14,73 @@ class Clock:
 
     Attributes:
       total: length of the run.
-      per_loop: steps in one call of the compiled loop, at most.
-      summary: interval of summaries; likewise the next three.
-      evaluation: see above.
-      checkpoint: see above.
-      histogram: see above.
+      steps_per_loop: steps in one call of the compiled loop, at most.
+      summarize_every: interval of training summaries.
+      evaluate_every: interval of evaluations.
+      save_every: interval of checkpoints.
+      histogram_every: interval of histograms of weights and gradients.
       profile: the first step to profile, and the first after it; none if they are equal.
     """
 
     total: int
-    per_loop: int
-    summary: int
-    evaluation: int
-    checkpoint: int
-    histogram: int
+    steps_per_loop: int
+    summarize_every: int
+    evaluate_every: int
+    save_every: int
+    histogram_every: int
     profile: tuple[int, int] = (0, 0)
 
     @classmethod
     def of(cls, schedule: ScheduleConfig, steps_per_epoch: int) -> "Clock":
         return cls(
             total=schedule.train_steps or schedule.epochs * steps_per_epoch,
-            per_loop=schedule.steps_per_loop,
-            summary=schedule.summary_every,
-            evaluation=schedule.eval_every or steps_per_epoch,
-            checkpoint=schedule.checkpoint_every or steps_per_epoch,
-            histogram=schedule.histogram_every or steps_per_epoch,
+            steps_per_loop=schedule.steps_per_loop,
+            summarize_every=schedule.summary_every,
+            evaluate_every=schedule.eval_every or steps_per_epoch,
+            save_every=schedule.checkpoint_every or steps_per_epoch,
+            histogram_every=schedule.histogram_every or steps_per_epoch,
             profile=schedule.profile_range() or (0, 0),
         )
 
     def due(self, step: int, every: int) -> bool:
-        return step % every == 0 or step == self.total
+        """Whether something is due at a step that comes at an interval, and at the end of the run."""
+        return step % every == 0 or step >= self.total
 
     def steps_to_next(self, step: int) -> int:
         """How many steps until something is due, or the compiled loop returns anyway; 1 where steps are profiled."""
         first, last = self.profile
         if first <= step < last:
             return 1
-        intervals = (self.summary, self.evaluation, self.checkpoint, self.histogram)
+        intervals = (self.summarize_every, self.evaluate_every, self.save_every, self.histogram_every)
         pauses = [every - step % every for every in intervals]
-        return min(self.per_loop, self.total - step, *pauses, *([first - step] if step < first else []))
+        return min(self.steps_per_loop, self.total - step, *pauses, *([first - step] if step < first else []))
+
+
+@dataclasses.dataclass
+class Pause:
+    """Where the compiled loop has returned to the outer one.
+
+    Attributes:
+      step: steps made so far.
+      stop: whether the run ends here, for a signal came; an action may set it.
+      save: whether a checkpoint is wanted, whatever its interval says.
+    """
+
+    step: int
+    stop: bool
+    save: bool
+
+
+class Action(NamedTuple):
+    """What the outer loop does at some of its pauses.
+
+    Attributes:
+      due: whether at this one.
+      do: does it.
+    """
+
+    due: Callable[[Pause], bool]
+    do: Callable[[Pause], None]
 
 
 class Alarm:

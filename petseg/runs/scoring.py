@@ -23,10 +23,10 @@ from petseg.files import write_bytes, write_json, write_text
 from petseg.reporting import pictures
 from petseg.runs import building
 from petseg.runs.schedule import Clock
-from petseg.runs.signals import StopSignals
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime import process
+from petseg.runtime.signals import StopSignals
 from petseg.runtime.strategies import Placement
 from petseg.training.requests import Requests
 

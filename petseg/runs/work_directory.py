@@ -59,9 +59,9 @@ class WorkDirectory:
             path = os.path.join("runs", f"{now}-{re.sub(r'[^A-Za-z0-9_.]+', '-', dataset)}")
         workdir = cls(path)
         if workdir.path.exists() and not workdir.path.is_dir():
-            raise WorkDirectoryError(f"--workdir={path}: is a file; takes a folder")
+            raise WorkDirectoryError(f"--workdir={path}: is a file; must be a folder")
         if workdir.path.is_dir() and not workdir.config_file.exists() and workdir._holds_foreign_files():
-            raise WorkDirectoryError(f"--workdir={path}: holds other files but no config.json; takes a new folder")
+            raise WorkDirectoryError(f"--workdir={path}: holds other files but no config.json; must be a new folder")
         workdir._check_writable()
         return workdir
 

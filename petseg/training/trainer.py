@@ -114,10 +114,6 @@ class Trainer:
         self._statistics = moving_statistics(model)
         self._statistics_before = [replica_sum(v.shape, v.dtype) for v in self._statistics]
 
-    def compile(self, iterator: Any) -> None:
-        """Traces and compiles the loop, and takes no batch."""
-        self._loop(iterator, tf.constant(0, tf.int64))
-
     def run(self, iterator: Any, num_steps: int) -> np.ndarray:
         """Takes `num_steps` batches and makes a step with each.
 
@@ -132,6 +128,10 @@ class Trainer:
         if tf_config.is_op_determinism_enabled() and len(times):
             times[:] = np.nan, (time.perf_counter() - began) / len(times)
         return times
+
+    def compile(self, iterator: Any) -> None:
+        """Traces and compiles the loop for the batches of an iterator, of which it takes none."""
+        self._loop(iterator, tf.constant(0, tf.int64))
 
     def requested(self) -> tuple[bool, bool]:
         """Whether any process had asked, by the last step: to stop; for a checkpoint."""

@@ -233,7 +233,7 @@ def test_work_directories_that_cannot_go_on(capsys, data_dir, place, harm, flags
 
 @pytest.mark.parametrize(
     ("workdir", "message"),
-    [("file", "is a file; takes a folder"), ("foreign", "holds other files"), ("file/below", "cannot be written to")],
+    [("file", "is a file; must be a folder"), ("foreign", "holds other files"), ("file/below", "cannot be written to")],
 )
 def test_folders_that_are_no_work_directories(capsys, data_dir, place, workdir, message):
     refused(capsys, 2, message, "train.py", *tiny_flags(data_dir, place / workdir), place=place)

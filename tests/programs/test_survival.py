@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import os
 import random
 import re
@@ -16,11 +15,8 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT, changed, events, own_lines, tiny_flags
 
-from petseg.errors import NonFiniteLossError
 from petseg.runs import checkpoints, experiment
 from petseg.runs.work_directory import WorkDirectory
-from petseg.training import augmentation
-from petseg.training.trainer import Trainer
 
 STEPS = 30
 RECIPE = ("--ema_decay=0.9", "--augment=strong", "--eval_at_start")  # of the runs that are compared bit by bit
@@ -218,87 +214,6 @@ def test_on_a_full_disk_the_run_ends_with_a_message_and_the_last_checkpoint_stay
     assert not list(workdir.glob("*/unfinished-*"))
 
 
-# Numbers that are none: in this process, where they can be planted.
-
-
-@pytest.fixture
-def poisoned_step(monkeypatch):
-    """From here on, the example at position 5 of the batch of step 3 is not a number."""
-    genuine = augmentation.augmentation
-
-    def make(*arguments, **options):
-        augment = genuine(*arguments, **options)
-
-        def poison(images, masks, step, positions):
-            images, masks = augment(images, masks, step, positions)
-            hit = (positions == 5) & (step == 3)
-            return tf.where(hit[:, None, None, None], np.float32("nan"), images), masks
-
-        return poison
-
-    monkeypatch.setattr(augmentation, "augmentation", make)
-    return 3
-
-
-def poisoned_config(tiny_config, **runtime):
-    return changed(changed(tiny_config, "schedule", train_steps=6), "runtime", **runtime)
-
-
-def test_a_batch_that_is_not_finite_ends_the_run_and_is_named(tiny_config, poisoned_step):
-    config = poisoned_config(tiny_config)
-    with pytest.raises(NonFiniteLossError) as caught:
-        experiment.train(config)
-    workdir = WorkDirectory(config.runtime.workdir)
-    message = str(caught.value)
-    assert caught.value.exit_code == 3
-    assert message.startswith("the loss or its gradient is not finite at step 3 on replica 0 (examples ")
-    ids = [int(number) for number in re.search(r"examples ([\d, ]+)", message)[1].split(", ")]
-    assert len(set(ids)) == 8
-    assert message.endswith(f"the last good checkpoint is {workdir.checkpoints}/ckpt-2")
-    assert checkpoints.damage(str(workdir.checkpoints / "ckpt-2")) is None
-    assert checkpoints.steps(workdir.checkpoints) == [2]
-
-
-@pytest.mark.parametrize("mode", ["skip", "restore"])
-def test_a_batch_that_is_not_finite_can_be_left_out(tiny_config, poisoned_step, mode, caplog):
-    config = poisoned_config(tiny_config, on_nonfinite=mode)
-    with caplog.at_level(logging.WARNING):
-        results = experiment.train(config)
-    (message,) = [message for message in caplog.messages if "not finite" in message]
-    assert message.endswith("; skipped" if mode == "skip" else "ckpt-2")
-    assert np.isfinite(results["loss"])
-    final = tensors(WorkDirectory(config.runtime.workdir).checkpoints / "ckpt-6")
-    assert all(np.isfinite(value).all() for value in final.values() if not isinstance(value, bytes))
-    assert final["step/.ATTRIBUTES/VARIABLE_VALUE"] == 6
-    iterations = final["optimizer/_optimizers/0/_iterations/.ATTRIBUTES/VARIABLE_VALUE"]
-    assert iterations == (5 if mode == "skip" else 4)  # restored, it does not know of step 2 either
-
-
-def plant_in_a_weight(monkeypatch, at):
-    genuine = Trainer.run
-
-    def run(self, iterator, num_steps):
-        if int(self.step.numpy()) == at and num_steps and not getattr(self, "planted", False):
-            self.planted = True
-            weight = self.model.get_layer("logits").kernel
-            weight.assign(tf.fill(weight.shape, np.float32("nan")))
-        return genuine(self, iterator, num_steps)
-
-    monkeypatch.setattr(Trainer, "run", run)
-
-
-def test_a_weight_that_is_not_finite_ends_a_run_that_skips_and_heals_in_one_that_restores(
-    tiny_config, monkeypatch, tmp_path
-):
-    plant_in_a_weight(monkeypatch, at=2)
-    config = changed(tiny_config, "schedule", train_steps=20, eval_every=20)
-    skipping = changed(config, "runtime", on_nonfinite="skip", nonfinite_limit=3)
-    with pytest.raises(NonFiniteLossError, match="not finite at step 5"):
-        experiment.train(skipping)
-    restoring = changed(config, "runtime", on_nonfinite="restore", workdir=str(tmp_path / "other"))
-    assert np.isfinite(experiment.train(restoring)["loss"])
-
-
 def test_the_checkpoint_alarm_saves_between_the_intervals(tiny_config):
     config = changed(tiny_config, "schedule", checkpoint_every=100, checkpoint_every_minutes=1e-6, steps_per_loop=1,
                      train_steps=6, keep_checkpoints=10)  # fmt: skip
@@ -306,7 +221,7 @@ def test_the_checkpoint_alarm_saves_between_the_intervals(tiny_config):
     assert len(checkpoints.steps(WorkDirectory(config.runtime.workdir).checkpoints)) > 3
 
 
-def test_an_evaluation_that_a_signal_ended_is_made_up_for(tiny_config, monkeypatch):
+def test_an_evaluation_whose_results_were_lost_is_made_again(tiny_config):
     config = changed(tiny_config, "schedule", train_steps=4, eval_every=2)
     expected = experiment.train(config)
     workdir = WorkDirectory(config.runtime.workdir)

@@ -1,3 +1,4 @@
+import inspect
 import logging
 
 import numpy as np
@@ -6,9 +7,8 @@ from conftest import changed, events, random_examples
 
 from petseg.evaluation.evaluator import Evaluation
 from petseg.evaluation.results import split_results
-from petseg.reporting.report import EXTREME_EXAMPLES, Report
+from petseg.reporting.report import EXTREME_EXAMPLES, NullReport, Report
 from petseg.reporting.summaries import EVAL, read_csv
-from petseg.runs.schedule import Clock
 from petseg.runs.work_directory import WorkDirectory
 from petseg.training import measurements
 from petseg.training.measurements import Measurements
@@ -30,7 +30,17 @@ def report(tiny_config):
     workdir = WorkDirectory(tiny_config.runtime.workdir)
     workdir.path.mkdir()
     config = changed(tiny_config, "runtime", quiet=True)
-    report = Report(config, workdir, Clock.of(config.schedule, 3), 3, 0)
+    report = Report(
+        config,
+        directory=workdir.path,
+        metrics_file=workdir.metrics_file,
+        figures=workdir.figures,
+        contents={},
+        description="",
+        first_step=0,
+        last_step=4,
+        steps_per_epoch=3,
+    )
     yield report, workdir
     report.close()
 
@@ -104,3 +114,10 @@ def test_a_split_without_a_single_pixel_of_a_class_ends_nothing(report):
         "confusion_matrix.png",
         "curves.png",
     }
+
+
+def test_a_report_that_tells_nothing_is_asked_in_the_same_way():
+    calls = {name: call for name, call in vars(Report).items() if not name.startswith("_")}
+    assert calls
+    for name, call in calls.items():
+        assert inspect.signature(call) == inspect.signature(getattr(NullReport, name)), name

@@ -7,6 +7,7 @@ from tensorboard.compat.proto import event_pb2
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
+from petseg.errors import WorkDirectoryError
 from petseg.reporting import summaries
 from petseg.reporting.summaries import Summaries
 
@@ -122,3 +123,29 @@ def test_a_run_that_goes_on_has_the_flags_it_was_started_with_last(tmp_path):
     rate = HParamsPluginData.FromString(content).session_start_info.hparams["learning_rate"].number_value
     assert rate == pytest.approx(0.2)
     assert steps_of(tmp_path / "final", "final/IoU") == [3, 6]
+
+
+@pytest.mark.parametrize(
+    "tail", ["2,train,loss,1e-", "2,train,loss,0.12", "2,train,loss,", "2,tr", "\0\0\0", "x,y,z,w\r\n"]
+)
+def test_a_run_goes_on_whatever_is_at_the_end_of_its_numbers(tmp_path, tail):
+    file = tmp_path / "metrics.csv"
+    file.write_bytes(f"step,run,tag,value\r\n1,train,loss,0.5\r\n{tail}".encode())
+    Summaries(tmp_path, file, first_step=2).close()
+    assert list(summaries.read_csv(file)) == [(1, "train", "loss", 0.5)]
+
+
+def test_event_files_that_cannot_be_rewritten_are_named_and_stay(tmp_path):
+    log_steps(tmp_path, range(6), first_step=0)
+    before = {file: file.read_bytes() for file in (tmp_path / "train").iterdir()}
+    (tmp_path / "train" / "kept.tmp").symlink_to("/dev/full")
+    with pytest.raises(WorkDirectoryError, match=rf"^{tmp_path}/train/events\S*: cannot be rewritten: .*No space left"):
+        summaries.drop_later_events(tmp_path / "train", 3)
+    assert {file: file.read_bytes() for file in (tmp_path / "train").iterdir()} == before
+
+
+def test_a_full_disk_under_the_numbers_is_told_with_their_file(tmp_path):
+    (tmp_path / "metrics.csv.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        Summaries(tmp_path, tmp_path / "metrics.csv", first_step=0)
+    assert caught.value.filename == str(tmp_path / "metrics.csv")

@@ -145,6 +145,17 @@ def test_a_process_killed_while_it_saved_leaves_nothing_that_counts(two, renamed
     assert checkpoints.steps(two) == [20, 10, 5]
 
 
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_somebody_else_put_there_is_left_alone(two, kind):
+    foreign = two / "unfinished-foo"
+    foreign.mkdir() if kind == "folder" else foreign.write_text("mine")
+    assert checkpoints.newest_intact(two) == str(two / "ckpt-10")
+    model, step = small_model(units=40)
+    Checkpoints(two, keep=3, model=model, step=step).save(20)
+    assert checkpoints.steps(two) == [20, 10, 5]
+    assert foreign.exists()
+
+
 def test_nothing_is_deleted_before_its_successor_was_read_back(two, monkeypatch):
     monkeypatch.setattr(checkpoints, "damage", lambda path: "planted damage")
     model, step = small_model(units=40)

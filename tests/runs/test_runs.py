@@ -1,7 +1,9 @@
 """Whole runs: in this process where that shows it, as programs where the process is the point."""
 
 import csv
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from conftest import NUM_TEST, changed, own_lines, run_program, tiny_flags
 from petseg.classes import CLASS_NAMES
 from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
+from petseg.data import decoding
 from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
 from petseg.reporting import tags
 from petseg.runs import experiment, scoring
@@ -188,3 +191,18 @@ def test_quiet_leaves_warnings_and_errors_only(data_dir, tmp_path):
     again = run_program("train.py", *flags, "--image_size=64")
     assert again.returncode == 2
     assert "--image_size was 32, is now 64" in again.stderr
+
+
+def test_only_what_cannot_be_written_is_said_to_be_so(tiny_config, monkeypatch):
+    def fail(number):
+        def load(*arguments, **options):
+            raise OSError(number, os.strerror(number), "some file")
+
+        monkeypatch.setattr(decoding, "load", load)
+
+    fail(errno.EMFILE)
+    with pytest.raises(OSError, match="Too many open files"):
+        experiment.train(tiny_config)
+    fail(errno.EROFS)
+    with pytest.raises(WorkDirectoryError, match=r"^some file: cannot be written: Read-only file system$"):
+        experiment.train(tiny_config)

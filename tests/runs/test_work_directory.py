@@ -39,7 +39,7 @@ def test_folders_that_cannot_be_used(tmp_path):
     full.mkdir()
     (full / "thesis.txt").write_text("")
     for path, message in [
-        (file, "is a file; takes a folder"),
+        (file, "is a file; must be a folder"),
         (file / "below", "cannot be written to"),
         ("/proc/petseg", "cannot be written to"),
         (full, "holds other files but no config.json"),

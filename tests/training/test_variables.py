@@ -10,7 +10,8 @@ from petseg.models import encoders, unet
 from petseg.models.layers import InferenceMode
 from petseg.training import augmentation, learning_rates, loss_scale, optimizers, sample_weights
 from petseg.training.losses import Loss
-from petseg.training.trainer import Requests, Trainer
+from petseg.training.requests import Requests
+from petseg.training.trainer import Trainer
 from petseg.training.variables import moving_statistics
 from petseg.training.weight_averaging import WeightAverage
 

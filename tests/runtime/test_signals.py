@@ -6,7 +6,7 @@ import time
 import pytest
 
 from petseg.errors import StoppedError
-from petseg.runs.signals import StopSignals
+from petseg.runtime.signals import StopSignals
 
 
 def send(number):

@@ -1,0 +1,77 @@
+"""What follows a step whose loss or gradients are not finite: --on_nonfinite."""
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+
+from petseg.config import Config
+from petseg.errors import NonFiniteLossError
+from petseg.runs.checkpoints import Checkpoints
+from petseg.runtime.strategies import Placement
+from petseg.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteSteps:
+    """Ends a run after a step that was not finite, or sees to it that it can go on.
+
+    Args:
+      config: the run's.
+      placement: where it runs.
+      trainer: what makes the steps.
+      checkpoints: to go back to.
+      examples_at: the numbers of the examples at some positions of the batch of a step.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        placement: Placement,
+        trainer: Trainer,
+        checkpoints: Checkpoints,
+        examples_at: Callable[[int, np.ndarray], np.ndarray],
+    ):
+        self._config, self._placement, self._trainer = config, placement, trainer
+        self._checkpoints, self._examples_at = checkpoints, examples_at
+        self._count = 0
+
+    def check(self) -> None:
+        """Does what is to be done, if the last step was not finite. All processes of a cluster call this together.
+
+        Raises:
+          NonFiniteLossError: if the run must end.
+        """
+        step, mode = int(self._trainer.nonfinite_step.numpy()), self._config.runtime.on_nonfinite
+        if step < 0:
+            return
+        self._count += 1
+        newest = self._checkpoints.newest_of_all(self._placement.gather)
+        what = f"the loss or its gradient is not finite at step {step}{self._origin(step)}"
+        too_often = self._count > self._config.runtime.nonfinite_limit
+        if mode == "halt" or too_often or (mode == "restore" and newest is None):
+            raise NonFiniteLossError(f"{what}; the last good checkpoint is {newest or '(none yet)'}")
+        if mode == "restore" and newest is not None:
+            logger.warning("%s; back to the weights of %s", what, newest)
+            self._restore(newest)
+        else:
+            logger.warning("%s; skipped", what)
+        self._trainer.go_on()
+
+    def _restore(self, checkpoint: str) -> None:
+        """Goes back to the weights of a checkpoint, while the clock goes on: else the same batch would come again."""
+        now = int(self._trainer.step.numpy())
+        self._checkpoints.restore(checkpoint)
+        self._trainer.step.assign(now)
+        self._trainer.pop_measurements()  # those of the steps before the checkpoint were told already
+
+    def _origin(self, step: int) -> str:
+        """Which replicas, and which examples they had."""
+        replicas = self._trainer.nonfinite_replicas()
+        if not replicas:
+            return " (in the sum over all replicas)"
+        size = self._config.data.batch_size // self._placement.strategy.num_replicas_in_sync
+        positions = np.concatenate([np.arange(size) + replica * size for replica in replicas])
+        ids = self._examples_at(step, positions)
+        return f" on replica {', '.join(map(str, replicas))} (examples {', '.join(map(str, ids))})"

@@ -1,0 +1,112 @@
+"""Losses and gradients that are not finite, planted in runs in this process."""
+
+import logging
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import changed
+
+from petseg.errors import NonFiniteLossError
+from petseg.runs import checkpoints, experiment
+from petseg.runs.work_directory import WorkDirectory
+from petseg.runtime.strategies import Placement
+from petseg.training import augmentation
+from petseg.training.trainer import Trainer
+
+
+def tensors(path):
+    reader = tf.train.load_checkpoint(str(path))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+@pytest.fixture
+def poisoned_step(monkeypatch):
+    """From here on, the example at position 5 of the batch of step 3 is not a number."""
+    genuine = augmentation.augmentation
+
+    def make(*arguments, **options):
+        augment = genuine(*arguments, **options)
+
+        def poison(images, masks, step, positions):
+            images, masks = augment(images, masks, step, positions)
+            hit = (positions == 5) & (step == 3)
+            return tf.where(hit[:, None, None, None], np.float32("nan"), images), masks
+
+        return poison
+
+    monkeypatch.setattr(augmentation, "augmentation", make)
+    return 3
+
+
+def poisoned_config(tiny_config, **runtime):
+    return changed(changed(tiny_config, "schedule", train_steps=6), "runtime", **runtime)
+
+
+def test_a_batch_that_is_not_finite_ends_the_run_and_is_named(tiny_config, poisoned_step):
+    config = poisoned_config(tiny_config)
+    with pytest.raises(NonFiniteLossError) as caught:
+        experiment.train(config)
+    workdir = WorkDirectory(config.runtime.workdir)
+    message = str(caught.value)
+    assert caught.value.exit_code == 3
+    assert message.startswith("the loss or its gradient is not finite at step 3 on replica 0 (examples ")
+    ids = [int(number) for number in re.search(r"examples ([\d, ]+)", message)[1].split(", ")]
+    assert len(set(ids)) == 8
+    assert message.endswith(f"the last good checkpoint is {workdir.checkpoints}/ckpt-2")
+    assert checkpoints.damage(str(workdir.checkpoints / "ckpt-2")) is None
+    assert checkpoints.steps(workdir.checkpoints) == [2]
+
+
+@pytest.mark.parametrize("mode", ["skip", "restore"])
+def test_a_batch_that_is_not_finite_can_be_left_out(tiny_config, poisoned_step, mode, caplog):
+    config = poisoned_config(tiny_config, on_nonfinite=mode)
+    with caplog.at_level(logging.WARNING):
+        results = experiment.train(config)
+    (message,) = [message for message in caplog.messages if "not finite" in message]
+    assert message.endswith("; skipped" if mode == "skip" else "ckpt-2")
+    assert np.isfinite(results["loss"])
+    final = tensors(WorkDirectory(config.runtime.workdir).checkpoints / "ckpt-6")
+    assert all(np.isfinite(value).all() for value in final.values() if not isinstance(value, bytes))
+    assert final["step/.ATTRIBUTES/VARIABLE_VALUE"] == 6
+    iterations = final["optimizer/_optimizers/0/_iterations/.ATTRIBUTES/VARIABLE_VALUE"]
+    assert iterations == (5 if mode == "skip" else 4)  # restored, it does not know of step 2 either
+
+
+def plant_in_a_weight(monkeypatch, at):
+    genuine = Trainer.run
+
+    def run(self, iterator, num_steps):
+        if int(self.step.numpy()) == at and num_steps and not getattr(self, "planted", False):
+            self.planted = True
+            weight = self.model.get_layer("logits").kernel
+            weight.assign(tf.fill(weight.shape, np.float32("nan")))
+        return genuine(self, iterator, num_steps)
+
+    monkeypatch.setattr(Trainer, "run", run)
+
+
+def test_a_weight_that_is_not_finite_ends_a_run_that_skips_and_heals_in_one_that_restores(
+    tiny_config, monkeypatch, tmp_path
+):
+    plant_in_a_weight(monkeypatch, at=2)
+    config = changed(tiny_config, "schedule", train_steps=20, eval_every=20)
+    skipping = changed(config, "runtime", on_nonfinite="skip", nonfinite_limit=3)
+    with pytest.raises(NonFiniteLossError, match="not finite at step 5"):
+        experiment.train(skipping)
+    restoring = changed(config, "runtime", on_nonfinite="restore", workdir=str(tmp_path / "other"))
+    assert np.isfinite(experiment.train(restoring)["loss"])
+
+
+def test_a_cluster_goes_back_to_a_checkpoint_that_all_of_its_processes_have(
+    tiny_config, poisoned_step, monkeypatch, caplog
+):
+    config = poisoned_config(tiny_config, on_nonfinite="restore")
+    config = changed(config, "schedule", checkpoint_every=1, keep_checkpoints=10)
+    # Another process sees the checkpoint of step 3 later than this one.
+    monkeypatch.setattr(Placement, "gather", lambda self, value: [value, 2] if value == 3 else [value])
+    with caplog.at_level(logging.WARNING):
+        experiment.train(config)
+    assert [message for message in caplog.messages if message.endswith("back to the weights of "
+            f"{WorkDirectory(config.runtime.workdir).checkpoints}/ckpt-2")]  # fmt: skip

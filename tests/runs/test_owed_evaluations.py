@@ -1,0 +1,121 @@
+"""An evaluation that a run could not finish is made up for, once, whatever stopped it and whoever scored meanwhile."""
+
+import csv
+import json
+import shutil
+
+import pytest
+from conftest import changed, events, tiny_flags
+
+from petseg.config import Config, command_line
+from petseg.config.eval_config import EvalConfig, ScoreConfig
+from petseg.errors import StoppedError
+from petseg.evaluation.evaluator import Evaluator
+from petseg.reporting.summaries import Summaries
+from petseg.runs import checkpoints, experiment, scoring
+from petseg.runs.checkpoints import Checkpoints
+from petseg.runs.work_directory import WorkDirectory
+from petseg.training.trainer import Trainer
+
+
+class Killed(BaseException):
+    """What no program catches."""
+
+
+def train(data_dir, workdir):
+    """Four steps, the last two of them evaluated: weights and averages."""
+    flags = [*tiny_flags(data_dir, workdir), "--train_steps=4", "--eval_every=4", "--checkpoint_every=2"]
+    return experiment.train(command_line.parse(["train.py", *flags, "--ema_decay=0.9"], Config))
+
+
+def told(workdir):
+    """What a finished run says of its evaluations: rows, events, results, the best."""
+    workdir = WorkDirectory(workdir)
+    with open(workdir.metrics_file, newline="") as file:
+        rows = [tuple(row) for row in csv.reader(file) if row[1] in ("eval", "ema", "final")]
+    found = {run: events(workdir.path / run) for run in ("eval", "ema", "final")}
+    for tags in found.values():
+        for tag in [tag for tag in tags if tag.startswith("_hparams_")]:
+            del tags[tag]
+    results = {file.name: json.loads(file.read_text())["mean_iou"] for file in workdir.results.iterdir()}
+    return rows, found, results, json.loads((workdir.best / "best.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data_dir, tmp_path_factory):
+    """The work directory of a run that nobody stopped, and what `train` returned."""
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    return workdir, train(data_dir, workdir)
+
+
+@pytest.fixture(scope="module")
+def stopped_run(data_dir, tmp_path_factory):
+    """The same, but a signal has ended the evaluation at step 4; the checkpoint of step 4 is there."""
+    workdir = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Evaluator, "evaluate", lambda self: None)
+        with pytest.raises(StoppedError, match="at step 4"):
+            train(data_dir, workdir)
+    assert checkpoints.steps(workdir / "checkpoints") == [4, 2]
+    assert not (workdir / "results").exists()
+    return workdir
+
+
+@pytest.fixture
+def stopped(stopped_run, tmp_path):
+    return shutil.copytree(stopped_run, tmp_path / "run")
+
+
+def test_scores_that_somebody_else_wrote_are_no_evaluation_of_the_run(data_dir, stopped, undisturbed):
+    for ema in (False, True):
+        scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(stopped), ema=ema)))
+    train(data_dir, stopped)
+    assert told(stopped) == told(undisturbed[0])
+
+
+def after(cls, name, number=1):
+    """A method that ends the process after its call of some number."""
+    genuine, calls = getattr(cls, name), iter(range(1, 100))
+
+    def method(self, *arguments, **options):
+        value = genuine(self, *arguments, **options)
+        if next(calls) == number:
+            raise Killed
+        return value
+
+    return cls, name, method
+
+
+@pytest.mark.parametrize(("name", "number"), [("image", 3), ("scalars", 3)])
+def test_an_evaluation_that_was_killed_halfway_is_made_again_and_told_once(
+    data_dir, stopped, undisturbed, monkeypatch, name, number
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(*after(Summaries, name, number))
+        if name == "scalars":  # the last word was said, but did not reach the file
+            patch.setattr(Summaries, "close", lambda self: None)
+        with pytest.raises(Killed):
+            train(data_dir, stopped)
+    train(data_dir, stopped)
+    assert told(stopped) == told(undisturbed[0])
+
+
+def test_an_evaluation_that_was_told_is_not_made_again(data_dir, undisturbed, monkeypatch):
+    workdir, results = undisturbed
+    monkeypatch.setattr(Evaluator, "evaluate", None)
+    assert train(data_dir, workdir) == results
+
+
+def test_a_run_that_is_to_end_earlier_than_it_stands_is_scored_where_it_stands(tiny_config, monkeypatch, caplog):
+    config = changed(tiny_config, "schedule", train_steps=100, eval_every=100, checkpoint_every=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(*after(Checkpoints, "save"))
+        with pytest.raises(Killed):
+            experiment.train(config)
+    monkeypatch.setattr(Trainer, "run", None)
+    with caplog.at_level("INFO", logger="petseg"):
+        results = experiment.train(changed(config, "schedule", train_steps=2, eval_every=2))
+    assert results["step"] == 3
+    workdir = WorkDirectory(config.runtime.workdir)
+    assert json.loads((workdir.best / "best.json").read_text())["step"] == 3
+    assert any("stands at step 3" in message for message in caplog.messages)

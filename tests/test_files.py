@@ -1,0 +1,53 @@
+import errno
+import math
+import os
+import shutil
+
+import pytest
+
+from petseg import files
+from petseg.errors import ConfigError, WorkDirectoryError
+
+
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR]
+)
+def test_a_file_that_cannot_be_written_is_named_with_the_reason(number):
+    reason = os.strerror(number)
+    with pytest.raises(WorkDirectoryError) as caught, files.naming_what_cannot_be_written("run"):
+        raise OSError(number, reason, "run/metrics.csv")
+    assert str(caught.value) == f"run/metrics.csv: cannot be written: {reason}"
+    naming = files.naming_what_cannot_be_written("run", flag="--csv=run", error_class=ConfigError)
+    with pytest.raises(ConfigError) as caught, naming:
+        raise OSError(number, reason)
+    assert str(caught.value) == f"--csv=run: run: cannot be written: {reason}"
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EMFILE, errno.EPIPE, errno.ECONNRESET, None])
+def test_an_error_that_means_something_else_is_let_through(number):
+    error = OSError("decoder: broken data") if number is None else OSError(number, os.strerror(number))
+    with pytest.raises(OSError) as caught, files.naming_what_cannot_be_written("run"):  # noqa: PT011
+        raise error
+    assert caught.value is error
+
+
+def test_a_full_disk_is_told_with_what_is_needed(tmp_path):
+    free = shutil.disk_usage(tmp_path).free / 2**20
+    naming = files.naming_what_cannot_be_written(tmp_path / "not" / "there", needed=3 * 2**20)
+    with pytest.raises(WorkDirectoryError, match=r"it takes 3\.0 MiB, \d+\.\d MiB are free$") as caught, naming:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert float(str(caught.value).split()[-4]) == pytest.approx(free, rel=0.5)
+
+
+def test_a_disk_that_fills_up_under_a_file_is_told_with_its_name(tmp_path):
+    (tmp_path / "results.json.tmp").symlink_to("/dev/full")
+    message = rf"^{tmp_path}/results\.json: cannot be written: No space left"
+    with pytest.raises(WorkDirectoryError, match=message), files.naming_what_cannot_be_written("run"):
+        files.write_json(tmp_path / "results.json", {"loss": 1})
+
+
+def test_json_is_read_back_with_its_nan(tmp_path):
+    files.write_json(tmp_path / "a.json", {"iou": {"pet": math.nan, "border": 0.5}})
+    assert files.read_json(tmp_path / "a.json")["iou"]["border"] == 0.5
+    assert math.isnan(files.read_json(tmp_path / "a.json")["iou"]["pet"])
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
