@@ -8,9 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from petseg.models import encoders
-from petseg.training import learning_rates, loss_scale
-
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
@@ -20,14 +17,25 @@ import tensorflow as tf
 from hypothesis import settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from petseg.config import Config, DataConfig, DistributionConfig, ModelConfig, RuntimeConfig, ScheduleConfig
+from petseg.config import (
+    ComputeConfig,
+    Config,
+    DataConfig,
+    DistributionConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+)
 from petseg.data import input_pipeline
 from petseg.data.decoding import Examples
 from petseg.data.synthetic_pets import SyntheticPets
-from petseg.models import unet
+from petseg.models import encoders, unet
 from petseg.runtime import startup
-from petseg.training import augmentation, optimizers, sample_weights
+from petseg.training import augmentation, learning_rates, optimizers, sample_weights
 from petseg.training.augmentation import Augmentation
+from petseg.training.loss_scale import LossScale
 from petseg.training.losses import Loss
 from petseg.training.requests import Requests
 from petseg.training.trainer import Trainer
@@ -183,23 +191,22 @@ def make_trainer(
                 layer.trainable = False  # and so in inference mode
         noise = tf.random.stateless_uniform([16, size, size, 3], seed=[0, 0])
         encoders.calibrate_batch_norm(encoder, noise if calibrated_on is None else calibrated_on / np.float32(255))
-        rate = learning_rates.learning_rate_schedule("constant", learning_rate, 100)
+        options_of_optimizer = OptimizerConfig(
+            optimizer=optimizer, learning_rate=learning_rate, weight_decay=weight_decay
+        )
+        rate = learning_rates.learning_rate_schedule(options_of_optimizer, 100)
+        parts = (model.trainable_variables[:4], model.trainable_variables[4:])
         trainer = Trainer(
             strategy,
             model,
-            optimizers.Optimizer(
-                optimizer,
-                [
-                    optimizers.Group(model.trainable_variables[:4], rate),
-                    optimizers.Group(model.trainable_variables[4:], rate),
-                ],
-                weight_decay=weight_decay,
-            ),
+            optimizers.Optimizer(options_of_optimizer, [optimizers.Group(part, rate) for part in parts]),
             augment or augmentation.augmentation(augmentation.SETS["flip"], seed=0, batch_size=batch_size),
-            sample_weights.weight_map(class_weights),
+            sample_weights.weight_map(LossConfig(), class_weights),
             loss or Loss(),
-            loss_scale.LossScale(
-                initial=initial_loss_scale, growth_interval=1000, dynamic=precision == "mixed_float16"
+            LossScale(
+                ComputeConfig(
+                    precision=precision, initial_loss_scale=initial_loss_scale, loss_scale_growth_interval=1000
+                )
             ),
             requests,
             batch_size=batch_size,

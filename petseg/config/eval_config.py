@@ -3,7 +3,7 @@
 import dataclasses
 
 from petseg.config import PRECISIONS, DistributionConfig
-from petseg.config.options import Group, markdown_table, option
+from petseg.config.options import Group, option
 from petseg.config.train_config import CACHES
 from petseg.errors import ConfigError
 
@@ -75,7 +75,3 @@ class EvalConfig:
 
     score: ScoreConfig
     distribution: DistributionConfig = dataclasses.field(default_factory=DistributionConfig)
-
-
-if __name__ == "__main__":
-    print(markdown_table(EvalConfig))

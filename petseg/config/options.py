@@ -26,7 +26,6 @@ class Allowed:
       above: number that the value must exceed.
       maximum: largest number.
       below: number that the value must not reach.
-      or_exactly: a number outside the range that is allowed too.
       multiple_of: number that divides the value.
       required: whether an empty text is refused.
     """
@@ -36,7 +35,6 @@ class Allowed:
     above: float | None = None
     maximum: float | None = None
     below: float | None = None
-    or_exactly: float | None = None
     multiple_of: int | None = None
     required: bool = False
 
@@ -59,7 +57,7 @@ class Allowed:
             text += f" and below {self.below:.10g}"
         if self.multiple_of is not None:
             text += f", divisible by {self.multiple_of}"
-        return text if self.or_exactly is None else f"{text}, or {self.or_exactly:.10g}"
+        return text
 
     def admits(self, value: Any, kind: Any) -> bool:
         if kind is float and type(value) is int:
@@ -70,8 +68,6 @@ class Allowed:
             return (value in self.choices) if self.choices else (bool(value.strip()) or not self.required)
         if kind is float and not math.isfinite(value):
             return False
-        if self.or_exactly is not None and value == self.or_exactly:
-            return True
         return (
             (self.minimum is None or value >= self.minimum)
             and (self.above is None or value > self.above)
@@ -81,17 +77,21 @@ class Allowed:
         )
 
 
-def option(default: Any, help: str, *, unit: str = "", resume: str = "free", **allowed: Any) -> Any:
+def option(
+    default: Any, help: str, *, kind: type | None = None, unit: str = "", resume: str = "free", **allowed: Any
+) -> Any:
     """A dataclass field that is also a flag.
 
     Args:
-      default: the value when nobody gives one; its type is the flag's type.
+      default: the value when nobody gives one; None if there is then none.
       help: what the flag is, as a phrase.
+      kind: type of the values; None for that of the default.
       unit: what a number counts.
       resume: "fixed" if a checkpoint written under another value cannot be continued, else "free".
       **allowed: the arguments of `Allowed`.
     """
-    metadata = {"help": help, "unit": unit, "resume": resume, "allowed": Allowed(**allowed)}
+    kind = kind or type(default)
+    metadata = {"help": help, "kind": kind, "unit": unit, "resume": resume, "allowed": Allowed(**allowed)}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -105,8 +105,8 @@ class Group:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value, kind, allowed = getattr(self, field.name), type(field.default), field.metadata["allowed"]
-            if not allowed.admits(value, kind):
+            value, kind, allowed = getattr(self, field.name), field.metadata["kind"], field.metadata["allowed"]
+            if not (value is None and field.default is None) and not allowed.admits(value, kind):
                 raise ConfigError(f"--{field.name}={value}: must be {allowed.words(kind)}")
 
 
@@ -142,7 +142,7 @@ def define_flags(config_class: type, flag_values: flags.FlagValues) -> None:
     """Defines one flag for each field of a config class."""
     for group in groups(config_class).values():
         for field in dataclasses.fields(group):
-            kind, metadata = type(field.default), field.metadata
+            kind, metadata = field.metadata["kind"], field.metadata
             parser: Any = _Parser(kind, metadata["allowed"])
             if kind is bool:  # a class of its own in absl, which makes --name and --noname work
                 flag = flags.BooleanFlag(field.name, field.default, metadata["help"])
@@ -170,8 +170,9 @@ def rows(config_class: type) -> list[tuple[str, str, str, str]]:
     found = []
     for name, group in groups(config_class).items():
         for field in dataclasses.fields(group):
-            kind, allowed = type(field.default), field.metadata["allowed"]
-            default = str(field.default).lower() if kind is bool else f"{field.default}"
+            kind, allowed = field.metadata["kind"], field.metadata["allowed"]
+            default = "" if field.default is None else f"{field.default}"
+            default = default.lower() if kind is bool else default
             range_of_values = f"; {allowed.words(kind)}" if allowed.choices or kind in (int, float) else ""
             unit = f" ({field.metadata['unit']})" if field.metadata["unit"] else ""
             found.append((name, field.name, default, field.metadata["help"] + unit + range_of_values))

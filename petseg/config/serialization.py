@@ -36,6 +36,10 @@ def from_dict(values: Mapping[str, Mapping[str, Any]]) -> Config:
     _refuse_unknown(values, known)
     for name, group in known.items():
         _refuse_unknown(values.get(name, {}), [field.name for field in dataclasses.fields(group)])
+    augmentation = values.get("augmentation", {})
+    # Before there were flags without a value, -1 meant "as --augment says".
+    augmentation = {name: None if value == -1.0 else value for name, value in augmentation.items()}
+    values = {**values, "augmentation": augmentation}
     return Config(**{name: group(**values.get(name, {})) for name, group in known.items()})  # type: ignore[arg-type]
 
 
@@ -69,7 +73,7 @@ def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
     }
     for where in ("data_dir", "cache", "cache_dir", "data_service"):
         del values[where]
-    return {name: "none" if value == "" else value for name, value in values.items()}
+    return {name: "none" if value in ("", None) else value for name, value in values.items()}
 
 
 def markdown_of(config: Config) -> str:

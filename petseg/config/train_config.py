@@ -7,17 +7,16 @@ and the checks are derived from it by `options`. Imports no TensorFlow, so that 
 import dataclasses
 import math
 import re
-from typing import Any
 
 from petseg.classes import CLASS_NAMES
+from petseg.config.augmentation_config import AugmentationConfig
 from petseg.config.distribution_config import DistributionConfig
-from petseg.config.options import Group, markdown_table, option
+from petseg.config.options import Group, option
 from petseg.errors import ConfigError
 
 ENCODERS = ("mobilenet_v2", "tiny")
 IMAGENET_ALPHAS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
-OF_THE_SET = -1.0
 CACHES = ("memory", "disk", "none")
 CACHE_DIR = "~/.cache/petseg"
 
@@ -88,38 +87,6 @@ class DataConfig(Group):
                 "by commas"
             )
         return addresses
-
-
-def _part(help: str, **allowed: Any) -> Any:
-    return option(OF_THE_SET, f"{help}; {OF_THE_SET:g}: as --augment says", or_exactly=OF_THE_SET, **allowed)
-
-
-@dataclasses.dataclass(frozen=True)
-class AugmentationConfig(Group):
-    """Random changes to training examples."""
-
-    augment: str = option(
-        "flip",
-        "`flip`; `standard`: also crops, small turns and colours; `strong`: more of it, and cutout",
-        choices=("none", "flip", "standard", "strong"),
-    )
-    flip: float = _part("share of examples that are mirrored", minimum=0, maximum=1)
-    crop_area: float = _part(
-        "smallest area of a crop, as a share of the image's, to which its sides are cut", above=0, maximum=1
-    )
-    crop_aspect: float = _part("largest factor by which a crop is wider or narrower than the image", minimum=1)
-    rotation: float = _part("largest angle, either way", unit="degrees", minimum=0, maximum=180)
-    brightness: float = _part("largest change, as a share", minimum=0, maximum=1)
-    contrast: float = _part("largest change, as a share", minimum=0, maximum=1)
-    saturation: float = _part("largest change, as a share", minimum=0, maximum=1)
-    hue: float = _part("largest rotation of colours, either way", unit="turns", minimum=0, maximum=0.5)
-    cutout: float = _part("side of a square painted grey, as a share of the image's side", minimum=0, below=1)
-
-    def changed_parts(self) -> dict[str, float]:
-        """What is not as the set says, by name."""
-        parts = dataclasses.asdict(self)
-        del parts["augment"]
-        return {name: value for name, value in parts.items() if value != OF_THE_SET}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -372,7 +339,7 @@ class Config:
     """
 
     data: DataConfig = DataConfig()
-    augmentation: AugmentationConfig = AugmentationConfig()
+    augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -401,7 +368,3 @@ class Config:
                 f"--encoder_alpha={model.encoder_alpha:g}: with --encoder_weights=imagenet must be one of "
                 + ", ".join(f"{alpha:g}" for alpha in IMAGENET_ALPHAS)
             )
-
-
-if __name__ == "__main__":
-    print(markdown_table(Config))

@@ -1,6 +1,5 @@
 """Config -> the objects that a run is made of."""
 
-import dataclasses
 import logging
 
 import keras
@@ -13,10 +12,9 @@ from petseg.data.decoding import Examples
 from petseg.evaluation.evaluator import Evaluator
 from petseg.models import encoders, unet
 from petseg.runs import checkpoints
-from petseg.training import augmentation, learning_rates, loss_scale, losses, optimizers, sample_weights, trainer
-from petseg.training.losses import Loss
+from petseg.training import augmentation, losses, optimizers, sample_weights, trainer
+from petseg.training.loss_scale import LossScale
 from petseg.training.requests import Requests
-from petseg.training.sample_weights import WeightMap
 from petseg.training.weight_averaging import WeightAverage
 
 logger = logging.getLogger(__name__)
@@ -74,29 +72,6 @@ def build_average(config: Config, model: keras.Model) -> WeightAverage | None:
     return WeightAverage(model, config.optimizer.ema_decay) if config.optimizer.ema_decay else None
 
 
-def build_optimizer(config: Config, model: keras.Model, total_steps: int) -> optimizers.Optimizer:
-    """The optimizer of a config; inside ``strategy.scope()``."""
-    options = config.optimizer
-    rate = learning_rates.learning_rate_schedule(
-        options.learning_rate_schedule,
-        options.learning_rate,
-        total_steps,
-        warmup_steps=options.warmup_steps,
-        power=options.polynomial_power,
-        drop_at=options.drop_shares(),
-        drop_factor=options.drop_factor,
-    )
-    of_encoder = model.get_layer("encoder").trainable_variables
-    known = {id(weight) for weight in of_encoder}
-    groups = [optimizers.Group([w for w in model.trainable_variables if id(w) not in known], rate)]
-    if of_encoder:
-        encoder_rate = learning_rates.scaled(
-            rate, options.encoder_learning_rate_factor, first_step=options.unfreeze_encoder_at
-        )
-        groups.append(optimizers.Group(of_encoder, encoder_rate))
-    return optimizers.Optimizer(options.optimizer, groups, weight_decay=options.weight_decay, momentum=options.momentum)
-
-
 def build_trainer(
     config: Config,
     strategy: tf.distribute.Strategy,
@@ -107,19 +82,16 @@ def build_trainer(
 ) -> trainer.Trainer:
     """The loop of a config; inside ``strategy.scope()``."""
     compute, batch_size = config.compute, config.data.batch_size
-    parts = dataclasses.replace(augmentation.SETS[config.augmentation.augment], **config.augmentation.changed_parts())
     return trainer.Trainer(
         strategy,
         model,
-        build_optimizer(config, model, total_steps),
-        augmentation.augmentation(parts, seed=config.runtime.seed, batch_size=batch_size),
-        build_weight_map(config, class_weights),
-        build_loss(config),
-        loss_scale.LossScale(
-            initial=compute.initial_loss_scale,
-            growth_interval=compute.loss_scale_growth_interval,
-            dynamic=compute.precision == "mixed_float16",
+        optimizers.build(config.optimizer, model, total_steps),
+        augmentation.augmentation(
+            augmentation.parts_of(config.augmentation), seed=config.runtime.seed, batch_size=batch_size
         ),
+        sample_weights.weight_map(config.loss, class_weights),
+        losses.make_loss(config.loss),
+        LossScale(compute),
         requests,
         batch_size=batch_size,
         average=build_average(config, model),
@@ -127,26 +99,6 @@ def build_trainer(
         micro_batches=compute.micro_batches,
         sync_batch_norm=config.model.sync_batch_norm,
         jit_compile=compute.jit_compile,
-    )
-
-
-def build_weight_map(config: Config, class_weights: tuple[float, ...] | None) -> WeightMap:
-    """How much each pixel counts, in training and in the loss of evaluations."""
-    return sample_weights.weight_map(
-        class_weights,
-        boundary_weight=config.loss.boundary_weight,
-        boundary_sigma=config.loss.boundary_sigma,
-    )
-
-
-def build_loss(config: Config) -> Loss:
-    """What training minimises, and evaluations tell."""
-    return losses.make_loss(
-        config.loss.loss,
-        focal_gamma=config.loss.focal_gamma,
-        label_smoothing=config.loss.label_smoothing,
-        dice_weight=config.loss.dice_weight,
-        normalization=config.loss.loss_normalization,
     )
 
 
@@ -179,26 +131,13 @@ def build_evaluator(
         strategy,
         model,
         examples,
-        build_weight_map(config, class_weights),
-        build_loss(config),
+        sample_weights.weight_map(config.loss, class_weights),
+        losses.make_loss(config.loss),
         batch_size=batch_size or config.data.batch_size,
         stop=requests.stop,
         flip_tta=flip_tta,
         details=details,
     )
-
-
-def resolve_class_weights(config: Config, examples: Examples) -> tuple[float, ...] | None:
-    """The class weights of a config, normalised to sum to 1."""
-    given = config.loss.class_weight_values()
-    weights = given and sample_weights.normalized(given)
-    counted = {"balanced": sample_weights.balanced, "median_frequency": sample_weights.median_frequency}
-    if config.loss.class_weights in counted:
-        weights = counted[config.loss.class_weights](examples.masks, len(CLASS_NAMES))
-    if weights is not None:
-        shown = ", ".join(f"{name} {weight:.3f}" for name, weight in zip(CLASS_NAMES, weights, strict=True))
-        logger.info("class weights: %s", shown)
-    return weights
 
 
 def restore(path: str, config: Config, model: keras.Model, *, averaged: bool) -> int:

@@ -31,6 +31,7 @@ from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime import process
 from petseg.runtime.signals import StopSignals
 from petseg.runtime.strategies import Placement
+from petseg.training import sample_weights
 from petseg.training.requests import Requests
 from petseg.training.trainer import Trainer
 
@@ -121,7 +122,7 @@ def _build(
 ) -> Parts:
     steps_per_epoch = example_order.steps_per_epoch(len(train_examples), config.data.batch_size)
     clock = Clock.of(config.schedule, steps_per_epoch)
-    weights = building.resolve_class_weights(config, train_examples)
+    weights = sample_weights.resolve_class_weights(config.loss, train_examples.masks)
     requests = Requests()
     with strategy.scope():
         model = starting_point.build_model(start, config, train_examples)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from petseg.classes import IGNORED
+from petseg.config import AugmentationConfig
 
 Augmentation = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
@@ -26,8 +27,8 @@ class Parts:
       crop_aspect: largest factor by which a crop is wider, or narrower, than the image.
       rotation: largest angle in degrees, either way.
       brightness: the image is multiplied by a factor in [1 - brightness, 1 + brightness].
-      contrast: likewise its distance to its mean.
-      saturation: likewise its distance to grey.
+      contrast: the distance of the image to its mean is multiplied by a factor in [1 - contrast, 1 + contrast].
+      saturation: its distance to grey is multiplied by a factor in [1 - saturation, 1 + saturation].
       hue: largest rotation of the colours, either way, in turns.
       cutout: side of a square that is painted grey, as a share of the image's side.
     """
@@ -66,6 +67,11 @@ SETS = {
 GREY = 127.5
 # To luma and two axes of colour, in which hue is an angle and saturation a radius (YIQ, the colours of NTSC).
 YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+
+
+def parts_of(config: AugmentationConfig) -> Parts:
+    """How far flags let each change go: as their set says, but for those that were given."""
+    return dataclasses.replace(SETS[config.augment], **config.changed_parts())
 
 
 def augmentation(parts: Parts, *, seed: int, batch_size: int) -> Augmentation:
@@ -149,10 +155,10 @@ def move(
       images: float32 [b, H, W, C].
       masks: uint8 [b, H, W, 1].
       width: float32 [b], of the crops, as shares of the images'.
-      height: likewise.
+      height: float32 [b], of the crops, as shares of the images'.
       radians: float32 [b], by which a crop is turned about its own centre.
       x: float32 [b], where the crop lies: 0 at the left, 1 at the right.
-      y: likewise, from top to bottom.
+      y: float32 [b], where it lies from top, 0, to bottom, 1.
     """
     rows, columns = images.shape[1], images.shape[2]
     cos, sin = tf.cos(radians), tf.sin(radians)
@@ -194,7 +200,7 @@ def cut_out(images: tf.Tensor, x: tf.Tensor, y: tf.Tensor, share: float) -> tf.T
     Args:
       images: float32 [b, H, W, C] in [0, 255].
       x: float32 [b], where the centre lies, 0 at the left, 1 at the right.
-      y: likewise, from top to bottom.
+      y: float32 [b], where it lies from top, 0, to bottom, 1.
       share: its side as a share of the image's sides; less is seen of a square that reaches over an edge.
     """
     _, rows, columns, _ = images.shape

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from petseg.config import ComputeConfig
 from petseg.training.variables import step_variable
 
 
@@ -18,17 +19,17 @@ class LossScale(tf.Module):
       skipped_steps: int64 variable, steps skipped since the start of the run.
     """
 
-    def __init__(self, *, initial: float, growth_interval: int, dynamic: bool):
-        """Makes one.
+    def __init__(self, config: ComputeConfig):
+        """Starts at the scale of the flags.
 
         Args:
-          initial: the scale of the first step.
-          growth_interval: finite steps after which the scale doubles.
-          dynamic: whether it is in use; else the scale is 1, and what a checkpoint holds stays as it is.
+          config: precision, first scale and how fast it grows. In another precision than "mixed_float16" the scale is
+            1, and what a checkpoint holds stays as it is.
         """
         super().__init__()
-        self._growth_interval, self._dynamic = growth_interval, dynamic
-        self._scale = step_variable(initial, tf.float32)
+        self._growth_interval = config.loss_scale_growth_interval
+        self._dynamic = config.precision == "mixed_float16"
+        self._scale = step_variable(config.initial_loss_scale, tf.float32)
         self._finite_steps = step_variable(0, tf.int64)
         self.skipped_steps = step_variable(0, tf.int64)
 
@@ -49,10 +50,10 @@ class LossScale(tf.Module):
         self.skipped_steps.assign_add(tf.cast(~finite, tf.int64))
         if not self._dynamic:
             return finite
-        explained = finite | (self._scale > 1.0)
+        accounted_for = finite | (self._scale > 1.0)
         finite_steps = tf.where(finite, self._finite_steps + 1, 0)
         grows = finite_steps >= self._growth_interval
         factor = tf.where(finite, tf.where(grows, 2.0, 1.0), 0.5)
         self._finite_steps.assign(tf.where(grows, tf.zeros_like(finite_steps), finite_steps))
         self._scale.assign(tf.maximum(self._scale * factor, 1.0))
-        return explained
+        return accounted_for

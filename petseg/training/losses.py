@@ -8,6 +8,8 @@ import dataclasses
 
 import tensorflow as tf
 
+from petseg.config import LossConfig
+
 SMALLEST = 1e-7
 
 
@@ -18,8 +20,8 @@ class Loss:
     Attributes:
       pixel: how much cross-entropy or, with a `focal_gamma`, focal loss there is in it.
       dice: how much soft Dice loss. An example's counts once for each of its pixels, so one divisor does for both.
-      focal_gamma: see `pixel_losses`.
-      label_smoothing: likewise.
+      focal_gamma: the gamma of `pixel_losses`; 0 for cross-entropy.
+      label_smoothing: the label smoothing of `pixel_losses`.
       normalization: what it will be divided by: the number of valid "pixels", or the sum of their "weights".
     """
 
@@ -51,27 +53,14 @@ class Loss:
         return total, tf.reduce_sum(counted)
 
 
-def make_loss(name: str, *, focal_gamma: float, label_smoothing: float, dice_weight: float, normalization: str) -> Loss:
-    """The loss of a name.
-
-    Args:
-      name: "cross_entropy", "focal", "dice", or "cross_entropy_dice": the first plus `dice_weight` times the third.
-      focal_gamma: see `pixel_losses`.
-      label_smoothing: likewise.
-      dice_weight: see above.
-      normalization: see `Loss`.
-
-    Raises:
-      ValueError: if there is no loss of that name.
-    """
-    if name not in ("cross_entropy", "focal", "dice", "cross_entropy_dice"):
-        raise ValueError(f"no loss {name!r}; there are cross_entropy, focal, dice and cross_entropy_dice")
+def make_loss(config: LossConfig) -> Loss:
+    """The loss that flags describe."""
     return Loss(
-        pixel=0.0 if name == "dice" else 1.0,
-        dice={"dice": 1.0, "cross_entropy_dice": dice_weight}.get(name, 0.0),
-        focal_gamma=focal_gamma if name == "focal" else 0.0,
-        label_smoothing=label_smoothing,
-        normalization=normalization,
+        pixel=0.0 if config.loss == "dice" else 1.0,
+        dice={"dice": 1.0, "cross_entropy_dice": config.dice_weight}.get(config.loss, 0.0),
+        focal_gamma=config.focal_gamma if config.loss == "focal" else 0.0,
+        label_smoothing=config.label_smoothing,
+        normalization=config.loss_normalization,
     )
 
 
@@ -110,7 +99,7 @@ def soft_dice(labels: tf.Tensor, logits: tf.Tensor, weights: tf.Tensor) -> tf.Te
     w; the 1 makes it 1 for a class that neither occurs nor is predicted.
 
     Args:
-      labels: integer [B, H, W], as above.
+      labels: integer [B, H, W], class ids. A pixel that is in no class may hold any number.
       logits: float32 [B, H, W, C].
       weights: float32 [B, H, W].
 

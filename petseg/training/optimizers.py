@@ -1,4 +1,4 @@
-"""Optimizers, learning-rate schedules, and the loss scale of float16."""
+"""Optimizers: groups of weights, each with a learning rate of its own."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from petseg.config import OptimizerConfig
+from petseg.training import learning_rates
 from petseg.training.learning_rates import LearningRate
 
 
@@ -34,23 +36,18 @@ class Optimizer(tf.Module):
       variables: learning rates, counts and slots.
     """
 
-    def __init__(self, name: str, groups: Sequence[Group], *, weight_decay: float = 0.0, momentum: float = 0.9):
+    def __init__(self, config: OptimizerConfig, groups: Sequence[Group]):
         """Builds a Keras optimizer for each group.
 
         Args:
-          name: "adam" (Kingma and Ba 2015), "adamw" (Loshchilov and Hutter 2019) or "sgd".
+          config: which optimizer, its momentum and weight decay (decoupled; not of biases and of the scales and offsets
+            of norms); the learning rates are those of the groups.
           groups: what to update; the first one's learning rate is the one that is shown.
-          weight_decay: share of a weight, times the learning rate, that each step takes away (decoupled); not of biases
-            and of the scales and offsets of norms.
-          momentum: of "sgd".
-
-        Raises:
-          ValueError: if there is no optimizer of that name.
         """
         super().__init__()
         self._groups = tuple(groups)
         self.weights = [weight for group in groups for weight in group.weights]
-        self._optimizers = [_keras_optimizer(name, group.weights, weight_decay, momentum) for group in groups]
+        self._optimizers = [_keras_optimizer(config, group.weights) for group in groups]
 
     @property
     def variables(self) -> tuple[Any, ...]:
@@ -78,18 +75,31 @@ class Optimizer(tf.Module):
             optimizer.apply_gradients(zip(part, group.weights, strict=True))
 
 
-def _keras_optimizer(
-    name: str, weights: Sequence[keras.Variable], weight_decay: float, momentum: float
-) -> keras.optimizers.Optimizer:
-    decay = weight_decay or None
-    if name == "adam":
+def build(config: OptimizerConfig, model: keras.Model, total_steps: int) -> Optimizer:
+    """The optimizer of a model, whose encoder has a learning rate of its own; inside ``strategy.scope()``.
+
+    Raises:
+      ConfigError: if nothing is left of the run after the warm-up.
+    """
+    rate = learning_rates.learning_rate_schedule(config, total_steps)
+    of_encoder = model.get_layer("encoder").trainable_variables
+    known = {id(weight) for weight in of_encoder}
+    groups = [Group([w for w in model.trainable_variables if id(w) not in known], rate)]
+    if of_encoder:
+        factor, first_step = config.encoder_learning_rate_factor, config.unfreeze_encoder_at
+        groups.append(Group(of_encoder, learning_rates.scaled(rate, factor, first_step=first_step)))
+    return Optimizer(config, groups)
+
+
+def _keras_optimizer(config: OptimizerConfig, weights: Sequence[keras.Variable]) -> keras.optimizers.Optimizer:
+    """Adam (Kingma and Ba 2015), AdamW (Loshchilov and Hutter 2019) or SGD, built, and without its own reduction."""
+    decay = config.weight_decay or None
+    if config.optimizer == "adam":
         optimizer = keras.optimizers.Adam(weight_decay=decay)
-    elif name == "adamw":
-        optimizer = keras.optimizers.AdamW(weight_decay=weight_decay)
-    elif name == "sgd":
-        optimizer = keras.optimizers.SGD(momentum=momentum, weight_decay=decay)
+    elif config.optimizer == "adamw":
+        optimizer = keras.optimizers.AdamW(weight_decay=decay)
     else:
-        raise ValueError(f"no optimizer {name!r}; there are 'adam', 'adamw' and 'sgd'")
+        optimizer = keras.optimizers.SGD(momentum=config.momentum, weight_decay=decay)
     optimizer.exclude_from_weight_decay(var_list=[weight for weight in weights if len(weight.shape) < 2])
     optimizer.build(weights)
     # Keras's own reduction would add up once more what is reduced already. Under another name it would go on unnoticed.

@@ -1,33 +1,33 @@
 """Masks -> per-pixel weight maps.
 
 The place to change how much a pixel counts: whatever the `WeightMap` of a run returns multiplies the loss of its pixel.
-A function of your own, masks -> factors, goes into `own_factors` of `weight_map`, which `building` calls.
+A function of your own, masks -> factors, goes into `own_factors` of `weight_map`, which `runs.building` calls.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from petseg.classes import IGNORED
+from petseg.classes import CLASS_NAMES, IGNORED
+from petseg.config import LossConfig
 
 COUNTED_AT_ONCE = 64
+logger = logging.getLogger(__name__)
 WeightMap = Callable[[tf.Tensor], tf.Tensor]
 
 
 def weight_map(
+    config: LossConfig,
     class_weights: Sequence[float] | None = None,
-    *,
-    boundary_weight: float = 0.0,
-    boundary_sigma: float = 5.0,
     own_factors: WeightMap | None = None,
 ) -> WeightMap:
     """What gives each pixel its weight: that of its class, and more near a boundary; 0 where the pixel is not valid.
 
     Args:
+      config: how much is added near a boundary, and how far that reaches.
       class_weights: one number per class, or None for 1 everywhere.
-      boundary_weight: what is added to the weight of a pixel on a boundary; see `near_boundaries`.
-      boundary_sigma: how far that reaches, in pixels.
       own_factors: masks -> float32 [B, H, W], which multiplies the rest; None for 1.
 
     Returns:
@@ -39,8 +39,8 @@ def weight_map(
         if class_weights is not None:
             ids = tf.minimum(tf.cast(masks[..., 0], tf.int32), len(class_weights) - 1)
             weights = tf.gather(tf.constant(class_weights, tf.float32), ids) * valid
-        if boundary_weight:
-            weights += boundary_weight * near_boundaries(masks, boundary_sigma) * valid
+        if config.boundary_weight:
+            weights += config.boundary_weight * near_boundaries(masks, config.boundary_sigma) * valid
         return weights if own_factors is None else weights * own_factors(masks)
 
     return weights_of
@@ -86,6 +86,24 @@ def _touches_another_class(masks: tf.Tensor) -> tf.Tensor:
         | tf.pad(differs_right, [[0, 0], [0, 0], [0, 1], [0, 0]])
         | tf.pad(differs_right, [[0, 0], [0, 0], [1, 0], [0, 0]])
     )
+
+
+def resolve_class_weights(config: LossConfig, masks: np.ndarray) -> tuple[float, ...] | None:
+    """The class weights that flags ask for, normalised to sum to 1; None where none are asked for.
+
+    Args:
+      config: the weights themselves, or how they are counted.
+      masks: uint8 [N, H, W, 1] of the training split, class ids or IGNORED.
+    """
+    given = config.class_weight_values()
+    weights = given and normalized(given)
+    counted = {"balanced": balanced, "median_frequency": median_frequency}
+    if config.class_weights in counted:
+        weights = counted[config.class_weights](masks, len(CLASS_NAMES))
+    if weights is not None:
+        shown = ", ".join(f"{name} {weight:.3f}" for name, weight in zip(CLASS_NAMES, weights, strict=True))
+        logger.info("class weights: %s", shown)
+    return weights
 
 
 def normalized(class_weights: Sequence[float]) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ import tensorflow as tf
 from conftest import random_examples, replicas
 
 from petseg.classes import IGNORED
+from petseg.config import LossConfig
 from petseg.data import input_pipeline
 from petseg.evaluation.evaluator import Evaluator
 from petseg.evaluation.results import split_results
@@ -41,7 +42,7 @@ def scored():
 def evaluator_of(strategy, model, examples, batch_size, stop=None):
     with strategy.scope():
         return Evaluator(
-            strategy, model, examples, sample_weights.weight_map(), Loss(), batch_size=batch_size, stop=stop
+            strategy, model, examples, sample_weights.weight_map(LossConfig()), Loss(), batch_size=batch_size, stop=stop
         )
 
 

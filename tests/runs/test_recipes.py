@@ -18,6 +18,7 @@ from petseg.models import inference
 from petseg.reporting.summaries import read_csv
 from petseg.runs import building, experiment, scoring
 from petseg.runs.work_directory import WorkDirectory
+from petseg.training import optimizers
 
 SCHEDULE = ["--train_steps=4", "--eval_every=2", "--checkpoint_every=2", "--eval_at_start"]
 
@@ -128,7 +129,7 @@ def test_the_encoder_stands_still_until_it_is_unfrozen_and_then_learns_at_its_ow
     flags = ["--train_encoder", "--unfreeze_encoder_at=1", "--encoder_learning_rate_factor=0.2"]
     config = tiny(data_dir, tmp_path / "run", *flags, "--optimizer=sgd", "--learning_rate=0.1", "--momentum=0")
     model = building.build_model(config, None)
-    optimizer = building.build_optimizer(config, model, total_steps=4)
+    optimizer = optimizers.build(config.optimizer, model, total_steps=4)
     encoder = {id(weight) for weight in model.get_layer("encoder").trainable_variables}
     assert len(optimizer.weights) == len(model.trainable_variables) > len(encoder) > 100
     for step, of_encoder in ((0, 0.0), (1, 0.02)):

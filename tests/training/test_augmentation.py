@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 
 from petseg.classes import IGNORED
+from petseg.config import LossConfig
 from petseg.training import augmentation, sample_weights
 from petseg.training.augmentation import SETS, Parts
 
@@ -60,7 +61,7 @@ def test_pixels_from_outside_are_not_background_and_weigh_nothing():
     assert outside == pytest.approx(
         1 - (2 * np.sqrt(2) - 2), abs=0.03
     )  # what a square and its turned self do not share
-    weights = sample_weights.weight_map((0.2, 0.3, 0.5), boundary_weight=1.0)(masks).numpy()
+    weights = sample_weights.weight_map(LossConfig(boundary_weight=1.0), (0.2, 0.3, 0.5))(masks).numpy()
     np.testing.assert_array_equal(weights == 0, (masks == IGNORED)[..., 0])
 
 

@@ -5,19 +5,20 @@ from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 
 from petseg.classes import IGNORED
+from petseg.config import LossConfig
 from petseg.training import sample_weights
 
 MASK = np.array([0, 1, 2, IGNORED], np.uint8).reshape(1, 2, 2, 1)
 
 
 def test_without_class_weights_every_valid_pixel_counts_1():
-    weights = sample_weights.weight_map()(tf.constant(MASK))
+    weights = sample_weights.weight_map(LossConfig())(tf.constant(MASK))
     assert weights.dtype == tf.float32
     np.testing.assert_array_equal(weights[0], [[1, 1], [1, 0]])
 
 
 def test_each_pixel_gets_the_weight_of_its_class():
-    weights = sample_weights.weight_map((0.5, 0.3, 0.2))(tf.constant(MASK))
+    weights = sample_weights.weight_map(LossConfig(), (0.5, 0.3, 0.2))(tf.constant(MASK))
     np.testing.assert_allclose(weights[0], [[0.5, 0.3], [0.2, 0]])
 
 
@@ -34,7 +35,7 @@ def test_normalized_weights_sum_to_1_and_keep_their_ratios(weights):
     class_weights=st.none() | st.tuples(*[st.floats(0, 100, width=32, allow_subnormal=False)] * 3),
 )
 def test_a_weight_map_holds_the_weight_of_each_pixels_class_and_0_where_there_is_none(mask, class_weights):
-    weights = sample_weights.weight_map(class_weights)(tf.constant(mask)).numpy()
+    weights = sample_weights.weight_map(LossConfig(), class_weights)(tf.constant(mask)).numpy()
     table = np.array([*(class_weights or (1, 1, 1)), 0], np.float32)
     np.testing.assert_array_equal(weights, table[np.minimum(mask[..., 0], 3)])
     np.testing.assert_array_equal(sample_weights.valid_pixels(tf.constant(mask)), mask[..., 0] != 255)
@@ -89,12 +90,13 @@ def test_weights_near_boundaries_are_those_of_the_formula():
     weights = sample_weights.near_boundaries(tf.constant(masks), sigma).numpy()
     np.testing.assert_allclose(weights[0], np.exp(-(distances(masks[0, ..., 0], 3 * sigma) ** 2) / 8), atol=1e-6)
     assert not weights[1].any()  # one class: no boundary
-    whole = sample_weights.weight_map((0.2, 0.3, 0.5), boundary_weight=10.0, boundary_sigma=sigma)(masks).numpy()
+    near = LossConfig(boundary_weight=10.0, boundary_sigma=sigma)
+    whole = sample_weights.weight_map(near, (0.2, 0.3, 0.5))(masks).numpy()
     expected = np.array([0.2, 0.3, 0.5, 0])[np.minimum(masks[..., 0], 3)] + 10 * weights * (masks[..., 0] != 255)
     np.testing.assert_allclose(whole, expected, rtol=1e-5)
 
 
 def test_a_function_of_ones_own_multiplies_the_map():
     upper_half = tf.constant([[1.0, 1.0], [0.0, 0.0]])
-    weights = sample_weights.weight_map((0.5, 0.3, 0.2), own_factors=lambda masks: upper_half[None])(MASK)
+    weights = sample_weights.weight_map(LossConfig(), (0.5, 0.3, 0.2), own_factors=lambda masks: upper_half[None])(MASK)
     np.testing.assert_allclose(weights[0], [[0.5, 0.3], [0, 0]])
