@@ -4,7 +4,6 @@ A folder holds `images.u8` and `masks.u8`, raw bytes, one example after the othe
 under another name and renamed when it is complete; from then on nobody changes it, for runs read it by its path.
 """
 
-import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -13,7 +12,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,12 @@ class Cache:
           ConfigError: if the files cannot be written.
         """
         if not self.folder.exists() or self._damage():
-            with self._naming_what_cannot_be_written():
+            with files.naming_what_cannot_be_written(
+                self.folder.parent,
+                flag=f"--cache_dir={self.directory}",
+                error_class=ConfigError,
+                needed=self._bytes(),
+            ):
                 self.folder.parent.mkdir(parents=True, exist_ok=True)
                 lock = self.folder.with_name(self.folder.name + ".lock")
                 with files.one_process_at_a_time(lock, f"writes {self.folder}"):
@@ -188,16 +192,3 @@ class Cache:
 
     def _bytes(self) -> int:
         return self.count * self.image_size**2 * sum(CHANNELS.values())
-
-    @contextlib.contextmanager
-    def _naming_what_cannot_be_written(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            space = ""
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                free = shutil.disk_usage(self.folder.parent).free
-                space = f": {self._bytes() / 2**20:.1f} MiB are needed, {free / 2**20:.1f} MiB are free"
-            raise ConfigError(
-                f"--cache_dir={self.directory}: {self.folder.parent} cannot be written to ({error.strerror}){space}"
-            ) from error

@@ -19,8 +19,8 @@ import numpy as np
 import tensorflow as tf
 
 from petseg.config.eval_config import EXPORT_FORMATS
-from petseg.errors import ConfigError, ExportError, WorkDirectoryError, one_line
-from petseg.files import write_json
+from petseg.errors import ConfigError, ExportError, one_line
+from petseg.files import naming_what_cannot_be_written, write_json
 from petseg.models import inference
 from petseg.models.layers import InferenceMode
 
@@ -109,7 +109,7 @@ def export(
     original = model if model.dtype_policy.name == "float32" else layer.model
     expected = _run(lambda images: _predictions(original, images), examples, BATCH_SIZE)
     agreements, failures = [], {}
-    try:
+    with naming_what_cannot_be_written(output_dir, flag=f"--output_dir={output_dir}"):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=output_dir) as scratch:
             for name in dict.fromkeys(formats):
@@ -123,9 +123,6 @@ def export(
         calibrated_on = 0 if calibration is None else len(calibration)
         facts = _facts(layer, agreements, compared_on=len(examples), calibrated_on=calibrated_on)
         write_json(Path(output_dir) / CARD, {**card, **facts, "failures": failures})
-    except OSError as error:
-        where = error.filename or output_dir
-        raise WorkDirectoryError(f"--output_dir={output_dir}: {where} cannot be written: {error.strerror}") from error
     if failures:
         logger.warning("exports in %s:\n%s", output_dir, table(agreements))
         raise ExportError("; ".join(f"--export={name}: {reason}" for name, reason in failures.items()))

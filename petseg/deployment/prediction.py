@@ -1,13 +1,12 @@
 """Masks for photographs in files: any size, any kind that Pillow reads."""
 
-import contextlib
 import glob
 import io
 import logging
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +87,7 @@ def predict_files(predictor: Predictor, pattern: str, output_dir: str, *, cutout
     hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
     targets = _targets(files, Path(output_dir))
     _check_not_a_users(targets, output_dir, (MASK, OVERLAY, CUTOUT) if cutout else (MASK, OVERLAY))
-    with _naming_what_cannot_be_written(output_dir):
+    with files_lib.naming_what_cannot_be_written(output_dir, flag=f"--output_dir={output_dir}"):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
     for file, target in tqdm.tqdm(list(zip(files, targets, strict=True)), unit=" images", disable=hidden):
         try:
@@ -97,7 +96,7 @@ def predict_files(predictor: Predictor, pattern: str, output_dir: str, *, cutout
             logger.warning("%s: cannot be read: %s", file, " ".join(str(error).split()) or type(error).__name__)
             unreadable.append(file)
             continue
-        with _naming_what_cannot_be_written(output_dir):
+        with files_lib.naming_what_cannot_be_written(output_dir, flag=f"--output_dir={output_dir}"):
             masks.append(_write(image, predictor(image), target, cutout=cutout))
     logger.info("masks of %d files in %s", len(masks), output_dir)
     if unreadable:
@@ -217,12 +216,3 @@ def _save(picture: Image.Image, target: Path, ending: str, kind: str, **options:
     picture.save(data, kind, **options)
     files_lib.write_bytes(file, signed(data.getvalue()))
     return file
-
-
-@contextlib.contextmanager
-def _naming_what_cannot_be_written(output_dir: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        where = error.filename or output_dir
-        raise WorkDirectoryError(f"--output_dir={output_dir}: {where} cannot be written: {error.strerror}") from error

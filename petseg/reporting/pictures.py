@@ -175,7 +175,7 @@ def model_diagram(model: keras.Model) -> Figure:
         arrow((6.2, -level - 1.0) if i == 0 else (8.8, -level - 0.65), (8.8, -level - 0.35))
         arrow((2.4, -level), (7.6, -level), "--")
     arrow((8.8, -0.65), (8.8, -0.35))
-    colors = {"MobileNetV2 encoder": "#56B4E9", "decoder": "#E69F00"}
+    colors = {"encoder": "#56B4E9", "decoder": "#E69F00"}
     axis.legend(handles=[Patch(color=color, label=name) for name, color in colors.items()], loc="lower left", ncols=2,
                 fontsize=8, frameon=False)  # fmt: skip
     axis.set_title(f"{model.name}: {model.count_params():,} parameters", fontsize=10)

@@ -15,11 +15,11 @@ import tensorflow as tf
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import catalog, decoding, example_order
 from petseg.data.decoding import Examples
-from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
+from petseg.errors import CheckpointError, ConfigError, DataError
 from petseg.evaluation import confidence_intervals, score_tables
 from petseg.evaluation.evaluator import Evaluation
 from petseg.evaluation.results import image_rows, split_results
-from petseg.files import write_bytes, write_json, write_text
+from petseg.files import naming_what_cannot_be_written, write_bytes, write_json, write_text
 from petseg.reporting import pictures
 from petseg.runs import building
 from petseg.runs.schedule import Clock
@@ -306,8 +306,6 @@ def _write_csv(path: str, rows: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(text, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    try:
+    with naming_what_cannot_be_written(path, flag=f"--csv={path}"):
         write_text(Path(path), text.getvalue())
-    except OSError as error:
-        raise WorkDirectoryError(f"--csv={path}: cannot be written: {error.strerror}") from error
     print(f"images:     {path}")

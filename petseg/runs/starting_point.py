@@ -89,7 +89,7 @@ def _fill_from_other_run(source: str, config: Config, model: keras.Model) -> Non
         step = checkpoints.restore_model(path, model=model)
     else:
         theirs = workdir.load_config()
-        for name in ("encoder_alpha", "input_scaling"):
+        for name in ("encoder", "encoder_alpha", "input_scaling"):
             ours, its = getattr(config.model, name), getattr(theirs.model, name)
             if ours != its:
                 raise ConfigError(f"--{name}={ours}: must be {its}, as in the run of --init_from={source}")

@@ -131,9 +131,9 @@ DATA = [
     ("--encoder_weights={place}/none.h5", "--encoder_weights={place}/none.h5: no such file"),
     (
         "--cache=disk --cache_dir={place}/file",
-        "--cache_dir={place}/file: {place}/file cannot be written to (File exists)",
+        "--cache_dir={place}/file: {place}/file: cannot be written: File exists",
     ),
-    ("--cache=disk --cache_dir={place}/file/below", "cannot be written to (Not a directory)"),
+    ("--cache=disk --cache_dir={place}/file/below", "cannot be written: Not a directory"),
     ("--encoder_weights={place}/file", "--encoder_weights={place}/file: does not fit this encoder"),
 ]
 
