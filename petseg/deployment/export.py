@@ -133,11 +133,11 @@ def check_formats(formats: Sequence[str]) -> None:
     """Raises ConfigError if a format is unknown, or takes a package that is not installed."""
     for name in formats:
         if name not in EXPORT_FORMATS:
-            raise ConfigError(f"--export={name}: no such format; takes {', '.join(EXPORT_FORMATS)}")
+            raise ConfigError(f"--export={name}: no such format; must be some of {', '.join(EXPORT_FORMATS)}")
         packages = _FORMATS[name].packages
         if any(importlib.util.find_spec(module) is None for module in packages):
             noun, names = "packages" if len(packages) > 1 else "package", " and ".join(packages.values())
-            raise ConfigError(f"--export={name}: takes the {noun} {names}: pip install 'petseg[export]'")
+            raise ConfigError(f"--export={name}: needs the {noun} {names}: pip install 'petseg[export]'")
 
 
 def needs_calibration(formats: Sequence[str]) -> bool:
@@ -203,7 +203,7 @@ def _agrees(agreement: Agreement) -> bool:
 
 def _disagreement(agreement: Agreement) -> str:
     return (
-        f"{agreement.path} agrees with the model on {agreement.mask_agreement:.3%} of the pixels, takes "
+        f"{agreement.path} agrees with the model on {agreement.mask_agreement:.3%} of the pixels, must on "
         f"{_FORMATS[agreement.format].least_agreement:.1%}; probabilities differ by {agreement.largest_difference:.2g}"
     )
 

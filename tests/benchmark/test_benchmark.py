@@ -73,7 +73,7 @@ def test_the_program_prints_tables_and_writes_numbers(data_dir, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--measure=all"], "takes some of training, variants"),
+        (["--measure=all"], "must be some of training, variants"),
         (["--dataset=synthetic_pets", "--train_split=nothing", "--measure=input"], "no split nothing"),
     ],
 )
