@@ -1,7 +1,8 @@
 """The configuration: frozen dataclasses in which one field is one flag.
 
-A field's help, unit, default and allowed values stand in one place, here; flags, ``--help``, the table in the README
-and the checks are derived from it by `options`. Imports no TensorFlow, so that a wrong flag is answered at once.
+A field's help, unit, default and allowed values stand in one place, here; flags, ``--help``, the tables in the
+package's README and the checks are derived from it by `options`. Imports no TensorFlow, so that a wrong flag is
+answered at once.
 """
 
 import dataclasses

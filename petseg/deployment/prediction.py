@@ -68,7 +68,7 @@ def predict_files(predictor: Predictor, pattern: str, output_dir: str, *, cutout
     Args:
       predictor: what makes the masks.
       pattern: a glob (`**` goes into subfolders), a file, or a folder.
-      output_dir: where to write.
+      output_dir: folder to write to.
       cutout: whether to write cut-outs.
 
     Returns:

@@ -1,6 +1,6 @@
 """What is measured in a step: named sums, which add up on the device until somebody reads them.
 
-A new scalar takes a description here and a line in `Trainer._measure`.
+A new scalar needs a description here and a line in `Trainer._measure`.
 """
 
 import dataclasses
