@@ -124,7 +124,7 @@ class ModelConfig(Group):
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig(Group):
-    """Per-pixel losses to one number."""
+    """How the losses of pixels become one number."""
 
     loss: str = option(
         "cross_entropy",

@@ -72,8 +72,8 @@ class Evaluator:
           batch_size: examples per step over all replicas; any number. What runs on one device has no larger batches
             than a replica.
           stop: float32 variable; set to 1 from another thread, it ends a pass early.
-          flip_tta: average the probabilities of an image and of its mirror image.
-          details: count outlines and calibration too.
+          flip_tta: whether to average the probabilities of an image and of its mirror image.
+          details: whether to count outlines and calibration too.
         """
         self._strategy, self._model, self._examples, self._batch_size = strategy, model, examples, batch_size
         self._replica_batch_size = math.ceil(batch_size / strategy.num_replicas_in_sync)

@@ -34,7 +34,7 @@ class Measurements:
     """What the steps since the last `Trainer.pop_measurements` did.
 
     Attributes:
-      steps: how many they were.
+      steps: number of these steps.
       scalars: `MEANS` and `STATE`, by name; a mean over no step is NaN.
       confusion_matrix: int64 [C, C], pixels by true (rows) and predicted class (columns).
     """
