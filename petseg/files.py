@@ -41,7 +41,7 @@ def naming_what_cannot_be_written(
     Args:
       where: the file or folder, for errors that name none.
       flag: the flag that chose it, with its value, such as `--csv=FILE`; empty if there is none.
-      error_class: of the error that is raised.
+      error_class: class of the error that is raised.
       needed: bytes that are to be written, which the message tells where there is no space; None if that is unknown.
 
     Raises:
@@ -65,7 +65,7 @@ def _free_bytes(path: Path) -> int:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON as `write_text` does; NaN becomes null."""
+    """Writes JSON as whole as `write_bytes` does; NaN becomes null."""
     write_text(path, json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")
 
 
@@ -75,7 +75,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text as `write_bytes` does."""
+    """Writes a text as whole as `write_bytes` does."""
     write_bytes(path, text.encode())
 
 

@@ -26,7 +26,7 @@ def of_training_step(model: keras.Model, batch_size: int) -> tuple[float, float]
 
     Args:
       model: float32 images -> float32 logits.
-      batch_size: of the graph that is looked at.
+      batch_size: number of images in the graph that is looked at.
     """
 
     @tf.function

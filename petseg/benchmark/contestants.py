@@ -37,8 +37,8 @@ class Turn:
     """What a turn took.
 
     Attributes:
-      seconds: by the wall clock.
-      images: how many went through.
+      seconds: how long it took, by the wall clock.
+      images: how many images went through.
     """
 
     seconds: float
@@ -101,7 +101,7 @@ def bare_step(config: Config) -> Contestant:
 
 
 def counted_step(config: Config) -> Contestant:
-    """The same, and what it must compute and move."""
+    """`bare_step`, which also tells what it must compute and move."""
     contestant = bare_step(config)
     next(contestant)
     flops, moved = arithmetic.of_training_step(_model(config), config.data.batch_size)
@@ -170,7 +170,7 @@ def keras_fit(config: Config, *, jit_compile: str | bool = "auto") -> Contestant
 
 
 def keras_fit_without_xla(config: Config) -> Contestant:
-    """The same with `jit_compile=False`."""
+    """`keras_fit` with `jit_compile=False`."""
     yield from keras_fit(config, jit_compile=False)
 
 

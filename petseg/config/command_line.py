@@ -19,7 +19,7 @@ def parse(argv: Sequence[str], config_class: type[C]) -> C:
     """Reads flags into a config.
 
     Args:
-      argv: the program's name and its arguments; ``--flagfile=FILE`` reads more of them from a file.
+      argv: name of the program and its arguments; ``--flagfile=FILE`` reads more of them from a file.
       config_class: `config.Config` or `eval_config.EvalConfig`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What eval.py can be asked: as `config`, a field is a flag."""
+"""The flags of eval.py: one field of a frozen dataclass is one flag, as in `train_config`."""
 
 import dataclasses
 

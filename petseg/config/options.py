@@ -1,7 +1,7 @@
 """One dataclass field = one flag = one line of ``--help`` = one row of the README's tables.
 
-Knows how, not which: the fields themselves stand in `config`. Imports no TensorFlow, so that a wrong flag is answered
-at once.
+Knows how, not which: the fields themselves stand in `train_config` and the modules beside it. Imports no TensorFlow,
+so that a wrong flag is answered at once.
 """
 
 import dataclasses

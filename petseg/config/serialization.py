@@ -27,7 +27,7 @@ def fingerprint(config: Config) -> int:
 
 
 def from_dict(values: Mapping[str, Mapping[str, Any]]) -> Config:
-    """The inverse of `to_dict`. Fields that are missing take their defaults.
+    """The inverse of `to_dict`. Fields that are missing have their defaults.
 
     Raises:
       ConfigError: if a key is unknown or a value cannot be used.

@@ -1,7 +1,8 @@
 """The configuration: frozen dataclasses in which one field is one flag.
 
-A field's help, unit, default and allowed values stand in one place, here; flags, ``--help``, the table in the README
-and the checks are derived from it by `options`. Imports no TensorFlow, so that a wrong flag is answered at once.
+A field's help, unit, default and allowed values stand in one place, here; flags, ``--help``, the tables in the
+package's README and the checks are derived from it by `options`. Imports no TensorFlow, so that a wrong flag is
+answered at once.
 """
 
 import dataclasses
@@ -123,7 +124,7 @@ class ModelConfig(Group):
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig(Group):
-    """Per-pixel losses to one number."""
+    """How the losses of pixels become one number."""
 
     loss: str = option(
         "cross_entropy",

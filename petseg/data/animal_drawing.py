@@ -90,8 +90,8 @@ class _Animal:
 
     Attributes:
       parts: polygons, back to front.
-      marks: polygons of a second colour that show only on the fur.
-      mark_color: that colour.
+      marks: polygons that show only on the fur.
+      mark_color: colour of the marks.
     """
 
     def __init__(self, rng: np.random.Generator, species: int):
@@ -233,7 +233,7 @@ class _Placement:
         self._matrix, self._shift = turn * scale, corner - scale * low
 
     def __call__(self, polygon: np.ndarray) -> list[tuple[float, float]]:
-        """A polygon in oversampled pixels, as ImageDraw takes it."""
+        """A polygon in oversampled pixels, as ImageDraw wants it."""
         points = (polygon @ self._matrix.T + self._shift) * OVERSAMPLING
         return [tuple(point) for point in points.tolist()]
 

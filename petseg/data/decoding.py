@@ -1,7 +1,6 @@
 """TFDS name -> decoded uint8 examples, in host memory, in mapped files, or decoded when they are asked for.
 
-Masks are coded as in Oxford-IIIT Pet, 1 pet, 2 background, 3 border, and leave here
-as class ids, one less.
+Masks are coded as in Oxford-IIIT Pet, 1 pet, 2 background, 3 border, and leave here as class ids, one less.
 """
 
 import contextlib
@@ -40,7 +39,7 @@ class Examples:
       names: N names to recognise examples by: file names where the data set has them, else `<split>/<position>`.
       groups: for each class label in which examples differ, such as `species`, its name for each of the N.
       gather: positions int64 [K] -> images and masks, as a graph of this process; None where both are arrays in memory.
-      gather_anywhere: the same as a graph for any process that sees the files; None where there is none.
+      gather_anywhere: what `gather` does, as a graph for any process that sees the files; None where there is none.
       check: raises DataError if files in which the examples lie are no longer what they were.
       origin: the data set with its config and version, and the split: `oxford_iiit_pet/4.0.0, test`.
     """
@@ -63,11 +62,11 @@ class _Source:
     """Examples of a split of a prepared data set, to be decoded at a size.
 
     Attributes:
-      builder: of the data set.
-      dataset: its name as the user gives it.
+      builder: TFDS builder of the data set.
+      dataset: name of the data set as the user gives it.
       split: TFDS split or slice.
       image_size: side of the result, in pixels.
-      positions: in the split, rising; all of it, or some.
+      positions: places of the examples in the split, rising; all of them, or some.
     """
 
     builder: Any

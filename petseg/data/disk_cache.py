@@ -39,7 +39,7 @@ class Cache:
 
     Attributes:
       directory: folder of all caches; empty for the usual one.
-      title: how the folder's name begins.
+      title: first part of the folder's name.
       key: JSON values; examples that were made under another key are others.
       count: number of examples N.
       image_size: side S of the examples.
@@ -73,8 +73,8 @@ class Cache:
         """Has the files written, if they are not there yet.
 
         Args:
-          fill: is given a function that keeps one example, image and mask; calls it N times, in order; returns names
-            and groups.
+          fill: a function that is given another one, which keeps an example, image and mask; it calls that N times, in
+            order, and returns names and groups.
 
         Returns:
           names and groups.
@@ -118,7 +118,7 @@ class Cache:
         return self.images[ids], self.masks[ids]
 
     def gather_anywhere(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The same as a graph that any process can run that sees the folder.
+        """Images and masks of some examples, int64 [K], as a graph that any process can run that sees the folder.
 
         The operation maps the file anew for each batch, which costs next to nothing. But when the graph is set up,
         TensorFlow folds constants and so copies the whole file once, only to find that it is too large to be kept.

@@ -27,7 +27,7 @@ def example_ids(step: tf.Tensor, positions: tf.Tensor, *, num_examples: int, bat
       positions: int64 [K], positions in the global batch, 0 to batch_size - 1.
       num_examples: size of the split.
       batch_size: global batch size.
-      seed: the run's seed.
+      seed: seed of the run.
 
     Returns:
       int64 [K], indices into the split.

@@ -113,9 +113,9 @@ def distributed_evaluation_batches(
     `valid` bool [b].
 
     Args:
-      strategy: its replicas share a batch.
-      examples: the split.
-      batch_size: the largest that is wanted, over all replicas, but for a multiple of these.
+      strategy: the strategy whose replicas share a batch.
+      examples: the examples of the split.
+      batch_size: largest number of examples in a batch over all replicas; rounded up to a multiple of these.
 
     Returns:
       a distributed data set, and the number of its elements.

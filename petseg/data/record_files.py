@@ -24,8 +24,8 @@ class RecordFiles:
     """N records that lie in files; keeps where they are, and none of them.
 
     Attributes:
-      files: the files.
-      sizes: of each in bytes.
+      files: paths of the files.
+      sizes: size of each file in bytes.
       places: int64 [N, 3]: number of the file, offset and length of the record.
     """
 
@@ -84,7 +84,7 @@ class Decoded:
 
     Args:
       read: positions int64 [K] -> uint8 [K, S, S, C].
-      shape: N, S, S, C.
+      shape: (N, S, S, C).
     """
 
     dtype = np.dtype(np.uint8)

@@ -32,8 +32,8 @@ def made_elsewhere(
 
     Args:
       addresses: HOST:PORT of dispatchers.
-      first: first element.
-      last: behind the last one.
+      first: number of the first batch.
+      last: number behind that of the last batch.
       make: int64 scalar -> batch, as a graph that any process can run.
 
     Raises:
@@ -94,8 +94,8 @@ def watched(addresses: Sequence[str], what_remains: str) -> Iterator[None]:
     the process ends as after `kill -9`, which a run survives.
 
     Args:
-      addresses: HOST:PORT; nothing is watched if there are none.
-      what_remains: what the line says at its end.
+      addresses: HOST:PORT of the services; nothing is watched if there are none.
+      what_remains: end of the line: what the user has left, and can do.
 
     Raises:
       ClusterError: if the block failed because a service was started anew and knows nothing of this process.

@@ -22,10 +22,10 @@ class SyntheticPets(tfds.core.GeneratorBasedBuilder):
     """Drawn cats and dogs with trimaps.
 
     Args:
-      num_train: training images.
-      num_test: test images.
+      num_train: number of training images.
+      num_test: number of test images.
       seed: decides every picture; an example depends on the seed, its split and its number alone.
-      **kwargs: those of `tfds.core.GeneratorBasedBuilder`.
+      **kwargs: arguments of `tfds.core.GeneratorBasedBuilder`.
     """
 
     VERSION = tfds.core.Version("1.0.0")

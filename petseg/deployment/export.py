@@ -40,7 +40,7 @@ class Agreement:
     Attributes:
       format: one of EXPORT_FORMATS.
       path: the file, or the folder.
-      largest_difference: of a probability.
+      largest_difference: largest difference of a probability.
       mask_agreement: share of the pixels to which both give the same class.
       size_mib: size of the file, or of all files of the folder.
     """
@@ -64,7 +64,7 @@ class Serving(InferenceMode):
 
 
 class _Format(NamedTuple):
-    """A way to store a model: its file, how it is written and read, what pip calls the modules that this takes."""
+    """A way to store a model: its file, how it is written and read, what pip calls the modules that this needs."""
 
     file: str
     write: Callable[[Serving, Path, Any], None]
@@ -86,20 +86,20 @@ def export(
 ) -> list[Agreement]:
     """Writes a model in some formats, reads each back with its own runtime, and compares it with the model.
 
-    All take and give what `Serving` does, and compute in float32, but for what `tflite_int8` quantises; a model of
+    All have the input and output of `Serving`, and compute in float32, but for what `tflite_int8` quantises; a model of
     mixed precision is compared as it would compute in float32. Beside them lies a `model_card.json`.
 
     Args:
       model: float32 images [B, S, S, 3] in [0, 255] -> float32 logits [B, S, S, C].
       formats: some of EXPORT_FORMATS.
-      output_dir: where to write; exports of the same formats that lie there are replaced.
+      output_dir: folder to write to; exports of the same formats that lie there are replaced.
       examples: images to compare on, uint8 [N, S, S, 3].
       calibration: images from which `tflite_int8` learns the ranges of activations, uint8 [M, S, S, 3]; None if no
         format needs them.
       card: what the model card is to say besides: classes, scores, versions.
 
     Raises:
-      ConfigError: if a format is unknown, or takes a package that is not installed; then nothing is written.
+      ConfigError: if a format is unknown, or needs a package that is not installed; then nothing is written.
       WorkDirectoryError: if the output cannot be written.
       ExportError: after all formats were tried, if one could not be made, which leaves no file of it, or does not agree
         with the model, whose file stays.
@@ -130,7 +130,7 @@ def export(
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Raises ConfigError if a format is unknown, or takes a package that is not installed."""
+    """Raises ConfigError if a format is unknown, or needs a package that is not installed."""
     for name in formats:
         if name not in EXPORT_FORMATS:
             raise ConfigError(f"--export={name}: no such format; must be some of {', '.join(EXPORT_FORMATS)}")

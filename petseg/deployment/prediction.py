@@ -34,7 +34,7 @@ class Predictor:
 
     Args:
       model: float32 images in [0, 255] of one size -> float32 logits.
-      flip_tta: average the probabilities of the photograph and of its mirror image.
+      flip_tta: whether to average the probabilities of the photograph and of its mirror image.
     """
 
     def __init__(self, model: keras.Model, *, flip_tta: bool = False):
@@ -68,7 +68,7 @@ def predict_files(predictor: Predictor, pattern: str, output_dir: str, *, cutout
     Args:
       predictor: what makes the masks.
       pattern: a glob (`**` goes into subfolders), a file, or a folder.
-      output_dir: where to write.
+      output_dir: folder to write to.
       cutout: whether to write cut-outs.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Pictures that say that petseg wrote them, so that it never takes a user's file for one of its own."""
+"""Pictures that say that petseg wrote them, so that it never confuses a user's file with one of its own."""
 
 import hashlib
 import struct

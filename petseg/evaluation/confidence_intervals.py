@@ -17,7 +17,7 @@ def resampled_mean_iou(matrices: np.ndarray, seed: int = 0) -> np.ndarray:
 
     Args:
       matrices: int64 [N, C, C], the confusion matrix of each image.
-      seed: of the drawing.
+      seed: seed of the drawing.
 
     Returns:
       float64 [RESAMPLES].

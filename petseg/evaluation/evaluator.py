@@ -24,7 +24,7 @@ class Evaluation:
     """What a pass over a split counted.
 
     Attributes:
-      loss: as in training.
+      loss: summed loss over its divisor, as in training.
       confusion_matrices: int64 [N, C, C], one for each example, rows true, columns predicted.
       boundaries: int64 [N, C, 4], as `metrics.boundary_counts`; None where details were not asked for.
       calibration: float64 [bins, 3], as `metrics.calibration_counts`, over all examples; None where details were not
@@ -64,16 +64,16 @@ class Evaluator:
         """Sets up the pass and its sums, and compiles nothing yet.
 
         Args:
-          strategy: any number of replicas.
-          model: float32 images in [0, 255] -> float32 logits.
-          examples: the split.
-          weight_map: masks -> the weight of each pixel.
-          loss: what training minimises.
+          strategy: a strategy of any number of replicas.
+          model: the network, float32 images in [0, 255] -> float32 logits.
+          examples: the examples of the split.
+          weight_map: a function, masks -> the weight of each pixel.
+          loss: the loss that training minimises.
           batch_size: examples per step over all replicas; any number. What runs on one device has no larger batches
             than a replica.
           stop: float32 variable; set to 1 from another thread, it ends a pass early.
-          flip_tta: average the probabilities of an image and of its mirror image.
-          details: count outlines and calibration too.
+          flip_tta: whether to average the probabilities of an image and of its mirror image.
+          details: whether to count outlines and calibration too.
         """
         self._strategy, self._model, self._examples, self._batch_size = strategy, model, examples, batch_size
         self._replica_batch_size = math.ceil(batch_size / strategy.num_replicas_in_sync)

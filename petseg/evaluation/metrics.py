@@ -19,7 +19,7 @@ def from_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> dic
 
     Args:
       matrix: int64 [C, C], rows true, columns predicted.
-      class_names: C names.
+      class_names: names of the C classes.
 
     Returns:
       `accuracy` and `mean_iou` as numbers; `iou`, `dice`, `precision` and `recall` as dictionaries by class name.

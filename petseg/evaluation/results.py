@@ -25,10 +25,10 @@ def split_results(
 
     Args:
       evaluation: what was counted. If it was detailed, so are the results.
-      step: of the checkpoint.
-      split: what was scored.
-      resolution: at which it was, in words.
-      groups: for each grouping, such as species, the group of each example.
+      step: step of the checkpoint.
+      split: name of the split that was scored.
+      resolution: resolution at which it was scored, in words.
+      groups: the group of each example, for each grouping, such as species.
     """
     matrix = evaluation.confusion_matrix
     scores = {

@@ -16,12 +16,12 @@ from petseg.errors import ConfigError
 
 
 def build_encoder(name: str, *, image_size: int, alpha: float = 1.0, weights: str = "none") -> keras.Model:
-    """An encoder by its name, as a model with five outputs, at 1/2 to 1/32 of the input's size.
+    """An encoder by its name, as a model with five outputs, at 1/2 to 1/32 of the input's size, finest first.
 
     Args:
       name: one of `petseg.config.ENCODERS`.
       image_size: side of the input in pixels, a multiple of 32.
-      alpha: width factor.
+      alpha: factor of the width, the number of channels.
       weights: "none" for random ones, "imagenet" for those that Keras downloads once, or a file of the encoder without
         its top, as `keras.Model.save_weights` writes it.
 
@@ -128,7 +128,7 @@ def calibrate_batch_norm(encoder: keras.Model, images: tf.Tensor) -> None:
     initialisation, as in Krähenbühl et al. 2016.)
 
     Args:
-      encoder: the model to change.
+      encoder: the encoder to change, as `build_encoder` returns it.
       images: float32 [B, S, S, 3], scaled as in training.
     """
     norms = [layer for layer in encoder._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]

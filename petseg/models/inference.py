@@ -10,7 +10,7 @@ def logits(model: keras.Model, images: tf.Tensor, *, flip_tta: bool = False) -> 
     Args:
       model: float32 images in [0, 255] -> float32 logits.
       images: uint8 or float32 [B, H, W, 3] in [0, 255].
-      flip_tta: average the probabilities of each image and of its mirror image.
+      flip_tta: whether to average the probabilities of each image and of its mirror image.
 
     Returns:
       float32 [B, H, W, C], whose softmax are the probabilities.

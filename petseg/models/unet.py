@@ -1,4 +1,4 @@
-"""The network: a U-Net (Ronneberger et al. 2015) with a MobileNetV2 encoder and a pix2pix-style decoder."""
+"""The network: a U-Net (Ronneberger et al. 2015) of an encoder and a pix2pix-style decoder."""
 
 import contextlib
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def build_unet(
     Args:
       image_size: side S in pixels, a multiple of 32.
       num_classes: number of classes C.
-      encoder: what `build_encoder` returned for the same size.
+      encoder: an encoder for the same size, as `build_encoder` returns it.
       train_encoder: whether the encoder's weights are trainable.
       input_scaling: "unit" for [0, 1], "symmetric" for [-1, 1].
       batch_norm_momentum: how slowly the decoder's batch norms move the statistics that inference uses.

@@ -38,7 +38,7 @@ def prediction_sheet(
       masks: class ids [N, H, W]; an id without a class is no error.
       predictions: class ids [N, H, W].
       confidences: float [N, H, W], the probability of the predicted class.
-      names: N titles.
+      names: titles of the N examples.
     """
     lowest = 1 / len(CLASS_NAMES)  # of the class with the highest probability
     sure = SHADES((confidences - lowest) / (1 - lowest), bytes=True)[..., :3]
@@ -62,8 +62,8 @@ def comparison_sheet(
     Args:
       images: uint8 [N, H, W, 3].
       masks: class ids [N, H, W]; an id without a class is no error.
-      predictions: by model, class ids [N, H, W].
-      names: N titles.
+      predictions: class ids [N, H, W] by the name of the model.
+      names: titles of the N examples.
     """
     columns = {"image": images, "truth": colorize(masks)}
     for model, classes in predictions.items():
@@ -87,7 +87,7 @@ def training_batch(images: np.ndarray, masks: np.ndarray, weights: np.ndarray, n
       images: float32 [N, H, W, 3] in [0, 255].
       masks: class ids [N, H, W].
       weights: float32 [N, H, W].
-      names: N titles.
+      names: titles of the N examples.
     """
     highest = max(float(weights.max()), 1e-12)
     columns = {

@@ -12,11 +12,11 @@ class Progress:
     """A bar over the whole run on a terminal; elsewhere, a plain line every so many steps.
 
     Args:
-      first_step: where this process starts.
-      last_step: where the run ends.
-      steps_per_epoch: what makes an epoch.
-      log_every: steps from line to line.
-      hidden: show nothing at all.
+      first_step: step at which this process starts.
+      last_step: step at which the run ends.
+      steps_per_epoch: number of steps in an epoch.
+      log_every: number of steps from line to line.
+      hidden: whether to show nothing at all.
     """
 
     def __init__(self, first_step: int, last_step: int, *, steps_per_epoch: int, log_every: int, hidden: bool = False):

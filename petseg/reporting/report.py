@@ -29,9 +29,9 @@ class Introduction:
     """What is said once, at the start of a run.
 
     Attributes:
-      card: the data set's, as markdown.
+      card: what is known of the data set, as markdown.
       model_diagram: drawing of the model.
-      graph: of its forward pass.
+      graph: graph of the model's forward pass.
       training_batch: drawing of examples as the model sees them.
     """
 
@@ -42,7 +42,7 @@ class Introduction:
 
 
 class NullReport:
-    """Tells nothing: what the processes of a cluster have that are not its chief. `Report` says what each call is."""
+    """A report that tells nothing, for processes of a cluster that are not its chief."""
 
     def start(self) -> None:
         """Counts the time left from here; what came before was preparation."""
@@ -86,15 +86,15 @@ class Report(NullReport):
     """All that a run tells its user.
 
     Args:
-      config: the run's.
-      directory: its work directory, with a folder of event files for each of `train`, `eval`, `ema` and `final`.
-      metrics_file: the CSV file of all numbers.
+      config: config of the run.
+      directory: work directory, with a folder of event files for each of `train`, `eval`, `ema` and `final`.
+      metrics_file: CSV file of all numbers.
       figures: folder of pictures.
       contents: what lies where in the work directory, by name.
-      description: of the run: command, versions, devices, as markdown.
-      first_step: where this process starts.
-      last_step: where the run ends.
-      steps_per_epoch: what makes an epoch.
+      description: command, versions and devices of the run, as markdown.
+      first_step: step at which this process starts.
+      last_step: step at which the run ends.
+      steps_per_epoch: number of steps in an epoch.
       evaluates_first: whether an evaluation at `first_step` comes first.
     """
 
@@ -177,11 +177,11 @@ class Report(NullReport):
         """Logs scores and pictures of an evaluation, and brings the figures up to date.
 
         Args:
-          step: at which it was.
-          evaluations: of the weights and of their averages, by run.
+          step: step of the evaluation.
+          evaluations: what was counted with the weights and with their averages, by run.
           results: what the results files of the same runs hold.
-          examples: the split.
-          scorer: with the weights in the model that are shown.
+          examples: the examples of the split.
+          scorer: evaluator whose model has the weights that are shown.
         """
         for run, scores in results.items():
             self._summaries.scalars(run, step, summaries.scalars_of(scores))

@@ -52,10 +52,10 @@ class Summaries:
     Args:
       directory: the work directory; the event files of each run go to a folder of its name, those of the HParams page
         to `final/`.
-      metrics_file: the CSV file.
+      metrics_file: CSV file of the same numbers.
       first_step: the step at which this process starts; what a process that was stopped has logged of later steps, and
         all of step 0, is dropped, for it will be logged again.
-      runs: which there are.
+      runs: names of the runs.
       evaluates_first: whether an evaluation at `first_step` comes first; what an earlier process has logged of it is
         dropped too.
     """

@@ -1,4 +1,4 @@
-"""What a run takes: time, by what it goes into, and memory."""
+"""What a run needs: time, by what it goes into, and memory."""
 
 import contextlib
 import time
@@ -67,7 +67,7 @@ class Profiler:
     """Profiles a range of steps, for TensorBoard's profile page.
 
     Args:
-      directory: where to; the folder of a run's event files.
+      directory: folder to write to, that of a run's event files.
       steps: the first step, and the first after the last; equal for none.
     """
 

@@ -48,8 +48,8 @@ def build_model(config: Config, encoder_weights: str | None = None) -> keras.Mod
     """The network of a config; inside ``strategy.scope()``.
 
     Args:
-      config: the run's.
-      encoder_weights: as `encoders.build_encoder` takes them; None for random ones, which a checkpoint will fill.
+      config: config of the run.
+      encoder_weights: `weights` of `encoders.build_encoder`; None for random ones, which a checkpoint will fill.
     """
     size, model = config.data.image_size, config.model
     with unet.dtype_policy(config.compute.precision):
@@ -117,15 +117,15 @@ def build_evaluator(
     """What scores a model on a split with the loss of a config; inside ``strategy.scope()``.
 
     Args:
-      config: the run's.
-      strategy: any number of replicas.
+      config: config of the run.
+      strategy: a strategy of any number of replicas.
       model: the network of the config.
-      examples: the split.
-      class_weights: those that training uses, or None.
-      requests: to stop.
-      batch_size: 0 for the config's.
-      flip_tta: average the probabilities of an image and of its mirror image.
-      details: count outlines and calibration too.
+      examples: the examples of the split.
+      class_weights: class weights that training uses, or None.
+      requests: what is asked from outside: to stop.
+      batch_size: number of examples per step over all replicas; 0 for that of the config.
+      flip_tta: whether to average the probabilities of an image and of its mirror image.
+      details: whether to count outlines and calibration too.
     """
     return Evaluator(
         strategy,

@@ -29,9 +29,9 @@ class Checkpoints:
     deleted last. So whatever is called `ckpt-<step>.index` was complete once.
 
     Args:
-      directory: the folder.
-      keep: how many to keep.
-      saves: whether this process does; in a cluster, one does and all restore.
+      directory: folder of the checkpoints.
+      keep: number of checkpoints to keep.
+      saves: whether this process saves; in a cluster, one process does and all restore.
       **objects: what to save, by name: trackable objects, built, so that all their variables exist.
     """
 
@@ -83,7 +83,11 @@ class Checkpoints:
             part.load_by_name({key: variable.numpy() for key, variable in saved[name].items()})
 
     def newest(self) -> str | None:
-        """Path of the newest checkpoint of this folder that can be read: see `newest_intact`."""
+        """Path of the newest checkpoint of this folder that can be read; None if there never was one.
+
+        Raises:
+          CheckpointError: if there are checkpoints, and all are damaged.
+        """
         return newest_intact(self._directory)
 
     def newest_of_all(self, gather: Callable[[int], list[int]]) -> str | None:
@@ -92,7 +96,7 @@ class Checkpoints:
         The disk that they share may show what the chief has written to one of them earlier than to another.
 
         Args:
-          gather: gives all processes the numbers of all; they call this together.
+          gather: a function that gives all processes the numbers of all; they call it together.
         """
         mine = self.newest()
         step = min(gather(-1 if mine is None else step_of(mine)))
@@ -249,8 +253,8 @@ def restore_model(path: str, **objects: Any) -> int:
     """Restores only a model's weights, all of them, out of a checkpoint; returns the step they stood at.
 
     Args:
-      path: of the checkpoint.
-      **objects: by the names under which they were saved: the model, and what else is wanted.
+      path: path of the checkpoint.
+      **objects: the model, and what else is wanted, by the names under which they were saved.
 
     Raises:
       CheckpointError: if the checkpoint is damaged or of other objects.

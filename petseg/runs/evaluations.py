@@ -26,14 +26,14 @@ class Evaluations:
     """Scores the evaluation split with the weights of a run, and with their averages where it keeps them.
 
     Args:
-      config: the run's.
-      workdir: where results go.
-      placement: where the run is; of a cluster, all processes score together, and the chief writes.
-      evaluator: what scores.
-      average: of the weights, or None.
-      best: the checkpoint to keep.
-      examples: the evaluation split.
-      stopwatch: of the run.
+      config: config of the run.
+      workdir: work directory of the run, where results go.
+      placement: devices and cluster of the run; in a cluster, all processes score together, and the chief writes.
+      evaluator: evaluator of the run's model on the evaluation split.
+      average: average of the weights, or None.
+      best: the best checkpoint so far.
+      examples: the examples of the evaluation split.
+      stopwatch: stopwatch of the run.
     """
 
     def __init__(

@@ -73,13 +73,13 @@ class Parts:
     Attributes:
       train_examples: the training split.
       eval_examples: the evaluation split.
-      class_weights: those in use, normalised, or None.
+      class_weights: class weights in use, normalised, or None.
       clock: when things happen.
-      steps_per_epoch: how many steps an epoch has.
+      steps_per_epoch: number of steps in an epoch.
       requests: what the loop is asked from outside.
       model: the network.
-      trainer: of the model.
-      evaluator: of the model, on the evaluation split.
+      trainer: trainer of the model.
+      evaluator: evaluator of the model on the evaluation split.
     """
 
     train_examples: Examples
@@ -135,15 +135,15 @@ class Experiment:
     """One training run in its work directory.
 
     Args:
-      config: the run's.
-      workdir: where its files go.
-      placement: where it runs.
-      signals: to stop.
-      parts: what it is made of.
+      config: config of the run.
+      workdir: work directory of the run.
+      placement: devices and cluster of the run.
+      signals: signals that stop it.
+      parts: what the run is made of.
 
     Attributes:
-      trainer: what makes the steps.
-      checkpoints: of all that the run is.
+      trainer: the trainer, which makes the steps.
+      checkpoints: checkpoints of all that the run is.
     """
 
     def __init__(

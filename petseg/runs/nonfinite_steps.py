@@ -18,11 +18,11 @@ class NonFiniteSteps:
     """Ends a run after a step that was not finite, or sees to it that it can go on.
 
     Args:
-      config: the run's.
-      placement: where it runs.
-      trainer: what makes the steps.
-      checkpoints: to go back to.
-      examples_at: the numbers of the examples at some positions of the batch of a step.
+      config: config of the run.
+      placement: devices and cluster of the run.
+      trainer: trainer that makes the steps.
+      checkpoints: checkpoints to go back to.
+      examples_at: a function, step and positions in its batch -> numbers of the examples there.
     """
 
     def __init__(

@@ -61,7 +61,7 @@ class Pause:
     """Where the compiled loop has returned to the outer one.
 
     Attributes:
-      step: steps made so far.
+      step: number of steps made so far.
       stop: whether the run ends here, for a signal came; an action may set it.
       save: whether a checkpoint is wanted, whatever its interval says.
     """
@@ -75,8 +75,8 @@ class Action(NamedTuple):
     """What the outer loop does at some of its pauses.
 
     Attributes:
-      due: whether at this one.
-      do: does it.
+      due: a function that says whether it is due at a pause.
+      do: a function that does it.
     """
 
     due: Callable[[Pause], bool]

@@ -86,11 +86,11 @@ class Scored:
     """A checkpoint's scores.
 
     Attributes:
-      path: of the checkpoint.
+      path: path of the checkpoint.
       evaluations: what was counted, at the model's resolution, then at others.
-      results: of each.
-      files: for each of the results.
-      rows: of each image, at the last resolution.
+      results: content of the results file of each evaluation.
+      files: path of each results file.
+      rows: a row of scores for each image, at the last resolution.
     """
 
     path: str
@@ -104,15 +104,15 @@ class Scorer:
     """Scores checkpoints of one run on a split.
 
     Args:
-      run: what was trained.
-      score: what is asked.
-      split: what to score.
-      placement: the devices.
-      signals: to stop.
+      run: the trained run.
+      score: the flags that say how to score.
+      split: name of the split to score.
+      placement: devices and cluster to score on.
+      signals: signals that stop it.
 
     Attributes:
-      run: what was trained.
-      examples: of the split.
+      run: the trained run.
+      examples: the examples of the split.
     """
 
     def __init__(self, run: TrainedRun, score: ScoreConfig, split: str, placement: Placement, signals: StopSignals):

@@ -24,9 +24,9 @@ class StartingPoint:
     """What a run starts from, found by `find`.
 
     Attributes:
-      checkpoint: of the run itself; empty if there is none.
+      checkpoint: path of the run's own checkpoint; empty if there is none.
       init_from: work directory or checkpoint of another run; empty if it is not used.
-      encoder_weights: "imagenet", a file, or "none".
+      encoder_weights: weights of the encoder: "imagenet", a file, or "none".
     """
 
     checkpoint: str = ""
@@ -64,9 +64,9 @@ def build_model(start: StartingPoint, config: Config, examples: Examples) -> ker
     ``strategy.scope()``.
 
     Args:
-      start: the starting point.
-      config: the run's.
-      examples: the training split, for a random encoder.
+      start: starting point of the run.
+      config: config of the run.
+      examples: the examples of the training split, by which a random encoder is calibrated.
 
     Raises:
       PetsegError: if weights do not fit.

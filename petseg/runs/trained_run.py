@@ -23,8 +23,8 @@ class TrainedRun:
     """A finished run, or one that goes on.
 
     Attributes:
-      workdir: its work directory.
-      config: its config, with the precision, the data folder and the cache that are asked for instead.
+      workdir: work directory of the run.
+      config: config of the run, with the precision, the data folder and the cache that are asked for instead.
       averaged: whether its averaged weights are used, and not those that were trained.
     """
 
@@ -66,8 +66,8 @@ class TrainedRun:
         """The file of the scores at a step.
 
         Args:
-          split: what is scored.
-          step: of the checkpoint.
+          split: name of the split that is scored.
+          step: step of the checkpoint.
           *differences: short names of what is done otherwise than in training; none where training wrote the scores.
         """
         parts = [EMA, *differences] if self.averaged else differences
@@ -89,7 +89,7 @@ class TrainedRun:
         return checkpoints.find(self.workdir.checkpoints, self.workdir.best, which)
 
     def all_checkpoints(self) -> list[str]:
-        """The paths of those that the run keeps as it goes, oldest first.
+        """The paths of the checkpoints that the run keeps as it goes, oldest first.
 
         Raises:
           CheckpointError: if there is none.

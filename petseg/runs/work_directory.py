@@ -28,7 +28,7 @@ class WorkDirectory:
     """Where a run keeps what it knows.
 
     Attributes:
-      path: the folder.
+      path: path of the folder.
       config_file: the resolved config, with versions, devices and git commit.
       checkpoints: folder of the newest checkpoints.
       best: folder of the checkpoint with the highest mean IoU.
@@ -77,7 +77,7 @@ class WorkDirectory:
         """The class weights that the run trains with, computed ones included.
 
         Raises:
-          WorkDirectoryError: as `load_config`.
+          WorkDirectoryError: if there is no config, or it cannot be read.
         """
         return self._load_record()[1]
 

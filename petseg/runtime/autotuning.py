@@ -21,7 +21,7 @@ def off() -> tf.data.Options:
 
 
 def switch_off_on_devices() -> None:
-    """Does so for the data sets that strategies make for each device, in this process; they take no options."""
+    """Switches it off, in this process, for the data sets that strategies make for each device, without options."""
     make = multi_device_iterator_ops._create_device_dataset
     if not hasattr(make, "__wrapped__"):
 

@@ -24,10 +24,10 @@ class Cluster:
     """The processes that train together, and which of them this one is.
 
     Attributes:
-      resolver: for `tf.distribute.MultiWorkerMirroredStrategy`.
-      addresses: "worker 1" -> "host:port".
-      name: of this process, such as "worker 0".
-      is_chief: whether this is the one that writes summaries, checkpoints and results.
+      resolver: the cluster as `tf.distribute.MultiWorkerMirroredStrategy` wants it described.
+      addresses: address of each process by its name: "worker 1" -> "host:port".
+      name: name of this process, such as "worker 0".
+      is_chief: whether this process writes summaries, checkpoints and results.
     """
 
     resolver: tf.distribute.cluster_resolver.ClusterResolver
@@ -51,8 +51,8 @@ def join(*, gpus: int, seconds: float) -> Cluster:
     """The cluster that the environment describes, once all its processes are there.
 
     Args:
-      gpus: how many this process uses.
-      seconds: how long to wait for the others.
+      gpus: number of GPUs that this process uses.
+      seconds: longest wait for the others.
 
     Raises:
       ConfigError: if the environment describes no cluster, or one that cannot be.

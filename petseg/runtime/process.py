@@ -17,9 +17,9 @@ def set_up_runtime(config: Config, devices: DistributionConfig, *, one_device: b
     """Devices, memory, arithmetic, input, seeds and determinism of the process; before anything is built.
 
     Args:
-      config: the run's.
-      devices: which devices to use.
-      one_device: use only the first of them, for work that is not divided; the others are left alone.
+      config: config of the run.
+      devices: the flags that say which devices to use.
+      one_device: whether to use only the first of them, for work that is not divided; the others are left alone.
 
     Raises:
       ConfigError: if this machine, or the cluster, cannot run what is asked.

@@ -33,9 +33,9 @@ def wait_until_all_answer(
     """Waits until nobody is silent any more. TensorFlow itself would wait for ever, deaf to signals.
 
     Args:
-      silent: the names of those that do not answer, as of now.
-      seconds: how long to wait.
-      tell: is called once, with the names of those that are waited for, if there are any.
+      silent: a function that returns the names of those that do not answer now.
+      seconds: longest wait, in seconds.
+      tell: a function that is called once, with the names of those that are waited for, if there are any.
 
     Returns:
       the names of those that were still silent when the time was up; empty if all answer.

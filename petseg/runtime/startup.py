@@ -26,8 +26,8 @@ def load_tensorflow(*, show_greetings: bool = False) -> None:
     it costs 1.1 s and 57 MiB. It can be imported afterwards as ever.
 
     Args:
-      show_greetings: let through what TensorFlow's C++ writes to stderr meanwhile, such as that there is no CUDA; also
-        where the environment's TF_CPP_MIN_LOG_LEVEL is 0.
+      show_greetings: whether to let through what TensorFlow's C++ writes to stderr meanwhile, such as that there is
+        no CUDA; also where the environment's TF_CPP_MIN_LOG_LEVEL is 0.
     """
     collect_garbage_rarely()
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0" or "tensorflow" in sys.modules:

@@ -24,7 +24,7 @@ class Placement:
     """Where a program runs.
 
     Attributes:
-      strategy: over all replicas.
+      strategy: the strategy, over all replicas.
       cluster: the processes that take part; None if it is this one alone.
     """
 
@@ -38,7 +38,7 @@ class Placement:
 
     @property
     def name(self) -> str:
-        """Of this process, such as "worker 1"."""
+        """The name of this process, such as "worker 1"."""
         return "this process" if self.cluster is None else self.cluster.name
 
     def gather(self, value: int) -> list[int]:

@@ -1,1 +1,1 @@
-"""A step of training and what it is made of; knows no files, no flags, no TensorBoard."""
+"""A step of training and what it is made of; knows no files, no TensorBoard, no checkpoints."""

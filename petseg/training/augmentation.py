@@ -28,7 +28,7 @@ class Parts:
       rotation: largest angle in degrees, either way.
       brightness: the image is multiplied by a factor in [1 - brightness, 1 + brightness].
       contrast: the distance of the image to its mean is multiplied by a factor in [1 - contrast, 1 + contrast].
-      saturation: its distance to grey is multiplied by a factor in [1 - saturation, 1 + saturation].
+      saturation: the distance of the image to grey is multiplied by a factor in [1 - saturation, 1 + saturation].
       hue: largest rotation of the colours, either way, in turns.
       cutout: side of a square that is painted grey, as a share of the image's side.
     """
@@ -78,9 +78,9 @@ def augmentation(parts: Parts, *, seed: int, batch_size: int) -> Augmentation:
     """What changes the examples of a step.
 
     Args:
-      parts: how far.
-      seed: the run's seed.
-      batch_size: global batch size. Randomness is drawn for all of it and each replica takes its own rows.
+      parts: how far each change may go.
+      seed: seed of the run.
+      batch_size: global batch size. Randomness is drawn for all of it and each replica picks its own rows.
 
     Returns:
       a function (images, masks, step, positions) -> (images, masks), with images float32 [b, H, W, 3] in [0, 255],
@@ -129,7 +129,7 @@ def flip_left_right(images: tf.Tensor, flipped: tf.Tensor) -> tf.Tensor:
 
     Args:
       images: [b, H, W, C] of any dtype.
-      flipped: bool [b].
+      flipped: bool [b], whether to mirror each image.
     """
     return tf.where(flipped[:, None, None, None], tf.reverse(images, axis=[2]), images)
 
@@ -154,9 +154,9 @@ def move(
     Args:
       images: float32 [b, H, W, C].
       masks: uint8 [b, H, W, 1].
-      width: float32 [b], of the crops, as shares of the images'.
-      height: float32 [b], of the crops, as shares of the images'.
-      radians: float32 [b], by which a crop is turned about its own centre.
+      width: float32 [b], widths of the crops, as shares of the images'.
+      height: float32 [b], heights of the crops, as shares of the images'.
+      radians: float32 [b], angle by which a crop is turned about its own centre.
       x: float32 [b], where the crop lies: 0 at the left, 1 at the right.
       y: float32 [b], where it lies from top, 0, to bottom, 1.
     """
@@ -201,7 +201,7 @@ def cut_out(images: tf.Tensor, x: tf.Tensor, y: tf.Tensor, share: float) -> tf.T
       images: float32 [b, H, W, C] in [0, 255].
       x: float32 [b], where the centre lies, 0 at the left, 1 at the right.
       y: float32 [b], where it lies from top, 0, to bottom, 1.
-      share: its side as a share of the image's sides; less is seen of a square that reaches over an edge.
+      share: side of the square as a share of the image's sides; less is seen of a square that reaches over an edge.
     """
     _, rows, columns, _ = images.shape
     inside_y = tf.abs((tf.range(rows, dtype=tf.float32) + 0.5) / rows - y[:, None]) < share / 2

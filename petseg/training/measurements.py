@@ -1,6 +1,6 @@
 """What is measured in a step: named sums, which add up on the device until somebody reads them.
 
-A new scalar takes a description here and a line in `Trainer._measure`.
+A new scalar needs a description here and a line in `Trainer._measure`.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class Measurements:
     """What the steps since the last `Trainer.pop_measurements` did.
 
     Attributes:
-      steps: how many they were.
+      steps: number of these steps.
       scalars: `MEANS` and `STATE`, by name; a mean over no step is NaN.
       confusion_matrix: int64 [C, C], pixels by true (rows) and predicted class (columns).
     """

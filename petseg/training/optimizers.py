@@ -17,8 +17,8 @@ class Group:
     """Weights that share a learning rate.
 
     Attributes:
-      weights: the weights.
-      learning_rate: of the clock, not of the optimizer's own count.
+      weights: the weights to update.
+      learning_rate: schedule of the learning rate, a function of the clock, not of the optimizer's own count.
     """
 
     weights: Sequence[keras.Variable]
@@ -32,7 +32,7 @@ class Optimizer(tf.Module):
     so that a checkpoint finds all their slots. Make it inside ``strategy.scope()``.
 
     Attributes:
-      weights: those of all groups, in the order of the gradients.
+      weights: the weights of all groups, in the order of the gradients.
       variables: learning rates, counts and slots.
     """
 
@@ -42,7 +42,7 @@ class Optimizer(tf.Module):
         Args:
           config: which optimizer, its momentum and weight decay (decoupled; not of biases and of the scales and offsets
             of norms); the learning rates are those of the groups.
-          groups: what to update; the first one's learning rate is the one that is shown.
+          groups: the weights to update; the first one's learning rate is the one that is shown.
         """
         super().__init__()
         self._groups = tuple(groups)
@@ -59,7 +59,7 @@ class Optimizer(tf.Module):
         return self._optimizers[0].iterations
 
     def learning_rate(self, step: tf.Tensor) -> tf.Tensor:
-        """Of the first group at a step; a float32 scalar."""
+        """The learning rate of the first group at a step, a float32 scalar."""
         return self._groups[0].learning_rate(step)
 
     def set_learning_rates(self, step: tf.Tensor) -> None:

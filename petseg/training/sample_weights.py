@@ -54,13 +54,13 @@ def valid_pixels(masks: tf.Tensor) -> tf.Tensor:
 def near_boundaries(masks: tf.Tensor, sigma: float) -> tf.Tensor:
     """exp(-d^2 / (2 sigma^2)), with the distance d to the nearest pixel that touches one of another class.
 
-    In the manner of the U-Net paper (Ronneberger et al. 2015, equation 2), which takes the distances to two cells; here
+    In the manner of the U-Net paper (Ronneberger et al. 2015, equation 2), which knows the distances to two cells; here
     there is one animal. Beyond 3 sigma it is 0. The squared distance is the smallest sum of squares along rows, then
     along columns (Felzenszwalb and Huttenlocher 2012), which is a grey-scale erosion by a parabola.
 
     Args:
       masks: uint8 [B, H, W, 1], class ids or IGNORED; a pixel that is in no class has no boundary.
-      sigma: in pixels.
+      sigma: standard deviation in pixels.
 
     Returns:
       float32 [B, H, W].
@@ -129,8 +129,14 @@ def balanced(masks: np.ndarray, num_classes: int) -> tuple[float, ...]:
 def median_frequency(masks: np.ndarray, num_classes: int) -> tuple[float, ...]:
     """Weights in inverse proportion to how many pixels a class has in the images in which it occurs.
 
-    The median-frequency balancing of Eigen and Fergus 2015; the median itself cancels out, for the sum is 1. Arguments
-    and result are those of `balanced`.
+    The median-frequency balancing of Eigen and Fergus 2015; the median itself cancels out, for the sum is 1.
+
+    Args:
+      masks: uint8 [N, H, W, 1], class ids or IGNORED.
+      num_classes: number of classes C.
+
+    Returns:
+      C weights, summing to 1; 0 for a class with no pixels.
     """
     counts, sizes = _pixels_of_images(masks, num_classes)
     pixels = np.where(counts > 0, sizes[:, None], 0).sum(axis=0)

@@ -35,9 +35,9 @@ class Trainer:
       nonfinite_step: int64 variable, the step whose loss or gradients were not finite for another reason than the loss
         scale, and at which `run` stopped; -1 if there was none.
       model: the network, float32 images in [0, 255] -> float32 logits.
-      optimizer: of all trainable weights of the model.
-      average: of the weights, or None.
-      loss_scale: of mixed_float16.
+      optimizer: optimizer of all trainable weights of the model.
+      average: average of the weights, or None.
+      loss_scale: loss scale of mixed_float16; 1 in other precisions.
       traces: how often the loop was traced; 1 is right.
     """
 
@@ -62,24 +62,24 @@ class Trainer:
         """Prepares the variables of a step; compiles nothing yet.
 
         Args:
-          strategy: its replicas divide the batch.
-          model: float32 images in [0, 255] -> float32 logits.
-          optimizer: of the model's trainable weights.
-          augment: as `augmentation.augmentation` returns it.
-          weight_map: masks -> the weight of each pixel.
-          loss: what to minimise.
-          loss_scale: in use or not.
-          requests: to stop, and for a checkpoint.
-          batch_size: examples of a step over all replicas.
-          average: of the model's weights; None for none.
+          strategy: the strategy whose replicas divide the batch.
+          model: the network, float32 images in [0, 255] -> float32 logits.
+          optimizer: optimizer of the model's trainable weights.
+          augment: random changes to examples, as `augmentation.augmentation` returns them.
+          weight_map: a function, masks -> the weight of each pixel.
+          loss: the loss to minimise.
+          loss_scale: loss scale of mixed_float16; 1 in other precisions.
+          requests: what is asked from outside: to stop, to save a checkpoint.
+          batch_size: number of examples in a step over all replicas.
+          average: average of the model's weights; None for none.
           clip_norm: largest global norm of the gradients; 0 for no clipping.
-          micro_batches: slices of each replica's part of the batch.
+          micro_batches: number of slices of each replica's part of the batch.
           sync_batch_norm: whether the model's batch norms use statistics of all replicas. Where they do not, their
             moving statistics are averaged over the replicas, so that these stay copies of one model.
-          jit_compile: compile forward and backward pass with XLA.
+          jit_compile: whether to compile forward and backward pass with XLA.
 
         Raises:
-          ConfigError: as `check_step`.
+          ConfigError: if `check_step` does.
         """
         check_step(
             strategy,
@@ -193,8 +193,8 @@ class Trainer:
         """What the model is trained with, from what the input ships.
 
         Args:
-          batch: as the input pipeline makes it.
-          step: int64 scalar.
+          batch: `image`, `mask` and `position` of examples, as `input_pipeline` makes them.
+          step: step of the batch, int64 scalar.
 
         Returns:
           augmented images, float32 [B, H, W, 3] in [0, 255]; their masks, uint8 [B, H, W, 1]; the weights of the
@@ -288,7 +288,7 @@ class Trainer:
     def _of_first_replica(self, value: Any) -> tf.Tensor:
         return self._strategy.experimental_local_results(value)[0]
 
-    # The same step, seen from a replica.
+    # A step, seen from a replica.
 
     def _begin(self) -> None:
         for total in self._accumulated:
