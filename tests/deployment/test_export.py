@@ -215,7 +215,9 @@ def test_an_export_that_disagrees_is_named_after_all_are_made(tiny, tmp_path, mo
 
     monkeypatch.setattr(keras.models, "load_model", load_something_else)
     images = pictures(5, 32)
-    with pytest.raises(PetsegError, match=rf"--export=keras: {tmp_path}/model\.keras agrees .* must on 99.9%") as caught:
+    with pytest.raises(
+        PetsegError, match=rf"--export=keras: {tmp_path}/model\.keras agrees .* must on 99.9%"
+    ) as caught:
         export.export(tiny, ["keras", "h5"], str(tmp_path), images, calibration=images, card={})
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
@@ -267,7 +269,9 @@ def test_a_missing_package_is_reported_before_anything_is_written(tiny, tmp_path
 
 def test_unknown_formats_and_folders_that_cannot_be_written(tiny, tmp_path):
     images = pictures(1, 32)
-    with pytest.raises(ConfigError, match="--export=caffe: no such format; must be some of saved_model, keras, h5, tflite"):
+    with pytest.raises(
+        ConfigError, match="--export=caffe: no such format; must be some of saved_model, keras, h5, tflite"
+    ):
         export.export(tiny, ["keras", "caffe"], str(tmp_path), images, calibration=images, card={})
     (tmp_path / "file").write_text("")
     with pytest.raises(WorkDirectoryError, match=r"--output_dir=.*/file/out: .* cannot be written"):
