@@ -166,6 +166,7 @@ def make_trainer(
     class_weights: tuple[float, ...] | None = None,
     loss: Loss | None = None,
     train_encoder: bool = False,
+    encoder: str = "tiny",
     ema_decay: float = 0.0,
     weight_decay: float = 0.0,
     **options: Any,
@@ -177,11 +178,12 @@ def make_trainer(
     requests = Requests()
     with strategy.scope():
         with unet.dtype_policy(precision):
-            encoder = encoders.build_encoder("tiny", image_size=size)
+            alpha = 1.0 if encoder == "tiny" else 0.35
+            backbone = encoders.build_encoder(encoder, image_size=size, alpha=alpha)
             model = unet.build_unet(
                 image_size=size,
                 num_classes=3,
-                encoder=encoder,
+                encoder=backbone,
                 train_encoder=train_encoder,
                 input_scaling="unit",
                 sync_batch_norm=options["sync_batch_norm"],
@@ -190,7 +192,7 @@ def make_trainer(
             if freeze_batch_norm and isinstance(layer, keras.layers.BatchNormalization):
                 layer.trainable = False  # and so in inference mode
         noise = tf.random.stateless_uniform([16, size, size, 3], seed=[0, 0])
-        encoders.calibrate_batch_norm(encoder, noise if calibrated_on is None else calibrated_on / np.float32(255))
+        encoders.calibrate_batch_norm(backbone, noise if calibrated_on is None else calibrated_on / np.float32(255))
         options_of_optimizer = OptimizerConfig(
             optimizer=optimizer, learning_rate=learning_rate, weight_decay=weight_decay
         )

@@ -53,7 +53,7 @@ class NullReport:
     def begin(self, introduce: Callable[[], Introduction]) -> None:
         """Logs what is said once, at the start of a run; calls `introduce` to hear it."""
 
-    def summary(self, step: int, sums: Measurements, telemetry: dict[str, float]) -> None:
+    def summary(self, step: int, measured: Measurements, telemetry: dict[str, float]) -> None:
         """Logs what the steps since the last summary did, and what they took."""
 
     def histograms(self, step: int, weights: dict[str, np.ndarray], gradients: dict[str, np.ndarray]) -> None:

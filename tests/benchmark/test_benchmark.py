@@ -56,6 +56,7 @@ def benchmark(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_the_program_prints_tables_and_writes_numbers(data_dir, tmp_path):
     file = tmp_path / "numbers.json"
     flags = [*tiny_flags(data_dir, tmp_path / "run"), "--rounds=2", "--steps=2", f"--output={file}"]

@@ -12,7 +12,8 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, changed, own_lines, run_program, tiny_flags
+from conftest import ROOT, changed, own_lines, tiny_flags
+from programs_in_forks import Program, run
 from test_disk_cache import equal, outcome, training_batches
 
 from petseg.data import decoding, input_pipeline, service_client
@@ -119,33 +120,34 @@ def test_where_nobody_answers_the_run_ends_in_time_and_touches_nothing(tiny_conf
     assert not WorkDirectory(config.runtime.workdir).path.exists()
 
 
+@pytest.mark.slow
 def test_training_through_services_gives_the_same_numbers(addresses, data_dir, cache_dir, tmp_path):
     services = ",".join(f"grpc://{address}" for address in addresses)
     through = ["--cache=disk", f"--cache_dir={cache_dir}", f"--data_service={services}"]
     found = []
     for name, more in (("alone", []), ("through", through)):
         flags = [*tiny_flags(data_dir, tmp_path / name), "--train_steps=6", "--summary_every=2", "--eval_every=6"]
-        result = run_program("train.py", *flags, *more)
+        result = run("train.py", *flags, *more)
         assert result.returncode == 0, result.stderr
         found.append(outcome(WorkDirectory(tmp_path / name)))
     assert len(found[0][0]) > 50
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_a_service_that_dies_ends_the_run_in_one_line(data_dir, cache_dir, tmp_path):
     with serving(tmp_path / "log") as (service, address):
         flags = [*tiny_flags(data_dir, tmp_path / "run"), "--train_steps=100000", "--eval_every=100000"]
         flags += ["--cache=disk", f"--cache_dir={cache_dir}", f"--data_service=grpc://{address}"]
-        command = [sys.executable, str(ROOT / "train.py"), *flags, "--checkpoint_every=5"]
-        run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        training = Program("train.py", *flags, "--checkpoint_every=5")
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob("run/checkpoints/*.index")) and time.monotonic() < deadline:
             time.sleep(0.1)
         service.send_signal(signal.SIGKILL)
         killed = time.monotonic()
-        _, stderr = run.communicate(timeout=60)
+        _, stderr = training.communicate(timeout=60)
     assert time.monotonic() - killed < 40
-    assert run.returncode == 75, stderr
+    assert training.returncode == 75, stderr
     line = own_lines(stderr)[-1]
     assert line == (
         f"train.py: error: --data_service: lost grpc://{address}; start it again, then the same command goes on from "

@@ -106,6 +106,7 @@ def outcome(workdir):
     return rows, {path.name: path.read_text() for path in workdir.results.iterdir()}
 
 
+@pytest.mark.slow
 def test_whole_runs_end_in_the_same_numbers(tiny_config, tmp_path):
     found = []
     for cache in ("memory", "disk", "none"):
@@ -277,6 +278,7 @@ print(json.dumps({cache: work(cache, "train") - before for cache in ("disk", "no
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux's way to tell anonymous memory")
 def test_memory_does_not_grow_with_the_data(tmp_path):
     rng = np.random.default_rng(0)

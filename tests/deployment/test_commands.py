@@ -27,6 +27,7 @@ def workdir(data_dir, tmp_path_factory):
     return WorkDirectory(workdir)
 
 
+@pytest.mark.slow
 def test_the_model_is_exported_with_a_card(workdir, data_dir, tmp_path):
     flags = [f"--workdir={workdir.path}", f"--output_dir={tmp_path / 'out'}"]
     result = run_program("eval.py", *flags, "--export=saved_model,keras")

@@ -21,6 +21,7 @@ from petseg.errors import ConfigError, PetsegError, WorkDirectoryError
 from petseg.models import encoders, inference, unet
 
 SIZE, CLASSES = 64, 3
+pytestmark = pytest.mark.slow
 MODULES = {"tflite": ("ai_edge_litert",), "tflite_int8": ("ai_edge_litert",), "onnx": ("tf2onnx", "onnxruntime")}
 
 

@@ -194,6 +194,7 @@ def test_own_outputs_are_replaced_and_never_taken_for_photographs(predictor, tmp
     np.testing.assert_array_equal(np.asarray(Image.open(mask)), changed)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_files_and_24_megapixels_work(predictor, tmp_path):
     Image.fromarray(photograph(4000, 6000)).save(tmp_path / "large.jpg")
     (mask,) = prediction.predict_files(predictor, str(tmp_path / "large.jpg"), str(tmp_path / "out"))
@@ -205,6 +206,7 @@ def test_memory_does_not_grow_with_the_number_of_files_and_24_megapixels_work(pr
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss <= peak * 1.02
 
 
+@pytest.mark.slow
 def test_as_a_program(data_dir, tmp_path):
     workdir = tmp_path / "run"
     experiment.train(command_line.parse(["train.py", *tiny_flags(data_dir, workdir), "--train_steps=1"], Config))

@@ -21,7 +21,11 @@ def test_processes_that_need_keras_weights_fetch_them_one_after_the_other(monkey
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     monkeypatch.setattr(keras.applications, "MobileNetV2", download)
     threads = [
-        threading.Thread(target=encoders.build_encoder, kwargs={"image_size": 32, "alpha": 0.35, "weights": "imagenet"})
+        threading.Thread(
+            target=encoders.build_encoder,
+            args=["mobilenet_v2"],
+            kwargs={"image_size": 32, "alpha": 0.35, "weights": "imagenet"},
+        )
         for _ in range(3)
     ]
     for thread in threads:

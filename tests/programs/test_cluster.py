@@ -3,18 +3,17 @@
 import csv
 import itertools
 import json
-import os
 import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, own_lines, tiny_flags
+from programs_in_forks import Program, run
 
 from petseg.errors import ClusterError, ConfigError
 from petseg.runtime import cluster_membership
@@ -47,9 +46,8 @@ class Workers:
     """One process of train.py for each environment."""
 
     def __init__(self, environments, *flags):
-        command = [sys.executable, str(ROOT / "train.py"), "--strategy=multi_worker_mirrored", *flags]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
-        self.processes = [subprocess.Popen(command, env={**os.environ, **extra}, **pipes) for extra in environments]
+        flags = ["--strategy=multi_worker_mirrored", *flags]
+        self.processes = [Program("train.py", *flags, env=environment) for environment in environments]
 
     def finish(self, timeout=240):
         """Exit code, stdout and stderr of each."""
@@ -62,8 +60,7 @@ class Workers:
 
 
 def train(*flags):
-    command = [sys.executable, str(ROOT / "train.py"), *flags]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    result = run("train.py", *flags)
     assert result.returncode == 0, result.stderr
     return result
 
@@ -95,6 +92,7 @@ def mirrored(data_dir, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_two_workers_train_as_two_replicas_also_when_one_is_stopped_and_then_the_chief_killed(
     data_dir, tmp_path, mirrored
 ):
@@ -138,6 +136,7 @@ def test_two_workers_train_as_two_replicas_also_when_one_is_stopped_and_then_the
     assert sorted(path.name for path in workdir.iterdir()) == sorted(p.name for p in mirrored.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_goes_from_one_replica_to_two_workers_to_two_replicas_and_back(data_dir, tmp_path, mirrored):
     parts = tmp_path / "parts"
     train(*flags_of(data_dir, parts, 5))
@@ -151,16 +150,14 @@ def test_a_run_goes_from_one_replica_to_two_workers_to_two_replicas_and_back(dat
     np.testing.assert_allclose(list(losses.values()), list(expected.values()), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_workers_with_other_flags_or_other_checkpoints_are_not_trained_together(data_dir, tmp_path):
     addresses = [f"localhost:{port}" for port in free_ports(2)]
-    command = [sys.executable, str(ROOT / "train.py"), "--strategy=multi_worker_mirrored"]
+    flags = ["--strategy=multi_worker_mirrored", *flags_of(data_dir, tmp_path / "run", 5)]
     processes = [
-        subprocess.Popen(
-            [*command, *flags_of(data_dir, tmp_path / "run", 5), f"--learning_rate={index + 1}"],
-            env={**os.environ, **tf_config(addresses, index)}, cwd=ROOT, stderr=subprocess.PIPE, text=True,
-        )
+        Program("train.py", *flags, f"--learning_rate={index + 1}", env=tf_config(addresses, index))
         for index in range(2)
-    ]  # fmt: skip
+    ]
     messages = [own_lines(process.communicate(timeout=120)[1])[-1] for process in processes]
     assert [process.returncode for process in processes] == [75, 75]
     assert any("was started with other flags than another process" in message for message in messages)

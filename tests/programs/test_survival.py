@@ -7,13 +7,13 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, changed, events, own_lines, tiny_flags
+from conftest import changed, events, own_lines, tiny_flags
+from programs_in_forks import Program
 
 from petseg.runs import checkpoints, experiment
 from petseg.runs.work_directory import WorkDirectory
@@ -23,8 +23,7 @@ RECIPE = ("--ema_decay=0.9", "--augment=strong", "--eval_at_start")  # of the ru
 
 
 def start(*flags):
-    command = [sys.executable, str(ROOT / "train.py"), *flags]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return Program("train.py", *flags)
 
 
 def flags_of(data_dir, workdir, steps=STEPS):
@@ -100,7 +99,7 @@ def survive(data_dir, workdir, undisturbed, seed):
     assert not list(workdir.glob("*/unfinished-*"))
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
 def test_killed_at_random_moments_a_run_ends_in_the_same_bits(data_dir, tmp_path, undisturbed, seed):
     survive(data_dir, tmp_path / "run", undisturbed, seed)
 
@@ -111,6 +110,7 @@ def test_killed_at_more_random_moments_a_run_ends_in_the_same_bits(data_dir, tmp
     survive(data_dir, tmp_path / "run", undisturbed, seed)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_complete_and_is_made_longer_ends_in_the_same_bits(data_dir, tmp_path, undisturbed):
     (expected, tensors_expected), _ = undisturbed
     workdir = tmp_path / "run"
@@ -120,7 +120,7 @@ def test_a_run_that_was_complete_and_is_made_longer_ends_in_the_same_bits(data_d
         assert process.returncode == 0, stderr
     assert f"changed: --train_steps was 11, is now {STEPS}" in stderr
     assert re.search(r"resumed from .*/ckpt-11", stderr)
-    assert len(tensors_expected[0]) > 300  # weights, statistics, their averages, Adam's two slots, the clock
+    assert len(tensors_expected[0]) > 100  # weights, statistics, their averages, Adam's two slots, the clock
     assert_equal(tensors(workdir / "checkpoints" / f"ckpt-{STEPS}"), tensors_expected[0])
     for name in (f"test-{STEPS}.json", f"test-{STEPS}.ema.json"):
         assert (workdir / "results" / name).read_text() == expected["results"][name]
@@ -167,6 +167,7 @@ def test_a_program_that_is_told_to_stop_while_it_draws_and_decodes_leaves_nothin
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_while_the_first_lives_and_takes_over_when_it_was_killed(data_dir, tmp_path):
     workdir = tmp_path / "run"
     first = start(*flags_of(data_dir, workdir, steps=100_000))
@@ -188,10 +189,10 @@ def test_a_second_process_is_refused_while_the_first_lives_and_takes_over_when_i
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 80 MiB."""
+    """A file system of 50 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(folder)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=50m", "tmpfs", str(folder)], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
     yield folder
@@ -206,7 +207,7 @@ def test_on_a_full_disk_the_run_ends_with_a_message_and_the_last_checkpoint_stay
     line = own_lines(stderr)[-1]
     assert re.match(
         rf"train\.py: error: {workdir}/checkpoints/ckpt-15: cannot be written: "
-        r"it takes 3\d\.\d MiB, \d+\.\d MiB are free \(.*\)",
+        r"it takes 1\d\.\d MiB, \d+\.\d MiB are free \(.*\)",
         line,
     ), line
     assert "Traceback" not in stderr
@@ -215,12 +216,13 @@ def test_on_a_full_disk_the_run_ends_with_a_message_and_the_last_checkpoint_stay
 
 
 def test_the_checkpoint_alarm_saves_between_the_intervals(tiny_config):
-    config = changed(tiny_config, "schedule", checkpoint_every=100, checkpoint_every_minutes=1e-6, steps_per_loop=1,
+    config = changed(tiny_config, "schedule", checkpoint_every=100, checkpoint_every_minutes=1e-9, steps_per_loop=1,
                      train_steps=6, keep_checkpoints=10)  # fmt: skip
     experiment.train(config)
     assert len(checkpoints.steps(WorkDirectory(config.runtime.workdir).checkpoints)) > 3
 
 
+@pytest.mark.slow
 def test_an_evaluation_whose_results_were_lost_is_made_again(tiny_config):
     config = changed(tiny_config, "schedule", train_steps=4, eval_every=2)
     expected = experiment.train(config)

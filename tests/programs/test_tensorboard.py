@@ -18,10 +18,12 @@ import numpy as np
 import pytest
 from conftest import NUM_TEST, ROOT, tiny_flags
 from PIL import Image
+from programs_in_forks import Program
 
 from petseg.classes import CLASS_NAMES
 from petseg.reporting import tags
 
+pytestmark = pytest.mark.slow
 ARTIFACTS = Path(os.environ.get("PETSEG_TEST_ARTIFACTS", ROOT / "test-artifacts"))
 SCORES = ["loss", "accuracy", "mean_iou"]
 SCORES += [f"{score}/{name}" for score in ("iou", "dice", "precision", "recall") for name in CLASS_NAMES]
@@ -30,8 +32,7 @@ OF_TRAINING = sorted(set(tags.SCALARS) - set(tags.FINAL) - {"memory/device"})  #
 
 def train(data_dir, workdir, *flags):
     intervals = ["--summary_every=4", "--checkpoint_every=5", "--eval_every=10", "--histogram_every=10"]
-    command = [sys.executable, "train.py", *tiny_flags(data_dir, workdir), *intervals, "--nodeterministic", *flags]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return Program("train.py", *tiny_flags(data_dir, workdir), *intervals, "--nodeterministic", *flags)
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,7 @@ def test_the_model_diagram_names_every_stage_with_its_size():
     model = unet.build_unet(image_size=32, num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit")
     figure = pictures.model_diagram(model)
     texts = " ".join(text.get_text() for text in figure.axes[0].texts)
-    for shape in ("32 x 32 x 3", "16 x 16 x 48", "1 x 1 x 112", "2 x 2 x 704"):
+    for shape in ("32 x 32 x 3", "16 x 16 x 8", "1 x 1 x 48", "2 x 2 x 544"):
         assert shape in texts
     picture = pictures.to_array(figure)
     assert picture.dtype == np.uint8

@@ -87,6 +87,7 @@ def plant_in_a_weight(monkeypatch, at):
     monkeypatch.setattr(Trainer, "run", run)
 
 
+@pytest.mark.slow
 def test_a_weight_that_is_not_finite_ends_a_run_that_skips_and_heals_in_one_that_restores(
     tiny_config, monkeypatch, tmp_path
 ):

@@ -96,7 +96,7 @@ def test_a_run_that_begins_with_anothers_weights_is_a_new_run_and_says_so(averag
     source, _, theirs = averaged
     best = json.loads((source.best / "best.json").read_text())["step"]
     origins = [  # a work directory's averages, also into an encoder that will be trained; a checkpoint's weights
-        (source.path, ["--train_encoder", "--train_steps=1", "--encoder_weights=imagenet"], theirs[".ema", best]),
+        (source.path, ["--train_encoder", "--train_steps=1", "--encoder_weights=missing.h5"], theirs[".ema", best]),
         (source.checkpoints / "ckpt-4", ["--train_steps=1"], theirs["", 4]),
     ]
     for i, (origin, flags, expected) in enumerate(origins):
@@ -117,7 +117,7 @@ def test_a_run_that_begins_with_anothers_weights_is_a_new_run_and_says_so(averag
 def test_weights_that_do_not_fit_are_refused(averaged, data_dir, tmp_path):
     source, _, _ = averaged
     for flag, value in (("encoder_alpha", "0.5"), ("input_scaling", "symmetric")):
-        with pytest.raises(ConfigError, match=f"--{flag}={value}: --init_from=.* takes the same"):
+        with pytest.raises(ConfigError, match=f"--{flag}={value}: must be .*, as in the run of --init_from="):
             experiment.train(tiny(data_dir, tmp_path / "run", f"--init_from={source.path}", f"--{flag}={value}"))
     checkpoint = source.checkpoints / "ckpt-4"
     with pytest.raises(CheckpointError, match="cannot be restored"):
@@ -131,7 +131,7 @@ def test_the_encoder_stands_still_until_it_is_unfrozen_and_then_learns_at_its_ow
     model = building.build_model(config, None)
     optimizer = optimizers.build(config.optimizer, model, total_steps=4)
     encoder = {id(weight) for weight in model.get_layer("encoder").trainable_variables}
-    assert len(optimizer.weights) == len(model.trainable_variables) > len(encoder) > 100
+    assert len(optimizer.weights) == len(model.trainable_variables) > len(encoder) >= 15
     for step, of_encoder in ((0, 0.0), (1, 0.02)):
         before = [weight.numpy() for weight in optimizer.weights]
         optimizer.set_learning_rates(tf.constant(step, tf.int64))

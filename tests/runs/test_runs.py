@@ -143,6 +143,7 @@ def test_data_that_cannot_be_trained_on_leaves_no_work_directory(tiny_config, va
     assert not WorkDirectory(tiny_config.runtime.workdir).path.exists()
 
 
+@pytest.mark.slow
 def test_balanced_class_weights(tiny_config, caplog):
     config = changed(changed(tiny_config, "loss", class_weights="balanced"), "schedule", train_steps=1)
     with caplog.at_level("INFO", logger="petseg"):
@@ -156,6 +157,7 @@ def test_balanced_class_weights(tiny_config, caplog):
     assert scored["loss"] == pytest.approx(trained["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_complete_run_says_so_and_a_diverging_one_names_step_and_checkpoint(data_dir, tmp_path):
     workdir = tmp_path / "run"
     flags = [*tiny_flags(data_dir, workdir), "--optimizer=sgd", "--eval_every=100", "--checkpoint_every=2"]
@@ -181,6 +183,7 @@ def test_eval_as_a_program_answers_in_one_line_what_it_cannot_do(tmp_path):
     assert line == f"eval.py: error: --workdir={tmp_path}: no run is here (there is no {tmp_path}/config.json)"
 
 
+@pytest.mark.slow
 def test_quiet_leaves_warnings_and_errors_only(data_dir, tmp_path):
     flags = [*tiny_flags(data_dir, tmp_path / "run"), "--train_steps=2", "--quiet"]
     result = run_program("train.py", *flags)

@@ -4,15 +4,14 @@ import csv
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import NUM_TEST, ROOT, own_lines, random_examples, run_program, tiny_flags
+from conftest import NUM_TEST, own_lines, random_examples, run_program, tiny_flags
 from PIL import Image
+from programs_in_forks import Program, run
 
 from petseg.classes import CLASS_NAMES
 from petseg.config import Config, command_line
@@ -168,6 +167,7 @@ def test_runs_on_different_images_are_not_compared(other, message):
         scoring._check_pairing(examples, dataclasses.replace(examples, **other))
 
 
+@pytest.mark.slow
 def test_examples_wait_where_the_run_keeps_them_or_where_it_is_said(trained, tmp_path, monkeypatch):
     shutil.copytree(trained[0].path, tmp_path / "run")
     record = json.loads(trained[0].config_file.read_text())
@@ -220,14 +220,12 @@ def test_a_work_directory_of_a_newer_format_is_refused_by_number(trained, tmp_pa
     assert line.startswith(f"eval.py: error: {tmp_path}/config.json: has format 99; this petseg reads format ")
 
 
+@pytest.mark.slow
 def test_a_watcher_scores_each_checkpoint_of_a_run_in_another_process_once(data_dir, tmp_path):
     workdir = tmp_path / "run"
-    watcher = subprocess.Popen(
-        [sys.executable, "eval.py", f"--workdir={workdir}", "--watch", "--watch_interval=0.2", "--split=test[:5]"],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    watcher = Program("eval.py", f"--workdir={workdir}", "--watch", "--watch_interval=0.2", "--split=test[:5]")
     flags = [*tiny_flags(data_dir, workdir), "--checkpoint_every=5", "--keep_checkpoints=1", "--train_steps=40"]
-    trainer = run_program("train.py", *flags, "--eval_every=100", "--histogram_every=100")
+    trainer = run("train.py", *flags, "--eval_every=100", "--histogram_every=100")
     assert trainer.returncode == 0, trainer.stderr
     stdout, stderr = watcher.communicate(timeout=120)
     assert watcher.returncode == 0, stderr

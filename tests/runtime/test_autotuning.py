@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import pytest
+
 # Iterators that are 0.8 s old: an autotuning thread that misses its end would sleep on until 1.27 s.
 CODE = """
 import time
@@ -24,6 +26,7 @@ print(longest)
 """
 
 
+@pytest.mark.slow
 def test_without_autotuning_the_end_of_an_iterator_waits_for_nobody():
     # Without the switch it is 0.4 s, or more: 100 iterators without one such thread are rare.
     output = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True).stdout

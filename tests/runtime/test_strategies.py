@@ -2,7 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
-from conftest import own_lines, run_program, tiny_flags
+from conftest import own_lines, tiny_flags
+from programs_in_forks import run
 
 from petseg.config import DistributionConfig
 from petseg.errors import ConfigError
@@ -148,7 +149,7 @@ def test_what_this_machine_cannot_run_is_refused(config, message):
     ],
 )
 def test_a_program_refuses_in_one_line_and_leaves_no_trace(data_dir, tmp_path, flags, message):
-    result = run_program("train.py", *tiny_flags(data_dir, tmp_path / "run"), "--train_steps=1", *flags)
+    result = run("train.py", *tiny_flags(data_dir, tmp_path / "run"), "--train_steps=1", *flags)
     assert result.returncode == 2
     *log, line = own_lines(result.stderr)
     assert line.startswith(f"train.py: error: {message}")

@@ -11,7 +11,6 @@ from petseg.training import augmentation
 from petseg.training.losses import Loss
 
 SIZE, BATCH, STEPS = 64, 8, 20
-NORMALIZATIONS = ("pixels", "weights")
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +23,12 @@ def per_replica(strategy, variable):
     return [value.numpy() for value in strategy.experimental_local_results(variable.value)]
 
 
-@pytest.fixture(scope="module", params=NORMALIZATIONS)
+@pytest.fixture(
+    scope="module", params=[("pixels", "tiny"), pytest.param(("weights", "mobilenet_v2"), marks=pytest.mark.slow)]
+)
 def runs(request, pets):
     """Per number of replicas: the losses of 20 steps, the first gradient, the moving statistics in the end."""
-    found = {}
+    found, (normalization, encoder_name) = {}, request.param
     for number in (1, 2, 4):
         trainer, strategy, batches = make_trainer(
             number,
@@ -35,7 +36,8 @@ def runs(request, pets):
             batch_size=BATCH,
             calibrated_on=pets.images,
             class_weights=(0.4, 0.4, 0.2),
-            loss=Loss(normalization=request.param),
+            loss=Loss(normalization=normalization),
+            encoder=encoder_name,
         )
         losses = []
         for step in range(STEPS):
@@ -74,6 +76,7 @@ def test_moving_statistics_are_equal_on_every_replica(runs, number):
         np.testing.assert_allclose(values[0], alone, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_without_synchronised_batch_norm_replicas_stay_copies_also_under_xla(pets):
     losses = []
     for jit_compile in (False, True):
@@ -105,6 +108,7 @@ def test_the_graph_holds_one_all_reduce_a_step(micro_batches):
     assert collective_operations(trainer, batches) == 2  # one of each replica
 
 
+@pytest.mark.slow
 def test_micro_batches_on_two_replicas_are_those_on_one():
     losses = []
     for number in (1, 2):
@@ -117,6 +121,7 @@ def test_micro_batches_on_two_replicas_are_those_on_one():
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_clipping_looks_at_the_reduced_gradient():
     norms, updates = [], []
     for number in (1, 3):
@@ -178,6 +183,7 @@ def test_xla_and_synchronised_batch_norm_on_several_replicas_are_refused():
         make_trainer(2, examples=random_examples(8), jit_compile=True)
 
 
+@pytest.mark.slow
 def test_what_recipes_add_does_not_depend_on_the_number_of_replicas(pets):
     """Augmentation, Dice loss and averaged weights, and with them the laws that sums travel and all decide alike."""
     found = {}

@@ -116,6 +116,7 @@ def test_micro_batches_must_divide_what_a_replica_gets():
         make_trainer(examples=random_examples(8, SIZE), micro_batches=3)
 
 
+@pytest.mark.slow
 def test_xla_computes_the_same():
     losses = []
     for jit_compile in (False, True):
