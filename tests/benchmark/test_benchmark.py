@@ -71,6 +71,7 @@ def test_the_program_prints_tables_and_writes_numbers(data_dir, tmp_path):
     assert groups["limit"][0]["flops_per_image"] > 1e6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

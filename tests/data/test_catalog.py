@@ -40,6 +40,7 @@ sys.exit(sum(os.waitpid(process, 0)[1] for process in processes))
 """
 
 
+@pytest.mark.slow
 def test_processes_with_one_seed_that_prepare_one_data_set_at_once_all_get_it(tmp_path):
     command = [sys.executable, "-c", AT_ONCE, str(tmp_path)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)

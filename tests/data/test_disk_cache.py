@@ -121,6 +121,7 @@ def test_whole_runs_end_in_the_same_numbers(tiny_config, tmp_path):
 def test_a_second_run_reuses_what_the_first_one_decoded(data_dir, tmp_path, caplog, monkeypatch):
     first = decoding.load("synthetic_pets", "train", 32, str(data_dir), cache="disk", cache_dir=str(tmp_path))
     monkeypatch.setattr(decoding, "_decode_all", None)
+    caplog.clear()
     with caplog.at_level("INFO", logger="petseg"):
         again = decoding.load("synthetic_pets", "train", 32, str(data_dir), cache="disk", cache_dir=str(tmp_path))
     (line,) = caplog.messages
@@ -200,14 +201,14 @@ def test_what_fails_in_the_middle_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ConfigError, match=r"--cache_dir=.*No space left on device\): 0\.0 MiB are needed, .* are free"):
+    with pytest.raises(ConfigError, match=r"--cache_dir=.*No space left on device: it takes 0\.0 MiB, .* are free"):
         cache_of(tmp_path).filled(filled_with(1))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_disk_that_is_too_small_is_named_before_anything_is_decoded(tmp_path, monkeypatch, data_dir):
     monkeypatch.setattr(disk_cache.shutil, "disk_usage", lambda path: Usage(2**20))
-    with pytest.raises(ConfigError, match=r"No space left on device\): 24\.0 MiB are needed, 1\.0 MiB are free"):
+    with pytest.raises(ConfigError, match=r"No space left on device: it takes 24\.0 MiB, 1\.0 MiB are free"):
         decoding.load("synthetic_pets", "train", 512, str(data_dir), cache="disk", cache_dir=str(tmp_path))
 
 

@@ -66,6 +66,7 @@ def test_a_convolution_that_leaves_a_gradient_out_is_otherwise_keras_own(precisi
     assert np.all(of_x[1][..., 4:] == 0)
 
 
+@pytest.mark.slow
 def test_only_a_frozen_encoder_gets_no_gradients():
     for train_encoder, channels in ((True, [None] * 5), (False, [None, 512, 256, 128, 64])):
         layers = [layer for layer in build(train_encoder=train_encoder).layers if "upsample" in layer.name]

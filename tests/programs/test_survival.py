@@ -133,7 +133,9 @@ def wait_for(condition, seconds=120):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_run_that_is_told_to_stop_saves_where_it_is(data_dir, tmp_path, number, code):
     workdir = tmp_path / "run"
     process = start(*flags_of(data_dir, workdir, steps=100_000), "--checkpoint_every=1000", "--steps_per_loop=1000")
@@ -215,6 +217,7 @@ def test_on_a_full_disk_the_run_ends_with_a_message_and_the_last_checkpoint_stay
     assert not list(workdir.glob("*/unfinished-*"))
 
 
+@pytest.mark.slow
 def test_the_checkpoint_alarm_saves_between_the_intervals(tiny_config):
     config = changed(tiny_config, "schedule", checkpoint_every=100, checkpoint_every_minutes=1e-9, steps_per_loop=1,
                      train_steps=6, keep_checkpoints=10)  # fmt: skip

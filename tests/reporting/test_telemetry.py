@@ -37,6 +37,7 @@ def test_after_a_reading_it_starts_anew():
     assert scalars == {f"time_share/{part}": 0.0 for part in telemetry.PARTS}
 
 
+@pytest.mark.slow
 def test_host_memory_is_that_of_this_process():
     # In a process of its own: here, what other tests have left may be freed at any time.
     code = """

@@ -100,6 +100,7 @@ def test_a_weight_that_is_not_finite_ends_a_run_that_skips_and_heals_in_one_that
     assert np.isfinite(experiment.train(restoring)["loss"])
 
 
+@pytest.mark.slow
 def test_a_cluster_goes_back_to_a_checkpoint_that_all_of_its_processes_have(
     tiny_config, poisoned_step, monkeypatch, caplog
 ):

@@ -92,6 +92,7 @@ def test_exports_and_masks_are_made_with_the_weights_that_were_asked_for(average
         np.testing.assert_array_equal(found[f"{i}.mask.png"], probabilities.argmax(-1))
 
 
+@pytest.mark.slow
 def test_a_run_that_begins_with_anothers_weights_is_a_new_run_and_says_so(averaged, data_dir, tmp_path, caplog):
     source, _, theirs = averaged
     best = json.loads((source.best / "best.json").read_text())["step"]

@@ -83,6 +83,7 @@ def test_a_driver_is_known_by_its_file_its_program_or_its_library(monkeypatch, t
     assert gpus.nvidia_driver() == "/"
 
 
+@pytest.mark.slow
 def test_tensorflow_says_why_when_it_is_asked_again(driver):
     if gpus.nvidia_driver() != str(driver):
         pytest.skip("this machine has a driver of its own")

@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 from conftest import random_examples, replicas
 
+from petseg.config import ComputeConfig, LossConfig, OptimizerConfig
 from petseg.data import input_pipeline
 from petseg.models import encoders, unet
 from petseg.models.layers import InferenceMode
@@ -49,15 +50,16 @@ def trainer_of_blocks(number, *, learning_rate=0.01, ema_decay=0.0, sync_batch_n
     requests = Requests()
     with strategy.scope():
         model = model_of_blocks()
-        rate = learning_rates.learning_rate_schedule("constant", learning_rate, 100)
+        sgd = OptimizerConfig(optimizer="sgd", learning_rate=learning_rate)
+        rate = learning_rates.learning_rate_schedule(sgd, 100)
         trainer = Trainer(
             strategy,
             model,
-            optimizers.Optimizer("sgd", [optimizers.Group(model.trainable_variables, rate)]),
+            optimizers.Optimizer(sgd, [optimizers.Group(model.trainable_variables, rate)]),
             augmentation.augmentation(augmentation.SETS["flip"], seed=0, batch_size=4),
-            sample_weights.weight_map(None),
+            sample_weights.weight_map(LossConfig()),
             Loss(),
-            loss_scale.LossScale(initial=1.0, growth_interval=1000, dynamic=False),
+            loss_scale.LossScale(ComputeConfig()),
             requests,
             batch_size=4,
             average=WeightAverage(model, ema_decay) if ema_decay else None,
