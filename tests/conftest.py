@@ -1,6 +1,5 @@
 """What the tests share: four virtual CPUs, a small data set, tiny configs, and programs run as programs."""
 
-import dataclasses
 import itertools
 import os
 import subprocess
@@ -94,7 +93,7 @@ def tiny_config(data_dir: Path, tmp_path: Path) -> Config:
 
 def changed(config: Config, group: str, **values: object) -> Config:
     """A config with other values in one of its groups."""
-    return dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **values)})
+    return config.changed(**{group: values})
 
 
 def tiny_flags(data_dir: Path, workdir: Path) -> list[str]:

@@ -116,16 +116,16 @@ def _entries(group: str, config: BenchmarkConfig, scratch: Path) -> list[Entry]:
 
 def _training_config(config: BenchmarkConfig, scratch: Path) -> Config:
     """The run to measure: it never ends and never evaluates; what else it does at intervals stays as it is."""
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}
-    values["schedule"] = dataclasses.replace(config.schedule, epochs=0, train_steps=FOR_EVER, eval_every=FOR_EVER)
-    values["runtime"] = dataclasses.replace(config.runtime, workdir=str(scratch / "run"), quiet=True)
-    return Config(**values)
+    plain = Config(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Config)})
+    return plain.changed(
+        schedule={"epochs": 0, "train_steps": FOR_EVER, "eval_every": FOR_EVER},
+        runtime={"workdir": str(scratch / "run"), "quiet": True},
+    )
 
 
 def _variants(plain: Config, steps: int) -> Iterator[Entry]:
     def entry(title: str, **groups: Mapping[str, Any]) -> Entry:
-        changed = {name: dataclasses.replace(getattr(plain, name), **values) for name, values in groups.items()}
-        return Entry(title, "bare_step", dataclasses.replace(plain, **changed), steps)
+        return Entry(title, "bare_step", plain.changed(**groups), steps)
 
     yield entry("--jit_compile", compute={"jit_compile": True}, model={"sync_batch_norm": False})
     for precision in ("mixed_float16", "mixed_bfloat16"):

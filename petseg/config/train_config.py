@@ -8,6 +8,8 @@ answered at once.
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from petseg.classes import CLASS_NAMES
 from petseg.config.augmentation_config import AugmentationConfig
@@ -369,3 +371,12 @@ class Config:
                 f"--encoder_alpha={model.encoder_alpha:g}: with --encoder_weights=imagenet must be one of "
                 + ", ".join(f"{alpha:g}" for alpha in IMAGENET_ALPHAS)
             )
+
+    def changed(self, **groups: Mapping[str, Any]) -> "Config":
+        """A config with other values: `config.changed(runtime={"workdir": "runs/pets"})`.
+
+        Raises:
+          ConfigError: if a value, or a pair of values, cannot be used.
+        """
+        values = {name: dataclasses.replace(getattr(self, name), **changes) for name, changes in groups.items()}
+        return dataclasses.replace(self, **values)

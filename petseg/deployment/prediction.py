@@ -14,17 +14,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tqdm
-from PIL import Image, ImageOps
+from PIL import Image
 
 from petseg import files as files_lib
 from petseg.classes import CLASS_COLORS, CLASS_NAMES
+from petseg.deployment.photographs import SUFFIXES, read_image
 from petseg.deployment.signed_pictures import is_signed, signed
 from petseg.errors import DataError, UnreadableFilesError, WorkDirectoryError
 from petseg.models import inference
 from petseg.reporting.pictures import colorize
 
 logger = logging.getLogger(__name__)
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MASK, OVERLAY, CUTOUT = ".mask.png", ".overlay.jpg", ".cutout.png"
 OVERLAY_OPACITY = 0.5
 
@@ -135,26 +135,6 @@ def _is_own(file: Path) -> bool:
         return file.name.endswith((MASK, OVERLAY, CUTOUT)) and is_signed(file)
     except OSError:
         return False
-
-
-def read_image(file: Path) -> np.ndarray:
-    """A picture as people see it, uint8 [H, W, 3].
-
-    It is turned as its EXIF orientation says; grey, palettes and 16 bits become 8-bit RGB; what is transparent becomes
-    white; of an animation, the first frame is taken.
-
-    Raises:
-      Exception: whatever Pillow raises at what it cannot read.
-    """
-    with Image.open(file) as opened:
-        picture: Image.Image = ImageOps.exif_transpose(opened)
-        if picture.mode.startswith("I"):  # 16 bits of grey, or 32 that hold 16
-            values = np.asarray(picture).astype(np.int64)
-            picture = Image.fromarray((np.clip(values, 0, 65535) / 257).round().astype(np.uint8))
-        if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        return np.asarray(picture.convert("RGB"))
 
 
 def _targets(files: Sequence[Path], output_dir: Path) -> list[Path]:

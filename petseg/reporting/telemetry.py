@@ -42,7 +42,7 @@ class Stopwatch:
         """Takes note of steps: float64 [N, 2], the seconds that each waited for its batch, and took in all."""
         self._steps.append(times)
 
-    def read(self, batch_size: int) -> dict[str, float]:
+    def pop_scalars(self, batch_size: int) -> dict[str, float]:
         """Images per second, percentiles of the step, and shares of the wall clock, by tag; starts anew.
 
         What took no time at all since the last reading, such as a checkpoint that was not due, has the share 0; without

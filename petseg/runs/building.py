@@ -15,6 +15,7 @@ from petseg.runs import checkpoints
 from petseg.training import augmentation, losses, optimizers, sample_weights, trainer
 from petseg.training.loss_scale import LossScale
 from petseg.training.requests import Requests
+from petseg.training.sample_weights import WeightMap
 from petseg.training.weight_averaging import WeightAverage
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def build_trainer(
         augmentation.augmentation(
             augmentation.parts_of(config.augmentation), seed=config.runtime.seed, batch_size=batch_size
         ),
-        sample_weights.weight_map(config.loss, class_weights),
+        build_weight_map(config, class_weights),
         losses.make_loss(config.loss),
         LossScale(compute),
         requests,
@@ -100,6 +101,11 @@ def build_trainer(
         sync_batch_norm=config.model.sync_batch_norm,
         jit_compile=compute.jit_compile,
     )
+
+
+def build_weight_map(config: Config, class_weights: tuple[float, ...] | None) -> WeightMap:
+    """How much each pixel counts, in training and in the loss of evaluations: the place for a factor of your own."""
+    return sample_weights.weight_map(config.loss, class_weights)
 
 
 def build_evaluator(
@@ -131,7 +137,7 @@ def build_evaluator(
         strategy,
         model,
         examples,
-        sample_weights.weight_map(config.loss, class_weights),
+        build_weight_map(config, class_weights),
         losses.make_loss(config.loss),
         batch_size=batch_size or config.data.batch_size,
         stop=requests.stop,

@@ -18,7 +18,7 @@ from petseg.data.decoding import Examples
 from petseg.errors import ClusterError, StoppedError
 from petseg.evaluation.evaluator import Evaluator
 from petseg.files import naming_what_cannot_be_written
-from petseg.reporting import pictures, summaries, telemetry
+from petseg.reporting import model_diagram, pictures, summaries, telemetry
 from petseg.reporting.report import SHEET_EXAMPLES, Introduction, NullReport, Report
 from petseg.reporting.telemetry import Profiler, Stopwatch
 from petseg.runs import building, checkpoints, starting_point
@@ -50,7 +50,7 @@ def train(config: Config) -> dict[str, Any]:
     if config.runtime.quiet:
         logging.getLogger("petseg").setLevel(logging.WARNING)
     workdir = WorkDirectory.for_training(config.runtime.workdir, config.data.dataset)
-    config = dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, workdir=str(workdir.path)))
+    config = config.changed(runtime={"workdir": str(workdir.path)})
     if workdir.config_file.exists():
         for name, (old, new) in workdir.reconcile(config).items():
             logger.info("changed: --%s was %r, is now %r", name, old, new)
@@ -255,7 +255,7 @@ class Experiment:
         data = self._config.data
         return Introduction(
             card=catalog.card(data.dataset, data.data_dir),
-            model_diagram=pictures.model_diagram(self._parts.model),
+            model_diagram=model_diagram.draw(self._parts.model),
             graph=self._parts.evaluator.graph(),
             training_batch=pictures.training_batch(*self._first_batch()),
         )
@@ -330,7 +330,7 @@ class Experiment:
         """Tells what the steps since the last summary did; all processes read it together, for their sums meet here."""
         with self._stopwatch.timing("summaries"):
             sums = self.trainer.pop_measurements()
-            took = self._stopwatch.read(self._config.data.batch_size)
+            took = self._stopwatch.pop_scalars(self._config.data.batch_size)
             self._report.summary(pause.step, sums, {**took, **telemetry.memory()})
 
     def _log_histograms(self, pause: Pause) -> None:

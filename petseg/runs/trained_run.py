@@ -121,12 +121,11 @@ class TrainedRun:
 
 
 def _with_what_is_asked(config: Config, score: ScoreConfig) -> Config:
-    data = dataclasses.replace(
-        config.data,
-        data_dir=score.data_dir or config.data.data_dir,
-        cache=config.data.cache if score.cache == "run" else score.cache,
-        cache_dir=score.cache_dir or config.data.cache_dir,
-        data_service="",  # which makes training batches
-    )
+    data = {
+        "data_dir": score.data_dir or config.data.data_dir,
+        "cache": config.data.cache if score.cache == "run" else score.cache,
+        "cache_dir": score.cache_dir or config.data.cache_dir,
+        "data_service": "",  # which makes training batches
+    }
     precision = config.compute.precision if score.precision == "run" else score.precision
-    return dataclasses.replace(config, data=data, compute=dataclasses.replace(config.compute, precision=precision))
+    return config.changed(data=data, compute={"precision": precision})

@@ -1,7 +1,7 @@
 """Masks -> per-pixel weight maps.
 
 The place to change how much a pixel counts: whatever the `WeightMap` of a run returns multiplies the loss of its pixel.
-A function of your own, masks -> factors, goes into `own_factors` of `weight_map`, which `runs.building` calls.
+A function of your own multiplies it in `runs.building.build_weight_map`.
 """
 
 import logging
@@ -21,14 +21,12 @@ WeightMap = Callable[[tf.Tensor], tf.Tensor]
 def weight_map(
     config: LossConfig,
     class_weights: Sequence[float] | None = None,
-    own_factors: WeightMap | None = None,
 ) -> WeightMap:
     """What gives each pixel its weight: that of its class, and more near a boundary; 0 where the pixel is not valid.
 
     Args:
       config: how much is added near a boundary, and how far that reaches.
       class_weights: one number per class, or None for 1 everywhere.
-      own_factors: masks -> float32 [B, H, W], which multiplies the rest; None for 1.
 
     Returns:
       a function of masks, uint8 [B, H, W, 1], class ids or IGNORED, to float32 [B, H, W].
@@ -41,7 +39,7 @@ def weight_map(
             weights = tf.gather(tf.constant(class_weights, tf.float32), ids) * valid
         if config.boundary_weight:
             weights += config.boundary_weight * near_boundaries(masks, config.boundary_sigma) * valid
-        return weights if own_factors is None else weights * own_factors(masks)
+        return weights
 
     return weights_of
 

@@ -10,7 +10,7 @@ from conftest import own_lines, run_program, tiny_flags
 from PIL import Image
 
 from petseg.config import Config, command_line
-from petseg.deployment import prediction
+from petseg.deployment import photographs, prediction
 from petseg.errors import DataError, UnreadableFilesError, WorkDirectoryError
 from petseg.models import encoders, inference, unet
 from petseg.reporting import pictures
@@ -75,7 +75,7 @@ def test_a_mask_is_an_indexed_png_of_the_photographs_size(predictor, tmp_path):
 
 def saved(tmp_path, name, picture, **options):
     picture.save(tmp_path / name, **options)
-    return prediction.read_image(tmp_path / name)
+    return photographs.read_image(tmp_path / name)
 
 
 def test_pictures_are_read_as_people_see_them(tmp_path):

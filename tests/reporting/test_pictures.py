@@ -5,7 +5,7 @@ from PIL import Image
 
 from petseg.classes import CLASS_COLORS, CLASS_NAMES
 from petseg.models import encoders, unet
-from petseg.reporting import pictures
+from petseg.reporting import model_diagram, pictures
 
 
 def test_masks_get_the_colours_of_their_classes():
@@ -82,7 +82,7 @@ def test_curves_hold_every_logged_point():
 def test_the_model_diagram_names_every_stage_with_its_size():
     encoder = encoders.build_encoder("tiny", image_size=32)
     model = unet.build_unet(image_size=32, num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit")
-    figure = pictures.model_diagram(model)
+    figure = model_diagram.draw(model)
     texts = " ".join(text.get_text() for text in figure.axes[0].texts)
     for shape in ("32 x 32 x 3", "16 x 16 x 8", "1 x 1 x 48", "2 x 2 x 544"):
         assert shape in texts

@@ -17,7 +17,7 @@ def test_the_stopwatch_tells_where_the_time_went():
     stopwatch.steps(np.array([[0.0, 0.010], [0.005, 0.020]]))
     stopwatch.steps(np.array([[0.005, 0.030]]))
     time.sleep(0.2)
-    scalars = stopwatch.read(batch_size=6)
+    scalars = stopwatch.pop_scalars(batch_size=6)
     elapsed = time.perf_counter() - began
     assert scalars["speed/images_per_second"] == pytest.approx(3 * 6 / 0.060)
     assert scalars["speed/step_time_median"] == pytest.approx(20)
@@ -32,8 +32,8 @@ def test_after_a_reading_it_starts_anew():
     stopwatch.steps(np.array([[0.0, 0.010]]))
     with stopwatch.timing("summaries"):
         pass
-    stopwatch.read(batch_size=6)
-    scalars = stopwatch.read(batch_size=6)
+    stopwatch.pop_scalars(batch_size=6)
+    scalars = stopwatch.pop_scalars(batch_size=6)
     assert scalars == {f"time_share/{part}": 0.0 for part in telemetry.PARTS}
 
 

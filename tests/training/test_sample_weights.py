@@ -94,9 +94,3 @@ def test_weights_near_boundaries_are_those_of_the_formula():
     whole = sample_weights.weight_map(near, (0.2, 0.3, 0.5))(masks).numpy()
     expected = np.array([0.2, 0.3, 0.5, 0])[np.minimum(masks[..., 0], 3)] + 10 * weights * (masks[..., 0] != 255)
     np.testing.assert_allclose(whole, expected, rtol=1e-5)
-
-
-def test_a_function_of_ones_own_multiplies_the_map():
-    upper_half = tf.constant([[1.0, 1.0], [0.0, 0.0]])
-    weights = sample_weights.weight_map(LossConfig(), (0.5, 0.3, 0.2), own_factors=lambda masks: upper_half[None])(MASK)
-    np.testing.assert_allclose(weights[0], [[0.5, 0.3], [0, 0]])
