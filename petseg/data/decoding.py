@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from petseg.data import catalog
 from petseg.data.disk_cache import Cache
 from petseg.data.record_files import Decoded, RecordFiles
 from petseg.errors import DataError, one_line
-from petseg.runtime import autotuning
+from petseg.runtime import autotuning, strategies
 
 Gather = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 DECODED_AT_ONCE = 16  # pictures whose pixels are in memory at one time: 24 megapixels take 360 MiB while one is resized
@@ -146,9 +145,7 @@ def _source(dataset: str, split: str, image_size: int, data_dir: str) -> _Source
 
 def parallel_decodes() -> int:
     """How many pictures are decoded at one time: as many as this process may use CPUs, within bounds."""
-    # Python's own os.process_cpu_count comes with 3.13.
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(available, DECODED_AT_ONCE)
+    return min(strategies.usable_cpus(), DECODED_AT_ONCE)
 
 
 def _in_memory(source: _Source) -> Examples:

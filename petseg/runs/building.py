@@ -1,7 +1,5 @@
 """Config -> the objects that a run is made of."""
 
-import logging
-
 import keras
 import tensorflow as tf
 
@@ -18,8 +16,6 @@ from petseg.training.requests import Requests
 from petseg.training.sample_weights import WeightMap
 from petseg.training.weight_averaging import WeightAverage
 
-logger = logging.getLogger(__name__)
-
 
 def check(config: Config, strategy: tf.distribute.Strategy) -> None:
     """Raises ConfigError if the replicas of a strategy cannot make the steps of a config."""
@@ -35,14 +31,16 @@ def check(config: Config, strategy: tf.distribute.Strategy) -> None:
 
 def load_examples(config: DataConfig) -> tuple[Examples, Examples]:
     """The training split and the evaluation split, decoded."""
-    train, evaluation = (
-        decoding.load(
-            config.dataset, split, config.image_size, config.data_dir, cache=config.cache, cache_dir=config.cache_dir
-        )
-        for split in (config.train_split, config.eval_split)
-    )
+    train, evaluation = (load_split(config, split) for split in (config.train_split, config.eval_split))
     catalog.warn_of_shared_examples(config.dataset, config.train_split, config.eval_split, config.data_dir)
     return train, evaluation
+
+
+def load_split(config: DataConfig, split: str) -> Examples:
+    """A split, decoded, and kept as the config's `cache` says."""
+    return decoding.load(
+        config.dataset, split, config.image_size, config.data_dir, cache=config.cache, cache_dir=config.cache_dir
+    )
 
 
 def build_model(config: Config, encoder_weights: str | None = None) -> keras.Model:

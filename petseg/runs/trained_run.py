@@ -8,7 +8,6 @@ import keras
 
 from petseg.config import Config
 from petseg.config.eval_config import ScoreConfig
-from petseg.data import decoding
 from petseg.data.decoding import Examples
 from petseg.errors import CheckpointError, ConfigError
 from petseg.reporting.summaries import EMA
@@ -75,10 +74,7 @@ class TrainedRun:
 
     def load(self, split: str) -> Examples:
         """The examples of a split, kept as the config's `cache` says."""
-        data = self.config.data
-        return decoding.load(
-            data.dataset, split, data.image_size, data.data_dir, cache=data.cache, cache_dir=data.cache_dir
-        )
+        return building.load_split(self.config.data, split)
 
     def checkpoint(self, which: str) -> str:
         """The path of a checkpoint: the `latest`, the `best`, or a path.
@@ -105,7 +101,7 @@ class TrainedRun:
 
     def path_of(self, step: int) -> str:
         """The path of the checkpoint of a step."""
-        return str(self.workdir.checkpoints / f"{checkpoints.PREFIX}{step}")
+        return checkpoints.path_of(self.workdir.checkpoints, step)
 
     def build_model(self) -> keras.Model:
         """The network, to be filled by `restore`; inside ``strategy.scope()`` where there is one."""

@@ -65,7 +65,7 @@ class Placement:
             names = {tf.config.experimental.get_device_details(device).get("device_name", "GPU") for device in physical}
             details = ", ".join(sorted(names))
         else:
-            details = f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+            details = f"{usable_cpus()} cores"
         parts = tf.config.get_logical_device_configuration(physical[0]) or []
         split = f", split in {len(parts)}" if len(parts) > 1 else ""
         where = "" if self.cluster is None else f" in {len(self.cluster.addresses)} processes"
@@ -103,6 +103,12 @@ def set_up(config: DistributionConfig) -> Placement:
     if config.strategy == "one_device" or (config.strategy == "auto" and number == 1):
         return Placement(tf.distribute.OneDeviceStrategy(devices[0]))
     return Placement(tf.distribute.MirroredStrategy(devices, cross_device_ops=_cross_device_ops(config)))
+
+
+def usable_cpus() -> int:
+    """How many CPUs this process may use."""
+    # Python's own os.process_cpu_count comes with 3.13.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def computing_kind() -> str:
