@@ -1,8 +1,236 @@
-"""The classes of the pictures: names, colours, and the value of pixels that are in none."""
+"""The classes of a data set: names, colours, which values they have in masks, and which are foreground."""
+
+import dataclasses
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-CLASS_NAMES = ("pet", "background", "border")
-# Okabe and Ito's colours, which colour-blind readers can tell apart: vermilion, blue, yellow.
-CLASS_COLORS = np.array([[213, 94, 0], [0, 114, 178], [240, 228, 66]], np.uint8)
+from petseg.errors import ConfigError
+
 IGNORED = 255  # class id of a pixel that is in no class: weight 0, counted nowhere
+UNKNOWN = 254  # class id, while data is read, of a pixel whose value in the mask means nothing
+FEWEST, MOST = 2, 254
+
+Color = tuple[int, int, int]
+# Okabe and Ito's colours, which colour-blind readers can tell apart, for classes that bring none.
+DISTINCT_COLORS: tuple[Color, ...] = (
+    (0, 114, 178), (213, 94, 0), (240, 228, 66), (0, 158, 115), (86, 180, 233), (230, 159, 0), (204, 121, 167),
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentationClass:
+    """One class.
+
+    Attributes:
+      name: its name, without spaces and slashes, for it stands in tags and file names.
+      value: its value in masks, 0 to 65535, or its colour there.
+      color: its colour in pictures.
+      foreground: share of it that is foreground, 0 to 1. Cut-outs show so much of it; where scores tell foreground from
+        the rest, at least half makes it foreground. A class with a share between 0 and 1 is a border.
+    """
+
+    name: str
+    value: int | Color
+    color: Color
+    foreground: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """The classes of a data set; the place of a class in `members` is its id.
+
+    Attributes:
+      members: the C classes, 2 to 254.
+      ignored: values, or colours, in masks that are in no class.
+
+    Raises:
+      ConfigError: if they contradict each other.
+    """
+
+    members: tuple[SegmentationClass, ...]
+    ignored: tuple[int | Color, ...] = (IGNORED,)
+
+    def __post_init__(self) -> None:
+        if not FEWEST <= len(self.members) <= MOST:
+            raise ConfigError(f"classes: there are {len(self.members)}; must be {FEWEST} to {MOST}")
+        for what in ("name", "value", "color"):
+            seen: dict[Any, str] = {}
+            for each in self.members:
+                key = getattr(each, what)
+                if key in seen:
+                    both = f"{seen[key]} and {each.name}"
+                    raise ConfigError(f"classes: {both} have one {what}, {key}; each must have another")
+                seen[key] = each.name
+        for each in self.members:
+            if each.value in self.ignored:
+                raise ConfigError(
+                    f"classes: {each.name} has value {each.value}, which is ignored; must be one or the other"
+                )
+        values = [each.value for each in self.members] + [value for value in self.ignored if value != IGNORED]
+        if len({isinstance(value, tuple) for value in values}) > 1:
+            raise ConfigError("classes: some have numbers as values, others colours; all must have the same kind")
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(each.name for each in self.members)
+
+    @property
+    def palette(self) -> np.ndarray:
+        """The colours, uint8 [256, 3], by class id; black for ids of no class."""
+        table = np.zeros((256, 3), np.uint8)
+        table[: len(self)] = [each.color for each in self.members]
+        return table
+
+    @property
+    def colored(self) -> bool:
+        """Whether masks hold colours, and not numbers."""
+        return isinstance(self.members[0].value, tuple)
+
+    @property
+    def foreground(self) -> np.ndarray:
+        """How much of each class is foreground, float32 [C]."""
+        return np.array([each.foreground for each in self.members], np.float32)
+
+    @property
+    def foreground_name(self) -> str:
+        """What the foreground is called; empty where no class is in it."""
+        names = [each.name for each in self.members if each.foreground == 1]
+        return names[0] if len(names) == 1 else ("foreground" if self.foreground.max() >= 0.5 else "")
+
+    @property
+    def borders(self) -> np.ndarray:
+        """Ids of the classes that are neither quite foreground nor quite the rest."""
+        return np.flatnonzero((self.foreground > 0) & (self.foreground < 1))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a classes file holds."""
+        return {
+            "classes": [
+                {key: list(value) if isinstance(value, tuple) else value for key, value in vars(each).items()}
+                for each in self.members
+            ],
+            "ignored": [list(value) if isinstance(value, tuple) else value for value in self.ignored],
+        }
+
+    @classmethod
+    def from_dict(cls, content: Any) -> "Classes":
+        """Reads what `to_dict` gives, or what a person wrote.
+
+        A class needs a name alone: its value is then its place in the list, its colour the next of a palette. Of two
+        classes that do not say which is foreground, the second is.
+
+        Raises:
+          ConfigError: if it is something else.
+        """
+        if isinstance(content, Sequence) and not isinstance(content, str):
+            content = {"classes": content}
+        if not isinstance(content, Mapping) or not isinstance(content.get("classes"), list):
+            raise ConfigError('classes: must be {"classes": [{"name": ..., "value": ...}, ...]}')
+        _refuse_unknown(content, ("classes", "ignored"))
+        entries = [{"name": entry} if isinstance(entry, str) else entry for entry in content["classes"]]
+        members = _members(entries)
+        if len(members) == 2 and not any("foreground" in entry for entry in entries):
+            members = (members[0], dataclasses.replace(members[1], foreground=1.0))
+        ignored = content.get("ignored", [IGNORED])
+        ignored = ignored if isinstance(ignored, list) else [ignored]
+        taken = [each.value for each in members]
+        if "ignored" not in content:
+            ignored = [value for value in ignored if value not in taken]
+        return cls(members, tuple(_value(value, "ignored") for value in ignored))
+
+    @classmethod
+    def read(cls, file: Path) -> "Classes":
+        """Reads a classes file.
+
+        Raises:
+          ConfigError: if there is none, or it is wrong.
+        """
+        try:
+            return cls.from_dict(json.loads(file.read_text()))
+        except OSError as error:
+            raise ConfigError(f"--classes={file}: cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise ConfigError(f"--classes={file}: must be JSON: {error}") from error
+        except ConfigError as error:
+            raise ConfigError(f"--classes={file}: {error}") from error
+
+
+def distinct_color(number: int) -> Color:
+    """A colour for the class of a number, another for each."""
+    if number < len(DISTINCT_COLORS):
+        return DISTINCT_COLORS[number]
+    # The bits of the number, spread over the three channels from the highest down, as PASCAL VOC's palette has them.
+    number, color = number - len(DISTINCT_COLORS) + 1, [0, 0, 0]
+    for bit in range(7, -1, -1):
+        for channel in range(3):
+            color[channel] |= (number >> channel & 1) << bit
+        number >>= 3
+    return color[0], color[1], color[2]
+
+
+def _members(entries: Sequence[Any]) -> tuple[SegmentationClass, ...]:
+    """The classes, those without a colour with one that no other has."""
+    members = [_member(i, entry) for i, entry in enumerate(entries)]
+    without = [not isinstance(entry, Mapping) or "color" not in entry for entry in entries]
+    given = {member.color for member, lacks in zip(members, without, strict=True) if not lacks}
+    free = (color for color in map(distinct_color, itertools.count()) if color not in given)
+    return tuple(
+        dataclasses.replace(member, color=next(free)) if lacks and not isinstance(member.value, tuple) else member
+        for member, lacks in zip(members, without, strict=True)
+    )
+
+
+def _member(number: int, entry: Any) -> SegmentationClass:
+    where = f"classes: class {number}"
+    if not isinstance(entry, Mapping):
+        raise ConfigError(f'{where} is {entry!r}; must be {{"name": ..., "value": ...}}')
+    _refuse_unknown(entry, [field.name for field in dataclasses.fields(SegmentationClass)])
+    name = entry.get("name")
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]+", name):
+        raise ConfigError(f"{where} has name {name!r}; must be a text of letters, digits, _, ., + and -")
+    value = _value(entry.get("value", number), name)
+    given = entry.get("color", list(value) if isinstance(value, tuple) else list(distinct_color(number)))
+    color = _value(given, name)
+    if not isinstance(color, tuple):
+        raise ConfigError(f"classes: {name} has color {given!r}; must be three numbers of 0 to 255")
+    foreground = entry.get("foreground", 0.0)
+    if not isinstance(foreground, bool | int | float) or not 0 <= foreground <= 1:
+        raise ConfigError(f"classes: {name} has foreground {foreground!r}; must be true, false, or a share of 0 to 1")
+    return SegmentationClass(name, value, color, float(foreground))
+
+
+def _value(value: Any, name: str) -> int | Color:
+    if type(value) is int and 0 <= value <= 65535:
+        return value
+    if isinstance(value, list | tuple) and len(value) == 3 and all(type(v) is int and 0 <= v <= 255 for v in value):
+        return tuple(value)
+    raise ConfigError(
+        f"classes: {name} has value {value!r}; must be a number of 0 to 65535, or a colour [red, green, blue]"
+    )
+
+
+def _refuse_unknown(entry: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key in entry:
+        if key not in known:
+            raise ConfigError(f"classes: unknown key {key!r}; must be one of {', '.join(known)}")
+
+
+PETS = Classes(
+    (
+        SegmentationClass("pet", 1, (213, 94, 0), foreground=1.0),
+        SegmentationClass("background", 2, (0, 114, 178)),
+        SegmentationClass("border", 3, (240, 228, 66), foreground=0.5),
+    )
+)  # Oxford-IIIT Pet's trimap
+
+CLASS_NAMES = PETS.names
+CLASS_COLORS = PETS.palette[: len(PETS)]

@@ -83,7 +83,7 @@ def real_weights() -> str:
 def tiny_config(data_dir: Path, tmp_path: Path) -> Config:
     """Four steps of the smallest run: 32 px, a frozen random encoder, batches of 8."""
     return Config(
-        data=DataConfig(dataset="synthetic_pets", data_dir=str(data_dir), image_size=32, batch_size=8),
+        data=DataConfig(dataset="synthetic_pets", data_dir=str(data_dir), image_size="32", batch_size=8),
         model=ModelConfig(encoder="tiny", encoder_weights="none", encoder_alpha=0.35),
         schedule=ScheduleConfig(epochs=0, train_steps=4, summary_every=2, eval_every=4, checkpoint_every=2),
         distribution=DistributionConfig(strategy="one_device"),
@@ -178,9 +178,9 @@ def make_trainer(
     with strategy.scope():
         with unet.dtype_policy(precision):
             alpha = 1.0 if encoder == "tiny" else 0.35
-            backbone = encoders.build_encoder(encoder, image_size=size, alpha=alpha)
+            backbone = encoders.build_encoder(encoder, image_size=(size, size), alpha=alpha)
             model = unet.build_unet(
-                image_size=size,
+                image_size=(size, size),
                 num_classes=3,
                 encoder=backbone,
                 train_encoder=train_encoder,

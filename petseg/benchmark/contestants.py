@@ -78,14 +78,14 @@ def timed(images: int, work: Callable[[int], Any], facts: Callable[[], dict[str,
 def bare_step(config: Config) -> Contestant:
     """The compiled loop on one batch that is there: no input, no summaries, no checkpoints."""
     strategy = process.set_up_runtime(config, config.distribution).strategy
-    size, side = config.data.batch_size, config.data.image_size
+    size = config.data.batch_size
     with strategy.scope():
         model = _model(config)
         trainer = building.build_trainer(config, strategy, model, None, 10**6, Requests())
     per_replica = size // strategy.num_replicas_in_sync
     batch = {
-        "image": _random([per_replica, side, side, 3], 256),
-        "mask": _random([per_replica, side, side, 1], 3),
+        "image": _random([per_replica, *config.data.size, 3], 256),
+        "mask": _random([per_replica, *config.data.size, 1], 3),
         "example_id": tf.range(per_replica, dtype=tf.int64),
         "position": tf.range(per_replica, dtype=tf.int64),
     }
@@ -179,7 +179,7 @@ def our_input(config: Config) -> Contestant:
     data = config.data
     before = telemetry.memory()["memory/host"]
     examples = decoding.load(
-        data.dataset, data.train_split, data.image_size, data.data_dir, cache=data.cache, cache_dir=data.cache_dir
+        data.dataset, data.train_split, data.size, data.data_dir, cache=data.cache, cache_dir=data.cache_dir
     )
     batches = iter(
         input_pipeline.distributed_training_batches(
@@ -254,7 +254,7 @@ def evaluation(config: Config) -> Contestant:
     """A pass of the evaluator over the evaluation split."""
     data = config.data
     strategy = process.set_up_runtime(config, config.distribution).strategy
-    examples = decoding.load(data.dataset, data.eval_split, data.image_size, data.data_dir)
+    examples = decoding.load(data.dataset, data.eval_split, data.size, data.data_dir)
     with strategy.scope():
         evaluator = building.build_evaluator(config, strategy, _model(config), examples, None, Requests())
     yield from passes(len(examples), evaluator.evaluate)
@@ -312,7 +312,7 @@ def _tutorials_input(config: Config) -> tuple[Any, int]:
     """
     data = config.data
     raw, count = catalog.as_tfds_gives_it(data.dataset, data.train_split, data.data_dir)
-    size = [data.image_size] * 2
+    size = list(data.size)
     flip_images = keras.layers.RandomFlip("horizontal", seed=42)
     flip_masks = keras.layers.RandomFlip("horizontal", seed=42)
 

@@ -22,7 +22,7 @@ def fingerprint(config: Config) -> int:
     """A number that differs where the configs of two processes differ in more than the paths they see."""
     values = to_dict(config)
     del values["data"]["data_dir"], values["model"]["encoder_weights"], values["model"]["init_from"]
-    del values["data"]["cache_dir"], values["runtime"]["workdir"]
+    del values["data"]["cache_dir"], values["data"]["classes"], values["runtime"]["workdir"]
     return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
@@ -39,7 +39,8 @@ def from_dict(values: Mapping[str, Mapping[str, Any]]) -> Config:
     augmentation = values.get("augmentation", {})
     # Before there were flags without a value, -1 meant "as --augment says".
     augmentation = {name: None if value == -1.0 else value for name, value in augmentation.items()}
-    values = {**values, "augmentation": augmentation}
+    data = {name: str(value) if name == "image_size" else value for name, value in values.get("data", {}).items()}
+    values = {**values, "augmentation": augmentation, "data": data}  # a size was a number when all were square
     return Config(**{name: group(**values.get(name, {})) for name, group in known.items()})  # type: ignore[arg-type]
 
 
@@ -71,7 +72,7 @@ def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
         "train_steps": config.schedule.train_steps,
         "seed": config.runtime.seed,
     }
-    for where in ("data_dir", "cache", "cache_dir", "data_service"):
+    for where in ("data_dir", "classes", "image_files", "mask_files", "cache", "cache_dir", "data_service"):
         del values[where]
     return {name: "none" if value in ("", None) else value for name, value in values.items()}
 

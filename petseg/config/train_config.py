@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from petseg.classes import CLASS_NAMES
 from petseg.config.augmentation_config import AugmentationConfig
 from petseg.config.distribution_config import DistributionConfig
 from petseg.config.options import Group, option
@@ -21,6 +20,8 @@ ENCODERS = ("mobilenet_v2", "tiny")
 IMAGENET_ALPHAS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 CACHES = ("memory", "disk", "none")
+RESIZES = ("stretch", "letterbox", "crop")
+FOLDER = "folder"
 CACHE_DIR = "~/.cache/petseg"
 
 
@@ -42,17 +43,48 @@ class DataConfig(Group):
 
     dataset: str = option(
         "oxford_iiit_pet",
-        "TFDS data set with `image` and `segmentation_mask`; `synthetic_pets` is embedded and needs no download",
+        "TFDS data set with images and masks; `folder` for pictures and masks in the folders of --data_dir; "
+        "`synthetic_pets` is embedded and needs no download",
         resume="fixed",
         required=True,
     )
-    data_dir: str = option("", "folder of prepared TFDS data sets; empty: TFDS's own default")
+    data_dir: str = option(
+        "", "folder of prepared TFDS data sets, empty: TFDS's own default; with --dataset=folder, that of the pictures"
+    )
+    classes: str = option(
+        "",
+        "JSON file of the classes: names, values or colours in masks, colours in pictures; empty: those that the data "
+        "set brings",
+    )
+    image_files: str = option(
+        "",
+        "where the pictures of --dataset=folder are, below --data_dir: `{split}/*.jpg`; `{split}` is the split's name; "
+        "empty: `images/*`, or `images/{split}/*`",
+    )
+    mask_files: str = option(
+        "",
+        "where their masks are: `{split}annot/{name}.png`; `{name}` is that of the picture's file without its ending; "
+        "empty: `masks/{name}.png`, or `masks/{split}/{name}.png`",
+    )
+    image_feature: str = option("image", "name of the TFDS data set's feature with the pictures", required=True)
+    mask_feature: str = option("segmentation_mask", "name of the TFDS data set's feature with the masks", required=True)
     train_split: str = option(
         "train", "TFDS split to train on; slices such as `train[:90%]` work", resume="fixed", required=True
     )
     eval_split: str = option("test", "TFDS split to evaluate on; slices work", resume="fixed", required=True)
-    image_size: int = option(
-        128, "side to which images and masks are resized", unit="pixels", resume="fixed", minimum=32, multiple_of=32
+    image_size: str = option(
+        "128",
+        "size of the network's input: a side, or `HEIGHT,WIDTH`; each at least 32 and divisible by 32",
+        unit="pixels",
+        resume="fixed",
+        required=True,
+    )
+    resize: str = option(
+        "stretch",
+        "how pictures come to --image_size: `stretch` to it; `letterbox` keeps their shape, and fills up what is left, "
+        "which is in no class; `crop` keeps their scale, and trains on random parts",
+        resume="fixed",
+        choices=RESIZES,
     )
     batch_size: int = option(
         64, "global batch: examples per step over all replicas", unit="examples", resume="fixed", minimum=1
@@ -72,11 +104,40 @@ class DataConfig(Group):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_dataset_name(self.dataset)
+        self.size  # noqa: B018 (raises)
+        self._check_folder()
         if self.service_addresses() and self.cache != "disk":
             raise ConfigError(
                 f"--data_service={self.data_service}: with it --cache must be disk, in a --cache_dir that the "
                 f"service sees too; got --cache={self.cache}"
             )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the network's input, in pixels."""
+        parts = re.fullmatch(r"(\d{1,5})(?:,(\d{1,5}))?", self.image_size)
+        height, width = (int(parts[1]), int(parts[2] or parts[1])) if parts else (0, 0)
+        if min(height, width) < 32 or height % 32 or width % 32:
+            raise ConfigError(
+                f"--image_size={self.image_size}: must be a whole number of at least 32, divisible by 32, or two such "
+                "numbers, HEIGHT,WIDTH"
+            )
+        return height, width
+
+    def _check_folder(self) -> None:
+        """Raises ConfigError if the flags do not say where pictures and masks are."""
+        if self.dataset != FOLDER:
+            for name in ("image_files", "mask_files"):
+                if value := getattr(self, name):
+                    raise ConfigError(f"--{name}={value}: must be empty without --dataset={FOLDER}")
+        elif not self.data_dir:
+            raise ConfigError(f"--dataset={FOLDER}: --data_dir must be the folder of the pictures")
+        elif bool(self.image_files) != bool(self.mask_files):
+            raise ConfigError(
+                f"--image_files={self.image_files} and --mask_files={self.mask_files}: both must be given, or neither"
+            )
+        elif self.mask_files and "{name}" not in self.mask_files:
+            raise ConfigError(f"--mask_files={self.mask_files}: must contain {{name}}")
 
     def service_addresses(self) -> tuple[str, ...]:
         """The addresses in --data_service, each HOST:PORT."""
@@ -142,8 +203,8 @@ class LossConfig(Group):
     )
     class_weights: str = option(
         "",
-        "weights of pet, background, border: empty (all 1), `2,2,1`, `balanced` (inverse frequency) or "
-        "`median_frequency`; normalised to sum to 1",
+        "a weight for each class: empty (all 1), `2,2,1`, `balanced` (inverse frequency) or `median_frequency`; "
+        "normalised to sum to 1",
     )
     boundary_weight: float = option(
         0.0, "added to the weight of pixels where classes meet, less further away, as in the U-Net paper", minimum=0
@@ -171,10 +232,10 @@ class LossConfig(Group):
         except ValueError:
             values = ()
         positive = all(math.isfinite(value) and value >= 0 for value in values) and sum(values) > 0
-        if len(values) != len(CLASS_NAMES) or not positive:
+        if not positive:
             raise ConfigError(
-                f"--class_weights={self.class_weights}: must be {len(CLASS_NAMES)} comma-separated numbers of at least "
-                f"0 ({', '.join(CLASS_NAMES)}), not all 0, or balanced, or median_frequency, or nothing"
+                f"--class_weights={self.class_weights}: must be comma-separated numbers of at least 0, one for each "
+                "class, not all 0, or balanced, or median_frequency, or nothing"
             )
         return values
 

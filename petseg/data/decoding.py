@@ -33,8 +33,8 @@ class Examples:
     """A split, decoded and resized.
 
     Attributes:
-      images: uint8 [N, S, S, 3]; an array, or what is indexed like one.
-      masks: uint8 [N, S, S, 1], class ids; an array, or what is indexed like one.
+      images: uint8 [N, H, W, 3]; an array, or what is indexed like one.
+      masks: uint8 [N, H, W, 1], class ids; an array, or what is indexed like one.
       names: N names to recognise examples by: file names where the data set has them, else `<split>/<position>`.
       groups: for each class label in which examples differ, such as `species`, its name for each of the N.
       gather: positions int64 [K] -> images and masks, as a graph of this process; None where both are arrays in memory.
@@ -64,14 +64,14 @@ class _Source:
       builder: TFDS builder of the data set.
       dataset: name of the data set as the user gives it.
       split: TFDS split or slice.
-      image_size: side of the result, in pixels.
+      image_size: height and width of the result, in pixels.
       positions: places of the examples in the split, rising; all of them, or some.
     """
 
     builder: Any
     dataset: str
     split: str
-    image_size: int
+    image_size: tuple[int, int]
     positions: range
 
     @property
@@ -83,7 +83,7 @@ class _Source:
         return f"{self.builder.info.full_name}, {self.split}"
 
     def shape(self, channels: int) -> tuple[int, int, int, int]:
-        return (self.count, self.image_size, self.image_size, channels)
+        return (self.count, *self.image_size, channels)
 
     def undecoded(self, *, located: bool = False) -> tf.data.Dataset:
         examples = catalog.raw_examples(self.builder, self.split, located=located)
@@ -91,7 +91,13 @@ class _Source:
 
 
 def load(
-    dataset: str, split: str, image_size: int, data_dir: str = "", *, cache: str = "memory", cache_dir: str = ""
+    dataset: str,
+    split: str,
+    image_size: tuple[int, int],
+    data_dir: str = "",
+    *,
+    cache: str = "memory",
+    cache_dir: str = "",
 ) -> Examples:
     """Decodes a split, and looks at each of its examples.
 
@@ -101,7 +107,7 @@ def load(
     Args:
       dataset: TFDS name, with a version where one is wanted (`oxford_iiit_pet:4.0.0`).
       split: TFDS split or slice.
-      image_size: side S of the result, in pixels.
+      image_size: height H and width W of the result, in pixels.
       data_dir: folder of prepared data sets; empty for TFDS's default.
       cache: where decoded examples stay: `memory`, `disk` or `none`.
       cache_dir: folder of those on `disk`; empty for the usual one.
@@ -116,7 +122,7 @@ def load(
     return _in_memory(source) if cache == "memory" else _in_its_records(source)
 
 
-def load_first(dataset: str, split: str, image_size: int, data_dir: str = "", *, count: int) -> Examples:
+def load_first(dataset: str, split: str, image_size: tuple[int, int], data_dir: str = "", *, count: int) -> Examples:
     """Decodes the first examples of a split, at most `count`, into memory, and none of the others.
 
     Raises:
@@ -126,7 +132,7 @@ def load_first(dataset: str, split: str, image_size: int, data_dir: str = "", *,
     return _in_memory(dataclasses.replace(source, positions=source.positions[:count]))
 
 
-def load_spread(dataset: str, split: str, image_size: int, data_dir: str = "", *, count: int) -> Examples:
+def load_spread(dataset: str, split: str, image_size: tuple[int, int], data_dir: str = "", *, count: int) -> Examples:
     """Decodes examples from all over a split, at most `count`, into memory, and none of the others.
 
     Raises:
@@ -137,7 +143,7 @@ def load_spread(dataset: str, split: str, image_size: int, data_dir: str = "", *
     return _in_memory(dataclasses.replace(source, positions=source.positions[::step]))
 
 
-def _source(dataset: str, split: str, image_size: int, data_dir: str) -> _Source:
+def _source(dataset: str, split: str, image_size: tuple[int, int], data_dir: str) -> _Source:
     builder = catalog.prepare(dataset, data_dir)
     catalog.check_features(builder)
     return _Source(builder, dataset, split, image_size, range(catalog.num_examples(builder, split)))
@@ -149,8 +155,8 @@ def parallel_decodes() -> int:
 
 
 def _in_memory(source: _Source) -> Examples:
-    size = source.count * source.image_size**2 * 4 / 2**20
-    logger.info("%s: %d examples at %d px take %.0f MiB of memory", source.split, source.count, source.image_size, size)
+    size = math.prod(source.shape(4)) / 2**20
+    logger.info("%s: %d examples at %d x %d take %.0f MiB of memory", source.split, *source.shape(4)[:3], size)
     images, masks = _empty(source.shape(3)), _empty(source.shape(1))
 
     def keep(i: int, example: dict[str, Any]) -> None:
@@ -307,7 +313,7 @@ def _decode_mask(example: dict[str, tf.Tensor]) -> tf.Tensor:
     return tf.io.decode_image(example["segmentation_mask"], channels=1, expand_animations=False) - 1
 
 
-def _decode(example: dict[str, tf.Tensor], image_size: int, keys: Sequence[str]) -> dict[str, tf.Tensor]:
+def _decode(example: dict[str, tf.Tensor], image_size: tuple[int, int], keys: Sequence[str]) -> dict[str, tf.Tensor]:
     image = tf.io.decode_image(example["image"], channels=3, expand_animations=False)
     trimap = tf.io.decode_image(example["segmentation_mask"], channels=1, expand_animations=False)
     facts = {
@@ -318,12 +324,12 @@ def _decode(example: dict[str, tf.Tensor], image_size: int, keys: Sequence[str])
     }
     image.set_shape([None, None, 3])
     trimap.set_shape([None, None, 1])
-    size = tf.constant([image_size] * 2)
+    size = tf.constant(image_size)
     as_it_is = tf.reduce_all(facts["image_size"] == size) & tf.reduce_all(facts["mask_size"] == size)
     image, mask = tf.cond(as_it_is, lambda: (image, trimap), lambda: _resized(image, trimap, size))
     return {
-        "image": tf.ensure_shape(image, [image_size, image_size, 3]),
-        "mask": tf.ensure_shape(mask - 1, [image_size, image_size, 1]),
+        "image": tf.ensure_shape(image, [*image_size, 3]),
+        "mask": tf.ensure_shape(mask - 1, [*image_size, 1]),
         "name": tf.convert_to_tensor(example.get("file_name", "")),
         **{key: example[key] for key in keys},
         **facts,

@@ -42,31 +42,35 @@ class Cache:
       title: first part of the folder's name.
       key: JSON values; examples that were made under another key are others.
       count: number of examples N.
-      image_size: side S of the examples.
+      image_size: height H and width W of the examples.
     """
 
     directory: str
     title: str
     key: Mapping[str, Any]
     count: int
-    image_size: int
+    image_size: tuple[int, int]
 
     @property
     def folder(self) -> Path:
         """Where the files are, or will be."""
-        key = json.dumps({**self.key, "format": FORMAT, "size": self.image_size}, sort_keys=True)
+        key = json.dumps({**self.key, "format": FORMAT, "size": list(self.image_size)}, sort_keys=True)
         title = re.sub(r"[^A-Za-z0-9_.]+", "-", self.title).strip("-")
         parent = Path(self.directory or CACHE_DIR).expanduser().absolute()
-        return parent / f"{title}-{self.image_size}px-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        return parent / f"{title}-{self._size}px-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+    @property
+    def _size(self) -> str:
+        return "x".join(map(str, self.image_size))
 
     @property
     def images(self) -> np.ndarray:
-        """uint8 [N, S, S, 3], mapped."""
+        """uint8 [N, H, W, 3], mapped."""
         return self._mapped("images.u8")
 
     @property
     def masks(self) -> np.ndarray:
-        """uint8 [N, S, S, 1], mapped."""
+        """uint8 [N, H, W, 1], mapped."""
         return self._mapped("masks.u8")
 
     def filled(self, fill: Callable[[Keep], tuple[Names, Groups]]) -> tuple[Names, Groups]:
@@ -94,7 +98,7 @@ class Cache:
                 with files.one_process_at_a_time(lock, f"writes {self.folder}"):
                     self._write(fill)
         else:
-            logger.info("%d examples at %d px were decoded before: %s", self.count, self.image_size, self.folder)
+            logger.info("%d examples at %s px were decoded before: %s", self.count, self._size, self.folder)
         record = json.loads((self.folder / RECORD).read_text())
         return tuple(record["names"]), {key: tuple(names) for key, names in record["groups"].items()}
 
@@ -135,7 +139,7 @@ class Cache:
         return images, masks
 
     def _shape(self, name: str) -> tuple[int, int, int, int]:
-        return (self.count, self.image_size, self.image_size, CHANNELS[name])
+        return (self.count, *self.image_size, CHANNELS[name])
 
     def _mapped(self, name: str) -> np.ndarray:
         return np.memmap(self.folder / name, np.uint8, mode="r", shape=self._shape(name))
@@ -166,7 +170,7 @@ class Cache:
         unfinished = self.folder.with_name(self.folder.name + ".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed, for else the lock were held
         self._check_space()
-        logger.info("decoding %d examples at %d px into %s", self.count, self.image_size, self.folder)
+        logger.info("decoding %d examples at %s px into %s", self.count, self._size, self.folder)
         try:
             unfinished.mkdir()
             with open(unfinished / "images.u8", "wb") as images, open(unfinished / "masks.u8", "wb") as masks:
@@ -191,4 +195,4 @@ class Cache:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _bytes(self) -> int:
-        return self.count * self.image_size**2 * sum(CHANNELS.values())
+        return self.count * self.image_size[0] * self.image_size[1] * sum(CHANNELS.values())

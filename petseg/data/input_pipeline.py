@@ -43,7 +43,7 @@ def distributed_training_batches(
 ) -> Any:
     """The global batches of steps `first_step` to `last_step` - 1, dealt to the replicas of a strategy.
 
-    Each replica gets a dictionary: `image` uint8 [b, S, S, 3], `mask` uint8 [b, S, S, 1], `example_id` int64 [b] and
+    Each replica gets a dictionary: `image` uint8 [b, H, W, 3], `mask` uint8 [b, H, W, 1], `example_id` int64 [b] and
     `position` int64 [b], the place in the global batch, where b = batch_size / replicas. Processes that listen at
     `addresses` make them; this one does where there are none.
 
@@ -109,7 +109,7 @@ def distributed_evaluation_batches(
 
     As few batches as there can be, all of one size, and that as small as it can be: little is filled up.
 
-    Each replica gets a dictionary: `image` uint8 [b, S, S, 3], `mask` uint8 [b, S, S, 1], `example_id` int64 [b] and
+    Each replica gets a dictionary: `image` uint8 [b, H, W, 3], `mask` uint8 [b, H, W, 1], `example_id` int64 [b] and
     `valid` bool [b].
 
     Args:

@@ -80,16 +80,16 @@ class RecordFiles:
 
 
 class Decoded:
-    """Images, or masks, that are decoded whenever they are indexed; uint8 [N, S, S, C].
+    """Images, or masks, that are decoded whenever they are indexed; uint8 [N, H, W, C].
 
     Args:
-      read: positions int64 [K] -> uint8 [K, S, S, C].
-      shape: (N, S, S, C).
+      read: positions int64 [K] -> uint8 [K, H, W, C].
+      shape: (N, H, W, C).
     """
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, read: Callable[[np.ndarray], np.ndarray], shape: tuple[int, int, int, int]):
+    def __init__(self, read: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]):
         self._read, self.shape = read, shape
 
     def __len__(self) -> int:

@@ -72,13 +72,13 @@ def export(config: EvalConfig) -> list[export_lib.Agreement]:
 
 def _images_to_compare_on(run: TrainedRun, split: str) -> np.ndarray:
     data = run.config.data
-    return decoding.load_first(data.dataset, split, data.image_size, data.data_dir, count=COMPARED_IMAGES).images
+    return decoding.load_first(data.dataset, split, data.size, data.data_dir, count=COMPARED_IMAGES).images
 
 
 def _calibration_images(run: TrainedRun) -> np.ndarray:
     data = run.config.data
     return decoding.load_spread(
-        data.dataset, data.train_split, data.image_size, data.data_dir, count=CALIBRATION_IMAGES
+        data.dataset, data.train_split, data.size, data.data_dir, count=CALIBRATION_IMAGES
     ).images
 
 

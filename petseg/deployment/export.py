@@ -29,7 +29,7 @@ SIGNATURE, CARD = "serving_default", "model_card.json"
 MASK_AGREEMENT, MASK_AGREEMENT_INT8 = 0.999, 0.97
 ONNX_OPSET, BATCH_SIZE = 18, 16
 
-# What comes of reading an export: uint8 images [B, S, S, 3] -> what `Serving` gives.
+# What comes of reading an export: uint8 images [B, H, W, 3] -> what `Serving` gives.
 Runner = Callable[[np.ndarray], Mapping[str, Any]]
 
 
@@ -56,7 +56,7 @@ class Agreement:
 class Serving(InferenceMode):
     """What is exported: a network with all that comes before and after it.
 
-    Input: uint8 [B, S, S, 3]. Output: `probabilities`, float32 [B, S, S, C], and `mask`, class ids, uint8 [B, S, S].
+    Input: uint8 [B, H, W, 3]. Output: `probabilities`, float32 [B, H, W, C], and `mask`, class ids, uint8 [B, H, W].
     """
 
     def call(self, inputs: tf.Tensor) -> Any:
@@ -90,11 +90,11 @@ def export(
     mixed precision is compared as it would compute in float32. Beside them lies a `model_card.json`.
 
     Args:
-      model: float32 images [B, S, S, 3] in [0, 255] -> float32 logits [B, S, S, C].
+      model: float32 images [B, H, W, 3] in [0, 255] -> float32 logits [B, H, W, C].
       formats: some of EXPORT_FORMATS.
       output_dir: folder to write to; exports of the same formats that lie there are replaced.
-      examples: images to compare on, uint8 [N, S, S, 3].
-      calibration: images from which `tflite_int8` learns the ranges of activations, uint8 [M, S, S, 3]; None if no
+      examples: images to compare on, uint8 [N, H, W, 3].
+      calibration: images from which `tflite_int8` learns the ranges of activations, uint8 [M, H, W, 3]; None if no
         format needs them.
       card: what the model card is to say besides: classes, scores, versions.
 
@@ -210,8 +210,9 @@ def _disagreement(agreement: Agreement) -> str:
 
 def _facts(layer: Serving, agreements: Sequence[Agreement], *, compared_on: int, calibrated_on: int) -> dict[str, Any]:
     """What the model card says of inputs, outputs and files."""
-    _, size, _, classes = layer.model.output_shape
-    pixels, preparation = ["batch", size, size], f"RGB, resized to {size} x {size} bilinearly with antialiasing"
+    _, height, width, classes = layer.model.output_shape
+    preparation = f"RGB, resized to {height} x {width} (height x width) bilinearly with antialiasing"
+    pixels = ["batch", height, width]
     exports: dict[str, dict[str, Any]] = {
         a.format: {**dataclasses.asdict(a), "path": Path(a.path).name, "batch": _FORMATS[a.format].batch_size or "any"}
         for a in agreements

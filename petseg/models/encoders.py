@@ -15,12 +15,12 @@ from petseg import files
 from petseg.errors import ConfigError
 
 
-def build_encoder(name: str, *, image_size: int, alpha: float = 1.0, weights: str = "none") -> keras.Model:
+def build_encoder(name: str, *, image_size: tuple[int, int], alpha: float = 1.0, weights: str = "none") -> keras.Model:
     """An encoder by its name, as a model with five outputs, at 1/2 to 1/32 of the input's size, finest first.
 
     Args:
       name: one of `petseg.config.ENCODERS`.
-      image_size: side of the input in pixels, a multiple of 32.
+      image_size: height and width of the input in pixels, multiples of 32.
       alpha: factor of the width, the number of channels.
       weights: "none" for random ones, "imagenet" for those that Keras downloads once, or a file of the encoder without
         its top, as `keras.Model.save_weights` writes it.
@@ -28,7 +28,7 @@ def build_encoder(name: str, *, image_size: int, alpha: float = 1.0, weights: st
     Raises:
       ConfigError: if the weights cannot be had or do not fit.
     """
-    kind, shape = _ENCODERS[name], [image_size, image_size, 3]
+    kind, shape = _ENCODERS[name], [*image_size, 3]
     if weights == "imagenet":
         try:
             with files.one_process_at_a_time(_folder_of_keras() / ".petseg.lock", "fetches the encoder's weights"):
@@ -129,7 +129,7 @@ def calibrate_batch_norm(encoder: keras.Model, images: tf.Tensor) -> None:
 
     Args:
       encoder: the encoder to change, as `build_encoder` returns it.
-      images: float32 [B, S, S, 3], scaled as in training.
+      images: float32 [B, H, W, 3], scaled as in training.
     """
     norms = [layer for layer in encoder._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
     momentum = [layer.momentum for layer in norms]

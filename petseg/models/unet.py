@@ -13,7 +13,7 @@ DECODER_FILTERS = (512, 256, 128, 64)
 
 def build_unet(
     *,
-    image_size: int,
+    image_size: tuple[int, int],
     num_classes: int,
     encoder: keras.Model,
     train_encoder: bool,
@@ -23,14 +23,14 @@ def build_unet(
 ) -> keras.Model:
     """Builds the U-Net.
 
-    Input: float32 [B, S, S, 3], pixels in [0, 255]; the network scales them itself, so nobody can forget to.
-    Output: float32 [B, S, S, C] logits.
+    Input: float32 [B, H, W, 3], pixels in [0, 255]; the network scales them itself, so nobody can forget to.
+    Output: float32 [B, H, W, C] logits.
 
     The encoder's batch norms always run in inference mode, also when their scales and offsets are trained: statistics
     of small batches would undo what was learnt on ImageNet.
 
     Args:
-      image_size: side S in pixels, a multiple of 32.
+      image_size: height H and width W in pixels, multiples of 32.
       num_classes: number of classes C.
       encoder: an encoder for the same size, as `build_encoder` returns it.
       train_encoder: whether the encoder's weights are trainable.
@@ -39,7 +39,7 @@ def build_unet(
       sync_batch_norm: whether the decoder's batch norms use statistics of the global batch.
     """
     scale, offset = {"unit": (1 / 255.0, 0.0), "symmetric": (1 / 127.5, -1.0)}[input_scaling]
-    images = keras.Input([image_size, image_size, 3], name="image")
+    images = keras.Input([*image_size, 3], name="image")
     x = keras.layers.Rescaling(scale, offset, dtype="float32", name="scaling")(images)
     *skips, x = InferenceMode(encoder, trainable=train_encoder, name="encoder")(x)
     trained_channels = None  # no gradient is wanted of what comes from a frozen encoder

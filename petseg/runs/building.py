@@ -39,7 +39,7 @@ def load_examples(config: DataConfig) -> tuple[Examples, Examples]:
 def load_split(config: DataConfig, split: str) -> Examples:
     """A split, decoded, and kept as the config's `cache` says."""
     return decoding.load(
-        config.dataset, split, config.image_size, config.data_dir, cache=config.cache, cache_dir=config.cache_dir
+        config.dataset, split, config.size, config.data_dir, cache=config.cache, cache_dir=config.cache_dir
     )
 
 
@@ -50,7 +50,7 @@ def build_model(config: Config, encoder_weights: str | None = None) -> keras.Mod
       config: config of the run.
       encoder_weights: `weights` of `encoders.build_encoder`; None for random ones, which a checkpoint will fill.
     """
-    size, model = config.data.image_size, config.model
+    size, model = config.data.size, config.model
     with unet.dtype_policy(config.compute.precision):
         encoder = encoders.build_encoder(
             model.encoder, image_size=size, alpha=model.encoder_alpha, weights=encoder_weights or "none"

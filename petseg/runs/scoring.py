@@ -146,7 +146,7 @@ class Scorer:
           StoppedError: if a signal came.
         """
         step, data = self.run.restore(path, self._model), self.run.config.data
-        evaluations = {f"{data.image_size} x {data.image_size}": self._evaluator.evaluate()}
+        evaluations = {"{} x {}".format(*data.size): self._evaluator.evaluate()}
         if self._score.resolution == "native":
             masks = decoding.native_masks(data.dataset, self._split, data.data_dir)
             evaluations["native resolution"] = self._evaluator.evaluate_native(masks)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from pathlib import Path
 
 import keras
@@ -75,7 +76,7 @@ def build_model(start: StartingPoint, config: Config, examples: Examples) -> ker
     if start.init_from:
         _fill_from_other_run(start.init_from, config, model)
     elif not start.checkpoint and start.encoder_weights == "none":
-        count = max(1, min(CALIBRATION_IMAGES, CALIBRATION_PIXELS // config.data.image_size**2))
+        count = max(1, min(CALIBRATION_IMAGES, CALIBRATION_PIXELS // math.prod(config.data.size)))
         images = tf.cast(examples.images[:count], tf.float32)
         encoders.calibrate_batch_norm(model.get_layer("encoder").model, model.get_layer("scaling")(images))
     return model

@@ -37,7 +37,7 @@ def test_the_model_is_exported_with_a_card(workdir, data_dir, tmp_path):
     assert card["classes"] == list(CLASS_NAMES)
     assert card["checkpoint"].endswith("ckpt-2")
     assert card["scores"]["examples"] == NUM_TEST
-    assert card["run"]["config"]["data"]["image_size"] == 32
+    assert card["run"]["config"]["data"]["image_size"] == "32"
     assert card["run"]["versions"]["keras"]
     assert set(card["formats"]) == {"saved_model", "keras"}
     loaded = tf.saved_model.load(str(tmp_path / "out" / "saved_model")).signatures["serving_default"]

@@ -38,9 +38,9 @@ def pictures(count, size=SIZE, seed=0):
 
 def small_model(size=SIZE, **options):
     keras.utils.set_random_seed(0)
-    encoder = encoders.build_encoder("mobilenet_v2", image_size=size, alpha=0.35)
+    encoder = encoders.build_encoder("mobilenet_v2", image_size=(size, size), alpha=0.35)
     model = unet.build_unet(
-        image_size=size,
+        image_size=(size, size),
         num_classes=CLASSES,
         encoder=encoder,
         train_encoder=False,
@@ -283,9 +283,9 @@ def test_real_photographs_and_weights(real_data_dir, real_weights, tmp_path):
     formats = [name for name in ("saved_model", "tflite", "tflite_int8", "onnx") if installed(name)]
     train = decoding.load("oxford_iiit_pet", "train[:64]", SIZE, real_data_dir)
     test = decoding.load("oxford_iiit_pet", "test[:32]", SIZE, real_data_dir)
-    encoder = encoders.build_encoder("mobilenet_v2", image_size=SIZE, alpha=1.0, weights=real_weights)
+    encoder = encoders.build_encoder("mobilenet_v2", image_size=(SIZE, SIZE), alpha=1.0, weights=real_weights)
     model = unet.build_unet(
-        image_size=SIZE,
+        image_size=(SIZE, SIZE),
         num_classes=CLASSES,
         encoder=encoder,
         train_encoder=False,

@@ -19,8 +19,10 @@ from petseg.runs import experiment
 
 @pytest.fixture(scope="module")
 def model():
-    encoder = encoders.build_encoder("tiny", image_size=64)
-    model = unet.build_unet(image_size=64, num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit")
+    encoder = encoders.build_encoder("tiny", image_size=(64, 64))
+    model = unet.build_unet(
+        image_size=(64, 64), num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit"
+    )
     encoders.calibrate_batch_norm(encoder, tf.random.stateless_uniform([16, 64, 64, 3], seed=[0, 0]))
     return model
 

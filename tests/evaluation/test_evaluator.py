@@ -26,9 +26,9 @@ def scored():
     for devices in (1, 2, 3, 4):
         strategy = replicas(devices)
         with strategy.scope():
-            encoder = encoders.build_encoder("tiny", image_size=32)
+            encoder = encoders.build_encoder("tiny", image_size=(32, 32))
             model = unet.build_unet(
-                image_size=32, num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit"
+                image_size=(32, 32), num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit"
             )
             if weights:
                 model.set_weights(weights)
@@ -76,9 +76,9 @@ def test_scoring_twice_gives_the_same(scored):
 
 def test_a_pass_can_be_ended_early_from_another_thread():
     examples, stop = random_examples(1000, 32), tf.Variable(0.0)
-    encoder = encoders.build_encoder("tiny", image_size=32)
+    encoder = encoders.build_encoder("tiny", image_size=(32, 32))
     model = unet.build_unet(
-        image_size=32, num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit"
+        image_size=(32, 32), num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit"
     )  # fmt: skip
     evaluator = evaluator_of(replicas(1), model, examples, 8, stop)
 

@@ -24,7 +24,7 @@ def test_processes_that_need_keras_weights_fetch_them_one_after_the_other(monkey
         threading.Thread(
             target=encoders.build_encoder,
             args=["mobilenet_v2"],
-            kwargs={"image_size": 32, "alpha": 0.35, "weights": "imagenet"},
+            kwargs={"image_size": (32, 32), "alpha": 0.35, "weights": "imagenet"},
         )
         for _ in range(3)
     ]

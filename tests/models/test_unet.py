@@ -9,9 +9,13 @@ from petseg.models.layers import Conv2DTranspose
 
 
 def build(size=32, alpha=0.35, train_encoder=False, input_scaling="unit"):
-    encoder = encoders.build_encoder("mobilenet_v2", image_size=size, alpha=alpha)
+    encoder = encoders.build_encoder("mobilenet_v2", image_size=(size, size), alpha=alpha)
     return unet.build_unet(
-        image_size=size, num_classes=3, encoder=encoder, train_encoder=train_encoder, input_scaling=input_scaling
+        image_size=(size, size),
+        num_classes=3,
+        encoder=encoder,
+        train_encoder=train_encoder,
+        input_scaling=input_scaling,
     )
 
 
@@ -83,7 +87,8 @@ def test_logits_are_float32_at_the_size_of_the_image():
 
 def test_skip_connections_come_from_the_named_layers():
     sizes = [
-        tuple(output.shape[1:]) for output in encoders.build_encoder("mobilenet_v2", image_size=128, alpha=1.0).outputs
+        tuple(output.shape[1:])
+        for output in encoders.build_encoder("mobilenet_v2", image_size=(128, 128), alpha=1.0).outputs
     ]
     assert sizes == [(64, 64, 96), (32, 32, 144), (16, 16, 192), (8, 8, 576), (4, 4, 320)]
 
@@ -145,7 +150,7 @@ def test_weights_from_a_file_reach_the_encoder(tmp_path):
     source = keras.applications.MobileNetV2(input_shape=[32, 32, 3], alpha=0.35, include_top=False, weights=None)
     source.save_weights(file)
     encoder = encoders.build_encoder(
-        "mobilenet_v2", image_size=64, alpha=0.35, weights=str(file)
+        "mobilenet_v2", image_size=(64, 64), alpha=0.35, weights=str(file)
     )  # the size may differ, the widths may not
     for layer in filter(lambda layer: layer.weights, encoder.layers):
         for ours, theirs in zip(layer.get_weights(), source.get_layer(layer.name).get_weights(), strict=True):
@@ -158,16 +163,16 @@ def test_weights_that_do_not_fit_name_the_first_layer(tmp_path):
         file
     )
     with pytest.raises(ConfigError, match=r"layer Conv1 has shape \(3, 3, 3, 24\), the file has \(3, 3, 3, 16\)"):
-        encoders.build_encoder("mobilenet_v2", image_size=32, alpha=0.75, weights=str(file))
+        encoders.build_encoder("mobilenet_v2", image_size=(32, 32), alpha=0.75, weights=str(file))
 
 
 def test_files_that_are_no_weights_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
-        encoders.build_encoder("mobilenet_v2", image_size=32, alpha=0.35, weights=str(tmp_path / "missing.h5"))
+        encoders.build_encoder("mobilenet_v2", image_size=(32, 32), alpha=0.35, weights=str(tmp_path / "missing.h5"))
     text = tmp_path / "text.weights.h5"
     text.write_text("these are no weights")
     with pytest.raises(ConfigError, match="does not fit this encoder"):
-        encoders.build_encoder("mobilenet_v2", image_size=32, alpha=0.35, weights=str(text))
+        encoders.build_encoder("mobilenet_v2", image_size=(32, 32), alpha=0.35, weights=str(text))
 
 
 def test_imagenet_weights_out_of_reach_name_the_ways_on(monkeypatch):
@@ -176,7 +181,7 @@ def test_imagenet_weights_out_of_reach_name_the_ways_on(monkeypatch):
 
     monkeypatch.setattr(keras.applications, "MobileNetV2", no_network)
     with pytest.raises(ConfigError, match=r"--encoder_weights=imagenet: cannot be downloaded; must be .*no route"):
-        encoders.build_encoder("mobilenet_v2", image_size=32, alpha=0.35, weights="imagenet")
+        encoders.build_encoder("mobilenet_v2", image_size=(32, 32), alpha=0.35, weights="imagenet")
 
 
 def test_the_decoder_block_is_that_of_pix2pix():
@@ -191,6 +196,6 @@ def test_the_decoder_block_is_that_of_pix2pix():
 
 
 def test_the_real_imagenet_weights(real_weights):
-    encoder = encoders.build_encoder("mobilenet_v2", image_size=128, alpha=1.0, weights=real_weights)
+    encoder = encoders.build_encoder("mobilenet_v2", image_size=(128, 128), alpha=1.0, weights=real_weights)
     np.testing.assert_allclose(encoder.get_layer("bn_Conv1").get_weights()[3], 0.999, atol=1e-4)
     assert all(np.std(output) > 0.1 for output in encoder(images(2, 128) / 255))

@@ -219,7 +219,7 @@ RUNS = [
     (damaged_checkpoints, "", "holds no checkpoint that can be read, only damaged ones"),
     (other_model, "--train_steps=4", "cannot be restored"),
     (None, "--batch_size=4", "--batch_size was 8, is now 4"),
-    (None, "--image_size=64 --seed=3", "--image_size was 32, is now 64; --seed was 0, is now 3"),
+    (None, "--image_size=64 --seed=3", "--image_size was '32', is now '64'; --seed was 0, is now 3"),
     (None, "--train_encoder", "--train_encoder was False, is now True"),
 ]
 

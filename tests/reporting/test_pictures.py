@@ -80,8 +80,11 @@ def test_curves_hold_every_logged_point():
 
 
 def test_the_model_diagram_names_every_stage_with_its_size():
-    encoder = encoders.build_encoder("tiny", image_size=32)
-    model = unet.build_unet(image_size=32, num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit")
+    size = (32, 32)
+    encoder = encoders.build_encoder("tiny", image_size=size)
+    model = unet.build_unet(
+        image_size=(32, 32), num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit"
+    )
     figure = model_diagram.draw(model)
     texts = " ".join(text.get_text() for text in figure.axes[0].texts)
     for shape in ("32 x 32 x 3", "16 x 16 x 8", "1 x 1 x 48", "2 x 2 x 544"):

@@ -123,9 +123,9 @@ def test_a_work_directory_of_another_model_is_refused_by_name_and_left_alone(fin
     config, workdir, _ = finished
     before = {path: path.stat().st_mtime_ns for path in workdir.path.rglob("*")}
     with pytest.raises(
-        WorkDirectoryError, match=r"--image_size was 32, is now 64; --encoder_alpha was 0.35, is now 0.5"
+        WorkDirectoryError, match=r"--image_size was '32', is now '64'; --encoder_alpha was 0.35, is now 0.5"
     ):
-        experiment.train(changed(changed(config, "data", image_size=64), "model", encoder_alpha=0.5))
+        experiment.train(changed(changed(config, "data", image_size="64"), "model", encoder_alpha=0.5))
     assert {path: path.stat().st_mtime_ns for path in workdir.path.rglob("*")} == before
 
 
@@ -193,7 +193,7 @@ def test_quiet_leaves_warnings_and_errors_only(data_dir, tmp_path):
     assert (tmp_path / "run" / "results" / "test-2.json").exists()
     again = run_program("train.py", *flags, "--image_size=64")
     assert again.returncode == 2
-    assert "--image_size was 32, is now 64" in again.stderr
+    assert "--image_size was '32', is now '64'" in again.stderr
 
 
 def test_only_what_cannot_be_written_is_said_to_be_so(tiny_config, monkeypatch):

@@ -54,7 +54,7 @@ def test_no_code_is_run_from_a_pickle_that_is_called_weights(tmp_path):
     for name in ("weights.h5", "weights.weights.h5", "weights.keras", "weights.npy", "weights.pkl"):
         (tmp_path / name).write_bytes(pickle.dumps(Payload(marker)))
         with pytest.raises(ConfigError, match="does not fit this encoder"):
-            encoders.build_encoder("mobilenet_v2", image_size=32, alpha=0.35, weights=str(tmp_path / name))
+            encoders.build_encoder("mobilenet_v2", image_size=(32, 32), alpha=0.35, weights=str(tmp_path / name))
     assert not marker.exists()
 
 
@@ -65,7 +65,7 @@ def test_no_code_is_run_from_a_keras_file(tmp_path):
     keras.Model(inputs, code(inputs)).save(file)
     marker.unlink(missing_ok=True)  # which the saving itself may have left
     with pytest.raises(ConfigError, match="does not fit this encoder"):
-        encoders.build_encoder("mobilenet_v2", image_size=32, alpha=0.35, weights=str(file))
+        encoders.build_encoder("mobilenet_v2", image_size=(32, 32), alpha=0.35, weights=str(file))
     assert not marker.exists()
 
 

@@ -82,9 +82,12 @@ def test_statistics_are_found_in_layers_of_layers_each_once():
 
 
 def test_what_is_kept_in_inference_mode_changes_nothing():
-    encoder = encoders.build_encoder("tiny", image_size=32)
+    size = (32, 32)
+    encoder = encoders.build_encoder("tiny", image_size=size)
     assert moving_statistics(InferenceMode(encoder, trainable=True)) == []
-    model = unet.build_unet(image_size=32, num_classes=3, encoder=encoder, train_encoder=True, input_scaling="unit")
+    model = unet.build_unet(
+        image_size=(32, 32), num_classes=3, encoder=encoder, train_encoder=True, input_scaling="unit"
+    )
     assert [variable.path for variable in moving_statistics(model)] == [
         f"batch_norm_{filters}/{name}" for filters in (512, 256, 128, 64) for name in ("moving_mean", "moving_variance")
     ]  # in this order, for a checkpoint keeps averages by their place
