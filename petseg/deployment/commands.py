@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from petseg.classes import CLASS_NAMES
 from petseg.config.eval_config import EvalConfig
 from petseg.data import decoding
 from petseg.deployment import export as export_lib, prediction
@@ -71,21 +70,18 @@ def export(config: EvalConfig) -> list[export_lib.Agreement]:
 
 
 def _images_to_compare_on(run: TrainedRun, split: str) -> np.ndarray:
-    data = run.config.data
-    return decoding.load_first(data.dataset, split, data.size, data.data_dir, count=COMPARED_IMAGES).images
+    return decoding.load_first(run.config.data, split, run.classes, count=COMPARED_IMAGES).images
 
 
 def _calibration_images(run: TrainedRun) -> np.ndarray:
     data = run.config.data
-    return decoding.load_spread(
-        data.dataset, data.train_split, data.size, data.data_dir, count=CALIBRATION_IMAGES
-    ).images
+    return decoding.load_spread(data, data.train_split, run.classes, count=CALIBRATION_IMAGES).images
 
 
 def _card(run: TrainedRun, checkpoint: str, results_file: Path) -> dict[str, Any]:
     """What the model card says of the run."""
     return {
-        "classes": CLASS_NAMES,
+        "classes": run.classes.to_dict()["classes"],
         "checkpoint": checkpoint,
         "weights": run.weights,
         "scores": json.loads(results_file.read_text()) if results_file.exists() else None,

@@ -17,12 +17,11 @@ import tqdm
 from PIL import Image
 
 from petseg import files as files_lib
-from petseg.classes import CLASS_COLORS, CLASS_NAMES
+from petseg.classes import PETS
 from petseg.deployment.photographs import SUFFIXES, read_image
 from petseg.deployment.signed_pictures import is_signed, signed
 from petseg.errors import DataError, UnreadableFilesError, WorkDirectoryError
 from petseg.models import inference
-from petseg.reporting.pictures import colorize
 
 logger = logging.getLogger(__name__)
 MASK, OVERLAY, CUTOUT = ".mask.png", ".overlay.jpg", ".cutout.png"
@@ -180,13 +179,12 @@ def _check_not_a_users(targets: Sequence[Path], output_dir: str, endings: Sequen
 def _write(image: np.ndarray, probabilities: np.ndarray, target: Path, *, cutout: bool) -> Path:
     classes = probabilities.argmax(axis=-1).astype(np.uint8)
     mask = Image.fromarray(classes, mode="P")
-    mask.putpalette(CLASS_COLORS.tobytes())
+    mask.putpalette(PETS.palette[: len(PETS)].tobytes())
     mask_file = _save(mask, target, MASK, "PNG")
-    overlay = Image.blend(Image.fromarray(image), Image.fromarray(colorize(classes)), OVERLAY_OPACITY)
+    overlay = Image.blend(Image.fromarray(image), Image.fromarray(PETS.palette[classes]), OVERLAY_OPACITY)
     _save(overlay, target, OVERLAY, "JPEG", quality=92)
     if cutout:
-        shares = np.array([{"pet": 1.0, "border": 0.5}.get(name, 0.0) for name in CLASS_NAMES], np.float32)
-        alpha = (probabilities @ shares * 255).round().astype(np.uint8)  # half of a border is pet
+        alpha = (probabilities @ PETS.foreground * 255).round().astype(np.uint8)  # half of a border is pet
         _save(Image.fromarray(np.dstack([image, alpha])), target, CUTOUT, "PNG")
     return mask_file
 

@@ -72,7 +72,7 @@ def build_model(start: StartingPoint, config: Config, examples: Examples) -> ker
     Raises:
       PetsegError: if weights do not fit.
     """
-    model = building.build_model(config, start.encoder_weights)
+    model = building.build_model(config, examples.classes, start.encoder_weights)
     if start.init_from:
         _fill_from_other_run(start.init_from, config, model)
     elif not start.checkpoint and start.encoder_weights == "none":
@@ -98,7 +98,7 @@ def _fill_from_other_run(source: str, config: Config, model: keras.Model) -> Non
             raise CheckpointError(f"--init_from={source}: there is no checkpoint in {workdir.best} yet")
         path = checkpoints.find(workdir.checkpoints, workdir.best, "best")
         averaged = shown_run(theirs) == EMA
-        original = building.build_model(theirs)  # averages are known by what was trained there
+        original = building.build_model(theirs, workdir.load_classes())  # averages are known by what was trained there
         step = building.restore(path, theirs, original, averaged=averaged)
         model.set_weights(original.get_weights())
     kind = "averaged weights" if averaged else "weights"
