@@ -23,12 +23,13 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from petseg import files
-from petseg.classes import IGNORED, Classes
+from petseg.classes import Classes
 from petseg.config import CACHE_DIR, DataConfig
 from petseg.config.train_config import FOLDER
 from petseg.data import faults, folder_layout, mask_coding, pair_files
 from petseg.data.faults import Fault, Kind
 from petseg.data.folder_layout import Layout, Pair
+from petseg.data.inspection import without_classes
 from petseg.data.mask_coding import Coding
 from petseg.data.pair_files import PairFiles
 from petseg.errors import ConfigError, DataError
@@ -69,7 +70,9 @@ def prepare(config: DataConfig, classes: Classes | None = None) -> tuple[Any, Cl
             with files.one_process_at_a_time(lock, f"reads {config.data_dir}"):
                 builder = _Folder(config, layout, classes, data_dir=cache)
                 if not builder.data_path.exists():
-                    found = classes or classes_in_masks(config, layout)
+                    found, bad = (classes, []) if classes else classes_in_masks(layout)
+                    if bad:
+                        raise faults.error(bad, config.data_dir, check_command(config))
                     builder = _Folder(config, layout, classes, found, data_dir=cache)
                     builder.write()
     stored = classes or Classes.from_dict(builder.info.metadata["classes"])
@@ -93,32 +96,36 @@ def given_classes(config: DataConfig) -> Classes | None:
     return Classes.read(file) if file.exists() else None
 
 
-def classes_in_masks(config: DataConfig, layout: Layout) -> Classes:
-    """Classes made of the values that the masks hold.
-
-    Raises:
-      DataError: if a mask cannot be read, or the values cannot be classes.
-    """
+def classes_in_masks(layout: Layout) -> tuple[Classes | None, list[Fault]]:
+    """Classes made of the values that the masks hold; or what is in the way."""
     pairs = list(_pairs(layout))
-
-    def values(pair: Pair) -> tuple[np.ndarray, bool, bytes]:
-        mask = pair_files.opened_mask(pair.mask_name, pair_files.read_bytes(pair.mask))
-        try:
-            found, colored = mask_coding.values_in(mask, None)
-        except DataError as error:
-            raise DataError(f"{pair.mask_name}: {error}") from error
-        palette = bytes(mask.getpalette("RGB") or b"") if mask.mode in mask_coding.PALETTED else b""
-        return np.unique(found), colored, palette
-
+    values, bad = [], []
+    with _bar(pairs, f"looking for classes in {layout.root.name}") as bar:
+        for found in pair_files.in_order(_values, pairs, _threads()):
+            bar.update()
+            if isinstance(found, Fault):
+                bad.append(found)
+            else:
+                values.append(found)
+    if bad:
+        return None, bad
     try:
-        with _bar(pairs, f"looking for classes in {layout.root.name}") as bar:
-            found = []
-            for of_mask in pair_files.in_order(values, pairs, _threads()):
-                found.append(of_mask)
-                bar.update()
-        return mask_coding.found_classes(found)
-    except (DataError, ConfigError) as error:
-        raise DataError(f"{config.data_dir}: {error}. Everything: {check_command(config)}") from error
+        return mask_coding.found_classes(values), []
+    except ConfigError as error:
+        return None, [Fault(Kind.CLASSES, CLASSES_FILE, f"there is none, and {error}")]
+
+
+def _values(pair: Pair) -> tuple[np.ndarray, bool, bytes] | Fault:
+    """What a mask holds, as `mask_coding.found_classes` wants it."""
+    mask = pair_files.opened_mask(pair.mask_name, pair_files.read_bytes(pair.mask))
+    if isinstance(mask, Fault):
+        return mask
+    try:
+        found, colored = mask_coding.values_in(mask, None)
+    except DataError as error:
+        return Fault(Kind.VALUES, pair.mask_name, str(error))
+    palette = bytes(mask.getpalette("RGB") or b"") if mask.mode in mask_coding.PALETTED else b""
+    return np.unique(found), colored, palette
 
 
 def check_command(config: DataConfig) -> str:
@@ -237,27 +244,6 @@ class _Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
             self._bad = without_classes(counts, self._classes)  # type: ignore[arg-type]
             if self._bad:
                 raise DataError("the masks do not have the classes")
-
-
-def without_classes(counts: np.ndarray, classes: Classes) -> list[Fault]:
-    """A fault if all pixels that are in a class are in one, as in masks with 0 and 255 where 255 is ignored.
-
-    Args:
-      counts: number of pixels by class id, int64 [256].
-      classes: the classes.
-    """
-    present = np.flatnonzero(counts[: len(classes)])
-    if len(present) > 1:
-        return []
-    what = f"every pixel is in class {classes.names[present[0]]}" if len(present) else "no pixel is in a class"
-    ignored = counts[IGNORED] / max(counts.sum(), 1)
-    if ignored:
-        values = ", ".join(str(value) for value in classes.ignored)
-        what += f", or, {ignored:.0%} of them, has a value in no class ({values})"
-    what += "; must be of two classes or more"
-    if ignored and not classes.colored and 255 in classes.ignored:
-        what += f"; for masks with 0 and 255 the classes file is {mask_coding.ZERO_AND_255}"
-    return [Fault(Kind.CLASSES, "masks", what)]
 
 
 def _pairs(layout: Layout) -> Iterator[Pair]:

@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import dataclasses
+import hashlib
 import io
 import os
 import struct
@@ -44,6 +45,7 @@ class PairFiles:
       size: height and width of the picture; None if it cannot be read.
       modes: Pillow's words for how picture and mask are stored, such as RGB and P.
       unknown: values in no class, and how many pixels have them.
+      digest: tells the picture's file from others.
       faults: what is wrong.
     """
 
@@ -54,6 +56,7 @@ class PairFiles:
     size: tuple[int, int] | None = None
     modes: tuple[str, str] = ("", "")
     unknown: tuple[tuple[int, int], ...] = ()
+    digest: bytes = b""
     faults: tuple[Fault, ...] = ()
 
 
@@ -98,22 +101,18 @@ def read(name: str, image_data: bytes, mask_name: str, mask_data: bytes, coding:
             faults.append(Fault(Kind.UNREADABLE, name, str(error)))
     if ids is not None and not faults:
         mask_file = mask_coding.encoded(ids)
-    return PairFiles(name, image_file, mask_file, ids, size if picture else None, modes, unknown, tuple(faults))
+    shape = size if picture else None
+    digest = hashlib.blake2b(image_data, digest_size=16).digest()
+    return PairFiles(name, image_file, mask_file, ids, shape, modes, unknown, digest, tuple(faults))
 
 
-def opened_mask(name: str, data: bytes) -> Image.Image:
-    """Decodes a mask.
-
-    Raises:
-      DataError: if it cannot be decoded, or is in a format that changes values.
-    """
+def opened_mask(name: str, data: bytes) -> Image.Image | Fault:
+    """Decodes a mask; gives a fault if that fails, or its format changes values."""
     faults: list[Fault] = []
     mask = _opened(name, data, faults)
     if mask:
         _refuse_lossy(name, mask, faults)
-    if faults or not mask:
-        raise DataError(str(faults[0]))
-    return mask
+    return faults[0] if faults or not mask else mask
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
