@@ -11,33 +11,28 @@ import json
 import logging
 import random
 import re
-import shlex
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL
 import tensorflow_datasets as tfds
-import tqdm
 
 from petseg import files
 from petseg.classes import Classes
 from petseg.config import CACHE_DIR, DataConfig
 from petseg.config.train_config import FOLDER
-from petseg.data import faults, folder_layout, mask_coding, pair_files
-from petseg.data.faults import Fault, Kind
-from petseg.data.folder_layout import Layout, Pair
+from petseg.data import faults, folder_files, folder_layout, mask_values
+from petseg.data.faults import Fault
+from petseg.data.folder_layout import Layout
 from petseg.data.inspection import without_classes
-from petseg.data.mask_coding import Coding
+from petseg.data.mask_values import Coding
 from petseg.data.pair_files import PairFiles
 from petseg.errors import ConfigError, DataError
-from petseg.runtime import strategies
 
 FORMAT = 1  # another one when the same folder would give other records
-CLASSES_FILE = "classes.json"
-AT_ONCE = 8  # pairs that are decoded at one time, at most
 logger = logging.getLogger(__name__)
 
 
@@ -57,12 +52,12 @@ def prepare(config: DataConfig, classes: Classes | None = None) -> tuple[Any, Cl
     """
     layout = folder_layout.find(config)
     if layout.faults:
-        raise faults.error(layout.faults, config.data_dir, check_command(config))
-    classes = classes or given_classes(config)
+        raise faults.error(layout.faults, config.data_dir, folder_files.check_command(config))
+    classes = classes or folder_files.given_classes(config)
     cache = Path(config.cache_dir or CACHE_DIR).expanduser().absolute()
     builder = _Folder(config, layout, classes, data_dir=cache)
     if not builder.data_path.exists():
-        needed = sum(path.stat().st_size for pair in _pairs(layout) for path in (pair.image, pair.mask))
+        needed = sum(path.stat().st_size for pair in folder_files.all_pairs(layout) for path in (pair.image, pair.mask))
         flag = f"--cache_dir={config.cache_dir}"
         with files.naming_what_cannot_be_written(cache, flag=flag, error_class=ConfigError, needed=needed):
             cache.mkdir(parents=True, exist_ok=True)
@@ -70,89 +65,18 @@ def prepare(config: DataConfig, classes: Classes | None = None) -> tuple[Any, Cl
             with files.one_process_at_a_time(lock, f"reads {config.data_dir}"):
                 builder = _Folder(config, layout, classes, data_dir=cache)
                 if not builder.data_path.exists():
-                    found, bad = (classes, []) if classes else classes_in_masks(layout)
+                    found, bad = (classes, []) if classes else folder_files.classes_in_masks(layout)
                     if bad:
-                        raise faults.error(bad, config.data_dir, check_command(config))
+                        raise faults.error(bad, config.data_dir, folder_files.check_command(config))
                     builder = _Folder(config, layout, classes, found, data_dir=cache)
                     builder.write()
     stored = classes or Classes.from_dict(builder.info.metadata["classes"])
     if not classes:
         logger.info(
-            "%s: no --classes, and no %s there; classes as found in the masks: %s to %s, for %s",
-            config.data_dir, CLASSES_FILE, stored.names[0], stored.names[-1], mask_coding.shown_values(stored),
+            "%s: no --classes, and no classes.json there; classes as found in the masks: %s to %s, for %s",
+            config.data_dir, stored.names[0], stored.names[-1], mask_values.shown_values(stored),
         )  # fmt: skip
     return builder, stored
-
-
-def given_classes(config: DataConfig) -> Classes | None:
-    """The classes that --classes or the folder's own file names; None if there is neither.
-
-    Raises:
-      ConfigError: if they cannot be used.
-    """
-    if config.classes:
-        return Classes.read(Path(config.classes).expanduser())
-    file = Path(config.data_dir).expanduser() / CLASSES_FILE
-    return Classes.read(file) if file.exists() else None
-
-
-def classes_in_masks(layout: Layout) -> tuple[Classes | None, list[Fault]]:
-    """Classes made of the values that the masks hold; or what is in the way."""
-    pairs = list(_pairs(layout))
-    values, bad = [], []
-    with _bar(pairs, f"looking for classes in {layout.root.name}") as bar:
-        for found in pair_files.in_order(_values, pairs, _threads()):
-            bar.update()
-            if isinstance(found, Fault):
-                bad.append(found)
-            else:
-                values.append(found)
-    if bad:
-        return None, bad
-    try:
-        return mask_coding.found_classes(values), []
-    except ConfigError as error:
-        return None, [Fault(Kind.CLASSES, CLASSES_FILE, f"there is none, and {error}")]
-
-
-def _values(pair: Pair) -> tuple[np.ndarray, bool, bytes] | Fault:
-    """What a mask holds, as `mask_coding.found_classes` wants it."""
-    mask = pair_files.opened_mask(pair.mask_name, pair_files.read_bytes(pair.mask))
-    if isinstance(mask, Fault):
-        return mask
-    try:
-        found, colored = mask_coding.values_in(mask, None)
-    except DataError as error:
-        return Fault(Kind.VALUES, pair.mask_name, str(error))
-    palette = bytes(mask.getpalette("RGB") or b"") if mask.mode in mask_coding.PALETTED else b""
-    return np.unique(found), colored, palette
-
-
-def check_command(config: DataConfig) -> str:
-    """The command that prints everything that is wrong with a folder."""
-    flags = [
-        f"--{name}={value}"
-        for name in ("dataset", "data_dir", "image_files", "mask_files", "classes")
-        if (value := getattr(config, name))
-    ]
-    return "python -m petseg.data.check " + shlex.join(flags)
-
-
-def read_pair(pair: Pair, coding: Coding) -> PairFiles:
-    """Reads the two files of a pair."""
-    image, mask = pair_files.read_bytes(pair.image), pair_files.read_bytes(pair.mask)
-    return pair_files.read(pair.name, image, pair.mask_name, mask, coding)
-
-
-def read_all(layout: Layout, coding: Coding, what: str) -> Iterator[tuple[str, PairFiles]]:
-    """Reads all pairs, split by split, with a bar on a terminal: split, and what the files hold."""
-    pairs = [(split, pair) for split, members in layout.splits.items() for pair in members]
-    with _bar(pairs, what) as bar:
-        for (split, _), read in zip(
-            pairs, pair_files.in_order(lambda each: read_pair(each[1], coding), pairs, _threads()), strict=True
-        ):
-            bar.update()
-            yield split, read
 
 
 class _Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -203,7 +127,7 @@ class _Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         except Exception as error:
             if not self._bad:
                 raise
-            raise faults.error(self._bad, self._folder.data_dir, check_command(self._folder)) from error
+            raise faults.error(self._bad, self._folder.data_dir, folder_files.check_command(self._folder)) from error
         finally:
             random.setstate(state)
 
@@ -224,7 +148,7 @@ class _Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         assert self._classes is not None
-        pairs = read_all(self._layout, Coding(self._classes), f"reading {self._layout.root.name}")
+        pairs = folder_files.read_all(self._layout, Coding(self._classes))
         counts = np.zeros(256, np.int64)
         return {split: self._generate_examples(split, pairs, counts) for split in self._layout.splits}
 
@@ -246,10 +170,6 @@ class _Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
                 raise DataError("the masks do not have the classes")
 
 
-def _pairs(layout: Layout) -> Iterator[Pair]:
-    return (pair for members in layout.splits.values() for pair in members)
-
-
 def _fingerprint(layout: Layout, classes: Classes | None) -> str:
     """Tells a folder with its classes from any other, and from itself after a change; opens no file."""
 
@@ -267,12 +187,3 @@ def _fingerprint(layout: Layout, classes: Classes | None) -> str:
         },
     }
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _threads() -> int:
-    return min(strategies.usable_cpus(), AT_ONCE)
-
-
-def _bar(items: Sequence[Any], what: str) -> Any:
-    hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
-    return tqdm.tqdm(total=len(items), desc=what, unit=" pairs", disable=hidden, leave=False)

@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from petseg.classes import UNKNOWN
-from petseg.data import mask_coding
+from petseg.data import mask_values
 from petseg.data.faults import Fault, Kind
-from petseg.data.mask_coding import Coding
+from petseg.data.mask_values import Coding
 from petseg.errors import DataError, one_line
 
 T = TypeVar("T")
@@ -100,7 +100,7 @@ def read(name: str, image_data: bytes, mask_name: str, mask_data: bytes, coding:
         except DataError as error:
             faults.append(Fault(Kind.UNREADABLE, name, str(error)))
     if ids is not None and not faults:
-        mask_file = mask_coding.encoded(ids)
+        mask_file = mask_values.encoded(ids)
     shape = size if picture else None
     digest = hashlib.blake2b(image_data, digest_size=16).digest()
     return PairFiles(name, image_file, mask_file, ids, shape, modes, unknown, digest, tuple(faults))
@@ -159,7 +159,7 @@ def _ids(
     if mask.format in LOSSY:
         return None, ()
     try:
-        values, _ = mask_coding.values_in(mask, coding.classes.colored)
+        values, _ = mask_values.values_in(mask, coding.classes.colored)
     except DataError as error:
         faults.append(Fault(Kind.VALUES, name, str(error)))
         return None, ()
@@ -180,8 +180,8 @@ def _unknown_values(values: np.ndarray, unknown: tuple[tuple[int, int], ...], co
     pixels = "1 pixel" if count == 1 else f"{count} pixels"
     more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
     return (
-        f"holds {mask_coding.shown(number, coding.classes.colored)}{more} in no class ({pixels}, the first at row "
-        f"{row}, column {column}); must be {mask_coding.shown_values(coding.classes)}"
+        f"holds {mask_values.shown(number, coding.classes.colored)}{more} in no class ({pixels}, the first at row "
+        f"{row}, column {column}); must be {mask_values.shown_values(coding.classes)}"
     )
 
 
