@@ -40,8 +40,8 @@ class CheckOptions(Group):
 class CheckConfig:
     """All flags of the check: those of the data, of which it looks at all splits, and its own."""
 
-    data: DataConfig = DataConfig()
-    check: CheckOptions = CheckOptions()
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    check: CheckOptions = dataclasses.field(default_factory=CheckOptions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +75,8 @@ def main(config: CheckConfig) -> None:
       DataError: if something is wrong with the data set; what it is was printed.
     """
     source = _folder(config.data) if config.data.dataset == FOLDER else _tfds(config)
-    print(
-        f"{source.name}: {sum(source.sizes.values())} pairs; " + ", ".join(f"{k} {n}" for k, n in source.sizes.items())
-    )
+    sizes = ", ".join(f"{split} {size}" for split, size in source.sizes.items())
+    print(f"{source.name}: {sum(source.sizes.values())} pairs; {sizes}")
     for line in source.origin.splitlines():
         print(line)
     found, notes = list(source.faults), list(source.notes)

@@ -134,20 +134,23 @@ def find(config: DataConfig) -> Layout:
         )
     faults += [Fault(Kind.AMBIGUOUS, path, "is beside the folders of the splits; must be in one") for path in stray]
     by_path = {picture.path for picture in pictures}
-    faults += [
-        Fault(Kind.NO_PICTURE, mask.path, f"is the mask of no picture that {images.text} matches")
-        for mask in candidates
-        if mask.path not in used and mask.path not in by_path
-    ]
     splits, origin, in_splits, notes = _splits(root, images, pictures)
+    unused = [mask for mask in candidates if mask.path not in used and mask.path not in by_path]
+    faults += [
+        Fault(Kind.NO_PICTURE, mask.path, f"is the mask of no picture that {images.text} matches") for mask in unused
+    ]
+    hint = _hint(images, [picture for picture in pictures if not partners[picture.path]], unused)
     pairs = {}
     for picture in pictures:
         found = partners[picture.path]
         if len(found) == 1:
             pairs[picture.path] = Pair(picture.path, root / picture.path, found[0].path, root / found[0].path)
         elif not found:
-            faults.append(Fault(Kind.NO_MASK, picture.path, f"has no mask; must be {masks.filled(picture)}"))
-    whole = {split: tuple(pairs[path] for path in sorted(paths) if path in pairs) for split, paths in splits.items()}
+            faults.append(Fault(Kind.NO_MASK, picture.path, f"has no mask; must be {masks.filled(picture)}{hint}"))
+    whole = {
+        split: tuple(pairs[path] for path in sorted(splits[split]) if path in pairs)
+        for split in sorted(splits, key=lambda split: ([*USUAL_SPLITS, split].index(split), split))
+    }
     return Layout(
         root,
         {split: members for split, members in whole.items() if members},
@@ -208,6 +211,19 @@ def _partners(
     return found, faults
 
 
+def _hint(images: _Pattern, pictures: Sequence[_File], masks: Sequence[_File]) -> str:
+    """What flags would find the masks, where those of pictures without one have the picture's name and more."""
+    for picture in pictures[:1]:
+        for mask in masks:
+            folder, _, file = mask.path.rpartition("/")
+            if picture.name in file and (not picture.split or picture.split in folder):
+                pattern = f"{folder}/{file.replace(picture.name, '{name}', 1)}"
+                if picture.split:
+                    pattern = pattern.replace(picture.split, "{split}", 1)
+                return f"; if {mask.path} is it: --image_files='{images.text}' --mask_files='{pattern}'"
+    return ""
+
+
 def _splits(
     root: Path, images: _Pattern, pictures: Sequence[_File]
 ) -> tuple[dict[str, list[str]], str, list[Fault], tuple[str, ...]]:
@@ -236,8 +252,7 @@ def _splits(
     for picture in pictures:
         digest = hashlib.sha256(f"{picture.folder}{picture.name}".encode()).digest()
         splits.setdefault(HASHED_SPLITS[digest[0] % len(HASHED_SPLITS)], []).append(picture.path)
-    names = sorted(splits, key=HASHED_SPLITS.index)
-    return {name: splits[name] for name in names}, "80/10/10 by a hash of the name", [], ()
+    return splits, "80/10/10 by a hash of the name", [], ()
 
 
 def _lists(root: Path, pictures: Sequence[_File]) -> tuple[dict[str, list[str]], list[Fault]] | None:

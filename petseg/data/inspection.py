@@ -27,19 +27,23 @@ class SplitCounts:
       pixels: number of pixels by class id, int64 [256].
       pictures: number of masks in which a class id occurs, int64 [256].
       pixels_around: number of pixels in any class of the masks in which a class id occurs, int64 [256].
+      uniform: names of pictures that are in one class everywhere, by its id; IGNORED for those in none.
     """
 
     pairs: int = 0
     pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
     pictures: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
     pixels_around: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
+    uniform: dict[int, list[str]] = dataclasses.field(default_factory=dict)
 
-    def add(self, ids: np.ndarray) -> None:
+    def add(self, name: str, ids: np.ndarray) -> None:
         """Counts a mask of class ids, uint8 [H, W]."""
         counts = np.bincount(ids.ravel(), minlength=256)
         self.pairs += 1
         self.pixels += counts
         self.pictures += counts > 0
+        if counts.max() == ids.size:
+            self.uniform.setdefault(int(ids[0, 0]), []).append(name)
         self.pixels_around += np.where(counts > 0, counts[:UNKNOWN].sum(), 0)
 
 
@@ -74,7 +78,7 @@ class Inspection:
             self.sizes[pair.size] += 1
             self._places.setdefault(pair.digest, []).append((split, pair.name))
         if not pair.faults and pair.ids is not None:
-            counts.add(pair.ids)
+            counts.add(pair.name, pair.ids)
 
     def finish(self) -> None:
         """Adds the faults that only all masks together show."""
@@ -103,6 +107,9 @@ class Inspection:
             lacking = [name for i, name in enumerate(self.classes.names) if not counts.pixels[i]]
             if lacking and counts.pairs:
                 found.append(f"split {split} has no pixel of {_few(lacking)}")
+            for place, names in sorted(counts.uniform.items()):
+                where = "no class" if place == IGNORED else self.classes.names[place]
+                found.append(f"split {split}: {len(names)} masks are in {where} everywhere: {_few(names)}")
         shared = [places for places in self._places.values() if len({split for split, _ in places}) > 1]
         if shared:
             pairs = [" = ".join(f"{split}: {name}" for split, name in places[:3]) for places in shared]

@@ -72,7 +72,7 @@ class Overlays:
 
     def _legend(self, width: int) -> Image.Image:
         """The colours and names of the classes."""
-        entries = [(name, tuple(color)) for name, color in zip(self._classes.names, self._classes.palette.tolist())]
+        entries = [(each.name, each.color) for each in self._classes.members]
         entries.append(("in no class: dark", (0, 0, 0)))
         column = max(math.ceil(_font().getlength(name)) for name, _ in entries) + LINE + 3 * GAP
         across = max(1, width // column)
