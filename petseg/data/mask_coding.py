@@ -1,15 +1,16 @@
-"""From the values, or colours, in somebody's masks to class ids."""
+"""From the values, or colours, in the masks of records to class ids, as TensorFlow functions."""
 
 import numpy as np
 import tensorflow as tf
 
-from petseg.classes import IGNORED, UNKNOWN, Classes, Color
+from petseg.classes import UNKNOWN, Classes
+from petseg.data import mask_values
 
 NONE = -1
 
 
 def code(values: tf.Tensor, classes: Classes) -> tf.Tensor:
-    """Class ids of the pixels of a mask.
+    """Class ids of the pixels of a mask, as a TensorFlow function.
 
     Args:
       values: uint8 or uint16 [H, W, 1], or uint8 [H, W, 3] where the classes have colours.
@@ -18,10 +19,7 @@ def code(values: tf.Tensor, classes: Classes) -> tf.Tensor:
     Returns:
       uint8 [H, W, 1]; IGNORED for a pixel in no class, UNKNOWN for one whose value means nothing.
     """
-    known = {_number(each.value): i for i, each in enumerate(classes.members)}
-    known |= {_number(value): IGNORED for value in classes.ignored if classes.colored == isinstance(value, tuple)}
-    numbers = np.array(sorted(known), np.int32)
-    ids = np.array([known[number] for number in numbers.tolist()], np.uint8)
+    numbers, ids = mask_values.table(classes)
     of_pixels = numbered(values)
     places = tf.minimum(tf.searchsorted(numbers, tf.reshape(of_pixels, [-1])), len(numbers) - 1)
     places = tf.reshape(places, tf.shape(of_pixels))
@@ -33,13 +31,6 @@ def an_unknown_value(values: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
     return tf.reduce_max(tf.where(ids[..., 0] == UNKNOWN, numbered(values), NONE))
 
 
-def shown(number: int, classes: Classes) -> str:
-    """The value, or colour, of a number, in words."""
-    if not classes.colored:
-        return f"value {number}"
-    return f"colour {number >> 16},{number >> 8 & 255},{number & 255}"
-
-
 def numbered(values: tf.Tensor) -> tf.Tensor:
     """One number for each value, or colour, of a mask [H, W, 1 or 3]; int32 [H, W]."""
     values = tf.cast(values, tf.int32)
@@ -48,5 +39,6 @@ def numbered(values: tf.Tensor) -> tf.Tensor:
     return values[..., 0]
 
 
-def _number(value: int | Color) -> int:
-    return value if isinstance(value, int) else (value[0] << 16) + (value[1] << 8) + value[2]
+def shown(number: int, classes: Classes) -> str:
+    """The value, or colour, of a number, in words."""
+    return mask_values.shown(number, classes.colored)

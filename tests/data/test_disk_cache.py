@@ -131,7 +131,7 @@ def test_a_second_run_reuses_what_the_first_one_decoded(data_dir, tmp_path, capl
 
 
 def cache_of(folder, key="a"):
-    return Cache(str(folder), "pets", {"key": key}, 3, 4)
+    return Cache(str(folder), "pets", {"key": key}, 3, (4, 4))
 
 
 def filled_with(value):
@@ -183,7 +183,7 @@ from petseg.data.disk_cache import Cache
 def fill(keep):
     keep(np.ones((4, 4, 3), np.uint8), np.ones((4, 4, 1), np.uint8))
     os.kill(os.getpid(), signal.SIGKILL)
-Cache({str(tmp_path)!r}, "pets", {{"key": "a"}}, 3, 4).filled(fill)
+Cache({str(tmp_path)!r}, "pets", {{"key": "a"}}, 3, (4, 4)).filled(fill)
 """
     killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True)
     assert killed.returncode == -signal.SIGKILL
