@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from petseg.classes import CLASS_NAMES
 from petseg.config.eval_config import EvalConfig
 from petseg.data import decoding
 from petseg.deployment import export as export_lib, prediction
@@ -30,12 +29,17 @@ def predict(config: EvalConfig) -> list[Path]:
     score = config.score
     run = TrainedRun.open(WorkDirectory(score.workdir), score)
     path = run.checkpoint(score.checkpoint)
+    tile = score.tile_size(run.config.data)
     prediction.find_files(score.predict)  # before TensorFlow and the model take their time
+    if score.cutout:
+        prediction.check_foreground(run.classes)
     with StopSignals():
         process.set_up_runtime(run.config, config.distribution, one_device=True)
         model = run.build_model()
         run.restore(path, model)
-        predictor = prediction.Predictor(model, flip_tta=score.flip_tta)
+        predictor = prediction.Predictor(
+            model, run.classes, resize=run.config.data.resize, tile=tile, flip_tta=score.flip_tta
+        )
         return prediction.predict_files(predictor, score.predict, score.output_dir, cutout=score.cutout)
 
 
@@ -64,6 +68,7 @@ def export(config: EvalConfig) -> list[export_lib.Agreement]:
             score.output_dir,
             _images_to_compare_on(run, split),
             calibration=_calibration_images(run) if export_lib.needs_calibration(formats) else None,
+            resize=run.config.data.resize,
             card=_card(run, path, run.results_file(split, step)),
         )
     print(export_lib.table(agreements))
@@ -85,7 +90,7 @@ def _calibration_images(run: TrainedRun) -> np.ndarray:
 def _card(run: TrainedRun, checkpoint: str, results_file: Path) -> dict[str, Any]:
     """What the model card says of the run."""
     return {
-        "classes": CLASS_NAMES,
+        "classes": run.classes.names,
         "checkpoint": checkpoint,
         "weights": run.weights,
         "scores": json.loads(results_file.read_text()) if results_file.exists() else None,

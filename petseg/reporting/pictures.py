@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
-from petseg.classes import CLASS_COLORS, CLASS_NAMES
+from petseg.classes import CLASS_COLORS, CLASS_NAMES, PETS
 
 WRONG_COLOR = (204, 121, 167)  # of the same palette, reddish purple
 SHADES = colormaps["viridis"]
@@ -20,11 +20,9 @@ TILE_INCHES, TITLE_INCHES, LEGEND_INCHES = 1.7, 0.25, 0.65
 RUN_COLORS = {"train": "#0072B2", "eval": "#D55E00", "ema": "#009E73"}
 
 
-def colorize(masks: np.ndarray) -> np.ndarray:
-    """Class ids [..., H, W] -> uint8 [..., H, W, 3]; ids without a class are black."""
-    table = np.zeros((256, 3), np.uint8)
-    table[: len(CLASS_COLORS)] = CLASS_COLORS
-    return table[masks]
+def colorize(masks: np.ndarray, palette: np.ndarray = PETS.palette) -> np.ndarray:
+    """Class ids [..., H, W] -> uint8 [..., H, W, 3], by a palette uint8 [256, 3]."""
+    return palette[masks]
 
 
 def prediction_sheet(

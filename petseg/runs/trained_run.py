@@ -6,6 +6,7 @@ from pathlib import Path
 
 import keras
 
+from petseg.classes import PETS, Classes
 from petseg.config import Config
 from petseg.config.eval_config import ScoreConfig
 from petseg.data.decoding import Examples
@@ -55,6 +56,11 @@ class TrainedRun:
         """
         has_averages = workdir.load_config().optimizer.ema_decay > 0
         return cls.open(workdir, dataclasses.replace(score, ema=score.ema and has_averages))
+
+    @property
+    def classes(self) -> Classes:
+        """The classes that it tells apart."""
+        return PETS
 
     @property
     def weights(self) -> str:
