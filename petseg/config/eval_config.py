@@ -1,10 +1,9 @@
 """The flags of eval.py: one field of a frozen dataclass is one flag, as in `train_config`."""
 
 import dataclasses
-import re
 
 from petseg.config import PRECISIONS, DataConfig, DistributionConfig
-from petseg.config.options import Group, option
+from petseg.config.options import Group, option, sides
 from petseg.config.train_config import CACHES
 from petseg.errors import ConfigError
 
@@ -97,8 +96,7 @@ class ScoreConfig(Group):
         """Height and width in --tile; None if there are none."""
         if self.tile in ("", "0"):
             return None
-        parts = re.fullmatch(r"(\d{1,5})(?:,(\d{1,5}))?", self.tile)
-        height, width = (int(parts[1]), int(parts[2] or parts[1])) if parts else (0, 0)
+        height, width = sides(self.tile)
         if min(height, width) < SMALLEST_TILE:
             raise ConfigError(
                 f"--tile={self.tile}: must be a whole number of at least {SMALLEST_TILE}, or two such numbers, "

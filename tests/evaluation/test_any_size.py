@@ -63,8 +63,7 @@ def test_a_run_that_crops_goes_over_pictures_in_tiles_of_its_own_size(model):
     assert small.shape == (20, 64, 3)
 
 
-@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
-@pytest.mark.parametrize("flip_tta", [False, True])
+@pytest.mark.parametrize(("resize", "flip_tta"), [("stretch", False), ("letterbox", True)])
 def test_one_tile_that_covers_the_picture_gives_what_the_whole_gives(model, resize, flip_tta):
     image = photograph(90, 120)
     whole = AnySizeModel(model, resize=resize, flip_tta=flip_tta)
