@@ -2,12 +2,13 @@
 
 import dataclasses
 
-from petseg.config import PRECISIONS, DistributionConfig
-from petseg.config.options import Group, option
+from petseg.config import PRECISIONS, DataConfig, DistributionConfig
+from petseg.config.options import Group, option, sides
 from petseg.config.train_config import CACHES
 from petseg.errors import ConfigError
 
 EXPORT_FORMATS = ("saved_model", "keras", "h5", "tflite", "tflite_int8", "onnx")
+SMALLEST_TILE = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,13 @@ class ScoreConfig(Group):
         "`native` also scores at each image's own size, against the mask as it was drawn, which is what papers report",
         choices=("model", "native"),
     )
+    tile: str = option(
+        "",
+        "size of the tiles, which overlap by a quarter, in which --predict and --resolution=native go over pictures: a "
+        "side, or `HEIGHT,WIDTH`; each is treated as a picture of its own; `0`: none, pictures are taken as a whole; "
+        "empty: those of a run with --resize=crop in tiles of its --image_size, others as a whole",
+        unit="pixels",
+    )
     ema: bool = option(False, "use the averaged weights of a run with --ema_decay")
     flip_tta: bool = option(False, "average the probabilities of each image and of its mirror image")
     csv: str = option("", "file for a row of scores for each image; empty: none")
@@ -43,7 +51,7 @@ class ScoreConfig(Group):
     export: str = option(
         "", "write the model for elsewhere instead: some of " + ",".join(EXPORT_FORMATS) + "; empty: do not"
     )
-    cutout: bool = option(False, "with --predict, also write the pet with the rest transparent")
+    cutout: bool = option(False, "with --predict, also write the foreground with the rest transparent")
     allow_training_images: bool = option(False, "score a split even if the run trained on some of it")
     debug: bool = option(False, "show the traceback of an error that is otherwise one line")
 
@@ -63,6 +71,38 @@ class ScoreConfig(Group):
             raise ConfigError(f"--export={unknown[0]}: no such format; must be some of {', '.join(EXPORT_FORMATS)}")
         if self.compare and (self.watch or self.checkpoint == "all"):
             raise ConfigError(f"--compare={self.compare}: compares one checkpoint, not --watch or --checkpoint=all")
+
+        self._given_tile()
+        if self.tile and not self.predict and self.resolution != "native":
+            raise ConfigError(f"--tile={self.tile}: must come with --predict or --resolution=native")
+
+    def tile_size(self, data: DataConfig) -> tuple[int, int] | None:
+        """Height and width of the tiles in which pictures are gone over, for a run on some data; None: as a whole.
+
+        Raises:
+          ConfigError: if the network of a run that crops cannot take such tiles.
+        """
+        if data.resize != "crop":
+            return self._given_tile()
+        tile = self._given_tile() if self.tile else data.size
+        if tile is None or tile[0] > data.size[0] or tile[1] > data.size[1]:
+            raise ConfigError(
+                f"--tile={self.tile}: the run has --resize=crop, so its network takes pictures as they are; must be at "
+                f"most its --image_size={data.image_size}, and not 0"
+            )
+        return tile
+
+    def _given_tile(self) -> tuple[int, int] | None:
+        """Height and width in --tile; None if there are none."""
+        if self.tile in ("", "0"):
+            return None
+        height, width = sides(self.tile)
+        if min(height, width) < SMALLEST_TILE:
+            raise ConfigError(
+                f"--tile={self.tile}: must be a whole number of at least {SMALLEST_TILE}, or two such numbers, "
+                "HEIGHT,WIDTH, or 0"
+            )
+        return height, width
 
     def export_formats(self) -> tuple[str, ...]:
         """The formats to export."""

@@ -6,6 +6,7 @@ so that a wrong flag is answered at once.
 
 import dataclasses
 import math
+import re
 import typing
 from typing import Any, TypeVar
 
@@ -75,6 +76,12 @@ class Allowed:
             and (self.below is None or value < self.below)
             and (self.multiple_of is None or value % self.multiple_of == 0)
         )
+
+
+def sides(text: str) -> tuple[int, int]:
+    """Height and width in a text, a number for both or `HEIGHT,WIDTH`; (0, 0) if it is something else."""
+    parts = re.fullmatch(r"(\d{1,5})(?:,(\d{1,5}))?", text)
+    return (int(parts[1]), int(parts[2] or parts[1])) if parts else (0, 0)
 
 
 def option(

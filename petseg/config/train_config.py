@@ -13,7 +13,7 @@ from typing import Any
 
 from petseg.config.augmentation_config import AugmentationConfig
 from petseg.config.distribution_config import DistributionConfig
-from petseg.config.options import Group, option
+from petseg.config.options import Group, option, sides
 from petseg.errors import ConfigError
 
 ENCODERS = ("mobilenet_v2", "tiny")
@@ -115,8 +115,7 @@ class DataConfig(Group):
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the network's input, in pixels."""
-        parts = re.fullmatch(r"(\d{1,5})(?:,(\d{1,5}))?", self.image_size)
-        height, width = (int(parts[1]), int(parts[2] or parts[1])) if parts else (0, 0)
+        height, width = sides(self.image_size)
         if min(height, width) < 32 or height % 32 or width % 32:
             raise ConfigError(
                 f"--image_size={self.image_size}: must be a whole number of at least 32, divisible by 32, or two such "

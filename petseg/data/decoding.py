@@ -18,6 +18,7 @@ from petseg.data import catalog, mask_coding
 from petseg.data.catalog import DataSet
 from petseg.data.disk_cache import Cache
 from petseg.data.record_files import Decoded, RecordFiles
+from petseg.data.resizing import Resizing
 from petseg.errors import DataError, one_line
 from petseg.runtime import autotuning, strategies
 
@@ -64,19 +65,19 @@ class _Source:
     Attributes:
       data_set: the data set.
       split: its split, or a slice.
-      image_size: height and width of the result, in pixels.
+      resizing: how pictures come to their size.
       positions: places of the examples in the split, rising; all of them, or some.
     """
 
     data_set: DataSet
     split: str
-    image_size: tuple[int, int]
+    resizing: Resizing
     positions: range
 
     @classmethod
     def open(cls, config: DataConfig, split: str, classes: Classes | None) -> "_Source":
         data_set = catalog.open_data(config, classes)
-        return cls(data_set, split, config.size, range(data_set.num_examples(split)))
+        return cls(data_set, split, Resizing(config.size, config.resize), range(data_set.num_examples(split)))
 
     @property
     def count(self) -> int:
@@ -87,7 +88,7 @@ class _Source:
         return f"{self.data_set.full_name}, {self.split}"
 
     def shape(self, channels: int) -> tuple[int, int, int, int]:
-        return (self.count, *self.image_size, channels)
+        return (self.count, *self.resizing.size, channels)
 
     def undecoded(self, *, located: bool = False) -> tf.data.Dataset:
         examples = self.data_set.raw_examples(self.split, located=located)
@@ -96,9 +97,6 @@ class _Source:
 
 def load(config: DataConfig, split: str, classes: Classes | None = None) -> Examples:
     """Decodes a split, and looks at each of its examples.
-
-    Images are resized bilinearly with antialiasing, masks by nearest neighbour: anything smoother would invent classes
-    between the real ones.
 
     Args:
       config: which data set, at which size, and where its decoded examples stay.
@@ -169,11 +167,12 @@ def _on_disk(source: _Source, cache_dir: str) -> Examples:
         "features": [data_set.image_feature, data_set.mask_feature],
         "values": [each.value for each in data_set.classes.members],
         "ignored": data_set.classes.ignored,
+        "resize": source.resizing.method,
         "split": source.split,
         "files": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
         "tensorflow": tf.__version__,  # whose decoders may change
     }
-    cache = Cache(cache_dir, f"{data_set.full_name}-{source.split}", key, source.count, source.image_size)
+    cache = Cache(cache_dir, f"{data_set.full_name}-{source.split}", key, source.count, source.resizing.size)
     names, groups = cache.filled(
         lambda keep: _decode_all(source, lambda _, example: keep(example["image"], example["mask"]))
     )
@@ -323,22 +322,16 @@ def _decoded_pair(data_set: DataSet, example: dict[str, tf.Tensor]) -> tuple[tf.
 def _decode(source: _Source, example: dict[str, tf.Tensor], keys: Sequence[str]) -> dict[str, tf.Tensor]:
     image, mask, unknown = _decoded_pair(source.data_set, example)
     facts = {"image_size": tf.shape(image)[:2], "mask_size": tf.shape(mask)[:2], "unknown": unknown}
-    size = tf.constant(source.image_size)
+    resizing, size = source.resizing, tf.constant(source.resizing.size)
     as_it_is = tf.reduce_all(facts["image_size"] == size) & tf.reduce_all(facts["mask_size"] == size)
-    image, mask = tf.cond(as_it_is, lambda: (image, mask), lambda: _resized(image, mask, size))
+    image, mask = tf.cond(as_it_is, lambda: (image, mask), lambda: (resizing.image(image), resizing.mask(mask)))
     return {
-        "image": tf.ensure_shape(image, [*source.image_size, 3]),
-        "mask": tf.ensure_shape(mask, [*source.image_size, 1]),
+        "image": tf.ensure_shape(image, [*source.resizing.size, 3]),
+        "mask": tf.ensure_shape(mask, [*source.resizing.size, 1]),
         "name": example["name"],
         **{key: example[key] for key in keys},
         **facts,
     }
-
-
-def _resized(image: tf.Tensor, mask: tf.Tensor, size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    image = tf.image.resize(tf.cast(image, tf.float32), size, method="bilinear", antialias=True)
-    mask = tf.image.resize(mask, size, method="nearest")
-    return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8), mask
 
 
 def _check_example(example: dict[str, Any], where: str, classes: Classes) -> None:

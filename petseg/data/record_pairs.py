@@ -2,15 +2,14 @@
 
 import io
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import tensorflow as tf
 from PIL import Image
 
-from petseg.classes import PETS, Classes
+from petseg.classes import Classes
 from petseg.config import DataConfig
 from petseg.data import catalog, folder_files, pair_files
+from petseg.data.catalog import DataSet
 from petseg.data.mask_values import PALETTED, Coding
 from petseg.data.pair_files import PairFiles
 
@@ -25,27 +24,25 @@ def read_all(config: DataConfig) -> tuple[str, dict[str, int], Classes, Iterator
       ConfigError: if the classes cannot be used.
       DataError: if the data set cannot be had.
     """
-    builder = catalog.prepare(config.dataset, config.data_dir)
-    catalog.check_features(builder)
-    classes = Classes.read(Path(config.classes).expanduser()) if config.classes else PETS
-    sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
-    return builder.info.name, sizes, classes, _pairs(builder, sizes, classes)
+    data_set = catalog.open_data(config)
+    sizes = {split: info.num_examples for split, info in data_set.builder.info.splits.items()}
+    return data_set.name, sizes, data_set.classes, _pairs(data_set, sizes)
 
 
-def _pairs(builder: Any, sizes: dict[str, int], classes: Classes) -> Iterator[tuple[str, PairFiles]]:
-    coding = Coding(classes)
+def _pairs(data_set: DataSet, sizes: dict[str, int]) -> Iterator[tuple[str, PairFiles]]:
+    classes, coding = data_set.classes, Coding(data_set.classes)
 
     def examples() -> Iterator[tuple[str, str, bytes, bytes]]:
         for split in sizes:
-            for i, example in enumerate(catalog.raw_examples(builder, split).as_numpy_iterator()):
-                name = example.get("file_name", b"").decode() or f"{split}/{i}"
-                yield split, name, example["image"], example["segmentation_mask"]
+            for i, example in enumerate(data_set.raw_examples(split).as_numpy_iterator()):
+                name = example["name"].decode() or f"{split}/{i}"
+                yield split, name, example["image"], example["mask"]
 
     def read(each: tuple[str, str, bytes, bytes]) -> tuple[str, PairFiles]:
         split, name, image, mask = each
         return split, pair_files.read(name, image, f"mask of {name}", _as_decoded(mask, classes), coding)
 
-    return folder_files.watched(examples(), read, sum(sizes.values()), f"reading {builder.info.name}")
+    return folder_files.watched(examples(), read, sum(sizes.values()), f"reading {data_set.name}")
 
 
 def _as_decoded(mask: bytes, classes: Classes) -> bytes:

@@ -29,12 +29,17 @@ def predict(config: EvalConfig) -> list[Path]:
     score = config.score
     run = TrainedRun.open(WorkDirectory(score.workdir), score)
     path = run.checkpoint(score.checkpoint)
+    tile = score.tile_size(run.config.data)
     prediction.find_files(score.predict)  # before TensorFlow and the model take their time
+    if score.cutout:
+        prediction.check_foreground(run.classes)
     with StopSignals():
         process.set_up_runtime(run.config, config.distribution, one_device=True)
         model = run.build_model()
         run.restore(path, model)
-        predictor = prediction.Predictor(model, flip_tta=score.flip_tta)
+        predictor = prediction.Predictor(
+            model, run.classes, resize=run.config.data.resize, tile=tile, flip_tta=score.flip_tta
+        )
         return prediction.predict_files(predictor, score.predict, score.output_dir, cutout=score.cutout)
 
 
@@ -63,6 +68,7 @@ def export(config: EvalConfig) -> list[export_lib.Agreement]:
             score.output_dir,
             _images_to_compare_on(run, split),
             calibration=_calibration_images(run) if export_lib.needs_calibration(formats) else None,
+            resize=run.config.data.resize,
             card=_card(run, path, run.results_file(split, step)),
         )
     print(export_lib.table(agreements))

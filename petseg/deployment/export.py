@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from petseg.config.eval_config import EXPORT_FORMATS
+from petseg.data.resizing import Resizing
 from petseg.errors import ConfigError, ExportError, one_line
 from petseg.files import naming_what_cannot_be_written, write_json
 from petseg.models import inference
@@ -83,6 +84,7 @@ def export(
     *,
     calibration: np.ndarray | None,
     card: Mapping[str, Any],
+    resize: str = "stretch",
 ) -> list[Agreement]:
     """Writes a model in some formats, reads each back with its own runtime, and compares it with the model.
 
@@ -97,6 +99,7 @@ def export(
       calibration: images from which `tflite_int8` learns the ranges of activations, uint8 [M, H, W, 3]; None if no
         format needs them.
       card: what the model card is to say besides: classes, scores, versions.
+      resize: how pictures come to the model's size, which the card says, for that is not in the exports.
 
     Raises:
       ConfigError: if a format is unknown, or needs a package that is not installed; then nothing is written.
@@ -121,7 +124,7 @@ def export(
                     failures[name] = f"{path}: {one_line(error)}"
         failures.update({a.format: _disagreement(a) for a in agreements if not _agrees(a)})
         calibrated_on = 0 if calibration is None else len(calibration)
-        facts = _facts(layer, agreements, compared_on=len(examples), calibrated_on=calibrated_on)
+        facts = _facts(layer, agreements, resize, compared_on=len(examples), calibrated_on=calibrated_on)
         write_json(Path(output_dir) / CARD, {**card, **facts, "failures": failures})
     if failures:
         logger.warning("exports in %s:\n%s", output_dir, table(agreements))
@@ -208,10 +211,12 @@ def _disagreement(agreement: Agreement) -> str:
     )
 
 
-def _facts(layer: Serving, agreements: Sequence[Agreement], *, compared_on: int, calibrated_on: int) -> dict[str, Any]:
+def _facts(
+    layer: Serving, agreements: Sequence[Agreement], resize: str, *, compared_on: int, calibrated_on: int
+) -> dict[str, Any]:
     """What the model card says of inputs, outputs and files."""
     _, height, width, classes = layer.model.output_shape
-    preparation = f"RGB, resized to {height} x {width} (height x width) bilinearly with antialiasing"
+    preparation = f"RGB, {Resizing((height, width), resize).in_words()}"
     pixels = ["batch", height, width]
     exports: dict[str, dict[str, Any]] = {
         a.format: {**dataclasses.asdict(a), "path": Path(a.path).name, "batch": _FORMATS[a.format].batch_size or "any"}

@@ -1,5 +1,6 @@
 """Masks for photographs in files: any size, any kind that Pillow reads."""
 
+import dataclasses
 import glob
 import io
 import logging
@@ -12,20 +13,33 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 import tqdm
 from PIL import Image
 
 from petseg import files as files_lib
-from petseg.classes import PETS
+from petseg.classes import Classes
 from petseg.deployment.photographs import SUFFIXES, read_image
 from petseg.deployment.signed_pictures import is_signed, signed
-from petseg.errors import DataError, UnreadableFilesError, WorkDirectoryError
-from petseg.models import inference
+from petseg.errors import ConfigError, DataError, UnreadableFilesError, WorkDirectoryError
+from petseg.evaluation.any_size import AnySizeModel
 
 logger = logging.getLogger(__name__)
 MASK, OVERLAY, CUTOUT = ".mask.png", ".overlay.jpg", ".cutout.png"
 OVERLAY_OPACITY = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a photograph shows.
+
+    Attributes:
+      classes: class ids, uint8 [H, W].
+      foreground: how much of each pixel is foreground, uint8 [H, W], 255 for all of it: what its probabilities say of
+        the classes' shares. None where no class is foreground.
+    """
+
+    classes: np.ndarray
+    foreground: np.ndarray | None
 
 
 class Predictor:
@@ -33,32 +47,46 @@ class Predictor:
 
     Args:
       model: float32 images in [0, 255] of one size -> float32 logits.
+      classes: the classes that it tells apart.
+      resize: how photographs come to the model's size, one of RESIZES.
+      tile: height and width of tiles in which they are gone over; None: as a whole. With tiles, of the probabilities of
+        one photograph only as many are in memory as one row of tiles has.
       flip_tta: whether to average the probabilities of the photograph and of its mirror image.
     """
 
-    def __init__(self, model: keras.Model, *, flip_tta: bool = False):
-        self._size = model.input_shape[1:3]
-        image = tf.TensorSpec([None, None, 3], tf.uint8)
-        self._call = tf.function(lambda image: self._probabilities(model, image, flip_tta), input_signature=[image])
+    def __init__(
+        self,
+        model: keras.Model,
+        classes: Classes,
+        *,
+        resize: str = "stretch",
+        tile: tuple[int, int] | None = None,
+        flip_tta: bool = False,
+    ):
+        self.classes = classes
+        self._model = AnySizeModel(model, resize=resize, tile=tile, flip_tta=flip_tta)
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Probabilities of the classes, float32 [H, W, C], of a photograph uint8 [H, W, 3] of any size."""
-        return self._call(image).numpy()
+    def __call__(self, image: np.ndarray) -> Prediction:
+        """What a photograph uint8 [H, W, 3] of any size shows."""
+        shares = self.classes.foreground
+        found, foreground = [], []
+        for stripe in self._model.stripes(image):
+            found.append(stripe.argmax(axis=-1).astype(np.uint8))
+            if shares.any():
+                foreground.append((stripe @ shares * 255).round().astype(np.uint8))
+        return Prediction(np.concatenate(found), np.concatenate(foreground) if foreground else None)
 
-    def _probabilities(self, model: keras.Model, image: tf.Tensor, flip_tta: bool) -> tf.Tensor:
-        shape = tf.shape(image)[:2]
-        resized = tf.image.resize(tf.cast(image, tf.float32), self._size, method="bilinear", antialias=True)
-        resized = tf.clip_by_value(tf.round(resized), 0, 255)  # as in training
-        logits = inference.logits(model, resized[None], flip_tta=flip_tta)
-        return tf.nn.softmax(tf.image.resize(logits, shape, method="bilinear"))[0]
+    def probabilities(self, image: np.ndarray) -> np.ndarray:
+        """Probabilities of the classes, float32 [H, W, C], all at once, of a photograph uint8 [H, W, 3]."""
+        return self._model.probabilities(image)
 
 
 def predict_files(predictor: Predictor, pattern: str, output_dir: str, *, cutout: bool = False) -> list[Path]:
     """Writes masks and overlays for photographs, one photograph in memory at a time.
 
     For `cat.jpg`: `cat.mask.png`, an indexed-colour PNG of class ids as large as the photograph; `cat.overlay.jpg`; if
-    asked for, `cat.cutout.png`, the pet with the rest transparent. Subfolders stay as they are below what all files
-    share. Where names would clash, also on a disk that takes `Cat` and `cat` for one, they keep the photograph's
+    asked for, `cat.cutout.png`, the foreground with the rest transparent. Subfolders stay as they are below what all
+    files share. Where names would clash, also on a disk that takes `Cat` and `cat` for one, they keep the photograph's
     suffix, and a number if need be.
 
     What an earlier call wrote is replaced, and is never taken for a photograph; a file of anybody else's, or that has
@@ -74,10 +102,13 @@ def predict_files(predictor: Predictor, pattern: str, output_dir: str, *, cutout
       the masks.
 
     Raises:
+      ConfigError: if cut-outs are asked for, and no class is foreground.
       DataError: if nothing matches.
       WorkDirectoryError: if the output cannot be written, or a file that petseg did not write is in its place.
       UnreadableFilesError: at the end, if some of the files were no photographs.
     """
+    if cutout:
+        check_foreground(predictor.classes)
     files = find_files(pattern)
     passed_over = len(_matches(pattern)) - len(files)
     if passed_over:
@@ -96,7 +127,7 @@ def predict_files(predictor: Predictor, pattern: str, output_dir: str, *, cutout
             unreadable.append(file)
             continue
         with files_lib.naming_what_cannot_be_written(output_dir, flag=f"--output_dir={output_dir}"):
-            masks.append(_write(image, predictor(image), target, cutout=cutout))
+            masks.append(_write(image, predictor(image), predictor.classes, target, cutout=cutout))
     logger.info("masks of %d files in %s", len(masks), output_dir)
     if unreadable:
         raise UnreadableFilesError(f"{len(unreadable)} of {len(files)} files cannot be read; the rest is done")
@@ -119,6 +150,15 @@ def find_files(pattern: str) -> list[Path]:
     if not files:
         raise DataError(f"--predict={pattern}: matches only masks and overlays that petseg wrote; must be photographs")
     return files
+
+
+def check_foreground(classes: Classes) -> None:
+    """Raises ConfigError if nothing can be cut out, because no class is foreground."""
+    if not classes.foreground.any():
+        raise ConfigError(
+            f"--cutout: none of the classes {', '.join(classes.names)} is foreground; the run's classes file must say "
+            'of one: "foreground": true'
+        )
 
 
 def _matches(pattern: str) -> list[Path]:
@@ -176,16 +216,14 @@ def _check_not_a_users(targets: Sequence[Path], output_dir: str, endings: Sequen
             )
 
 
-def _write(image: np.ndarray, probabilities: np.ndarray, target: Path, *, cutout: bool) -> Path:
-    classes = probabilities.argmax(axis=-1).astype(np.uint8)
-    mask = Image.fromarray(classes, mode="P")
-    mask.putpalette(PETS.palette[: len(PETS)].tobytes())
+def _write(image: np.ndarray, prediction: Prediction, classes: Classes, target: Path, *, cutout: bool) -> Path:
+    mask = Image.fromarray(prediction.classes, mode="P")
+    mask.putpalette(classes.palette[: len(classes)].tobytes())
     mask_file = _save(mask, target, MASK, "PNG")
-    overlay = Image.blend(Image.fromarray(image), Image.fromarray(PETS.palette[classes]), OVERLAY_OPACITY)
-    _save(overlay, target, OVERLAY, "JPEG", quality=92)
-    if cutout:
-        alpha = (probabilities @ PETS.foreground * 255).round().astype(np.uint8)  # half of a border is pet
-        _save(Image.fromarray(np.dstack([image, alpha])), target, CUTOUT, "PNG")
+    colored = Image.fromarray(classes.palette[prediction.classes])
+    _save(Image.blend(Image.fromarray(image), colored, OVERLAY_OPACITY), target, OVERLAY, "JPEG", quality=92)
+    if cutout and prediction.foreground is not None:
+        _save(Image.fromarray(np.dstack([image, prediction.foreground])), target, CUTOUT, "PNG")
     return mask_file
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -83,7 +83,6 @@ class Evaluator:
         _, height, width, self._num_classes = model.output_shape
         images = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8, "images")
         self._predict = tf.function(self._classify, input_signature=[images], autograph=False)
-        self._logits_of = tf.function(self._logits, input_signature=[images], autograph=False)
         self._pixels = float(height * width)
         self._scored = replica_sum([], tf.int64)
         self._summed_loss, self._denominator = replica_sum([], tf.float32), replica_sum([], tf.float32)
@@ -110,29 +109,29 @@ class Evaluator:
         by_example = (rows.numpy()[: len(self._examples)] for rows in self._by_example.values())
         return Evaluation(float(loss / denominator) if denominator else float("nan"), *by_example, *calibration)
 
-    def evaluate_native(self, masks: Iterable[np.ndarray]) -> Evaluation | None:
-        """Scores all examples at the sizes of masks that were never resized, to which the logits are upsampled.
+    def evaluate_native(
+        self, pairs: Iterable[tuple[np.ndarray, np.ndarray]], logits: Callable[[np.ndarray], tf.Tensor]
+    ) -> Evaluation | None:
+        """Scores all examples at their own sizes, against masks that were never resized.
 
         Needs `details`. Runs on one device; memory does not grow with the number of examples, but for their counts.
 
         Args:
-          masks: uint8 [H, W, 1], class ids, any size, in the order of the examples.
+          pairs: images uint8 [H, W, 3] and their masks uint8 [H, W, 1], class ids, any size, in the order of the
+            examples.
+          logits: image -> float32 [H, W, C], as `AnySizeModel.logits`.
 
         Returns:
           what was counted; None if the pass was ended early.
         """
-        loss, denominator, size = 0.0, 0.0, self._replica_batch_size
+        loss, denominator = 0.0, 0.0
         confusions = np.zeros([len(self._examples), self._num_classes, self._num_classes], np.int64)
         boundaries = np.zeros([len(self._examples), self._num_classes, 4], np.int64)
         calibration = np.zeros([metrics.CALIBRATION_BINS, 3])
-        logits: list[tf.Tensor] = []
-        for i, mask in zip(range(len(self._examples)), masks, strict=True):
-            if i % size == 0:
-                if self._stop.numpy():
-                    return None
-                logits = tf.unstack(self._logits_of(self._examples.images[i : i + size]))
-            resized = tf.image.resize(logits[i % size][None], mask.shape[:2], method="bilinear")
-            counts = self._counts(tf.constant(mask)[None], resized, tf.constant([True]))
+        for i, (image, mask) in zip(range(len(self._examples)), pairs, strict=True):
+            if self._stop.numpy():
+                return None
+            counts = self._counts(tf.constant(mask)[None], logits(image)[None], tf.constant([True]))
             loss, denominator = loss + float(counts["loss"]), denominator + float(counts["denominator"])
             calibration += counts["calibration"].numpy()
             confusions[i], boundaries[i] = counts["confusion"].numpy()[0], counts["boundaries"].numpy()[0]

@@ -17,6 +17,7 @@ from petseg.data import catalog, decoding, example_order
 from petseg.data.decoding import Examples
 from petseg.errors import CheckpointError, ConfigError, DataError
 from petseg.evaluation import confidence_intervals, score_tables
+from petseg.evaluation.any_size import AnySizeModel
 from petseg.evaluation.evaluator import Evaluation
 from petseg.evaluation.results import image_rows, split_results
 from petseg.files import naming_what_cannot_be_written, write_bytes, write_json, write_text
@@ -117,6 +118,7 @@ class Scorer:
 
     def __init__(self, run: TrainedRun, score: ScoreConfig, split: str, placement: Placement, signals: StopSignals):
         self.run, self._score, self._split, self._signals = run, score, split, signals
+        self._tile = score.tile_size(run.config.data)
         self.examples = run.load(split)
         requests = Requests()
         signals.call(lambda: requests.stop.assign(1.0))
@@ -133,6 +135,9 @@ class Scorer:
                 flip_tta=score.flip_tta,
                 details=True,
             )
+            self._any_size = AnySizeModel(
+                self._model, resize=run.config.data.resize, tile=self._tile, flip_tta=score.flip_tta
+            )
 
     def counterpart(self) -> str:
         """The best checkpoint if the best one was asked for, else the latest."""
@@ -148,8 +153,10 @@ class Scorer:
         step, data = self.run.restore(path, self._model), self.run.config.data
         evaluations = {"{} x {}".format(*data.size): self._evaluator.evaluate()}
         if self._score.resolution == "native":
-            masks = (mask for _, mask in decoding.native(data, self._split, self.run.classes))
-            evaluations["native resolution"] = self._evaluator.evaluate_native(masks)
+            pairs = decoding.native(data, self._split, self.run.classes)
+            tiles = " in tiles of {} x {}".format(*self._tile) if self._tile else ""
+            native = self._evaluator.evaluate_native(pairs, self._any_size.logits)
+            evaluations[f"native resolution{tiles}"] = native
         complete = [self._complete(evaluation) for evaluation in evaluations.values()]
         results = [
             self._results(evaluation, step, resolution)
@@ -172,8 +179,13 @@ class Scorer:
 
     def _differences(self, native: bool) -> list[str]:
         """What is done otherwise than in training."""
-        precision = self._score.precision
-        differences = {"flip": self._score.flip_tta, precision: precision != "run", "native": native}
+        precision, tile = self._score.precision, self._score.tile.replace(",", "x")
+        differences = {
+            "flip": self._score.flip_tta,
+            precision: precision != "run",
+            "native": native,
+            f"tile{tile}": native and tile not in ("", "0"),
+        }
         return [name for name, is_so in differences.items() if is_so]
 
     def _results(self, evaluation: Evaluation, step: int, resolution: str) -> dict[str, Any]:

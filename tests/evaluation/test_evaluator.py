@@ -9,6 +9,7 @@ from conftest import random_examples, replicas
 from petseg.classes import IGNORED, PETS
 from petseg.config import LossConfig
 from petseg.data import input_pipeline
+from petseg.evaluation.any_size import AnySizeModel
 from petseg.evaluation.evaluator import Evaluator
 from petseg.evaluation.results import split_results
 from petseg.models import encoders, unet
@@ -39,11 +40,10 @@ def scored():
     return examples, models, logits
 
 
-def evaluator_of(strategy, model, examples, batch_size, stop=None):
+def evaluator_of(strategy, model, examples, batch_size, **options):
+    weight_map = sample_weights.weight_map(LossConfig())
     with strategy.scope():
-        return Evaluator(
-            strategy, model, examples, sample_weights.weight_map(LossConfig()), Loss(), batch_size=batch_size, stop=stop
-        )
+        return Evaluator(strategy, model, examples, weight_map, Loss(), batch_size=batch_size, **options)
 
 
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 1), (1, 4), (1, 64), (2, 4), (3, 4), (4, 1), (4, 4), (4, 64)])
@@ -80,7 +80,7 @@ def test_a_pass_can_be_ended_early_from_another_thread():
     model = unet.build_unet(
         image_size=(32, 32), num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit"
     )  # fmt: skip
-    evaluator = evaluator_of(replicas(1), model, examples, 8, stop)
+    evaluator = evaluator_of(replicas(1), model, examples, 8, stop=stop)
 
     def stop_in_the_middle():
         while int(evaluator._scored.numpy()) <= 8:
@@ -119,3 +119,32 @@ def test_a_pass_makes_nothing_as_large_as_all_its_counts(scored, devices):
     ]
     assert operations.count("ResourceStridedSliceAssign") == devices
     assert "ScatterNd" not in operations
+
+
+def test_at_native_resolution_one_tile_that_covers_a_picture_counts_what_the_whole_counts(scored):
+    strategy, model = scored[1][1]
+    stop = tf.Variable(0.0)
+    evaluator = evaluator_of(strategy, model, random_examples(3, 32), 4, details=True, stop=stop)
+    rng = np.random.default_rng(0)
+    sizes = [(20, 50), (32, 32), (41, 27)]
+    pairs = [(rng.integers(0, 256, (*s, 3), np.uint8), rng.integers(0, 3, (*s, 1), np.uint8)) for s in sizes]
+    pairs[0][1][:9] = IGNORED
+    whole, covered, tiled = (
+        evaluator.evaluate_native(iter(pairs), AnySizeModel(model, tile=tile).logits)
+        for tile in (None, (50, 50), (32, 32))
+    )
+    for (image, mask), counts in zip(pairs, whole.confusion_matrices, strict=True):
+        resized = tf.round(tf.image.resize(image.astype(np.float32), [32, 32], antialias=True))
+        found = tf.image.resize(model(tf.clip_by_value(resized, 0, 255)[None]), image.shape[:2]).numpy().argmax(-1)
+        expected = np.zeros((4, 3), np.int64)
+        np.add.at(expected, (np.minimum(mask[..., 0], 3), found[0]), 1)
+        assert np.abs(counts - expected[:3]).sum() <= 2  # where two classes are equal to the last bit
+    assert whole.loss == covered.loss
+    for field in ("confusion_matrices", "boundaries", "calibration"):
+        np.testing.assert_array_equal(getattr(whole, field), getattr(covered, field))
+    np.testing.assert_array_equal(tiled.confusion_matrices.sum((1, 2)), whole.confusion_matrices.sum((1, 2)))
+    assert (tiled.confusion_matrices[0] != whole.confusion_matrices[0]).any()
+    np.testing.assert_array_equal(tiled.confusion_matrices[1], whole.confusion_matrices[1])
+    assert np.isfinite(tiled.loss)
+    stop.assign(1.0)
+    assert evaluator.evaluate_native(iter(pairs), AnySizeModel(model).logits) is None

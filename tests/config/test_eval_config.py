@@ -1,0 +1,40 @@
+"""The flags of eval.py."""
+
+import pytest
+
+from petseg.config import DataConfig
+from petseg.config.eval_config import ScoreConfig
+from petseg.errors import ConfigError
+
+STRETCH, CROP = DataConfig(image_size="64,96"), DataConfig(image_size="64,96", resize="crop")
+
+
+def native(tile):
+    return ScoreConfig(workdir="run", resolution="native", tile=tile)
+
+
+def test_tiles_are_asked_for_but_by_a_run_that_crops():
+    assert native("").tile_size(STRETCH) is None
+    assert native("0").tile_size(STRETCH) is None
+    assert native("512").tile_size(STRETCH) == (512, 512)
+    assert native("48,500").tile_size(STRETCH) == (48, 500)
+    assert native("").tile_size(CROP) == (64, 96)
+    assert native("48,96").tile_size(CROP) == (48, 96)
+
+
+@pytest.mark.parametrize("tile", ["-1", "31", "64,31", "64,", "64x64", "large"])
+def test_a_size_that_no_tile_has(tile):
+    with pytest.raises(ConfigError, match=f"^--tile={tile}: must be a whole number of at least 32, or two"):
+        native(tile)
+
+
+@pytest.mark.parametrize("tile", ["0", "96", "32,128"])
+def test_what_a_run_that_crops_cannot_take(tile):
+    with pytest.raises(ConfigError, match=f"^--tile={tile}: .* at most its --image_size=64,96, and not 0"):
+        native(tile).tile_size(CROP)
+
+
+def test_tiles_are_of_no_use_at_the_models_resolution():
+    with pytest.raises(ConfigError, match=r"^--tile=64: must come with --predict or --resolution=native"):
+        ScoreConfig(workdir="run", tile="64")
+    ScoreConfig(workdir="run", tile="64", predict="*.jpg", output_dir="out")
