@@ -54,8 +54,8 @@ def prepare(config: DataConfig, classes: Classes | None = None) -> tuple[Any, Cl
     if layout.faults:
         raise faults.error(layout.faults, config.data_dir, folder_files.check_command(config))
     cache = Path(config.cache_dir or CACHE_DIR).expanduser().absolute()
-    if classes and (found := _with_classes_found(config, layout, cache)) and found[1] == classes:
-        return found  # a run asks for what it found itself
+    if classes and (own := _with_classes_found(config, layout, cache)) and own[1] == classes:
+        return own  # a run asks for what it found itself
     classes = classes or folder_files.given_classes(config)
     builder = _Folder(config, layout, classes, data_dir=cache)
     if not builder.data_path.exists():
