@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from petseg.classes import CLASS_NAMES
+from petseg.classes import PETS
 from petseg.config import Config, DataConfig
 from petseg.data import catalog, decoding, input_pipeline
 from petseg.data.decoding import Examples
@@ -43,24 +43,32 @@ def load_split(config: DataConfig, split: str) -> Examples:
     )
 
 
-def build_model(config: Config, encoder_weights: str | None = None) -> keras.Model:
+def build_model(config: Config, encoder_weights: str | None = None, *, num_classes: int = len(PETS)) -> keras.Model:
     """The network of a config; inside ``strategy.scope()``.
 
     Args:
       config: config of the run.
       encoder_weights: `weights` of `encoders.build_encoder`; None for random ones, which a checkpoint will fill.
+      num_classes: number of classes.
+
+    Raises:
+      ConfigError: if the weights cannot be had or do not fit, or the encoder has no layer that is named.
     """
-    size, model = config.data.size, config.model
+    model = config.model
     with unet.dtype_policy(config.compute.precision):
-        encoder = encoders.build_encoder(
-            model.encoder, image_size=size, alpha=model.encoder_alpha, weights=encoder_weights or "none"
-        )
         return unet.build_unet(
-            image_size=size,
-            num_classes=len(CLASS_NAMES),
-            encoder=encoder,
-            train_encoder=model.train_encoder,
-            input_scaling=model.input_scaling,
+            image_size=config.data.size,
+            num_classes=num_classes,
+            encoder=encoders.build_encoder(
+                model.encoder,
+                image_size=model.working_size(config.data.size),
+                alpha=model.encoder_alpha,
+                weights=encoder_weights or "none",
+            ),
+            train_encoder=model.first_trained != "none",
+            first_trained=model.first_trained,
+            input_scaling=encoders.scaling(model.encoder, model.input_scaling),
+            decoder=model.decoder,
             batch_norm_momentum=model.batch_norm_momentum,
             sync_batch_norm=model.sync_batch_norm,  # on one replica too, for then the arithmetic is that of several
         )
