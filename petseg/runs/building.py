@@ -44,18 +44,25 @@ def build_model(config: Config, classes: Classes, encoder_weights: str | None = 
       config: config of the run.
       classes: the classes that it tells apart.
       encoder_weights: `weights` of `encoders.build_encoder`; None for random ones, which a checkpoint will fill.
+
+    Raises:
+      ConfigError: if the weights cannot be had or do not fit, or the encoder has no layer that is named.
     """
-    size, model = config.data.size, config.model
+    model = config.model
     with unet.dtype_policy(config.compute.precision):
-        encoder = encoders.build_encoder(
-            model.encoder, image_size=size, alpha=model.encoder_alpha, weights=encoder_weights or "none"
-        )
         return unet.build_unet(
-            image_size=size,
+            image_size=config.data.size,
             num_classes=len(classes),
-            encoder=encoder,
-            train_encoder=model.train_encoder,
-            input_scaling=model.input_scaling,
+            encoder=encoders.build_encoder(
+                model.encoder,
+                image_size=model.working_size(config.data.size),
+                alpha=model.encoder_alpha,
+                weights=encoder_weights or "none",
+            ),
+            train_encoder=model.first_trained != "none",
+            first_trained=model.first_trained,
+            input_scaling=encoders.scaling(model.encoder, model.input_scaling),
+            decoder=model.decoder,
             batch_norm_momentum=model.batch_norm_momentum,
             sync_batch_norm=model.sync_batch_norm,  # on one replica too, for then the arithmetic is that of several
         )

@@ -11,7 +11,7 @@ import tensorflow as tf
 from petseg.config import Config
 from petseg.data.decoding import Examples
 from petseg.errors import CheckpointError, ConfigError
-from petseg.models import encoders
+from petseg.models import encoders, pretrained_weights
 from petseg.reporting.summaries import EMA, shown_run
 from petseg.runs import building, checkpoints
 from petseg.runs.work_directory import WorkDirectory
@@ -54,7 +54,7 @@ def find(config: Config, workdir: WorkDirectory) -> StartingPoint:
         if not WorkDirectory(source).config_file.is_file() and not _checkpoint_file(source).is_file():
             raise ConfigError(f"--init_from={source}: is neither the work directory of a run nor a checkpoint")
         return StartingPoint(init_from=source)
-    encoders.check_encoder_weights(config.model.encoder_weights)
+    pretrained_weights.check(config.model.encoder_weights)
     return StartingPoint(encoder_weights=config.model.encoder_weights)
 
 
@@ -76,9 +76,10 @@ def build_model(start: StartingPoint, config: Config, examples: Examples) -> ker
     if start.init_from:
         _fill_from_other_run(start.init_from, config, model)
     elif not start.checkpoint and start.encoder_weights == "none":
-        count = max(1, min(CALIBRATION_IMAGES, CALIBRATION_PIXELS // math.prod(config.data.size)))
-        images = tf.cast(examples.images[:count], tf.float32)
-        encoders.calibrate_batch_norm(model.get_layer("encoder").model, model.get_layer("scaling")(images))
+        pixels = math.prod(config.model.working_size(config.data.size))
+        images = examples.images[: max(1, min(CALIBRATION_IMAGES, CALIBRATION_PIXELS // pixels))]
+        scaled = keras.Model(model.input, model.get_layer("scaling").output)(tf.cast(images, tf.float32))
+        encoders.calibrate_batch_norm(model.get_layer("encoder").model, scaled)
     return model
 
 
