@@ -6,6 +6,7 @@ what would be right; writes a sheet of pictures under their masks. Exit code 2 i
 
 import dataclasses
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -163,7 +164,8 @@ def _write_sheet(overlays: Overlays, name: str, options: CheckOptions) -> None:
     sheet = overlays.sheet()
     if sheet is None:
         return
-    file = Path(options.output_dir or ".").expanduser() / f"{name}-overlays.jpg"
+    title = re.sub(r"[^\w.]+", "-", name)  # a TFDS name may have a config and a version
+    file = Path(options.output_dir or ".").expanduser() / f"{title}-overlays.jpg"
     flag = f"--output_dir={options.output_dir}"
     with files.naming_what_cannot_be_written(file, flag=flag, error_class=ConfigError):
         file.parent.mkdir(parents=True, exist_ok=True)

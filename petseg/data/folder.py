@@ -106,7 +106,13 @@ class _Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         self._bad: list[Fault] = []
         title = re.sub(r"[^A-Za-z0-9_.]+", "-", layout.root.resolve().name).strip("-.")[:60] or FOLDER
         name = f"{title}-{_fingerprint(layout, given)}"
-        super().__init__(data_dir=data_dir, config=tfds.core.BuilderConfig(name=name, description=str(layout.root)))
+        log = logging.getLogger("absl")
+        level = log.level
+        log.setLevel(logging.ERROR)  # TFDS warns of configs that no class lists
+        try:
+            super().__init__(data_dir=data_dir, config=tfds.core.BuilderConfig(name=name, description=str(layout.root)))
+        finally:
+            log.setLevel(level)
 
     def write(self) -> None:
         """Reads every pair, and writes the files of the data set if nothing is wrong.

@@ -23,6 +23,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 SMALLEST_SIDE = 8
 ORIENTATION = 0x0112  # EXIF's tag
+END_OF_PNG = b"IEND\xaeB`\x82"
 LOSSY = ("JPEG", "MPO")
 # What TensorFlow decodes to the pixels that others see: format, and modes.
 DECODABLE = {
@@ -198,6 +199,8 @@ def _is_decodable(picture: Image.Image, data: bytes) -> bool:
     """Whether TensorFlow decodes a file, and to the pixels that others see."""
     if picture.format == "BMP" and (len(data) < 30 or struct.unpack("<H", data[28:30])[0] != 24):
         return False
+    if picture.format == "PNG" and END_OF_PNG not in data:
+        return False  # all pixels are there, and others do not look for the end
     return picture.mode in DECODABLE.get(picture.format or "", ())
 
 

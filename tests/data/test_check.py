@@ -1,4 +1,5 @@
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ from conftest import NUM_TEST, NUM_TRAIN
 from made_folders import config, mask, pairs, picture, save, write
 from PIL import Image
 
-from petseg.config import DataConfig
+from petseg.config import DataConfig, command_line
 from petseg.data import check, inspection
 from petseg.data.check import CheckConfig, CheckOptions
 from petseg.errors import DataError
@@ -31,6 +32,16 @@ def run(capsys, tmp_path):
         return capsys.readouterr().out, error
 
     return run_check
+
+
+def test_the_program_ends_with_exit_code_2_and_one_line(root, monkeypatch, capsys):
+    save(root / "images/test/e.jpg", b"nothing")
+    flags = ["--dataset=folder", f"--data_dir={root}", "--overlays=0"]
+    monkeypatch.setattr(sys, "argv", ["check.py", *flags])
+    with pytest.raises(SystemExit) as stop:
+        command_line.run(check.main, CheckConfig, check.__doc__)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "check.py: error: 1 fault, printed above; must be none to train\n"
 
 
 def test_a_sound_folder(root, run, tmp_path):

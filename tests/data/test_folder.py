@@ -43,6 +43,13 @@ def test_a_folder_is_a_data_set_with_splits_and_slices_in_the_order_of_names(roo
     assert builder.info.full_name.startswith("folder/mine-")
 
 
+def test_nothing_is_said_in_the_words_of_tfds(root, caplog, capfd):
+    with caplog.at_level("WARNING"):
+        folder.prepare(config(root))
+    assert not caplog.messages
+    assert not capfd.readouterr().out
+
+
 def test_masks_in_colours_lie_in_the_data_set_as_class_ids(root):
     colors = np.array([[0, 0, 0], [9, 0, 0], [9, 9, 9]], np.uint8)
     for file in root.glob("masks/*/*"):

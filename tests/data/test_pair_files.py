@@ -63,6 +63,13 @@ def test_a_jpeg_in_colours_of_print_can_be_decoded():
     np.testing.assert_array_equal(tf.io.decode_image(read(image).image, channels=3), expected)
 
 
+def test_a_png_without_its_end_but_with_all_pixels_can_be_decoded():
+    image = PICTURE[:-12]
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        tf.io.decode_image(image)
+    np.testing.assert_array_equal(tf.io.decode_image(read(image).image), picture())
+
+
 def test_16_bits_become_8():
     shades = np.linspace(0, 65535, 12 * 16).reshape(12, 16).astype(np.uint16)
     decoded = tf.io.decode_image(read(encoded(shades)).image, channels=3).numpy()
