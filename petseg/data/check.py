@@ -107,7 +107,7 @@ def _folder(config: DataConfig) -> _Source:
     pairs = folder_files.read_all(layout, Coding(classes)) if classes else iter(())
     sizes = {split: len(members) for split, members in layout.splits.items()}
     origin = f"splits: {layout.origin}" + (f"\nclasses: {len(classes)} of {where}" if classes else "")
-    return _Source(layout.root.resolve().name, sizes, pairs, classes, origin, faults, layout.notes)
+    return _Source(layout.name, sizes, pairs, classes, origin, faults, layout.notes)
 
 
 def _tfds(config: CheckConfig) -> _Source:
@@ -120,13 +120,13 @@ def _tfds(config: CheckConfig) -> _Source:
 
 def _print_counts(inspection: Inspection, config: DataConfig) -> None:
     """Prints what was counted."""
+    if not inspection.sizes:
+        return
     for i, what in enumerate(("pictures", "masks")):
         modes: dict[str, int] = {}
         for stored, count in inspection.modes.items():
             modes[stored[i] or "not readable"] = modes.get(stored[i] or "not readable", 0) + count
         print(f"modes of {what}: " + ", ".join(f"{mode} {count}" for mode, count in sorted(modes.items())))
-    if not inspection.sizes:
-        return
     print(f"sizes (height x width): {_sizes(inspection)}")
     _print_classes(inspection)
     print(f"suggested: {inspection.suggested_size()}")

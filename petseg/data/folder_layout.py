@@ -51,6 +51,11 @@ class Layout:
     faults: tuple[Fault, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.root.resolve().name
+
 
 @dataclasses.dataclass(frozen=True)
 class _File:

@@ -119,6 +119,17 @@ def test_every_fault_is_told_and_ends_the_program(root, run):
     ]
 
 
+def test_no_pair_at_all(root, run):
+    for file in root.glob("masks/*/*"):
+        file.rename(file.with_stem(file.stem + "_mask"))
+    for classes in ("given", "found"):
+        printed, error = run(config(root))
+        assert printed.startswith("mine: 0 pairs")
+        assert error.startswith("10 faults")
+        if classes == "given":
+            (root / "classes.json").unlink()
+
+
 def test_of_many_faults_the_first_are_told_and_the_others_counted(root, run):
     write(root, {f"images/train/more{i}.jpg": None for i in range(25)})
     printed, error = run(config(root))

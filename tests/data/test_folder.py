@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import ROOT
 from made_folders import config, mask, pairs, picture, save, write
 from PIL import Image
@@ -133,6 +134,22 @@ def test_one_line_names_the_first_fault_how_many_more_and_the_command_that_tells
     assert f"; and 2 more faults. Everything: python -m petseg.data.check --dataset=folder --data_dir={root}" in text
     assert "\n" not in text
     assert not [file for file in (root.parent / "cache").rglob("*") if file.is_file()]
+
+
+def test_a_file_that_the_system_does_not_give_is_named(root):
+    (root / "masks/train/b.png").unlink()
+    (root / "masks/train/b.png").mkdir()
+    with pytest.raises(DataError, match=r"masks/train/b.png: cannot be read: Is a directory; must be a whole picture"):
+        folder.prepare(config(root))
+
+
+def test_an_error_of_tensorflow_while_it_is_written_is_one_line(root, monkeypatch):
+    def full_disk(self, **options):
+        raise tf.errors.ResourceExhaustedError(None, None, "the disk\nis full")
+
+    monkeypatch.setattr(folder._Folder, "download_and_prepare", full_disk)
+    with pytest.raises(DataError, match=rf"^{root}: cannot be written as a data set into .*the disk is full"):
+        folder.prepare(config(root))
 
 
 def test_a_missing_partner_is_told_before_a_file_is_opened(root, monkeypatch):

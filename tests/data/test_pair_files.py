@@ -63,6 +63,13 @@ def test_a_jpeg_in_colours_of_print_can_be_decoded():
     np.testing.assert_array_equal(tf.io.decode_image(read(image).image, channels=3), expected)
 
 
+def test_a_photograph_of_a_phone_with_a_second_picture_behind_it_can_be_decoded():
+    image = encoded(picture(), "MPO", save_all=True, append_images=[Image.fromarray(picture(6, 8))])
+    pair = read(image)
+    assert (pair.faults, pair.image) == ((), image)
+    assert tf.io.decode_image(image, channels=3).shape == (12, 16, 3)
+
+
 def test_a_png_without_its_end_but_with_all_pixels_can_be_decoded():
     image = PICTURE[:-12]
     with pytest.raises(tf.errors.InvalidArgumentError):
