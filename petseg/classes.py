@@ -231,6 +231,3 @@ PETS = Classes(
         SegmentationClass("border", 3, (240, 228, 66), foreground=0.5),
     )
 )  # Oxford-IIIT Pet's trimap
-
-CLASS_NAMES = PETS.names
-CLASS_COLORS = PETS.palette[: len(PETS)]

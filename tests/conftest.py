@@ -16,6 +16,7 @@ import tensorflow as tf
 from hypothesis import settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from petseg.classes import PETS
 from petseg.config import (
     ComputeConfig,
     Config,
@@ -27,7 +28,7 @@ from petseg.config import (
     RuntimeConfig,
     ScheduleConfig,
 )
-from petseg.data import input_pipeline
+from petseg.data import decoding, input_pipeline
 from petseg.data.decoding import Examples
 from petseg.data.synthetic_pets import SyntheticPets
 from petseg.models import encoders, unet
@@ -143,11 +144,21 @@ def events(folder: Path) -> dict[str, list[int]]:
     return {tag: [event.step for event in accumulator.Tensors(tag)] for tag in accumulator.Tags()["tensors"]}
 
 
+def data_config(dataset, size, data_dir, **more):
+    """Where examples are, and the side to which they are resized."""
+    return DataConfig(dataset=dataset, image_size=str(size), data_dir=str(data_dir), **more)
+
+
+def load_examples(dataset, split, size, data_dir, **more):
+    """A split, decoded; its masks are coded as those of pets."""
+    return decoding.load(data_config(dataset, size, data_dir, **more), split, PETS)
+
+
 def random_examples(count: int, size: int = 32, seed: int = 0) -> Examples:
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (count, size, size, 3), np.uint8)
     masks = rng.integers(0, 3, (count, size, size, 1), np.uint8)
-    return Examples(images, masks, tuple(str(i) for i in range(count)))
+    return Examples(images, masks, PETS, tuple(str(i) for i in range(count)))
 
 
 def make_trainer(

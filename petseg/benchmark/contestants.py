@@ -178,9 +178,7 @@ def our_input(config: Config) -> Contestant:
     """Batches as training gets them."""
     data = config.data
     before = telemetry.memory()["memory/host"]
-    examples = decoding.load(
-        data.dataset, data.train_split, data.size, data.data_dir, cache=data.cache, cache_dir=data.cache_dir
-    )
+    examples = decoding.load(data, data.train_split)
     batches = iter(
         input_pipeline.distributed_training_batches(
             tf.distribute.OneDeviceStrategy("/cpu:0"),
@@ -224,7 +222,7 @@ def forward_pass(config: Config) -> Contestant:
     """The compiled network alone, over as many images as the evaluation split has."""
     process.set_up_runtime(config, config.distribution)
     data, model = config.data, _model(config)
-    count = catalog.size(data.dataset, data.eval_split, data.data_dir)
+    count = catalog.size(data, data.eval_split)
     images = _random([data.batch_size, *model.input_shape[1:]], 256)
 
     @tf.function
@@ -254,7 +252,7 @@ def evaluation(config: Config) -> Contestant:
     """A pass of the evaluator over the evaluation split."""
     data = config.data
     strategy = process.set_up_runtime(config, config.distribution).strategy
-    examples = decoding.load(data.dataset, data.eval_split, data.size, data.data_dir)
+    examples = decoding.load(data, data.eval_split)
     with strategy.scope():
         evaluator = building.build_evaluator(config, strategy, _model(config), examples, None, Requests())
     yield from passes(len(examples), evaluator.evaluate)
@@ -297,7 +295,7 @@ def copy(config: Config) -> Contestant:
 
 def _model(config: Config) -> keras.Model:
     """The network with random weights; speed does not depend on them."""
-    return building.build_model(config, None)
+    return building.build_model(config, catalog.classes_of(config.data))
 
 
 def _random(shape: list[int], below: int) -> tf.Tensor:
@@ -311,7 +309,7 @@ def _tutorials_input(config: Config) -> tuple[Any, int]:
     network scales them itself.
     """
     data = config.data
-    raw, count = catalog.as_tfds_gives_it(data.dataset, data.train_split, data.data_dir)
+    raw, count = catalog.as_tfds_gives_it(data, data.train_split)
     size = list(data.size)
     flip_images = keras.layers.RandomFlip("horizontal", seed=42)
     flip_masks = keras.layers.RandomFlip("horizontal", seed=42)

@@ -13,11 +13,20 @@ from typing import Any
 
 from petseg.config.augmentation_config import AugmentationConfig
 from petseg.config.distribution_config import DistributionConfig
-from petseg.config.options import Group, option, sides
+from petseg.config.options import Group, option
 from petseg.errors import ConfigError
 
-ENCODERS = ("mobilenet_v2", "tiny")
-IMAGENET_ALPHAS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
+ENCODERS = (
+    "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_v2_b0", "efficientnet_v2_b1",
+    "efficientnet_v2_b2", "efficientnet_v2_b3", "resnet50_v2", "convnext_tiny", "tiny",
+)  # fmt: skip
+# The widths for which there are ImageNet weights; the other encoders have one width, but for `tiny`.
+IMAGENET_ALPHAS = {
+    "mobilenet_v2": (0.35, 0.5, 0.75, 1.0, 1.3, 1.4),
+    "mobilenet_v3_small": (0.75, 1.0),
+    "mobilenet_v3_large": (0.75, 1.0),
+}
+DECODERS = ("pix2pix", "light")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 CACHES = ("memory", "disk", "none")
 RESIZES = ("stretch", "letterbox", "crop")
@@ -35,6 +44,22 @@ def check_dataset_name(dataset: str) -> None:
     """
     if not DATASET_NAME.fullmatch(dataset):
         raise ConfigError(f"--dataset={dataset}: must be the name of a TFDS data set, NAME[/CONFIG][:VERSION]")
+
+
+def picture_size(flag: str, value: str) -> tuple[int, int]:
+    """The height and width, in pixels, that a flag gives.
+
+    Raises:
+      ConfigError: if it does not.
+    """
+    parts = re.fullmatch(r"(\d{1,5})(?:,(\d{1,5}))?", value)
+    height, width = (int(parts[1]), int(parts[2] or parts[1])) if parts else (0, 0)
+    if min(height, width) < 32 or height % 32 or width % 32:
+        raise ConfigError(
+            f"--{flag}={value}: must be a whole number of at least 32, divisible by 32, or two such numbers, "
+            "HEIGHT,WIDTH"
+        )
+    return height, width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,13 +140,7 @@ class DataConfig(Group):
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the network's input, in pixels."""
-        height, width = sides(self.image_size)
-        if min(height, width) < 32 or height % 32 or width % 32:
-            raise ConfigError(
-                f"--image_size={self.image_size}: must be a whole number of at least 32, divisible by 32, or two such "
-                "numbers, HEIGHT,WIDTH"
-            )
-        return height, width
+        return picture_size("image_size", self.image_size)
 
     def _check_folder(self) -> None:
         """Raises ConfigError if the flags do not say where pictures and masks are."""
@@ -154,7 +173,7 @@ class DataConfig(Group):
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Group):
-    """The U-Net."""
+    """The network."""
 
     encoder: str = option(
         "mobilenet_v2",
@@ -168,11 +187,26 @@ class ModelConfig(Group):
     init_from: str = option(
         "",
         "begin with the weights of another run: its work directory (best checkpoint, averaged weights if it has them) "
-        "or a checkpoint's path; everything else begins anew",
+        "or a checkpoint's path; what does not fit, as with other classes, and everything else begin anew",
         resume="fixed",
     )
-    encoder_alpha: float = option(1.0, "width of the encoder", unit="factor", resume="fixed", above=0)
+    encoder_alpha: float = option(
+        1.0, "width of the encoder, one of the MobileNets or `tiny`", unit="factor", resume="fixed", above=0
+    )
     train_encoder: bool = option(False, "train the encoder too; its batch norms stay in inference mode", resume="fixed")
+    train_encoder_from: str = option(
+        "",
+        "train only the end of the encoder: `all` of it, what comes after a stage of it (`stage_2` to `stage_5`: after "
+        "the maps of 1/2 to 1/16 of the size), what a layer of this name does not need, or `none`; empty: as "
+        "--train_encoder says",
+        resume="fixed",
+    )
+    decoder: str = option(
+        "pix2pix",
+        "the tutorial's, or one of a tenth of its weights and a third of its operations",
+        resume="fixed",
+        choices=DECODERS,
+    )
     batch_norm_momentum: float = option(
         0.99, "momentum of the decoder's moving statistics; short runs want less", resume="fixed", minimum=0, below=1
     )
@@ -180,8 +214,45 @@ class ModelConfig(Group):
         True, "batch norms of the decoder use statistics of the global batch, not of each replica's own part"
     )
     input_scaling: str = option(
-        "unit", "pixel range the network sees: [0, 1] or [-1, 1]", resume="fixed", choices=("unit", "symmetric")
+        "unit",
+        "pixel range the network sees: [0, 1], [-1, 1], or that of the encoder's pretrained weights",
+        resume="fixed",
+        choices=("unit", "symmetric", "encoder"),
     )
+    inner_size: str = option(
+        "",
+        "size at which the network works, as --image_size: it resizes pictures to it itself, and its logits back; "
+        "empty: --image_size",
+        unit="pixels",
+        resume="fixed",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.inner_size:
+            picture_size("inner_size", self.inner_size)
+        if self.train_encoder and self.train_encoder_from == "none":
+            raise ConfigError("--train_encoder and --train_encoder_from=none: must not be given together")
+        if self.encoder_alpha != 1 and self.encoder not in (*IMAGENET_ALPHAS, "tiny"):
+            raise ConfigError(f"--encoder_alpha={self.encoder_alpha:g}: must be 1 with --encoder={self.encoder}")
+        if self.encoder_weights == "imagenet":
+            alphas = IMAGENET_ALPHAS.get(self.encoder, (1.0,))
+            if self.encoder == "tiny":
+                raise ConfigError("--encoder_weights=imagenet: must be none or a file with --encoder=tiny")
+            if self.encoder_alpha not in alphas:
+                raise ConfigError(
+                    f"--encoder_alpha={self.encoder_alpha:g}: with --encoder_weights=imagenet must be one of "
+                    + ", ".join(f"{alpha:g}" for alpha in alphas)
+                )
+
+    def working_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width at which the network works, in pixels, for pictures of a size."""
+        return picture_size("inner_size", self.inner_size) if self.inner_size else image_size
+
+    @property
+    def first_trained(self) -> str:
+        """What is trained first of the encoder: "all", "none", a stage or a layer."""
+        return self.train_encoder_from or ("all" if self.train_encoder else "none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -422,15 +493,8 @@ class Config:
             raise ConfigError("--workdir: must be a folder that all processes of the cluster share")
         for name, nothing in (("unfreeze_encoder_at", 0), ("encoder_learning_rate_factor", 1)):
             value = getattr(self.optimizer, name)
-            if value != nothing and not model.train_encoder:
+            if value != nothing and model.first_trained == "none":
                 raise ConfigError(f"--{name}={value}: must be {nothing} without --train_encoder")
-        if model.encoder_weights == "imagenet" and model.encoder == "tiny":
-            raise ConfigError("--encoder_weights=imagenet: must be none or a file with --encoder=tiny")
-        if model.encoder_weights == "imagenet" and model.encoder_alpha not in IMAGENET_ALPHAS:
-            raise ConfigError(
-                f"--encoder_alpha={model.encoder_alpha:g}: with --encoder_weights=imagenet must be one of "
-                + ", ".join(f"{alpha:g}" for alpha in IMAGENET_ALPHAS)
-            )
 
     def changed(self, **groups: Mapping[str, Any]) -> "Config":
         """A config with other values: `config.changed(runtime={"workdir": "runs/pets"})`.

@@ -29,11 +29,13 @@ class Drawing:
     Attributes:
       image: uint8 [H, W, 3].
       trimap: uint8 [H, W] of PET, BACKGROUND, BORDER.
+      silhouette: bool [H, W], True on the animal.
       species: index of SPECIES.
     """
 
     image: np.ndarray
     trimap: np.ndarray
+    silhouette: np.ndarray
     species: int
 
 
@@ -56,7 +58,8 @@ def draw(rng: np.random.Generator) -> Drawing:
     place = _Placement(rng, height, width, animal.parts)
     scene = _background(rng, height, width)
     image, mask = _paint(rng, scene, animal, place)
-    return Drawing(image, trimap(mask, max(2, round(min(height, width) * rng.uniform(0.021, 0.027)))), species)
+    border = max(2, round(min(height, width) * rng.uniform(0.021, 0.027)))
+    return Drawing(image, trimap(mask, border), mask, species)
 
 
 def trimap(mask: np.ndarray, radius: int) -> np.ndarray:

@@ -1,9 +1,10 @@
-"""Data sets by their TFDS names: found on disk or downloaded, their splits, their undecoded examples.
+"""Data sets by their names: found on disk, downloaded or made of folders; their splits, their undecoded examples.
 
 The only module that asks TFDS for data.
 """
 
 import contextlib
+import dataclasses
 import io
 import logging
 import os
@@ -17,11 +18,239 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from petseg import files
-from petseg.config.train_config import check_dataset_name
+from petseg.classes import PETS, Classes
+from petseg.config import DataConfig
+from petseg.config.train_config import FOLDER, check_dataset_name
 from petseg.errors import DataError, one_line
 from petseg.runtime import autotuning
 
 logger = logging.getLogger(__name__)
+EMBEDDED = "synthetic_pets"
+KNOWN_CLASSES = {"oxford_iiit_pet": PETS, EMBEDDED: PETS}
+NAME_FEATURE = "file_name"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """A data set whose files lie on disk.
+
+    Attributes:
+      name: its name as the user gives it.
+      builder: its TFDS builder.
+      classes: its classes.
+      image_feature: name of the feature with the images.
+      mask_feature: name of the feature with the masks.
+      holds_ids: whether its masks hold class ids, and not the values that the classes have in somebody's masks.
+    """
+
+    name: str
+    builder: Any
+    classes: Classes
+    image_feature: str = "image"
+    mask_feature: str = "segmentation_mask"
+    holds_ids: bool = False
+
+    @property
+    def mask_channels(self) -> int:
+        """Channels of a mask in the files."""
+        return 3 if self.classes.colored and not self.holds_ids else 1
+
+    @property
+    def full_name(self) -> str:
+        """Its name with config and version, which tells it from any other."""
+        return self.builder.info.full_name
+
+    def num_examples(self, split: str) -> int:
+        """The size of a split, which is at least 1.
+
+        Raises:
+          DataError: if the split does not exist or is empty.
+        """
+        count = sum(stop - start for _, start, stop in self._ranges(split))
+        if count == 0:
+            raise DataError(f"{self.name}: split {split} is empty; sizes are {self._split_sizes()}")
+        return count
+
+    def overlap(self, first: str, second: str) -> int:
+        """The number of examples that two splits share.
+
+        Raises:
+          DataError: if there is no such split.
+        """
+        return sum(
+            max(0, min(stop, other_stop) - max(start, other_start))
+            for name, start, stop in self._ranges(first)
+            for other_name, other_start, other_stop in self._ranges(second)
+            if name == other_name
+        )
+
+    def card(self) -> str:
+        """What is known about it, as markdown: description, sizes of its splits, classes, license, citation."""
+        info = self.builder.info
+        facts = {
+            "name": info.full_name,
+            "splits": self._split_sizes(),
+            "classes": ", ".join(self.classes.names),
+            "homepage": info.homepage,
+            "license": info.redistribution_info.license,
+        }
+        rows = [f"| {name} | {' '.join(text.split())} |" for name, text in facts.items() if text]
+        table = ["| | |", "| --- | --- |", *rows]
+        citation = f"```\n{info.citation.strip()}\n```" if info.citation else ""
+        return "\n\n".join(part for part in (info.description.strip(), "\n".join(table), citation) if part)
+
+    def raw_examples(self, split: str, *, located: bool = False) -> tf.data.Dataset:
+        """The examples of a split in their order: `image` and `mask`, not yet decoded, `name`, and their labels.
+
+        `tfds_id` of a `located` one says where it is.
+        """
+        config, log = tfds.ReadConfig(add_tfds_id=located), tf.get_logger()
+        level = log.level
+        log.setLevel(logging.ERROR)  # TFDS numbers examples with a function that TensorFlow warns of
+        try:
+            examples = self.builder.as_dataset(
+                split=split, decoders=self._undecoded(), shuffle_files=False, read_config=config
+            )
+            return examples.map(tf.autograph.experimental.do_not_convert(self._renamed)).with_options(autotuning.off())
+        finally:
+            log.setLevel(level)
+
+    def parser(self) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+        """Record -> example as `raw_examples` gives it, but for `tfds_id`."""
+        decoders = self._undecoded()
+        return lambda record: self._renamed(self.builder.info.features.deserialize_example(record, decoders=decoders))
+
+    def label_names(self) -> dict[str, list[str]]:
+        """The class labels of examples as wholes: the names of their values."""
+        features = self.builder.info.features
+        return {key: features[key].names for key in features if isinstance(features[key], tfds.features.ClassLabel)}
+
+    def _renamed(self, example: dict[str, Any]) -> dict[str, tf.Tensor]:
+        renamed = {
+            "image": example[self.image_feature],
+            "mask": example[self.mask_feature],
+            "name": tf.convert_to_tensor(example.get(NAME_FEATURE, "")),
+        }
+        kept = [key for key in (*self.label_names(), "tfds_id") if key in example]
+        return {**renamed, **{key: example[key] for key in kept}}
+
+    def _undecoded(self) -> dict[str, Any]:
+        return {feature: tfds.decode.SkipDecoding() for feature in (self.image_feature, self.mask_feature)}
+
+    def _ranges(self, split: str) -> list[tuple[str, int, int]]:
+        """A split as stretches (name, start, stop) of the data set's own splits."""
+        splits = self.builder.info.splits
+        try:
+            parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
+            return [
+                (part.splitname, part.from_ or 0, splits[part.splitname].num_examples if part.to is None else part.to)
+                for part in parts
+            ]
+        except (ValueError, AssertionError, KeyError) as error:
+            raise DataError(
+                f"{self.name}: no split {split}; it must be one of {self._split_sizes()}, or a slice such as "
+                "'train[:90%]'"
+            ) from error
+
+    def _split_sizes(self) -> str:
+        splits = sorted(self.builder.info.splits.items())
+        return ", ".join(f"{name} ({part.num_examples} examples)" for name, part in splits)
+
+
+def open_data(config: DataConfig, classes: Classes | None = None) -> DataSet:
+    """The data set of a config, whatever its version; downloaded, or made of its folders, where it is not on disk.
+
+    Of several processes that find no files, one prepares them, and the others wait for it.
+
+    Args:
+      config: which data set, where.
+      classes: its classes; None: those that the config names or the data set brings.
+
+    Raises:
+      ConfigError: if the classes cannot be used.
+      DataError: if the data set is unknown, can neither be found nor be downloaded, or lacks images, masks or classes.
+    """
+    if config.dataset == FOLDER:
+        from petseg.data import folder
+
+        builder, classes = folder.prepare(config, classes)
+        return DataSet(config.dataset, builder, classes, holds_ids=True)
+    classes = classes or _named_classes(config)
+    builder = prepare(config.dataset, config.data_dir)
+    data_set = DataSet(config.dataset, builder, classes, config.image_feature, config.mask_feature)
+    _check_features(data_set)
+    return data_set
+
+
+def classes_of(config: DataConfig) -> Classes:
+    """The classes of a data set, which is opened only if that takes it.
+
+    Raises:
+      PetsegError: as `open_data`.
+    """
+    return open_data(config).classes if config.dataset == FOLDER else _named_classes(config)
+
+
+def _named_classes(config: DataConfig) -> Classes:
+    """The classes that a file names, or that are known of the data set."""
+    if config.classes:
+        return Classes.read(Path(config.classes).expanduser())
+    name = config.dataset.split(":")[0].split("/")[0]
+    if name not in KNOWN_CLASSES:
+        raise DataError(f"{config.dataset}: its classes are not known here; --classes must be a file that names them")
+    return KNOWN_CLASSES[name]
+
+
+def _check_features(data_set: DataSet) -> None:
+    features, classes = data_set.builder.info.features, data_set.classes
+    for flag, feature in (("image", data_set.image_feature), ("mask", data_set.mask_feature)):
+        if feature not in features or not isinstance(features[feature], tfds.features.Image):
+            pictures = ", ".join(sorted(key for key in features if isinstance(features[key], tfds.features.Image)))
+            raise DataError(
+                f"{data_set.name}: --{flag}_feature={feature}: must be a feature that is a picture"
+                f" ({pictures or 'there is none'}); all: {', '.join(sorted(features))}"
+            )
+    channels = features[data_set.mask_feature].shape[-1]
+    if classes.colored != (channels == 3):
+        what = "colours" if classes.colored else "numbers"
+        raise DataError(
+            f"{data_set.name}: its masks have {channels} channels, and the classes have {what} as values; must be "
+            + ("numbers" if classes.colored else "colours")
+        )
+
+
+def size(config: DataConfig, split: str, classes: Classes | None = None) -> int:
+    """The number of examples of a split.
+
+    Raises:
+      DataError: as `open_data` and `DataSet.num_examples`.
+    """
+    return open_data(config, classes).num_examples(split)
+
+
+def warn_of_shared_examples(data_set: DataSet, train_split: str, eval_split: str) -> None:
+    """Warns if a run would be scored, and its best checkpoint be chosen, on examples that it trains on.
+
+    Raises:
+      DataError: if there is no such split.
+    """
+    shared = data_set.overlap(train_split, eval_split)
+    if shared:
+        logger.warning(
+            "--eval_split=%s: %d of its %d examples are in --train_split=%s too; scores on them, and the checkpoint "
+            "that is the best by them, say little about other images",
+            eval_split, shared, data_set.num_examples(eval_split), train_split,
+        )  # fmt: skip
+
+
+def as_tfds_gives_it(config: DataConfig, split: str) -> tuple[tf.data.Dataset, int]:
+    """A split as other programs get it, decoded at the pictures' own sizes, and the number of its examples.
+
+    Raises:
+      DataError: as `open_data` and `DataSet.num_examples`.
+    """
+    data_set = open_data(config)
+    return data_set.builder.as_dataset(split=split, shuffle_files=False), data_set.num_examples(split)
 
 
 def prepare(dataset: str, data_dir: str) -> Any:
@@ -72,7 +301,7 @@ def _builder(dataset: str, data_dir: str) -> Any:
 
 
 def _is_embedded(name: str) -> bool:
-    return name == "synthetic_pets"
+    return name == EMBEDDED
 
 
 def _one_process_at_a_time(builder: Any) -> contextlib.AbstractContextManager[None]:
@@ -106,140 +335,3 @@ def _write(builder: Any) -> None:
             builder.download_and_prepare()
     finally:
         random.setstate(state)
-
-
-def num_examples(builder: Any, split: str) -> int:
-    """The size of a split, which is at least 1.
-
-    Raises:
-      DataError: if the split does not exist or is empty.
-    """
-    count = sum(stop - start for _, start, stop in _ranges(builder, split))
-    if count == 0:
-        raise DataError(f"{builder.info.name}: split {split} is empty; sizes are {_split_sizes(builder.info)}")
-    return count
-
-
-def size(dataset: str, split: str, data_dir: str = "") -> int:
-    """The number of examples of a split.
-
-    Raises:
-      DataError: as `prepare` and `num_examples`.
-    """
-    return num_examples(prepare(dataset, data_dir), split)
-
-
-def overlap(dataset: str, first: str, second: str, data_dir: str = "") -> int:
-    """The number of examples that two splits of a data set share.
-
-    Raises:
-      DataError: as `prepare`, or if there is no such split.
-    """
-    builder = prepare(dataset, data_dir)
-    return sum(
-        max(0, min(stop, other_stop) - max(start, other_start))
-        for name, start, stop in _ranges(builder, first)
-        for other_name, other_start, other_stop in _ranges(builder, second)
-        if name == other_name
-    )
-
-
-def warn_of_shared_examples(dataset: str, train_split: str, eval_split: str, data_dir: str = "") -> None:
-    """Warns if a run would be scored, and its best checkpoint be chosen, on examples that it trains on.
-
-    Raises:
-      DataError: as `overlap`.
-    """
-    shared = overlap(dataset, train_split, eval_split, data_dir)
-    if shared:
-        logger.warning(
-            "--eval_split=%s: %d of its %d examples are in --train_split=%s too; scores on them, and the checkpoint "
-            "that is the best by them, say little about other images",
-            eval_split, shared, size(dataset, eval_split, data_dir), train_split,
-        )  # fmt: skip
-
-
-def _ranges(builder: Any, split: str) -> list[tuple[str, int, int]]:
-    """A split as stretches (name, start, stop) of the data set's own splits."""
-    splits = builder.info.splits
-    try:
-        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
-        return [
-            (part.splitname, part.from_ or 0, splits[part.splitname].num_examples if part.to is None else part.to)
-            for part in parts
-        ]
-    except (ValueError, AssertionError, KeyError) as error:
-        sizes = _split_sizes(builder.info)
-        raise DataError(
-            f"{builder.info.name}: no split {split}; it must be one of {sizes}, or a slice such as 'train[:90%]'"
-        ) from error
-
-
-def _split_sizes(info: Any) -> str:
-    return ", ".join(f"{name} ({part.num_examples} examples)" for name, part in sorted(info.splits.items()))
-
-
-def card(dataset: str, data_dir: str = "") -> str:
-    """What is known about a data set, as markdown: description, sizes of its splits, license, citation.
-
-    Raises:
-      DataError: as `prepare`.
-    """
-    info = prepare(dataset, data_dir).info
-    facts = {
-        "name": info.full_name,
-        "splits": _split_sizes(info),
-        "homepage": info.homepage,
-        "license": info.redistribution_info.license,
-    }
-    rows = [f"| {name} | {' '.join(text.split())} |" for name, text in facts.items() if text]
-    table = ["| | |", "| --- | --- |", *rows]
-    citation = f"```\n{info.citation.strip()}\n```" if info.citation else ""
-    return "\n\n".join(part for part in (info.description.strip(), "\n".join(table), citation) if part)
-
-
-def as_tfds_gives_it(dataset: str, split: str, data_dir: str = "") -> tuple[tf.data.Dataset, int]:
-    """A split as other programs get it, decoded at the pictures' own sizes, and the number of its examples.
-
-    Raises:
-      DataError: as `prepare` and `num_examples`.
-    """
-    builder = prepare(dataset, data_dir)
-    return builder.as_dataset(split=split, shuffle_files=False), num_examples(builder, split)
-
-
-def raw_examples(builder: Any, split: str, *, located: bool = False) -> tf.data.Dataset:
-    """The examples of a split in their order, pictures not yet decoded; `tfds_id` of a located one says where it is."""
-    config, log = tfds.ReadConfig(add_tfds_id=located), tf.get_logger()
-    level = log.level
-    log.setLevel(logging.ERROR)  # TFDS numbers examples with a function that TensorFlow warns of
-    try:
-        examples = builder.as_dataset(split=split, decoders=_undecoded(), shuffle_files=False, read_config=config)
-        return examples.with_options(autotuning.off())
-    finally:
-        log.setLevel(level)
-
-
-def parser(builder: Any) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """Record -> example as `raw_examples` gives it, but for `tfds_id`."""
-    decoders = _undecoded()
-    return lambda record: builder.info.features.deserialize_example(record, decoders=decoders)
-
-
-def _undecoded() -> dict[str, Any]:
-    return {"image": tfds.decode.SkipDecoding(), "segmentation_mask": tfds.decode.SkipDecoding()}
-
-
-def label_names(builder: Any) -> dict[str, list[str]]:
-    """The class labels of a data set's examples: the names of their values."""
-    features = builder.info.features
-    return {key: features[key].names for key in features if isinstance(features[key], tfds.features.ClassLabel)}
-
-
-def check_features(builder: Any) -> None:
-    """Raises DataError if a data set has no images or no masks."""
-    for feature in ("image", "segmentation_mask"):
-        if feature not in builder.info.features:
-            raise DataError(
-                f"{builder.info.name}: has no feature {feature!r}, only {', '.join(sorted(builder.info.features))}"
-            )

@@ -1,7 +1,4 @@
-"""TFDS name -> decoded uint8 examples, in host memory, in mapped files, or decoded when they are asked for.
-
-Masks are coded as in Oxford-IIIT Pet, 1 pet, 2 background, 3 border, and leave here as class ids, one less.
-"""
+"""Data set -> decoded uint8 examples, in host memory, in mapped files, or decoded when they are asked for."""
 
 import contextlib
 import dataclasses
@@ -15,10 +12,13 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from petseg.classes import CLASS_NAMES
-from petseg.data import catalog
+from petseg.classes import Classes
+from petseg.config import DataConfig
+from petseg.data import catalog, mask_coding
+from petseg.data.catalog import DataSet
 from petseg.data.disk_cache import Cache
 from petseg.data.record_files import Decoded, RecordFiles
+from petseg.data.resizing import Resizing
 from petseg.errors import DataError, one_line
 from petseg.runtime import autotuning, strategies
 
@@ -35,6 +35,7 @@ class Examples:
     Attributes:
       images: uint8 [N, H, W, 3]; an array, or what is indexed like one.
       masks: uint8 [N, H, W, 1], class ids; an array, or what is indexed like one.
+      classes: the classes.
       names: N names to recognise examples by: file names where the data set has them, else `<split>/<position>`.
       groups: for each class label in which examples differ, such as `species`, its name for each of the N.
       gather: positions int64 [K] -> images and masks, as a graph of this process; None where both are arrays in memory.
@@ -45,6 +46,7 @@ class Examples:
 
     images: np.ndarray
     masks: np.ndarray
+    classes: Classes
     names: tuple[str, ...]
     groups: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     gather: Gather | None = None
@@ -58,21 +60,24 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """Examples of a split of a prepared data set, to be decoded at a size.
+    """Examples of a split of a data set, to be decoded at a size.
 
     Attributes:
-      builder: TFDS builder of the data set.
-      dataset: name of the data set as the user gives it.
-      split: TFDS split or slice.
-      image_size: height and width of the result, in pixels.
+      data_set: the data set.
+      split: its split, or a slice.
+      resizing: how pictures come to their size.
       positions: places of the examples in the split, rising; all of them, or some.
     """
 
-    builder: Any
-    dataset: str
+    data_set: DataSet
     split: str
-    image_size: tuple[int, int]
+    resizing: Resizing
     positions: range
+
+    @classmethod
+    def open(cls, config: DataConfig, split: str, classes: Classes | None) -> "_Source":
+        data_set = catalog.open_data(config, classes)
+        return cls(data_set, split, Resizing(config.size, config.resize), range(data_set.num_examples(split)))
 
     @property
     def count(self) -> int:
@@ -80,73 +85,53 @@ class _Source:
 
     @property
     def origin(self) -> str:
-        return f"{self.builder.info.full_name}, {self.split}"
+        return f"{self.data_set.full_name}, {self.split}"
 
     def shape(self, channels: int) -> tuple[int, int, int, int]:
-        return (self.count, *self.image_size, channels)
+        return (self.count, *self.resizing.size, channels)
 
     def undecoded(self, *, located: bool = False) -> tf.data.Dataset:
-        examples = catalog.raw_examples(self.builder, self.split, located=located)
+        examples = self.data_set.raw_examples(self.split, located=located)
         return examples.take(self.positions.stop).shard(self.positions.step, 0)
 
 
-def load(
-    dataset: str,
-    split: str,
-    image_size: tuple[int, int],
-    data_dir: str = "",
-    *,
-    cache: str = "memory",
-    cache_dir: str = "",
-) -> Examples:
+def load(config: DataConfig, split: str, classes: Classes | None = None) -> Examples:
     """Decodes a split, and looks at each of its examples.
 
-    Images are resized bilinearly with antialiasing, masks by nearest neighbour: anything smoother would invent classes
-    between the real ones.
-
     Args:
-      dataset: TFDS name, with a version where one is wanted (`oxford_iiit_pet:4.0.0`).
-      split: TFDS split or slice.
-      image_size: height H and width W of the result, in pixels.
-      data_dir: folder of prepared data sets; empty for TFDS's default.
-      cache: where decoded examples stay: `memory`, `disk` or `none`.
-      cache_dir: folder of those on `disk`; empty for the usual one.
+      config: which data set, at which size, and where its decoded examples stay.
+      split: split of the data set, or a slice.
+      classes: the classes; None: those that the config names or the data set brings.
 
     Raises:
       DataError: if the data set cannot be had, lacks a feature, or holds an example that cannot be used.
-      ConfigError: if decoded examples cannot be written.
+      ConfigError: if classes cannot be used, or decoded examples cannot be written.
     """
-    source = _source(dataset, split, image_size, data_dir)
-    if cache == "disk":
-        return _on_disk(source, cache_dir)
-    return _in_memory(source) if cache == "memory" else _in_its_records(source)
+    source = _Source.open(config, split, classes)
+    if config.cache == "disk":
+        return _on_disk(source, config.cache_dir)
+    return _in_memory(source) if config.cache == "memory" else _in_its_records(source)
 
 
-def load_first(dataset: str, split: str, image_size: tuple[int, int], data_dir: str = "", *, count: int) -> Examples:
+def load_first(config: DataConfig, split: str, classes: Classes | None = None, *, count: int) -> Examples:
     """Decodes the first examples of a split, at most `count`, into memory, and none of the others.
 
     Raises:
       DataError: as `load`.
     """
-    source = _source(dataset, split, image_size, data_dir)
+    source = _Source.open(config, split, classes)
     return _in_memory(dataclasses.replace(source, positions=source.positions[:count]))
 
 
-def load_spread(dataset: str, split: str, image_size: tuple[int, int], data_dir: str = "", *, count: int) -> Examples:
+def load_spread(config: DataConfig, split: str, classes: Classes | None = None, *, count: int) -> Examples:
     """Decodes examples from all over a split, at most `count`, into memory, and none of the others.
 
     Raises:
       DataError: as `load`.
     """
-    source = _source(dataset, split, image_size, data_dir)
+    source = _Source.open(config, split, classes)
     step = math.ceil(source.count / count)
     return _in_memory(dataclasses.replace(source, positions=source.positions[::step]))
-
-
-def _source(dataset: str, split: str, image_size: tuple[int, int], data_dir: str) -> _Source:
-    builder = catalog.prepare(dataset, data_dir)
-    catalog.check_features(builder)
-    return _Source(builder, dataset, split, image_size, range(catalog.num_examples(builder, split)))
 
 
 def parallel_decodes() -> int:
@@ -163,7 +148,7 @@ def _in_memory(source: _Source) -> Examples:
         images[i], masks[i] = example["image"], example["mask"]
 
     names, groups = _decode_all(source, keep)
-    return Examples(images, masks, names, groups, origin=source.origin)
+    return Examples(images, masks, source.data_set.classes, names, groups, origin=source.origin)
 
 
 def _empty(shape: tuple[int, ...]) -> np.ndarray:
@@ -175,28 +160,40 @@ def _empty(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _on_disk(source: _Source, cache_dir: str) -> Examples:
-    info = source.builder.info
-    files = [file for file in sorted(Path(source.builder.data_path).iterdir()) if file.is_file()]
+    data_set = source.data_set
+    files = [file for file in sorted(Path(data_set.builder.data_path).iterdir()) if file.is_file()]
     key = {
-        "dataset": info.full_name,
+        "dataset": data_set.full_name,
+        "features": [data_set.image_feature, data_set.mask_feature],
+        "values": [each.value for each in data_set.classes.members],
+        "ignored": data_set.classes.ignored,
+        "resize": source.resizing.method,
         "split": source.split,
         "files": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
         "tensorflow": tf.__version__,  # whose decoders may change
     }
-    cache = Cache(cache_dir, f"{info.full_name}-{source.split}", key, source.count, source.image_size)
+    cache = Cache(cache_dir, f"{data_set.full_name}-{source.split}", key, source.count, source.resizing.size)
     names, groups = cache.filled(
         lambda keep: _decode_all(source, lambda _, example: keep(example["image"], example["mask"]))
     )
     return Examples(
-        cache.images, cache.masks, names, groups, cache.gather, cache.gather_anywhere, cache.check, source.origin
+        cache.images,
+        cache.masks,
+        data_set.classes,
+        names,
+        groups,
+        cache.gather,
+        cache.gather_anywhere,
+        cache.check,
+        source.origin,
     )
 
 
 def _in_its_records(source: _Source) -> Examples:
-    builder = source.builder
+    builder = source.data_set.builder
     if builder.info.file_format.value != "tfrecord":
         raise DataError(
-            f"--cache=none: {source.dataset} lies in files of format {builder.info.file_format.value}; "
+            f"--cache=none: {source.data_set.name} lies in files of format {builder.info.file_format.value}; "
             "must be tfrecord; --cache=disk reads any"
         )
     logger.info("%s: %d examples are looked at, and not kept", source.split, source.count)
@@ -211,7 +208,7 @@ def _in_its_records(source: _Source) -> Examples:
     index = RecordFiles.index([Path(builder.data_path) / file for file in files], records)
 
     def gather(ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        decoded = _decoded(source, tf.data.Dataset.from_tensor_slices(index.read(ids)).map(catalog.parser(builder)))
+        decoded = _decoded(source, tf.data.Dataset.from_tensor_slices(index.read(ids)).map(source.data_set.parser()))
         size = ids.shape[0] or tf.shape(ids, tf.int64)[0]
         batch = decoded.batch(size, drop_remainder=True).with_options(autotuning.off()).get_single_element()
         return batch["image"], batch["mask"]
@@ -223,6 +220,7 @@ def _in_its_records(source: _Source) -> Examples:
     return Examples(
         images,  # type: ignore[arg-type]
         masks,  # type: ignore[arg-type]
+        source.data_set.classes,
         names,
         groups,
         gather,
@@ -241,14 +239,14 @@ def _decode_all(
     Raises:
       DataError: if one cannot be used.
     """
-    dataset, split = source.dataset, source.split
-    names, labels = [], {key: np.full(source.count, -1) for key in catalog.label_names(source.builder)}
+    data_set, split = source.data_set, source.split
+    names, labels = [], {key: np.full(source.count, -1) for key in data_set.label_names()}
     keys = [*labels, "tfds_id"] if located else [*labels]
     iterator = _fetched(source, source.undecoded(located=located), keys)
     hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
     progress = tqdm.tqdm(source.positions, desc=f"decoding {split}", unit=" images", disable=hidden, leave=False)
     for i, position in enumerate(progress):
-        where = f"{dataset}, split {split}, example {position}"
+        where = f"{data_set.name}, split {split}, example {position}"
         try:
             example = next(iterator)
         except tf.errors.InvalidArgumentError as error:
@@ -257,15 +255,15 @@ def _decode_all(
             ) from error
         except (tf.errors.OpError, StopIteration) as error:
             raise DataError(
-                f"{where}: the files of the data set under {source.builder.data_path} cannot be read: {one_line(error)}"
+                f"{where}: the files under {data_set.builder.data_path} cannot be read: {one_line(error)}"
             ) from error
         name = example["name"].decode() or f"{split}/{position}"
-        _check_example(example, f"{where} ({name})")
+        _check_example(example, f"{where} ({name})", data_set.classes)
         keep(i, example)
         names.append(name)
         for key, values in labels.items():
             values[i] = example[key]
-    return tuple(names), _groups(source.builder, labels)
+    return tuple(names), _groups(data_set, labels)
 
 
 def _fetched(source: _Source, raw: tf.data.Dataset, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -281,26 +279,26 @@ def _fetched(source: _Source, raw: tf.data.Dataset, keys: Sequence[str]) -> Iter
 
 
 def _decoded(source: _Source, examples: tf.data.Dataset, keys: Sequence[str] = ()) -> tf.data.Dataset:
-    decode = tf.autograph.experimental.do_not_convert(lambda example: _decode(example, source.image_size, keys))
+    decode = tf.autograph.experimental.do_not_convert(lambda example: _decode(source, example, keys))
     return examples.map(decode, num_parallel_calls=parallel_decodes())
 
 
-def native_masks(dataset: str, split: str, data_dir: str = "") -> Iterator[np.ndarray]:
-    """The masks of a split at their own sizes, uint8 [H, W, 1], class ids, one after the other.
+def native(config: DataConfig, split: str, classes: Classes | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The pairs of a split at their own sizes, one after the other: image uint8 [H, W, 3], class ids uint8 [H, W, 1].
 
     Raises:
       DataError: as `load`.
     """
-    examples = catalog.raw_examples(catalog.prepare(dataset, data_dir), split)
+    data_set = catalog.open_data(config, classes)
     at_once = parallel_decodes()
-    for example in examples.map(lambda example: _decode_mask(example), num_parallel_calls=at_once).prefetch(at_once):
-        yield example.numpy()
+    decode = tf.autograph.experimental.do_not_convert(lambda example: _decoded_pair(data_set, example)[:2])
+    yield from data_set.raw_examples(split).map(decode, at_once).prefetch(at_once).as_numpy_iterator()
 
 
-def _groups(builder: Any, labels: Mapping[str, np.ndarray]) -> dict[str, tuple[str, ...]]:
+def _groups(data_set: DataSet, labels: Mapping[str, np.ndarray]) -> dict[str, tuple[str, ...]]:
     """Labels by name, but for those that tell nothing: all alike, unknown (-1), or the same as another's."""
     groups: dict[str, tuple[str, ...]] = {}
-    for key, names in catalog.label_names(builder).items():
+    for key, names in data_set.label_names().items():
         values = labels[key]
         if values.min() >= 0 and len(set(values.tolist())) > 1:
             group = tuple(names[value] for value in values)
@@ -309,48 +307,41 @@ def _groups(builder: Any, labels: Mapping[str, np.ndarray]) -> dict[str, tuple[s
     return groups
 
 
-def _decode_mask(example: dict[str, tf.Tensor]) -> tf.Tensor:
-    return tf.io.decode_image(example["segmentation_mask"], channels=1, expand_animations=False) - 1
-
-
-def _decode(example: dict[str, tf.Tensor], image_size: tuple[int, int], keys: Sequence[str]) -> dict[str, tf.Tensor]:
+def _decoded_pair(data_set: DataSet, example: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Image uint8 [H, W, 3] and class ids uint8 [H, W, 1] as they lie in the files, and a value that means nothing."""
     image = tf.io.decode_image(example["image"], channels=3, expand_animations=False)
-    trimap = tf.io.decode_image(example["segmentation_mask"], channels=1, expand_animations=False)
-    facts = {
-        "image_size": tf.shape(image)[:2],
-        "mask_size": tf.shape(trimap)[:2],
-        "lowest": tf.reduce_min(trimap),
-        "highest": tf.reduce_max(trimap),
-    }
+    values = tf.io.decode_image(example["mask"], channels=data_set.mask_channels, expand_animations=False)
     image.set_shape([None, None, 3])
-    trimap.set_shape([None, None, 1])
-    size = tf.constant(image_size)
+    values.set_shape([None, None, data_set.mask_channels])
+    if data_set.holds_ids:
+        return image, values, tf.constant(mask_coding.NONE)
+    mask = mask_coding.code(values, data_set.classes)
+    return image, mask, mask_coding.an_unknown_value(values, mask)
+
+
+def _decode(source: _Source, example: dict[str, tf.Tensor], keys: Sequence[str]) -> dict[str, tf.Tensor]:
+    image, mask, unknown = _decoded_pair(source.data_set, example)
+    facts = {"image_size": tf.shape(image)[:2], "mask_size": tf.shape(mask)[:2], "unknown": unknown}
+    resizing, size = source.resizing, tf.constant(source.resizing.size)
     as_it_is = tf.reduce_all(facts["image_size"] == size) & tf.reduce_all(facts["mask_size"] == size)
-    image, mask = tf.cond(as_it_is, lambda: (image, trimap), lambda: _resized(image, trimap, size))
+    image, mask = tf.cond(as_it_is, lambda: (image, mask), lambda: (resizing.image(image), resizing.mask(mask)))
     return {
-        "image": tf.ensure_shape(image, [*image_size, 3]),
-        "mask": tf.ensure_shape(mask - 1, [*image_size, 1]),
-        "name": tf.convert_to_tensor(example.get("file_name", "")),
+        "image": tf.ensure_shape(image, [*source.resizing.size, 3]),
+        "mask": tf.ensure_shape(mask, [*source.resizing.size, 1]),
+        "name": example["name"],
         **{key: example[key] for key in keys},
         **facts,
     }
 
 
-def _resized(image: tf.Tensor, mask: tf.Tensor, size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    image = tf.image.resize(tf.cast(image, tf.float32), size, method="bilinear", antialias=True)
-    mask = tf.image.resize(mask, size, method="nearest")
-    return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8), mask
-
-
-def _check_example(example: dict[str, Any], where: str) -> None:
+def _check_example(example: dict[str, Any], where: str, classes: Classes) -> None:
     """Raises DataError for an example that would train in silence and teach nonsense."""
     image_size, mask_size = tuple(example["image_size"].tolist()), tuple(example["mask_size"].tolist())
     if image_size != mask_size:
         raise DataError(
             f"{where}: the image is {image_size} (height, width), its mask {mask_size}; both must be one size"
         )
-    if example["lowest"] < 1 or example["highest"] > len(CLASS_NAMES):
-        raise DataError(
-            f"{where}: the mask holds values from {example['lowest']} to {example['highest']}; "
-            f"they must be 1 to {len(CLASS_NAMES)} ({', '.join(CLASS_NAMES)})"
-        )
+    if example["unknown"] != mask_coding.NONE:
+        found = mask_coding.shown(example["unknown"], classes)
+        values = ", ".join(f"{each.value} ({each.name})" for each in classes.members)
+        raise DataError(f"{where}: the mask holds {found}, which is in no class; must be one of {values}")

@@ -1,6 +1,7 @@
 """`synthetic_pets`: a TFDS data set that draws itself, so that petseg runs where nothing can be downloaded.
 
-Its features and its trimap coding are those of `oxford_iiit_pet`.
+Its features and its trimap coding are those of `oxford_iiit_pet`. The same drawings as folders of pictures and masks,
+to try out what somebody's own data takes: python -m petseg.data.synthetic_pets --write=DIR.
 """
 
 import io
@@ -13,7 +14,8 @@ import tensorflow_datasets as tfds
 import tqdm
 from PIL import Image
 
-from petseg.data import animal_drawing
+from petseg.config import command_line
+from petseg.data import animal_drawing, drawn_folders
 
 logger = logging.getLogger(__name__)
 
@@ -73,3 +75,7 @@ def _encoded(picture: np.ndarray, file_format: str, **options: Any) -> io.BytesI
     Image.fromarray(picture).save(buffer, file_format, **options)
     buffer.seek(0)
     return buffer
+
+
+if __name__ == "__main__":
+    command_line.run(drawn_folders.write, drawn_folders.WriteConfig, __doc__)

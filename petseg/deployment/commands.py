@@ -76,21 +76,18 @@ def export(config: EvalConfig) -> list[export_lib.Agreement]:
 
 
 def _images_to_compare_on(run: TrainedRun, split: str) -> np.ndarray:
-    data = run.config.data
-    return decoding.load_first(data.dataset, split, data.size, data.data_dir, count=COMPARED_IMAGES).images
+    return decoding.load_first(run.config.data, split, run.classes, count=COMPARED_IMAGES).images
 
 
 def _calibration_images(run: TrainedRun) -> np.ndarray:
     data = run.config.data
-    return decoding.load_spread(
-        data.dataset, data.train_split, data.size, data.data_dir, count=CALIBRATION_IMAGES
-    ).images
+    return decoding.load_spread(data, data.train_split, run.classes, count=CALIBRATION_IMAGES).images
 
 
 def _card(run: TrainedRun, checkpoint: str, results_file: Path) -> dict[str, Any]:
     """What the model card says of the run."""
     return {
-        "classes": run.classes.names,
+        "classes": run.classes.to_dict()["classes"],
         "checkpoint": checkpoint,
         "weights": run.weights,
         "scores": json.loads(results_file.read_text()) if results_file.exists() else None,

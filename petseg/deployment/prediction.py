@@ -22,7 +22,6 @@ from petseg.deployment.photographs import SUFFIXES, read_image
 from petseg.deployment.signed_pictures import is_signed, signed
 from petseg.errors import ConfigError, DataError, UnreadableFilesError, WorkDirectoryError
 from petseg.evaluation.any_size import AnySizeModel
-from petseg.reporting.pictures import colorize
 
 logger = logging.getLogger(__name__)
 MASK, OVERLAY, CUTOUT = ".mask.png", ".overlay.jpg", ".cutout.png"
@@ -221,7 +220,7 @@ def _write(image: np.ndarray, prediction: Prediction, classes: Classes, target: 
     mask = Image.fromarray(prediction.classes, mode="P")
     mask.putpalette(classes.palette[: len(classes)].tobytes())
     mask_file = _save(mask, target, MASK, "PNG")
-    colored = Image.fromarray(colorize(prediction.classes, classes.palette))
+    colored = Image.fromarray(classes.palette[prediction.classes])
     _save(Image.blend(Image.fromarray(image), colored, OVERLAY_OPACITY), target, OVERLAY, "JPEG", quality=92)
     if cutout and prediction.foreground is not None:
         _save(Image.fromarray(np.dstack([image, prediction.foreground])), target, CUTOUT, "PNG")

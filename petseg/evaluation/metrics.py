@@ -1,17 +1,18 @@
 """Segmentation metrics: of confusion matrices, of outlines, of confidences."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
+from petseg.classes import Classes
+
 CALIBRATION_BINS = 15
 
 
-def from_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
+def from_confusion_matrix(matrix: np.ndarray, classes: Classes) -> dict[str, Any]:
     """Accuracy, IoU (Jaccard), Dice (F1), precision and recall.
 
     A ratio whose denominator is 0 is NaN, and `mean_iou` averages over the classes that occur in truth or prediction,
@@ -19,10 +20,11 @@ def from_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> dic
 
     Args:
       matrix: int64 [C, C], rows true, columns predicted.
-      class_names: names of the C classes.
+      classes: the C classes.
 
     Returns:
-      `accuracy` and `mean_iou` as numbers; `iou`, `dice`, `precision` and `recall` as dictionaries by class name.
+      `accuracy`, `mean_iou` and, where classes are foreground, `foreground_iou` as numbers; `iou`, `dice`, `precision`
+      and `recall` as dictionaries by class name.
     """
     counts = np.asarray(matrix, np.float64)
     hit, true, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
@@ -35,7 +37,8 @@ def from_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> dic
     return {
         "accuracy": float(ratio(hit.sum(), counts.sum())),
         "mean_iou": float(mean_iou(matrix)),
-        **{name: dict(zip(class_names, values.tolist(), strict=True)) for name, values in by_class.items()},
+        **({"foreground_iou": foreground_iou(matrix, classes)} if classes.foreground_name else {}),
+        **{name: dict(zip(classes.names, values.tolist(), strict=True)) for name, values in by_class.items()},
     }
 
 
@@ -162,24 +165,20 @@ def calibration_error(counts: np.ndarray) -> float:
     return float(np.abs(confidence - right).sum() / pixels.sum()) if pixels.sum() else float("nan")
 
 
-def pet_versus_rest(matrix: np.ndarray) -> dict[str, float]:
-    """IoU of the pet against all else, the ways in which binary benchmarks score Oxford-IIIT Pet.
+def foreground_iou(matrix: np.ndarray, classes: Classes, *, without_borders: bool = False) -> float:
+    """IoU of all that is foreground against the rest, as binary benchmarks score it.
 
     Args:
-      matrix: int64 [3, 3] of pet, background, border; rows true, columns predicted.
-
-    Returns:
-      `border_as_pet`: the border counts as pet, in truth and prediction. `border_ignored`: pixels that truly are border
-      are left out; where it is predicted elsewhere, it counts as pet.
+      matrix: int64 [C, C], rows true, columns predicted.
+      classes: the C classes; what is at least half foreground counts as foreground, so a border does.
+      without_borders: whether pixels that truly are of a border are left out. Where a border is predicted elsewhere, it
+        still counts as foreground.
     """
-    pet, background, border = 0, 1, 2
-    merged = np.asarray(matrix)[:, [pet, border]].sum(1)  # predicted pet or border, by true class
-    missed = np.asarray(matrix)[:, background]
-    scores = {}
-    for name, true in (("border_as_pet", [pet, border]), ("border_ignored", [pet])):
-        hit = merged[true].sum()
-        scores[name] = float(ratio(np.float64(hit), np.float64(hit + merged[background] + missed[true].sum())))
-    return scores
+    matrix, is_foreground = np.asarray(matrix, np.float64).copy(), classes.foreground >= 0.5
+    if without_borders:
+        matrix[classes.borders] = 0
+    hit = matrix[np.ix_(is_foreground, is_foreground)].sum()
+    return float(ratio(hit, matrix[is_foreground].sum() + matrix[:, is_foreground].sum() - hit))
 
 
 def iou(matrices: np.ndarray) -> np.ndarray:

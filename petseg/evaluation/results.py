@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from petseg.classes import CLASS_NAMES
+from petseg.classes import Classes
 from petseg.evaluation import metrics
 from petseg.evaluation.confidence_intervals import interval, resampled_mean_iou
 from petseg.evaluation.evaluator import Evaluation
@@ -17,6 +17,7 @@ def split_results(
     evaluation: Evaluation,
     step: int,
     split: str,
+    classes: Classes,
     *,
     resolution: str = "",
     groups: Mapping[str, Sequence[str]] | None = None,
@@ -27,6 +28,7 @@ def split_results(
       evaluation: what was counted. If it was detailed, so are the results.
       step: step of the checkpoint.
       split: name of the split that was scored.
+      classes: the classes.
       resolution: resolution at which it was scored, in words.
       groups: the group of each example, for each grouping, such as species.
     """
@@ -36,7 +38,7 @@ def split_results(
         "split": split,
         "examples": len(evaluation.confusion_matrices),
         "loss": evaluation.loss,
-        **metrics.from_confusion_matrix(matrix, CLASS_NAMES),
+        **metrics.from_confusion_matrix(matrix, classes),
         "confusion_matrix": matrix.tolist(),
     }
     if evaluation.boundaries is None or evaluation.calibration is None:
@@ -49,40 +51,55 @@ def split_results(
         "resolution": resolution,
         "mean_iou_interval": [low, high],
         "image_iou_percentiles": {str(percent): float(np.nanpercentile(of_images, percent)) for percent in PERCENTILES},
-        "boundary_f": dict(zip(CLASS_NAMES, by_class.tolist(), strict=True)),
-        "pet_versus_rest": metrics.pet_versus_rest(matrix),
+        "boundary_f": dict(zip(classes.names, by_class.tolist(), strict=True)),
+        **_of_foreground(matrix, classes),
         "calibration_error": metrics.calibration_error(evaluation.calibration),
-        "groups": {name: by_group(evaluation.confusion_matrices, members) for name, members in (groups or {}).items()},
+        "groups": {
+            name: by_group(evaluation.confusion_matrices, members, classes) for name, members in (groups or {}).items()
+        },
     }
 
 
-def by_group(matrices: np.ndarray, members: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Number of examples, mean IoU and IoU of the pet, for each group that occurs."""
+def _of_foreground(matrix: np.ndarray, classes: Classes) -> dict[str, Any]:
+    """What is foreground, and its IoU without borders, where there are any."""
+    if not classes.foreground_name:
+        return {}
+    names = [classes.names[i] for i in classes.borders]
+    if not names:
+        return {"foreground": classes.foreground_name}
+    return {
+        "foreground": classes.foreground_name,
+        "borders": names,
+        "foreground_iou_without_borders": metrics.foreground_iou(matrix, classes, without_borders=True),
+    }
+
+
+def by_group(matrices: np.ndarray, members: Sequence[str], classes: Classes) -> dict[str, dict[str, float]]:
+    """Number of examples, mean IoU and, where there is one, IoU of the foreground alone, for each group that occurs."""
     scores = {}
     for name in sorted(set(members)):
         chosen = matrices[np.array(members) == name]
         total = chosen.sum(axis=0)
-        scores[name] = {
-            "examples": len(chosen),
-            "mean_iou": float(metrics.mean_iou(total)),
-            f"iou_{CLASS_NAMES[0]}": float(metrics.iou(total)[0]),
-        }
+        scores[name] = {"examples": len(chosen), "mean_iou": float(metrics.mean_iou(total))}
+        if classes.foreground_name in classes.names:
+            of_class = metrics.iou(total)[classes.names.index(classes.foreground_name)]
+            scores[name][f"iou_{classes.foreground_name}"] = float(of_class)
     return scores
 
 
 def image_rows(
-    evaluation: Evaluation, names: Sequence[str], groups: Mapping[str, Sequence[str]]
+    evaluation: Evaluation, classes: Classes, names: Sequence[str], groups: Mapping[str, Sequence[str]]
 ) -> list[dict[str, str | float]]:
     """A row for each image: name, groups, mean IoU, IoU of each class, accuracy and boundary F-scores."""
     matrices = evaluation.confusion_matrices
     outlines = None if evaluation.boundaries is None else metrics.boundary_f_scores(evaluation.boundaries)
     table: list[dict[str, str | float]] = []
     for i, name in enumerate(names):
-        scores = metrics.from_confusion_matrix(matrices[i], CLASS_NAMES)
+        scores = metrics.from_confusion_matrix(matrices[i], classes)
         row: dict[str, str | float] = {"name": name, **{group: members[i] for group, members in groups.items()}}
         row |= {"mean_iou": scores["mean_iou"], "accuracy": scores["accuracy"]}
         row |= {f"iou_{label}": value for label, value in scores["iou"].items()}
         if outlines is not None:
-            row |= {f"boundary_f_{label}": value for label, value in zip(CLASS_NAMES, outlines[i], strict=True)}
+            row |= {f"boundary_f_{label}": value for label, value in zip(classes.names, outlines[i], strict=True)}
         table.append(row)
     return table

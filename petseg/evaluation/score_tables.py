@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from petseg.classes import CLASS_NAMES
 from petseg.evaluation.confidence_intervals import RESAMPLES
 
 
@@ -26,7 +25,7 @@ def table(results: Mapping[str, Any]) -> str:
         f"loss {results['loss']:.4f}",
         f"{'':12}" + "".join(f"{name.replace('_', ' '):>11}" for name in columns),
     ]
-    for class_name in CLASS_NAMES:
+    for class_name in results["iou"]:
         lines.append(f"{class_name:12}" + "".join(f"{results[name][class_name]:11.4f}" for name in columns))
     between = ""
     if "mean_iou_interval" in results:
@@ -40,16 +39,28 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def _details(results: Mapping[str, Any]) -> list[str]:
-    binary, percentiles = results["pet_versus_rest"], results["image_iou_percentiles"]
+    percentiles = results["image_iou_percentiles"]
     shown = ", ".join(f"{percent}%: {value:.3f}" for percent, value in percentiles.items())
     lines = [
-        f"pet versus rest, IoU: {binary['border_as_pet']:.4f} with the border as pet, "
-        f"{binary['border_ignored']:.4f} without the border",
+        *_foreground(results),
         f"calibration error: {results['calibration_error']:.4f}",
         f"mean IoU of single images, percentiles: {shown}",
     ]
     for group, scores in results["groups"].items():
-        lines += ["", f"{group:28}{'examples':>9}{'mean IoU':>11}{'IoU ' + CLASS_NAMES[0]:>11}"]
+        columns = [key for key in next(iter(scores.values())) if key != "examples"]
+        heads = "".join(f"{key.replace('mean_iou', 'mean IoU').replace('iou_', 'IoU '):>11}" for key in columns)
+        lines += ["", f"{group:28}{'examples':>9}{heads}"]
         for name, row in scores.items():
-            lines.append(f"{name:28}{row['examples']:9d}{row['mean_iou']:11.4f}{row['iou_' + CLASS_NAMES[0]]:11.4f}")
+            lines.append(f"{name:28}{row['examples']:9d}" + "".join(f"{row[key]:11.4f}" for key in columns))
     return lines
+
+
+def _foreground(results: Mapping[str, Any]) -> list[str]:
+    """The foreground against the rest, in a line, where a data set says what its foreground is."""
+    if "foreground" not in results:
+        return []
+    name, iou = results["foreground"], f"{results['foreground_iou']:.4f}"
+    if "borders" in results:
+        borders = " and ".join(results["borders"])
+        iou += f" with the {borders} as {name}, {results['foreground_iou_without_borders']:.4f} without the {borders}"
+    return [f"{name} versus rest, IoU: {iou}"]

@@ -1,123 +1,197 @@
-"""Encoders by name, with five outputs; their pretrained weights, and what a random one needs."""
+"""Encoders by name, with five outputs; which part of one is trained; what a random one needs."""
 
-import contextlib
-import os
-import re
-import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from petseg import files
+from petseg.config.train_config import ENCODERS
 from petseg.errors import ConfigError
+from petseg.models import pretrained_weights
+from petseg.models.layers import SpaceToDepth
+
+LEVELS = 5
+STAGES = tuple(f"stage_{level}" for level in range(1, LEVELS + 1))
+
+# Factors and offsets that bring pixels of [0, 255] to what the weights of an encoder were trained with.
+SYMMETRIC = (1 / 127.5, -1.0)
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels in [0, 1], by channel
+STANDARDIZED = (
+    [1 / 255 / deviation for deviation in _DEVIATION],
+    [-mean / deviation for mean, deviation in zip(_MEAN, _DEVIATION, strict=True)],
+)
+SCALINGS: dict[str, Any] = {"unit": (1 / 255.0, 0.0), "symmetric": SYMMETRIC}
+
+PICTURE, OUTPUT, INTO = "picture", "output", "into "
+
+
+class _Encoder(NamedTuple):
+    """How an encoder is built, its five outputs, and the pixels that its pretrained weights know.
+
+    Attributes:
+      build: a function, with the shape of the input, a factor of the width and Keras's `weights`.
+      taps: where the maps of 1/2, 1/4, 1/8, 1/16 and 1/32 of the input's size are found: a layer's name, whose output
+        it is; "into " and the name of a layer, whose input it is (activations between them have no fixed names);
+        "output", the encoder's; or "picture", the input itself, two by two pixels as one.
+      scaling: factor and offset of pixels in [0, 255].
+    """
+
+    build: Callable[[list[int], float, str | None], keras.Model]
+    taps: Sequence[str]
+    scaling: tuple[Any, Any] = SYMMETRIC
+
+
+def _of_keras(name: str, *, has_alpha: bool = False, **options: Any) -> Callable[[list[int], float, str | None], Any]:
+    """How to build a network of keras.applications without its top, and without scaling of its own."""
+
+    def build(shape: list[int], alpha: float, weights: str | None) -> keras.Model:
+        width = {"alpha": alpha} if has_alpha else {}
+        return getattr(keras.applications, name)(
+            input_shape=shape, include_top=False, weights=weights, **width, **options
+        )
+
+    return build
+
+
+def _tiny(shape: list[int], alpha: float, weights: str | None) -> keras.Model:
+    """A strided convolution for each stage: next to nothing to build, compile and run, and little to learn with."""
+    images = x = keras.Input(shape)
+    for stage, filters in zip(STAGES, (8, 16, 24, 32, 48), strict=True):
+        x = keras.layers.Conv2D(max(1, round(filters * alpha)), 3, strides=2, padding="same", use_bias=False)(x)
+        x = keras.layers.BatchNormalization(name=f"{stage}_norm")(x)
+        x = keras.layers.ReLU(name=stage)(x)
+    return keras.Model(images, x)
+
+
+_UNSCALED = {"include_preprocessing": False}
+_EFFICIENTNET_V2_TAPS = (
+    "into block2a_expand_conv", "into block3a_expand_conv", "into block4a_dwconv2", "into block6a_dwconv2",
+    "into top_conv",
+)  # fmt: skip
+_ENCODERS = {
+    # Sandler et al. 2018; Howard et al. 2019; Tan and Le 2021; He et al. 2016; Liu et al. 2022.
+    "mobilenet_v2": _Encoder(
+        _of_keras("MobileNetV2", has_alpha=True),
+        ("block_1_expand_relu", "block_3_expand_relu", "block_6_expand_relu", "block_13_expand_relu",
+         "block_16_project"),
+    ),
+    "mobilenet_v3_small": _Encoder(
+        _of_keras("MobileNetV3Small", has_alpha=True, **_UNSCALED),
+        ("into expanded_conv_depthwise_pad", "into expanded_conv_1_depthwise_pad", "into expanded_conv_3_depthwise_pad",
+         "into expanded_conv_8_depthwise_pad", "expanded_conv_10_add"),
+    ),
+    "mobilenet_v3_large": _Encoder(
+        _of_keras("MobileNetV3Large", has_alpha=True, **_UNSCALED),
+        ("into expanded_conv_1_depthwise_pad", "into expanded_conv_3_depthwise_pad",
+         "into expanded_conv_6_depthwise_pad", "into expanded_conv_12_depthwise_pad", "expanded_conv_14_add"),
+    ),
+    **{
+        f"efficientnet_v2_b{number}": _Encoder(
+            _of_keras(f"EfficientNetV2B{number}", **_UNSCALED), _EFFICIENTNET_V2_TAPS, STANDARDIZED
+        )
+        for number in range(4)
+    },
+    "resnet50_v2": _Encoder(
+        _of_keras("ResNet50V2"),
+        ("conv1_conv", "conv2_block3_1_relu", "conv3_block4_1_relu", "conv4_block6_1_relu", OUTPUT),
+    ),
+    "convnext_tiny": _Encoder(
+        _of_keras("ConvNeXtTiny", **_UNSCALED),
+        (PICTURE, "convnext_tiny_stage_0_block_2_identity", "convnext_tiny_stage_1_block_2_identity",
+         "convnext_tiny_stage_2_block_8_identity", OUTPUT),
+        STANDARDIZED,
+    ),
+    "tiny": _Encoder(_tiny, STAGES),
+}  # fmt: skip
+assert tuple(_ENCODERS) == ENCODERS
 
 
 def build_encoder(name: str, *, image_size: tuple[int, int], alpha: float = 1.0, weights: str = "none") -> keras.Model:
     """An encoder by its name, as a model with five outputs, at 1/2 to 1/32 of the input's size, finest first.
 
     Args:
-      name: one of `petseg.config.ENCODERS`.
+      name: one of `petseg.config.train_config.ENCODERS`.
       image_size: height and width of the input in pixels, multiples of 32.
-      alpha: factor of the width, the number of channels.
+      alpha: factor of the width, the number of channels; 1 for encoders of one width.
       weights: "none" for random ones, "imagenet" for those that Keras downloads once, or a file of the encoder without
         its top, as `keras.Model.save_weights` writes it.
 
     Raises:
-      ConfigError: if the weights cannot be had or do not fit.
+      ConfigError: if the weights cannot be had or do not fit, or the encoder lacks one of the five sizes.
     """
     kind, shape = _ENCODERS[name], [*image_size, 3]
-    if weights == "imagenet":
-        try:
-            with files.one_process_at_a_time(_folder_of_keras() / ".petseg.lock", "fetches the encoder's weights"):
-                backbone = kind.build(shape, alpha, "imagenet")
-        except Exception as error:  # Keras lets every kind of network error through
-            raise ConfigError(
-                "--encoder_weights=imagenet: cannot be downloaded; must be a file that has been, or none "
-                f"({' '.join(str(error).split())[:200]})"
-            ) from error
-    else:
-        backbone = kind.build(shape, alpha, None)
-    if weights not in ("imagenet", "none"):
-        _load_file(backbone, weights)
-    outputs = [backbone.get_layer(layer).output for layer in kind.outputs]
+    backbone = pretrained_weights.build_with_weights(lambda source: kind.build(shape, alpha, source), weights)
+    outputs = [_tap(backbone, tap) for tap in kind.taps]
+    wanted = [tuple(side // 2**level for side in image_size) for level in range(1, LEVELS + 1)]
+    found = [tuple(output.shape[1:3]) for output in outputs]
+    if found != wanted:
+        raise ConfigError(f"--encoder={name}: its maps of {image_size} pixels are {found}; must be {wanted}")
     return keras.Model(backbone.inputs[0], outputs, name="encoder")
 
 
-def _mobilenet_v2(shape: list[int], alpha: float, weights: str | None) -> keras.Model:
-    """MobileNetV2 (Sandler et al. 2018)."""
-    return keras.applications.MobileNetV2(input_shape=shape, alpha=alpha, include_top=False, weights=weights)
+def _tap(backbone: keras.Model, tap: str) -> keras.KerasTensor:
+    if tap == PICTURE:
+        return SpaceToDepth(2, name=PICTURE)(backbone.inputs[0])
+    if tap == OUTPUT:
+        return backbone.outputs[0]
+    if tap.startswith(INTO):
+        return backbone.get_layer(tap.removeprefix(INTO)).input
+    return backbone.get_layer(tap).output
 
 
-def _tiny(shape: list[int], alpha: float, weights: str | None) -> keras.Model:
-    """A strided convolution for each stage: next to nothing to build, compile and run, and little to learn with."""
-    images = x = keras.Input(shape)
-    for stage, filters in enumerate((8, 16, 24, 32, 48), start=1):
-        x = keras.layers.Conv2D(max(1, round(filters * alpha)), 3, strides=2, padding="same", use_bias=False)(x)
-        x = keras.layers.BatchNormalization(name=f"stage_{stage}_norm")(x)
-        x = keras.layers.ReLU(name=f"stage_{stage}")(x)
-    return keras.Model(images, x)
+def scaling(encoder: str, input_scaling: str) -> tuple[Any, Any]:
+    """Factor and offset of pixels in [0, 255]: numbers, or a list of one for each channel.
+
+    Args:
+      encoder: one of `petseg.config.train_config.ENCODERS`.
+      input_scaling: "unit" for [0, 1], "symmetric" for [-1, 1], "encoder" for what the encoder's weights know.
+    """
+    return _ENCODERS[encoder].scaling if input_scaling == "encoder" else SCALINGS[input_scaling]
 
 
-class _Encoder(NamedTuple):
-    """How an encoder is built, and its layers whose outputs have 1/2, 1/4, 1/8, 1/16 and 1/32 of the input's size."""
+def freeze_before(encoder: keras.Model, first_trained: str) -> list[bool]:
+    """Freezes the beginning of a trainable encoder.
 
-    build: Callable[[list[int], float, str | None], keras.Model]
-    outputs: Sequence[str]
+    Args:
+      encoder: an encoder, as `build_encoder` returns it.
+      first_trained: what is trained first: "all"; "stage_2" to "stage_5", what comes after the output of the stage
+        before; or a layer's name, and then all that this layer does not need.
 
+    Returns:
+      for each of the five outputs, whether something is trained that it needs.
 
-_ENCODERS = {
-    "mobilenet_v2": _Encoder(
-        _mobilenet_v2,
-        (
-            "block_1_expand_relu",
-            "block_3_expand_relu",
-            "block_6_expand_relu",
-            "block_13_expand_relu",
-            "block_16_project",
-        ),
-    ),
-    "tiny": _Encoder(_tiny, ("stage_1", "stage_2", "stage_3", "stage_4", "stage_5")),
-}
-
-
-def _folder_of_keras() -> Path:
-    """Where Keras puts what it downloads. It writes under the final name: who comes second would read half a file."""
-    home = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
-    with contextlib.suppress(OSError):
-        home.mkdir(parents=True, exist_ok=True)
-    if not os.access(home, os.W_OK):
-        home = Path("/tmp/.keras")  # as Keras does
-        home.mkdir(exist_ok=True)
-    return home
-
-
-def check_encoder_weights(weights: str) -> None:
-    """Raises ConfigError if `weights` is neither "imagenet" nor "none" nor a file."""
-    if weights not in ("imagenet", "none") and not os.path.isfile(weights):
-        raise ConfigError(f"--encoder_weights={weights}: no such file; must be imagenet, none, or a weights file")
+    Raises:
+      ConfigError: if there is no such layer.
+    """
+    if first_trained in ("all", STAGES[0]):
+        before: list[Any] = []
+    elif first_trained in STAGES:
+        before = [encoder.outputs[STAGES.index(first_trained) - 1]]
+    else:
+        try:
+            before = tf.nest.flatten(encoder.get_layer(first_trained).input)
+        except ValueError as error:
+            raise ConfigError(
+                f"--train_encoder_from={first_trained}: must be all, none, {', '.join(STAGES)}, or a layer of the "
+                "encoder"
+            ) from error
+    frozen = {id(layer) for layer in _needed_by(before)}
+    for layer in encoder.layers:
+        layer.trainable = id(layer) not in frozen
+    return [any(layer.trainable_weights for layer in _needed_by([output])) for output in encoder.outputs]
 
 
-def _load_file(model: keras.Model, path: str) -> None:
-    check_encoder_weights(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Keras warns once per layer of a file that does not fit
-            model.load_weights(path)
-    except Exception as error:  # h5py and Keras raise ValueError, OSError, KeyError and more for a wrong file
-        raise ConfigError(f"--encoder_weights={path}: does not fit this encoder: {_mismatch(error)}") from error
-
-
-def _mismatch(error: Exception) -> str:
-    """The first layer that a weights file does not fit, out of Keras's long message."""
-    text = " ".join(str(error).split())
-    layer = re.search(r"name=(\w+)", text)
-    shapes = re.search(r"variable\.shape=(\(.*?\)), Received: value\.shape=(\(.*?\))", text)
-    if layer and shapes:
-        return f"layer {layer[1]} has shape {shapes[1]}, the file has {shapes[2]}"
-    return f"layer {layer[1]}: {text[:200]}" if layer else text[:200]
+def _needed_by(tensors: Sequence[Any]) -> list[keras.Layer]:
+    """The layers that a functional model needs for some tensors."""
+    found: dict[int, keras.Layer] = {}
+    waiting = list(tensors)
+    while waiting:
+        layer, node, _ = waiting.pop()._keras_history
+        if id(layer) not in found:
+            found[id(layer)] = layer
+            waiting += layer._inbound_nodes[node].input_tensors
+    return list(found.values())
 
 
 def calibrate_batch_norm(encoder: keras.Model, images: tf.Tensor) -> None:
@@ -131,13 +205,15 @@ def calibrate_batch_norm(encoder: keras.Model, images: tf.Tensor) -> None:
       encoder: the encoder to change, as `build_encoder` returns it.
       images: float32 [B, H, W, 3], scaled as in training.
     """
-    norms = [layer for layer in encoder._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    layers = list(encoder._flatten_layers())
+    trainable = [layer.trainable for layer in layers]
+    norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
     momentum = [layer.momentum for layer in norms]
-    trainable = encoder.trainable
     encoder.trainable = True  # a frozen batch norm would ignore training=True
     for layer in norms:
         layer.momentum = 0.0
     encoder(images, training=True)
     for layer, value in zip(norms, momentum, strict=True):
         layer.momentum = value
-    encoder.trainable = trainable
+    for layer, value in zip(layers, trainable, strict=True):
+        layer.trainable = value

@@ -1,4 +1,4 @@
-"""Layers that Keras lacks: a model held in inference mode, a transposed convolution that leaves out gradients."""
+"""Layers that Keras lacks: a model in inference mode, a convolution that leaves out gradients, pixels as channels."""
 
 from typing import Any
 
@@ -79,3 +79,70 @@ class Conv2DTranspose(keras.layers.Conv2DTranspose):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "trained_channels": self.trained_channels}
+
+
+@keras.saving.register_keras_serializable("petseg")
+class Upsample(keras.layers.Layer):
+    """[B, H, W, C] -> [B, 2 * H, 2 * W, C]: each pixel four times.
+
+    Keras's `UpSampling2D` repeats pixels in two passes, its `Resizing` has a gradient that XLA lacks.
+    """
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        return _twice_as_large(inputs) if training else _repeated(inputs)
+
+    def compute_output_shape(self, input_shape: tuple[Any, ...]) -> tuple[Any, ...]:
+        batch, height, width, channels = input_shape
+        return batch, 2 * height, 2 * width, channels
+
+
+def _repeated(x: tf.Tensor) -> tf.Tensor:
+    return tf.raw_ops.ResizeNearestNeighbor(images=x, size=[2 * x.shape[1], 2 * x.shape[2]])
+
+
+@tf.custom_gradient
+def _twice_as_large(x: tf.Tensor) -> Any:
+    def gradient(of_outputs: tf.Tensor) -> tf.Tensor:
+        return 4 * tf.nn.avg_pool2d(of_outputs, 2, 2, "VALID")
+
+    return _repeated(x), gradient
+
+
+class _Blocks(keras.layers.Layer):
+    """Of a layer that makes one pixel of so many by so many, or so many of one.
+
+    Args:
+      block_size: side of a block of pixels.
+      **kwargs: what every layer is given.
+    """
+
+    def __init__(self, block_size: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.block_size = block_size
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "block_size": self.block_size}
+
+
+@keras.saving.register_keras_serializable("petseg")
+class SpaceToDepth(_Blocks):
+    """[B, H, W, C] -> [B, H/n, W/n, n * n * C]: blocks of n x n pixels become one, side by side in its channels."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return tf.nn.space_to_depth(inputs, self.block_size)
+
+    def compute_output_shape(self, input_shape: tuple[Any, ...]) -> tuple[Any, ...]:
+        batch, height, width, channels = input_shape
+        return batch, height // self.block_size, width // self.block_size, channels * self.block_size**2
+
+
+@keras.saving.register_keras_serializable("petseg")
+class DepthToSpace(_Blocks):
+    """[B, H, W, n * n * C] -> [B, n * H, n * W, C], the inverse of `SpaceToDepth`."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return tf.nn.depth_to_space(inputs, self.block_size)
+
+    def compute_output_shape(self, input_shape: tuple[Any, ...]) -> tuple[Any, ...]:
+        batch, height, width, channels = input_shape
+        return batch, height * self.block_size, width * self.block_size, channels // self.block_size**2

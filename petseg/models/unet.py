@@ -1,4 +1,4 @@
-"""The network: a U-Net (Ronneberger et al. 2015) of an encoder and a pix2pix-style decoder."""
+"""The network: a U-Net (Ronneberger et al. 2015) of an encoder and a decoder, each chosen by name."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,9 +6,9 @@ from typing import Any
 
 import keras
 
-from petseg.models.layers import Conv2DTranspose, InferenceMode
-
-DECODER_FILTERS = (512, 256, 128, 64)
+from petseg.models import decoders, encoders
+from petseg.models.decoders import Taps
+from petseg.models.layers import InferenceMode
 
 
 def build_unet(
@@ -17,7 +17,9 @@ def build_unet(
     num_classes: int,
     encoder: keras.Model,
     train_encoder: bool,
-    input_scaling: str,
+    input_scaling: Any,
+    decoder: str = "pix2pix",
+    first_trained: str = "all",
     batch_norm_momentum: float = 0.99,
     sync_batch_norm: bool = False,
 ) -> keras.Model:
@@ -30,44 +32,39 @@ def build_unet(
     of small batches would undo what was learnt on ImageNet.
 
     Args:
-      image_size: height H and width W in pixels, multiples of 32.
+      image_size: height H and width W in pixels, multiples of 32 where the encoder has the same size.
       num_classes: number of classes C.
-      encoder: an encoder for the same size, as `build_encoder` returns it.
+      encoder: an encoder, as `build_encoder` returns it. Where its input has another size than the pictures, these are
+        resized to it, and the logits, made at half its size, back.
       train_encoder: whether the encoder's weights are trainable.
-      input_scaling: "unit" for [0, 1], "symmetric" for [-1, 1].
+      input_scaling: "unit" for [0, 1], "symmetric" for [-1, 1], or factor and offset of pixels.
+      decoder: one of `petseg.config.train_config.DECODERS`.
+      first_trained: what is trained of a trainable encoder, as `encoders.freeze_before` takes it.
       batch_norm_momentum: how slowly the decoder's batch norms move the statistics that inference uses.
       sync_batch_norm: whether the decoder's batch norms use statistics of the global batch.
+
+    Raises:
+      ConfigError: if the encoder has no layer of the name `first_trained`.
     """
-    scale, offset = {"unit": (1 / 255.0, 0.0), "symmetric": (1 / 127.5, -1.0)}[input_scaling]
-    images = keras.Input([*image_size, 3], name="image")
-    x = keras.layers.Rescaling(scale, offset, dtype="float32", name="scaling")(images)
-    *skips, x = InferenceMode(encoder, trainable=train_encoder, name="encoder")(x)
-    trained_channels = None  # no gradient is wanted of what comes from a frozen encoder
-    for filters, skip in zip(DECODER_FILTERS, reversed(skips), strict=True):
-        x = _upsample(x, filters, trained_channels, momentum=batch_norm_momentum, synchronized=sync_batch_norm)
-        x = keras.layers.Concatenate(name=f"skip_{filters}")([x, skip])
-        trained_channels = None if train_encoder else filters
-    logits = Conv2DTranspose(
-        num_classes, 3, trained_channels, strides=2, padding="same", dtype="float32", name="logits"
-    )(x)
+    scale, offset = encoders.SCALINGS[input_scaling] if isinstance(input_scaling, str) else input_scaling
+    inner_size = tuple(encoder.input_shape[1:3])
+    images = x = keras.Input([*image_size, 3], name="image")
+    if inner_size != tuple(image_size):
+        x = keras.layers.Resizing(*inner_size, dtype="float32", name="enlarge")(x)
+    x = keras.layers.Rescaling(scale, offset, dtype="float32", name="scaling")(x)
+    layer = InferenceMode(encoder, trainable=train_encoder, name="encoder")
+    trained = encoders.freeze_before(encoder, first_trained) if train_encoder else [False] * encoders.LEVELS
+    *skips, bottleneck = layer(x)
+    taps = Taps(x, skips, bottleneck, trained[:-1])
+    batch_norm = {"momentum": batch_norm_momentum, "synchronized": sync_batch_norm}
+    features = decoders.decode(decoder, taps, batch_norm)
+    if inner_size == tuple(image_size):
+        logits = decoders.logits(decoder, features, taps, num_classes)
+    else:
+        logits = decoders.small_logits(features, num_classes)
+        if tuple(logits.shape[1:3]) != tuple(image_size):
+            logits = keras.layers.Resizing(*image_size, dtype="float32", name="shrink")(logits)
     return keras.Model(images, logits, name="unet")
-
-
-def _upsample(x: keras.KerasTensor, filters: int, trained_channels: int | None, **batch_norm: Any) -> keras.KerasTensor:
-    """pix2pix's decoder block (Isola et al. 2017), without its dropout: twice the size, `filters` channels."""
-    initializer = keras.initializers.RandomNormal(0.0, 0.02)
-    x = Conv2DTranspose(
-        filters,
-        3,
-        trained_channels,
-        strides=2,
-        padding="same",
-        use_bias=False,
-        kernel_initializer=initializer,
-        name=f"upsample_{filters}",
-    )(x)
-    x = keras.layers.BatchNormalization(**batch_norm, name=f"batch_norm_{filters}")(x)
-    return keras.layers.ReLU(name=f"relu_{filters}")(x)
 
 
 @contextlib.contextmanager

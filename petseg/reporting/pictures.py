@@ -1,10 +1,12 @@
 """Figures, drawn on matplotlib's Agg canvas, without the global state of pyplot."""
 
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -12,21 +14,24 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
-from petseg.classes import CLASS_COLORS, CLASS_NAMES, PETS
+from petseg.classes import Classes
 
 WRONG_COLOR = (204, 121, 167)  # of the same palette, reddish purple
 SHADES = colormaps["viridis"]
-TILE_INCHES, TITLE_INCHES, LEGEND_INCHES = 1.7, 0.25, 0.65
+TILE_INCHES, TITLE_INCHES, SHADES_INCHES, LEGEND_ROW_INCHES = 1.7, 0.25, 0.45, 0.2
+PATCHES_ABREAST, PATCHES_SHOWN = 7, 21  # of a legend; more are shown only if they occur in the sheet
+CURVES_OF_CLASSES = 13  # at most; of more classes, all share one chart
+CLASSES_WITH_COUNTS, CLASSES_WITH_SHARES = 5, 20  # at most, in a confusion matrix; of more, there are but shades
 RUN_COLORS = {"train": "#0072B2", "eval": "#D55E00", "ema": "#009E73"}
 
 
-def colorize(masks: np.ndarray, palette: np.ndarray = PETS.palette) -> np.ndarray:
-    """Class ids [..., H, W] -> uint8 [..., H, W, 3], by a palette uint8 [256, 3]."""
-    return palette[masks]
-
-
 def prediction_sheet(
-    images: np.ndarray, masks: np.ndarray, predictions: np.ndarray, confidences: np.ndarray, names: Sequence[str]
+    images: np.ndarray,
+    masks: np.ndarray,
+    predictions: np.ndarray,
+    confidences: np.ndarray,
+    names: Sequence[str],
+    classes: Classes,
 ) -> Figure:
     """Image, true mask, predicted mask, errors and confidence, an example to a row.
 
@@ -36,23 +41,30 @@ def prediction_sheet(
       predictions: class ids [N, H, W].
       confidences: float [N, H, W], the probability of the predicted class.
       names: titles of the N examples.
+      classes: the classes.
     """
-    lowest = 1 / len(CLASS_NAMES)  # of the class with the highest probability
+    lowest = 1 / len(classes)  # of the class with the highest probability
     sure = SHADES((confidences - lowest) / (1 - lowest), bytes=True)[..., :3]
     columns = {
         "image": images,
-        "truth": colorize(masks),
-        "prediction": colorize(predictions),
-        "errors": _errors(images, masks, predictions),
+        "truth": classes.palette[masks],
+        "prediction": classes.palette[predictions],
+        "errors": _errors(images, masks, predictions, classes),
         "confidence": sure,
     }
-    figure = _tiles(columns, names)
-    _legend(figure, [*_class_patches(), _patch(WRONG_COLOR, "wrong")], "confidence", (lowest, 1.0))
+    patches = [*_class_patches(classes, masks, predictions), _patch(WRONG_COLOR, "wrong")]
+    figure = _tiles(columns, names, below=SHADES_INCHES + _height_of(patches))
+    _shades_below(figure, _height_of(patches), "confidence", (lowest, 1.0))
+    _patches_below(figure, patches)
     return figure
 
 
 def comparison_sheet(
-    images: np.ndarray, masks: np.ndarray, predictions: Mapping[str, np.ndarray], names: Sequence[str]
+    images: np.ndarray,
+    masks: np.ndarray,
+    predictions: Mapping[str, np.ndarray],
+    names: Sequence[str],
+    classes: Classes,
 ) -> Figure:
     """Image, true mask, and the masks and errors of several models, an example to a row.
 
@@ -61,23 +73,27 @@ def comparison_sheet(
       masks: class ids [N, H, W]; an id without a class is no error.
       predictions: class ids [N, H, W] by the name of the model.
       names: titles of the N examples.
+      classes: the classes.
     """
-    columns = {"image": images, "truth": colorize(masks)}
-    for model, classes in predictions.items():
-        columns |= {model: colorize(classes), f"{model}: errors": _errors(images, masks, classes)}
-    figure = _tiles(columns, names)
-    _patches_below(figure, [*_class_patches(), _patch(WRONG_COLOR, "wrong")])
+    columns = {"image": images, "truth": classes.palette[masks]}
+    for model, ids in predictions.items():
+        columns |= {model: classes.palette[ids], f"{model}: errors": _errors(images, masks, ids, classes)}
+    patches = [*_class_patches(classes, masks, *predictions.values()), _patch(WRONG_COLOR, "wrong")]
+    figure = _tiles(columns, names, below=_height_of(patches))
+    _patches_below(figure, patches)
     return figure
 
 
-def _errors(images: np.ndarray, masks: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+def _errors(images: np.ndarray, masks: np.ndarray, predictions: np.ndarray, classes: Classes) -> np.ndarray:
     """The images, dark and grey, with the pixels that are wrong in a colour; uint8 [N, H, W, 3]."""
-    wrong = (predictions != masks) & (masks < len(CLASS_NAMES))
+    wrong = (predictions != masks) & (masks < len(classes))
     dimmed = np.repeat(images.mean(axis=-1, keepdims=True) * 0.6, 3, axis=-1)
     return np.where(wrong[..., None], WRONG_COLOR, dimmed).astype(np.uint8)
 
 
-def training_batch(images: np.ndarray, masks: np.ndarray, weights: np.ndarray, names: Sequence[str]) -> Figure:
+def training_batch(
+    images: np.ndarray, masks: np.ndarray, weights: np.ndarray, names: Sequence[str], classes: Classes
+) -> Figure:
     """What the model is trained on: augmented images, their masks, what each pixel weighs.
 
     Args:
@@ -85,61 +101,87 @@ def training_batch(images: np.ndarray, masks: np.ndarray, weights: np.ndarray, n
       masks: class ids [N, H, W].
       weights: float32 [N, H, W].
       names: titles of the N examples.
+      classes: the classes.
     """
     highest = max(float(weights.max()), 1e-12)
     columns = {
         "image": np.clip(images, 0, 255).astype(np.uint8),
-        "mask": colorize(masks),
+        "mask": classes.palette[masks],
         "weight": SHADES(weights / highest, bytes=True)[..., :3],
     }
-    figure = _tiles(columns, names)
-    _legend(figure, _class_patches(), "weight", (0.0, highest))
+    patches = _class_patches(classes, masks)
+    figure = _tiles(columns, names, below=SHADES_INCHES + _height_of(patches))
+    _shades_below(figure, _height_of(patches), "weight", (0.0, highest))
+    _patches_below(figure, patches)
     return figure
 
 
-def confusion_matrix(matrix: np.ndarray) -> Figure:
+def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     """Shares of each row, and counts, of a confusion matrix int64 [C, C], rows true, columns predicted."""
+    few = len(matrix) <= CLASSES_WITH_COUNTS
+    size = max(4.6, 0.62 * min(len(matrix), CLASSES_WITH_SHARES))
     totals = matrix.sum(axis=1, keepdims=True)
     shares = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
-    figure = Figure(figsize=(5.6, 4.6), layout="constrained")
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
     axis = figure.subplots()
     drawn = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), share in np.ndenumerate(shares):
-        axis.text(column, row, f"{share:.1%}\n{matrix[row, column]:,}", ha="center", va="center", fontsize=11,
+    for (row, column), share in np.ndenumerate(shares if len(matrix) <= CLASSES_WITH_SHARES else np.empty((0, 0))):
+        text = f"{share:.1%}\n{matrix[row, column]:,}" if few else f"{share:.0%}"
+        axis.text(column, row, text, ha="center", va="center", fontsize=11 if few else 9,
                   color="white" if share > 0.5 else "black")  # fmt: skip
     axis.set(xlabel="predicted", ylabel="true", xticks=range(len(matrix)), yticks=range(len(matrix)))
-    axis.set_xticklabels(CLASS_NAMES)
-    axis.set_yticklabels(CLASS_NAMES, rotation=90, va="center")
+    axis.set_xticklabels(class_names, rotation=0 if few else 90)
+    axis.set_yticklabels(class_names, rotation=90 if few else 0, va="center")
     figure.colorbar(drawn, label="share of the row", format="{x:.0%}")
     return figure
 
 
-def training_curves(rows: Iterable[tuple[int, str, str, float]], steps_per_epoch: int) -> Figure:
+def training_curves(rows: Iterable[tuple[int, str, str, float]], steps_per_epoch: int, classes: Classes) -> Figure:
     """Loss, accuracy, mean IoU and the IoU of each class over the epochs, training beside evaluation.
 
     Args:
       rows: (step, run, tag, value), as `summaries.read_csv` yields them.
       steps_per_epoch: how many steps an epoch has.
+      classes: the classes; of many, the IoU is shown in one chart, of evaluation alone.
     """
     series: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for step, run, tag, value in rows:
         series.setdefault((tag, run), []).append((step / steps_per_epoch, value))
-    tags = ["loss", "accuracy", "mean_iou", *(f"iou/{name}" for name in CLASS_NAMES)]
-    figure = Figure(figsize=(11, 6))
-    figure.subplots_adjust(left=0.04, right=0.99, bottom=0.08, top=0.95, wspace=0.14, hspace=0.32)
-    for axis, tag in zip(figure.subplots(2, 3).flat, tags, strict=True):
+    tags = [f"iou/{name}" for name in classes.names]
+    charts = ["loss", "accuracy", "mean_iou", *(tags if len(tags) <= CURVES_OF_CLASSES else [])]
+    across = 3 if len(charts) <= 6 else 4
+    down = math.ceil((len(charts) + (len(tags) > CURVES_OF_CLASSES)) / across)
+    figure = Figure(figsize=(11, 3 * down))
+    figure.subplots_adjust(
+        left=0.04, right=0.99, bottom=0.16 / down, top=1 - 0.1 / down, wspace=0.14 if across == 3 else 0.2, hspace=0.32
+    )
+    axes = list(figure.subplots(down, across).flat)
+    for axis, tag in zip(axes, charts, strict=False):
         for run, color in RUN_COLORS.items():
             points = series.get((tag, run), [])
             if points:
                 axis.plot(*zip(*points, strict=True), color=color, label=run, linewidth=1.4,
                           marker=None if run == "train" else "o", markersize=3)  # fmt: skip
-        axis.set_title(tag, fontsize=10)
-        axis.set_xlabel("epoch", fontsize=8)
-        axis.tick_params(labelsize=8)
-        axis.grid(alpha=0.3)
+        _finish_chart(axis, tag)
         if axis.lines:
             axis.legend(fontsize=8, frameon=False)
+    rest = axes[len(charts) :]
+    if len(tags) > CURVES_OF_CLASSES:
+        for tag, each in zip(tags, classes.members, strict=True):
+            points = series.get((tag, "ema"), series.get((tag, "eval"), []))
+            if points:
+                rest[0].plot(*zip(*points, strict=True), color=[part / 255 for part in each.color], linewidth=1)
+        _finish_chart(rest.pop(0), "iou of each class, evaluation")
+    for axis in rest:
+        axis.set_axis_off()
     return figure
+
+
+def _finish_chart(axis: Axes, title: str) -> None:
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel("epoch", fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.3)
 
 
 def to_array(figure: Figure, dpi: int = 100) -> np.ndarray:
@@ -157,8 +199,10 @@ def to_png(figure: Figure, dpi: int = 100) -> bytes:
     return buffer.getvalue()
 
 
-def _tiles(columns: Mapping[str, np.ndarray], names: Sequence[str]) -> Figure:
+def _tiles(columns: Mapping[str, np.ndarray], names: Sequence[str], *, below: float) -> Figure:
     """Pictures side by side: a titled column for each stack uint8 [N, H, W, 3], a named row for each example.
+
+    So many inches are left free `below` them.
 
     They are pasted into one picture, and everything has its place in inches: so many axes, or a layout that is worked
     out, would take matplotlib a second.
@@ -169,9 +213,9 @@ def _tiles(columns: Mapping[str, np.ndarray], names: Sequence[str]) -> Figure:
     canvas = np.concatenate(np.concatenate(padded, axis=2), axis=0)[:-gap, :-gap]
     across = TILE_INCHES * len(columns)
     down = across * canvas.shape[0] / canvas.shape[1]
-    figure = Figure(figsize=(across + 0.1, down + TITLE_INCHES + LEGEND_INCHES))
-    total = down + TITLE_INCHES + LEGEND_INCHES
-    axis = figure.add_axes((0.05 / (across + 0.1), LEGEND_INCHES / total, across / (across + 0.1), down / total))
+    total = down + TITLE_INCHES + below
+    figure = Figure(figsize=(across + 0.1, total))
+    axis = figure.add_axes((0.05 / (across + 0.1), below / total, across / (across + 0.1), down / total))
     axis.set_axis_off()
     axis.imshow(canvas, aspect="auto")
     for i, title in enumerate(columns):
@@ -182,22 +226,38 @@ def _tiles(columns: Mapping[str, np.ndarray], names: Sequence[str]) -> Figure:
     return figure
 
 
-def _legend(figure: Figure, patches: list[Patch], shade: str, limits: tuple[float, float]) -> None:
-    """Below a sheet: the colours, and what the shades of its last column mean."""
-    height = figure.get_size_inches()[1]
-    bar = figure.add_axes((0.25, (LEGEND_INCHES - 0.2) / height, 0.5, 0.1 / height))
+def _height_of(patches: Sequence[Patch]) -> float:
+    """What a legend takes, in inches."""
+    return LEGEND_ROW_INCHES * math.ceil(len(patches) / PATCHES_ABREAST)
+
+
+def _shades_below(figure: Figure, legend: float, shade: str, limits: tuple[float, float]) -> None:
+    """Above the legend, so many inches high: what the shades of a sheet's last column mean."""
+    height, place = figure.get_size_inches()[1], legend + SHADES_INCHES
+    bar = figure.add_axes((0.25, (place - 0.2) / height, 0.5, 0.1 / height))
     figure.colorbar(ScalarMappable(Normalize(*limits), SHADES), cax=bar, orientation="horizontal")
     bar.tick_params(labelsize=8)
-    figure.text(0.24, (LEGEND_INCHES - 0.15) / height, shade, ha="right", va="center", fontsize=9)
-    _patches_below(figure, patches)
+    figure.text(0.24, (place - 0.15) / height, shade, ha="right", va="center", fontsize=9)
 
 
 def _patches_below(figure: Figure, patches: list[Patch]) -> None:
-    figure.legend(handles=patches, loc="lower center", ncols=len(patches), frameon=False, fontsize=9, borderaxespad=0.1)
+    abreast = min(len(patches), PATCHES_ABREAST)
+    figure.legend(
+        handles=patches,
+        loc="lower center",
+        ncols=abreast,
+        frameon=False,
+        fontsize=9,
+        borderaxespad=0.1,
+        labelspacing=0.2,
+    )
 
 
-def _class_patches() -> list[Patch]:
-    return [_patch(color, name) for name, color in zip(CLASS_NAMES, CLASS_COLORS.tolist(), strict=True)]
+def _class_patches(classes: Classes, *masks: np.ndarray) -> list[Patch]:
+    """The colours of the classes; of many, only those that occur in masks."""
+    occur = set(np.unique(np.concatenate([np.unique(each) for each in masks])).tolist())
+    shown = [i for i in range(len(classes)) if len(classes) < PATCHES_SHOWN or i in occur]
+    return [_patch(classes.members[i].color, classes.names[i]) for i in shown]
 
 
 def _patch(color: Sequence[int], label: str) -> Patch:

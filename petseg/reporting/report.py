@@ -10,7 +10,7 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 
 from petseg import config as config_lib
-from petseg.classes import CLASS_NAMES
+from petseg.classes import Classes
 from petseg.config import Config
 from petseg.data.decoding import Examples
 from petseg.evaluation import metrics, score_tables
@@ -87,6 +87,7 @@ class Report(NullReport):
 
     Args:
       config: config of the run.
+      classes: the classes.
       directory: work directory, with a folder of event files for each of `train`, `eval`, `ema` and `final`.
       metrics_file: CSV file of all numbers.
       figures: folder of pictures.
@@ -101,6 +102,7 @@ class Report(NullReport):
     def __init__(
         self,
         config: Config,
+        classes: Classes,
         *,
         directory: Path,
         metrics_file: Path,
@@ -112,11 +114,14 @@ class Report(NullReport):
         steps_per_epoch: int,
         evaluates_first: bool = False,
     ):
+        self._classes = classes
         self._config, self._shown, self._steps_per_epoch = config, shown_run(config), steps_per_epoch
         self._directory, self._metrics_file, self._figures = directory, metrics_file, figures
         self._contents, self._description = contents, description
         runs = dict.fromkeys((TRAIN, EVAL, self._shown, FINAL))
-        self._summaries = Summaries(directory, metrics_file, first_step, tuple(runs), evaluates_first=evaluates_first)
+        self._summaries = Summaries(
+            directory, metrics_file, first_step, classes, tuple(runs), evaluates_first=evaluates_first
+        )
         self._summaries.begin_session(f"{directory.name} ({directory.parent})", config_lib.hyperparameters(config))
         self._progress = Progress(
             first_step,
@@ -147,7 +152,7 @@ class Report(NullReport):
 
     def summary(self, step: int, measured: Measurements, telemetry: dict[str, float]) -> None:
         """Logs what the steps since the last summary did, and what they took."""
-        scores = metrics.from_confusion_matrix(measured.confusion_matrix, CLASS_NAMES)
+        scores = metrics.from_confusion_matrix(measured.confusion_matrix, self._classes)
         scalars = {
             **{tags.of_measurement(name): value for name, value in measured.scalars.items()},
             **summaries.scalars_of(scores),
@@ -187,11 +192,11 @@ class Report(NullReport):
             self._summaries.scalars(run, step, summaries.scalars_of(scores))
         evaluation = evaluations[self._shown]
         self._scored_sheets(self._shown, step, metrics.mean_iou(evaluation.confusion_matrices), examples, scorer)
-        matrix = pictures.confusion_matrix(evaluation.confusion_matrix)
+        matrix = pictures.confusion_matrix(evaluation.confusion_matrix, self._classes.names)
         self._picture(self._shown, step, "confusion_matrix", matrix, figure=True)
         self._summaries.flush()
         rows = summaries.read_csv(self._metrics_file)
-        curves = pictures.training_curves(rows, self._steps_per_epoch)
+        curves = pictures.training_curves(rows, self._steps_per_epoch, self._classes)
         self._figure("curves", pictures.to_png(curves))
         self._summaries.evaluated(step, summaries.scalars_of(results[self._shown]))
 
@@ -228,7 +233,7 @@ class Report(NullReport):
             if len(ids):
                 images, masks = examples.images[ids], examples.masks[ids, ..., 0]
                 names = [captions[i] for i in ids]
-                sheet = pictures.prediction_sheet(images, masks, classes[part], confidences[part], names)
+                sheet = pictures.prediction_sheet(images, masks, classes[part], confidences[part], names, self._classes)
                 self._picture(run, step, tag, sheet, figure=tag == "predictions")
 
     def finish(self, results: dict[str, Any]) -> None:

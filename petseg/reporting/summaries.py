@@ -23,6 +23,7 @@ from tensorboard.plugins.hparams import (
 )
 from tensorboard.plugins.image import metadata as image_metadata
 
+from petseg.classes import Classes
 from petseg.config import Config
 from petseg.errors import WorkDirectoryError
 from petseg.files import write_text
@@ -55,6 +56,7 @@ class Summaries:
       metrics_file: CSV file of the same numbers.
       first_step: the step at which this process starts; what a process that was stopped has logged of later steps, and
         all of step 0, is dropped, for it will be logged again.
+      classes: the classes.
       runs: names of the runs.
       evaluates_first: whether an evaluation at `first_step` comes first; what an earlier process has logged of it is
         dropped too.
@@ -65,10 +67,12 @@ class Summaries:
         directory: Path,
         metrics_file: Path,
         first_step: int,
+        classes: Classes,
         runs: Sequence[str] = (TRAIN, EVAL, FINAL),
         *,
         evaluates_first: bool = False,
     ):
+        self._classes = classes
         last_kept = {run: first_step - (evaluates_first and run != TRAIN) for run in runs}
         for run in runs:
             drop_later_events(directory / run, last_kept[run])
@@ -85,14 +89,14 @@ class Summaries:
     def evaluated(self, step: int, scores: Mapping[str, float]) -> None:
         """Logs the scores that stand for the whole run, the last that is said of an evaluation: see `was_evaluated`."""
         self.flush()
-        self.scalars(FINAL, step, {tag: scores[of] for tag, of in tags.FINAL.items()})
+        self.scalars(FINAL, step, {tag: scores[of] for tag, of in tags.final(self._classes).items()})
         self.flush()
 
     def scalars(self, run: str, step: int, values: Mapping[str, float]) -> None:
         """Logs numbers by tag."""
         with self.surviving(), self._writers[run].as_default(step=step):
             for tag, value in values.items():
-                tf.summary.scalar(tag, value, description=tags.SCALARS[tag])
+                tf.summary.scalar(tag, value, description=tags.describe(tag))
                 self._csv.writerow((step, run, tag, repr(float(value))))
 
     def text(self, step: int, tag: str, markdown: str) -> None:
@@ -102,7 +106,7 @@ class Summaries:
 
     def arrange(self) -> None:
         """Groups the scalars on TensorBoard's custom-scalars page."""
-        self._raw(TRAIN, custom_scalar_summary.pb(tags.layout()))
+        self._raw(TRAIN, custom_scalar_summary.pb(tags.layout(self._classes)))
 
     def image(self, run: str, step: int, tag: str, png: bytes) -> None:
         """Logs a picture that is encoded already: `tf.summary.image` would take the array and encode it again."""
@@ -206,8 +210,7 @@ def _records(file: Path) -> Iterator[bytes]:
 
 def was_evaluated(metrics_file: Path, step: int) -> bool:
     """Whether training has evaluated at a step, and told all of it, as far as its CSV file says."""
-    last = next(reversed(tags.FINAL))
-    return any(row[:3] == (step, FINAL, last) for row in read_csv(metrics_file))
+    return any(row[:3] == (step, FINAL, tags.LOSS_OF_RUN) for row in read_csv(metrics_file))
 
 
 def read_csv(metrics_file: Path) -> Iterator[tuple[int, str, str, float]]:

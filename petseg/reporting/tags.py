@@ -1,8 +1,10 @@
 """What is logged under which name: a description with its unit for each scalar, and the page that groups them."""
 
+import re
+
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from petseg.classes import CLASS_NAMES
+from petseg.classes import Classes
 from petseg.training import measurements
 
 _SCORES = {
@@ -21,7 +23,7 @@ def of_measurement(name: str) -> str:
 SCALARS: dict[str, str] = {
     "accuracy": "Share of valid pixels whose class was right.",
     "mean_iou": "Mean of the classes' intersection over union.",
-    **{f"{score}/{name}": text.format(name=name) for score, text in _SCORES.items() for name in CLASS_NAMES},
+    "foreground_iou": "Intersection over union of all that is foreground, borders too, against the rest.",
     **{of_measurement(name): text for name, text in {**measurements.MEANS, **measurements.STATE}.items()},
     "speed/images_per_second": "Images per second of training, without compiling, evaluation and checkpoints.",
     "speed/step_time_median": "Median time of a step in the interval, in milliseconds.",
@@ -48,36 +50,53 @@ SCORES = "Mean IoU of each image of the evaluation, over the classes that occur 
 WEIGHTS = "The trained weights of a layer."
 GRADIENTS = "The gradient of a layer's weights in the last step, reduced and unscaled, before clipping."
 
-# The HParams page shows the first five metrics by name, capitals before small letters, the first beside the flags.
-FINAL: dict[str, str] = {
-    "final/IoU": "mean_iou",
-    "final/IoU_border": "iou/border",
-    "final/IoU_pet": "iou/pet",
-    "final/accuracy": "accuracy",
-    "final/loss": "loss",
-}
-SCALARS |= {tag: f"At the last evaluation: {SCALARS[of]}" for tag, of in FINAL.items()}
-
-_CHARTS = {
-    "overview": {"loss": ["loss"], "mean IoU": ["mean_iou"], "accuracy": ["accuracy"]},
-    "classes": {
-        "IoU": [f"iou/{name}" for name in CLASS_NAMES],
-        "Dice": [f"dice/{name}" for name in CLASS_NAMES],
-        "border": ["precision/border", "recall/border"],
-    },
-    "optimization": {
-        tag.removeprefix("optimization/").replace("_", " "): [tag] for tag in SCALARS if tag.startswith("optimization/")
-    },
-    "speed": {
-        "images/s": ["speed/images_per_second"],
-        "step time (ms)": ["speed/step_time_median", "speed/step_time_p95"],
-        "share of time": [tag for tag in SCALARS if tag.startswith("time_share/")],
-        "memory (MiB)": ["memory/host", "memory/device"],
-    },
-}
+LOSS_OF_RUN = "final/loss"
 
 
-def layout() -> layout_pb2.Layout:
+def final(classes: Classes) -> dict[str, str]:
+    """The scores that stand for the whole run: their tags, and those of the scores; the loss comes last.
+
+    The HParams page shows the first five metrics by name, capitals before small letters, the first beside the flags.
+    """
+    shown = [each.name for each in classes.members if each.foreground]
+    of_classes = {f"final/IoU_{name}": f"iou/{name}" for name in shown}
+    return {"final/IoU": "mean_iou", **of_classes, "final/accuracy": "accuracy", LOSS_OF_RUN: "loss"}
+
+
+def describe(tag: str) -> str:
+    """What a scalar is, with its unit.
+
+    Raises:
+      KeyError: if there is no such scalar.
+    """
+    kind, _, name = tag.partition("/")
+    if kind == "final":
+        scores = {"IoU": "mean_iou", "accuracy": "accuracy", "loss": "loss"}
+        of = scores[name] if name in scores else f"iou/{name.removeprefix('IoU_')}"
+        return f"At the last evaluation: {describe(of)}"
+    return _SCORES[kind].format(name=name) if kind in _SCORES else SCALARS[tag]
+
+
+def _charts(classes: Classes) -> dict[str, dict[str, list[str]]]:
+    """The charts of the custom-scalars page: category, title, tags."""
+    optimization = [tag for tag in SCALARS if tag.startswith("optimization/")]
+    return {
+        "overview": {"loss": ["loss"], "mean IoU": ["mean_iou"], "accuracy": ["accuracy"]},
+        "classes": {
+            title: [f"{score}/{re.escape(name)}" for name in classes.names]
+            for title, score in {"IoU": "iou", "Dice": "dice", "precision": "precision", "recall": "recall"}.items()
+        },
+        "optimization": {tag.removeprefix("optimization/").replace("_", " "): [tag] for tag in optimization},
+        "speed": {
+            "images/s": ["speed/images_per_second"],
+            "step time (ms)": ["speed/step_time_median", "speed/step_time_p95"],
+            "share of time": [tag for tag in SCALARS if tag.startswith("time_share/")],
+            "memory (MiB)": ["memory/host", "memory/device"],
+        },
+    }
+
+
+def layout(classes: Classes) -> layout_pb2.Layout:
     """The arrangement of TensorBoard's custom-scalars page."""
     return layout_pb2.Layout(
         category=[
@@ -90,6 +109,6 @@ def layout() -> layout_pb2.Layout:
                     for name, charted in charts.items()
                 ],
             )
-            for title, charts in _CHARTS.items()
+            for title, charts in _charts(classes).items()
         ]
     )

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from petseg.classes import CLASS_NAMES
+from petseg.classes import Classes
 from petseg.config import Config, DataConfig
 from petseg.data import catalog, decoding, input_pipeline
 from petseg.data.decoding import Examples
@@ -31,36 +31,38 @@ def check(config: Config, strategy: tf.distribute.Strategy) -> None:
 
 def load_examples(config: DataConfig) -> tuple[Examples, Examples]:
     """The training split and the evaluation split, decoded."""
-    train, evaluation = (load_split(config, split) for split in (config.train_split, config.eval_split))
-    catalog.warn_of_shared_examples(config.dataset, config.train_split, config.eval_split, config.data_dir)
+    train = decoding.load(config, config.train_split)
+    evaluation = decoding.load(config, config.eval_split, train.classes)
+    catalog.warn_of_shared_examples(catalog.open_data(config, train.classes), config.train_split, config.eval_split)
     return train, evaluation
 
 
-def load_split(config: DataConfig, split: str) -> Examples:
-    """A split, decoded, and kept as the config's `cache` says."""
-    return decoding.load(
-        config.dataset, split, config.size, config.data_dir, cache=config.cache, cache_dir=config.cache_dir
-    )
-
-
-def build_model(config: Config, encoder_weights: str | None = None) -> keras.Model:
+def build_model(config: Config, classes: Classes, encoder_weights: str | None = None) -> keras.Model:
     """The network of a config; inside ``strategy.scope()``.
 
     Args:
       config: config of the run.
+      classes: the classes that it tells apart.
       encoder_weights: `weights` of `encoders.build_encoder`; None for random ones, which a checkpoint will fill.
+
+    Raises:
+      ConfigError: if the weights cannot be had or do not fit, or the encoder has no layer that is named.
     """
-    size, model = config.data.size, config.model
+    model = config.model
     with unet.dtype_policy(config.compute.precision):
-        encoder = encoders.build_encoder(
-            model.encoder, image_size=size, alpha=model.encoder_alpha, weights=encoder_weights or "none"
-        )
         return unet.build_unet(
-            image_size=size,
-            num_classes=len(CLASS_NAMES),
-            encoder=encoder,
-            train_encoder=model.train_encoder,
-            input_scaling=model.input_scaling,
+            image_size=config.data.size,
+            num_classes=len(classes),
+            encoder=encoders.build_encoder(
+                model.encoder,
+                image_size=model.working_size(config.data.size),
+                alpha=model.encoder_alpha,
+                weights=encoder_weights or "none",
+            ),
+            train_encoder=model.first_trained != "none",
+            first_trained=model.first_trained,
+            input_scaling=encoders.scaling(model.encoder, model.input_scaling),
+            decoder=model.decoder,
             batch_norm_momentum=model.batch_norm_momentum,
             sync_batch_norm=model.sync_batch_norm,  # on one replica too, for then the arithmetic is that of several
         )

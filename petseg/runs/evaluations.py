@@ -81,7 +81,8 @@ class Evaluations:
         if evaluations is None:
             return None
         split, shown = self._config.data.eval_split, shown_run(self._config)
-        by_run = {run: split_results(evaluation, step, split) for run, evaluation in evaluations.items()}
+        classes = self._examples.classes
+        by_run = {run: split_results(evaluation, step, split, classes) for run, evaluation in evaluations.items()}
         if self._placement.is_chief:
             if step:
                 with self._stopwatch.timing("checkpoints"):

@@ -105,6 +105,7 @@ def set_up(config: Config, workdir: WorkDirectory, placement: Placement, signals
     start = starting_point.find(config, workdir)
     service_client.wait_for(config.data.service_addresses(), config.distribution.cluster_timeout)
     examples = building.load_examples(config.data)
+    workdir.check_classes(examples[0].classes)
     parts = _build(config, placement.strategy, start, *examples)
     signals.call(lambda: parts.requests.stop.assign(1.0))
     experiment = Experiment(config, workdir, placement, signals, parts)
@@ -122,7 +123,7 @@ def _build(
 ) -> Parts:
     steps_per_epoch = example_order.steps_per_epoch(len(train_examples), config.data.batch_size)
     clock = Clock.of(config.schedule, steps_per_epoch)
-    weights = sample_weights.resolve_class_weights(config.loss, train_examples.masks)
+    weights = sample_weights.resolve_class_weights(config.loss, train_examples.masks, train_examples.classes.names)
     requests = Requests()
     with strategy.scope():
         model = starting_point.build_model(start, config, train_examples)
@@ -218,9 +219,11 @@ class Experiment:
         if not self._placement.is_chief:
             return NullReport()
         workdir, devices = self._workdir, [device.name for device in tf.config.list_logical_devices()]
-        workdir.save_config(self._config, class_weights=self._parts.class_weights, devices=devices)
+        classes = self._parts.train_examples.classes
+        workdir.save_config(self._config, classes=classes, class_weights=self._parts.class_weights, devices=devices)
         return Report(
             self._config,
+            classes,
             directory=workdir.path,
             metrics_file=workdir.metrics_file,
             figures=workdir.figures,
@@ -252,12 +255,11 @@ class Experiment:
         self._results = results or self._evaluations.written(step)
 
     def _introduction(self) -> Introduction:
-        data = self._config.data
         return Introduction(
-            card=catalog.card(data.dataset, data.data_dir),
+            card=catalog.open_data(self._config.data, self._parts.train_examples.classes).card(),
             model_diagram=model_diagram.draw(self._parts.model),
             graph=self._parts.evaluator.graph(),
-            training_batch=pictures.training_batch(*self._first_batch()),
+            training_batch=pictures.training_batch(*self._first_batch(), self._parts.train_examples.classes),
         )
 
     def _first_batch(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:

@@ -163,7 +163,7 @@ class Scorer:
             for resolution, evaluation in zip(evaluations, complete, strict=True)
         ]
         files = [self.run.results_file(self._split, step, *self._differences(i > 0)) for i in range(len(results))]
-        rows = image_rows(complete[-1], self.examples.names, self.examples.groups)
+        rows = image_rows(complete[-1], self.run.classes, self.examples.names, self.examples.groups)
         return Scored(path, complete, results, files, [{"step": step, **row} for row in rows])
 
     def predictions(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
@@ -190,7 +190,7 @@ class Scorer:
 
     def _results(self, evaluation: Evaluation, step: int, resolution: str) -> dict[str, Any]:
         groups = self.examples.groups
-        scores = split_results(evaluation, step, self._split, resolution=resolution, groups=groups)
+        scores = split_results(evaluation, step, self._split, self.run.classes, resolution=resolution, groups=groups)
         return {**scores, "weights": self.run.weights}
 
     def _complete(self, evaluation: Evaluation | None) -> Evaluation:
@@ -203,7 +203,7 @@ def _checked_split(run: TrainedRun, score: ScoreConfig) -> str:
     """The split to score, which must not be one that was trained on."""
     data = run.config.data
     split = score.split or data.eval_split
-    shared = catalog.overlap(data.dataset, split, data.train_split, data.data_dir)
+    shared = catalog.open_data(data, run.classes).overlap(split, data.train_split)
     if shared and not score.allow_training_images:
         raise DataError(
             f"--split={split}: {shared} of its images were trained on ({data.train_split}); "
@@ -248,7 +248,7 @@ def _watch(run: TrainedRun, score: ScoreConfig) -> Iterator[str]:
 def _last_step(run: TrainedRun) -> int:
     """The step at which the run will end, as it was last started."""
     data, schedule = run.config.data, run.workdir.load_config().schedule
-    count = catalog.size(data.dataset, data.train_split, data.data_dir)
+    count = catalog.size(data, data.train_split, run.classes)
     return Clock.of(schedule, example_order.steps_per_epoch(count, data.batch_size)).total
 
 
@@ -289,7 +289,9 @@ def _draw_comparison(scorer: Scorer, other: Scorer) -> None:
     theirs = tf.image.resize(theirs[..., None], mine.shape[1:], method="nearest").numpy()[..., 0]
     first, second = (each.run.workdir.path.name for each in (other, scorer))
     titles = (first, second) if first != second else ("second", "first")
-    sheet = pictures.comparison_sheet(images, masks, dict(zip(titles, (theirs, mine), strict=True)), names)
+    sheet = pictures.comparison_sheet(
+        images, masks, dict(zip(titles, (theirs, mine), strict=True)), names, scorer.run.classes
+    )
     file = scorer.run.workdir.figures / "comparison.png"
     write_bytes(file, pictures.to_png(sheet))
     print(f"pictures:   {file}")

@@ -11,7 +11,7 @@ import tensorflow as tf
 from petseg.config import Config
 from petseg.data.decoding import Examples
 from petseg.errors import CheckpointError, ConfigError
-from petseg.models import encoders
+from petseg.models import encoders, pretrained_weights
 from petseg.reporting.summaries import EMA, shown_run
 from petseg.runs import building, checkpoints
 from petseg.runs.work_directory import WorkDirectory
@@ -54,7 +54,7 @@ def find(config: Config, workdir: WorkDirectory) -> StartingPoint:
         if not WorkDirectory(source).config_file.is_file() and not _checkpoint_file(source).is_file():
             raise ConfigError(f"--init_from={source}: is neither the work directory of a run nor a checkpoint")
         return StartingPoint(init_from=source)
-    encoders.check_encoder_weights(config.model.encoder_weights)
+    pretrained_weights.check(config.model.encoder_weights)
     return StartingPoint(encoder_weights=config.model.encoder_weights)
 
 
@@ -72,13 +72,14 @@ def build_model(start: StartingPoint, config: Config, examples: Examples) -> ker
     Raises:
       PetsegError: if weights do not fit.
     """
-    model = building.build_model(config, start.encoder_weights)
+    model = building.build_model(config, examples.classes, start.encoder_weights)
     if start.init_from:
         _fill_from_other_run(start.init_from, config, model)
     elif not start.checkpoint and start.encoder_weights == "none":
-        count = max(1, min(CALIBRATION_IMAGES, CALIBRATION_PIXELS // math.prod(config.data.size)))
-        images = tf.cast(examples.images[:count], tf.float32)
-        encoders.calibrate_batch_norm(model.get_layer("encoder").model, model.get_layer("scaling")(images))
+        pixels = math.prod(config.model.working_size(config.data.size))
+        images = examples.images[: max(1, min(CALIBRATION_IMAGES, CALIBRATION_PIXELS // pixels))]
+        scaled = keras.Model(model.input, model.get_layer("scaling").output)(tf.cast(images, tf.float32))
+        encoders.calibrate_batch_norm(model.get_layer("encoder").model, scaled)
     return model
 
 
@@ -98,7 +99,7 @@ def _fill_from_other_run(source: str, config: Config, model: keras.Model) -> Non
             raise CheckpointError(f"--init_from={source}: there is no checkpoint in {workdir.best} yet")
         path = checkpoints.find(workdir.checkpoints, workdir.best, "best")
         averaged = shown_run(theirs) == EMA
-        original = building.build_model(theirs)  # averages are known by what was trained there
+        original = building.build_model(theirs, workdir.load_classes())  # averages are known by what was trained there
         step = building.restore(path, theirs, original, averaged=averaged)
         model.set_weights(original.get_weights())
     kind = "averaged weights" if averaged else "weights"

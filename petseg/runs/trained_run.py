@@ -6,9 +6,10 @@ from pathlib import Path
 
 import keras
 
-from petseg.classes import PETS, Classes
+from petseg.classes import Classes
 from petseg.config import Config
 from petseg.config.eval_config import ScoreConfig
+from petseg.data import decoding
 from petseg.data.decoding import Examples
 from petseg.errors import CheckpointError, ConfigError
 from petseg.reporting.summaries import EMA
@@ -25,11 +26,13 @@ class TrainedRun:
     Attributes:
       workdir: work directory of the run.
       config: config of the run, with the precision, the data folder and the cache that are asked for instead.
+      classes: the classes that the run tells apart.
       averaged: whether its averaged weights are used, and not those that were trained.
     """
 
     workdir: WorkDirectory
     config: Config
+    classes: Classes
     averaged: bool
 
     @classmethod
@@ -45,7 +48,7 @@ class TrainedRun:
             raise ConfigError(f"--ema: {workdir.path} kept no averaged weights (its --ema_decay is 0)")
         if config.optimizer.ema_decay and not score.ema:
             logger.info("%s has averaged weights too; --ema uses them", workdir.path)
-        return cls(workdir, _with_what_is_asked(config, score), averaged=score.ema)
+        return cls(workdir, _with_what_is_asked(config, score), workdir.load_classes(), averaged=score.ema)
 
     @classmethod
     def open_to_compare(cls, workdir: WorkDirectory, score: ScoreConfig) -> "TrainedRun":
@@ -56,11 +59,6 @@ class TrainedRun:
         """
         has_averages = workdir.load_config().optimizer.ema_decay > 0
         return cls.open(workdir, dataclasses.replace(score, ema=score.ema and has_averages))
-
-    @property
-    def classes(self) -> Classes:
-        """The classes that it tells apart."""
-        return PETS
 
     @property
     def weights(self) -> str:
@@ -80,7 +78,7 @@ class TrainedRun:
 
     def load(self, split: str) -> Examples:
         """The examples of a split, kept as the config's `cache` says."""
-        return building.load_split(self.config.data, split)
+        return decoding.load(self.config.data, split, self.classes)
 
     def checkpoint(self, which: str) -> str:
         """The path of a checkpoint: the `latest`, the `best`, or a path.
@@ -111,7 +109,7 @@ class TrainedRun:
 
     def build_model(self) -> keras.Model:
         """The network, to be filled by `restore`; inside ``strategy.scope()`` where there is one."""
-        return building.build_model(self.config, None)
+        return building.build_model(self.config, self.classes)
 
     def restore(self, path: str, model: keras.Model) -> int:
         """Fills the network with the weights that are used, as a checkpoint has them; returns their step.

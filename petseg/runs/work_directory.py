@@ -12,11 +12,12 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import filelock
 
 from petseg import config as config_lib
+from petseg.classes import PETS, Classes
 from petseg.config import CONFIG_FORMAT, Config
 from petseg.errors import ConfigError, WorkDirectoryError
 from petseg.files import write_json
@@ -71,7 +72,7 @@ class WorkDirectory:
         Raises:
           WorkDirectoryError: if there is none, or it cannot be read.
         """
-        return self._load_record()[0]
+        return self._load_record().config
 
     def load_class_weights(self) -> tuple[float, ...] | None:
         """The class weights that the run trains with, computed ones included.
@@ -79,9 +80,17 @@ class WorkDirectory:
         Raises:
           WorkDirectoryError: if there is no config, or it cannot be read.
         """
-        return self._load_record()[1]
+        return self._load_record().class_weights
 
-    def _load_record(self) -> tuple[Config, tuple[float, ...] | None]:
+    def load_classes(self) -> Classes:
+        """The classes that the run tells apart.
+
+        Raises:
+          WorkDirectoryError: if there is no config, or it cannot be read.
+        """
+        return self._load_record().classes
+
+    def _load_record(self) -> "_Record":
         if not self.config_file.is_file():
             raise WorkDirectoryError(f"--workdir={self.path}: no run is here (there is no {self.config_file})")
         try:
@@ -91,7 +100,11 @@ class WorkDirectory:
                     f"{self.config_file}: has format {record['format']}; this petseg reads format {CONFIG_FORMAT}"
                 )
             weights = record["class_weights"]
-            return config_lib.from_dict(record["config"]), None if weights is None else tuple(map(float, weights))
+            return _Record(
+                config_lib.from_dict(record["config"]),
+                None if weights is None else tuple(map(float, weights)),
+                Classes.from_dict(record["classes"]) if "classes" in record else PETS,  # the only ones there were
+            )
         except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
             raise WorkDirectoryError(f"{self.config_file}: not a config that can be read: {error}") from error
 
@@ -110,17 +123,31 @@ class WorkDirectory:
             )
         return {name: (old, new) for name, (old, new, _) in changes.items()}
 
-    def save_config(self, config: Config, *, class_weights: Sequence[float] | None, devices: Sequence[str]) -> None:
+    def check_classes(self, classes: Classes) -> None:
+        """Raises WorkDirectoryError if the run that is here, if there is one, tells other classes apart."""
+        if not self.config_file.is_file():
+            return
+        before = self.load_classes()
+        if before != classes:
+            was, now = (", ".join(each.names) for each in (before, classes))
+            said = f"{was}; now they are {now}" if was != now else f"{was}, but with other values or colours"
+            raise WorkDirectoryError(f"--workdir={self.path}: belongs to a run whose classes are {said}")
+
+    def save_config(
+        self, config: Config, *, classes: Classes, class_weights: Sequence[float] | None, devices: Sequence[str]
+    ) -> None:
         """Writes config.json: the config, what became of it here, and what a reader needs to repeat the run.
 
         Args:
           config: the resolved config.
+          classes: the classes.
           class_weights: the class weights in use, normalised.
           devices: names of the devices in use.
         """
         record = {
             "format": CONFIG_FORMAT,
             "config": config_lib.to_dict(config),
+            "classes": classes.to_dict(),
             "class_weights": class_weights,
             "command": sys.argv,
             "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}},
@@ -197,6 +224,14 @@ class WorkDirectory:
                 pass
         except OSError as error:
             raise WorkDirectoryError(f"--workdir={self.path}: cannot be written to: {error.strerror}") from error
+
+
+class _Record(NamedTuple):
+    """What config.json says to this program; the rest of it is for people."""
+
+    config: Config
+    class_weights: tuple[float, ...] | None
+    classes: Classes
 
 
 def _version(package: str) -> str | None:

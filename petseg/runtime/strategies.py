@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Iterator
 
 import tensorflow as tf
@@ -10,6 +9,7 @@ import tensorflow as tf
 from petseg.config import DistributionConfig
 from petseg.errors import ClusterError, ConfigError
 from petseg.runtime import cluster_membership
+from petseg.runtime.cpus import usable_cpus
 
 REFUSED = {
     "central_storage": "Keras 3's batch norms do not work under it; must be mirrored, which computes the same",
@@ -103,12 +103,6 @@ def set_up(config: DistributionConfig) -> Placement:
     if config.strategy == "one_device" or (config.strategy == "auto" and number == 1):
         return Placement(tf.distribute.OneDeviceStrategy(devices[0]))
     return Placement(tf.distribute.MirroredStrategy(devices, cross_device_ops=_cross_device_ops(config)))
-
-
-def usable_cpus() -> int:
-    """How many CPUs this process may use."""
-    # Python's own os.process_cpu_count comes with 3.13.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def computing_kind() -> str:

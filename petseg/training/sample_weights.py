@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from petseg.classes import CLASS_NAMES, IGNORED
+from petseg.classes import IGNORED
 from petseg.config import LossConfig
+from petseg.errors import ConfigError
 
 COUNTED_AT_ONCE = 64
 logger = logging.getLogger(__name__)
@@ -86,20 +87,31 @@ def _touches_another_class(masks: tf.Tensor) -> tf.Tensor:
     )
 
 
-def resolve_class_weights(config: LossConfig, masks: np.ndarray) -> tuple[float, ...] | None:
+def resolve_class_weights(
+    config: LossConfig, masks: np.ndarray, class_names: Sequence[str]
+) -> tuple[float, ...] | None:
     """The class weights that flags ask for, normalised to sum to 1; None where none are asked for.
 
     Args:
       config: the weights themselves, or how they are counted.
       masks: uint8 [N, H, W, 1] of the training split, class ids or IGNORED.
+      class_names: names of the classes.
+
+    Raises:
+      ConfigError: if there is not one weight for each class.
     """
     given = config.class_weight_values()
+    if given and len(given) != len(class_names):
+        raise ConfigError(
+            f"--class_weights={config.class_weights}: there are {len(given)}; must be {len(class_names)}, of "
+            + ", ".join(class_names)
+        )
     weights = given and normalized(given)
     counted = {"balanced": balanced, "median_frequency": median_frequency}
     if config.class_weights in counted:
-        weights = counted[config.class_weights](masks, len(CLASS_NAMES))
+        weights = counted[config.class_weights](masks, len(class_names))
     if weights is not None:
-        shown = ", ".join(f"{name} {weight:.3f}" for name, weight in zip(CLASS_NAMES, weights, strict=True))
+        shown = ", ".join(f"{name} {weight:.3f}" for name, weight in zip(class_names, weights, strict=True))
         logger.info("class weights: %s", shown)
     return weights
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import tensorflow_datasets as tfds
-from conftest import NUM_TRAIN, ROOT
+from conftest import NUM_TRAIN, ROOT, data_config
 
 from petseg.config import DataConfig
 from petseg.data import catalog
@@ -22,7 +22,7 @@ SyntheticPets.__init__.__kwdefaults__.update(num_train=60, num_test=4)
 
 def train():
     keras.utils.set_random_seed(0)  # as every run does; TFDS draws the name of its temporary folder from it
-    print(len(decoding.load("synthetic_pets", "train", 32, sys.argv[1])))
+    print(len(load_examples("synthetic_pets", "train", 32, sys.argv[1])))
 
 processes = []
 for _ in range(3):
@@ -99,9 +99,10 @@ def test_plain_names_with_config_and_version_are_taken(name):
 
 
 def test_splits_that_share_examples_are_warned_of_with_their_number(data_dir, caplog):
-    catalog.warn_of_shared_examples("synthetic_pets", "train", "test", str(data_dir))
+    data_set = catalog.open_data(data_config("synthetic_pets", 32, data_dir))
+    catalog.warn_of_shared_examples(data_set, "train", "test")
     assert not caplog.messages
-    catalog.warn_of_shared_examples("synthetic_pets", "train[:10]", "train[8:]", str(data_dir))
+    catalog.warn_of_shared_examples(data_set, "train[:10]", "train[8:]")
     (message,) = caplog.messages
     assert message.startswith(
         f"--eval_split=train[8:]: 2 of its {NUM_TRAIN - 8} examples are in --train_split=train[:10] too"

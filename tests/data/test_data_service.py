@@ -12,11 +12,11 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, changed, own_lines, tiny_flags
+from conftest import ROOT, changed, load_examples, own_lines, tiny_flags
 from programs_in_forks import Program, run
 from test_disk_cache import equal, outcome, training_batches
 
-from petseg.data import decoding, input_pipeline, service_client
+from petseg.data import input_pipeline, service_client
 from petseg.errors import ClusterError
 from petseg.runs import experiment
 from petseg.runs.work_directory import WorkDirectory
@@ -64,8 +64,8 @@ def cache_dir(tmp_path_factory):
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize(("split", "steps"), [("train", (0, 13)), ("train[10%:70%]", (3, 10)), ("train", (5, 6))])
 def test_batches_are_the_same_bits_in_the_same_order(addresses, data_dir, cache_dir, split, steps, count):
-    memory = decoding.load("synthetic_pets", split, 32, str(data_dir))
-    disk = decoding.load("synthetic_pets", split, 32, str(data_dir), cache="disk", cache_dir=cache_dir)
+    memory = load_examples("synthetic_pets", split, 32, str(data_dir))
+    disk = load_examples("synthetic_pets", split, 32, str(data_dir), cache="disk", cache_dir=cache_dir)
     options = {"first_step": steps[0], "last_step": steps[1]}
     expected, found = (
         training_batches(memory, **options),
@@ -76,8 +76,8 @@ def test_batches_are_the_same_bits_in_the_same_order(addresses, data_dir, cache_
 
 
 def test_each_host_asks_for_its_own_share(addresses, data_dir, cache_dir):
-    memory = decoding.load("synthetic_pets", "train", 32, str(data_dir))
-    disk = decoding.load("synthetic_pets", "train", 32, str(data_dir), cache="disk", cache_dir=cache_dir)
+    memory = load_examples("synthetic_pets", "train", 32, str(data_dir))
+    disk = load_examples("synthetic_pets", "train", 32, str(data_dir), cache="disk", cache_dir=cache_dir)
     shares = []
     for host in range(2):
         context = tf.distribute.InputContext(2, host, 4)  # two replicas on each
@@ -90,7 +90,7 @@ def test_each_host_asks_for_its_own_share(addresses, data_dir, cache_dir):
 
 
 def test_two_workers_behind_one_address_are_found_out(data_dir, cache_dir):
-    disk = decoding.load("synthetic_pets", "train", 32, str(data_dir), cache="disk", cache_dir=cache_dir)
+    disk = load_examples("synthetic_pets", "train", 32, str(data_dir), cache="disk", cache_dir=cache_dir)
     service = tf.data.experimental.service
     dispatcher = service.DispatchServer()
     address = dispatcher.target.removeprefix("grpc://")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from conftest import NUM_TEST, NUM_TRAIN
+from conftest import NUM_TEST, NUM_TRAIN, data_config, load_examples
 from PIL import Image
 
 from petseg.data import animal_drawing, catalog, decoding
@@ -51,7 +51,7 @@ def write_data_set(folder, examples, name="handmade_pets", version="1.0.0", shar
 
 
 def test_a_split_is_decoded_resized_and_shifted_to_class_ids(data_dir):
-    examples = decoding.load("synthetic_pets", "train", 64, str(data_dir))
+    examples = load_examples("synthetic_pets", "train", 64, str(data_dir))
     assert len(examples) == NUM_TRAIN
     assert examples.images.shape == (NUM_TRAIN, 64, 64, 3)
     assert examples.masks.shape == (NUM_TRAIN, 64, 64, 1)
@@ -61,31 +61,31 @@ def test_a_split_is_decoded_resized_and_shifted_to_class_ids(data_dir):
 
 
 def test_slices(data_dir):
-    whole = decoding.load("synthetic_pets", "train", 32, str(data_dir))
-    tail = decoding.load("synthetic_pets", "train[20:]", 32, str(data_dir))
+    whole = load_examples("synthetic_pets", "train", 32, str(data_dir))
+    tail = load_examples("synthetic_pets", "train[20:]", 32, str(data_dir))
     np.testing.assert_array_equal(whole.images[20:], tail.images)
     assert whole.names[20:] == tail.names
 
 
 def test_some_examples_of_a_split_are_decoded_without_the_others(data_dir, monkeypatch):
-    whole = decoding.load("synthetic_pets", "train", 32, str(data_dir))
+    whole = load_examples("synthetic_pets", "train", 32, str(data_dir))
     decoded = []
     genuine = decoding._check_example
     monkeypatch.setattr(decoding, "_check_example", lambda *args: (decoded.append(args), genuine(*args)))
-    first = decoding.load_first("synthetic_pets", "train", 32, str(data_dir), count=5)
-    spread = decoding.load_spread("synthetic_pets", "train", 32, str(data_dir), count=10)
+    first = decoding.load_first(data_config("synthetic_pets", 32, data_dir), "train", count=5)
+    spread = decoding.load_spread(data_config("synthetic_pets", 32, data_dir), "train", count=10)
     for some, positions in ((first, slice(5)), (spread, slice(None, None, 3))):
         np.testing.assert_array_equal(some.images, whole.images[positions])
         np.testing.assert_array_equal(some.masks, whole.masks[positions])
         assert some.names == whole.names[positions]
     assert len(decoded) == 5 + 8
-    assert len(decoding.load_first("synthetic_pets", "train", 32, str(data_dir), count=100)) == NUM_TRAIN
-    assert len(decoding.load_spread("synthetic_pets", "train", 32, str(data_dir), count=100)) == NUM_TRAIN
+    assert len(decoding.load_first(data_config("synthetic_pets", 32, data_dir), "train", count=100)) == NUM_TRAIN
+    assert len(decoding.load_spread(data_config("synthetic_pets", 32, data_dir), "train", count=100)) == NUM_TRAIN
 
 
 def test_examples_say_where_they_come_from(data_dir, tmp_path):
     for cache in ("memory", "disk", "none"):
-        examples = decoding.load("synthetic_pets", "test[:3]", 32, str(data_dir), cache=cache, cache_dir=str(tmp_path))
+        examples = load_examples("synthetic_pets", "test[:3]", 32, str(data_dir), cache=cache, cache_dir=str(tmp_path))
         assert examples.origin == "synthetic_pets/1.0.0, test[:3]"
 
 
@@ -103,35 +103,32 @@ def test_as_many_pictures_are_decoded_at_one_time_as_the_process_may_use_cpus_bu
     monkeypatch.setattr("os.cpu_count", lambda: 96)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cpus)), raising=False)
     monkeypatch.setattr(tf.data.Dataset, "map", watched)
-    decoding._decoded(decoding._source("synthetic_pets", "test", 32, str(data_dir)), undecoded(data_dir))
-    next(decoding.native_masks("synthetic_pets", "test", str(data_dir)))
+    source = decoding._Source.open(data_config("synthetic_pets", 32, data_dir), "test", None)
+    decoding._decoded(source, source.undecoded())
+    next(decoding.native(data_config("synthetic_pets", 32, data_dir), "test"))
     assert used.count(expected) == 2
     assert 96 not in used
-
-
-def undecoded(data_dir):
-    return catalog.raw_examples(catalog.prepare("synthetic_pets", str(data_dir)), "test")
 
 
 def test_masks_are_resized_by_nearest_neighbour(tmp_path):
     mask = np.full((100, 100), 1, np.uint8)
     mask[:, 50:] = 3  # anything smoother would invent the class between
     write_data_set(tmp_path, [(png(picture(100, 100)), png(mask))])
-    assert set(np.unique(decoding.load("handmade_pets", "train", 32, str(tmp_path)).masks)) == {0, 2}
+    assert set(np.unique(load_examples("handmade_pets", "train", 32, str(tmp_path)).masks)) == {0, 2}
 
 
 def test_images_keep_their_pixels_at_their_own_size(tmp_path):
     image = picture(32, 32)
     write_data_set(tmp_path, [(png(image), png(trimap(32, 32)))])
-    examples = decoding.load("handmade_pets", "train", 32, str(tmp_path))
+    examples = load_examples("handmade_pets", "train", 32, str(tmp_path))
     np.testing.assert_array_equal(examples.images[0], image)
     np.testing.assert_array_equal(examples.masks[0, ..., 0], trimap(32, 32) - 1)
 
 
 def test_the_memory_is_logged_before_it_is_taken(data_dir, caplog):
     with caplog.at_level("INFO", logger="petseg"):
-        decoding.load("synthetic_pets", "test", 512, str(data_dir))
-    assert f"test: {NUM_TEST} examples at 512 px take 10 MiB of memory" in caplog.messages
+        load_examples("synthetic_pets", "test", 512, str(data_dir))
+    assert f"test: {NUM_TEST} examples at 512 x 512 take 10 MiB of memory" in caplog.messages
 
 
 @pytest.mark.parametrize(
@@ -140,15 +137,19 @@ def test_the_memory_is_logged_before_it_is_taken(data_dir, caplog):
         (io.BytesIO(b"this is no image"), png(trimap()), "cannot be decoded"),
         (png(picture()), io.BytesIO(b"\x89PNG but no more"), "cannot be decoded"),
         (png(picture(40, 30)), png(trimap(40, 31)), r"\(40, 30\).*\(40, 31\)"),
-        (png(picture()), png(trimap(high=4)), "from 1 to 4; they must be 1 to 3"),
-        (png(picture()), png(trimap() - 1), "from 0 to 2; they must be 1 to 3"),
+        (
+            png(picture()),
+            png(trimap(high=4)),
+            r"holds value 4, which is in no class; must be one of 1 \(pet\), 2 \(background\), 3 \(border\)",
+        ),
+        (png(picture()), png(trimap() - 1), "holds value 0, which is in no class"),
     ],
     ids=["image", "mask", "sizes", "too-high", "too-low"],
 )
 def test_bad_examples_are_named(tmp_path, image, mask, message):
     write_data_set(tmp_path, [(png(picture()), png(trimap())), (image, mask)])
     with pytest.raises(DataError, match=rf"handmade_pets, split train, example 1.*{message}"):
-        decoding.load("handmade_pets", "train", 32, str(tmp_path))
+        load_examples("handmade_pets", "train", 32, str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_bad_examples_are_named(tmp_path, image, mask, message):
 )
 def test_bad_splits_are_named(data_dir, split, message):
     with pytest.raises(DataError, match=rf"{message}.*train \({NUM_TRAIN} examples\)"):
-        decoding.load("synthetic_pets", split, 32, str(data_dir))
+        load_examples("synthetic_pets", split, 32, str(data_dir))
 
 
 def test_a_data_set_without_masks_is_refused(tmp_path):
@@ -168,13 +169,15 @@ def test_a_data_set_without_masks_is_refused(tmp_path):
         split_datasets={"train": tf.data.Dataset.from_tensor_slices({"label": np.arange(3)})},
         data_dir=str(tmp_path),
     )
-    with pytest.raises(DataError, match="no feature 'image', only label"):
-        decoding.load("only_labels", "train", 32, str(tmp_path))
+    with pytest.raises(
+        DataError, match=r"image_feature=image: must be a feature that is a picture .there is none.; all: label"
+    ):
+        load_examples("only_labels", "train", 32, str(tmp_path))
 
 
 def test_an_older_version_that_lies_on_disk_is_used(tmp_path):
     write_data_set(tmp_path, [(png(picture()), png(trimap()))], name="oxford_iiit_pet", version="3.2.0")
-    assert len(decoding.load("oxford_iiit_pet", "train", 32, str(tmp_path))) == 1
+    assert len(load_examples("oxford_iiit_pet", "train", 32, str(tmp_path))) == 1
 
 
 def test_a_data_set_out_of_reach_names_both_ways_on(tmp_path, monkeypatch):
@@ -183,13 +186,13 @@ def test_a_data_set_out_of_reach_names_both_ways_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", no_network)
     with pytest.raises(DataError, match=r"no route to host.*--data_dir=PATH.*--dataset=synthetic_pets") as caught:
-        decoding.load("oxford_iiit_pet", "train", 32, str(tmp_path))
+        load_examples("oxford_iiit_pet", "train", 32, str(tmp_path))
     assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_data_set_is_named(tmp_path):
     with pytest.raises(DataError, match="no data set nonsense_pets"):
-        decoding.load("nonsense_pets", "train", 32, str(tmp_path))
+        load_examples("nonsense_pets", "train", 32, str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -202,7 +205,7 @@ def test_an_unknown_data_set_is_named(tmp_path):
     ],
 )
 def test_overlap_of_splits(data_dir, first, second, shared):
-    assert catalog.overlap("synthetic_pets", first, second, str(data_dir)) == shared
+    assert catalog.open_data(data_config("synthetic_pets", 32, data_dir)).overlap(first, second) == shared
 
 
 def test_drawings_depend_on_their_seed_alone():
@@ -235,7 +238,7 @@ def test_the_border_lies_between_pet_and_background():
 
 
 def test_the_real_pets(real_data_dir):
-    examples = decoding.load("oxford_iiit_pet", "test", 128, real_data_dir)
+    examples = load_examples("oxford_iiit_pet", "test", 128, real_data_dir)
     assert len(examples) == 669
     shares = np.bincount(examples.masks.ravel(), minlength=3) / examples.masks.size
     np.testing.assert_allclose(shares, [0.300, 0.587, 0.114], atol=0.02)

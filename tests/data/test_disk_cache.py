@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from conftest import NUM_TRAIN, ROOT, changed, replicas
+from conftest import NUM_TRAIN, ROOT, changed, load_examples, replicas
 from test_decoding import picture, png, write_data_set
 
 from petseg.data import catalog, decoding, disk_cache, input_pipeline
@@ -39,7 +39,7 @@ def shards(tmp_path_factory):
 
 def in_all_modes(dataset, split, data_dir, cache_dir, size=32):
     return {
-        cache: decoding.load(dataset, split, size, str(data_dir), cache=cache, cache_dir=str(cache_dir))
+        cache: load_examples(dataset, split, size, str(data_dir), cache=cache, cache_dir=str(cache_dir))
         for cache in ("memory", "disk", "none")
     }
 
@@ -119,19 +119,21 @@ def test_whole_runs_end_in_the_same_numbers(tiny_config, tmp_path):
 
 
 def test_a_second_run_reuses_what_the_first_one_decoded(data_dir, tmp_path, caplog, monkeypatch):
-    first = decoding.load("synthetic_pets", "train", 32, str(data_dir), cache="disk", cache_dir=str(tmp_path))
+    first = load_examples("synthetic_pets", "train", 32, str(data_dir), cache="disk", cache_dir=str(tmp_path))
     monkeypatch.setattr(decoding, "_decode_all", None)
     caplog.clear()
     with caplog.at_level("INFO", logger="petseg"):
-        again = decoding.load("synthetic_pets", "train", 32, str(data_dir), cache="disk", cache_dir=str(tmp_path))
+        again = load_examples("synthetic_pets", "train", 32, str(data_dir), cache="disk", cache_dir=str(tmp_path))
     (line,) = caplog.messages
-    assert line.startswith(f"{NUM_TRAIN} examples at 32 px were decoded before: {tmp_path}/synthetic_pets-1.0.0-train")
+    assert line.startswith(
+        f"{NUM_TRAIN} examples at 32x32 px were decoded before: {tmp_path}/synthetic_pets-1.0.0-train"
+    )
     np.testing.assert_array_equal(first.images, again.images)
     assert (first.names, first.groups) == (again.names, again.groups)
 
 
 def cache_of(folder, key="a"):
-    return Cache(str(folder), "pets", {"key": key}, 3, 4)
+    return Cache(str(folder), "pets", {"key": key}, 3, (4, 4))
 
 
 def filled_with(value):
@@ -157,7 +159,7 @@ def test_a_changed_data_set_is_noticed(tmp_path):
         (tmp_path / "data").unlink(missing_ok=True)
         (tmp_path / "data").symlink_to(tmp_path / str(value))
         found.append(
-            decoding.load("handmade_pets", "train", 32, str(tmp_path / "data"), cache="disk", cache_dir=str(tmp_path))
+            load_examples("handmade_pets", "train", 32, str(tmp_path / "data"), cache="disk", cache_dir=str(tmp_path))
         )
     assert [examples.images.max() for examples in found] == [10, 200]  # and the first run's files are still its own
 
@@ -183,7 +185,7 @@ from petseg.data.disk_cache import Cache
 def fill(keep):
     keep(np.ones((4, 4, 3), np.uint8), np.ones((4, 4, 1), np.uint8))
     os.kill(os.getpid(), signal.SIGKILL)
-Cache({str(tmp_path)!r}, "pets", {{"key": "a"}}, 3, 4).filled(fill)
+Cache({str(tmp_path)!r}, "pets", {{"key": "a"}}, 3, (4, 4)).filled(fill)
 """
     killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True)
     assert killed.returncode == -signal.SIGKILL
@@ -209,7 +211,7 @@ def test_what_fails_in_the_middle_leaves_nothing(tmp_path, monkeypatch):
 def test_a_disk_that_is_too_small_is_named_before_anything_is_decoded(tmp_path, monkeypatch, data_dir):
     monkeypatch.setattr(disk_cache.shutil, "disk_usage", lambda path: Usage(2**20))
     with pytest.raises(ConfigError, match=r"No space left on device: it takes 24\.0 MiB, 1\.0 MiB are free"):
-        decoding.load("synthetic_pets", "train", 512, str(data_dir), cache="disk", cache_dir=str(tmp_path))
+        load_examples("synthetic_pets", "train", 512, str(data_dir), cache="disk", cache_dir=str(tmp_path))
 
 
 class Usage:
@@ -221,15 +223,15 @@ def test_a_bad_example_leaves_no_files(tmp_path):
     bad = np.full((40, 30), 4, np.uint8)
     write_data_set(tmp_path / "data", [(png(picture()), png(bad))])
     for cache in ("disk", "none"):
-        with pytest.raises(DataError, match=r"handmade_pets, split train, example 0.*from 4 to 4; they must be 1 to 3"):
-            decoding.load("handmade_pets", "train", 32, str(tmp_path / "data"), cache=cache, cache_dir=str(tmp_path))
+        with pytest.raises(DataError, match=r"handmade_pets, split train, example 0.*holds value 4, which is"):
+            load_examples("handmade_pets", "train", 32, str(tmp_path / "data"), cache=cache, cache_dir=str(tmp_path))
     assert not [path for path in tmp_path.iterdir() if path.is_dir() and path.name != "data"]
 
 
 def test_files_that_vanish_during_a_run_are_named(tmp_path):
     write_data_set(tmp_path / "data", [(png(picture()), png(np.full((40, 30), 2, np.uint8))) for _ in range(4)])
     disk, records = (
-        decoding.load("handmade_pets", "train", 32, str(tmp_path / "data"), cache=cache, cache_dir=str(tmp_path))
+        load_examples("handmade_pets", "train", 32, str(tmp_path / "data"), cache=cache, cache_dir=str(tmp_path))
         for cache in ("disk", "none")
     )
     for file in [*tmp_path.glob("*px*/images.u8"), *tmp_path.glob("data/**/*.tfrecord*")]:
@@ -245,7 +247,7 @@ def test_other_file_formats_want_a_cache(shards, tmp_path, monkeypatch):
     monkeypatch.setattr(builder.info, "_file_format", tfds.core.FileFormat.ARRAY_RECORD, raising=False)
     monkeypatch.setattr(type(builder.info), "file_format", tfds.core.FileFormat.ARRAY_RECORD)
     with pytest.raises(DataError, match=r"--cache=none: in_order lies in files of format array_record; .*--cache=disk"):
-        decoding.load("in_order", "train", 32, str(shards), cache="none")
+        load_examples("in_order", "train", 32, str(shards), cache="none")
 
 
 def test_a_file_of_records_that_ends_early_is_named(shards, tmp_path):
@@ -267,7 +269,7 @@ def anonymous():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) / 1024
 def work(cache, split):
-    examples = decoding.load("handmade_pets", split, 256, sys.argv[1], cache=cache, cache_dir=sys.argv[2])
+    examples = load_examples("handmade_pets", split, 256, sys.argv[1], cache=cache, cache_dir=sys.argv[2])
     context = tf.distribute.InputContext(1, 0, 1)
     batches = input_pipeline.training_batches_of_host(
         context, examples, batch_size=4, seed=0, first_step=0, last_step=len(examples) // 4)

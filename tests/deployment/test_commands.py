@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import NUM_TEST, NUM_TRAIN, own_lines, run_program, tiny_flags
+from conftest import NUM_TEST, NUM_TRAIN, load_examples, own_lines, run_program, tiny_flags
 
-from petseg.classes import CLASS_NAMES
+from petseg.classes import PETS
 from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import decoding
@@ -34,16 +34,16 @@ def test_the_model_is_exported_with_a_card(workdir, data_dir, tmp_path):
     assert result.returncode == 0, result.stderr
     assert re.search(r"^saved_model +100\.00000% ", result.stdout, re.MULTILINE), result.stdout
     card = json.loads((tmp_path / "out" / "model_card.json").read_text())
-    assert card["classes"] == list(CLASS_NAMES)
+    assert card["classes"] == list(PETS.names)
     assert card["checkpoint"].endswith("ckpt-2")
     assert card["scores"]["examples"] == NUM_TEST
     assert card["run"]["config"]["data"]["image_size"] == "32"
     assert card["run"]["versions"]["keras"]
     assert set(card["formats"]) == {"saved_model", "keras"}
     loaded = tf.saved_model.load(str(tmp_path / "out" / "saved_model")).signatures["serving_default"]
-    model = building.build_model(workdir.load_config(), None)
+    model = building.build_model(workdir.load_config(), PETS)
     checkpoints.restore_model(card["checkpoint"], model=model)
-    images = decoding.load("synthetic_pets", "test", 32, str(data_dir)).images
+    images = load_examples("synthetic_pets", "test", 32, str(data_dir)).images
     outputs = loaded(image=tf.constant(images))
     np.testing.assert_allclose(outputs["probabilities"], tf.nn.softmax(inference.logits(model, images)), atol=1e-5)
     refused = run_program("eval.py", *flags, "--export=caffe")
@@ -75,7 +75,7 @@ def test_an_export_decodes_the_images_that_it_needs_and_no_others(
     score = ScoreConfig(workdir=str(workdir.path), export=formats, output_dir=str(tmp_path / "out"))
     commands.export(EvalConfig(score))
     assert len(decoded) == min(compared, NUM_TEST) + (calibration or 0)
-    images = {split: decoding.load("synthetic_pets", split, 32, str(data_dir)).images for split in ("test", "train")}
+    images = {split: load_examples("synthetic_pets", split, 32, str(data_dir)).images for split in ("test", "train")}
     np.testing.assert_array_equal(given["examples"], images["test"][:compared])
     if calibration is None:
         assert given["calibration"] is None

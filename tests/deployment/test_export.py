@@ -11,11 +11,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT
+from conftest import ROOT, load_examples
 from PIL import Image
 
 from petseg.config.eval_config import EXPORT_FORMATS
-from petseg.data import decoding
 from petseg.deployment import export
 from petseg.errors import ConfigError, PetsegError, WorkDirectoryError
 from petseg.models import encoders, inference, unet
@@ -281,8 +280,8 @@ def test_unknown_formats_and_folders_that_cannot_be_written(tiny, tmp_path):
 
 def test_real_photographs_and_weights(real_data_dir, real_weights, tmp_path):
     formats = [name for name in ("saved_model", "tflite", "tflite_int8", "onnx") if installed(name)]
-    train = decoding.load("oxford_iiit_pet", "train[:64]", SIZE, real_data_dir)
-    test = decoding.load("oxford_iiit_pet", "test[:32]", SIZE, real_data_dir)
+    train = load_examples("oxford_iiit_pet", "train[:64]", SIZE, real_data_dir)
+    test = load_examples("oxford_iiit_pet", "test[:32]", SIZE, real_data_dir)
     encoder = encoders.build_encoder("mobilenet_v2", image_size=(SIZE, SIZE), alpha=1.0, weights=real_weights)
     model = unet.build_unet(
         image_size=(SIZE, SIZE),

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from conftest import random_examples, replicas
 
-from petseg.classes import IGNORED
+from petseg.classes import IGNORED, PETS
 from petseg.config import LossConfig
 from petseg.data import input_pipeline
 from petseg.evaluation.any_size import AnySizeModel
@@ -54,7 +54,7 @@ def test_every_example_counts_once_whatever_the_batch_and_the_replicas(scored, d
     expected = confusion_matrix.confusion_matrices(labels, logits.argmax(-1), valid, 3).numpy()
     evaluator = evaluator_of(*models[devices], examples, batch_size)
     evaluation = evaluator.evaluate()
-    assert split_results(evaluation, 0, "test")["examples"] == 11
+    assert split_results(evaluation, 0, "test", PETS)["examples"] == 11
     np.testing.assert_array_equal(evaluation.confusion_matrices, expected)
     np.testing.assert_array_equal(evaluation.confusion_matrix, expected.sum(0))
     if batch_size == 4:

@@ -8,6 +8,7 @@ import scipy.ndimage
 import sklearn.metrics
 import tensorflow as tf
 
+from petseg.classes import PETS
 from petseg.evaluation import metrics
 from petseg.training import confusion_matrix
 
@@ -24,7 +25,7 @@ def random_case(seed, classes=3):
 def test_scores_are_those_of_keras(classes):
     labels, predictions, valid = random_case(0, classes)
     matrix = confusion_matrix.confusion_matrices(labels, predictions, valid, 3).numpy().sum(0)
-    scores = metrics.from_confusion_matrix(matrix, NAMES)
+    scores = metrics.from_confusion_matrix(matrix, PETS)
     mean_iou = keras.metrics.MeanIoU(3)
     mean_iou.update_state(labels, predictions, sample_weight=valid)
     assert scores["mean_iou"] == pytest.approx(float(mean_iou.result()), rel=1e-6)
@@ -39,7 +40,7 @@ def test_scores_are_those_of_keras(classes):
 
 
 def test_a_class_that_occurs_nowhere_has_no_score_and_does_not_pull_the_mean_down():
-    scores = metrics.from_confusion_matrix(np.diag([5, 7, 0]), NAMES)
+    scores = metrics.from_confusion_matrix(np.diag([5, 7, 0]), PETS)
     assert scores["mean_iou"] == scores["accuracy"] == 1
     assert np.isnan(scores["iou"]["border"])
 
@@ -49,7 +50,7 @@ def test_the_mean_iou_of_each_image_is_that_of_its_own_matrix():
     valid[2] = False  # an image without a single valid pixel has no score
     matrices = confusion_matrix.confusion_matrices(labels, predictions, valid, 3).numpy()
     first, second, third = metrics.mean_iou(matrices)
-    assert [first, second] == [metrics.from_confusion_matrix(matrix, NAMES)["mean_iou"] for matrix in matrices[:2]]
+    assert [first, second] == [metrics.from_confusion_matrix(matrix, PETS)["mean_iou"] for matrix in matrices[:2]]
     assert np.isnan(third)
 
 
@@ -152,9 +153,9 @@ def test_the_calibration_error_is_that_of_the_definition():
 def test_pet_versus_rest_both_ways_are_scikit_learns_jaccard_scores():
     labels, predictions, valid = random_case(7)
     matrix = confusion_matrix.confusion_matrices(labels, predictions, valid, 3).numpy().sum(0)
-    scores = metrics.pet_versus_rest(matrix)
     true, predicted = labels[valid] != 1, predictions[valid] != 1  # pet and border are the pet
-    assert scores["border_as_pet"] == pytest.approx(sklearn.metrics.jaccard_score(true, predicted))
+    assert metrics.foreground_iou(matrix, PETS) == pytest.approx(sklearn.metrics.jaccard_score(true, predicted))
     without = labels[valid] != 2
-    assert scores["border_ignored"] == pytest.approx(sklearn.metrics.jaccard_score(true[without], predicted[without]))
-    assert np.isnan(metrics.pet_versus_rest(np.diag([0, 5, 0]))["border_as_pet"])
+    expected = pytest.approx(sklearn.metrics.jaccard_score(true[without], predicted[without]))
+    assert metrics.foreground_iou(matrix, PETS, without_borders=True) == expected
+    assert np.isnan(metrics.foreground_iou(np.diag([0, 5, 0]), PETS))

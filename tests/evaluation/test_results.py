@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from petseg.classes import CLASS_NAMES
+from petseg.classes import PETS
 from petseg.evaluation import metrics, score_tables
 from petseg.evaluation.evaluator import Evaluation
 from petseg.evaluation.results import image_rows, split_results
@@ -24,10 +24,10 @@ def detailed():
 def test_results_of_a_detailed_evaluation_hold_every_score():
     evaluation = detailed()
     species = {"species": ("Cat", "Dog", "Cat", "Cat")}
-    found = split_results(evaluation, 7, "test", resolution="native resolution", groups=species)
+    found = split_results(evaluation, 7, "test", PETS, resolution="native resolution", groups=species)
     assert found["examples"] == 4
     assert found["confusion_matrix"] == evaluation.confusion_matrices.sum(axis=0).tolist()
-    assert found["boundary_f"] == dict.fromkeys(CLASS_NAMES, 0.5)
+    assert found["boundary_f"] == dict.fromkeys(PETS.names, 0.5)
     assert found["calibration_error"] == pytest.approx(0.07)
     assert found["image_iou_percentiles"]["50"] == pytest.approx(np.median(metrics.mean_iou(matrices(4))))
     assert {name: row["examples"] for name, row in found["groups"]["species"].items()} == {"Cat": 3, "Dog": 1}
@@ -39,10 +39,10 @@ def test_results_of_a_detailed_evaluation_hold_every_score():
 
 def test_rows_hold_the_scores_of_each_image_by_itself():
     evaluation = detailed()
-    rows = image_rows(evaluation, ["a", "b", "c", "d"], {"species": ("Cat", "Dog", "Cat", "Cat")})
+    rows = image_rows(evaluation, PETS, ["a", "b", "c", "d"], {"species": ("Cat", "Dog", "Cat", "Cat")})
     assert [row["name"] for row in rows] == ["a", "b", "c", "d"]
     assert rows[1]["species"] == "Dog"
-    scores = metrics.from_confusion_matrix(evaluation.confusion_matrices[1], CLASS_NAMES)
+    scores = metrics.from_confusion_matrix(evaluation.confusion_matrices[1], PETS)
     assert rows[1]["mean_iou"] == scores["mean_iou"]
     assert rows[1]["iou_border"] == scores["iou"]["border"]
     assert rows[1]["boundary_f_pet"] == 0.5

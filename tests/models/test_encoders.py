@@ -16,7 +16,7 @@ def test_processes_that_need_keras_weights_fetch_them_one_after_the_other(monkey
         most.append(len(inside))
         time.sleep(0.2)  # Keras writes into the file that the next one would find, and read
         inside.pop()
-        return genuine(**options, weights=None)
+        return genuine(**{**options, "weights": None})
 
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     monkeypatch.setattr(keras.applications, "MobileNetV2", download)

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from petseg.errors import ConfigError
-from petseg.models import encoders, unet
+from petseg.models import decoders, encoders, unet
 from petseg.models.layers import Conv2DTranspose
 
 
@@ -190,7 +190,7 @@ def test_the_decoder_block_is_that_of_pix2pix():
     x = tf.random.normal([2, 8, 8, 32])
     theirs(x)
     inputs = keras.Input([8, 8, 32])
-    ours = keras.Model(inputs, unet._upsample(inputs, 64, momentum=0.99, synchronized=False))
+    ours = keras.Model(inputs, decoders._pix2pix_block(inputs, 64, None, {"momentum": 0.99}))
     ours.set_weights(theirs.get_weights())
     np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
 

@@ -20,14 +20,14 @@ from conftest import NUM_TEST, ROOT, tiny_flags
 from PIL import Image
 from programs_in_forks import Program
 
-from petseg.classes import CLASS_NAMES
+from petseg.classes import PETS
 from petseg.reporting import tags
 
 pytestmark = pytest.mark.slow
 ARTIFACTS = Path(os.environ.get("PETSEG_TEST_ARTIFACTS", ROOT / "test-artifacts"))
-SCORES = ["loss", "accuracy", "mean_iou"]
-SCORES += [f"{score}/{name}" for score in ("iou", "dice", "precision", "recall") for name in CLASS_NAMES]
-OF_TRAINING = sorted(set(tags.SCALARS) - set(tags.FINAL) - {"memory/device"})  # there is no GPU here
+SCORES = ["loss", "accuracy", "mean_iou", "foreground_iou"]
+SCORES += [f"{score}/{name}" for score in ("iou", "dice", "precision", "recall") for name in PETS.names]
+OF_TRAINING = sorted({*tags.SCALARS, *SCORES} - {"memory/device"})  # there is no GPU here
 
 
 def train(data_dir, workdir, *flags):
@@ -105,7 +105,7 @@ def test_every_scalar_is_there_with_a_description_and_its_steps_strictly_increas
     found = board.json("plugin/scalars/tags")
     assert set(found["killed/train"]) == set(OF_TRAINING)
     assert set(found["killed/eval"]) == set(SCORES)
-    assert set(found["killed/final"]) == set(tags.FINAL)
+    assert set(found["killed/final"]) == set(tags.final(PETS))
     steps = {"train": list(range(4, 61, 4)), "eval": list(range(10, 61, 10)), "final": list(range(10, 61, 10))}
     for part, expected in steps.items():
         for tag, facts in found[f"killed/{part}"].items():
@@ -169,7 +169,7 @@ def test_hparams_lists_both_runs_with_their_flags_and_last_scores(board, runs):
         "learning_rate", "class_weights", "train_steps"
     }  # fmt: skip
     columns = [{"metric": info["name"]} for info in experiment["metricInfos"]]
-    assert {info["name"]["tag"] for info in experiment["metricInfos"]} == set(tags.FINAL)
+    assert {info["name"]["tag"] for info in experiment["metricInfos"]} == set(tags.final(PETS))
     request = {"startIndex": 0, "sliceSize": 10, "colParams": columns, "allowedStatuses": ["STATUS_SUCCESS"]}
     groups = board.json("plugin/hparams/session_groups", request)["sessionGroups"]
     rows = {group["name"]: group for group in groups}

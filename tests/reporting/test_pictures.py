@@ -3,15 +3,15 @@ import io
 import numpy as np
 from PIL import Image
 
-from petseg.classes import CLASS_COLORS, CLASS_NAMES
+from petseg.classes import PETS
 from petseg.models import encoders, unet
 from petseg.reporting import model_diagram, pictures
 
 
 def test_masks_get_the_colours_of_their_classes():
-    colored = pictures.colorize(np.array([[0, 1], [2, 255]], np.uint8))
-    np.testing.assert_array_equal(colored[0, 0], CLASS_COLORS[0])
-    np.testing.assert_array_equal(colored[1], [CLASS_COLORS[2], [0, 0, 0]])
+    colored = PETS.palette[np.array([[0, 1], [2, 255]], np.uint8)]
+    np.testing.assert_array_equal(colored[0], [PETS.members[0].color, PETS.members[1].color])
+    np.testing.assert_array_equal(colored[1], [PETS.members[2].color, [0, 0, 0]])
 
 
 def test_a_prediction_sheet_shows_all_examples_with_a_legend():
@@ -21,14 +21,14 @@ def test_a_prediction_sheet_shows_all_examples_with_a_legend():
     predictions[0, 0, :2] = 0  # one pixel that belongs to no class, one that is wrong
     confidences = np.full(masks.shape, 1.0)
     names = [f"pet {i}" for i in range(6)]
-    figure = pictures.prediction_sheet(images, masks, predictions, confidences, names)
+    figure = pictures.prediction_sheet(images, masks, predictions, confidences, names, PETS)
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert texts == ["image", "truth", "prediction", "errors", "confidence", *names]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*CLASS_NAMES, "wrong"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*PETS.names, "wrong"]
     canvas = figure.axes[0].get_images()[0].get_array()
     np.testing.assert_array_equal(canvas[:32, :32], images[0])
-    np.testing.assert_array_equal(canvas[:32, 33:65], pictures.colorize(masks[0]))
-    np.testing.assert_array_equal(canvas[:32, 66:98], pictures.colorize(predictions[0]))
+    np.testing.assert_array_equal(canvas[:32, 33:65], PETS.palette[masks[0]])
+    np.testing.assert_array_equal(canvas[:32, 66:98], PETS.palette[predictions[0]])
     assert np.argwhere((canvas[:32, 99:131] == pictures.WRONG_COLOR).all(-1)).tolist() == [[0, 1]]
     np.testing.assert_array_equal(canvas[:32, 132:164], np.broadcast_to([253, 231, 36], (32, 32, 3)))  # viridis at 1
     png = pictures.to_png(figure)
@@ -40,7 +40,7 @@ def test_a_comparison_sheet_shows_what_each_model_gets_wrong():
     images, masks = rng.integers(0, 256, (2, 32, 32, 3), np.uint8), np.zeros((2, 32, 32), np.uint8)
     wrong = masks.copy()
     wrong[1, 3, 4] = 1
-    figure = pictures.comparison_sheet(images, masks, {"old": wrong, "new": masks}, ["a", "b"])
+    figure = pictures.comparison_sheet(images, masks, {"old": wrong, "new": masks}, ["a", "b"], PETS)
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert texts == ["image", "truth", "old", "old: errors", "new", "new: errors", "a", "b"]
     canvas = figure.axes[0].get_images()[0].get_array()
@@ -54,7 +54,7 @@ def test_a_training_batch_shows_what_each_pixel_weighs():
     masks = np.zeros((2, 32, 32), np.uint8)
     weights = np.zeros((2, 32, 32), np.float32)
     weights[:, :16] = 0.5
-    figure = pictures.training_batch(images, masks, weights, ["a", "b"])
+    figure = pictures.training_batch(images, masks, weights, ["a", "b"], PETS)
     canvas = figure.axes[0].get_images()[0].get_array()
     np.testing.assert_array_equal(canvas[:32, :32], np.clip(images[0], 0, 255).astype(np.uint8))
     assert len(np.unique(canvas[:32, 66:98].reshape(-1, 3), axis=0)) == 2
@@ -63,16 +63,16 @@ def test_a_training_batch_shows_what_each_pixel_weighs():
 
 def test_a_confusion_matrix_shows_shares_of_its_rows_and_counts():
     matrix = np.array([[75, 25, 0], [0, 1000, 0], [0, 0, 0]])  # the last class occurs nowhere
-    figure = pictures.confusion_matrix(matrix)
+    figure = pictures.confusion_matrix(matrix, PETS.names)
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert texts[:3] == ["75.0%\n75", "25.0%\n25", "0.0%\n0"]
     assert texts[4] == "100.0%\n1,000"
-    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == list(CLASS_NAMES)
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == list(PETS.names)
 
 
 def test_curves_hold_every_logged_point():
     rows = [(10, "train", "loss", 1.0), (20, "train", "loss", 0.5), (20, "eval", "loss", 0.7)]
-    loss = pictures.training_curves(rows, steps_per_epoch=10).axes[0]
+    loss = pictures.training_curves(rows, 10, PETS).axes[0]
     assert {line.get_label(): line.get_xydata().tolist() for line in loss.lines} == {
         "train": [[1.0, 1.0], [2.0, 0.5]],
         "eval": [[2.0, 0.7]],

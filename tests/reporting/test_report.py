@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from conftest import changed, events, random_examples
 
+from petseg.classes import PETS
 from petseg.evaluation.evaluator import Evaluation
 from petseg.evaluation.results import split_results
 from petseg.reporting.report import EXTREME_EXAMPLES, NullReport, Report
@@ -32,6 +33,7 @@ def report(tiny_config):
     config = changed(tiny_config, "runtime", quiet=True)
     report = Report(
         config,
+        PETS,
         directory=workdir.path,
         metrics_file=workdir.metrics_file,
         figures=workdir.figures,
@@ -50,7 +52,7 @@ def evaluate(report, step=2):
     examples, scorer = random_examples(12), Scorer()
     matrices = np.array([np.full((3, 3), 40) + i * 30 * np.eye(3, dtype=int) for i in range(11)] + [np.zeros((3, 3))])
     evaluation = Evaluation(0.5, matrices.astype(np.int64))
-    results = split_results(evaluation, step, "test")
+    results = split_results(evaluation, step, "test", PETS)
     report.evaluation(step, {EVAL: evaluation}, {EVAL: results}, examples, scorer)
     return examples, scorer
 
@@ -107,7 +109,7 @@ def test_gradients_that_overflowed_are_left_out(report):
 def test_a_split_without_a_single_pixel_of_a_class_ends_nothing(report):
     report, workdir = report
     evaluation = Evaluation(float("nan"), np.zeros((12, 3, 3), np.int64))
-    results = split_results(evaluation, 2, "test")
+    results = split_results(evaluation, 2, "test", PETS)
     report.evaluation(2, {EVAL: evaluation}, {EVAL: results}, random_examples(12), Scorer())
     assert {file.name for file in workdir.figures.iterdir()} == {
         "predictions.png",

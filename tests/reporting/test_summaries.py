@@ -7,6 +7,7 @@ from tensorboard.compat.proto import event_pb2
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
+from petseg.classes import PETS
 from petseg.errors import WorkDirectoryError
 from petseg.reporting import summaries
 from petseg.reporting.summaries import Summaries
@@ -15,7 +16,7 @@ PNG = tf.io.encode_png(np.zeros((4, 4, 3), np.uint8)).numpy()
 
 
 def log_steps(folder, steps, first_step):
-    log = Summaries(folder, folder / "metrics.csv", first_step=first_step)
+    log = Summaries(folder, folder / "metrics.csv", first_step=first_step, classes=PETS)
     for step in steps:
         log.scalars(summaries.TRAIN, step, {"loss": 100.0 - step})
         log.image(summaries.EVAL, step, "predictions", PNG)
@@ -51,7 +52,7 @@ def test_a_half_written_row_is_left_out(tmp_path):
 
 @pytest.mark.parametrize("broken", ["csv", "events"])
 def test_a_writer_that_fails_says_so_once_and_does_not_end_the_training(tmp_path, caplog, broken):
-    log = Summaries(tmp_path, tmp_path / "metrics.csv", first_step=0)
+    log = Summaries(tmp_path, tmp_path / "metrics.csv", first_step=0, classes=PETS)
     if broken == "csv":
         log._csv_file.close()
         log._csv_file = open("/dev/full", "w")  # noqa: SIM115
@@ -92,7 +93,7 @@ def test_scores_become_tags():
     ],
 )
 def test_a_histogram_counts_every_value_between_its_edges(tmp_path, values):
-    log = Summaries(tmp_path, tmp_path / "metrics.csv", first_step=0)
+    log = Summaries(tmp_path, tmp_path / "metrics.csv", first_step=0, classes=PETS)
     log.histogram(summaries.TRAIN, 3, "weights/kernel", values, "What it is.")
     log.close()
     accumulator = EventAccumulator(str(tmp_path / "train"))
@@ -107,7 +108,7 @@ def test_a_histogram_counts_every_value_between_its_edges(tmp_path, values):
 
 def test_a_run_that_goes_on_has_the_flags_it_was_started_with_last(tmp_path):
     for rate, first_step in ((0.1, 0), (0.2, 3)):
-        log = Summaries(tmp_path, tmp_path / "metrics.csv", first_step=first_step)
+        log = Summaries(tmp_path, tmp_path / "metrics.csv", first_step=first_step, classes=PETS)
         log.begin_session("run", {"learning_rate": rate})
         log.scalars(summaries.FINAL, first_step + 3, {"final/IoU": rate})
         log.end_session()
@@ -131,7 +132,7 @@ def test_a_run_that_goes_on_has_the_flags_it_was_started_with_last(tmp_path):
 def test_a_run_goes_on_whatever_is_at_the_end_of_its_numbers(tmp_path, tail):
     file = tmp_path / "metrics.csv"
     file.write_bytes(f"step,run,tag,value\r\n1,train,loss,0.5\r\n{tail}".encode())
-    Summaries(tmp_path, file, first_step=2).close()
+    Summaries(tmp_path, file, first_step=2, classes=PETS).close()
     assert list(summaries.read_csv(file)) == [(1, "train", "loss", 0.5)]
 
 
@@ -147,5 +148,5 @@ def test_event_files_that_cannot_be_rewritten_are_named_and_stay(tmp_path):
 def test_a_full_disk_under_the_numbers_is_told_with_their_file(tmp_path):
     (tmp_path / "metrics.csv.tmp").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device") as caught:
-        Summaries(tmp_path, tmp_path / "metrics.csv", first_step=0)
+        Summaries(tmp_path, tmp_path / "metrics.csv", first_step=0, classes=PETS)
     assert caught.value.filename == str(tmp_path / "metrics.csv")

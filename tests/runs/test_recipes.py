@@ -6,12 +6,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import tiny_flags
+from conftest import load_examples, tiny_flags
 from PIL import Image
 
+from petseg.classes import PETS
 from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.data import decoding
 from petseg.deployment import commands
 from petseg.errors import CheckpointError, ConfigError
 from petseg.models import inference
@@ -69,8 +69,8 @@ def test_eval_scores_the_averages_that_training_scored(averaged, checkpoint):
 @pytest.mark.parametrize("ema", [False, True])
 def test_exports_and_masks_are_made_with_the_weights_that_were_asked_for(averaged, data_dir, tmp_path, ema):
     workdir, _, trained = averaged
-    config, images = workdir.load_config(), decoding.load("synthetic_pets", "test", 32, str(data_dir)).images
-    models = [building.build_model(config, None) for _ in range(2)]
+    config, images = workdir.load_config(), load_examples("synthetic_pets", "test", 32, str(data_dir)).images
+    models = [building.build_model(config, PETS) for _ in range(2)]
     for model, average in zip(models, (ema, not ema), strict=True):
         building.restore(str(workdir.checkpoints / "ckpt-4"), config, model, averaged=average)
     expected, other = (tf.nn.softmax(inference.logits(model, images)).numpy() for model in models)
@@ -129,7 +129,7 @@ def test_weights_that_do_not_fit_are_refused(averaged, data_dir, tmp_path):
 def test_the_encoder_stands_still_until_it_is_unfrozen_and_then_learns_at_its_own_rate(data_dir, tmp_path):
     flags = ["--train_encoder", "--unfreeze_encoder_at=1", "--encoder_learning_rate_factor=0.2"]
     config = tiny(data_dir, tmp_path / "run", *flags, "--optimizer=sgd", "--learning_rate=0.1", "--momentum=0")
-    model = building.build_model(config, None)
+    model = building.build_model(config, PETS)
     optimizer = optimizers.build(config.optimizer, model, total_steps=4)
     encoder = {id(weight) for weight in model.get_layer("encoder").trainable_variables}
     assert len(optimizer.weights) == len(model.trainable_variables) > len(encoder) >= 15

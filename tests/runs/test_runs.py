@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import NUM_TEST, changed, own_lines, run_program, tiny_flags
 
-from petseg.classes import CLASS_NAMES
+from petseg.classes import PETS
 from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import decoding
@@ -18,7 +18,12 @@ from petseg.reporting import tags
 from petseg.runs import experiment, scoring
 from petseg.runs.work_directory import WorkDirectory
 
-SCORES = ["accuracy", "mean_iou", *(f"{m}/{c}" for m in ("iou", "dice", "precision", "recall") for c in CLASS_NAMES)]
+SCORES = [
+    "accuracy",
+    "mean_iou",
+    "foreground_iou",
+    *(f"{m}/{c}" for m in ("iou", "dice", "precision", "recall") for c in PETS.names),
+]
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +67,11 @@ def test_metrics_csv_holds_every_number_on_the_clock(finished):
     with open(workdir.metrics_file, newline="") as file:
         rows = list(csv.DictReader(file))
     logged = {(row["run"], row["tag"]) for row in rows}
-    of_training = set(tags.SCALARS) - set(tags.FINAL) - {"memory/device", "time_share/input"}  # no GPU; --deterministic
+    of_training = {*tags.SCALARS, *SCORES} - {"memory/device", "time_share/input"}  # no GPU; --deterministic
     expected = {
         **{("train", tag): [2, 4] for tag in of_training},
         **{("eval", tag): [2, 4] for tag in ["loss", *SCORES]},
-        **{("final", tag): [2, 4] for tag in tags.FINAL},
+        **{("final", tag): [2, 4] for tag in tags.final(PETS)},
     }
     assert logged == set(expected)
     for (run, tag), steps in expected.items():
@@ -86,7 +91,7 @@ def test_eval_scores_what_training_scored(finished, checkpoint, capsys):
     assert results["loss"] == pytest.approx(scored_in_training["loss"], rel=1e-5)
     printed = capsys.readouterr().out
     assert f"{results['mean_iou']:.4f}" in printed
-    for name in CLASS_NAMES:
+    for name in PETS.names:
         assert f"{results['iou'][name]:.4f}" in printed
 
 
@@ -151,7 +156,7 @@ def test_balanced_class_weights(tiny_config, caplog):
     (line,) = [line for line in caplog.messages if line.startswith("class weights: pet 0.")]
     weights = [float(part.split()[-1]) for part in line.removeprefix("class weights: ").split(", ")]
     assert sum(weights) == pytest.approx(1, abs=2e-3)
-    assert max(weights) == weights[CLASS_NAMES.index("border")]
+    assert max(weights) == weights[PETS.names.index("border")]
     (scored,) = scoring.evaluate(EvalConfig(ScoreConfig(workdir=config.runtime.workdir)))
     trained = experiment_results(WorkDirectory(config.runtime.workdir), 1)
     assert scored["loss"] == pytest.approx(trained["loss"], rel=1e-5)

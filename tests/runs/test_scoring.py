@@ -13,7 +13,7 @@ from conftest import NUM_TEST, own_lines, random_examples, run_program, tiny_fla
 from PIL import Image
 from programs_in_forks import Program, run
 
-from petseg.classes import CLASS_NAMES
+from petseg.classes import PETS
 from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import decoding
@@ -44,8 +44,8 @@ def score(workdir, **options):
 def probabilities(workdir, *, flip=False):
     """What the newest checkpoint says of the test images, computed here."""
     config = workdir.load_config()
-    examples = decoding.load(config.data.dataset, "test", 32, config.data.data_dir)
-    model = building.build_model(config, None)
+    examples = decoding.load(config.data, "test")
+    model = building.build_model(config, PETS)
     checkpoints.restore_model(str(workdir.checkpoints / "ckpt-4"), model=model)
     images = examples.images.astype(np.float32)
     found = tf.nn.softmax(model(images, training=False)).numpy()
@@ -60,7 +60,7 @@ def test_details_are_those_of_the_predictions(trained):
     labels, predictions = examples.masks[..., 0], found.argmax(-1)
     valid = np.ones(labels.shape, bool)
     outlines = metrics.boundary_counts(labels, predictions, valid, 3, 1).numpy().sum(0)
-    expected = dict(zip(CLASS_NAMES, metrics.boundary_f_scores(outlines), strict=True))
+    expected = dict(zip(PETS.names, metrics.boundary_f_scores(outlines), strict=True))
     assert results["boundary_f"] == pytest.approx(expected, nan_ok=True)
     calibration = metrics.calibration_counts(found.max(-1), predictions == labels, valid).numpy()
     assert results["calibration_error"] == pytest.approx(metrics.calibration_error(calibration), rel=1e-4)
@@ -69,7 +69,7 @@ def test_details_are_those_of_the_predictions(trained):
     low, high = results["mean_iou_interval"]
     assert low < results["mean_iou"] < high
     assert sum(row["examples"] for row in results["groups"]["label"].values()) == NUM_TEST
-    assert json.loads((trained[0].results / "test-4.json").read_text())["boundary_f"].keys() == set(CLASS_NAMES)
+    assert json.loads((trained[0].results / "test-4.json").read_text())["boundary_f"].keys() == set(PETS.names)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -77,7 +77,7 @@ def test_native_resolution_compares_with_the_masks_as_they_were_drawn(trained, f
     small, native = score(trained[0], resolution="native", batch_size=4, flip_tta=flip)
     _, found = probabilities(trained[0], flip=flip)
     config = trained[0].load_config()
-    masks = list(decoding.native_masks(config.data.dataset, "test", config.data.data_dir))
+    masks = [mask for _, mask in decoding.native(config.data, "test")]
     assert {mask.shape for mask in masks} != {(32, 32, 1)}
     expected = np.zeros((3, 3), np.int64)
     for mask, logits in zip(masks, np.log(found), strict=True):

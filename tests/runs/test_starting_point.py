@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 from conftest import changed, random_examples
 
+from petseg.classes import PETS
 from petseg.errors import ConfigError
 from petseg.models import encoders
 from petseg.runs import starting_point
@@ -23,7 +24,7 @@ def test_a_run_starts_from_the_first_of_four_things_that_there_is(tiny_config, t
     weights.write_text("")
     config = changed(tiny_config, "model", encoder_weights=str(weights))
     assert starting_point.find(config, workdir) == StartingPoint(encoder_weights=str(weights))
-    other.save_config(tiny_config, class_weights=None, devices=[])
+    other.save_config(tiny_config, classes=PETS, class_weights=None, devices=[])
     config = changed(config, "model", init_from=str(other.path))
     assert starting_point.find(config, workdir) == StartingPoint(init_from=str(other.path))
     save_checkpoint(other, 3)

@@ -3,6 +3,7 @@
 import pytest
 from conftest import changed
 
+from petseg.classes import PETS
 from petseg.config.eval_config import ScoreConfig
 from petseg.errors import ConfigError
 from petseg.runs.trained_run import TrainedRun
@@ -15,7 +16,7 @@ def workdir(tiny_config):
     workdir = WorkDirectory(tiny_config.runtime.workdir)
     config = changed(tiny_config, "optimizer", ema_decay=0.5)
     config = changed(config, "data", cache="disk", cache_dir="there", data_service="grpc://localhost:5050")
-    workdir.save_config(config, class_weights=None, devices=[])
+    workdir.save_config(config, classes=PETS, class_weights=None, devices=[])
     return workdir
 
 
@@ -42,7 +43,7 @@ def test_averaged_weights_have_a_name_and_files_of_their_own(workdir, caplog):
 
 def test_a_run_without_averages_has_none_to_use_but_can_be_compared_with(workdir):
     config = changed(workdir.load_config(), "optimizer", ema_decay=0.0)
-    workdir.save_config(config, class_weights=None, devices=[])
+    workdir.save_config(config, classes=PETS, class_weights=None, devices=[])
     asked = ScoreConfig(workdir="run", ema=True)
     with pytest.raises(ConfigError, match=r"--ema: .* kept no averaged weights"):
         TrainedRun.open(workdir, asked)

@@ -7,6 +7,7 @@ import pytest
 from conftest import changed
 
 from petseg import config as config_lib
+from petseg.classes import PETS
 from petseg.config import CONFIG_FORMAT, Config
 from petseg.errors import WorkDirectoryError
 from petseg.runs.work_directory import WorkDirectory
@@ -16,7 +17,7 @@ def test_the_config_is_written_with_what_is_needed_to_repeat_the_run(tmp_path):
     workdir = WorkDirectory.for_training(str(tmp_path / "run"), "pets")
     assert not workdir.path.exists()  # nothing is left behind before the run starts
     config = changed(Config(), "data", batch_size=3)
-    workdir.save_config(config, class_weights=(0.5, 0.25, 0.25), devices=["/device:CPU:0"])
+    workdir.save_config(config, classes=PETS, class_weights=(0.5, 0.25, 0.25), devices=["/device:CPU:0"])
     record = json.loads(workdir.config_file.read_text())
     assert record["devices"] == ["/device:CPU:0"]
     assert re.fullmatch(r"2\.\d+\.\d+", record["versions"]["tensorflow"])
@@ -78,13 +79,13 @@ def test_the_lock_keeps_a_second_process_out_and_is_gone_afterwards(tmp_path):
         assert f"--workdir={workdir.path}: another process is training here" in second.stderr
     assert not workdir.path.exists()  # nothing was begun
     with workdir.locked():
-        workdir.save_config(Config(), class_weights=None, devices=[])
+        workdir.save_config(Config(), classes=PETS, class_weights=None, devices=[])
     assert [path.name for path in workdir.path.iterdir()] == ["config.json"]
 
 
 def test_reconcile_takes_what_can_change_and_refuses_the_rest_by_name(tmp_path):
     workdir = WorkDirectory(tmp_path)
-    workdir.save_config(Config(), class_weights=None, devices=[])
+    workdir.save_config(Config(), classes=PETS, class_weights=None, devices=[])
     longer = changed(changed(Config(), "schedule", epochs=30), "runtime", workdir="elsewhere")
     assert workdir.reconcile(longer) == {"epochs": (20, 30)}
     other = config_lib.from_dict({"data": {"batch_size": 8}, "runtime": {"seed": 4}})

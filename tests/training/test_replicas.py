@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import make_trainer, random_examples
+from conftest import load_examples, make_trainer, random_examples
 
-from petseg.data import decoding
 from petseg.errors import ConfigError
 from petseg.training import augmentation
 from petseg.training.losses import Loss
@@ -15,7 +14,7 @@ SIZE, BATCH, STEPS = 64, 8, 20
 
 @pytest.fixture(scope="module")
 def pets(data_dir):
-    return decoding.load("synthetic_pets", "train", SIZE, str(data_dir))
+    return load_examples("synthetic_pets", "train", SIZE, str(data_dir))
 
 
 def per_replica(strategy, variable):

@@ -1,0 +1,194 @@
+"""Checks a data set before anything trains: python -m petseg.data.check --dataset=folder --data_dir=PATH.
+
+Reads every pair of every split once, and prints what is there, what looks odd, and what is wrong, with the file and
+what would be right; writes a sheet of pictures under their masks. Exit code 2 if something is wrong.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from petseg import files
+from petseg.classes import Classes
+from petseg.config import DataConfig, command_line
+from petseg.config.options import Group, option
+from petseg.config.train_config import FOLDER
+from petseg.data import folder_files, folder_layout, mask_values
+from petseg.data.faults import Fault
+from petseg.data.inspection import Inspection
+from petseg.data.mask_values import Coding
+from petseg.data.overlays import Overlays
+from petseg.data.pair_files import PairFiles
+from petseg.errors import ConfigError, DataError
+from petseg.runtime import startup
+
+SHOWN_FAULTS = 20
+logger = logging.getLogger("petseg.data.check")  # whose __name__ is __main__
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckOptions(Group):
+    """What becomes of what is found."""
+
+    output_dir: str = option(".", "folder for the sheet of pictures under their masks, `NAME-overlays.jpg`")
+    overlays: int = option(12, "number of pictures on the sheet; 0: no sheet", unit="pictures", minimum=0, maximum=120)
+    debug: bool = option(False, "show the traceback of an error that is otherwise one line")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckConfig:
+    """All flags of the check: those of the data, of which it looks at all splits, and its own."""
+
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    check: CheckOptions = dataclasses.field(default_factory=CheckOptions)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """A data set to be read.
+
+    Attributes:
+      name: its name, for the sheet.
+      sizes: number of pairs by split.
+      pairs: split and pair, one after the other.
+      classes: its classes; None if none can be had, and `pairs` then is empty.
+      origin: where splits and classes come from, in words.
+      faults: what is wrong before a pair is read.
+      notes: what looks odd before a pair is read.
+    """
+
+    name: str
+    sizes: Mapping[str, int]
+    pairs: Iterator[tuple[str, PairFiles]]
+    classes: Classes | None
+    origin: str = ""
+    faults: Sequence[Fault] = ()
+    notes: Sequence[str] = ()
+
+
+def main(config: CheckConfig) -> None:
+    """Checks a data set.
+
+    Raises:
+      ConfigError: if a flag cannot be used, or the sheet cannot be written.
+      DataError: if something is wrong with the data set; what it is was printed.
+    """
+    source = _folder(config.data) if config.data.dataset == FOLDER else _tfds(config)
+    sizes = ", ".join(f"{split} {size}" for split, size in source.sizes.items())
+    print(f"{source.name}: {sum(source.sizes.values())} pairs; {sizes}")
+    for line in source.origin.splitlines():
+        print(line)
+    found, notes = list(source.faults), list(source.notes)
+    if source.classes is not None:
+        inspection = Inspection(source.classes, source.faults)
+        overlays = Overlays(source.classes, sum(source.sizes.values()), config.check.overlays)
+        for split, pair in source.pairs:
+            inspection.add(split, pair)
+            overlays.add(split, pair)
+        inspection.finish()
+        _print_counts(inspection, config.data)
+        found, notes = inspection.faults, [*notes, *inspection.notes()]
+        _write_sheet(overlays, source.name, config.check)
+    for note in notes:
+        print(f"note: {note}")
+    _print_faults(found)
+
+
+def _folder(config: DataConfig) -> _Source:
+    layout = folder_layout.find(config)
+    classes, faults = folder_files.given_classes(config), list(layout.faults)
+    where = config.classes or folder_files.CLASSES_FILE
+    if classes is None:
+        classes, bad = folder_files.classes_in_masks(layout)
+        faults += bad
+        where = "the masks themselves"
+    pairs = folder_files.read_all(layout, Coding(classes)) if classes else iter(())
+    sizes = {split: len(members) for split, members in layout.splits.items()}
+    origin = f"splits: {layout.origin}" + (f"\nclasses: {len(classes)} of {where}" if classes else "")
+    return _Source(layout.root.resolve().name, sizes, pairs, classes, origin, faults, layout.notes)
+
+
+def _tfds(config: CheckConfig) -> _Source:
+    startup.load_tensorflow(show_greetings=config.check.debug)
+    from petseg.data import record_pairs
+
+    name, sizes, classes, pairs = record_pairs.read_all(config.data)
+    return _Source(name, sizes, pairs, classes)
+
+
+def _print_counts(inspection: Inspection, config: DataConfig) -> None:
+    """Prints what was counted."""
+    for i, what in enumerate(("pictures", "masks")):
+        modes: dict[str, int] = {}
+        for stored, count in inspection.modes.items():
+            modes[stored[i] or "not readable"] = modes.get(stored[i] or "not readable", 0) + count
+        print(f"modes of {what}: " + ", ".join(f"{mode} {count}" for mode, count in sorted(modes.items())))
+    if not inspection.sizes:
+        return
+    print(f"sizes (height x width): {_sizes(inspection)}")
+    _print_classes(inspection)
+    print(f"suggested: {inspection.suggested_size()}")
+    split = config.train_split if config.train_split in inspection.splits else next(iter(inspection.splits))
+    if weights := inspection.suggested_weights(split):
+        print(f"suggested, where rare classes matter as much as others: {weights}")
+
+
+def _sizes(inspection: Inspection) -> str:
+    smallest, largest = inspection.extreme_sizes()
+    if smallest == largest:
+        return f"all {smallest[0]} x {smallest[1]}"
+    shown = zip(("median", "smallest", "largest"), (inspection.median_size, smallest, largest), strict=True)
+    return ", ".join(f"{name} {height} x {width}" for name, (height, width) in shown)
+
+
+def _print_classes(inspection: Inspection) -> None:
+    """Prints a table: share of the pixels that are in a class, and number of pictures, by class and split."""
+    classes, splits = inspection.classes, inspection.splits
+    names = [*classes.names, "in no class"]
+    values = [mask_values.plain(each.value) for each in classes.members] + [""]
+    wide = max(len(name) for name in names), max(len("value"), *map(len, values))
+    columns = "".join(f"  {split + ': pixels':>16} {'pictures':>8}" for split in splits)
+    print(f"{'class':<{wide[0]}}  {'value':>{wide[1]}}{columns}")
+    for i, (name, value) in enumerate(zip(names, values, strict=True)):
+        cells = ""
+        for counts in splits.values():
+            place = i if i < len(classes) else 255
+            total = counts.pixels.sum() if place == 255 else counts.pixels[: len(classes)].sum()
+            cells += f"  {counts.pixels[place] / max(total, 1):>16.2%} {counts.pictures[place]:>8}"
+        print(f"{name:<{wide[0]}}  {value:>{wide[1]}}{cells}")
+
+
+def _write_sheet(overlays: Overlays, name: str, options: CheckOptions) -> None:
+    sheet = overlays.sheet()
+    if sheet is None:
+        return
+    file = Path(options.output_dir or ".").expanduser() / f"{name}-overlays.jpg"
+    flag = f"--output_dir={options.output_dir}"
+    with files.naming_what_cannot_be_written(file, flag=flag, error_class=ConfigError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(file, quality=88)
+    print(f"overlays: {file}")
+
+
+def _print_faults(faults: Sequence[Fault]) -> None:
+    """Prints faults.
+
+    Raises:
+      DataError: if there are any.
+    """
+    if not faults:
+        print("nothing is wrong")
+        return
+    kinds = list(dict.fromkeys(fault.kind for fault in faults))
+    for kind in kinds:
+        print(f"wrong: {sum(fault.kind == kind for fault in faults)} {kind.value}")
+    for fault in faults[:SHOWN_FAULTS]:
+        print(f"  {fault}")
+    if len(faults) > SHOWN_FAULTS:
+        print(f"  and {len(faults) - SHOWN_FAULTS} more")
+    raise DataError(f"{len(faults)} fault{'s' if len(faults) > 1 else ''}, printed above; must be none to train")
+
+
+if __name__ == "__main__":
+    command_line.run(main, CheckConfig, __doc__)

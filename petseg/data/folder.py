@@ -1,0 +1,197 @@
+"""A folder of pictures and masks as a TFDS data set: written once, then one path behind both.
+
+What is written lies in petseg's cache folder, never in the user's, under a name that changes when any file's name, size
+or time changes, or the classes do. So a later start opens no picture.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import random
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import tensorflow_datasets as tfds
+
+from petseg import files
+from petseg.classes import Classes
+from petseg.config import CACHE_DIR, DataConfig
+from petseg.config.train_config import FOLDER
+from petseg.data import faults, folder_files, folder_layout, mask_values
+from petseg.data.faults import Fault
+from petseg.data.folder_layout import Layout
+from petseg.data.inspection import without_classes
+from petseg.data.mask_values import Coding
+from petseg.data.pair_files import PairFiles
+from petseg.errors import ConfigError, DataError
+
+FORMAT = 1  # another one when the same folder would give other records
+logger = logging.getLogger(__name__)
+
+
+def prepare(config: DataConfig, classes: Classes | None = None) -> tuple[Any, Classes]:
+    """The data set of a folder, whose files are written where they are not there yet.
+
+    Args:
+      config: the folder, its patterns, its classes, and where the data set is to be.
+      classes: the classes; None: those of --classes, or of the folder's classes.json, or found in the masks.
+
+    Returns:
+      a TFDS builder with the features `image`, `segmentation_mask` (class ids), `file_name`; and the classes.
+
+    Raises:
+      ConfigError: if the classes cannot be used, or the files cannot be written.
+      DataError: if the folder holds something that cannot be trained on; names the first such thing.
+    """
+    layout = folder_layout.find(config)
+    if layout.faults:
+        raise faults.error(layout.faults, config.data_dir, folder_files.check_command(config))
+    cache = Path(config.cache_dir or CACHE_DIR).expanduser().absolute()
+    if classes and (own := _with_classes_found(config, layout, cache)) and own[1] == classes:
+        return own  # a run asks for what it found itself
+    classes = classes or folder_files.given_classes(config)
+    builder = _Folder(config, layout, classes, data_dir=cache)
+    if not builder.data_path.exists():
+        needed = sum(path.stat().st_size for pair in folder_files.all_pairs(layout) for path in (pair.image, pair.mask))
+        flag = f"--cache_dir={config.cache_dir}"
+        with files.naming_what_cannot_be_written(cache, flag=flag, error_class=ConfigError, needed=needed):
+            cache.mkdir(parents=True, exist_ok=True)
+            lock = cache / f".{builder.info.full_name.replace('/', '-')}.lock"
+            with files.one_process_at_a_time(lock, f"reads {config.data_dir}"):
+                builder = _Folder(config, layout, classes, data_dir=cache)
+                if not builder.data_path.exists():
+                    found, bad = (classes, []) if classes else folder_files.classes_in_masks(layout)
+                    if bad:
+                        raise faults.error(bad, config.data_dir, folder_files.check_command(config))
+                    builder = _Folder(config, layout, classes, found, data_dir=cache)
+                    builder.write()
+    stored = classes or Classes.from_dict(builder.info.metadata["classes"])
+    if not classes:
+        logger.info(
+            "%s: no --classes, and no classes.json there; classes as found in the masks: %s to %s, for %s",
+            config.data_dir, stored.names[0], stored.names[-1], mask_values.shown_values(stored),
+        )  # fmt: skip
+    return builder, stored
+
+
+def _with_classes_found(config: DataConfig, layout: Layout, cache: Path) -> tuple[Any, Classes] | None:
+    """The data set that was written with the classes in the masks, if it was."""
+    builder = _Folder(config, layout, None, data_dir=cache)
+    return (builder, Classes.from_dict(builder.info.metadata["classes"])) if builder.data_path.exists() else None
+
+
+class _Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """A folder as a data set of TFDS.
+
+    Args:
+      config: where the folder is.
+      layout: its pairs.
+      given: the classes that somebody gave; None: they are found in the masks.
+      classes: the classes, which the builder needs to write; None if it is not to.
+      data_dir: folder of data sets.
+    """
+
+    name = FOLDER
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(
+        self,
+        config: DataConfig,
+        layout: Layout,
+        given: Classes | None,
+        classes: Classes | None = None,
+        *,
+        data_dir: Path,
+    ):
+        self._folder, self._layout, self._classes = config, layout, classes
+        self._bad: list[Fault] = []
+        title = re.sub(r"[^A-Za-z0-9_.]+", "-", layout.root.resolve().name).strip("-.")[:60] or FOLDER
+        name = f"{title}-{_fingerprint(layout, given)}"
+        super().__init__(data_dir=data_dir, config=tfds.core.BuilderConfig(name=name, description=str(layout.root)))
+
+    def write(self) -> None:
+        """Reads every pair, and writes the files of the data set if nothing is wrong.
+
+        Raises:
+          DataError: if something is.
+        """
+        sizes = ", ".join(f"{split} {len(pairs)}" for split, pairs in self._layout.splits.items())
+        logger.info("%s: %s pairs (%s); they are read and checked once, and kept in %s",
+                    self._folder.data_dir, sizes, self._layout.origin, self.data_path)  # fmt: skip
+        for note in self._layout.notes:
+            logger.warning("%s: %s", self._folder.data_dir, note)
+        tfds.disable_progress_bar()  # the bar of `read_all` says more
+        state = random.getstate()  # from which TFDS draws a name, and Keras the seeds of initial weights
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as nothing:
+                self.download_and_prepare(download_dir=nothing)  # TFDS makes such a folder, though nothing is loaded
+        except Exception as error:
+            if not self._bad:
+                raise
+            raise faults.error(self._bad, self._folder.data_dir, folder_files.check_command(self._folder)) from error
+        finally:
+            random.setstate(state)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image": tfds.features.Image(),
+            "segmentation_mask": tfds.features.Image(shape=(None, None, 1)),
+            "file_name": tfds.features.Text(),
+        }
+        stored = self._classes.to_dict() if self._classes else {}
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"Pictures and masks in the folder {self._layout.root.name}.",
+            features=tfds.features.FeaturesDict(features),
+            metadata=tfds.core.MetadataDict(classes=stored),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        assert self._classes is not None
+        pairs = folder_files.read_all(self._layout, Coding(self._classes))
+        counts = np.zeros(256, np.int64)
+        return {split: self._generate_examples(split, pairs, counts) for split in self._layout.splits}
+
+    def _generate_examples(
+        self, split: str, pairs: Iterator[tuple[str, PairFiles]], counts: np.ndarray
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The examples of a split, the next in an iterator over the pairs of all splits."""
+        for i, _ in enumerate(self._layout.splits[split]):
+            _, pair = next(pairs)
+            if pair.faults:
+                self._bad = [*pair.faults, *(fault for _, other in pairs for fault in other.faults)]
+                raise DataError("some pairs cannot be used")  # `write` says which
+            assert pair.ids is not None
+            counts += np.bincount(pair.ids.ravel(), minlength=256)
+            yield i, {"image": pair.image, "segmentation_mask": pair.mask, "file_name": pair.name}
+        if split == list(self._layout.splits)[-1]:
+            self._bad = without_classes(counts, self._classes)  # type: ignore[arg-type]
+            if self._bad:
+                raise DataError("the masks do not have the classes")
+
+
+def _fingerprint(layout: Layout, classes: Classes | None) -> str:
+    """Tells a folder with its classes from any other, and from itself after a change; opens no file."""
+
+    def of_file(path: Path) -> tuple[int, int]:
+        found = path.stat()
+        return found.st_size, found.st_mtime_ns
+
+    key = {
+        "format": FORMAT,
+        "pillow": PIL.__version__,  # which decodes what TensorFlow does not
+        "classes": classes.to_dict() if classes else None,
+        "splits": {
+            split: [(pair.name, *of_file(pair.image), pair.mask_name, *of_file(pair.mask)) for pair in pairs]
+            for split, pairs in layout.splits.items()
+        },
+    }
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,108 @@
+"""What the files of a folder hold: its classes, and its pairs one after the other. Imports no TensorFlow."""
+
+import logging
+import shlex
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import tqdm
+
+from petseg.classes import Classes
+from petseg.config import DataConfig
+from petseg.data import mask_values, pair_files
+from petseg.data.faults import Fault, Kind
+from petseg.data.folder_layout import Layout, Pair
+from petseg.data.mask_values import Coding
+from petseg.data.pair_files import PairFiles
+from petseg.errors import ConfigError, DataError
+from petseg.runtime.cpus import usable_cpus
+
+T = TypeVar("T")
+R = TypeVar("R")
+CLASSES_FILE = "classes.json"
+AT_ONCE = 8  # pairs that are decoded at one time, at most
+logger = logging.getLogger(__name__)
+
+
+def given_classes(config: DataConfig) -> Classes | None:
+    """The classes that --classes or the folder's own file names; None if there is neither.
+
+    Raises:
+      ConfigError: if they cannot be used.
+    """
+    if config.classes:
+        return Classes.read(Path(config.classes).expanduser())
+    file = Path(config.data_dir).expanduser() / CLASSES_FILE
+    return Classes.read(file) if file.exists() else None
+
+
+def classes_in_masks(layout: Layout) -> tuple[Classes | None, list[Fault]]:
+    """Classes made of the values that the masks hold; or what is in the way."""
+    pairs = list(all_pairs(layout))
+    values, bad = [], []
+    for found in watched(pairs, _values, len(pairs), f"looking for classes in {layout.root.name}"):
+        if isinstance(found, Fault):
+            bad.append(found)
+        else:
+            values.append(found)
+    if bad:
+        return None, bad
+    try:
+        return mask_values.found_classes(values), []
+    except ConfigError as error:
+        return None, [Fault(Kind.CLASSES, CLASSES_FILE, f"there is none, and {error}")]
+
+
+def _values(pair: Pair) -> tuple[np.ndarray, bool, bytes] | Fault:
+    """What a mask holds, as `mask_values.found_classes` wants it."""
+    mask = pair_files.opened_mask(pair.mask_name, pair_files.read_bytes(pair.mask))
+    if isinstance(mask, Fault):
+        return mask
+    try:
+        found, colored = mask_values.values_in(mask, None)
+    except DataError as error:
+        return Fault(Kind.VALUES, pair.mask_name, str(error))
+    palette = bytes(mask.getpalette("RGB") or b"") if mask.mode in mask_values.PALETTED else b""
+    return np.unique(found), colored, palette
+
+
+def check_command(config: DataConfig) -> str:
+    """The command that prints everything that is wrong with a folder."""
+    flags = [
+        f"--{name}={value}"
+        for name in ("dataset", "data_dir", "image_files", "mask_files", "classes")
+        if (value := getattr(config, name))
+    ]
+    return "python -m petseg.data.check " + shlex.join(flags)
+
+
+def read_pair(pair: Pair, coding: Coding) -> PairFiles:
+    """Reads the two files of a pair."""
+    image, mask = pair_files.read_bytes(pair.image), pair_files.read_bytes(pair.mask)
+    return pair_files.read(pair.name, image, pair.mask_name, mask, coding)
+
+
+def read_all(layout: Layout, coding: Coding) -> Iterator[tuple[str, PairFiles]]:
+    """Reads all pairs, split by split, with a bar on a terminal: split, and what the files hold."""
+    pairs = [(split, pair) for split, members in layout.splits.items() for pair in members]
+
+    def read(each: tuple[str, Pair]) -> tuple[str, PairFiles]:
+        return each[0], read_pair(each[1], coding)
+
+    return watched(pairs, read, len(pairs), f"reading {layout.root.name}")
+
+
+def watched(items: Iterable[T], function: Callable[[T], R], count: int, what: str) -> Iterator[R]:
+    """Results of a function for so many items, in their order, with a bar on a terminal that says what is done."""
+    hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
+    threads = min(usable_cpus(), AT_ONCE)
+    with tqdm.tqdm(total=count, desc=what, unit=" pairs", disable=hidden, leave=False) as bar:
+        for result in pair_files.in_order(function, items, threads):
+            bar.update()
+            yield result
+
+
+def all_pairs(layout: Layout) -> Iterator[Pair]:
+    return (pair for members in layout.splits.values() for pair in members)

@@ -1,0 +1,228 @@
+"""The files of a picture and its mask: read, checked, and turned into what a record holds."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import io
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from petseg.classes import UNKNOWN
+from petseg.data import mask_values
+from petseg.data.faults import Fault, Kind
+from petseg.data.mask_values import Coding
+from petseg.errors import DataError, one_line
+
+T = TypeVar("T")
+R = TypeVar("R")
+SMALLEST_SIDE = 8
+ORIENTATION = 0x0112  # EXIF's tag
+LOSSY = ("JPEG", "MPO")
+# What TensorFlow decodes to the pixels that others see: format, and modes.
+DECODABLE = {
+    "JPEG": ("L", "RGB"),
+    "MPO": ("L", "RGB"),
+    "PNG": ("1", "L", "LA", "P", "RGB", "RGBA"),
+    "BMP": ("RGB",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PairFiles:
+    """What the two files of a pair hold.
+
+    Attributes:
+      name: name of the picture.
+      image: the picture as a JPEG, PNG or BMP file that TensorFlow decodes; empty if there is a fault.
+      mask: class ids as a PNG file; empty if there is a fault.
+      ids: class ids, uint8 [H, W]; None if they cannot be had.
+      size: height and width of the picture; None if it cannot be read.
+      modes: Pillow's words for how picture and mask are stored, such as RGB and P.
+      unknown: values in no class, and how many pixels have them.
+      digest: tells the picture's file from others.
+      faults: what is wrong.
+    """
+
+    name: str
+    image: bytes = b""
+    mask: bytes = b""
+    ids: np.ndarray | None = None
+    size: tuple[int, int] | None = None
+    modes: tuple[str, str] = ("", "")
+    unknown: tuple[tuple[int, int], ...] = ()
+    digest: bytes = b""
+    faults: tuple[Fault, ...] = ()
+
+
+def read(name: str, image_data: bytes, mask_name: str, mask_data: bytes, coding: Coding) -> PairFiles:
+    """Decodes a pair and finds out what is wrong with it.
+
+    A photograph is turned as its EXIF data says, unless the mask only fits the one that is not turned.
+
+    Args:
+      name: name of the picture, for messages.
+      image_data: its file.
+      mask_name: name of the mask.
+      mask_data: its file.
+      coding: turns values of the mask into class ids.
+    """
+    faults: list[Fault] = []
+    picture = _opened(name, image_data, faults)
+    mask = _opened(mask_name, mask_data, faults)
+    modes = (picture.mode if picture else "", mask.mode if mask else "")
+    ids: np.ndarray | None = None
+    unknown: tuple[tuple[int, int], ...] = ()
+    if mask:
+        ids, unknown = _ids(mask_name, mask, coding, faults)
+    turned = False
+    if picture:
+        size = (picture.height, picture.width)
+        turned = _is_turned(picture, mask)
+        if min(size) < SMALLEST_SIDE:
+            what = f"is {size[0]} x {size[1]} pixels; must be at least {SMALLEST_SIDE} x {SMALLEST_SIDE}"
+            faults.append(Fault(Kind.SMALL, name, what))
+        if turned:
+            picture = ImageOps.exif_transpose(picture)
+            size = (picture.height, picture.width)
+        if mask and size != (mask.height, mask.width):
+            what = f"is {size[0]} x {size[1]} (height x width), its mask {mask_name} {mask.height} x {mask.width}"
+            faults.append(Fault(Kind.SIZES, name, f"{what}; both must be one size"))
+    image_file = mask_file = b""
+    if picture and not faults:
+        try:
+            image_file = image_data if not turned and _is_decodable(picture, image_data) else _as_png(picture)
+        except DataError as error:
+            faults.append(Fault(Kind.UNREADABLE, name, str(error)))
+    if ids is not None and not faults:
+        mask_file = mask_values.encoded(ids)
+    shape = size if picture else None
+    digest = hashlib.blake2b(image_data, digest_size=16).digest()
+    return PairFiles(name, image_file, mask_file, ids, shape, modes, unknown, digest, tuple(faults))
+
+
+def opened_mask(name: str, data: bytes) -> Image.Image | Fault:
+    """Decodes a mask; gives a fault if that fails, or its format changes values."""
+    faults: list[Fault] = []
+    mask = _opened(name, data, faults)
+    if mask:
+        _refuse_lossy(name, mask, faults)
+    return faults[0] if faults or not mask else mask
+
+
+def in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """Results of a function for items in their order, some ahead of time, and only some, so that memory is bounded."""
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        waiting: collections.deque[concurrent.futures.Future[R]] = collections.deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _opened(name: str, data: bytes, faults: list[Fault]) -> Image.Image | None:
+    """A picture with its pixels decoded; None if that fails."""
+    try:
+        picture = Image.open(io.BytesIO(data))
+        picture.load()
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        what = " ".join(str(error).split()) if "truncated" in str(error) else one_line(error)
+        if "cannot identify" in what:
+            what = f"{len(data)} bytes of no known format" if data else "it is empty"
+        faults.append(Fault(Kind.UNREADABLE, name, f"cannot be read: {what}; must be a whole picture"))
+        return None
+    return picture
+
+
+def _refuse_lossy(name: str, mask: Image.Image, faults: list[Fault]) -> None:
+    if mask.format in LOSSY:
+        what = "is a mask in JPEG, which changes values at every edge; must be a PNG made of the original mask"
+        faults.append(Fault(Kind.INEXACT, name, what))
+
+
+def _ids(
+    name: str, mask: Image.Image, coding: Coding, faults: list[Fault]
+) -> tuple[np.ndarray | None, tuple[tuple[int, int], ...]]:
+    """Class ids of a mask, and the values that are in no class with their counts."""
+    _refuse_lossy(name, mask, faults)
+    if mask.format in LOSSY:
+        return None, ()
+    try:
+        values, _ = mask_values.values_in(mask, coding.classes.colored)
+    except DataError as error:
+        faults.append(Fault(Kind.VALUES, name, str(error)))
+        return None, ()
+    ids = coding.ids(values)
+    where = ids == UNKNOWN
+    if not where.any():
+        return ids, ()
+    numbers, counts = np.unique(values[where], return_counts=True)
+    order = np.argsort(-counts)
+    unknown = tuple((int(numbers[i]), int(counts[i])) for i in order)
+    faults.append(Fault(Kind.VALUES, name, _unknown_values(values, unknown, coding)))
+    return ids, unknown
+
+
+def _unknown_values(values: np.ndarray, unknown: tuple[tuple[int, int], ...], coding: Coding) -> str:
+    number, count = unknown[0]
+    row, column = np.argwhere(values == number)[0]
+    pixels = "1 pixel" if count == 1 else f"{count} pixels"
+    more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+    return (
+        f"holds {mask_values.shown(number, coding.classes.colored)}{more} in no class ({pixels}, the first at row "
+        f"{row}, column {column}); must be {mask_values.shown_values(coding.classes)}"
+    )
+
+
+def _is_turned(picture: Image.Image, mask: Image.Image | None) -> bool:
+    """Whether a photograph is to be turned as EXIF says; a TIFF file is, by Pillow, before it comes here."""
+    orientation = picture.getexif().get(ORIENTATION, 1)
+    if orientation not in range(2, 9) or picture.format == "TIFF":
+        return False
+    swaps = orientation >= 5
+    return not (swaps and mask and mask.size == picture.size and picture.width != picture.height)
+
+
+def _is_decodable(picture: Image.Image, data: bytes) -> bool:
+    """Whether TensorFlow decodes a file, and to the pixels that others see."""
+    if picture.format == "BMP" and (len(data) < 30 or struct.unpack("<H", data[28:30])[0] != 24):
+        return False
+    return picture.mode in DECODABLE.get(picture.format or "", ())
+
+
+def _as_png(picture: Image.Image) -> bytes:
+    """A picture as 8 bits of red, green and blue, without loss but for a second byte.
+
+    Raises:
+      DataError: if its pixels are no colours.
+    """
+    if picture.mode.startswith("I") or picture.mode == "F":
+        pixels = np.asarray(picture, np.float64)
+        if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 65535) or picture.mode == "F":
+            raise DataError(
+                f"has mode {picture.mode}, and values that are no shades; must be of 8 or 16 bits a channel"
+            )
+        picture = Image.fromarray((pixels / 257).round().astype(np.uint8))
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The content of a file; empty if the system does not give it, which `read` then says is no picture."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
