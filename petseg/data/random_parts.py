@@ -1,9 +1,13 @@
 """Random parts of pictures, for training that does not resize them."""
 
+import contextlib
 import dataclasses
+import io
+from collections.abc import Iterable
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 # Added to the seed, which is below: augmentation draws from (seed, step) too, and places must not depend on it.
 PLACES = 1 << 32
@@ -21,6 +25,30 @@ class RandomParts:
 
     size: tuple[int, int]
     sizes: np.ndarray
+
+    @classmethod
+    def of_files(cls, size: tuple[int, int], files: Iterable[bytes], count: int) -> "RandomParts":
+        """Looks up the sizes of so many pictures in the headers of their files.
+
+        What cannot be read has size 1 x 1; whoever decodes it says what is wrong with it.
+        """
+        sizes = np.ones((count, 2), np.int32)
+        with contextlib.suppress(tf.errors.OpError):
+            for i, file in enumerate(files):
+                with contextlib.suppress(Exception), Image.open(io.BytesIO(file)) as picture:
+                    sizes[i] = picture.height, picture.width
+        return cls(size, sizes)
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """Height and width of the canvas: as small as holds each picture, and a part."""
+        height, width = np.maximum(self.sizes.max(axis=0), self.size).tolist()
+        return height, width
+
+    def middles(self, canvases: np.ndarray) -> np.ndarray:
+        """The middle of each canvas, [K, h, w, C]."""
+        top, left = ((side - wanted) // 2 for side, wanted in zip(canvases.shape[1:3], self.size, strict=True))
+        return canvases[:, top : top + self.size[0], left : left + self.size[1]]
 
     def cut(
         self,
