@@ -17,6 +17,7 @@ from petseg.config import DataConfig
 from petseg.data import catalog, mask_coding
 from petseg.data.catalog import DataSet
 from petseg.data.disk_cache import Cache
+from petseg.data.random_parts import RandomParts
 from petseg.data.record_files import Decoded, RecordFiles
 from petseg.data.resizing import Resizing
 from petseg.errors import DataError, one_line
@@ -42,6 +43,7 @@ class Examples:
       gather_anywhere: what `gather` does, as a graph for any process that sees the files; None where there is none.
       check: raises DataError if files in which the examples lie are no longer what they were.
       origin: the data set with its config and version, and the split: `oxford_iiit_pet/4.0.0, test`.
+      parts: which parts of them a training sees, where they are pictures on canvases; None: they are what it sees.
     """
 
     images: np.ndarray
@@ -53,6 +55,7 @@ class Examples:
     gather_anywhere: Gather | None = None
     check: Callable[[], None] = lambda: None
     origin: str = ""
+    parts: RandomParts | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -67,17 +70,25 @@ class _Source:
       split: its split, or a slice.
       resizing: how pictures come to their size.
       positions: places of the examples in the split, rising; all of them, or some.
+      parts: which parts of them a training sees; None where it sees them as a whole.
     """
 
     data_set: DataSet
     split: str
     resizing: Resizing
     positions: range
+    parts: RandomParts | None = None
 
     @classmethod
     def open(cls, config: DataConfig, split: str, classes: Classes | None) -> "_Source":
         data_set = catalog.open_data(config, classes)
         return cls(data_set, split, Resizing(config.size, config.resize), range(data_set.num_examples(split)))
+
+    def on_canvases(self) -> "_Source":
+        """The same pictures, not cut to the network's size, but laid on canvases that hold the largest."""
+        files = self.data_set.raw_examples(self.split).map(lambda example: example["image"]).as_numpy_iterator()
+        parts = RandomParts.of_files(self.resizing.size, files, self.count)
+        return dataclasses.replace(self, resizing=Resizing(parts.canvas, "crop"), parts=parts)
 
     @property
     def count(self) -> int:
@@ -95,19 +106,22 @@ class _Source:
         return examples.take(self.positions.stop).shard(self.positions.step, 0)
 
 
-def load(config: DataConfig, split: str, classes: Classes | None = None) -> Examples:
+def load(config: DataConfig, split: str, classes: Classes | None = None, *, for_training: bool = False) -> Examples:
     """Decodes a split, and looks at each of its examples.
 
     Args:
       config: which data set, at which size, and where its decoded examples stay.
       split: split of the data set, or a slice.
       classes: the classes; None: those that the config names or the data set brings.
+      for_training: whether examples of --resize=crop are to be random parts, and not the middles, of their pictures.
 
     Raises:
       DataError: if the data set cannot be had, lacks a feature, or holds an example that cannot be used.
       ConfigError: if classes cannot be used, or decoded examples cannot be written.
     """
     source = _Source.open(config, split, classes)
+    if for_training and config.resize == "crop":
+        source = source.on_canvases()
     if config.cache == "disk":
         return _on_disk(source, config.cache_dir)
     return _in_memory(source) if config.cache == "memory" else _in_its_records(source)
@@ -148,7 +162,7 @@ def _in_memory(source: _Source) -> Examples:
         images[i], masks[i] = example["image"], example["mask"]
 
     names, groups = _decode_all(source, keep)
-    return Examples(images, masks, source.data_set.classes, names, groups, origin=source.origin)
+    return Examples(images, masks, source.data_set.classes, names, groups, origin=source.origin, parts=source.parts)
 
 
 def _empty(shape: tuple[int, ...]) -> np.ndarray:
@@ -186,6 +200,7 @@ def _on_disk(source: _Source, cache_dir: str) -> Examples:
         cache.gather_anywhere,
         cache.check,
         source.origin,
+        source.parts,
     )
 
 
@@ -226,6 +241,7 @@ def _in_its_records(source: _Source) -> Examples:
         gather,
         check=index.check,
         origin=source.origin,
+        parts=source.parts,
     )
 
 
@@ -259,6 +275,11 @@ def _decode_all(
             ) from error
         name = example["name"].decode() or f"{split}/{position}"
         _check_example(example, f"{where} ({name})", data_set.classes)
+        if source.parts is not None and (example["image_size"] != source.parts.sizes[i]).any():
+            sizes = tuple(source.parts.sizes[i].tolist()), tuple(example["image_size"].tolist())
+            raise DataError(
+                f"{where} ({name}): its header says {sizes[0]} (height, width); must be {sizes[1]}, its size"
+            )
         keep(i, example)
         names.append(name)
         for key, values in labels.items():

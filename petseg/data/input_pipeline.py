@@ -92,14 +92,29 @@ def training_batches_of_host(
     def batch(element: tf.Tensor) -> Batch:
         step, replica = element // local, context.input_pipeline_id * local + element % local
         positions = replica * size + tf.range(size, dtype=tf.int64)
-        ids = example_ids(step, positions, num_examples=len(examples), batch_size=batch_size, seed=seed)
-        image, mask = gather(ids)
-        return {"image": image, "mask": mask, "example_id": ids, "position": positions}
+        return _part_of_batch(examples, gather, step, positions, batch_size=batch_size, seed=seed)
 
     first, last = first_step * local, last_step * local
     if addresses:
         return _in_order(service_client.made_elsewhere(addresses, first, last, batch))
     return _in_order(tf.data.Dataset.range(first, last).map(batch, PARALLEL_BATCHES))
+
+
+def part_of_batch(examples: Examples, step: tf.Tensor, positions: tf.Tensor, *, batch_size: int, seed: int) -> Batch:
+    """What stands at some positions, int64 [K], of the batch of a step: what a replica is given that has these."""
+    return _part_of_batch(examples, _gather(examples), step, positions, batch_size=batch_size, seed=seed)
+
+
+def _part_of_batch(
+    examples: Examples, gather: Gather, step: tf.Tensor, positions: tf.Tensor, *, batch_size: int, seed: int
+) -> Batch:
+    ids = example_ids(step, positions, num_examples=len(examples), batch_size=batch_size, seed=seed)
+    image, mask = gather(ids)
+    if examples.parts is not None:
+        image, mask = examples.parts.cut(
+            image, mask, ids, step=step, positions=positions, batch_size=batch_size, seed=seed
+        )
+    return {"image": image, "mask": mask, "example_id": ids, "position": positions}
 
 
 def distributed_evaluation_batches(

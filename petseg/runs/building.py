@@ -31,7 +31,7 @@ def check(config: Config, strategy: tf.distribute.Strategy) -> None:
 
 def load_examples(config: DataConfig) -> tuple[Examples, Examples]:
     """The training split and the evaluation split, decoded."""
-    train = decoding.load(config, config.train_split)
+    train = decoding.load(config, config.train_split, for_training=True)
     evaluation = decoding.load(config, config.eval_split, train.classes)
     catalog.warn_of_shared_examples(catalog.open_data(config, train.classes), config.train_split, config.eval_split)
     return train, evaluation

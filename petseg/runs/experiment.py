@@ -264,15 +264,17 @@ class Experiment:
 
     def _first_batch(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
         """The first examples of the run as the model sees them, so that a wrong augmentation is seen, not guessed."""
-        positions = np.arange(min(SHEET_EXAMPLES, self._config.data.batch_size))
-        ids, examples = self._example_ids(0, positions), self._parts.train_examples
-        batch = {
-            "image": tf.constant(examples.images[ids]),
-            "mask": tf.constant(examples.masks[ids]),
-            "position": tf.constant(positions, tf.int64),
-        }
-        images, masks, weights, _ = self.trainer.prepare(batch, tf.constant(0, tf.int64))
-        return images.numpy(), masks.numpy()[..., 0], weights.numpy(), [examples.names[i] for i in ids]
+        examples, step = self._parts.train_examples, tf.constant(0, tf.int64)
+        batch = input_pipeline.part_of_batch(
+            examples,
+            step,
+            tf.range(min(SHEET_EXAMPLES, self._config.data.batch_size), dtype=tf.int64),
+            batch_size=self._config.data.batch_size,
+            seed=self._config.runtime.seed,
+        )
+        images, masks, weights, _ = self.trainer.prepare(batch, step)
+        names = [examples.names[i] for i in batch["example_id"].numpy()]
+        return images.numpy(), masks.numpy()[..., 0], weights.numpy(), names
 
     def _loop(self, step: int) -> None:
         """The outer loop: trains a while, then does what is due; again and again, to the end of the run."""

@@ -78,6 +78,7 @@ def build_model(start: StartingPoint, config: Config, examples: Examples) -> ker
     elif not start.checkpoint and start.encoder_weights == "none":
         pixels = math.prod(config.model.working_size(config.data.size))
         images = examples.images[: max(1, min(CALIBRATION_IMAGES, CALIBRATION_PIXELS // pixels))]
+        images = images if examples.parts is None else examples.parts.middles(images)
         scaled = keras.Model(model.input, model.get_layer("scaling").output)(tf.cast(images, tf.float32))
         encoders.calibrate_batch_norm(model.get_layer("encoder").model, scaled)
     return model
