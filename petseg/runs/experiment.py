@@ -21,7 +21,7 @@ from petseg.files import naming_what_cannot_be_written
 from petseg.reporting import model_diagram, pictures, summaries, telemetry
 from petseg.reporting.report import SHEET_EXAMPLES, Introduction, NullReport, Report
 from petseg.reporting.telemetry import Profiler, Stopwatch
-from petseg.runs import building, checkpoints, starting_point
+from petseg.runs import building, checkpoints, early_stopping, starting_point
 from petseg.runs.checkpoints import BestCheckpoint, Checkpoints
 from petseg.runs.evaluations import Evaluations
 from petseg.runs.nonfinite_steps import NonFiniteSteps
@@ -193,8 +193,10 @@ class Experiment:
     def run(self) -> dict[str, Any]:
         """Trains from where the run stands to the end; returns the scores of the last evaluation."""
         step = self._step()
-        self._say_where_it_stands(step)
         owes = self._evaluations.owes(step, self._clock)
+        if not owes:
+            self._end_if_patience_is_lost(step)
+        self._say_where_it_stands(step)
         self._report = self._open_report(step, owes)
         with contextlib.closing(self._report):
             with self._signals.deferred(), self._naming_lost_input():
@@ -249,6 +251,8 @@ class Experiment:
         results = self._evaluations.evaluate(step, self._report) if owes_an_evaluation else None
         if owes_an_evaluation and results is None:
             raise self._stopped(step)
+        if owes_an_evaluation:
+            self._end_if_patience_is_lost(step)
         self._results = results or self._evaluations.written(step)
 
     def _introduction(self) -> Introduction:
@@ -274,22 +278,22 @@ class Experiment:
 
     def _loop(self, step: int) -> None:
         """The outer loop: trains a while, then does what is due; again and again, to the end of the run."""
-        clock, stopwatch = self._clock, self._stopwatch
-        if step >= clock.total:
+        stopwatch = self._stopwatch
+        if step >= self._clock.total:
             return
         batches, actions = self._batches(step), self._actions()
         self.trainer.compile(batches)  # here, so that speed does not contain it
-        profiled = clock.profile if self._placement.is_chief else (0, 0)
+        profiled = self._clock.profile if self._placement.is_chief else (0, 0)
         profiler = Profiler(self._workdir.path / summaries.TRAIN, profiled)
         self._alarm.reset()
         stopwatch.reset()
         self._report.start()
         with contextlib.closing(profiler):
-            while step < clock.total:
+            while step < self._clock.total:  # which an evaluation may bring forward
                 if self._alarm.rings():
                     self._requests.save.assign(1.0)
                 with profiler.step(step):
-                    stopwatch.steps(self.trainer.run(batches, clock.steps_to_next(step)))
+                    stopwatch.steps(self.trainer.run(batches, self._clock.steps_to_next(step)))
                 self._nonfinite_steps.check()
                 step = self._step()
                 pause = Pause(step, *self.trainer.requested())
@@ -304,14 +308,17 @@ class Experiment:
 
         Saving comes last, so that all that belongs to a step precedes its checkpoint.
         """
-        clock = self._clock
+        every = self._clock
         return (
-            Action(lambda pause: clock.due(pause.step, clock.summarize_every), self._summarize),
-            Action(lambda pause: clock.due(pause.step, clock.histogram_every), self._log_histograms),
+            Action(lambda pause: self._due(pause, every.summarize_every), self._summarize),
+            Action(lambda pause: self._due(pause, every.histogram_every), self._log_histograms),
             Action(lambda pause: True, lambda pause: self._report.advance(pause.step)),
-            Action(lambda pause: clock.due(pause.step, clock.evaluate_every) and not pause.stop, self._evaluate),
-            Action(lambda pause: clock.due(pause.step, clock.save_every) or pause.save or pause.stop, self._save),
+            Action(lambda pause: self._due(pause, every.evaluate_every) and not pause.stop, self._evaluate),
+            Action(lambda pause: self._due(pause, every.save_every) or pause.save or pause.stop, self._save),
         )
+
+    def _due(self, pause: Pause, every: int) -> bool:
+        return self._clock.due(pause.step, every)
 
     def _batches(self, step: int) -> Any:
         return iter(
@@ -340,6 +347,21 @@ class Experiment:
     def _evaluate(self, pause: Pause) -> None:
         results = self._evaluations.evaluate(pause.step, self._report)
         pause.stop, self._results = results is None, results or self._results
+        if not pause.stop:
+            self._end_if_patience_is_lost(pause.step)
+
+    def _end_if_patience_is_lost(self, step: int) -> None:
+        """Makes a step at which the run was evaluated the last one, if scores no longer get better; for all alike.
+
+        The chief decides, for it is the one that wrote them.
+        """
+        found = None
+        if self._placement.is_chief and step < self._clock.total:
+            found = early_stopping.standstill(self._config, self._workdir.metrics_file, step)
+        if self._config.schedule.patience and any(self._placement.gather(int(found is not None))):
+            self._clock = self._clock.ending_at(step)
+        if found:
+            logger.info("step %d: %s: the run ends here", step, found)
 
     def _save(self, pause: Pause) -> None:
         with self._stopwatch.timing("checkpoints"):

@@ -21,7 +21,7 @@ from petseg.evaluation.evaluator import Evaluation
 from petseg.evaluation.results import image_rows, split_results
 from petseg.files import naming_what_cannot_be_written, write_bytes, write_json, write_text
 from petseg.reporting import pictures
-from petseg.runs import building
+from petseg.runs import building, early_stopping
 from petseg.runs.schedule import Clock
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
@@ -224,13 +224,20 @@ def _watch(run: TrainedRun, score: ScoreConfig) -> Iterator[str]:
                 seen.add(step)
                 yield run.path_of(step)
                 deadline = time.monotonic() + score.watch_timeout
-        if seen and max(seen) >= _last_step(run):
+        if seen and _ends_at(run, max(seen)):
             logger.info("%s is complete", run.workdir.path)
             return
         if time.monotonic() >= deadline:
             logger.warning("%s: no new checkpoint for %g s", run.workdir.path, score.watch_timeout)
             return
         time.sleep(score.watch_interval)
+
+
+def _ends_at(run: TrainedRun, step: int) -> bool:
+    """Whether a run, as it was last started, is complete at the step of a checkpoint."""
+    if step >= _last_step(run):
+        return True
+    return early_stopping.standstill(run.workdir.load_config(), run.workdir.metrics_file, step) is not None
 
 
 def _last_step(run: TrainedRun) -> int:
@@ -257,7 +264,7 @@ def _compare(scored: Scored, scorer: Scorer, other: Scorer) -> Scored:
     theirs = other.score(other.counterpart())
     parts = (scored.results, scored.evaluations, theirs.results, theirs.evaluations)
     for results, mine, its_results, its in zip(*parts, strict=True):
-        comparison = confidence_intervals.compare(mine.confusion_matrices, its.confusion_matrices)
+        comparison = confidence_intervals.compare([mine.confusion_matrices], [its.confusion_matrices])
         results["comparison"] = {"other": theirs.path, "weights": its_results["weights"], **comparison}
     return theirs
 
