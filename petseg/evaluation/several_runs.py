@@ -5,17 +5,13 @@ from typing import Any
 
 import numpy as np
 
-STATISTICS = {
-    "mean": np.mean,
-    "standard deviation": lambda values: np.std(values, ddof=1) if len(values) > 1 else float("nan"),
-    "lowest": np.min,
-    "highest": np.max,
-}
+STATISTICS = ("mean", "standard deviation", "lowest", "highest")
 
 
 def statistics(values: Sequence[float]) -> dict[str, float]:
     """Mean, standard deviation (of a sample; NaN of a single value), lowest and highest."""
-    return {name: float(of(np.asarray(values, np.float64))) for name, of in STATISTICS.items()}
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+    return dict(zip(STATISTICS, (float(np.mean(values)), deviation, min(values), max(values)), strict=True))
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:

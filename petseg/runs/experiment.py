@@ -21,7 +21,7 @@ from petseg.files import naming_what_cannot_be_written
 from petseg.reporting import model_diagram, pictures, summaries, telemetry
 from petseg.reporting.report import SHEET_EXAMPLES, Introduction, NullReport, Report
 from petseg.reporting.telemetry import Profiler, Stopwatch
-from petseg.runs import building, checkpoints, early_stopping, starting_point
+from petseg.runs import building, checkpoints, early_stopping, run_groups, starting_point
 from petseg.runs.checkpoints import BestCheckpoint, Checkpoints
 from petseg.runs.evaluations import Evaluations
 from petseg.runs.nonfinite_steps import NonFiniteSteps
@@ -224,6 +224,7 @@ class Experiment:
         return Report(
             self._config,
             directory=workdir.path,
+            group=run_groups.group_folder(self._config),
             metrics_file=workdir.metrics_file,
             figures=workdir.figures,
             contents=workdir.contents(),

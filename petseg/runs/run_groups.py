@@ -1,4 +1,7 @@
-"""Runs of one recipe that differ in their seed: where they lie, how they are named together, how several are given."""
+"""Runs of one recipe that differ in their seed: where they lie, how they are named together, how several are given.
+
+Imports no TensorFlow.
+"""
 
 import glob
 import logging
@@ -11,12 +14,13 @@ from petseg.errors import ConfigError
 from petseg.runs.work_directory import WorkDirectory
 
 logger = logging.getLogger(__name__)
+PREFIX = "seed-"
 MAY_DIFFER = ("workdir", "seed", "data_dir", "cache", "cache_dir", "data_service", "quiet")
 
 
 def seed_folder(folder: Path, seed: int) -> Path:
     """The work directory of one run of a group."""
-    return folder / f"seed-{seed}"
+    return folder / f"{PREFIX}{seed}"
 
 
 def group_folder(config: Config) -> Path | None:
@@ -42,11 +46,25 @@ def find(text: str, flag: str) -> list[WorkDirectory]:
             if not runs:
                 raise ConfigError(f"--{flag}={part}: no run is there; must name work directories")
             found += runs
+    if text and not found:
+        found = [Path(text)]
     resolved = [path.resolve() for path in found]
     twice = [path for path in found if resolved.count(path.resolve()) > 1]
     if twice:
         raise ConfigError(f"--{flag}={text}: each run must be named once; got {twice[0]} twice")
     return [WorkDirectory(path) for path in found]
+
+
+def find_one(text: str, flag: str) -> WorkDirectory:
+    """The work directory that a flag names.
+
+    Raises:
+      ConfigError: if it names several.
+    """
+    found = find(text, flag)
+    if len(found) > 1:
+        raise ConfigError(f"--{flag}={text}: must be one run; holds {len(found)}")
+    return found[0]
 
 
 def warn_of_other_recipes(workdirs: Sequence[WorkDirectory]) -> None:
@@ -64,4 +82,10 @@ def _in_folder(path: Path) -> list[Path]:
     if (path / "config.json").is_file():
         return [path]
     inside = [file.parent for file in path.glob("*/config.json")] if path.is_dir() else []
-    return sorted(inside, key=lambda each: (len(each.name), each.name))
+    return sorted(inside, key=_in_order)
+
+
+def _in_order(path: Path) -> tuple[int, str]:
+    """Seeds by their number, then others by name."""
+    number = path.name.removeprefix(PREFIX)
+    return (int(number), "") if number.isdecimal() else (2**32, path.name)
