@@ -144,6 +144,7 @@ class Experiment:
     Attributes:
       trainer: the trainer, which makes the steps.
       checkpoints: checkpoints of all that the run is.
+      evaluations: evaluations of the run.
     """
 
     def __init__(
@@ -158,7 +159,7 @@ class Experiment:
         )
         best = BestCheckpoint(workdir.best, saves=saves, **self.trainer.scored_state())
         self._stopwatch, self._alarm = Stopwatch(), Alarm(config.schedule.checkpoint_every_minutes)
-        self._evaluations = Evaluations(
+        self.evaluations = Evaluations(
             config,
             workdir,
             placement,
@@ -193,7 +194,7 @@ class Experiment:
     def run(self) -> dict[str, Any]:
         """Trains from where the run stands to the end; returns the scores of the last evaluation."""
         step = self._step()
-        owes = self._evaluations.owes(step, self._clock)
+        owes = self.evaluations.owes(step, self._clock)
         if not owes:
             self._end_if_patience_is_lost(step)
         self._say_where_it_stands(step)
@@ -249,12 +250,12 @@ class Experiment:
             self._report.begin(self._introduction)
             if not owes_an_evaluation:  # which will show them with their scores
                 self._report.predictions(0, self._parts.eval_examples, self._parts.evaluator)
-        results = self._evaluations.evaluate(step, self._report) if owes_an_evaluation else None
+        results = self.evaluations.evaluate(step, self._report) if owes_an_evaluation else None
         if owes_an_evaluation and results is None:
             raise self._stopped(step)
         if owes_an_evaluation:
             self._end_if_patience_is_lost(step)
-        self._results = results or self._evaluations.written(step)
+        self._results = results or self.evaluations.written(step)
 
     def _introduction(self) -> Introduction:
         data = self._config.data
@@ -346,7 +347,7 @@ class Experiment:
             self._report.histograms(pause.step, self.trainer.weights(), self.trainer.gradients())
 
     def _evaluate(self, pause: Pause) -> None:
-        results = self._evaluations.evaluate(pause.step, self._report)
+        results = self.evaluations.evaluate(pause.step, self._report)
         pause.stop, self._results = results is None, results or self._results
         if not pause.stop:
             self._end_if_patience_is_lost(pause.step)
