@@ -31,7 +31,7 @@ def test_what_scoring_takes_is_not_counted_and_a_target_must_hold_twice_in_a_row
     assert (result["images"], result["operations"], timer.first_images) == (24, 72, 8)
 
 
-@pytest.mark.parametrize(("target", "images"), [(0.01, 32), (0.99, 48)])
+@pytest.mark.parametrize(("target", "images"), [(0.01, 32), pytest.param(0.99, 48, marks=pytest.mark.slow)])
 def test_petsegs_loop_ends_where_the_target_held_twice_or_with_its_run(tiny_config, target, images):
     config = changed(tiny_config, "schedule", train_steps=6)
     timer = Timer(time.monotonic(), target, lambda score: None)

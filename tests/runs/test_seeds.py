@@ -1,6 +1,7 @@
 """Several seeds as one experiment: trained one after the other, told together, scored and compared together."""
 
 import csv
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,12 @@ import time
 import numpy as np
 import pytest
 from conftest import NUM_TEST, ROOT, changed, tiny_flags
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import api_pb2, list_session_groups
+from tensorboard.plugins.hparams.backend_context import Context
 
 from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
@@ -25,13 +32,13 @@ def parse(*flags):
 
 @pytest.fixture(scope="module")
 def folder(data_dir, tmp_path_factory):
-    """Two experiments: `a` with seeds 0 and 1, and `b`, which is longer, with seed 1."""
+    """Two experiments: `a` with seeds 0 and 1, and `b`, which has a copy of the second of these runs."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, given, steps in (("a", "0,1", 2), ("b", "1", 4)):
-        config = parse(*tiny_flags(data_dir, folder / name), f"--seeds={given}", f"--train_steps={steps}")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(seeds, "train_in_a_process", experiment.train)
-            seeds.main(config)
+    config = parse(*tiny_flags(data_dir, folder / "a"), "--seeds=0,1", "--train_steps=2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seeds, "train_in_a_process", experiment.train)
+        seeds.main(config)
+    shutil.copytree(folder / "a" / "seed-1", folder / "b" / "seed-1")
     return folder
 
 
@@ -43,7 +50,7 @@ def test_each_run_is_what_train_would_make_of_its_seed(folder, data_dir):
 
 
 def test_the_command_line_of_a_run_makes_its_config(tiny_config):
-    config = changed(changed(tiny_config, "model", sync_batch_norm=False), "augmentation", flip_probability=0.25)
+    config = changed(changed(tiny_config, "model", sync_batch_norm=False), "augmentation", rotation=0.25)
     assert command_line.parse(["train.py", *seeds.flags_of(config)], Config) == config
 
 
@@ -91,12 +98,14 @@ def test_experiments_are_scored_and_compared_over_their_seeds(folder, capsys, tm
     assert len(results) == 2
     comparison = results[0]["comparison"]
     assert comparison["runs"] == [f"{folder}/a/seed-{seed}/checkpoints/ckpt-2" for seed in (0, 1)]
-    assert comparison["other"] == [f"{folder}/b/seed-1/checkpoints/ckpt-4"]
-    trained = [several.last_results(WorkDirectory(folder / path).load_config())["mean_iou"]
-               for path in ("a/seed-0", "a/seed-1", "b/seed-1")]  # fmt: skip
-    assert comparison["difference"] == pytest.approx(np.mean(trained[:2]) - trained[2])
+    assert comparison["other"] == [f"{folder}/b/seed-1/checkpoints/ckpt-2"]
+    trained = [several.last_results(WorkDirectory(folder / "a" / f"seed-{seed}").load_config()) for seed in (0, 1)]
+    scores = [run["mean_iou"] for run in trained]
+    assert comparison["difference"] == pytest.approx(np.mean(scores) - scores[1])
+    low, high = comparison["interval"]
+    assert low < comparison["difference"] < high
     printed = capsys.readouterr().out
-    assert f"{np.mean(trained[:2]):.4f}" in next(line for line in printed.splitlines() if line.startswith("mean   "))
+    assert f"{np.mean(scores):.4f}" in next(line for line in printed.splitlines() if line.startswith("mean   "))
     assert "first: 2 runs, second: 1 runs; 95% interval over images and seeds" in printed
     assert (folder / "a" / "seed-0" / "figures" / "comparison.png").exists()
     with open(tmp_path / "images.csv", newline="") as file:
@@ -110,6 +119,23 @@ def test_a_single_run_is_scored_as_ever_and_what_needs_one_refuses_several(folde
         several.is_asked(score(workdir=folder / "a", checkpoint="all"))
     with pytest.raises(ConfigError, match=r"--compare=.*/a: holds 2 runs"):
         several.is_asked(score(workdir=folder / "b", compare=folder / "a", checkpoint="some/ckpt-4"))
+
+
+def test_tensorboard_shows_the_runs_of_an_experiment_as_one_group_with_their_mean(folder):
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(folder / "a"))
+    multiplexer.Reload()
+    context = Context(TBContext(data_provider=MultiplexerDataProvider(multiplexer, str(folder))))
+    metric = api_pb2.ColParams(metric=api_pb2.MetricName(group="", tag="final/IoU"))
+    request = api_pb2.ListSessionGroupsRequest(
+        slice_size=9, allowed_statuses=[api_pb2.STATUS_SUCCESS], col_params=[metric]
+    )
+    (group,) = list_session_groups.Handler(RequestContext(), context, "", request).run().session_groups
+    assert group.name == f"a ({folder})"
+    assert sorted(session.name for session in group.sessions) == ["seed-0/final", "seed-1/final"]
+    assert "seed" not in group.hparams
+    scores = [several.last_results(WorkDirectory(folder / "a" / f"seed-{seed}").load_config()) for seed in (0, 1)]
+    (mean,) = [value.value for value in group.metric_values if value.name.tag == "final/IoU"]
+    assert mean == pytest.approx(np.mean([run["mean_iou"] for run in scores]))
 
 
 def program(data_dir, folder, *flags):
