@@ -8,9 +8,11 @@ from petseg.runtime import startup
 def main(config: EvalConfig) -> None:
     startup.load_tensorflow(show_greetings=config.score.debug)  # after the flags are checked
     from petseg.deployment import commands
-    from petseg.runs import scoring
+    from petseg.runs import scoring, several
 
-    if config.score.predict:
+    if several.is_asked(config.score):
+        several.evaluate(config)
+    elif config.score.predict:
         commands.predict(config)
     elif config.score.export:
         commands.export(config)

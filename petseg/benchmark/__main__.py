@@ -1,5 +1,7 @@
 """Measures a recipe's speed: python -m petseg.benchmark [--rounds=N] [any flag of train.py].
 
+With --measure=time_to: how long recipes train until they reach a score.
+
 Contestants are processes of their own, which take turns, so that a noisy machine is noisy for all. What counts are the
 ratios of turns in the same round.
 """
@@ -19,12 +21,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from petseg.benchmark import time_to
+from petseg.benchmark.time_to import TimeToConfig
 from petseg.config import Config, command_line
 from petseg.config.options import Group, option
 from petseg.errors import ConfigError, PetsegError
 
 FOR_EVER = 10**9
 GROUPS = ("training", "variants", "input", "evaluation", "limit", "programs")
+TIME_TO = "time_to"  # which takes hours, and so must be asked for
 logger = logging.getLogger("petseg.benchmark")
 
 
@@ -41,10 +46,11 @@ class MeasureConfig(Group):
     def groups(self) -> tuple[str, ...]:
         """The groups to measure, in their usual order."""
         asked = [name.strip() for name in self.measure.split(",")]
-        unknown = [name for name in asked if name not in GROUPS]
+        known = (*GROUPS, TIME_TO)
+        unknown = [name for name in asked if name not in known]
         if unknown:
-            raise ConfigError(f"--measure={self.measure}: no {unknown[0]!r}; must be some of {', '.join(GROUPS)}")
-        return tuple(name for name in GROUPS if name in asked)
+            raise ConfigError(f"--measure={self.measure}: no {unknown[0]!r}; must be some of {', '.join(known)}")
+        return tuple(name for name in known if name in asked)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,6 +62,12 @@ class BenchmarkConfig(Config):
     """A training run, and how to measure it."""
 
     measure: MeasureConfig = MeasureConfig()
+    time_to: TimeToConfig = dataclasses.field(default_factory=TimeToConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if TIME_TO in self.measure.groups():
+            self.time_to.check()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +88,8 @@ def main(config: BenchmarkConfig) -> dict[str, Any]:
         for group in measure.groups():
             if group == "programs":
                 rows = _programs(config, Path(scratch))
+            elif group == TIME_TO:
+                rows = time_to.race(config.time_to, _flags_for_all(), Path(scratch))
             else:
                 rows = _race(_entries(group, config, Path(scratch)), measure.rounds)
             results["groups"][group] = rows
@@ -240,9 +254,20 @@ def _programs(config: BenchmarkConfig, scratch: Path) -> list[dict[str, Any]]:
 
 def _first_step_flags(scratch: Path) -> list[str]:
     flags = [f"--workdir={scratch / 'first'}", "--epochs=0", "--train_steps=1000", "--log_every=1", "--summary_every=1"]
-    own = {field.name for field in dataclasses.fields(MeasureConfig)}
-    given = [argument for argument in sys.argv[1:] if argument.lstrip("-").split("=")[0] not in own]
-    return [*given, *flags]
+    return [*_flags_for_all(), *flags]
+
+
+def _flags_for_all() -> list[str]:
+    """The command line, without the flags that say what to measure; each with or without a "=" before its value."""
+    own = {field.name for group in (MeasureConfig, TimeToConfig) for field in dataclasses.fields(group)}
+    kept, keeps = [], True
+    for argument in sys.argv[1:]:
+        name, equals, _ = argument.lstrip("-").partition("=")
+        is_own = argument.startswith("-") and name in own
+        if keeps and not is_own:
+            kept.append(argument)
+        keeps = not is_own or bool(equals)  # whether what follows is no value of a flag that is left out
+    return kept
 
 
 def _table_of_speeds(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -289,7 +314,7 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-TABLES = {"limit": _table_of_limit, "programs": _table_of_programs}
+TABLES = {"limit": _table_of_limit, "programs": _table_of_programs, TIME_TO: time_to.table}
 
 if __name__ == "__main__":
     command_line.run(main, BenchmarkConfig, __doc__)

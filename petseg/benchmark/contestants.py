@@ -163,7 +163,7 @@ def keras_fit(config: Config, *, jit_compile: str | bool = "auto") -> Contestant
         metrics=["accuracy"],
         jit_compile=jit_compile,
     )
-    batches, _ = _tutorials_input(config)
+    batches, _ = tutorials_batches(config)
     yield from timed(
         config.data.batch_size, lambda steps: model.fit(batches, epochs=1, steps_per_epoch=steps, verbose=0)
     )
@@ -195,7 +195,7 @@ def our_input(config: Config) -> Contestant:
 def tutorials_input(config: Config) -> Contestant:
     """Batches as the tutorial makes them."""
     before = telemetry.memory()["memory/host"]
-    batches, count = _tutorials_input(config)
+    batches, count = tutorials_batches(config)
     yield from _input(iter(batches), before, count, config.data.batch_size)
 
 
@@ -302,7 +302,7 @@ def _random(shape: list[int], below: int) -> tf.Tensor:
     return tf.cast(tf.random.stateless_uniform(shape, [0, 0], 0, below, tf.int32), tf.uint8)
 
 
-def _tutorials_input(config: Config) -> tuple[Any, int]:
+def tutorials_batches(config: Config) -> tuple[Any, int]:
     """Batches of float32 images and masks as TensorFlow's tutorial on image segmentation makes them, and its examples.
 
     Resized, cached as floats, shuffled by a buffer, flipped by two layers. Pixels keep their range of [0, 255], for the

@@ -15,7 +15,12 @@ SMALLEST_TILE = 32
 class ScoreConfig(Group):
     """What to score; everything else comes from the work directory."""
 
-    workdir: str = option("", "work directory of a training run", required=True)
+    workdir: str = option(
+        "",
+        "work directory of a training run; several, with commas between them, or a folder or glob of them, are scored "
+        "as runs of one recipe",
+        required=True,
+    )
     checkpoint: str = option("latest", "`latest`, `best`, `all`, or the path of a checkpoint", required=True)
     split: str = option("", "TFDS split to score; empty: the run's --eval_split")
     data_dir: str = option("", "folder of prepared TFDS data sets; empty: the run's --data_dir")
@@ -42,7 +47,11 @@ class ScoreConfig(Group):
     ema: bool = option(False, "use the averaged weights of a run with --ema_decay")
     flip_tta: bool = option(False, "average the probabilities of each image and of its mirror image")
     csv: str = option("", "file for a row of scores for each image; empty: none")
-    compare: str = option("", "work directory of another run, to score too: is this one really better? empty: none")
+    compare: str = option(
+        "",
+        "work directory of another run, or several as in --workdir, to score too: is this one really better? empty: "
+        "none",
+    )
     watch: bool = option(False, "wait for new checkpoints, score each once, until the run is complete")
     watch_timeout: float = option(3600.0, "how long --watch waits for the next checkpoint", unit="seconds", minimum=0)
     watch_interval: float = option(10.0, "how often --watch looks", unit="seconds", above=0)

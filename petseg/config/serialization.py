@@ -70,6 +70,7 @@ def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
     values |= {
         "epochs": config.schedule.epochs,
         "train_steps": config.schedule.train_steps,
+        "patience": config.schedule.patience,
         "seed": config.runtime.seed,
     }
     for where in ("data_dir", "classes", "image_files", "mask_files", "cache", "cache_dir", "data_service"):

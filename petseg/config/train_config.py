@@ -407,6 +407,16 @@ class ScheduleConfig(Group):
     summary_every: int = option(20, "interval of training summaries", unit="steps", minimum=1)
     eval_every: int = option(0, "interval of evaluations; 0: once an epoch", unit="steps", minimum=0)
     eval_at_start: bool = option(False, "evaluate before the first step too; worth it with --init_from")
+    patience: int = option(
+        0,
+        "number of evaluations without a better mean IoU (of averaged weights, if any) after which the run ends early, "
+        "and is complete; 0: it does not",
+        unit="evaluations",
+        minimum=0,
+    )
+    patience_before_decay: bool = option(
+        False, "allow --patience to end a run whose learning rate falls to 0 before it has fallen"
+    )
     checkpoint_every: int = option(0, "interval of checkpoints; 0: once an epoch", unit="steps", minimum=0)
     checkpoint_every_minutes: float = option(
         0.0, "also save when so much time has passed since the last checkpoint; 0: do not", unit="minutes", minimum=0
@@ -491,6 +501,13 @@ class Config:
             )
         if self.distribution.strategy == "multi_worker_mirrored" and not self.runtime.workdir:
             raise ConfigError("--workdir: must be a folder that all processes of the cluster share")
+        falling = self.optimizer.learning_rate_schedule in ("cosine", "polynomial")
+        if schedule.patience and falling and not schedule.patience_before_decay:
+            raise ConfigError(
+                f"--patience={schedule.patience}: must be 0 with "
+                f"--learning_rate_schedule={self.optimizer.learning_rate_schedule}, for scores rise most when the rate "
+                "has fallen, and the run would end before; --patience_before_decay allows it"
+            )
         for name, nothing in (("unfreeze_encoder_at", 0), ("encoder_learning_rate_factor", 1)):
             value = getattr(self.optimizer, name)
             if value != nothing and model.first_trained == "none":

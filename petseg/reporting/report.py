@@ -89,6 +89,7 @@ class Report(NullReport):
       config: config of the run.
       classes: the classes.
       directory: work directory, with a folder of event files for each of `train`, `eval`, `ema` and `final`.
+      group: folder of the runs that are one experiment with this one, with other seeds; None for none.
       metrics_file: CSV file of all numbers.
       figures: folder of pictures.
       contents: what lies where in the work directory, by name.
@@ -105,6 +106,7 @@ class Report(NullReport):
         classes: Classes,
         *,
         directory: Path,
+        group: Path | None = None,
         metrics_file: Path,
         figures: Path,
         contents: Mapping[str, str],
@@ -122,7 +124,10 @@ class Report(NullReport):
         self._summaries = Summaries(
             directory, metrics_file, first_step, classes, tuple(runs), evaluates_first=evaluates_first
         )
-        self._summaries.begin_session(f"{directory.name} ({directory.parent})", config_lib.hyperparameters(config))
+        shown_as, hyperparameters = group or directory, config_lib.hyperparameters(config)
+        if group:
+            del hyperparameters["seed"]
+        self._summaries.begin_session(f"{shown_as.name} ({shown_as.parent})", hyperparameters)
         self._progress = Progress(
             first_step,
             last_step,

@@ -134,7 +134,9 @@ class Summaries:
             tf.summary.graph(graph)
 
     def begin_session(self, name: str, hyperparameters: Mapping[str, bool | int | float | str]) -> None:
-        """Fills in the run's row of the HParams page, under a name that no other run has.
+        """Fills in the run's row of the HParams page, under a name that no other run has, but for those of its group.
+
+        Of runs of one name, the page shows the means of their scores, in one row that can be unfolded.
 
         No columns are declared, for then TensorBoard finds out by itself in which of them runs differ, and shows these.
         """

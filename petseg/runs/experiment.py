@@ -21,7 +21,7 @@ from petseg.files import naming_what_cannot_be_written
 from petseg.reporting import model_diagram, pictures, summaries, telemetry
 from petseg.reporting.report import SHEET_EXAMPLES, Introduction, NullReport, Report
 from petseg.reporting.telemetry import Profiler, Stopwatch
-from petseg.runs import building, checkpoints, starting_point
+from petseg.runs import building, checkpoints, early_stopping, run_groups, starting_point
 from petseg.runs.checkpoints import BestCheckpoint, Checkpoints
 from petseg.runs.evaluations import Evaluations
 from petseg.runs.nonfinite_steps import NonFiniteSteps
@@ -145,6 +145,7 @@ class Experiment:
     Attributes:
       trainer: the trainer, which makes the steps.
       checkpoints: checkpoints of all that the run is.
+      evaluations: evaluations of the run.
     """
 
     def __init__(
@@ -159,7 +160,7 @@ class Experiment:
         )
         best = BestCheckpoint(workdir.best, saves=saves, **self.trainer.scored_state())
         self._stopwatch, self._alarm = Stopwatch(), Alarm(config.schedule.checkpoint_every_minutes)
-        self._evaluations = Evaluations(
+        self.evaluations = Evaluations(
             config,
             workdir,
             placement,
@@ -194,8 +195,10 @@ class Experiment:
     def run(self) -> dict[str, Any]:
         """Trains from where the run stands to the end; returns the scores of the last evaluation."""
         step = self._step()
+        owes = self.evaluations.owes(step, self._clock)
+        if not owes:
+            self._end_if_patience_is_lost(step)
         self._say_where_it_stands(step)
-        owes = self._evaluations.owes(step, self._clock)
         self._report = self._open_report(step, owes)
         with contextlib.closing(self._report):
             with self._signals.deferred(), self._naming_lost_input():
@@ -225,6 +228,7 @@ class Experiment:
             self._config,
             classes,
             directory=workdir.path,
+            group=run_groups.group_folder(self._config),
             metrics_file=workdir.metrics_file,
             figures=workdir.figures,
             contents=workdir.contents(),
@@ -249,10 +253,12 @@ class Experiment:
             self._report.begin(self._introduction)
             if not owes_an_evaluation:  # which will show them with their scores
                 self._report.predictions(0, self._parts.eval_examples, self._parts.evaluator)
-        results = self._evaluations.evaluate(step, self._report) if owes_an_evaluation else None
+        results = self.evaluations.evaluate(step, self._report) if owes_an_evaluation else None
         if owes_an_evaluation and results is None:
             raise self._stopped(step)
-        self._results = results or self._evaluations.written(step)
+        if owes_an_evaluation:
+            self._end_if_patience_is_lost(step)
+        self._results = results or self.evaluations.written(step)
 
     def _introduction(self) -> Introduction:
         return Introduction(
@@ -278,22 +284,22 @@ class Experiment:
 
     def _loop(self, step: int) -> None:
         """The outer loop: trains a while, then does what is due; again and again, to the end of the run."""
-        clock, stopwatch = self._clock, self._stopwatch
-        if step >= clock.total:
+        stopwatch = self._stopwatch
+        if step >= self._clock.total:
             return
         batches, actions = self._batches(step), self._actions()
         self.trainer.compile(batches)  # here, so that speed does not contain it
-        profiled = clock.profile if self._placement.is_chief else (0, 0)
+        profiled = self._clock.profile if self._placement.is_chief else (0, 0)
         profiler = Profiler(self._workdir.path / summaries.TRAIN, profiled)
         self._alarm.reset()
         stopwatch.reset()
         self._report.start()
         with contextlib.closing(profiler):
-            while step < clock.total:
+            while step < self._clock.total:  # which an evaluation may bring forward
                 if self._alarm.rings():
                     self._requests.save.assign(1.0)
                 with profiler.step(step):
-                    stopwatch.steps(self.trainer.run(batches, clock.steps_to_next(step)))
+                    stopwatch.steps(self.trainer.run(batches, self._clock.steps_to_next(step)))
                 self._nonfinite_steps.check()
                 step = self._step()
                 pause = Pause(step, *self.trainer.requested())
@@ -308,14 +314,17 @@ class Experiment:
 
         Saving comes last, so that all that belongs to a step precedes its checkpoint.
         """
-        clock = self._clock
+        every = self._clock
         return (
-            Action(lambda pause: clock.due(pause.step, clock.summarize_every), self._summarize),
-            Action(lambda pause: clock.due(pause.step, clock.histogram_every), self._log_histograms),
+            Action(lambda pause: self._due(pause, every.summarize_every), self._summarize),
+            Action(lambda pause: self._due(pause, every.histogram_every), self._log_histograms),
             Action(lambda pause: True, lambda pause: self._report.advance(pause.step)),
-            Action(lambda pause: clock.due(pause.step, clock.evaluate_every) and not pause.stop, self._evaluate),
-            Action(lambda pause: clock.due(pause.step, clock.save_every) or pause.save or pause.stop, self._save),
+            Action(lambda pause: self._due(pause, every.evaluate_every) and not pause.stop, self._evaluate),
+            Action(lambda pause: self._due(pause, every.save_every) or pause.save or pause.stop, self._save),
         )
+
+    def _due(self, pause: Pause, every: int) -> bool:
+        return self._clock.due(pause.step, every)
 
     def _batches(self, step: int) -> Any:
         return iter(
@@ -342,8 +351,23 @@ class Experiment:
             self._report.histograms(pause.step, self.trainer.weights(), self.trainer.gradients())
 
     def _evaluate(self, pause: Pause) -> None:
-        results = self._evaluations.evaluate(pause.step, self._report)
+        results = self.evaluations.evaluate(pause.step, self._report)
         pause.stop, self._results = results is None, results or self._results
+        if not pause.stop:
+            self._end_if_patience_is_lost(pause.step)
+
+    def _end_if_patience_is_lost(self, step: int) -> None:
+        """Makes a step at which the run was evaluated the last one, if scores no longer get better; for all alike.
+
+        The chief decides, for it is the one that wrote them.
+        """
+        found = None
+        if self._placement.is_chief and step < self._clock.total:
+            found = early_stopping.standstill(self._config, self._workdir.metrics_file, step)
+        if self._config.schedule.patience and any(self._placement.gather(int(found is not None))):
+            self._clock = self._clock.ending_at(step)
+        if found:
+            logger.info("step %d: %s: the run ends here", step, found)
 
     def _save(self, pause: Pause) -> None:
         with self._stopwatch.timing("checkpoints"):

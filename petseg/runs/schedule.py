@@ -42,6 +42,10 @@ class Clock:
             profile=schedule.profile_range() or (0, 0),
         )
 
+    def ending_at(self, step: int) -> "Clock":
+        """The clock of a run that ends at a step already."""
+        return dataclasses.replace(self, total=step)
+
     def due(self, step: int, every: int) -> bool:
         """Whether something is due at a step that comes at an interval, and at the end of the run."""
         return step % every == 0 or step >= self.total

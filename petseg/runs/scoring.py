@@ -22,7 +22,7 @@ from petseg.evaluation.evaluator import Evaluation
 from petseg.evaluation.results import image_rows, split_results
 from petseg.files import naming_what_cannot_be_written, write_bytes, write_json, write_text
 from petseg.reporting import pictures
-from petseg.runs import building
+from petseg.runs import building, early_stopping, run_groups
 from petseg.runs.schedule import Clock
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
@@ -45,15 +45,14 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
       PetsegError: if work directory, checkpoint or split cannot be used, or a signal came.
     """
     score = config.score
-    workdir = WorkDirectory(score.workdir)
-    if score.csv and not Path(score.csv).absolute().parent.is_dir():
-        raise ConfigError(f"--csv={score.csv}: its folder does not exist")
+    workdir = run_groups.find_one(score.workdir, "workdir")
+    check_csv(score)
     with StopSignals() as signals:
         if score.watch:
             _wait_for_config(workdir, score)
         run = TrainedRun.open(workdir, score)
         paths = _paths(run, score)
-        split = _checked_split(run, score)
+        split = checked_split(run, score)
         placement = process.set_up_runtime(run.config, config.distribution)
         if score.watch and placement.cluster is not None:
             raise ConfigError("--watch: must be a single process, for those of a cluster might not see the same files")
@@ -70,14 +69,14 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
                 continue
             theirs = None if other is None else _compare(scored, scorer, other)
             if placement.is_chief:
-                _write(scored)
+                write(scored)
                 if theirs is not None and other is not None:
                     _print_comparison(scored, theirs)
-                    _draw_comparison(scorer, other)
+                    draw_comparison(scorer, other)
             found += scored.results
             rows += scored.rows
         if score.csv and placement.is_chief:
-            _write_csv(score.csv, rows)
+            write_csv(score.csv, rows)
         placement.barrier()
     return found
 
@@ -199,7 +198,13 @@ class Scorer:
         return evaluation
 
 
-def _checked_split(run: TrainedRun, score: ScoreConfig) -> str:
+def check_csv(score: ScoreConfig) -> None:
+    """Raises ConfigError if --csv cannot be written."""
+    if score.csv and not Path(score.csv).absolute().parent.is_dir():
+        raise ConfigError(f"--csv={score.csv}: its folder does not exist")
+
+
+def checked_split(run: TrainedRun, score: ScoreConfig) -> str:
     """The split to score, which must not be one that was trained on."""
     data = run.config.data
     split = score.split or data.eval_split
@@ -236,13 +241,20 @@ def _watch(run: TrainedRun, score: ScoreConfig) -> Iterator[str]:
                 seen.add(step)
                 yield run.path_of(step)
                 deadline = time.monotonic() + score.watch_timeout
-        if seen and max(seen) >= _last_step(run):
+        if seen and _ends_at(run, max(seen)):
             logger.info("%s is complete", run.workdir.path)
             return
         if time.monotonic() >= deadline:
             logger.warning("%s: no new checkpoint for %g s", run.workdir.path, score.watch_timeout)
             return
         time.sleep(score.watch_interval)
+
+
+def _ends_at(run: TrainedRun, step: int) -> bool:
+    """Whether a run, as it was last started, is complete at the step of a checkpoint."""
+    if step >= _last_step(run):
+        return True
+    return early_stopping.standstill(run.workdir.load_config(), run.workdir.metrics_file, step) is not None
 
 
 def _last_step(run: TrainedRun) -> int:
@@ -252,7 +264,7 @@ def _last_step(run: TrainedRun) -> int:
     return Clock.of(schedule, example_order.steps_per_epoch(count, data.batch_size)).total
 
 
-def _check_pairing(first: Examples, second: Examples) -> None:
+def check_pairing(first: Examples, second: Examples) -> None:
     """Raises DataError if two runs were not scored on the same images, whose names may be numbers."""
     if first.origin != second.origin:
         raise DataError(
@@ -265,11 +277,11 @@ def _check_pairing(first: Examples, second: Examples) -> None:
 
 def _compare(scored: Scored, scorer: Scorer, other: Scorer) -> Scored:
     """Scores the other run's checkpoint, and adds the comparison to the first one's results."""
-    _check_pairing(scorer.examples, other.examples)
+    check_pairing(scorer.examples, other.examples)
     theirs = other.score(other.counterpart())
     parts = (scored.results, scored.evaluations, theirs.results, theirs.evaluations)
     for results, mine, its_results, its in zip(*parts, strict=True):
-        comparison = confidence_intervals.compare(mine.confusion_matrices, its.confusion_matrices)
+        comparison = confidence_intervals.compare([mine.confusion_matrices], [its.confusion_matrices])
         results["comparison"] = {"other": theirs.path, "weights": its_results["weights"], **comparison}
     return theirs
 
@@ -278,11 +290,11 @@ def _other(score: ScoreConfig, split: str, placement: Placement, signals: StopSi
     """What scores the run to compare with."""
     if not score.compare:
         return None
-    run = TrainedRun.open_to_compare(WorkDirectory(score.compare), score)
+    run = TrainedRun.open_to_compare(run_groups.find_one(score.compare, "compare"), score)
     return Scorer(run, score, split, placement, signals)
 
 
-def _draw_comparison(scorer: Scorer, other: Scorer) -> None:
+def draw_comparison(scorer: Scorer, other: Scorer) -> None:
     """Draws what two runs make of the same images, the other one first, as in before and after."""
     images, masks, mine, names = scorer.predictions(SHEET_EXAMPLES)
     *_, theirs, _ = other.predictions(SHEET_EXAMPLES)
@@ -307,14 +319,16 @@ def _print_comparison(scored: Scored, theirs: Scored) -> None:
         print(f"at {results['resolution']}: {score_tables.comparison_text(results['comparison'])}")
 
 
-def _write(scored: Scored) -> None:
+def write(scored: Scored) -> None:
+    """Writes the results files of a checkpoint, and prints their tables."""
     for results, file in zip(scored.results, scored.files, strict=True):
         write_json(file, results)
         print(score_tables.table(results))
         print(f"\ncheckpoint: {scored.path}\nresults:    {file}\n")
 
 
-def _write_csv(path: str, rows: list[dict[str, Any]]) -> None:
+def write_csv(path: str, rows: list[dict[str, Any]]) -> None:
+    """Writes rows of scores as --csv says."""
     text = io.StringIO()
     if rows:
         writer = csv.DictWriter(text, list(rows[0]))

@@ -37,7 +37,7 @@ def test_a_small_difference_on_the_same_images_is_seen_where_the_intervals_overl
     moved = worse[:, 0, 0] // 25
     worse[:, 0, 0] -= moved
     worse[:, 0, 1] += moved
-    comparison = confidence_intervals.compare(better, worse)
+    comparison = confidence_intervals.compare([better], [worse])
     low, high = comparison["interval"]
     assert 0 < low < comparison["difference"] < high
     assert comparison["better"] == 1
@@ -47,9 +47,41 @@ def test_a_small_difference_on_the_same_images_is_seen_where_the_intervals_overl
 
 
 def test_a_model_is_not_better_than_itself():
-    comparison = confidence_intervals.compare(matrices(), matrices())
+    comparison = confidence_intervals.compare([matrices()], [matrices()])
     assert (comparison["difference"], comparison["interval"], comparison["better"]) == (0, [0, 0], 0)
     assert "no difference is proven" in score_tables.comparison_text(comparison)
+
+
+def runs_of(recipe, rng, seeds=3, spread=0.02, images=6):
+    """Runs that call .8 of all pixels right, more or less by seed and image."""
+    right = recipe + spread * rng.normal(size=(seeds, 1)) + 0.01 * rng.normal(size=(seeds, images))
+    counts = np.round(1000 * right).astype(np.int64)
+    wrong = 1000 - counts
+    return list(np.stack([np.stack([counts, wrong], -1), np.stack([wrong, counts], -1)], -2))
+
+
+@pytest.mark.parametrize("seeds", [(3, 3), (5, 2), (3, 1)])
+def test_an_interval_over_seeds_covers_the_truth_as_often_as_it_says(monkeypatch, seeds):
+    monkeypatch.setattr(confidence_intervals, "RESAMPLES", 300)
+    rng, found = np.random.default_rng(0), []
+    for _ in range(200):
+        first, second = (runs_of(0.8, rng, count) for count in seeds)
+        low, high = confidence_intervals.compare(first, second)["interval"]
+        found.append(low <= 0 <= high)
+    assert 0.91 < np.mean(found) < 0.995  # an interval over images alone covers it in a sixth of the cases
+
+
+def test_what_three_seeds_show_is_the_difference_of_the_means():
+    rng = np.random.default_rng(1)
+    better, worse = runs_of(0.85, rng, spread=0.001), runs_of(0.8, rng, spread=0.001)
+    comparison = confidence_intervals.compare(better, worse)
+    scores = [np.mean([metrics.mean_iou(run.sum(axis=0)) for run in runs]) for runs in (better, worse)]
+    assert comparison["difference"] == pytest.approx(scores[0] - scores[1])
+    assert 0 < comparison["interval"][0] < comparison["difference"] < comparison["interval"][1]
+    low, high = confidence_intervals.interval_of_runs(better)
+    assert low < scores[0] < high
+    alone = confidence_intervals.compare(better[:1], worse[:1])["interval"]
+    assert comparison["interval"][1] - comparison["interval"][0] > alone[1] - alone[0]
 
 
 def test_a_bootstrap_in_chunks_draws_and_counts_what_one_at_once_does(monkeypatch):

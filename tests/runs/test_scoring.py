@@ -162,9 +162,9 @@ def test_two_runs_are_compared_on_the_same_images(trained, capsys):
 )
 def test_runs_on_different_images_are_not_compared(other, message):
     examples = dataclasses.replace(random_examples(3), origin="pets/1.0.0, test")
-    scoring._check_pairing(examples, examples)
+    scoring.check_pairing(examples, examples)
     with pytest.raises(DataError, match=message):
-        scoring._check_pairing(examples, dataclasses.replace(examples, **other))
+        scoring.check_pairing(examples, dataclasses.replace(examples, **other))
 
 
 @pytest.mark.slow

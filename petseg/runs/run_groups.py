@@ -1,0 +1,91 @@
+"""Runs of one recipe that differ in their seed: where they lie, how they are named together, how several are given.
+
+Imports no TensorFlow.
+"""
+
+import glob
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from petseg import config as config_lib
+from petseg.config import Config
+from petseg.errors import ConfigError
+from petseg.runs.work_directory import WorkDirectory
+
+logger = logging.getLogger(__name__)
+PREFIX = "seed-"
+MAY_DIFFER = ("workdir", "seed", "data_dir", "cache", "cache_dir", "data_service", "quiet")
+
+
+def seed_folder(folder: Path, seed: int) -> Path:
+    """The work directory of one run of a group."""
+    return folder / f"{PREFIX}{seed}"
+
+
+def group_folder(config: Config) -> Path | None:
+    """The folder of the group that a run belongs to; None if it stands for itself."""
+    workdir = Path(config.runtime.workdir)
+    return workdir.parent if workdir.name == seed_folder(Path(), config.runtime.seed).name else None
+
+
+def find(text: str, flag: str) -> list[WorkDirectory]:
+    """The work directories that a flag names: several may be given with commas between them, by a glob, or by a folder.
+
+    A folder that is no work directory stands for those that are directly in it.
+
+    Raises:
+      ConfigError: if a glob names no run, or a run is named twice.
+    """
+    found: list[Path] = []
+    for part in filter(None, map(str.strip, text.split(","))):
+        if Path(part).exists() or not glob.has_magic(part):
+            found += _in_folder(Path(part)) or [Path(part)]
+        else:
+            runs = [run for path in sorted(glob.glob(part)) for run in _in_folder(Path(path))]
+            if not runs:
+                raise ConfigError(f"--{flag}={part}: no run is there; must name work directories")
+            found += runs
+    if text and not found:
+        found = [Path(text)]
+    resolved = [path.resolve() for path in found]
+    twice = [path for path in found if resolved.count(path.resolve()) > 1]
+    if twice:
+        raise ConfigError(f"--{flag}={text}: each run must be named once; got {twice[0]} twice")
+    return [WorkDirectory(path) for path in found]
+
+
+def find_one(text: str, flag: str) -> WorkDirectory:
+    """The work directory that a flag names.
+
+    Raises:
+      ConfigError: if it names several.
+    """
+    found = find(text, flag)
+    if len(found) > 1:
+        raise ConfigError(f"--{flag}={text}: must be one run; holds {len(found)}")
+    return found[0]
+
+
+def warn_of_other_recipes(workdirs: Sequence[WorkDirectory]) -> None:
+    """Warns where runs that are scored together differ in more than their seed."""
+    configs = [workdir.load_config() for workdir in workdirs]
+    for workdir, config in zip(workdirs[1:], configs[1:], strict=True):
+        changes = config_lib.changes(configs[0], config)
+        names = [f"--{name}" for name in changes if name not in MAY_DIFFER]
+        if names:
+            logger.warning("%s differs from %s in %s", workdir.path, workdirs[0].path, ", ".join(names))
+
+
+def _in_folder(path: Path) -> list[Path]:
+    """A work directory itself, or those in a folder, with numbers in their order."""
+    if (path / "config.json").is_file():
+        return [path]
+    inside = [file.parent for file in path.glob("*/config.json")] if path.is_dir() else []
+    return sorted(inside, key=_in_order)
+
+
+def _in_order(path: Path) -> tuple[int, str]:
+    """Seeds by their number, then others by name."""
+    number = path.name.removeprefix(PREFIX)
+    return (int(number), "") if number.isdecimal() else (2**32, path.name)

@@ -1,0 +1,153 @@
+"""Scores several runs as one experiment, or one experiment beside another: mean, spread, intervals over seeds too."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from petseg.config import Config
+from petseg.config.eval_config import EvalConfig, ScoreConfig
+from petseg.errors import ConfigError, WorkDirectoryError
+from petseg.evaluation import confidence_intervals, score_tables, several_runs
+from petseg.files import read_json
+from petseg.reporting.summaries import EVAL, shown_run
+from petseg.runs import checkpoints, run_groups, scoring
+from petseg.runs.scoring import Scored, Scorer
+from petseg.runs.trained_run import TrainedRun
+from petseg.runs.work_directory import WorkDirectory
+from petseg.runtime import process
+from petseg.runtime.signals import StopSignals
+from petseg.runtime.strategies import Placement
+
+
+def is_asked(score: ScoreConfig) -> bool:
+    """Whether the flags name several runs, on either side.
+
+    Raises:
+      ConfigError: if they do, and ask for what only one run can give; or name a run twice.
+    """
+    counts = {flag: len(run_groups.find(getattr(score, flag), flag)) for flag in ("workdir", "compare")}
+    if max(counts.values()) < 2:
+        return False
+    flag = max(counts, key=lambda name: counts[name])
+    if score.checkpoint not in ("latest", "best") or score.watch or score.predict or score.export:
+        raise ConfigError(
+            f"--{flag}={getattr(score, flag)}: holds {counts[flag]} runs; must be one with --watch, --predict, "
+            "--export, --checkpoint=all or the path of a checkpoint"
+        )
+    return True
+
+
+@dataclasses.dataclass
+class Side:
+    """The scored runs of one recipe.
+
+    Attributes:
+      runs: each run's scores.
+      scorer: what scored the first of them, for pictures.
+    """
+
+    runs: list[Scored]
+    scorer: Scorer
+
+    def names(self) -> list[str]:
+        return [run.path for run in self.runs]
+
+    def matrices(self, resolution: int) -> list[Any]:
+        """int64 [N, C, C] for each run."""
+        return [run.evaluations[resolution].confusion_matrices for run in self.runs]
+
+
+def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
+    """Scores the runs that --workdir names, and those that --compare names; prints tables, and writes results files.
+
+    Returns:
+      the results of the runs of --workdir, and of each resolution, in their order; where there is something to compare
+      with, each has the comparison of all of them.
+
+    Raises:
+      PetsegError: if a work directory, checkpoint or split cannot be used, or a signal came.
+    """
+    score = config.score
+    scoring.check_csv(score)
+    sides = {flag: run_groups.find(getattr(score, flag), flag) for flag in ("workdir", "compare")}
+    with StopSignals() as signals:
+        runs = [TrainedRun.open(workdir, score) for workdir in sides["workdir"]]
+        others = [TrainedRun.open_to_compare(workdir, score) for workdir in sides["compare"]]
+        for workdirs in sides.values():
+            run_groups.warn_of_other_recipes(workdirs)
+        split, *_ = [scoring.checked_split(run, score) for run in (*runs, *others)]
+        placement = process.set_up_runtime(runs[0].config, config.distribution)
+
+        ours = _score(runs, score, split, placement, signals)
+        theirs = _score(others, score, split, placement, signals) if others else None
+        if theirs is not None:
+            scoring.check_pairing(ours.scorer.examples, theirs.scorer.examples)
+            _compare(ours, theirs)
+        if placement.is_chief:
+            for run in ours.runs:
+                scoring.write(run)
+            _print(ours, theirs)
+            if theirs is not None:
+                scoring.draw_comparison(ours.scorer, theirs.scorer)
+            if score.csv:
+                rows = [{"run": str(Path(each.path).parents[1]), **row} for each in ours.runs for row in each.rows]
+                scoring.write_csv(score.csv, rows)
+        placement.barrier()
+    return [results for run in ours.runs for results in run.results]
+
+
+def _score(
+    runs: Sequence[TrainedRun], score: ScoreConfig, split: str, placement: Placement, signals: StopSignals
+) -> Side:
+    """Scores one run after the other; all but the first are let go of, but for what was counted."""
+    side: Side | None = None
+    for run in runs:
+        scorer = Scorer(run, score, split, placement, signals)
+        side = side or Side([], scorer)
+        scoring.check_pairing(side.scorer.examples, scorer.examples)
+        side.runs.append(scorer.score(scorer.counterpart()))
+    assert side is not None
+    return side
+
+
+def last_results(config: Config) -> dict[str, Any]:
+    """The results file of a run's last evaluation in training: of the weights that speak for the run.
+
+    Raises:
+      WorkDirectoryError: if there is none.
+    """
+    workdir = WorkDirectory(config.runtime.workdir)
+    variant = "" if shown_run(config) == EVAL else shown_run(config)
+    for step in checkpoints.steps(workdir.checkpoints):
+        file = workdir.results_file(config.data.eval_split, step, variant)
+        if file.exists():
+            return read_json(file)
+    raise WorkDirectoryError(f"{workdir.path}: there is no results file of {config.data.eval_split} yet")
+
+
+def _compare(ours: Side, theirs: Side) -> None:
+    """Adds to each result of one side how its mean over runs differs from the other's."""
+    for i in range(len(ours.runs[0].results)):
+        comparison = confidence_intervals.compare(ours.matrices(i), theirs.matrices(i))
+        for run in ours.runs:
+            run.results[i]["comparison"] = {
+                "runs": ours.names(),
+                "other": theirs.names(),
+                "weights": theirs.runs[0].results[i]["weights"],
+                **comparison,
+            }
+
+
+def _print(ours: Side, theirs: Side | None) -> None:
+    for i, results in enumerate(ours.runs[0].results):
+        print(f"at {results['resolution']}")
+        for side in (ours, theirs):
+            if side is not None:
+                low, high = confidence_intervals.interval_of_runs(side.matrices(i))
+                print(several_runs.table({run.path: run.results[i] for run in side.runs}))
+                over = "images and seeds" if len(side.runs) > 1 else "images, of one seed"
+                print(f"95% interval of the mean IoU over {over}: {low:.4f} to {high:.4f}\n")
+        if theirs is not None:
+            print(f"first: {len(ours.runs)} runs, second: {len(theirs.runs)} runs; 95% interval over images and seeds")
+            print(score_tables.comparison_text(results["comparison"]))

@@ -1,0 +1,120 @@
+"""How long contestants take to a score: what is counted, when a target is reached, what is told of it."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, changed, tiny_flags
+from PIL import Image
+
+from petseg.benchmark import __main__ as program, time_to, time_to_contestants
+from petseg.benchmark.time_to import TimeToConfig
+from petseg.benchmark.time_to_contestants import Timer
+from petseg.config import command_line
+from petseg.errors import ConfigError
+
+
+def test_what_scoring_takes_is_not_counted_and_a_target_must_hold_twice_in_a_row():
+    told = []
+    timer = Timer(time.monotonic() - 5, 0.5, told.append)
+    timer.started(8)
+    timer.started(16)
+    for number, score in enumerate((0.6, 0.4, 0.5, 0.5)):
+        assert not timer.reached
+        timer.score(8 * number, lambda score=score: time.sleep(0.2) or score)
+    assert timer.reached
+    assert told == timer.scores
+    assert 5 <= timer.start_up <= timer.scores[-1]["seconds"] < 5.3
+    result = timer.result(100, 3.0)
+    assert (result["images"], result["operations"], timer.first_images) == (24, 72, 8)
+
+
+@pytest.mark.parametrize(("target", "images"), [(0.01, 32), pytest.param(0.99, 48, marks=pytest.mark.slow)])
+def test_petsegs_loop_ends_where_the_target_held_twice_or_with_its_run(tiny_config, target, images):
+    config = changed(tiny_config, "schedule", train_steps=6)
+    timer = Timer(time.monotonic(), target, lambda score: None)
+    result = time_to_contestants.whole_loop(config, TimeToConfig(target=target, score_every=16), timer)
+    assert result["reached"] == (target < 0.5)
+    assert [score["images"] for score in result["scores"]] == list(range(16, images + 1, 16))
+    assert result["images"] == images
+    assert 0 < result["start_up"] < result["seconds"]
+    assert result["operations"] > images * 1e5
+
+
+@pytest.mark.parametrize("fit_steps", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_model_fit_is_trained_to_the_target_or_its_speed_is_measured(tiny_config, fit_steps):
+    config = changed(tiny_config, "schedule", train_steps=30)
+    timer = Timer(time.monotonic(), 0.01, lambda score: None)
+    options = TimeToConfig(target=0.01, score_every=16, fit_steps=fit_steps)
+    result = time_to_contestants.keras_fit(config, options, timer)
+    assert result["reached"]
+    assert result["computed"] == bool(fit_steps)
+    assert [score["images"] for score in result["scores"]] == ([] if fit_steps else [16, 32])
+    assert result["images"] == (30 * 8 if fit_steps else 32)
+    assert result["start_up"] < result["whole_run"]
+    assert fit_steps == 0 or result["seconds"] == result["whole_run"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"contestants": "nobody"},
+            r"--contestants=nobody: must be model.fit, a file of flags, or one of the presets ",
+        ),
+        ({"contestants": "fast,fast"}, "--contestants=fast,fast: each must be named once"),
+    ],
+)
+def test_contestants_that_there_are_not(options, message):
+    with pytest.raises(ConfigError, match=message):
+        TimeToConfig(**options).configs([])
+
+
+def test_a_target_must_be_given():
+    with pytest.raises(ConfigError, match="--target=0: must be above 0 with --measure=time_to"):
+        command_line.parse(["benchmark", "--measure=time_to"], program.BenchmarkConfig)
+
+
+def test_all_contestants_are_given_the_flags_that_do_not_say_what_to_measure(monkeypatch):
+    monkeypatch.setattr(
+        sys, "argv", ["benchmark", "--measure", "time_to", "--target=.7", "--data_dir", "x", "--seed=1"]
+    )
+    flags = program._flags_for_all()
+    assert flags == ["--data_dir", "x", "--seed=1"]
+    configs = TimeToConfig(contestants="model.fit,best").configs(flags)
+    assert [config.data.data_dir for config in configs.values()] == ["x", "x"]
+    assert not configs["model.fit"].model.train_encoder
+    assert configs["best"].model.train_encoder
+
+
+def test_the_table_sets_seconds_against_all_epochs_of_model_fit():
+    row = {"reached": True, "start_up": 20.0, "images": 100, "operations": 1e12, "computed": False, "whole_run": None}
+    rows = [
+        {**row, "title": "model.fit", "seconds": 3000.0, "whole_run": 3000.0, "computed": True, "scores": []},
+        {**row, "title": "sprint", "seconds": 200.0, "scores": [{"mean_iou": 0.75}]},
+        {**row, "title": "slow", "seconds": 900.0, "reached": False, "scores": [{"mean_iou": 0.5}]},
+    ]
+    lines = time_to.table(rows).splitlines()
+    assert lines[3] == "| sprint | 200 | 20 | 100 | 1.00e+12 | 0.7500 | 0.067 |"
+    assert lines[4] == "| slow | never (900) | 20 | 100 | 1.00e+12 | 0.5000 |  |"
+    assert "model.fit was not trained to the end: 3000 s are all its steps at its measured speed" in lines
+
+
+@pytest.mark.slow
+def test_the_program_prints_a_table_and_draws_the_scores(data_dir, tmp_path):
+    flags = [*tiny_flags(data_dir, tmp_path / "run"), "--epochs=0", "--train_steps=6", "--batch_size=4"]
+    (tmp_path / "adam.cfg").write_text("--optimizer=adam\n")
+    asked = ["--measure=time_to", "--target=0.01", "--score_every=8", f"--contestants=model.fit,{tmp_path}/adam.cfg"]
+    files = [f"--curve={tmp_path / 'curve.png'}", f"--output={tmp_path / 'numbers.json'}", "--fit_steps=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "petseg.benchmark", *flags, *asked, *files],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "| model.fit |" in done.stdout
+    rows = json.loads((tmp_path / "numbers.json").read_text())["groups"]["time_to"]
+    assert [row["reached"] for row in rows] == [True, True]
+    assert rows[1]["images"] == 16
+    assert Image.open(tmp_path / "curve.png").width == 800
