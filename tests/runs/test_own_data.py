@@ -1,0 +1,135 @@
+"""A run on somebody's own folders, from its first step to masks of new photographs: other classes, other shapes."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import changed, tiny_flags
+from PIL import Image
+
+from petseg.classes import Classes
+from petseg.config import Config, command_line
+from petseg.config.eval_config import EvalConfig, ScoreConfig
+from petseg.data import drawn_folders
+from petseg.data.drawn_folders import WriteConfig
+from petseg.deployment import commands
+from petseg.errors import ConfigError, WorkDirectoryError
+from petseg.runs import experiment, scoring
+from petseg.runs.work_directory import WorkDirectory
+
+
+@pytest.fixture(scope="module")
+def animals(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own") / "animals"
+    drawn_folders.write(WriteConfig(write=str(folder), num_train=8, num_test=4))
+    return folder
+
+
+def config_of(animals, workdir, *flags):
+    own = ["--dataset=folder", f"--cache_dir={animals.parent / 'cache'}", "--image_size=32,64", "--train_steps=2"]
+    return command_line.parse(["train.py", *tiny_flags(animals, workdir), *own, *flags], Config)
+
+
+@pytest.fixture(scope="module")
+def trained(animals, tmp_path_factory):
+    """A finished run on masks in colours."""
+    config = config_of(
+        animals,
+        tmp_path_factory.mktemp("run") / "run",
+        "--image_files=images/{split}/*.jpg",
+        "--mask_files=masks_rgb/{split}/{name}.png",
+        f"--classes={animals / 'classes_rgb.json'}",
+        "--resize=letterbox",
+        "--class_weights=balanced",
+    )
+    return config, experiment.train(config)
+
+
+def score(workdir, **options):
+    return scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(workdir), **options)))
+
+
+def test_scores_have_the_names_of_the_classes(trained, capsys):
+    config, results = trained
+    assert list(results["iou"]) == ["background", "cat", "dog"]
+    assert 0 <= results["foreground_iou"] <= 1
+    workdir = WorkDirectory(config.runtime.workdir)
+    assert workdir.load_classes() == drawn_folders.RGB
+    with open(workdir.metrics_file) as file:
+        tags = {row["tag"] for row in csv.DictReader(file)}
+    assert {"iou/cat", "recall/dog", "foreground_iou", "final/IoU_cat"} <= tags
+    assert not [tag for tag in tags if "pet" in tag or "border" in tag]
+    (model, native) = score(workdir.path, resolution="native", csv=str(workdir.path / "images.csv"))
+    assert model["confusion_matrix"] == results["confusion_matrix"]
+    assert model["foreground"] == "foreground"
+    masks = Path(config.data.data_dir, "masks_rgb", "test").glob("*.png")
+    drawn = sum(np.prod(Image.open(file).size) for file in masks)
+    assert np.sum(native["confusion_matrix"]) == drawn  # each pixel of each picture once, and none of the filling
+    assert "foreground versus rest, IoU: " in capsys.readouterr().out
+
+
+def test_masks_of_new_photographs_need_no_data_set(trained, animals, tmp_path):
+    config, _ = trained
+    workdir = tmp_path / "run"
+    shutil.copytree(config.runtime.workdir, workdir)
+    record = json.loads((workdir / "config.json").read_text())
+    record["config"]["data"] |= {"data_dir": "/nowhere", "classes": "/nowhere/classes.json"}
+    (workdir / "config.json").write_text(json.dumps(record))
+    photograph = next((animals / "images" / "test").glob("*.jpg"))
+    score = ScoreConfig(workdir=str(workdir), predict=str(photograph), output_dir=str(tmp_path / "out"), cutout=True)
+    (file,) = commands.predict(EvalConfig(score))
+    with Image.open(file) as mask, Image.open(photograph) as picture:
+        assert mask.size == picture.size
+        assert np.array(mask).max() < 3
+        assert mask.getpalette()[:9] == [part for color in drawn_folders.COLORS for part in color]
+    assert (tmp_path / "out" / f"{photograph.stem}.cutout.png").exists()
+
+
+def test_a_run_does_not_go_on_with_other_classes(trained, tmp_path, animals):
+    config, _ = trained
+    other = drawn_folders.RGB.to_dict()
+    other["classes"][1]["name"] = "tiger"
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    message = "belongs to a run whose classes are background, cat, dog; now they are background, tiger, dog"
+    with pytest.raises(WorkDirectoryError, match=message):
+        experiment.train(changed(config, "data", classes=str(tmp_path / "other.json")))
+
+
+def test_class_weights_must_be_as_many_as_classes(animals, tmp_path):
+    flags = ["--class_weights=1,2", f"--classes={animals / 'classes.json'}"]
+    with pytest.raises(ConfigError, match=r"--class_weights=1,2: there are 2; must be 3, of background, cat, dog"):
+        experiment.train(config_of(animals, tmp_path / "run", *flags))
+
+
+def test_with_two_classes_there_is_a_foreground(animals, tmp_path, trained):
+    flags = [
+        "--image_files=images/{split}/*.jpg",
+        "--mask_files=masks_0_255/{split}/{name}.png",
+        f"--classes={animals / 'classes_0_255.json'}",
+        f"--init_from={trained[0].runtime.workdir}",  # which has three: all but the last layer is of use
+    ]
+    results = experiment.train(config_of(animals, tmp_path / "run", *flags))
+    assert list(results["iou"]) == ["background", "animal"]
+    assert results["foreground_iou"] == results["iou"]["animal"]
+
+
+def test_a_hundred_classes(tmp_path):
+    names = [f"kind{i}" for i in range(100)]
+    classes = Classes.from_dict(names)
+    assert len({each.color for each in classes.members}) == 100
+    root = tmp_path / "many"
+    for split in ("train", "test"):
+        for kind in ("images", "masks"):
+            (root / kind / split).mkdir(parents=True)
+        for i in range(8):
+            rng = np.random.default_rng(i)
+            Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(root / "images" / split / f"{i}.jpg")
+            mask = rng.permutation(np.arange(1600) % 100).astype(np.uint8).reshape(40, 40)
+            Image.fromarray(mask).save(root / "masks" / split / f"{i}.png")
+    (root / "classes.json").write_text(json.dumps(names))
+    results = experiment.train(config_of(root, tmp_path / "run", "--loss=cross_entropy_dice"))
+    assert list(results["iou"]) == names
+    assert "foreground_iou" not in results
