@@ -6,6 +6,7 @@ what would be right; writes a sheet of pictures under their masks. Exit code 2 i
 
 import dataclasses
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def _folder(config: DataConfig) -> _Source:
     pairs = folder_files.read_all(layout, Coding(classes)) if classes else iter(())
     sizes = {split: len(members) for split, members in layout.splits.items()}
     origin = f"splits: {layout.origin}" + (f"\nclasses: {len(classes)} of {where}" if classes else "")
-    return _Source(layout.root.resolve().name, sizes, pairs, classes, origin, faults, layout.notes)
+    return _Source(layout.name, sizes, pairs, classes, origin, faults, layout.notes)
 
 
 def _tfds(config: CheckConfig) -> _Source:
@@ -119,13 +120,13 @@ def _tfds(config: CheckConfig) -> _Source:
 
 def _print_counts(inspection: Inspection, config: DataConfig) -> None:
     """Prints what was counted."""
+    if not inspection.sizes:
+        return
     for i, what in enumerate(("pictures", "masks")):
         modes: dict[str, int] = {}
         for stored, count in inspection.modes.items():
             modes[stored[i] or "not readable"] = modes.get(stored[i] or "not readable", 0) + count
         print(f"modes of {what}: " + ", ".join(f"{mode} {count}" for mode, count in sorted(modes.items())))
-    if not inspection.sizes:
-        return
     print(f"sizes (height x width): {_sizes(inspection)}")
     _print_classes(inspection)
     print(f"suggested: {inspection.suggested_size()}")
@@ -163,7 +164,8 @@ def _write_sheet(overlays: Overlays, name: str, options: CheckOptions) -> None:
     sheet = overlays.sheet()
     if sheet is None:
         return
-    file = Path(options.output_dir or ".").expanduser() / f"{name}-overlays.jpg"
+    title = re.sub(r"[^\w.]+", "-", name)  # a TFDS name may have a config and a version
+    file = Path(options.output_dir or ".").expanduser() / f"{title}-overlays.jpg"
     flag = f"--output_dir={options.output_dir}"
     with files.naming_what_cannot_be_written(file, flag=flag, error_class=ConfigError):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from petseg.data.animal_drawing import SPECIES
 from petseg.errors import ConfigError
 
 SPLITS = ("train", "test")
-COLORS = ((0, 0, 0), (128, 0, 0), (0, 128, 0))
+COLORS = ((0, 114, 178), (213, 94, 0), (0, 158, 115))
 NAMES = ("background", *(name.lower() for name in SPECIES))
 INDEX = Classes(
     tuple(
@@ -30,7 +30,7 @@ INDEX = Classes(
 )
 RGB = Classes(tuple(dataclasses.replace(each, value=each.color) for each in INDEX.members), ignored=())
 ZERO_AND_255 = Classes(
-    (SegmentationClass("background", 0, COLORS[0]), SegmentationClass("animal", 255, (213, 94, 0), foreground=1.0)),
+    (SegmentationClass("background", 0, COLORS[0]), SegmentationClass("animal", 255, COLORS[1], foreground=1.0)),
     ignored=(),
 )
 # Classes by the name of the masks' folder, and of the classes file.
@@ -72,7 +72,7 @@ def write(config: WriteConfig) -> None:
             hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
             for i in tqdm.trange(count, desc=f"drawing {split}", unit=" pictures", disable=hidden, leave=False):
                 drawing = animal_drawing.draw(np.random.default_rng([config.seed, number, i]))
-                _write_pair(root, split, f"{SPECIES[drawing.species].lower()}_{i:04d}", drawing)
+                _write_pair(root, split, f"{i:04d}_{NAMES[drawing.species + 1]}", drawing)
     where = "--dataset=folder --data_dir=" + config.write
     print(
         f"{config.num_train + config.num_test} pictures, with masks in {len(CODINGS)} codings, are in {root}. Next:\n"

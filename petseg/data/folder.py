@@ -30,7 +30,7 @@ from petseg.data.folder_layout import Layout
 from petseg.data.inspection import without_classes
 from petseg.data.mask_values import Coding
 from petseg.data.pair_files import PairFiles
-from petseg.errors import ConfigError, DataError
+from petseg.errors import ConfigError, DataError, one_line
 
 FORMAT = 1  # another one when the same folder would give other records
 logger = logging.getLogger(__name__)
@@ -114,7 +114,13 @@ class _Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         self._bad: list[Fault] = []
         title = re.sub(r"[^A-Za-z0-9_.]+", "-", layout.root.resolve().name).strip("-.")[:60] or FOLDER
         name = f"{title}-{_fingerprint(layout, given)}"
-        super().__init__(data_dir=data_dir, config=tfds.core.BuilderConfig(name=name, description=str(layout.root)))
+        log = logging.getLogger("absl")
+        level = log.level
+        log.setLevel(logging.ERROR)  # TFDS warns of configs that no class lists
+        try:
+            super().__init__(data_dir=data_dir, config=tfds.core.BuilderConfig(name=name, description=str(layout.root)))
+        finally:
+            log.setLevel(level)
 
     def write(self) -> None:
         """Reads every pair, and writes the files of the data set if nothing is wrong.
@@ -133,8 +139,11 @@ class _Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
             with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as nothing:
                 self.download_and_prepare(download_dir=nothing)  # TFDS makes such a folder, though nothing is loaded
         except Exception as error:
-            if not self._bad:
+            if not self._bad and isinstance(error, OSError):
                 raise
+            if not self._bad:  # TensorFlow's own errors, of a full disk for instance
+                what = f"cannot be written as a data set into {self.data_path} ({one_line(error)})"
+                raise DataError(f"{self._folder.data_dir}: {what}") from error
             raise faults.error(self._bad, self._folder.data_dir, folder_files.check_command(self._folder)) from error
         finally:
             random.setstate(state)

@@ -42,12 +42,12 @@ def classes_in_masks(layout: Layout) -> tuple[Classes | None, list[Fault]]:
     """Classes made of the values that the masks hold; or what is in the way."""
     pairs = list(all_pairs(layout))
     values, bad = [], []
-    for found in watched(pairs, _values, len(pairs), f"looking for classes in {layout.root.name}"):
+    for found in watched(pairs, _values, len(pairs), f"looking for classes in {layout.name}"):
         if isinstance(found, Fault):
             bad.append(found)
         else:
             values.append(found)
-    if bad:
+    if bad or not pairs:
         return None, bad
     try:
         return mask_values.found_classes(values), []
@@ -57,7 +57,8 @@ def classes_in_masks(layout: Layout) -> tuple[Classes | None, list[Fault]]:
 
 def _values(pair: Pair) -> tuple[np.ndarray, bool, bytes] | Fault:
     """What a mask holds, as `mask_values.found_classes` wants it."""
-    mask = pair_files.opened_mask(pair.mask_name, pair_files.read_bytes(pair.mask))
+    data = pair_files.read_bytes(pair.mask_name, pair.mask)
+    mask = data if isinstance(data, Fault) else pair_files.opened_mask(pair.mask_name, data)
     if isinstance(mask, Fault):
         return mask
     try:
@@ -80,7 +81,10 @@ def check_command(config: DataConfig) -> str:
 
 def read_pair(pair: Pair, coding: Coding) -> PairFiles:
     """Reads the two files of a pair."""
-    image, mask = pair_files.read_bytes(pair.image), pair_files.read_bytes(pair.mask)
+    image = pair_files.read_bytes(pair.name, pair.image)
+    mask = pair_files.read_bytes(pair.mask_name, pair.mask)
+    if isinstance(image, Fault) or isinstance(mask, Fault):
+        return PairFiles(pair.name, faults=tuple(each for each in (image, mask) if isinstance(each, Fault)))
     return pair_files.read(pair.name, image, pair.mask_name, mask, coding)
 
 
@@ -91,7 +95,7 @@ def read_all(layout: Layout, coding: Coding) -> Iterator[tuple[str, PairFiles]]:
     def read(each: tuple[str, Pair]) -> tuple[str, PairFiles]:
         return each[0], read_pair(each[1], coding)
 
-    return watched(pairs, read, len(pairs), f"reading {layout.root.name}")
+    return watched(pairs, read, len(pairs), f"reading {layout.name}")
 
 
 def watched(items: Iterable[T], function: Callable[[T], R], count: int, what: str) -> Iterator[R]:

@@ -18,6 +18,7 @@ from petseg.errors import ConfigError, DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm")
 USUAL_SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "trainval")
+LIST_FOLDERS = ("", "splits", "ImageSets/Segmentation")  # the last is that of PASCAL VOC
 SPLIT_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 HASHED_SPLITS = ("train",) * 8 + ("val", "test")
 
@@ -49,6 +50,11 @@ class Layout:
     origin: str
     faults: tuple[Fault, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.root.resolve().name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +108,8 @@ class _Pattern:
 
     def filled(self, file: _File) -> str:
         """The pattern with what a file stands for."""
-        text = self.text.replace("{split}", file.split).replace("{name}", file.name)
-        return text.replace("**/", file.folder, 1)
+        text = self.text.replace("{split}", file.split).replace("{name}", file.name).replace("**/", file.folder, 1)
+        return f"{text[:-2]}.png" if text.endswith(".*") else text
 
 
 def find(config: DataConfig) -> Layout:
@@ -119,7 +125,7 @@ def find(config: DataConfig) -> Layout:
     images, masks, stray = _patterns(config, root)
     pictures = images.files(root)
     candidates = masks.files(root)
-    partners, faults = _partners(images, masks, pictures, candidates)
+    partners = _partners(images, masks, pictures, candidates)
     used = {mask.path for found in partners.values() for mask in found}
     pictures = [picture for picture in pictures if picture.path not in used]  # masks that the pictures' pattern matches
     if not pictures:
@@ -132,32 +138,31 @@ def find(config: DataConfig) -> Layout:
             f"{config.data_dir}: {masks.text} matches no mask, and {images.text} {len(pictures)} pictures; "
             "--mask_files must say where their masks are"
         )
+    splits, origin, faults, notes = _splits(root, images, pictures)
     faults += [Fault(Kind.AMBIGUOUS, path, "is beside the folders of the splits; must be in one") for path in stray]
+    meant = {path for paths in splits.values() for path in paths}
     by_path = {picture.path for picture in pictures}
-    splits, origin, in_splits, notes = _splits(root, images, pictures)
     unused = [mask for mask in candidates if mask.path not in used and mask.path not in by_path]
     faults += [
         Fault(Kind.NO_PICTURE, mask.path, f"is the mask of no picture that {images.text} matches") for mask in unused
     ]
-    hint = _hint(images, [picture for picture in pictures if not partners[picture.path]], unused)
-    pairs = {}
-    for picture in pictures:
-        found = partners[picture.path]
-        if len(found) == 1:
-            pairs[picture.path] = Pair(picture.path, root / picture.path, found[0].path, root / found[0].path)
-        elif not found:
-            faults.append(Fault(Kind.NO_MASK, picture.path, f"has no mask; must be {masks.filled(picture)}{hint}"))
+    lonely = [picture for picture in pictures if picture.path in meant and not partners[picture.path]]
+    hint = _hint(images, lonely, unused)
+    faults += [
+        Fault(Kind.NO_MASK, picture.path, f"has no mask; must be {masks.filled(picture)}{hint}") for picture in lonely
+    ]
+    faults += _ambiguous({picture.path: partners[picture.path] for picture in pictures if picture.path in meant})
+    pairs = {
+        path: Pair(path, root / path, partners[path][0].path, root / partners[path][0].path)
+        for path in meant
+        if len(partners[path]) == 1
+    }
     whole = {
         split: tuple(pairs[path] for path in sorted(splits[split]) if path in pairs)
         for split in sorted(splits, key=lambda split: ([*USUAL_SPLITS, split].index(split), split))
     }
-    return Layout(
-        root,
-        {split: members for split, members in whole.items() if members},
-        origin,
-        (*in_splits, *sorted(faults, key=lambda fault: (list(Kind).index(fault.kind), fault.where))),
-        notes,
-    )
+    faults.sort(key=lambda fault: list(Kind).index(fault.kind))
+    return Layout(root, {split: of_it for split, of_it in whole.items() if of_it}, origin, tuple(faults), notes)
 
 
 def _patterns(config: DataConfig, root: Path) -> tuple[_Pattern, _Pattern, list[str]]:
@@ -183,8 +188,8 @@ def _patterns(config: DataConfig, root: Path) -> tuple[_Pattern, _Pattern, list[
 
 def _partners(
     images: _Pattern, masks: _Pattern, pictures: Iterable[_File], candidates: Iterable[_File]
-) -> tuple[dict[str, list[_File]], list[Fault]]:
-    """The masks of each picture, by its path; and where those, or the pictures, are too many."""
+) -> dict[str, list[_File]]:
+    """The masks of each picture, by its path."""
 
     def key(file: _File) -> tuple[str, str, str]:
         both = [images.uses(part) and masks.uses(part) for part in ("{split}", "**/")]
@@ -193,22 +198,20 @@ def _partners(
     by_key: dict[tuple[str, str, str], list[_File]] = {}
     for mask in candidates:
         by_key.setdefault(key(mask), []).append(mask)
-    found = {picture.path: by_key.get(key(picture), []) for picture in pictures}
-    masks_of_pictures = {mask.path for picture, of_it in found.items() for mask in of_it if mask.path != picture}
-    faults, first = [], dict[tuple[str, str, str], str]()
-    for picture in pictures:
-        if picture.path in masks_of_pictures:
-            continue
-        names = [mask.path for mask in found[picture.path]]
+    return {picture.path: by_key.get(key(picture), []) for picture in pictures}
+
+
+def _ambiguous(partners: Mapping[str, Sequence[_File]]) -> list[Fault]:
+    """Pictures with several masks, and masks of several pictures."""
+    faults, first = [], dict[str, str]()
+    for path, masks in sorted(partners.items()):
+        names = [mask.path for mask in masks]
         if len(names) > 1:
-            faults.append(
-                Fault(Kind.AMBIGUOUS, picture.path, f"has {len(names)} masks, {', '.join(names)}; must be one")
-            )
-        other = first.setdefault(key(picture), picture.path)
-        if names and other != picture.path:
-            what = f"has the mask of {other} too, {names[0]}; each must have its own"
-            faults.append(Fault(Kind.AMBIGUOUS, picture.path, what))
-    return found, faults
+            faults.append(Fault(Kind.AMBIGUOUS, path, f"has {len(names)} masks, {', '.join(names)}; must be one"))
+        elif names and first.setdefault(names[0], path) != path:
+            what = f"has the mask of {first[names[0]]} too, {names[0]}; each must have its own"
+            faults.append(Fault(Kind.AMBIGUOUS, path, what))
+    return faults
 
 
 def _hint(images: _Pattern, pictures: Sequence[_File], masks: Sequence[_File]) -> str:
@@ -243,7 +246,7 @@ def _splits(
                 "begin with a letter, and not be all"
             )
         return splits, f"folders, {images.text}", [], ()
-    lists = _lists(root, pictures)
+    lists = next((found for folder in LIST_FOLDERS if (found := _lists(root / folder, pictures))), None)
     if lists:
         splits, faults = lists
         outside = len(pictures) - len(set().union(*splits.values()))
@@ -255,8 +258,8 @@ def _splits(
     return splits, "80/10/10 by a hash of the name", [], ()
 
 
-def _lists(root: Path, pictures: Sequence[_File]) -> tuple[dict[str, list[str]], list[Fault]] | None:
-    """What `<split>.txt` files say; None if there are none.
+def _lists(folder: Path, pictures: Sequence[_File]) -> tuple[dict[str, list[str]], list[Fault]] | None:
+    """What the files `<split>.txt` in a folder say; None if there are none.
 
     A text is such a list if its name is that of a split everywhere, or if one of its lines names a picture.
     """
@@ -267,7 +270,7 @@ def _lists(root: Path, pictures: Sequence[_File]) -> tuple[dict[str, list[str]],
             by_name[name] = picture.path
     splits: dict[str, list[str]] = {}
     faults = []
-    for text in sorted(root.glob("*.txt")):
+    for text in sorted(folder.glob("*.txt")):
         if not SPLIT_NAME.fullmatch(text.stem) or text.stem == "all":
             continue
         lines = [line.strip() for line in text.read_text(errors="replace").splitlines() if line.strip()]

@@ -5,9 +5,9 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import io
-import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -23,6 +23,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 SMALLEST_SIDE = 8
 ORIENTATION = 0x0112  # EXIF's tag
+END_OF_PNG = b"IEND\xaeB`\x82"
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM")  # others may start other programs
 LOSSY = ("JPEG", "MPO")
 # What TensorFlow decodes to the pixels that others see: format, and modes.
 DECODABLE = {
@@ -134,7 +136,7 @@ def in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> It
 def _opened(name: str, data: bytes, faults: list[Fault]) -> Image.Image | None:
     """A picture with its pixels decoded; None if that fails."""
     try:
-        picture = Image.open(io.BytesIO(data))
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
         picture.load()
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
         what = " ".join(str(error).split()) if "truncated" in str(error) else one_line(error)
@@ -198,6 +200,8 @@ def _is_decodable(picture: Image.Image, data: bytes) -> bool:
     """Whether TensorFlow decodes a file, and to the pixels that others see."""
     if picture.format == "BMP" and (len(data) < 30 or struct.unpack("<H", data[28:30])[0] != 24):
         return False
+    if picture.format == "PNG" and END_OF_PNG not in data:
+        return False  # all pixels are there, and others do not look for the end
     return picture.mode in DECODABLE.get(picture.format or "", ())
 
 
@@ -219,10 +223,9 @@ def _as_png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """The content of a file; empty if the system does not give it, which `read` then says is no picture."""
+def read_bytes(name: str, path: Path) -> bytes | Fault:
+    """The content of a file; a fault if the system does not give it."""
     try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
+        return path.read_bytes()
+    except OSError as error:
+        return Fault(Kind.UNREADABLE, name, f"cannot be read: {error.strerror}; must be a whole picture")

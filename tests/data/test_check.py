@@ -1,0 +1,196 @@
+import io
+import sys
+
+import numpy as np
+import pytest
+from conftest import NUM_TEST, NUM_TRAIN
+from made_folders import config, mask, pairs, picture, save, write
+from PIL import Image
+
+from petseg.config import DataConfig, command_line
+from petseg.data import check, inspection
+from petseg.data.check import CheckConfig, CheckOptions
+from petseg.errors import DataError
+
+
+@pytest.fixture
+def root(tmp_path):
+    write(tmp_path / "mine", {**pairs("a", "b", "c", folder="train/"), **pairs("d", "e", folder="test/")})
+    (tmp_path / "mine" / "classes.json").write_text('{"classes": ["sky", "sea", "sand"]}')
+    return tmp_path / "mine"
+
+
+@pytest.fixture
+def run(capsys, tmp_path):
+    def run_check(data, **options):
+        """What is printed, and the error, empty if there is none."""
+        error = ""
+        try:
+            check.main(CheckConfig(data, CheckOptions(output_dir=str(tmp_path / "out"), **options)))
+        except DataError as raised:
+            error = str(raised)
+        return capsys.readouterr().out, error
+
+    return run_check
+
+
+def test_the_program_ends_with_exit_code_2_and_one_line(root, monkeypatch, capsys):
+    save(root / "images/test/e.jpg", b"nothing")
+    flags = ["--dataset=folder", f"--data_dir={root}", "--overlays=0"]
+    monkeypatch.setattr(sys, "argv", ["check.py", *flags])
+    with pytest.raises(SystemExit) as stop:
+        command_line.run(check.main, CheckConfig, check.__doc__)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "check.py: error: 1 fault, printed above; must be none to train\n"
+
+
+def test_a_sound_folder(root, run, tmp_path):
+    for file in root.glob("masks/test/*"):
+        save(file, mask(0, 0, 1, 255))
+    printed, error = run(config(root))
+    assert not error
+    assert printed.splitlines() == [
+        "mine: 5 pairs; train 3, test 2",
+        "splits: folders, images/{split}/**/*",
+        "classes: 3 of classes.json",
+        "modes of pictures: RGB 5",
+        "modes of masks: L 5",
+        "sizes (height x width): all 12 x 16",
+        "class        value     train: pixels pictures      test: pixels pictures",
+        "sky              0            37.50%        3            66.67%        2",
+        "sea              1            31.25%        3            33.33%        2",
+        "sand             2            31.25%        3             0.00%        0",
+        "in no class                    0.00%        0            25.00%        2",
+        "suggested: --image_size=32",
+        "suggested, where rare classes matter as much as others: --class_weights=0.294,0.353,0.353",
+        f"overlays: {tmp_path}/out/mine-overlays.jpg",
+        "note: split test has no pixel of sand",
+        "nothing is wrong",
+    ]
+
+
+def test_the_sheet_shows_pictures_beside_themselves_under_their_masks(root, run, tmp_path):
+    for file in root.glob("images/*/*"):
+        save(file, np.full((12, 16, 3), 200, np.uint8))
+    for file in root.glob("masks/*/*"):
+        save(file, mask(1))
+    save(root / "masks/train/a.png", mask(0, 1, 2, 255))
+    run(config(root), overlays=1)
+    with Image.open(tmp_path / "out" / "mine-overlays.jpg") as sheet:
+        pixels = np.asarray(sheet)
+    assert pixels.shape[1] > 2 * 240
+    middle = pixels[100]
+    assert np.abs(middle[120].astype(int) - 200).max() < 6  # the picture itself
+    assert np.abs(middle[257].astype(int) - [80, 148, 187]).max() < 12  # 60% of the first class's colour
+    assert np.abs(middle[302].astype(int) - 50).max() < 12  # in no class: dark
+
+
+def test_no_sheet(root, run, tmp_path):
+    run(config(root), overlays=0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tfds_data_set(data_dir, run):
+    printed, error = run(DataConfig(dataset="synthetic_pets", data_dir=str(data_dir)))
+    assert not error
+    assert f"{NUM_TRAIN + NUM_TEST} pairs; " in printed
+    assert "border" in printed
+    assert "nothing is wrong" in printed
+
+
+def test_every_fault_is_told_and_ends_the_program(root, run):
+    (root / "masks/train/a.png").unlink()
+    save(root / "masks/train/b.png", mask(0, 9))
+    save(root / "images/test/d.jpg", picture(20, 20))
+    save(root / "images/test/e.jpg", b"nothing")
+    printed, error = run(config(root))
+    assert error == "4 faults, printed above; must be none to train"
+    start = printed.index("wrong: ")
+    assert printed[start:].splitlines() == [
+        "wrong: 1 pictures without a mask",
+        "wrong: 1 masks with values in no class",
+        "wrong: 1 pictures and masks of different sizes",
+        "wrong: 1 files that cannot be read",
+        "  images/train/a.jpg: has no mask; must be masks/train/a.png",
+        "  masks/train/b.png: holds value 9 in no class (96 pixels, the first at row 0, column 1); "
+        "must be 0 to 2, or 255 (in no class)",
+        "  images/test/d.jpg: is 20 x 20 (height x width), its mask masks/test/d.png 12 x 16; both must be one size",
+        "  images/test/e.jpg: cannot be read: 7 bytes of no known format; must be a whole picture",
+    ]
+
+
+def test_no_pair_at_all(root, run):
+    for file in root.glob("masks/*/*"):
+        file.rename(file.with_stem(file.stem + "_mask"))
+    for classes in ("given", "found"):
+        printed, error = run(config(root))
+        assert printed.startswith("mine: 0 pairs")
+        assert error.startswith("10 faults")
+        if classes == "given":
+            (root / "classes.json").unlink()
+
+
+def test_of_many_faults_the_first_are_told_and_the_others_counted(root, run):
+    write(root, {f"images/train/more{i}.jpg": None for i in range(25)})
+    printed, error = run(config(root))
+    assert printed.count("has no mask") == 20
+    assert "  and 5 more\n" in printed
+    assert error.startswith("25 faults")
+
+
+def test_masks_without_classes_file_that_hold_0_and_255(root, run):
+    (root / "classes.json").unlink()
+    for file in root.glob("masks/*/*"):
+        save(file, mask(0, 255))
+    printed, error = run(config(root))
+    assert 'must be {"classes": [{"name": "background", "value": 0}, {"name": "object", "value": 255}]}' in printed
+    assert error.startswith("1 fault,")
+
+
+def test_a_jpeg_as_mask(root, run):
+    buffer = io.BytesIO()
+    Image.fromarray(mask()).save(buffer, "JPEG")
+    save(root / "masks/train/a.png", buffer.getvalue())
+    for found in (True, False):
+        printed, error = run(config(root))
+        assert "masks/train/a.png: is a mask in JPEG, which changes values at every edge; must be a PNG" in printed
+        assert error
+        if found:
+            (root / "classes.json").unlink()
+
+
+def test_more_classes_in_the_masks_than_listed(root, run):
+    (root / "classes.json").write_text('["sky", "sea"]')
+    printed, error = run(config(root))
+    assert "masks/train/a.png: holds value 2 in no class" in printed
+    assert error.startswith("5 faults")
+
+
+def test_a_picture_that_stands_in_two_splits(root, run):
+    (root / "images/test/d.jpg").write_bytes((root / "images/train/c.jpg").read_bytes())
+    printed, error = run(config(root))
+    assert not error
+    shared = "train: images/train/c.jpg = test: images/test/d.jpg"
+    assert f"note: 1 pictures stand in two splits or more, byte by byte: {shared}" in printed
+
+
+def test_masks_of_one_class_everywhere(root, run):
+    save(root / "masks/train/a.png", mask(1))
+    printed, _ = run(config(root))
+    assert "note: split train: 1 masks are in sea everywhere: images/train/a.jpg" in printed
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([(360, 480)] * 3, "--image_size=352,480"),
+        ([(3000, 4000)] * 3, "--image_size=384,512"),
+        ([(100, 100)], "--image_size=96"),
+        ([(300, 400), (400, 300)] * 5, "--image_size=352 --resize=letterbox"),
+        ([(20, 20)], "--image_size=32"),
+    ],
+)
+def test_suggested_size(sizes, expected):
+    found = inspection.Inspection(None)
+    found.sizes.update(sizes)
+    assert found.suggested_size() == expected

@@ -1,0 +1,179 @@
+import io
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from made_folders import mask, picture
+from PIL import Image
+
+from petseg.classes import Classes
+from petseg.data import pair_files
+from petseg.data.faults import Kind
+from petseg.data.mask_values import Coding
+
+CODING = Coding(Classes.from_dict(["a", "b", "c"]))
+TURNED_BY_90 = 6  # as EXIF numbers it
+
+
+def encoded(content, file_format="PNG", mode=None, **options):
+    image = content if isinstance(content, Image.Image) else Image.fromarray(content)
+    buffer = io.BytesIO()
+    (image.convert(mode) if mode else image).save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def read(image, mask_file=None):
+    return pair_files.read("a.jpg", image, "a.png", encoded(mask()) if mask_file is None else mask_file, CODING)
+
+
+def fault(pair):
+    (only,) = pair.faults
+    return only.kind, str(only)
+
+
+PICTURE, PHOTOGRAPH = encoded(picture()), encoded(picture(200, 200), "JPEG")
+
+
+def test_a_sound_pair_has_its_picture_as_it_is_and_its_mask_as_ids():
+    image = encoded(picture(), "JPEG")
+    pair = read(image)
+    assert not pair.faults
+    assert pair.image == image
+    assert (pair.size, pair.modes) == ((12, 16), ("RGB", "L"))
+    np.testing.assert_array_equal(pair.ids, mask())
+    np.testing.assert_array_equal(tf.io.decode_image(pair.mask)[..., 0], mask())
+
+
+@pytest.mark.parametrize(
+    ("file_format", "mode"),
+    [("PNG", None), ("PNG", "L"), ("PNG", "P"), ("PNG", "RGBA"), ("PNG", "LA"), ("PNG", "1"), ("BMP", None),
+     ("BMP", "L"), ("BMP", "P"), ("TIFF", None), ("WEBP", None), ("GIF", None), ("PPM", None), ("TIFF", "CMYK")],
+)  # fmt: skip
+def test_tensorflow_decodes_any_picture_to_the_pixels_that_others_see(file_format, mode):
+    options = {"lossless": True} if file_format == "WEBP" else {}
+    image = encoded(picture(), file_format, mode, **options)
+    expected = np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))
+    np.testing.assert_array_equal(tf.io.decode_image(read(image).image, channels=3), expected)
+
+
+def test_a_jpeg_in_colours_of_print_can_be_decoded():
+    image = encoded(picture(), "JPEG", "CMYK")
+    expected = np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))
+    np.testing.assert_array_equal(tf.io.decode_image(read(image).image, channels=3), expected)
+
+
+def test_a_photograph_of_a_phone_with_a_second_picture_behind_it_can_be_decoded():
+    image = encoded(picture(), "MPO", save_all=True, append_images=[Image.fromarray(picture(6, 8))])
+    pair = read(image)
+    assert (pair.faults, pair.image) == ((), image)
+    assert tf.io.decode_image(image, channels=3).shape == (12, 16, 3)
+
+
+def test_a_png_without_its_end_but_with_all_pixels_can_be_decoded():
+    image = PICTURE[:-12]
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        tf.io.decode_image(image)
+    np.testing.assert_array_equal(tf.io.decode_image(read(image).image), picture())
+
+
+def test_16_bits_become_8():
+    shades = np.linspace(0, 65535, 12 * 16).reshape(12, 16).astype(np.uint16)
+    decoded = tf.io.decode_image(read(encoded(shades)).image, channels=3).numpy()
+    np.testing.assert_allclose(decoded[..., 0], shades / 257, atol=0.5)
+
+
+def turned(height, width):
+    exif = Image.Exif()
+    exif[pair_files.ORIENTATION] = TURNED_BY_90
+    return encoded(picture(height, width), "JPEG", exif=exif)
+
+
+def test_a_photograph_is_turned_as_its_exif_data_says():
+    image = turned(16, 12)
+    pair = read(image)
+    assert not pair.faults
+    upright = np.rot90(np.asarray(Image.open(io.BytesIO(image))), -1)
+    np.testing.assert_array_equal(tf.io.decode_image(pair.image, channels=3), upright)
+
+
+def test_a_photograph_is_not_turned_if_its_mask_only_fits_the_one_that_is_not():
+    image = turned(12, 16)
+    pair = read(image)
+    assert not pair.faults
+    assert pair.image == image  # TensorFlow does not look at EXIF data
+
+
+@pytest.mark.parametrize(
+    ("image", "mask_file", "kind", "message"),
+    [
+        (
+            PHOTOGRAPH[:3000],
+            encoded(mask(height=200, width=200)),
+            Kind.UNREADABLE,
+            "a.jpg: cannot be read: image file is",
+        ),
+        (b"none", None, Kind.UNREADABLE, "a.jpg: cannot be read: 4 bytes of no known format; must be a whole picture"),
+        (b"", None, Kind.UNREADABLE, "a.jpg: cannot be read: it is empty"),
+        (PICTURE, b"", Kind.UNREADABLE, "a.png: cannot be read"),
+        (
+            encoded(picture(12, 15)),
+            None,
+            Kind.SIZES,
+            "a.jpg: is 12 x 15 (height x width), its mask a.png 12 x 16; both must be one size",
+        ),
+        (
+            encoded(picture(1, 1)),
+            encoded(mask(height=1, width=1)),
+            Kind.SMALL,
+            "a.jpg: is 1 x 1 pixels; must be at least 8 x 8",
+        ),
+        (
+            PICTURE,
+            encoded(mask(), "JPEG"),
+            Kind.INEXACT,
+            "a.png: is a mask in JPEG, which changes values at every edge; must be a PNG",
+        ),
+        (
+            PICTURE,
+            encoded(mask(0, 7, 255)),
+            Kind.VALUES,
+            "a.png: holds value 7 in no class (60 pixels, the first at row 0, column 1); must be 0 to 2, or 255",
+        ),
+        (PICTURE, encoded(mask(0, 3, 4)), Kind.VALUES, "a.png: holds value 3 and 1 more in no class"),
+        (PICTURE, PICTURE, Kind.VALUES, "a.png: holds colours"),
+        (
+            encoded(np.full((12, 16), -1, np.float32), "TIFF"),
+            None,
+            Kind.UNREADABLE,
+            "a.jpg: has mode F, and values that are no shades",
+        ),
+    ],
+    ids=["truncated", "none", "empty", "mask", "sizes", "1x1", "jpeg-mask", "value", "values", "colours", "floats"],
+)
+def test_what_is_wrong_with_a_pair_is_told_with_its_file_and_what_must_be(image, mask_file, kind, message):
+    pair = read(image, mask_file)
+    found, text = fault(pair)
+    assert (found, text[: len(message)]) == (kind, message)
+    assert "\n" not in text
+    assert not pair.image
+
+
+def test_both_files_of_a_pair_may_be_wrong():
+    assert [each.where for each in read(b"", b"").faults] == ["a.jpg", "a.png"]
+
+
+def test_results_come_in_order_and_only_some_ahead_of_time():
+    started, slow = [], threading.Event()
+
+    def work(number):
+        if number == 0:
+            slow.wait(10)
+        started.append(number)
+        return number
+
+    results = pair_files.in_order(work, iter(range(100)), 2)
+    threading.Timer(0.05, slow.set).start()
+    assert next(results) == 0
+    assert len(started) < 10
+    assert list(results) == list(range(1, 100))

@@ -1,0 +1,99 @@
+import json
+
+import numpy as np
+import pytest
+
+from petseg.classes import DISTINCT_COLORS, PETS, Classes, distinct_color
+from petseg.errors import ConfigError
+
+
+def named(count, **values):
+    return [{"name": f"c{i}", **values} for i in range(count)]
+
+
+def test_names_alone_are_enough():
+    for content in (["sky", "sea", "sand"], {"classes": ["sky", {"name": "sea"}, "sand"]}):
+        classes = Classes.from_dict(content)
+        assert classes.names == ("sky", "sea", "sand")
+        assert [each.value for each in classes.members] == [0, 1, 2]
+        assert [each.color for each in classes.members] == list(DISTINCT_COLORS[:3])
+        assert classes.ignored == (255,)
+        assert not classes.foreground.any()
+
+
+def test_of_two_classes_the_second_is_foreground_unless_somebody_says_otherwise():
+    np.testing.assert_array_equal(Classes.from_dict(["rest", "cell"]).foreground, [0, 1])
+    given = [{"name": "cell", "foreground": True}, {"name": "rest"}]
+    np.testing.assert_array_equal(Classes.from_dict(given).foreground, [1, 0])
+
+
+def test_255_can_be_a_class():
+    classes = Classes.from_dict([{"name": "rest", "value": 0}, {"name": "cell", "value": 255}])
+    assert classes.ignored == ()
+
+
+def test_colours_in_masks_are_colours_in_pictures():
+    classes = Classes.from_dict([{"name": "a", "value": [1, 2, 3]}, {"name": "b", "value": [4, 5, 6]}])
+    assert classes.colored
+    np.testing.assert_array_equal(classes.palette[:3], [[1, 2, 3], [4, 5, 6], [0, 0, 0]])
+
+
+def test_a_class_without_colour_has_one_that_no_other_has():
+    classes = Classes.from_dict(["a", {"name": "b", "color": DISTINCT_COLORS[0]}, *named(252)])
+    assert len({each.color for each in classes.members}) == 254
+
+
+def test_colours_of_classes_are_all_different():
+    assert len({distinct_color(i) for i in range(254)}) == 254
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    colored = Classes.from_dict({"classes": [*named(1, value=[1, 2, 3]), {"name": "x", "value": [0, 0, 0]}]})
+    for classes in (PETS, colored, Classes.from_dict({"classes": named(254), "ignored": [300, 255]})):
+        (tmp_path / "classes.json").write_text(json.dumps(classes.to_dict()))
+        assert Classes.read(tmp_path / "classes.json") == classes
+
+
+def test_the_pets_have_a_border():
+    assert PETS.foreground_name == "pet"
+    np.testing.assert_array_equal(PETS.borders, [2])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "must be JSON: Expecting"),
+        ("3", r'must be \{"classes": \[\{"name": ..., "value": ...\}, ...\]\}'),
+        ('{"names": ["a", "b"]}', 'must be {"classes"'),
+        ('{"classes": ["a", "b"], "void": 255}', "unknown key 'void'; must be one of classes, ignored"),
+        ("[]", "there are 0; must be 2 to 254"),
+        ('["a"]', "there are 1; must be 2 to 254"),
+        (json.dumps([f"c{i}" for i in range(255)]), "there are 255; must be 2 to 254"),
+        ('["a", "a"]', "a and a have one name, a; each must have another"),
+        ('[{"name": "a", "value": 1}, {"name": "b"}]', "a and b have one value, 1; each must have another"),
+        (
+            '[{"name": "a", "color": [1, 1, 1]}, {"name": "b", "color": [1, 1, 1]}]',
+            r"a and b have one color, \(1, 1, 1\); each must have another",
+        ),
+        ('[{"name": "a", "value": 0}, {"name": "b", "value": [0, 0, 1]}]', "all must have the same kind"),
+        ('{"classes": ["a", "b"], "ignored": [1]}', "b has value 1, which is ignored; must be one or the other"),
+        ('[{"name": "a", "value": -1}, "b"]', "a has value -1; must be a number of 0 to 65535, or a colour"),
+        ('[{"name": "a", "color": [1, 2, 256]}, "b"]', r"a has value \[1, 2, 256\]; must be a number"),
+        ('[{"name": "a", "color": 7}, "b"]', "a has color 7; must be three numbers of 0 to 255"),
+        ('[{"name": "a b"}, "b"]', "class 0 has name 'a b'; must be a text of letters, digits"),
+        ('[{"name": "a", "foreground": 2}, "b"]', "a has foreground 2; must be true, false, or a share of 0 to 1"),
+        ('[{"name": "a", "colour": 2}, "b"]', "unknown key 'colour'; must be one of name, value, color, foreground"),
+        ("[3, 4]", "class 0 is 3; must be"),
+    ],
+)
+def test_a_wrong_classes_file_is_told_in_one_line(tmp_path, text, message):
+    file = tmp_path / "classes.json"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=f"--classes={file}: .*{message}") as caught:
+        Classes.read(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_classes_file_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match=r"none.json: cannot be read: No such file"):
+        Classes.read(tmp_path / "none.json")
