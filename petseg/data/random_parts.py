@@ -91,5 +91,12 @@ class RandomParts:
         return (canvas - sizes) // 2 + tf.where(room >= 0, inside, -(-room // 2))
 
     def _part(self, canvases: tf.Tensor, starts: tf.Tensor) -> tf.Tensor:
-        rows, columns = (starts[:, i, None] + tf.range(self.size[i]) for i in (0, 1))
-        return tf.gather(tf.gather(canvases, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
+        shape = [*self.size, canvases.shape[-1]]
+
+        def part(canvas: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
+            return tf.slice(canvas, [start[0], start[1], 0], shape)
+
+        # One after the other: tf.gather of rows and columns would copy pixel by pixel, and take ten times as long.
+        return tf.map_fn(
+            lambda both: part(*both), (canvases, starts), fn_output_signature=tf.TensorSpec(shape, canvases.dtype)
+        )

@@ -7,8 +7,8 @@ import tensorflow as tf
 from petseg.classes import IGNORED
 
 # What fills up the network's input where there is no picture: the middle of the range, which --input_scaling=symmetric
-# makes 0, as which convolutions see all that lies outside. It is also within 25 levels of ImageNet's mean colour, so
-# there is no edge around a picture as strong as one of black would be.
+# makes nearly 0, as which convolutions see all that lies outside. It is also within 25 levels of ImageNet's mean colour,
+# so there is no edge around a picture as strong as one of black would be.
 GREY = 128
 
 

@@ -1,0 +1,35 @@
+"""A run that resizes nothing: trained on parts, used in tiles."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from petseg.config.eval_config import EvalConfig, ScoreConfig
+from petseg.data import decoding
+from petseg.deployment import commands
+from petseg.errors import ConfigError
+from petseg.runs import experiment, scoring
+
+
+@pytest.mark.slow
+def test_it_is_trained_scored_and_used(tiny_config, tmp_path):
+    data = {"resize": "crop", "image_size": "64", "eval_split": "test[:3]"}
+    config = tiny_config.changed(data=data, schedule={"train_steps": 2})
+    results = experiment.train(config)
+    assert np.sum(results["confusion_matrix"]) == 3 * 64 * 64
+    score = ScoreConfig(workdir=config.runtime.workdir, resolution="native")
+    pairs = list(decoding.native(config.data, "test[:3]"))
+    middles, native = scoring.evaluate(EvalConfig(score))
+    assert middles["confusion_matrix"] == results["confusion_matrix"]
+    assert native["resolution"] == "native resolution in tiles of 64 x 64"
+    assert np.sum(native["confusion_matrix"]) == sum(mask.size for _, mask in pairs)
+    Image.fromarray(pairs[0][0]).save(tmp_path / "photo.png")
+    photo = ScoreConfig(
+        workdir=config.runtime.workdir, predict=str(tmp_path / "photo.png"), output_dir=str(tmp_path / "out")
+    )
+    (mask,) = commands.predict(EvalConfig(photo))
+    assert Image.open(mask).size == pairs[0][0].shape[1::-1]
+    with pytest.raises(ConfigError, match=r"--tile=96: .* at most its --image_size=64, and not 0"):
+        commands.predict(EvalConfig(dataclasses.replace(photo, tile="96")))
