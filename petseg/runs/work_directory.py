@@ -20,6 +20,7 @@ from petseg import config as config_lib
 from petseg.config import CONFIG_FORMAT, Config
 from petseg.errors import ConfigError, WorkDirectoryError
 from petseg.files import write_json
+from petseg.models import custom_network
 
 PACKAGES = ("petseg", "tensorflow", "keras", "tensorflow-datasets", "tensorboard", "numpy")
 
@@ -100,6 +101,7 @@ class WorkDirectory:
 
         Raises:
           WorkDirectoryError: if a change cannot be reconciled with the checkpoints that are here.
+          ConfigError: if the code of a network of one's own is not there.
         """
         changes = config_lib.changes(self.load_config(), config)
         changes.pop("workdir", None)
@@ -108,7 +110,22 @@ class WorkDirectory:
             raise WorkDirectoryError(
                 f"--workdir={self.path}: belongs to a run that cannot go on with other values: {'; '.join(fixed)}"
             )
+        self.check_network(config)
         return {name: (old, new) for name, (old, new, _) in changes.items()}
+
+    def check_network(self, config: Config) -> None:
+        """Whether the code of a network of one's own, if there is one, is that which the run here was started with.
+
+        Raises:
+          WorkDirectoryError: if it has changed since.
+          ConfigError: if it is not there.
+        """
+        network, record = config.model.network, json.loads(self.config_file.read_text())
+        if network and record.get("network_sha256") != custom_network.fingerprint(network):
+            raise WorkDirectoryError(
+                f"--network={network}: {custom_network.source(network)} has changed since the run in {self.path} "
+                "began; must be the same file"
+            )
 
     def save_config(self, config: Config, *, class_weights: Sequence[float] | None, devices: Sequence[str]) -> None:
         """Writes config.json: the config, what became of it here, and what a reader needs to repeat the run.
@@ -122,6 +139,7 @@ class WorkDirectory:
             "format": CONFIG_FORMAT,
             "config": config_lib.to_dict(config),
             "class_weights": class_weights,
+            "network_sha256": custom_network.fingerprint(config.model.network),
             "command": sys.argv,
             "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}},
             "devices": list(devices),
