@@ -62,6 +62,7 @@ class ScoreConfig(Group):
     )
     cutout: bool = option(False, "with --predict, also write the foreground with the rest transparent")
     allow_training_images: bool = option(False, "score a split even if the run trained on some of it")
+    allow_code: bool = option(False, "run the Python code of a run's own --network; whose work directory is it?")
     debug: bool = option(False, "show the traceback of an error that is otherwise one line")
 
     def __post_init__(self) -> None:

@@ -175,6 +175,12 @@ class DataConfig(Group):
 class ModelConfig(Group):
     """The network."""
 
+    network: str = option(
+        "",
+        "a network of your own instead: `FILE.py:function` or `package.module:function`; empty: an encoder and a "
+        "decoder by name",
+        resume="fixed",
+    )
     encoder: str = option(
         "mobilenet_v2",
         "`tiny` is five strided convolutions, without pretrained weights: for tests, and to try things out",
@@ -231,6 +237,8 @@ class ModelConfig(Group):
         super().__post_init__()
         if self.inner_size:
             picture_size("inner_size", self.inner_size)
+        if self.network:
+            self._check_network()
         if self.train_encoder and self.train_encoder_from == "none":
             raise ConfigError("--train_encoder and --train_encoder_from=none: must not be given together")
         if self.encoder_alpha != 1 and self.encoder not in (*IMAGENET_ALPHAS, "tiny"):
@@ -244,6 +252,16 @@ class ModelConfig(Group):
                     f"--encoder_alpha={self.encoder_alpha:g}: with --encoder_weights=imagenet must be one of "
                     + ", ".join(f"{alpha:g}" for alpha in alphas)
                 )
+
+    def _check_network(self) -> None:
+        """Raises ConfigError if --network cannot name a function, or a flag is given of what it replaces."""
+        if not re.fullmatch(r"(.+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):[A-Za-z_]\w*", self.network):
+            raise ConfigError(f"--network={self.network}: must be FILE.py:function or package.module:function")
+        replaced = ("encoder", "encoder_alpha", "train_encoder", "train_encoder_from", "decoder", "input_scaling",
+                    "batch_norm_momentum", "inner_size")  # fmt: skip
+        for field in dataclasses.fields(self):
+            if field.name in replaced and (value := getattr(self, field.name)) != field.default:
+                raise ConfigError(f"--{field.name}={value}: must not be given with --network, which decides it")
 
     def working_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Height and width at which the network works, in pixels, for pictures of a size."""

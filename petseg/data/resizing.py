@@ -6,8 +6,8 @@ import tensorflow as tf
 
 from petseg.classes import IGNORED
 
-# What fills up the network's input where there is no picture: the middle of the range, which --input_scaling=symmetric
-# makes nearly 0, as which convolutions see all that lies outside. It is also within 25 levels of ImageNet's mean colour,
+# What fills up the network's input where there is no picture: the middle of the range. --input_scaling=symmetric makes
+# it nearly 0, as which convolutions see all that lies outside. It is also within 25 levels of ImageNet's mean colour,
 # so there is no edge around a picture as strong as one of black would be.
 GREY = 128
 

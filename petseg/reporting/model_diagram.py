@@ -6,11 +6,23 @@ import keras
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
 
+from petseg.models.layers import InferenceMode
 
-def draw(model: keras.Model) -> Figure:
-    """The U of a U-Net: a box for each stage with its size, arrows for the skip connections."""
-    down = [tuple(output.shape[1:]) for output in model.get_layer("encoder").output]
-    up = [tuple(layer.output.shape[1:]) for layer in model.layers if layer.name.startswith("skip_")]
+
+def draw(model: keras.Model) -> Figure | None:
+    """The U of a U-Net: a box for each stage with its size, arrows for the skip connections.
+
+    Returns:
+      the drawing; None for a network that is no U-Net of an encoder and a decoder.
+    """
+    encoders = [layer for layer in model.layers if layer.name == "encoder" and isinstance(layer, InferenceMode)]
+    joints = (keras.layers.Concatenate, keras.layers.Add)
+    joined = [layer for layer in model.layers if isinstance(layer, joints)]
+    if not encoders or len(joined) != len(encoders[0].output) - 1:
+        return None
+    down = [tuple(output.shape[1:]) for output in encoders[0].output]
+    up = [tuple(layer.output.shape[1:]) for layer in joined]
+    how = "concatenate" if isinstance(joined[0], keras.layers.Concatenate) else "add"
     figure = Figure(figsize=(9, 5.2), layout="constrained")
     axis = figure.subplots()
     axis.set_axis_off()
@@ -33,7 +45,7 @@ def draw(model: keras.Model) -> Figure:
         arrow((1.2, -i - 0.35), (3.8, -i - 1.0) if bottom else (1.2, -i - 0.65))
     for i, shape in enumerate(up):
         level = len(up) - i
-        box(7.6, level, "upsample, concatenate", shape, "#E69F00")
+        box(7.6, level, f"upsample, {how}", shape, "#E69F00")
         arrow((6.2, -level - 1.0) if i == 0 else (8.8, -level - 0.65), (8.8, -level - 0.35))
         arrow((2.4, -level), (7.6, -level), "--")
     arrow((8.8, -0.65), (8.8, -0.35))

@@ -30,13 +30,13 @@ class Introduction:
 
     Attributes:
       card: what is known of the data set, as markdown.
-      model_diagram: drawing of the model.
+      model_diagram: drawing of the model; None where it cannot be drawn.
       graph: graph of the model's forward pass.
       training_batch: drawing of examples as the model sees them.
     """
 
     card: str
-    model_diagram: Figure
+    model_diagram: Figure | None
     graph: tf.Graph
     training_batch: Figure
 
@@ -152,7 +152,8 @@ class Report(NullReport):
         self._summaries.text(0, "run", self._description)
         self._summaries.text(0, "data", introduction.card)
         self._summaries.graph(introduction.graph)
-        self._picture(TRAIN, 0, "model", introduction.model_diagram, figure=True)
+        if introduction.model_diagram is not None:
+            self._picture(TRAIN, 0, "model", introduction.model_diagram, figure=True)
         self._picture(TRAIN, 0, "training_batch", introduction.training_batch)
 
     def summary(self, step: int, measured: Measurements, telemetry: dict[str, float]) -> None:

@@ -8,7 +8,7 @@ from petseg.config import Config, DataConfig
 from petseg.data import catalog, decoding, input_pipeline
 from petseg.data.decoding import Examples
 from petseg.evaluation.evaluator import Evaluator
-from petseg.models import encoders, unet
+from petseg.models import custom_network, encoders, unet
 from petseg.runs import checkpoints
 from petseg.training import augmentation, losses, optimizers, sample_weights, trainer
 from petseg.training.loss_scale import LossScale
@@ -50,6 +50,13 @@ def build_model(config: Config, classes: Classes, encoder_weights: str | None = 
     """
     model = config.model
     with unet.dtype_policy(config.compute.precision):
+        if model.network:
+            return custom_network.build(
+                model.network,
+                image_size=config.data.size,
+                num_classes=len(classes),
+                sync_batch_norm=model.sync_batch_norm,
+            )
         return unet.build_unet(
             image_size=config.data.size,
             num_classes=len(classes),

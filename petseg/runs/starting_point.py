@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from petseg.config import Config
+from petseg.config import Config, ModelConfig
 from petseg.data.decoding import Examples
 from petseg.errors import CheckpointError, ConfigError
 from petseg.models import encoders, pretrained_weights
@@ -41,7 +41,8 @@ def find(config: Config, workdir: WorkDirectory) -> StartingPoint:
     1. Its own newest checkpoint. Everything goes on as if it had not stopped.
     2. The weights of another run, --init_from. This is a new run, from step 0, with an optimizer that knows nothing.
     3. Pretrained weights of the encoder, --encoder_weights. The decoder is random.
-    4. Nothing. The encoder is random too; its batch norms are set by training images.
+    4. Nothing. The encoder is random too; its batch norms are set by training images. A network of one's own is as its
+       function returns it.
 
     Raises:
       PetsegError: if it cannot be used, as far as can be seen before a model is built.
@@ -54,6 +55,8 @@ def find(config: Config, workdir: WorkDirectory) -> StartingPoint:
         if not WorkDirectory(source).config_file.is_file() and not _checkpoint_file(source).is_file():
             raise ConfigError(f"--init_from={source}: is neither the work directory of a run nor a checkpoint")
         return StartingPoint(init_from=source)
+    if config.model.network:
+        return StartingPoint()
     pretrained_weights.check(config.model.encoder_weights)
     return StartingPoint(encoder_weights=config.model.encoder_weights)
 
@@ -75,7 +78,7 @@ def build_model(start: StartingPoint, config: Config, examples: Examples) -> ker
     model = building.build_model(config, examples.classes, start.encoder_weights)
     if start.init_from:
         _fill_from_other_run(start.init_from, config, model)
-    elif not start.checkpoint and start.encoder_weights == "none":
+    elif not start.checkpoint and start.encoder_weights == "none" and not config.model.network:
         pixels = math.prod(config.model.working_size(config.data.size))
         images = examples.images[: max(1, min(CALIBRATION_IMAGES, CALIBRATION_PIXELS // pixels))]
         images = images if examples.parts is None else examples.parts.middles(images)
@@ -87,24 +90,73 @@ def build_model(start: StartingPoint, config: Config, examples: Examples) -> ker
 def _fill_from_other_run(source: str, config: Config, model: keras.Model) -> None:
     """Fills a new model with the weights of another run, and says what that is and what it is not."""
     workdir, averaged = WorkDirectory(source), False
-    if not workdir.config_file.is_file():
-        path = source.removesuffix(".index")
-        step = checkpoints.restore_model(path, model=model)
+    is_checkpoint = not workdir.config_file.is_file()
+    if is_checkpoint:
+        path, workdir = source.removesuffix(".index"), WorkDirectory(Path(source).absolute().parent.parent)
+    if not workdir.config_file.is_file():  # a checkpoint that lies elsewhere: of what model it is, nobody knows
+        step, left = checkpoints.restore_model(path, model=model), []
     else:
         theirs = workdir.load_config()
-        for name in ("encoder", "encoder_alpha", "input_scaling"):
-            ours, its = getattr(config.model, name), getattr(theirs.model, name)
-            if ours != its:
-                raise ConfigError(f"--{name}={ours}: must be {its}, as in the run of --init_from={source}")
-        if not checkpoints.steps(workdir.best):
-            raise CheckpointError(f"--init_from={source}: there is no checkpoint in {workdir.best} yet")
-        path = checkpoints.find(workdir.checkpoints, workdir.best, "best")
-        averaged = shown_run(theirs) == EMA
+        _check_same_beginning(source, config.model, theirs.model)
+        if not is_checkpoint:
+            if not checkpoints.steps(workdir.best):
+                raise CheckpointError(f"--init_from={source}: there is no checkpoint in {workdir.best} yet")
+            path = checkpoints.find(workdir.checkpoints, workdir.best, "best")
+            averaged = shown_run(theirs) == EMA
         original = building.build_model(theirs, workdir.load_classes())  # averages are known by what was trained there
         step = building.restore(path, theirs, original, averaged=averaged)
-        model.set_weights(original.get_weights())
+        left = take_over(original, model, same_layers=_is_same_network(config.model, theirs.model))
     kind = "averaged weights" if averaged else "weights"
-    logger.info("initialised with the %s of %s, step %d; this is a new run, from step 0", kind, path, step)
+    rest = f"; {len(left)} of its weights do not fit, and begin anew: {', '.join(left)}" if left else ""
+    logger.info("initialised with the %s of %s, step %d; this is a new run, from step 0%s", kind, path, step, rest)
+
+
+def _check_same_beginning(source: str, ours: ModelConfig, theirs: ModelConfig) -> None:
+    """Raises ConfigError if the weights of another run's encoder mean something else here, or its code would run."""
+    pairs = {name: (getattr(ours, name), getattr(theirs, name)) for name in ("network", "encoder", "encoder_alpha")}
+    if encoders.scaling(ours.encoder, ours.input_scaling) != encoders.scaling(theirs.encoder, theirs.input_scaling):
+        pairs["input_scaling"] = (ours.input_scaling, theirs.input_scaling)
+    for name, (mine, its) in pairs.items():
+        if mine != its:
+            raise ConfigError(f"--{name}={mine}: must be {its}, as in the run of --init_from={source}")
+
+
+def _is_same_network(ours: ModelConfig, theirs: ModelConfig) -> bool:
+    return ours.decoder == theirs.decoder and bool(ours.inner_size) == bool(theirs.inner_size)
+
+
+def take_over(original: keras.Model, model: keras.Model, *, same_layers: bool) -> list[str]:
+    """Fills a model with those weights of another that have their place and shape in it.
+
+    The weights of an encoder are matched by their order, for Keras numbers layers without a name as they come.
+
+    Args:
+      original: the model that knows something.
+      model: the model to fill.
+      same_layers: whether both have the same layers, though perhaps not of the same shapes, so that all weights can be
+        matched by their order; otherwise those outside the encoder are matched by their names.
+
+    Returns:
+      names of the weights that were left as they were.
+    """
+    if same_layers and len(original.weights) == len(model.weights):
+        pairs = list(zip(original.weights, model.weights, strict=True))
+    else:
+        encoders_of_both = (
+            [weight for layer in each.layers if layer.name == "encoder" for weight in layer.weights]
+            for each in (original, model)
+        )
+        encoder = list(zip(*encoders_of_both, strict=False))
+        known = {id(weight) for pair in encoder for weight in pair}
+        named = {weight.path: weight for weight in original.weights if id(weight) not in known}
+        pairs = [*encoder, *((named.get(w.path), w) for w in model.weights if id(w) not in known)]
+    left = []
+    for source, target in pairs:
+        if source is None or tuple(source.shape) != tuple(target.shape):
+            left.append(target.path)
+        else:
+            target.assign(source)
+    return left
 
 
 def _checkpoint_file(path: str) -> Path:

@@ -41,9 +41,16 @@ class TrainedRun:
 
         Raises:
           WorkDirectoryError: if there is no run.
-          ConfigError: if averaged weights are asked for, of which it has none.
+          ConfigError: if averaged weights are asked for, of which it has none, or it needs code that is not allowed.
         """
         config = workdir.load_config()
+        if config.model.network:
+            if not score.allow_code:
+                raise ConfigError(
+                    f"{workdir.path}: its network is the code {config.model.network}; --allow_code must be given to "
+                    "run that"
+                )
+            workdir.check_network(config)
         if score.ema and not config.optimizer.ema_decay:
             raise ConfigError(f"--ema: {workdir.path} kept no averaged weights (its --ema_decay is 0)")
         if config.optimizer.ema_decay and not score.ema:

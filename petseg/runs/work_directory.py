@@ -21,6 +21,7 @@ from petseg.classes import PETS, Classes
 from petseg.config import CONFIG_FORMAT, Config
 from petseg.errors import ConfigError, WorkDirectoryError
 from petseg.files import write_json
+from petseg.models import custom_network
 
 PACKAGES = ("petseg", "tensorflow", "keras", "tensorflow-datasets", "tensorboard", "numpy")
 
@@ -113,6 +114,7 @@ class WorkDirectory:
 
         Raises:
           WorkDirectoryError: if a change cannot be reconciled with the checkpoints that are here.
+          ConfigError: if the code of a network of one's own is not there.
         """
         changes = config_lib.changes(self.load_config(), config)
         changes.pop("workdir", None)
@@ -121,7 +123,22 @@ class WorkDirectory:
             raise WorkDirectoryError(
                 f"--workdir={self.path}: belongs to a run that cannot go on with other values: {'; '.join(fixed)}"
             )
+        self.check_network(config)
         return {name: (old, new) for name, (old, new, _) in changes.items()}
+
+    def check_network(self, config: Config) -> None:
+        """Whether the code of a network of one's own, if there is one, is that which the run here was started with.
+
+        Raises:
+          WorkDirectoryError: if it has changed since.
+          ConfigError: if it is not there.
+        """
+        network, record = config.model.network, json.loads(self.config_file.read_text())
+        if network and record.get("network_sha256") != custom_network.fingerprint(network):
+            raise WorkDirectoryError(
+                f"--network={network}: {custom_network.source(network)} has changed since the run in {self.path} "
+                "began; must be the same file"
+            )
 
     def check_classes(self, classes: Classes) -> None:
         """Raises WorkDirectoryError if the run that is here, if there is one, tells other classes apart."""
@@ -149,6 +166,7 @@ class WorkDirectory:
             "config": config_lib.to_dict(config),
             "classes": classes.to_dict(),
             "class_weights": class_weights,
+            "network_sha256": custom_network.fingerprint(config.model.network),
             "command": sys.argv,
             "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}},
             "devices": list(devices),

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from petseg.config import OptimizerConfig
+from petseg.models.layers import InferenceMode
 from petseg.training import learning_rates
 from petseg.training.learning_rates import LearningRate
 
@@ -76,19 +77,32 @@ class Optimizer(tf.Module):
 
 
 def build(config: OptimizerConfig, model: keras.Model, total_steps: int) -> Optimizer:
-    """The optimizer of a model, whose encoder has a learning rate of its own; inside ``strategy.scope()``.
+    """The optimizer of a model; inside ``strategy.scope()``.
+
+    The encoder has a learning rate of its own, and so have layers with a `learning_rate_factor`.
 
     Raises:
       ConfigError: if nothing is left of the run after the warm-up.
     """
     rate = learning_rates.learning_rate_schedule(config, total_steps)
-    of_encoder = model.get_layer("encoder").trainable_variables
-    known = {id(weight) for weight in of_encoder}
-    groups = [Group([w for w in model.trainable_variables if id(w) not in known], rate)]
-    if of_encoder:
-        factor, first_step = config.encoder_learning_rate_factor, config.unfreeze_encoder_at
-        groups.append(Group(of_encoder, learning_rates.scaled(rate, factor, first_step=first_step)))
-    return Optimizer(config, groups)
+    parts: dict[LearningRate, list[keras.Layer]] = {}
+    by_factor: dict[float, list[keras.Layer]] = {}
+    for layer in model._flatten_layers(include_self=False):
+        if layer.name == "encoder" and isinstance(layer, InferenceMode):
+            factor, first_step = config.encoder_learning_rate_factor, config.unfreeze_encoder_at
+            parts[learning_rates.scaled(rate, factor, first_step=first_step)] = [layer]
+        elif hasattr(layer, "learning_rate_factor"):
+            by_factor.setdefault(layer.learning_rate_factor, []).append(layer)
+    parts.update({learning_rates.scaled(rate, factor): layers for factor, layers in by_factor.items()})
+    groups = []
+    known: set[int] = set()
+    for part_rate, layers in parts.items():
+        weights = list({id(w): w for layer in layers for w in layer.trainable_variables if id(w) not in known}.values())
+        known |= {id(weight) for weight in weights}
+        if weights:
+            groups.append(Group(weights, part_rate))
+    rest = [weight for weight in model.trainable_variables if id(weight) not in known]
+    return Optimizer(config, [Group(rest, rate), *groups] if rest else groups)
 
 
 def _keras_optimizer(config: OptimizerConfig, weights: Sequence[keras.Variable]) -> keras.optimizers.Optimizer:
