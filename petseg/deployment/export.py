@@ -60,7 +60,7 @@ class Serving(InferenceMode):
     Input: uint8 [B, H, W, 3]. Output: `probabilities`, float32 [B, H, W, C], and `mask`, class ids, uint8 [B, H, W].
     """
 
-    def call(self, inputs: tf.Tensor) -> Any:
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> Any:
         return _predictions(self.model, inputs)
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import keras
 
 from petseg.config.train_config import DECODERS
-from petseg.models.layers import Conv2DTranspose, DepthToSpace, Upsample
+from petseg.models.layers import Conv2D, Conv2DTranspose, DepthToSpace, Upsample
 
 PIX2PIX_FILTERS = (512, 256, 128, 64)
 LIGHT_FILTERS = (128, 96, 64, 48)
@@ -58,7 +58,7 @@ def logits(name: str, features: keras.KerasTensor, taps: Taps, num_classes: int)
 
 def small_logits(features: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
     """Float32 logits at half the picture's size, out of what any decoder has made."""
-    return keras.layers.Conv2D(num_classes, 3, padding="same", dtype="float32", name="logits")(features)
+    return Conv2D(num_classes, 3, padding="same", dtype="float32", name="logits")(features)
 
 
 def _pix2pix(taps: Taps, batch_norm: Mapping[str, Any]) -> keras.KerasTensor:
@@ -108,21 +108,22 @@ def _light(taps: Taps, batch_norm: Mapping[str, Any]) -> keras.KerasTensor:
         x = Upsample(name=f"upsample_{stride}")(x)
         parts = [x, _conv(skip, filters, 1, f"skip_{stride}")]
         if stride == 2:
-            parts.append(_conv(taps.picture, filters, 2, "picture", strides=2))
+            picture = keras.layers.Conv2D(filters, 2, strides=2, use_bias=False, name="picture")
+            parts.append(picture(taps.picture))
         x = keras.layers.Add(name=f"sum_{stride}")(parts)
-        x = _conv(x, filters, 3, f"conv_{stride}", padding="same")
+        x = _conv(x, filters, 3, f"conv_{stride}")
         x = keras.layers.BatchNormalization(**batch_norm, name=f"batch_norm_{stride}")(x)
         x = keras.layers.ReLU(name=f"relu_{stride}")(x)
     return x
 
 
-def _conv(x: keras.KerasTensor, filters: int, size: int, name: str, **options: Any) -> keras.KerasTensor:
-    return keras.layers.Conv2D(filters, size, use_bias=False, name=name, **options)(x)
+def _conv(x: keras.KerasTensor, filters: int, size: int, name: str) -> keras.KerasTensor:
+    return Conv2D(filters, size, padding="same", use_bias=False, name=name)(x)
 
 
 def _light_logits(x: keras.KerasTensor, taps: Taps, num_classes: int) -> keras.KerasTensor:
     """A convolution at half the size makes the logits of two by two pixels: a quarter of one at full size."""
-    x = keras.layers.Conv2D(4 * num_classes, 3, padding="same", dtype="float32", name="logits")(x)
+    x = Conv2D(4 * num_classes, 3, padding="same", dtype="float32", name="logits")(x)
     return DepthToSpace(2, dtype="float32", name="pixels")(x)
 
 

@@ -1,0 +1,133 @@
+"""A network of one's own: what may be returned, what is refused, and that the whole house works with it."""
+
+import keras
+import pytest
+import tensorflow as tf
+
+from petseg.config import ModelConfig, OptimizerConfig
+from petseg.errors import ConfigError
+from petseg.models import custom_network
+from petseg.reporting import model_diagram
+from petseg.training import optimizers
+from petseg.training.variables import moving_statistics
+
+WITHOUT_NORMS = """
+import keras
+
+def build(image_size, num_classes, channels):
+    images = keras.Input([*image_size, channels])
+    x = keras.layers.Conv2D(4, 3, padding="same", activation="relu")(keras.layers.Rescaling(1 / 255)(images))
+    return keras.Model(images, keras.layers.Conv2D(num_classes, 1, dtype="float32")(x))
+"""
+WITH_NORMS_INSIDE = """
+import keras
+
+@keras.saving.register_keras_serializable("own")
+class Block(keras.layers.Layer):
+    def __init__(self, filters, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.convolution = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False)
+        self.norm = keras.layers.BatchNormalization(momentum=0.5)
+
+    def call(self, x, training=None):
+        return keras.ops.relu(self.norm(self.convolution(x), training=training))
+
+    def get_config(self):
+        return {**super().get_config(), "filters": self.filters}
+
+def build(image_size, num_classes, channels):
+    images = keras.Input([*image_size, channels])
+    block = Block(4)
+    x = block(keras.layers.Rescaling(1 / 255)(images))
+    return keras.Model(images, keras.layers.Conv2D(num_classes, 1, dtype="float32")(x)), {0.1: [block]}
+"""
+
+
+def network(folder, code, function="build"):
+    (folder / "own.py").write_text(code)
+    return f"{folder}/own.py:{function}"
+
+
+def build(name, sync_batch_norm=True):
+    return custom_network.build(name, image_size=(16, 24), num_classes=5, sync_batch_norm=sync_batch_norm)
+
+
+@pytest.mark.parametrize("synchronized", [False, True])
+def test_batch_norms_inside_a_layer_are_found_and_do_as_the_flag_says(tmp_path, synchronized):
+    model = build(network(tmp_path, WITH_NORMS_INSIDE), synchronized)
+    (norm,) = (x for x in model._flatten_layers() if isinstance(x, keras.layers.BatchNormalization))
+    assert norm.synchronized == synchronized
+    assert {id(v) for v in moving_statistics(model)} == {id(norm.moving_mean), id(norm.moving_variance)}
+
+
+def test_layers_learn_at_the_rates_that_the_function_gives_them(tmp_path):
+    model = build(network(tmp_path, WITH_NORMS_INSIDE))
+    optimizer = optimizers.build(OptimizerConfig(optimizer="sgd", momentum=0.0, learning_rate=1.0), model, 10)
+    assert len(optimizer.weights) == len(model.trainable_variables)
+    before = [weight.numpy() for weight in optimizer.weights]
+    optimizer.set_learning_rates(tf.constant(0, tf.int64))
+    optimizer.apply([tf.ones(weight.shape) for weight in optimizer.weights])
+    of_block = {id(weight) for weight in model.layers[2].trainable_variables}
+    assert len(of_block) == 3
+    for old, weight in zip(before, optimizer.weights, strict=True):
+        assert (old - weight.numpy()).max() == pytest.approx(0.1 if id(weight) in of_block else 1.0, rel=1e-5)
+
+
+def test_what_is_no_u_net_is_not_drawn(tmp_path):
+    model = build(network(tmp_path, WITHOUT_NORMS))
+    assert model_diagram.draw(model) is None
+    assert not moving_statistics(model)
+
+
+def test_a_function_in_a_module_is_found_by_its_name(tmp_path, monkeypatch):
+    (tmp_path / "networks_of_mine.py").write_text(WITHOUT_NORMS)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert build("networks_of_mine:build").output_shape == (None, 16, 24, 5)
+    assert len(custom_network.fingerprint("networks_of_mine:build")) == 64
+
+
+@pytest.mark.parametrize(
+    ("code", "function", "says"),
+    [
+        ("import nowhere", "build", "cannot be imported: .*nowhere"),
+        (WITHOUT_NORMS, "other", "there is no function other in .*own.py"),
+        ("def build(*_): raise KeyError('x')", "build", "failed: .*KeyError"),
+        ("def build(*_): return 3", "build", "returned int; must be a functional Keras model"),
+        (
+            WITHOUT_NORMS.replace("Conv2D(num_classes,", "Conv2D(7,"),
+            "build",
+            r".* are .*24, 7\), 'float32'\); must be .*24, 5\)",
+        ),
+        (WITHOUT_NORMS.replace('"float32"', '"float16"'), "build", ".*'float16'.; must be .*'float32'"),
+        (
+            WITH_NORMS_INSIDE.replace("0.1: [", "-1: ["),
+            "build",
+            "learning-rate factor -1: must be a number of at least",
+        ),
+        (WITH_NORMS_INSIDE.replace("[block]", "[Block(3)]"), "build", ".*: must be a layer of the model"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(tmp_path, code, function, says):
+    with pytest.raises(ConfigError, match=f"--network=.*own.py:{function}: {says}") as caught:
+        build(network(tmp_path, code, function))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "says"), [("/gone.py:build", "no file /gone.py"), ("gone.away:build", "no module")])
+def test_what_is_not_there_is_named(name, says):
+    with pytest.raises(ConfigError, match=f"--network={name}: there is {says}"):
+        custom_network.fingerprint(name)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"network": "own.py"}, r"must be FILE.py:function or package.module:function"),
+        ({"network": "own.py:build", "train_encoder": True}, "--train_encoder=True: must not be given with --network"),
+        ({"network": "own.py:build", "decoder": "light"}, "--decoder=light: must not be given with --network"),
+    ],
+)
+def test_flags_of_what_a_network_replaces_are_refused(flags, says):
+    with pytest.raises(ConfigError, match=says):
+        ModelConfig(**flags)

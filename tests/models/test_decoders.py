@@ -1,0 +1,111 @@
+"""The light decoder, an encoder that is trained from a stage on, and a network that sees pictures at another size."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from petseg.config import ModelConfig
+from petseg.errors import ConfigError
+from petseg.models import encoders, unet
+from petseg.models.layers import DepthToSpace, InferenceMode, SpaceToDepth, Upsample
+from petseg.reporting import model_diagram
+
+
+def build(name="tiny", *, size=(32, 64), inner=None, classes=5, train=True, **options):
+    encoder = encoders.build_encoder(name, image_size=inner or size)
+    return unet.build_unet(
+        image_size=size, num_classes=classes, encoder=encoder, train_encoder=train, input_scaling="unit", **options
+    )
+
+
+def images(count=2, size=(32, 64)):
+    return tf.constant(np.random.default_rng(0).uniform(0, 255, (count, *size, 3)).astype(np.float32))
+
+
+def test_the_light_decoder_has_less_than_half_a_million_weights():
+    model = build("mobilenet_v2", classes=3, decoder="light")
+    assert model.count_params() - model.get_layer("encoder").count_params() == 463_564 <= 500_000
+
+
+@pytest.mark.parametrize("decoder", ["pix2pix", "light"])
+@pytest.mark.parametrize("inner", [None, (64, 96), (64, 128)])
+def test_any_size_any_number_of_classes_and_any_size_inside(decoder, inner):
+    model = build(inner=inner, decoder=decoder)
+    logits = model(images())
+    assert (logits.shape, logits.dtype) == ((2, 32, 64, 5), tf.float32)
+    assert tuple(model.get_layer("encoder").model.input_shape[1:3]) == (inner or (32, 64))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(model(images(), training=True) ** 2)
+    gradients = tape.gradient(loss, [weight.value for weight in model.trainable_variables])
+    assert all(gradient is not None for gradient in gradients)
+
+
+def test_pixels_as_channels_and_back_and_pixels_repeated_have_keras_gradients():
+    x = tf.random.stateless_normal([2, 4, 6, 3], [0, 0])
+    np.testing.assert_array_equal(DepthToSpace(2)(SpaceToDepth(2)(x)), x)
+    outputs, gradients = [], []
+    for layer in (lambda x: Upsample()(x, training=True), keras.layers.UpSampling2D(2)):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            outputs.append(layer(x))
+            loss = tf.reduce_sum(tf.sin(outputs[-1]))
+        gradients.append(tape.gradient(loss, x))
+    np.testing.assert_array_equal(*outputs)
+    np.testing.assert_allclose(*gradients, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(Upsample()(x), outputs[0])
+
+
+@pytest.mark.parametrize(
+    ("first", "trained", "frozen_skips"),
+    [("all", [1, 2, 3, 4, 5], []), ("stage_3", [3, 4, 5], [64, 128]), ("stage_5_norm", [5], [64, 128, 256, 512])],
+)
+def test_an_encoder_is_trained_from_a_stage_or_layer_on(first, trained, frozen_skips):
+    model = build(first_trained=first)
+    names = {weight.path for weight in model.get_layer("encoder").trainable_variables}
+    assert sorted(int(name[6]) for name in names if "gamma" in name) == trained
+    # The gradient of a frozen stage's skip is left out, where it would be computed.
+    cut = [layer.trained_channels for layer in model.layers if getattr(layer, "trained_channels", None)]
+    assert sorted(cut) == frozen_skips
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(model(images(), training=True) ** 2)
+    gradients = tape.gradient(loss, [weight.value for weight in model.trainable_variables])
+    assert all(np.any(gradient) for gradient in gradients if gradient.shape != [])
+
+
+def test_a_layer_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match=r"--train_encoder_from=stage_9: must be all, none, stage_1, .* or a layer"):
+        build(first_trained="stage_9")
+
+
+def test_the_flags_of_what_is_trained_agree():
+    assert [ModelConfig(**flags).first_trained for flags in (
+        {}, {"train_encoder": True}, {"train_encoder_from": "stage_4"},
+        {"train_encoder": True, "train_encoder_from": "stage_2"}, {"train_encoder_from": "none"},
+    )] == ["none", "all", "stage_4", "stage_2", "none"]  # fmt: skip
+    with pytest.raises(ConfigError, match="--train_encoder and --train_encoder_from=none: must not be given together"):
+        ModelConfig(train_encoder=True, train_encoder_from="none")
+
+
+def test_calibration_leaves_what_is_frozen_frozen():
+    model = build(first_trained="stage_3")
+    before = len(model.get_layer("encoder").trainable_variables)
+    encoders.calibrate_batch_norm(model.get_layer("encoder").model, images() / 255)
+    assert len(model.get_layer("encoder").trainable_variables) == before
+
+
+@pytest.mark.parametrize("decoder", ["pix2pix", "light"])
+def test_every_level_of_a_decoder_is_drawn(decoder):
+    figure = model_diagram.draw(build(size=(32, 32), decoder=decoder))
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    word = {"pix2pix": "upsample, concatenate", "light": "upsample, add"}[decoder]
+    assert sum(text.startswith(word) for text in texts) == 4
+
+
+@pytest.mark.parametrize("decoder", ["pix2pix", "light"])
+def test_a_network_survives_saving(tmp_path, decoder):
+    model = build(inner=(64, 64), decoder=decoder)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(again(images()), model(images()), rtol=1e-5, atol=1e-6)
+    assert isinstance(again.get_layer("encoder"), InferenceMode)
