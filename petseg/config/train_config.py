@@ -209,8 +209,7 @@ class ModelConfig(Group):
     )
     decoder: str = option(
         "pix2pix",
-        "`pix2pix` is the tutorial's; `light` has a tenth of its weights and two fifths of its operations, `lighter` a "
-        "twentieth and a quarter",
+        "`pix2pix` is the tutorial's; `light` has 10% of its weights and 37% of its operations, `lighter` 6% and 14%",
         resume="fixed",
         choices=DECODERS,
     )
