@@ -25,10 +25,11 @@ from petseg.benchmark import time_to
 from petseg.benchmark.time_to import TimeToConfig
 from petseg.config import Config, command_line
 from petseg.config.options import Group, option
+from petseg.config.train_config import DECODERS, ENCODERS
 from petseg.errors import ConfigError, PetsegError
 
 FOR_EVER = 10**9
-GROUPS = ("training", "variants", "input", "evaluation", "limit", "programs")
+GROUPS = ("training", "variants", "networks", "input", "evaluation", "limit", "programs")
 TIME_TO = "time_to"  # which takes hours, and so must be asked for
 logger = logging.getLogger("petseg.benchmark")
 
@@ -40,7 +41,9 @@ class MeasureConfig(Group):
     measure: str = option(",".join(GROUPS), "what to measure, separated by commas", required=True)
     rounds: int = option(3, "turns of each contestant", unit="turns", minimum=1)
     steps: int = option(20, "training steps in a turn", unit="steps", minimum=1)
-    variant_steps: int = option(2, "training steps in a turn of --measure=variants, some of which are slow", minimum=1)
+    variant_steps: int = option(
+        2, "training steps in a turn of --measure=variants and networks, some of which are slow", minimum=1
+    )
     output: str = option("", "file for all numbers, as JSON; empty: none")
 
     def groups(self) -> tuple[str, ...]:
@@ -111,6 +114,8 @@ def _entries(group: str, config: BenchmarkConfig, scratch: Path) -> list[Entry]:
         ]
     if group == "variants":
         return [Entry("bare compiled step", "bare_step", plain, few), *_variants(plain, few)]
+    if group == "networks":
+        return list(_networks(plain, few))
     if group == "input":
         return [
             Entry("petseg's input", "our_input", plain, 10 * steps),
@@ -155,6 +160,25 @@ def _variants(plain: Config, steps: int) -> Iterator[Entry]:
         yield entry(
             f"--num_devices={number}, batch x {number}", distribution=of_them, data={"batch_size": size * number}
         )
+
+
+def _networks(plain: Config, steps: int) -> Iterator[Entry]:
+    """Steps and predictions with a trained encoder: each decoder, frozen beginnings, other encoders."""
+
+    def entry(title: str, contestant: str = "bare_step", **model: Any) -> Entry:
+        trained = {"network": "", "train_encoder": False, "train_encoder_from": "all", "encoder_weights": "none"}
+        optimizer = {"encoder_learning_rate_factor": 1.0, "unfreeze_encoder_at": 0}  # which a frozen one refuses
+        return Entry(title, contestant, plain.changed(model={**trained, **model}, optimizer=optimizer), steps)
+
+    for decoder in DECODERS:
+        yield entry(f"--decoder={decoder}", decoder=decoder)
+    for first in ("stage_2", "stage_3", "stage_4", "none"):
+        yield entry(f"--decoder=light --train_encoder_from={first}", decoder="light", train_encoder_from=first)
+    for encoder in ENCODERS:
+        if encoder not in (plain.model.encoder, "tiny"):
+            yield entry(f"--decoder=light --encoder={encoder}", decoder="light", encoder=encoder, encoder_alpha=1.0)
+    for decoder in DECODERS:
+        yield entry(f"--decoder={decoder}, prediction", "prediction", decoder=decoder)
 
 
 def _number_of_gpus() -> int:

@@ -248,6 +248,20 @@ def forward_pass(config: Config) -> Contestant:
     yield from passes(count, work)
 
 
+def prediction(config: Config) -> Contestant:
+    """The compiled network alone, on batches that are there."""
+    process.set_up_runtime(config, config.distribution)
+    model, size = _model(config), config.data.batch_size
+    images = _random([size, *model.input_shape[1:]], 256)
+    forward = tf.function(lambda: tf.reduce_sum(inference.logits(model, images)), autograph=False)
+
+    def work(steps: int) -> None:
+        for _ in range(steps):
+            forward().numpy()
+
+    yield from timed(size, work)
+
+
 def evaluation(config: Config) -> Contestant:
     """A pass of the evaluator over the evaluation split."""
     data = config.data
@@ -341,6 +355,7 @@ CONTESTANTS: dict[str, Callable[[Config], Contestant]] = {
         our_input,
         tutorials_input,
         forward_pass,
+        prediction,
         evaluation,
         matrix_product,
         copy,

@@ -26,7 +26,7 @@ IMAGENET_ALPHAS = {
     "mobilenet_v3_small": (0.75, 1.0),
     "mobilenet_v3_large": (0.75, 1.0),
 }
-DECODERS = ("pix2pix", "light")
+DECODERS = ("pix2pix", "light", "lighter")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 CACHES = ("memory", "disk", "none")
 RESIZES = ("stretch", "letterbox", "crop")
@@ -209,7 +209,7 @@ class ModelConfig(Group):
     )
     decoder: str = option(
         "pix2pix",
-        "the tutorial's, or one of a tenth of its weights and a third of its operations",
+        "`pix2pix` is the tutorial's; `light` has 10% of its weights and 37% of its operations, `lighter` 6% and 14%",
         resume="fixed",
         choices=DECODERS,
     )

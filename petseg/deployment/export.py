@@ -159,7 +159,13 @@ def table(agreements: Sequence[Agreement]) -> str:
 
 def _float32_twin(model: keras.Model) -> keras.Model:
     """A copy that computes in float32, and whose batch norms wait for no other replica."""
-    twin = type(model).from_config(_in_float32(model.get_config()))
+    try:
+        twin = type(model).from_config(_in_float32(model.get_config()))
+    except Exception as error:  # a network of one's own may have layers that Keras cannot copy
+        raise ExportError(
+            "the network cannot be copied: its own layers must have a get_config, and be decorated with "
+            f"@keras.saving.register_keras_serializable(): {one_line(error)[:200]}"
+        ) from error
     twin.set_weights(model.get_weights())
     return twin
 

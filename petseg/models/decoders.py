@@ -1,5 +1,6 @@
 """Decoders by name: from the five outputs of an encoder to a map of half the picture's size, and on to logits."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from petseg.models.layers import Conv2D, Conv2DTranspose, DepthToSpace, Upsample
 
 PIX2PIX_FILTERS = (512, 256, 128, 64)
 LIGHT_FILTERS = (128, 96, 64, 48)
+LIGHTER_FILTERS = (96, 64, 48, 32)
 
 
 class Taps(NamedTuple):
@@ -95,7 +97,7 @@ def _pix2pix_logits(x: keras.KerasTensor, taps: Taps, num_classes: int) -> keras
     return layer(x)
 
 
-def _light(taps: Taps, batch_norm: Mapping[str, Any]) -> keras.KerasTensor:
+def _light(taps: Taps, batch_norm: Mapping[str, Any], widths: Sequence[int] = LIGHT_FILTERS) -> keras.KerasTensor:
     """Few channels, and sums instead of concatenations.
 
     At each level, the map below and the skip are brought to so many channels by 1x1 convolutions, the former before it
@@ -103,7 +105,7 @@ def _light(taps: Taps, batch_norm: Mapping[str, Any]) -> keras.KerasTensor:
     by two pixels as one.
     """
     x = taps.bottleneck
-    for filters, skip, stride in zip(LIGHT_FILTERS, reversed(taps.skips), (16, 8, 4, 2), strict=True):
+    for filters, skip, stride in zip(widths, reversed(taps.skips), (16, 8, 4, 2), strict=True):
         x = _conv(x, filters, 1, f"project_{stride}")
         x = Upsample(name=f"upsample_{stride}")(x)
         parts = [x, _conv(skip, filters, 1, f"skip_{stride}")]
@@ -130,5 +132,6 @@ def _light_logits(x: keras.KerasTensor, taps: Taps, num_classes: int) -> keras.K
 _DECODERS = {
     "pix2pix": _Decoder(_pix2pix, _pix2pix_logits),
     "light": _Decoder(_light, _light_logits),
+    "lighter": _Decoder(functools.partial(_light, widths=LIGHTER_FILTERS), _light_logits),
 }
 assert tuple(_DECODERS) == DECODERS

@@ -42,12 +42,12 @@ def test_the_whole_loop_stops_between_its_turns(tiny_config):
         assert max(int(line.split(",")[0]) for line in file.readlines()[1:]) <= contestants.WARM_UP + 4
 
 
-@pytest.mark.parametrize("name", ["our_input", "tutorials_input", "evaluation", "forward_pass"])
+@pytest.mark.parametrize("name", ["our_input", "tutorials_input", "evaluation", "forward_pass", "prediction"])
 def test_a_turn_counts_its_images(name, tiny_config):
     contestant = contestants.CONTESTANTS[name](tiny_config)
     next(contestant)
     turn = contestant.send(3)
-    assert turn.images == (3 * 8 if "input" in name else 10)
+    assert turn.images == (3 * 8 if "input" in name or name == "prediction" else 10)
 
 
 def benchmark(*arguments):

@@ -23,9 +23,10 @@ def images(count=2, size=(32, 64)):
     return tf.constant(np.random.default_rng(0).uniform(0, 255, (count, *size, 3)).astype(np.float32))
 
 
-def test_the_light_decoder_has_less_than_half_a_million_weights():
-    model = build("mobilenet_v2", classes=3, decoder="light")
-    assert model.count_params() - model.get_layer("encoder").count_params() == 463_564 <= 500_000
+def test_the_light_decoders_have_less_than_half_a_million_weights():
+    for decoder, count in (("light", 463_564), ("lighter", 273_612)):
+        model = build("mobilenet_v2", classes=3, decoder=decoder)
+        assert model.count_params() - model.get_layer("encoder").count_params() == count <= 500_000
 
 
 @pytest.mark.parametrize("decoder", ["pix2pix", "light"])

@@ -1,6 +1,7 @@
 """Whole runs with averaged weights, and runs that begin with another one's weights."""
 
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -120,7 +121,8 @@ def test_weights_that_do_not_fit_are_refused(averaged, data_dir, tmp_path):
     for flag, value in (("encoder_alpha", "0.5"), ("input_scaling", "symmetric")):
         with pytest.raises(ConfigError, match=f"--{flag}={value}: must be .*, as in the run of --init_from="):
             experiment.train(tiny(data_dir, tmp_path / "run", f"--init_from={source.path}", f"--{flag}={value}"))
-    checkpoint = source.checkpoints / "ckpt-4"
+    checkpoint = tmp_path / "elsewhere" / "ckpt-4"  # where nothing says what model it is of
+    shutil.copytree(source.checkpoints, checkpoint.parent)
     with pytest.raises(CheckpointError, match="cannot be restored"):
         experiment.train(tiny(data_dir, tmp_path / "run", f"--init_from={checkpoint}", "--encoder_alpha=0.5"))
     assert not (tmp_path / "run").exists()

@@ -72,7 +72,7 @@ def test_no_code_is_run_from_a_keras_file(tmp_path):
 @pytest.mark.parametrize("weights", ["__import__('os').system('touch marker')", "1,1,open('marker','w')"])
 def test_no_code_is_run_from_a_flag_or_a_config(tmp_path, monkeypatch, weights):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="must be 3 comma-separated numbers"):
+    with pytest.raises(ConfigError, match="must be comma-separated numbers"):
         command_line.parse(["train.py", f"--class_weights={weights}"], Config)
     assert not (tmp_path / "marker").exists()
 

@@ -1,0 +1,70 @@
+"""The encoders by name: their five maps, and the row that the package's README has of each."""
+
+import keras
+import pytest
+import tensorflow as tf
+from conftest import ROOT
+
+from petseg.benchmark import arithmetic
+from petseg.config.train_config import DECODERS, ENCODERS
+from petseg.errors import ConfigError
+from petseg.models import encoders, unet
+
+CHANNELS = {
+    "mobilenet_v2": (96, 144, 192, 576, 320),
+    "mobilenet_v3_small": (16, 72, 96, 288, 96),
+    "mobilenet_v3_large": (64, 72, 240, 672, 160),
+    "efficientnet_v2_b0": (16, 32, 192, 672, 192),
+    "efficientnet_v2_b1": (16, 32, 192, 672, 192),
+    "efficientnet_v2_b2": (16, 32, 224, 720, 208),
+    "efficientnet_v2_b3": (16, 40, 224, 816, 232),
+    "resnet50_v2": (64, 64, 128, 256, 2048),
+    "convnext_tiny": (12, 96, 192, 384, 768),
+    "tiny": (8, 16, 24, 32, 48),
+}
+
+
+def operations(model):
+    """Floating-point operations of a forward pass for an image."""
+    spec = tf.TensorSpec([1, *model.input_shape[1:]], tf.float32)
+    graph = tf.function(lambda x: model(x, training=False), autograph=False).get_concrete_function(spec).graph
+    return sum(map(arithmetic._flops, arithmetic._reached(graph)))
+
+
+def row(name, channels):
+    size, encoder = (128, 128), encoders.build_encoder(name, image_size=(128, 128))
+    shapes = [tuple(output.shape[1:]) for output in encoder.outputs]
+    assert shapes == [(128 >> level, 128 >> level, c) for level, c in enumerate(channels, start=1)]
+    options = {"image_size": size, "num_classes": 3, "train_encoder": False, "input_scaling": "unit"}
+    cells = [f"`{name}`", ", ".join(map(str, channels)), f"{encoder.count_params():,}"]
+    for decoder in DECODERS:
+        model = unet.build_unet(encoder=keras.models.clone_model(encoder), decoder=decoder, **options)
+        cells += [f"{model.count_params():,}", f"{operations(model) / 1e9:.2f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("mobilenet_v2", "tiny") else pytest.param(name, marks=pytest.mark.slow) for name in ENCODERS],
+)
+def test_the_five_maps_of_an_encoder_and_what_the_readme_says_of_it(name):
+    assert row(name, CHANNELS[name]) in (ROOT / "petseg" / "models" / "README.md").read_text().splitlines()
+
+
+def test_an_encoder_that_lacks_a_size_is_refused_by_name(monkeypatch):
+    kind = encoders._ENCODERS["tiny"]
+    monkeypatch.setitem(encoders._ENCODERS, "tiny", kind._replace(taps=("stage_2", *kind.taps[1:])))
+    with pytest.raises(
+        ConfigError, match=r"--encoder=tiny: its maps of \(32, 64\) pixels are .*; must be \[\(16, 32\)"
+    ):
+        encoders.build_encoder("tiny", image_size=(32, 64))
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [("mobilenet_v2", [-1] * 3, [1] * 3), ("convnext_tiny", [-2.118, -2.036, -1.804], [2.249, 2.429, 2.64])],
+)
+def test_an_encoders_own_scaling_is_that_of_its_weights(name, low, high):
+    scale, offset = encoders.scaling(name, "encoder")
+    scaled = keras.layers.Rescaling(scale, offset)(tf.constant([[0.0] * 3, [255.0] * 3]))
+    assert scaled.numpy().tolist() == [pytest.approx(low, abs=1e-3), pytest.approx(high, abs=1e-3)]
