@@ -78,8 +78,8 @@ def test_a_wrong_flag_ends_the_program_before_tensorflow_loads():
     assert time.perf_counter() - start < 1.5
     assert result.returncode == 2
     assert own_lines(result.stderr) == [
-        "train.py: error: --image_size=100: must be a whole number of at least 32, divisible by 32, or two such numbers, "
-        "HEIGHT,WIDTH"
+        "train.py: error: --image_size=100: must be a whole number of at least 32, divisible by 32, or two such "
+        "numbers, HEIGHT,WIDTH"
     ]
 
 
