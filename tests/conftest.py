@@ -166,6 +166,7 @@ def make_trainer(
     loss: Loss | None = None,
     train_encoder: bool = False,
     encoder: str = "tiny",
+    decoder: str = "pix2pix",
     ema_decay: float = 0.0,
     weight_decay: float = 0.0,
     **options: Any,
@@ -185,6 +186,7 @@ def make_trainer(
                 encoder=backbone,
                 train_encoder=train_encoder,
                 input_scaling="unit",
+                decoder=decoder,
                 sync_batch_norm=options["sync_batch_norm"],
             )
         for layer in model.layers:
