@@ -177,6 +177,7 @@ def make_trainer(
     loss: Loss | None = None,
     train_encoder: bool = False,
     encoder: str = "tiny",
+    decoder: str = "pix2pix",
     ema_decay: float = 0.0,
     weight_decay: float = 0.0,
     **options: Any,
@@ -196,6 +197,7 @@ def make_trainer(
                 encoder=backbone,
                 train_encoder=train_encoder,
                 input_scaling="unit",
+                decoder=decoder,
                 sync_batch_norm=options["sync_batch_norm"],
             )
         for layer in model.layers:

@@ -23,11 +23,16 @@ def per_replica(strategy, variable):
 
 
 @pytest.fixture(
-    scope="module", params=[("pixels", "tiny"), pytest.param(("weights", "mobilenet_v2"), marks=pytest.mark.slow)]
+    scope="module",
+    params=[
+        ("pixels", "tiny", "pix2pix"),
+        pytest.param(("pixels", "tiny", "light"), marks=pytest.mark.slow, id="light"),
+        pytest.param(("weights", "mobilenet_v2", "pix2pix"), marks=pytest.mark.slow),
+    ],
 )
 def runs(request, pets):
     """Per number of replicas: the losses of 20 steps, the first gradient, the moving statistics in the end."""
-    found, (normalization, encoder_name) = {}, request.param
+    found, (normalization, encoder_name, decoder) = {}, request.param
     for number in (1, 2, 4):
         trainer, strategy, batches = make_trainer(
             number,
@@ -37,6 +42,7 @@ def runs(request, pets):
             class_weights=(0.4, 0.4, 0.2),
             loss=Loss(normalization=normalization),
             encoder=encoder_name,
+            decoder=decoder,
         )
         losses = []
         for step in range(STEPS):
@@ -59,7 +65,7 @@ def test_losses_of_20_steps_are_those_of_one_replica(runs, number):
 @pytest.mark.parametrize("number", [2, 4])
 def test_gradients_are_those_of_one_replica(runs, number):
     one, many = runs[1][1], runs[number][1]
-    assert len(one) > 500_000
+    assert len(one) > 300_000
     assert np.linalg.norm(one) > 0
     assert np.linalg.norm(many - one) <= 1e-5 * np.linalg.norm(one)
 
