@@ -24,8 +24,8 @@ from typing import Any
 from petseg.benchmark import time_to
 from petseg.benchmark.time_to import TimeToConfig
 from petseg.config import Config, command_line
+from petseg.config.model_config import DECODERS, ENCODERS
 from petseg.config.options import Group, option
-from petseg.config.train_config import DECODERS, ENCODERS
 from petseg.errors import ConfigError, PetsegError
 
 FOR_EVER = 10**9

@@ -1,6 +1,9 @@
 """Flags and what they mean: one field of a frozen dataclass is one flag. Imports no TensorFlow."""
 
+from petseg.config.augmentation_config import AugmentationConfig
+from petseg.config.data_config import CACHE_DIR, DataConfig
 from petseg.config.distribution_config import DistributionConfig
+from petseg.config.model_config import ModelConfig
 from petseg.config.serialization import (
     CONFIG_FORMAT,
     changes,
@@ -11,14 +14,10 @@ from petseg.config.serialization import (
     to_dict,
 )
 from petseg.config.train_config import (
-    CACHE_DIR,
     PRECISIONS,
-    AugmentationConfig,
     ComputeConfig,
     Config,
-    DataConfig,
     LossConfig,
-    ModelConfig,
     OptimizerConfig,
     RuntimeConfig,
     ScheduleConfig,

@@ -3,8 +3,8 @@
 import dataclasses
 
 from petseg.config import PRECISIONS, DataConfig, DistributionConfig
+from petseg.config.data_config import CACHES
 from petseg.config.options import Group, option, sides
-from petseg.config.train_config import CACHES
 from petseg.errors import ConfigError
 
 EXPORT_FORMATS = ("saved_model", "keras", "h5", "tflite", "tflite_int8", "onnx")

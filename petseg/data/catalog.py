@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from petseg import files
 from petseg.classes import PETS, Classes
 from petseg.config import DataConfig
-from petseg.config.train_config import FOLDER, check_dataset_name
+from petseg.config.data_config import FOLDER, check_dataset_name
 from petseg.errors import DataError, one_line
 from petseg.runtime import autotuning
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from petseg import files
 from petseg.classes import Classes
 from petseg.config import DataConfig, command_line
+from petseg.config.data_config import FOLDER
 from petseg.config.options import Group, option
-from petseg.config.train_config import FOLDER
 from petseg.data import folder_files, folder_layout, mask_values
 from petseg.data.faults import Fault
 from petseg.data.inspection import Inspection

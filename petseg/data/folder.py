@@ -23,7 +23,7 @@ import tensorflow_datasets as tfds
 from petseg import files
 from petseg.classes import Classes
 from petseg.config import CACHE_DIR, DataConfig
-from petseg.config.train_config import FOLDER
+from petseg.config.data_config import FOLDER
 from petseg.data import faults, folder_files, folder_layout, mask_values
 from petseg.data.faults import Fault
 from petseg.data.folder_layout import Layout

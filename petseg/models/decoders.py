@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from petseg.config.train_config import DECODERS
+from petseg.config.model_config import DECODERS
 from petseg.models.layers import Conv2D, Conv2DTranspose, DepthToSpace, Upsample
 
 PIX2PIX_FILTERS = (512, 256, 128, 64)
@@ -46,7 +46,7 @@ def decode(name: str, taps: Taps, batch_norm: Mapping[str, Any]) -> keras.KerasT
     """What a decoder makes of an encoder's outputs: a map of half the picture's size.
 
     Args:
-      name: one of `petseg.config.train_config.DECODERS`.
+      name: one of `petseg.config.model_config.DECODERS`.
       taps: the encoder's outputs, and the picture.
       batch_norm: options of the batch norms, as `keras.layers.BatchNormalization` takes them.
     """

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from petseg.config.train_config import ENCODERS
+from petseg.config.model_config import ENCODERS
 from petseg.errors import ConfigError
 from petseg.models import pretrained_weights
 from petseg.models.layers import SpaceToDepth
@@ -111,7 +111,7 @@ def build_encoder(name: str, *, image_size: tuple[int, int], alpha: float = 1.0,
     """An encoder by its name, as a model with five outputs, at 1/2 to 1/32 of the input's size, finest first.
 
     Args:
-      name: one of `petseg.config.train_config.ENCODERS`.
+      name: one of `petseg.config.model_config.ENCODERS`.
       image_size: height and width of the input in pixels, multiples of 32.
       alpha: factor of the width, the number of channels; 1 for encoders of one width.
       weights: "none" for random ones, "imagenet" for those that Keras downloads once, or a file of the encoder without
@@ -144,7 +144,7 @@ def scaling(encoder: str, input_scaling: str) -> tuple[Any, Any]:
     """Factor and offset of pixels in [0, 255]: numbers, or a list of one for each channel.
 
     Args:
-      encoder: one of `petseg.config.train_config.ENCODERS`.
+      encoder: one of `petseg.config.model_config.ENCODERS`.
       input_scaling: "unit" for [0, 1], "symmetric" for [-1, 1], "encoder" for what the encoder's weights know.
     """
     return _ENCODERS[encoder].scaling if input_scaling == "encoder" else SCALINGS[input_scaling]

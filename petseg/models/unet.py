@@ -38,7 +38,7 @@ def build_unet(
         resized to it, and the logits, made at half its size, back.
       train_encoder: whether the encoder's weights are trainable.
       input_scaling: "unit" for [0, 1], "symmetric" for [-1, 1], or factor and offset of pixels.
-      decoder: one of `petseg.config.train_config.DECODERS`.
+      decoder: one of `petseg.config.model_config.DECODERS`.
       first_trained: what is trained of a trainable encoder, as `encoders.freeze_before` takes it.
       batch_norm_momentum: how slowly the decoder's batch norms move the statistics that inference uses.
       sync_batch_norm: whether the decoder's batch norms use statistics of the global batch.

@@ -6,7 +6,7 @@ import tensorflow as tf
 from conftest import ROOT
 
 from petseg.benchmark import arithmetic
-from petseg.config.train_config import DECODERS, ENCODERS
+from petseg.config.model_config import DECODERS, ENCODERS
 from petseg.errors import ConfigError
 from petseg.models import encoders, unet
 

@@ -1,0 +1,146 @@
+"""The flags of the data: which data set, in which classes, at which size, kept where."""
+
+import dataclasses
+import re
+
+from petseg.config.options import Group, option, sides
+from petseg.errors import ConfigError
+
+CACHES = ("memory", "disk", "none")
+RESIZES = ("stretch", "letterbox", "crop")
+FOLDER = "folder"
+CACHE_DIR = "~/.cache/petseg"
+DATASET_NAME = re.compile(r"\w+(/\w[\w+.-]*)?(:(\d+|\*)(\.(\d+|\*)){2})?", re.ASCII)
+
+
+def check_dataset_name(dataset: str) -> None:
+    """Raises ConfigError for what TFDS would hand to other libraries, or to builders as arguments.
+
+    A name such as `huggingface:owner/name` in somebody else's config.json could have code run.
+    """
+    if not DATASET_NAME.fullmatch(dataset):
+        raise ConfigError(f"--dataset={dataset}: must be the name of a TFDS data set, NAME[/CONFIG][:VERSION]")
+
+
+def picture_size(flag: str, value: str) -> tuple[int, int]:
+    """The height and width, in pixels, that a flag gives.
+
+    Raises:
+      ConfigError: if it does not.
+    """
+    height, width = sides(value)
+    if min(height, width) < 32 or height % 32 or width % 32:
+        raise ConfigError(
+            f"--{flag}={value}: must be a whole number of at least 32, divisible by 32, or two such numbers, "
+            "HEIGHT,WIDTH"
+        )
+    return height, width
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Group):
+    """Which examples, at which size."""
+
+    dataset: str = option(
+        "oxford_iiit_pet",
+        "TFDS data set with images and masks; `folder` for pictures and masks in the folders of --data_dir; "
+        "`synthetic_pets` is embedded and needs no download",
+        resume="fixed",
+        required=True,
+    )
+    data_dir: str = option(
+        "", "folder of prepared TFDS data sets, empty: TFDS's own default; with --dataset=folder, that of the pictures"
+    )
+    classes: str = option(
+        "",
+        "JSON file of the classes: names, values or colours in masks, colours in pictures; empty: those that the data "
+        "set brings",
+    )
+    image_files: str = option(
+        "",
+        "where the pictures of --dataset=folder are, below --data_dir: `{split}/*.jpg`; `{split}` is the split's name; "
+        "empty: `images/*`, or `images/{split}/*`",
+    )
+    mask_files: str = option(
+        "",
+        "where their masks are: `{split}annot/{name}.png`; `{name}` is that of the picture's file without its ending; "
+        "empty: `masks/{name}.png`, or `masks/{split}/{name}.png`",
+    )
+    image_feature: str = option("image", "name of the TFDS data set's feature with the pictures", required=True)
+    mask_feature: str = option("segmentation_mask", "name of the TFDS data set's feature with the masks", required=True)
+    train_split: str = option(
+        "train", "TFDS split to train on; slices such as `train[:90%]` work", resume="fixed", required=True
+    )
+    eval_split: str = option("test", "TFDS split to evaluate on; slices work", resume="fixed", required=True)
+    image_size: str = option(
+        "128",
+        "size of the network's input: a side, or `HEIGHT,WIDTH`; each at least 32 and divisible by 32",
+        unit="pixels",
+        resume="fixed",
+        required=True,
+    )
+    resize: str = option(
+        "stretch",
+        "how pictures come to --image_size: `stretch` to it; `letterbox` keeps their shape, and fills up what is left, "
+        "which is in no class; `crop` keeps their scale, and trains on random parts",
+        resume="fixed",
+        choices=RESIZES,
+    )
+    batch_size: int = option(
+        64, "global batch: examples per step over all replicas", unit="examples", resume="fixed", minimum=1
+    )
+    cache: str = option(
+        "memory",
+        "where decoded examples are kept: in host memory; in files under --cache_dir; nowhere, decoded for each batch",
+        choices=CACHES,
+    )
+    cache_dir: str = option("", f"folder of --cache=disk, which later runs use too; empty: `{CACHE_DIR}`")
+    data_service: str = option(
+        "",
+        "processes of `python -m petseg.data.service` that make the training batches: `grpc://HOST:PORT`, several "
+        "separated by commas; only with --cache=disk in a folder that they see too; empty: this process makes them",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_dataset_name(self.dataset)
+        self.size  # noqa: B018 (raises)
+        self._check_folder()
+        if self.service_addresses() and self.cache != "disk":
+            raise ConfigError(
+                f"--data_service={self.data_service}: with it --cache must be disk, in a --cache_dir that the "
+                f"service sees too; got --cache={self.cache}"
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the network's input, in pixels."""
+        return picture_size("image_size", self.image_size)
+
+    def _check_folder(self) -> None:
+        """Raises ConfigError if the flags do not say where pictures and masks are."""
+        if self.dataset != FOLDER:
+            for name in ("image_files", "mask_files"):
+                if value := getattr(self, name):
+                    raise ConfigError(f"--{name}={value}: must be empty without --dataset={FOLDER}")
+        elif not self.data_dir:
+            raise ConfigError(f"--dataset={FOLDER}: --data_dir must be the folder of the pictures")
+        elif bool(self.image_files) != bool(self.mask_files):
+            raise ConfigError(
+                f"--image_files={self.image_files} and --mask_files={self.mask_files}: both must be given, or neither"
+            )
+        elif self.mask_files and "{name}" not in self.mask_files:
+            raise ConfigError(f"--mask_files={self.mask_files}: must contain {{name}}")
+
+    def service_addresses(self) -> tuple[str, ...]:
+        """The addresses in --data_service, each HOST:PORT."""
+        if not self.data_service:
+            return ()
+        found = [re.fullmatch(r"grpc://([^\s:/]+:\d+)", part) for part in self.data_service.split(",")]
+        addresses = tuple(match[1] for match in found if match and int(match[1].rpartition(":")[2]) < 2**16)
+        if len(set(addresses)) < len(found):
+            raise ConfigError(
+                f"--data_service={self.data_service}: must be grpc://HOST:PORT, or several, each another, separated "
+                "by commas"
+            )
+        return addresses

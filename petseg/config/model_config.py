@@ -1,0 +1,122 @@
+"""The flags of the network."""
+
+import dataclasses
+import re
+
+from petseg.config.data_config import picture_size
+from petseg.config.options import Group, option
+from petseg.errors import ConfigError
+
+ENCODERS = (
+    "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_v2_b0", "efficientnet_v2_b1",
+    "efficientnet_v2_b2", "efficientnet_v2_b3", "resnet50_v2", "convnext_tiny", "tiny",
+)  # fmt: skip
+# The widths for which there are ImageNet weights; the other encoders have one width, but for `tiny`.
+IMAGENET_ALPHAS = {
+    "mobilenet_v2": (0.35, 0.5, 0.75, 1.0, 1.3, 1.4),
+    "mobilenet_v3_small": (0.75, 1.0),
+    "mobilenet_v3_large": (0.75, 1.0),
+}
+DECODERS = ("pix2pix", "light", "lighter")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(Group):
+    """The network."""
+
+    network: str = option(
+        "",
+        "a network of your own instead: `FILE.py:function` or `package.module:function`; empty: an encoder and a "
+        "decoder by name",
+        resume="fixed",
+    )
+    encoder: str = option(
+        "mobilenet_v2",
+        "`tiny` is five strided convolutions, without pretrained weights: for tests, and to try things out",
+        resume="fixed",
+        choices=ENCODERS,
+    )
+    encoder_weights: str = option(
+        "imagenet", "`imagenet` (a download by Keras), `none`, or a weights file", resume="fixed", required=True
+    )
+    init_from: str = option(
+        "",
+        "begin with the weights of another run: its work directory (best checkpoint, averaged weights if it has them) "
+        "or a checkpoint's path; what does not fit, as with other classes, and everything else begin anew",
+        resume="fixed",
+    )
+    encoder_alpha: float = option(
+        1.0, "width of the encoder, one of the MobileNets or `tiny`", unit="factor", resume="fixed", above=0
+    )
+    train_encoder: bool = option(False, "train the encoder too; its batch norms stay in inference mode", resume="fixed")
+    train_encoder_from: str = option(
+        "",
+        "train only the end of the encoder: `all` of it, what comes after a stage of it (`stage_2` to `stage_5`: after "
+        "the maps of 1/2 to 1/16 of the size), what a layer of this name does not need, or `none`; empty: as "
+        "--train_encoder says",
+        resume="fixed",
+    )
+    decoder: str = option(
+        "pix2pix",
+        "`pix2pix` is the tutorial's; `light` has 10% of its weights and 37% of its operations, `lighter` 6% and 14%",
+        resume="fixed",
+        choices=DECODERS,
+    )
+    batch_norm_momentum: float = option(
+        0.99, "momentum of the decoder's moving statistics; short runs want less", resume="fixed", minimum=0, below=1
+    )
+    sync_batch_norm: bool = option(
+        True, "batch norms of the decoder use statistics of the global batch, not of each replica's own part"
+    )
+    input_scaling: str = option(
+        "unit",
+        "pixel range the network sees: [0, 1], [-1, 1], or that of the encoder's pretrained weights",
+        resume="fixed",
+        choices=("unit", "symmetric", "encoder"),
+    )
+    inner_size: str = option(
+        "",
+        "size at which the network works, as --image_size: it resizes pictures to it itself, and its logits back; "
+        "empty: --image_size",
+        unit="pixels",
+        resume="fixed",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.inner_size:
+            picture_size("inner_size", self.inner_size)
+        if self.network:
+            self._check_network()
+        if self.train_encoder and self.train_encoder_from == "none":
+            raise ConfigError("--train_encoder and --train_encoder_from=none: must not be given together")
+        if self.encoder_alpha != 1 and self.encoder not in (*IMAGENET_ALPHAS, "tiny"):
+            raise ConfigError(f"--encoder_alpha={self.encoder_alpha:g}: must be 1 with --encoder={self.encoder}")
+        if self.encoder_weights == "imagenet":
+            alphas = IMAGENET_ALPHAS.get(self.encoder, (1.0,))
+            if self.encoder == "tiny":
+                raise ConfigError("--encoder_weights=imagenet: must be none or a file with --encoder=tiny")
+            if self.encoder_alpha not in alphas:
+                raise ConfigError(
+                    f"--encoder_alpha={self.encoder_alpha:g}: with --encoder_weights=imagenet must be one of "
+                    + ", ".join(f"{alpha:g}" for alpha in alphas)
+                )
+
+    def _check_network(self) -> None:
+        """Raises ConfigError if --network cannot name a function, or a flag is given of what it replaces."""
+        if not re.fullmatch(r"(.+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):[A-Za-z_]\w*", self.network):
+            raise ConfigError(f"--network={self.network}: must be FILE.py:function or package.module:function")
+        replaced = ("encoder", "encoder_alpha", "train_encoder", "train_encoder_from", "decoder", "input_scaling",
+                    "batch_norm_momentum", "inner_size")  # fmt: skip
+        for field in dataclasses.fields(self):
+            if field.name in replaced and (value := getattr(self, field.name)) != field.default:
+                raise ConfigError(f"--{field.name}={value}: must not be given with --network, which decides it")
+
+    def working_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width at which the network works, in pixels, for pictures of a size."""
+        return picture_size("inner_size", self.inner_size) if self.inner_size else image_size
+
+    @property
+    def first_trained(self) -> str:
+        """What is trained first of the encoder: "all", "none", a stage or a layer."""
+        return self.train_encoder_from or ("all" if self.train_encoder else "none")
