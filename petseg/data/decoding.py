@@ -14,7 +14,7 @@ import tqdm
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
-from petseg.data import catalog, mask_coding
+from petseg.data import catalog, faults, mask_coding, mask_values
 from petseg.data.catalog import DataSet
 from petseg.data.disk_cache import Cache
 from petseg.data.random_parts import RandomParts
@@ -27,6 +27,10 @@ Gather = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 DECODED_AT_ONCE = 16  # pictures whose pixels are in memory at one time: 24 megapixels take 360 MiB while one is resized
 TENSOR_ALIGNMENT = 64  # bytes
 logger = logging.getLogger(__name__)
+
+
+class _UnusableExampleError(DataError):
+    """An example cannot be trained on; others may be like it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,9 +126,12 @@ def load(config: DataConfig, split: str, classes: Classes | None = None, *, for_
     source = _Source.open(config, split, classes)
     if for_training and config.resize == "crop":
         source = source.on_canvases()
-    if config.cache == "disk":
-        return _on_disk(source, config.cache_dir)
-    return _in_memory(source) if config.cache == "memory" else _in_its_records(source)
+    try:
+        if config.cache == "disk":
+            return _on_disk(source, config.cache_dir)
+        return _in_memory(source) if config.cache == "memory" else _in_its_records(source)
+    except _UnusableExampleError as error:
+        raise DataError(f"{error}. Everything: {faults.check_command(config)}") from error
 
 
 def load_first(config: DataConfig, split: str, classes: Classes | None = None, *, count: int) -> Examples:
@@ -266,7 +273,7 @@ def _decode_all(
         try:
             example = next(iterator)
         except tf.errors.InvalidArgumentError as error:
-            raise DataError(
+            raise _UnusableExampleError(
                 f"{where}: image or mask cannot be decoded; each must be a JPEG, PNG, GIF or BMP file"
             ) from error
         except (tf.errors.OpError, StopIteration) as error:
@@ -359,10 +366,11 @@ def _check_example(example: dict[str, Any], where: str, classes: Classes) -> Non
     """Raises DataError for an example that would train in silence and teach nonsense."""
     image_size, mask_size = tuple(example["image_size"].tolist()), tuple(example["mask_size"].tolist())
     if image_size != mask_size:
-        raise DataError(
+        raise _UnusableExampleError(
             f"{where}: the image is {image_size} (height, width), its mask {mask_size}; both must be one size"
         )
     if example["unknown"] != mask_coding.NONE:
         found = mask_coding.shown(example["unknown"], classes)
-        values = ", ".join(f"{each.value} ({each.name})" for each in classes.members)
-        raise DataError(f"{where}: the mask holds {found}, which is in no class; must be one of {values}")
+        raise _UnusableExampleError(
+            f"{where}: the mask holds {found}, which is in no class; must be {mask_values.shown_values(classes)}"
+        )

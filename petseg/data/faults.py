@@ -2,8 +2,10 @@
 
 import dataclasses
 import enum
+import shlex
 from collections.abc import Sequence
 
+from petseg.config import DataConfig
 from petseg.errors import DataError
 
 
@@ -51,3 +53,11 @@ def error(faults: Sequence[Fault], dataset: str, command: str) -> DataError:
     more = len(faults) - 1
     others = f"; and {more} more fault{'s' if more > 1 else ''}" if more else ""
     return DataError(f"{dataset}: {faults[0]}{others}. Everything: {command}")
+
+
+def check_command(config: DataConfig) -> str:
+    """The command that prints everything that is wrong with a data set."""
+    names = ("dataset", "data_dir", "image_files", "mask_files", "image_feature", "mask_feature", "classes")
+    values = {name: getattr(config, name) for name in names}
+    flags = [f"--{name}={value}" for name, value in values.items() if value != getattr(DataConfig, name)]
+    return shlex.join(["python", "-m", "petseg.data.check", *flags])

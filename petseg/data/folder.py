@@ -52,7 +52,7 @@ def prepare(config: DataConfig, classes: Classes | None = None) -> tuple[Any, Cl
     """
     layout = folder_layout.find(config)
     if layout.faults:
-        raise faults.error(layout.faults, config.data_dir, folder_files.check_command(config))
+        raise faults.error(layout.faults, config.data_dir, faults.check_command(config))
     cache = Path(config.cache_dir or CACHE_DIR).expanduser().absolute()
     if classes and (own := _with_classes_found(config, layout, cache)) and own[1] == classes:
         return own  # a run asks for what it found itself
@@ -69,7 +69,7 @@ def prepare(config: DataConfig, classes: Classes | None = None) -> tuple[Any, Cl
                 if not builder.data_path.exists():
                     found, bad = (classes, []) if classes else folder_files.classes_in_masks(layout)
                     if bad:
-                        raise faults.error(bad, config.data_dir, folder_files.check_command(config))
+                        raise faults.error(bad, config.data_dir, faults.check_command(config))
                     builder = _Folder(config, layout, classes, found, data_dir=cache)
                     builder.write()
     stored = classes or Classes.from_dict(builder.info.metadata["classes"])
@@ -144,7 +144,7 @@ class _Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
             if not self._bad:  # TensorFlow's own errors, of a full disk for instance
                 what = f"cannot be written as a data set into {self.data_path} ({one_line(error)})"
                 raise DataError(f"{self._folder.data_dir}: {what}") from error
-            raise faults.error(self._bad, self._folder.data_dir, folder_files.check_command(self._folder)) from error
+            raise faults.error(self._bad, self._folder.data_dir, faults.check_command(self._folder)) from error
         finally:
             random.setstate(state)
 

@@ -1,7 +1,6 @@
 """What the files of a folder hold: its classes, and its pairs one after the other. Imports no TensorFlow."""
 
 import logging
-import shlex
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -67,16 +66,6 @@ def _values(pair: Pair) -> tuple[np.ndarray, bool, bytes] | Fault:
         return Fault(Kind.VALUES, pair.mask_name, str(error))
     palette = bytes(mask.getpalette("RGB") or b"") if mask.mode in mask_values.PALETTED else b""
     return np.unique(found), colored, palette
-
-
-def check_command(config: DataConfig) -> str:
-    """The command that prints everything that is wrong with a folder."""
-    flags = [
-        f"--{name}={value}"
-        for name in ("dataset", "data_dir", "image_files", "mask_files", "classes")
-        if (value := getattr(config, name))
-    ]
-    return "python -m petseg.data.check " + shlex.join(flags)
 
 
 def read_pair(pair: Pair, coding: Coding) -> PairFiles:
