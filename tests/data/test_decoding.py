@@ -140,7 +140,7 @@ def test_the_memory_is_logged_before_it_is_taken(data_dir, caplog):
         (
             png(picture()),
             png(trimap(high=4)),
-            r"value 4, which is in no class; must be 1 \(pet\), .*: python -m petseg.data.check --dataset=handmade_pets ",
+            r"value 4, which is in no class; must be 1 \(pet\), .*: python -m petseg.data.check --dataset=handmade",
         ),
         (png(picture()), png(trimap() - 1), "holds value 0, which is in no class"),
     ],
