@@ -56,6 +56,11 @@ class DataSet:
         return 3 if self.classes.colored and not self.holds_ids else 1
 
     @property
+    def mask_dtype(self) -> tf.DType:
+        """Dtype of the values of a mask in the files: uint8 or uint16."""
+        return tf.as_dtype(self.builder.info.features[self.mask_feature].np_dtype)
+
+    @property
     def full_name(self) -> str:
         """Its name with config and version, which tells it from any other."""
         return self.builder.info.full_name

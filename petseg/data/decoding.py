@@ -338,7 +338,7 @@ def _groups(data_set: DataSet, labels: Mapping[str, np.ndarray]) -> dict[str, tu
 def _decoded_pair(data_set: DataSet, example: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Image uint8 [H, W, 3] and class ids uint8 [H, W, 1] as they lie in the files, and a value that means nothing."""
     image = tf.io.decode_image(example["image"], channels=3, expand_animations=False)
-    values = tf.io.decode_image(example["mask"], channels=data_set.mask_channels, expand_animations=False)
+    values = tf.io.decode_image(example["mask"], data_set.mask_channels, data_set.mask_dtype, expand_animations=False)
     image.set_shape([None, None, 3])
     values.set_shape([None, None, data_set.mask_channels])
     if data_set.holds_ids:

@@ -1,4 +1,5 @@
 import io
+import json
 
 import numpy as np
 import pytest
@@ -26,11 +27,21 @@ def trimap(height=40, width=30, high=3):
     return np.random.default_rng(1).integers(1, high + 1, (height, width), np.uint8)
 
 
-def write_data_set(folder, examples, name="handmade_pets", version="1.0.0", shards=1, ordered=True):
+ONE_CHANNEL = tfds.features.Image(shape=(None, None, 1))
+
+
+def write_data_set(
+    folder,
+    examples,
+    name="handmade_pets",
+    version="1.0.0",
+    shards=1,
+    ordered=True,
+    names=("image", "segmentation_mask"),
+    mask=ONE_CHANNEL,
+):
     """Prepares a TFDS data set whose `train` split holds (image file, mask file) pairs, whatever is in the files."""
-    features = tfds.features.FeaturesDict(
-        {"image": tfds.features.Image(), "segmentation_mask": tfds.features.Image(shape=(None, None, 1))}
-    )
+    features = tfds.features.FeaturesDict(dict(zip(names, (tfds.features.Image(), mask), strict=True)))
 
     class Handmade(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version(version)
@@ -42,8 +53,8 @@ def write_data_set(folder, examples, name="handmade_pets", version="1.0.0", shar
             return {"train": self._generate_examples()}
 
         def _generate_examples(self):
-            for i, (image, mask) in enumerate(examples):
-                yield i, {"image": image, "segmentation_mask": mask}
+            for i, pair in enumerate(examples):
+                yield i, dict(zip(names, pair, strict=True))
 
     Handmade.name = name
     options = tfds.download.DownloadConfig(num_shards=shards)
@@ -115,6 +126,37 @@ def test_masks_are_resized_by_nearest_neighbour(tmp_path):
     mask[:, 50:] = 3  # anything smoother would invent the class between
     write_data_set(tmp_path, [(png(picture(100, 100)), png(mask))])
     assert set(np.unique(load_examples("handmade_pets", "train", 32, str(tmp_path)).masks)) == {0, 2}
+
+
+@pytest.mark.parametrize(
+    ("feature", "values", "mask"),
+    [
+        (
+            tfds.features.Image(shape=(None, None, 1), dtype=np.uint16),
+            (300, 65535),
+            np.tile(np.array([300, 65535, 255], np.uint16), (36, 12)),
+        ),
+        (
+            tfds.features.Image(shape=(None, None, 3)),
+            ([255, 0, 0], [0, 0, 255]),
+            np.tile(np.array([[255, 0, 0], [0, 0, 255], [1, 2, 3]], np.uint8), (36, 12, 1)),
+        ),
+    ],
+    ids=["16 bits", "colours"],
+)
+def test_features_of_any_name_and_masks_of_any_kind_are_coded_by_the_classes(tmp_path, feature, values, mask):
+    write_data_set(tmp_path, [(png(picture(36, 36)), png(mask))], "streets", names=("photo", "labels"), mask=feature)
+    ignored = 255 if mask.ndim == 2 else [[1, 2, 3]]
+    classes = [{"name": name, "value": value} for name, value in zip(("road", "sky"), values, strict=True)]
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": classes, "ignored": ignored}))
+    flags = {"classes": str(tmp_path / "classes.json"), "image_feature": "photo", "mask_feature": "labels"}
+    config = data_config("streets", 64, tmp_path, resize="letterbox", **flags)
+    examples = decoding.load(config, "train")
+    assert examples.classes.names == ("road", "sky")
+    ((_, ids),) = decoding.native(config, "train")
+    np.testing.assert_array_equal(ids[..., 0], np.tile(np.array([0, 1, 255], np.uint8), (36, 12)))
+    with pytest.raises(DataError, match="streets: its classes are not known here; --classes must be a file"):
+        decoding.load(data_config("streets", 64, tmp_path), "train")
 
 
 def test_images_keep_their_pixels_at_their_own_size(tmp_path):
