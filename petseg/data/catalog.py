@@ -180,6 +180,7 @@ def open_data(config: DataConfig, classes: Classes | None = None) -> DataSet:
 
         builder, classes = folder.prepare(config, classes)
         return DataSet(config.dataset, builder, classes, holds_ids=True)
+    _builder(config.dataset, config.data_dir)  # which says that there is no such data set, before classes are missed
     classes = classes or _named_classes(config)
     builder = prepare(config.dataset, config.data_dir)
     data_set = DataSet(config.dataset, builder, classes, config.image_feature, config.mask_feature)

@@ -33,8 +33,6 @@ def operations(model):
 
 def row(name, channels):
     size, encoder = (128, 128), encoders.build_encoder(name, image_size=(128, 128))
-    shapes = [tuple(output.shape[1:]) for output in encoder.outputs]
-    assert shapes == [(128 >> level, 128 >> level, c) for level, c in enumerate(channels, start=1)]
     options = {"image_size": size, "num_classes": 3, "train_encoder": False, "input_scaling": "unit"}
     cells = [f"`{name}`", ", ".join(map(str, channels)), f"{encoder.count_params():,}"]
     for decoder in DECODERS:
@@ -43,11 +41,19 @@ def row(name, channels):
     return f"| {' | '.join(cells)} |"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name in ("mobilenet_v2", "tiny") else pytest.param(name, marks=pytest.mark.slow) for name in ENCODERS],
-)
-def test_the_five_maps_of_an_encoder_and_what_the_readme_says_of_it(name):
+def marked(mark):
+    """The encoders; those that take long to build are tested where the mark is asked for."""
+    return [name if name in ("mobilenet_v2", "tiny") else pytest.param(name, marks=mark) for name in ENCODERS]
+
+
+@pytest.mark.parametrize("name", marked(pytest.mark.slow))
+def test_the_five_maps_of_an_encoder_have_half_to_a_thirty_second_of_its_size(name):
+    shapes = [tuple(output.shape[1:]) for output in encoders.build_encoder(name, image_size=(64, 64)).outputs]
+    assert shapes == [(64 >> level, 64 >> level, c) for level, c in enumerate(CHANNELS[name], start=1)]
+
+
+@pytest.mark.parametrize("name", marked(pytest.mark.soak))
+def test_the_readme_says_what_an_encoder_and_its_networks_weigh_and_cost(name):
     assert row(name, CHANNELS[name]) in (ROOT / "petseg" / "models" / "README.md").read_text().splitlines()
 
 

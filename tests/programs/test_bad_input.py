@@ -121,7 +121,7 @@ FLAGS = [
 ]
 DATA = [
     ("--dataset=no_such_pets", "no data set no_such_pets"),
-    ("--dataset=mnist --data_dir={place}/empty", "mnist is neither under"),
+    ("--dataset=mnist --data_dir={place}/empty", "mnist: its classes are not known here; --classes must be a file"),
     ("--dataset=synthetic_pets:9.0.0", "no data set synthetic_pets:9.0.0"),
     ("--train_split=validation", "no split validation; it must be one of test (10 examples), train (24 examples)"),
     ("--train_split=train[", "no split train["),
@@ -175,8 +175,8 @@ def test_a_data_set_without_masks(capsys, offline, data_dir, place, monkeypatch)
         return self.dataset_info_from_configs(features=tfds.features.FeaturesDict({"image": tfds.features.Image()}))
 
     monkeypatch.setattr(SyntheticPets, "_info", info)
-    refused(capsys, 2, "has no feature 'segmentation_mask'", "train.py", *tiny_flags(data_dir, place / "new"),
-            place=place)  # fmt: skip
+    message = "--mask_feature=segmentation_mask: must be a feature that is a picture"
+    refused(capsys, 2, message, "train.py", *tiny_flags(data_dir, place / "new"), place=place)  # fmt: skip
 
 
 def rewrite(file, change):

@@ -3,7 +3,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from petseg.classes import PETS
+from petseg.classes import PETS, Classes
 from petseg.models import encoders, unet
 from petseg.reporting import model_diagram, pictures
 
@@ -92,3 +92,16 @@ def test_the_model_diagram_names_every_stage_with_its_size():
     picture = pictures.to_array(figure)
     assert picture.dtype == np.uint8
     assert picture.shape[-1] == 3
+
+
+def test_pictures_of_a_hundred_classes_show_those_that_occur():
+    classes = Classes.from_dict([f"kind{i}" for i in range(100)])
+    assert len({each.color for each in classes.members}) == 100
+    images, masks = np.zeros((2, 32, 32, 3), np.uint8), np.full((2, 32, 32), 98, np.uint8)
+    sheet = pictures.prediction_sheet(images, masks, np.full_like(masks, 7), np.ones(masks.shape), ["a", "b"], classes)
+    assert [text.get_text() for text in sheet.legends[0].get_texts()] == ["kind7", "kind98", "wrong"]
+    matrix = pictures.confusion_matrix(np.eye(100, dtype=np.int64), classes.names)
+    assert not matrix.axes[0].texts  # there is no room for numbers
+    rows = [(10, "eval", f"iou/{name}", 0.5) for name in classes.names]
+    *_, together = (axis for axis in pictures.training_curves(rows, 10, classes).axes if axis.axison)
+    assert len(together.lines) == 100

@@ -10,7 +10,6 @@ import pytest
 from conftest import changed, tiny_flags
 from PIL import Image
 
-from petseg.classes import Classes
 from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import drawn_folders
@@ -114,22 +113,3 @@ def test_with_two_classes_there_is_a_foreground(animals, tmp_path, trained):
     results = experiment.train(config_of(animals, tmp_path / "run", *flags))
     assert list(results["iou"]) == ["background", "animal"]
     assert results["foreground_iou"] == results["iou"]["animal"]
-
-
-def test_a_hundred_classes(tmp_path):
-    names = [f"kind{i}" for i in range(100)]
-    classes = Classes.from_dict(names)
-    assert len({each.color for each in classes.members}) == 100
-    root = tmp_path / "many"
-    for split in ("train", "test"):
-        for kind in ("images", "masks"):
-            (root / kind / split).mkdir(parents=True)
-        for i in range(8):
-            rng = np.random.default_rng(i)
-            Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(root / "images" / split / f"{i}.jpg")
-            mask = rng.permutation(np.arange(1600) % 100).astype(np.uint8).reshape(40, 40)
-            Image.fromarray(mask).save(root / "masks" / split / f"{i}.png")
-    (root / "classes.json").write_text(json.dumps(names))
-    results = experiment.train(config_of(root, tmp_path / "run", "--loss=cross_entropy_dice"))
-    assert list(results["iou"]) == names
-    assert "foreground_iou" not in results

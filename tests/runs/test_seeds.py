@@ -146,7 +146,7 @@ def program(data_dir, folder, *flags):
     )  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_killed_and_told_to_stop_the_same_command_goes_on_to_the_end(data_dir, tmp_path):
     begun = tmp_path / "seed-0" / "metrics.csv"
     for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)):

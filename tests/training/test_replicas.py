@@ -26,8 +26,7 @@ def per_replica(strategy, variable):
     scope="module",
     params=[
         ("pixels", "tiny", "pix2pix"),
-        pytest.param(("pixels", "tiny", "light"), marks=pytest.mark.slow, id="light"),
-        pytest.param(("weights", "mobilenet_v2", "pix2pix"), marks=pytest.mark.slow),
+        pytest.param(("weights", "mobilenet_v2", "light"), marks=pytest.mark.slow),
     ],
 )
 def runs(request, pets):
