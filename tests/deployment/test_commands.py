@@ -34,7 +34,7 @@ def test_the_model_is_exported_with_a_card(workdir, data_dir, tmp_path):
     assert result.returncode == 0, result.stderr
     assert re.search(r"^saved_model +100\.00000% ", result.stdout, re.MULTILINE), result.stdout
     card = json.loads((tmp_path / "out" / "model_card.json").read_text())
-    assert card["classes"] == list(PETS.names)
+    assert [each["name"] for each in card["classes"]] == list(PETS.names)
     assert card["checkpoint"].endswith("ckpt-2")
     assert card["scores"]["examples"] == NUM_TEST
     assert card["run"]["config"]["data"]["image_size"] == "32"
