@@ -262,14 +262,20 @@ def test_a_file_of_records_that_ends_early_is_named(shards, tmp_path):
 
 MEASURE = """
 import json, sys, tensorflow as tf
-from petseg.runtime import host_allocator
+from petseg.classes import PETS
+from petseg.config import DataConfig
 from petseg.data import decoding, input_pipeline
+from petseg.runtime import host_allocator
 host_allocator.keep_freed_memory()  # as every run does; and so what was needed for a moment is seen
 def anonymous():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) / 1024
 def work(cache, split):
-    examples = load_examples("handmade_pets", split, 256, sys.argv[1], cache=cache, cache_dir=sys.argv[2])
+    examples = decoding.load(
+        DataConfig(dataset="handmade_pets", image_size="256", data_dir=sys.argv[1], cache=cache, cache_dir=sys.argv[2]),
+        split,
+        PETS,
+    )
     context = tf.distribute.InputContext(1, 0, 1)
     batches = input_pipeline.training_batches_of_host(
         context, examples, batch_size=4, seed=0, first_step=0, last_step=len(examples) // 4)

@@ -167,7 +167,9 @@ def test_agreements_and_card(exported):
     assert card["metrics"] == {"mean_iou": 0.5, "loss": None}
     assert (card["input"]["name"], card["input"]["dtype"]) == ("image", "uint8")
     assert card["input"]["shape"] == ["batch", SIZE, SIZE, 3]
-    assert card["input"]["content"] == f"RGB, resized to {SIZE} x {SIZE} bilinearly with antialiasing"
+    assert card["input"]["content"] == (
+        f"RGB, resized to {SIZE} x {SIZE} (height x width) bilinearly with antialiasing"
+    )
     assert [(output["name"], output["dtype"]) for output in card["outputs"]] == [
         ("probabilities", "float32"), ("mask", "uint8")
     ]  # fmt: skip
