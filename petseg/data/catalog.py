@@ -180,7 +180,6 @@ def open_data(config: DataConfig, classes: Classes | None = None) -> DataSet:
 
         builder, classes = folder.prepare(config, classes)
         return DataSet(config.dataset, builder, classes, holds_ids=True)
-    _builder(config.dataset, config.data_dir)  # which says that there is no such data set, before classes are missed
     classes = classes or _named_classes(config)
     builder = prepare(config.dataset, config.data_dir)
     data_set = DataSet(config.dataset, builder, classes, config.image_feature, config.mask_feature)
@@ -203,6 +202,7 @@ def _named_classes(config: DataConfig) -> Classes:
         return Classes.read(Path(config.classes).expanduser())
     name = config.dataset.split(":")[0].split("/")[0]
     if name not in KNOWN_CLASSES:
+        _builder(config.dataset, config.data_dir)  # which raises if there is no such data set
         raise DataError(f"{config.dataset}: its classes are not known here; --classes must be a file that names them")
     return KNOWN_CLASSES[name]
 
