@@ -33,5 +33,7 @@ def _evaluate(config: EvalConfig) -> None:
         commands.predict(config)
     elif config.score.export:
         commands.export(config)
+    elif config.score.packed:
+        commands.evaluate(config)
     else:
         scoring.evaluate(config)

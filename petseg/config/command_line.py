@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from absl import flags
 
 from petseg.config import options, presets
-from petseg.config.train_config import Config
 from petseg.errors import PetsegError, StoppedError
 
 C = TypeVar("C")
@@ -45,9 +44,13 @@ def parse(argv: Sequence[str], config_class: type[C]) -> C:
 def _expanded(arguments: Sequence[str], config_class: type, flag_values: flags.FlagValues) -> list[str]:
     """The arguments, and in place of each file or preset what it holds; files may name presets too."""
     found = flag_values.read_flags_from_files(arguments, force_gnu=False)
-    while issubclass(config_class, Config) and presets.includes_preset(found):
+    while _has_presets(config_class) and presets.includes_preset(found):
         found = flag_values.read_flags_from_files(presets.as_flagfiles(found), force_gnu=False)
     return found
+
+
+def _has_presets(config_class: type) -> bool:
+    return getattr(config_class, "has_presets", False)
 
 
 def invocation(script: str) -> str:
@@ -65,7 +68,7 @@ def invocation(script: str) -> str:
 def help_text(program: str, summary: str, config_class: type) -> str:
     """All flags by group, with their defaults."""
     shown_program = f"python {program}" if program.endswith(".py") else program
-    has_presets = issubclass(config_class, Config)
+    has_presets = _has_presets(config_class)
     preset = "[--preset=NAME] " if has_presets else ""
     lines = [summary, "", f"usage: {shown_program} {preset}[--flagfile=FILE] [--flag=value ...]"]
     if has_presets:

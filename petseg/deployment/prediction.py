@@ -161,6 +161,11 @@ def check_foreground(classes: Classes) -> None:
         )
 
 
+def blended(image: np.ndarray, mask: np.ndarray, classes: Classes, opacity: float) -> Image.Image:
+    """A picture uint8 [H, W, 3] with the colours of its classes, uint8 [H, W], over it."""
+    return Image.blend(Image.fromarray(image), Image.fromarray(classes.palette[mask]), opacity)
+
+
 def _matches(pattern: str) -> list[Path]:
     path = Path(os.path.expanduser(pattern))
     if path.is_dir():
@@ -220,8 +225,8 @@ def _write(image: np.ndarray, prediction: Prediction, classes: Classes, target: 
     mask = Image.fromarray(prediction.classes, mode="P")
     mask.putpalette(classes.palette[: len(classes)].tobytes())
     mask_file = _save(mask, target, MASK, "PNG")
-    colored = Image.fromarray(classes.palette[prediction.classes])
-    _save(Image.blend(Image.fromarray(image), colored, OVERLAY_OPACITY), target, OVERLAY, "JPEG", quality=92)
+    overlay = blended(image, prediction.classes, classes, OVERLAY_OPACITY)
+    _save(overlay, target, OVERLAY, "JPEG", quality=92)
     if cutout and prediction.foreground is not None:
         _save(Image.fromarray(np.dstack([image, prediction.foreground])), target, CUTOUT, "PNG")
     return mask_file
