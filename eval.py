@@ -16,6 +16,8 @@ def main(config: EvalConfig) -> None:
         commands.predict(config)
     elif config.score.export:
         commands.export(config)
+    elif config.score.packed:
+        commands.evaluate(config)
     else:
         scoring.evaluate(config)
 

@@ -1,3 +1,42 @@
-"""petseg: a U-Net for the Oxford-IIIT Pet images, trained by a loop of its own."""
+"""Semantic segmentation in TensorFlow, with a training loop of its own.
+
+    config = petseg.Config.preset("quickstart", epochs=2)  # or petseg.Config.of(dataset="folder", data_dir="mine")
+    run = petseg.train(config)
+    petseg.load(run.workdir)("cat.jpg").overlay()
+
+Nothing of TensorFlow is imported before it is needed.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from petseg.config import Config
+    from petseg.deployment.segmenter import Segmentation, Segmenter, load
+    from petseg.runs.from_python import Run, train
 
 __version__ = "0.1.0"
+__all__ = ["Config", "Run", "Segmentation", "Segmenter", "load", "train"]
+
+_MODULES = {
+    "Config": "petseg.config",
+    "Run": "petseg.runs.from_python",
+    "Segmentation": "petseg.deployment.segmenter",
+    "Segmenter": "petseg.deployment.segmenter",
+    "load": "petseg.deployment.segmenter",
+    "train": "petseg.runs.from_python",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name != "Config":
+        from petseg.runtime import startup
+
+        startup.load_tensorflow()
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -7,7 +7,8 @@ from petseg.config.data_config import CACHES
 from petseg.config.options import Group, option, sides
 from petseg.errors import ConfigError
 
-EXPORT_FORMATS = ("saved_model", "keras", "h5", "tflite", "tflite_int8", "onnx")
+EXPORT_FORMATS = ("saved_model", "keras", "h5", "tflite", "tflite_int8", "onnx", "weights")
+PACKAGED = "pets"
 SMALLEST_TILE = 32
 
 
@@ -18,9 +19,9 @@ class ScoreConfig(Group):
     workdir: str = option(
         "",
         "work directory of a training run; several, with commas between them, or a folder or glob of them, are scored "
-        "as runs of one recipe",
-        required=True,
+        "as runs of one recipe; or a file of --export=weights",
     )
+    pretrained: bool = option(False, "use the packaged model of cats and dogs instead of a --workdir")
     checkpoint: str = option("latest", "`latest`, `best`, `all`, or the path of a checkpoint", required=True)
     split: str = option("", "TFDS split to score; empty: the run's --eval_split")
     data_dir: str = option("", "folder of prepared TFDS data sets; empty: the run's --data_dir")
@@ -67,6 +68,14 @@ class ScoreConfig(Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if bool(self.workdir.strip()) == self.pretrained:
+            raise ConfigError(f"--workdir={self.workdir}: must be a text that is not empty, or --pretrained be given")
+        alone = ("watch", "compare", "csv", "ema", "allow_training_images")
+        if self.packed and (self.checkpoint == "all" or any(getattr(self, name) for name in alone)):
+            raise ConfigError(
+                f"--workdir={self.packed}: is one checkpoint with one kind of weights; must be a work directory for "
+                f"--checkpoint=all, {', '.join(f'--{name}' for name in alone)}"
+            )
         if self.watch and self.checkpoint != "latest":
             raise ConfigError(f"--watch and --checkpoint={self.checkpoint}: --watch scores whatever comes; drop one")
         if (bool(self.predict) + bool(self.export)) != bool(self.output_dir):
@@ -85,6 +94,11 @@ class ScoreConfig(Group):
         self._given_tile()
         if self.tile and not self.predict and self.resolution != "native":
             raise ConfigError(f"--tile={self.tile}: must come with --predict or --resolution=native")
+
+    @property
+    def packed(self) -> str:
+        """The packed weights that are used instead of a work directory: a packaged model's name, a file, or empty."""
+        return PACKAGED if self.pretrained else self.workdir if self.workdir.endswith(".safetensors") else ""
 
     def tile_size(self, data: DataConfig) -> tuple[int, int] | None:
         """Height and width of the tiles in which pictures are gone over, for a run on some data; None: as a whole.

@@ -8,6 +8,7 @@ import dataclasses
 import math
 import re
 import typing
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from absl import flags
@@ -170,6 +171,15 @@ def from_flags(config_class: type[T], flag_values: flags.FlagValues) -> T:
         for name, group in groups(config_class).items()
     }
     return parts[""] if "" in parts else config_class(**parts)  # type: ignore[return-value]
+
+
+def as_arguments(values: Mapping[str, Any]) -> list[str]:
+    """Values by the names of their flags, as arguments of a command line: `{"epochs": 3}` -> `["--epochs=3"]`."""
+    return [
+        f"--{name}={','.join(map(str, value)) if isinstance(value, list | tuple) else value}"
+        for name, value in values.items()
+        if value is not None
+    ]
 
 
 def rows(config_class: type) -> list[tuple[str, str, str, str]]:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from petseg.config import command_line, options
 from petseg.config.augmentation_config import AugmentationConfig
 from petseg.config.data_config import DataConfig
 from petseg.config.distribution_config import DistributionConfig
@@ -278,6 +279,24 @@ class Config:
             value = getattr(self.optimizer, name)
             if value != nothing and model.first_trained == "none":
                 raise ConfigError(f"--{name}={value}: must be {nothing} without --train_encoder")
+
+    @classmethod
+    def of(cls, **flags: Any) -> "Config":
+        """A config from the names of flags: `Config.of(dataset="synthetic_pets", image_size=64, epochs=3)`.
+
+        Raises:
+          PetsegError: as on the command line, and with the same text.
+        """
+        return command_line.parse(["petseg.Config", *options.as_arguments(flags)], cls)
+
+    @classmethod
+    def preset(cls, name: str, **flags: Any) -> "Config":
+        """The config of a preset, with other values for some flags: `Config.preset("best", epochs=5)`.
+
+        Raises:
+          PetsegError: if there is no such preset, or as `of`.
+        """
+        return cls.of(preset=name, **flags)
 
     def changed(self, **groups: Mapping[str, Any]) -> "Config":
         """A config with other values: `config.changed(runtime={"workdir": "runs/pets"})`.

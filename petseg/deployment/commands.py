@@ -1,6 +1,5 @@
 """What eval.py does with --predict and --export: from a trained run to masks, and to models for elsewhere."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,10 @@ import numpy as np
 from petseg.config.eval_config import EvalConfig
 from petseg.data import decoding
 from petseg.deployment import export as export_lib, prediction
+from petseg.deployment.segmenter import Segmenter, open_run
+from petseg.evaluation import score_tables
+from petseg.runs.packed_run import PackedRun
 from petseg.runs.trained_run import TrainedRun
-from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime import process
 from petseg.runtime.signals import StopSignals
 
@@ -27,7 +28,7 @@ def predict(config: EvalConfig) -> list[Path]:
       PetsegError: if work directory or checkpoint cannot be used, nothing matches, or some files cannot be read.
     """
     score = config.score
-    run = TrainedRun.open(WorkDirectory(score.workdir), score)
+    run = open_run(score)
     path = run.checkpoint(score.checkpoint)
     tile = score.tile_size(run.config.data)
     prediction.find_files(score.predict)  # before TensorFlow and the model take their time
@@ -43,6 +44,24 @@ def predict(config: EvalConfig) -> list[Path]:
         return prediction.predict_files(predictor, score.predict, score.output_dir, cutout=score.cutout)
 
 
+def evaluate(config: EvalConfig) -> dict[str, Any]:
+    """Scores packed weights on a split, and prints the table; there is no work directory to write it to.
+
+    Raises:
+      PetsegError: if the file or the split cannot be used.
+    """
+    score = config.score
+    run = open_run(score)
+    with StopSignals():
+        process.set_up_runtime(run.config, config.distribution, one_device=True)
+        model = run.build_model()
+        step = run.restore(run.checkpoint(score.checkpoint), model)
+        segmenter = Segmenter(model, run.config, run.classes, step=step, flip_tta=score.flip_tta)
+        results = segmenter.evaluate(score.split or run.config.data.eval_split)
+    print(score_tables.table(results))
+    return results
+
+
 def export(config: EvalConfig) -> list[export_lib.Agreement]:
     """Writes the model in other formats and compares each with the original on images of the evaluation split.
 
@@ -53,7 +72,7 @@ def export(config: EvalConfig) -> list[export_lib.Agreement]:
       PetsegError: if work directory or checkpoint cannot be used, a package is missing, or an export disagrees.
     """
     score = config.score
-    run = TrainedRun.open(WorkDirectory(score.workdir), score)
+    run = open_run(score)
     path = run.checkpoint(score.checkpoint)
     formats = score.export_formats()
     export_lib.check_formats(formats)
@@ -69,27 +88,16 @@ def export(config: EvalConfig) -> list[export_lib.Agreement]:
             _images_to_compare_on(run, split),
             calibration=_calibration_images(run) if export_lib.needs_calibration(formats) else None,
             resize=run.config.data.resize,
-            card=_card(run, path, run.results_file(split, step)),
+            card=run.model_card(path, split, step),
         )
     print(export_lib.table(agreements))
     return agreements
 
 
-def _images_to_compare_on(run: TrainedRun, split: str) -> np.ndarray:
+def _images_to_compare_on(run: TrainedRun | PackedRun, split: str) -> np.ndarray:
     return decoding.load_first(run.config.data, split, run.classes, count=COMPARED_IMAGES).images
 
 
-def _calibration_images(run: TrainedRun) -> np.ndarray:
+def _calibration_images(run: TrainedRun | PackedRun) -> np.ndarray:
     data = run.config.data
     return decoding.load_spread(data, data.train_split, run.classes, count=CALIBRATION_IMAGES).images
-
-
-def _card(run: TrainedRun, checkpoint: str, results_file: Path) -> dict[str, Any]:
-    """What the model card says of the run."""
-    return {
-        "classes": run.classes.to_dict()["classes"],
-        "checkpoint": checkpoint,
-        "weights": run.weights,
-        "scores": json.loads(results_file.read_text()) if results_file.exists() else None,
-        "run": json.loads(run.workdir.config_file.read_text()),
-    }

@@ -18,12 +18,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from petseg import config as config_lib
+from petseg.classes import Classes
 from petseg.config.eval_config import EXPORT_FORMATS
 from petseg.data.resizing import Resizing
 from petseg.errors import ConfigError, ExportError, one_line
 from petseg.files import naming_what_cannot_be_written, write_json
 from petseg.models import inference
 from petseg.models.layers import InferenceMode
+from petseg.runs import packed_run
+from petseg.runs.packed_run import PackedRun
 
 logger = logging.getLogger(__name__)
 SIGNATURE, CARD = "serving_default", "model_card.json"
@@ -64,11 +68,18 @@ class Serving(InferenceMode):
         return _predictions(self.model, inputs)
 
 
+class _Given(NamedTuple):
+    """What a format may need besides the model: calibration images, and what the model card says of the run."""
+
+    calibration: np.ndarray | None
+    card: Mapping[str, Any]
+
+
 class _Format(NamedTuple):
     """A way to store a model: its file, how it is written and read, what pip calls the modules that this needs."""
 
     file: str
-    write: Callable[[Serving, Path, Any], None]
+    write: Callable[[Serving, Path, _Given], None]
     read: Callable[[Path], Runner]
     packages: Mapping[str, str] = {}
     least_agreement: float = MASK_AGREEMENT
@@ -118,7 +129,7 @@ def export(
             for name in dict.fromkeys(formats):
                 path = Path(output_dir, _FORMATS[name].file)
                 try:
-                    _write(layer, name, path, Path(scratch), calibration)
+                    _write(layer, name, path, Path(scratch), _Given(calibration, card))
                     agreements.append(_compare(name, path, expected, examples))
                 except Exception as error:  # converters and runtimes raise classes of their own, and bare ones
                     failures[name] = f"{path}: {one_line(error)}"
@@ -184,10 +195,10 @@ def _predictions(model: keras.Model, images: tf.Tensor) -> dict[str, tf.Tensor]:
     return {"probabilities": tf.nn.softmax(logits), "mask": tf.cast(tf.argmax(logits, axis=-1), tf.uint8)}
 
 
-def _write(layer: Serving, name: str, path: Path, scratch: Path, calibration: np.ndarray | None) -> None:
+def _write(layer: Serving, name: str, path: Path, scratch: Path, given: _Given) -> None:
     """Writes one export where nobody looks, then puts it in its place."""
     made = scratch / path.name
-    _FORMATS[name].write(layer, made, calibration)
+    _FORMATS[name].write(layer, made, given)
     if path.is_dir():  # cannot be replaced as a file can
         path.rename(scratch / f"{path.name}.before")
     os.replace(made, path)
@@ -254,7 +265,7 @@ def _as_module(layer: Serving, batch: int | None) -> tuple[tf.Module, Any]:
     return module, module.call
 
 
-def _write_saved_model(layer: Serving, path: Path, _: np.ndarray | None) -> None:
+def _write_saved_model(layer: Serving, path: Path, _: _Given) -> None:
     module, call = _as_module(layer, None)
     tf.saved_model.save(module, str(path), signatures={SIGNATURE: call})
 
@@ -264,7 +275,7 @@ def _read_saved_model(path: Path) -> Runner:
     return lambda images: loaded.signatures[SIGNATURE](image=tf.constant(images))
 
 
-def _write_keras(layer: Serving, path: Path, _: np.ndarray | None) -> None:
+def _write_keras(layer: Serving, path: Path, _: _Given) -> None:
     image = keras.Input(layer.model.input_shape[1:], dtype="uint8", name="image")
     keras.Model(image, layer(image), name="petseg").save(path)
 
@@ -274,14 +285,16 @@ def _read_keras(path: Path) -> Runner:
     return lambda images: loaded(images, training=False)
 
 
-def _write_tflite(layer: Serving, path: Path, _: np.ndarray | None) -> None:
+def _write_tflite(layer: Serving, path: Path, _: _Given) -> None:
     path.write_bytes(_tflite_converter(layer).convert())
 
 
-def _write_tflite_int8(layer: Serving, path: Path, calibration: np.ndarray) -> None:
+def _write_tflite_int8(layer: Serving, path: Path, given: _Given) -> None:
+    assert given.calibration is not None
+    images = given.calibration
     converter = _tflite_converter(layer)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: ({"image": image[None]} for image in calibration)
+    converter.representative_dataset = lambda: ({"image": image[None]} for image in images)
     with warnings.catch_warnings():  # the converter warns of an interpreter that it uses itself
         warnings.filterwarnings("ignore", message=r"(?s).*tf\.lite\.Interpreter is deprecated")
         path.write_bytes(converter.convert())
@@ -300,7 +313,7 @@ def _read_tflite(path: Path) -> Runner:
     return lambda images: runner(image=images)
 
 
-def _write_onnx(layer: Serving, path: Path, _: np.ndarray | None) -> None:
+def _write_onnx(layer: Serving, path: Path, _: _Given) -> None:
     import tf2onnx
 
     _, call = _as_module(layer, None)
@@ -318,6 +331,21 @@ def _read_onnx(path: Path) -> Runner:
     return lambda images: dict(zip(names, session.run(names, {"image": images}), strict=True))
 
 
+def _write_weights(layer: Serving, path: Path, given: _Given) -> None:
+    record = given.card["run"]
+    config, classes = config_lib.from_dict(record["config"]), Classes.from_dict({"classes": given.card["classes"]})
+    said = {name: given.card[name] for name in ("step", "weights", "scores") if name in given.card}
+    said |= {name: record[name] for name in ("versions", "git_commit") if name in record}
+    packed_run.pack(path, layer.model, config, classes, said)
+
+
+def _read_weights(path: Path) -> Runner:
+    packed = PackedRun.open(path)
+    model = packed.build_model()
+    packed.restore(str(path), model)
+    return lambda images: _predictions(model, images)
+
+
 _LITERT, _ONNX = {"ai_edge_litert": "ai-edge-litert"}, {"tf2onnx": "tf2onnx", "onnxruntime": "onnxruntime"}
 _FORMATS: Mapping[str, _Format] = {
     "saved_model": _Format("saved_model", _write_saved_model, _read_saved_model),
@@ -328,4 +356,5 @@ _FORMATS: Mapping[str, _Format] = {
         "model_int8.tflite", _write_tflite_int8, _read_tflite, _LITERT, MASK_AGREEMENT_INT8, 1, True
     ),
     "onnx": _Format("model.onnx", _write_onnx, _read_onnx, _ONNX),
+    "weights": _Format(f"weights{packed_run.SUFFIX}", _write_weights, _read_weights),
 }

@@ -115,8 +115,7 @@ class Plan:
         mask.putpalette(classes.palette[: len(classes)].tobytes())
         mask_file, overlay_file, *cutout_file = photograph.outputs(_endings(self.cutout))
         _save(mask, mask_file, "PNG")
-        colored = Image.fromarray(classes.palette[ids])
-        _save(Image.blend(Image.fromarray(image), colored, OVERLAY_OPACITY), overlay_file, "JPEG", quality=92)
+        _save(blended(image, ids, classes, OVERLAY_OPACITY), overlay_file, "JPEG", quality=92)
         if cutout_file and alpha is not None:
             _save(Image.fromarray(np.dstack([image, alpha])), cutout_file[0], "PNG")
         return mask_file
@@ -153,6 +152,11 @@ def check_foreground(classes: Classes) -> None:
             f"--cutout: none of the classes {', '.join(classes.names)} is foreground; the run's classes file must say "
             'of one: "foreground": true'
         )
+
+
+def blended(image: np.ndarray, mask: np.ndarray, classes: Classes, opacity: float) -> Image.Image:
+    """A picture uint8 [H, W, 3] with the colours of its classes, uint8 [H, W], over it."""
+    return Image.blend(Image.fromarray(image), Image.fromarray(classes.palette[mask]), opacity)
 
 
 def _endings(cutout: bool) -> tuple[str, ...]:

@@ -61,6 +61,19 @@ class AnySizeModel:
         """Float32 [H, W, C] for a picture uint8 [H, W, 3]."""
         return np.concatenate(list(self.stripes(image)))
 
+    def several(self, images: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        """The `probabilities` of pictures, each of another size if need be; those taken as a whole in batches."""
+        size = self.runner.batch_size
+        for i in range(0, len(images), size):
+            batch = images[i : i + size]
+            small = [self.runner.shrink(image) for image in batch if self.is_whole(image.shape)]
+            logits = iter(self.logits_of(small) if small else ())
+            for image in batch:
+                if self.is_whole(image.shape):
+                    yield np.concatenate(list(self.runner.probabilities(next(logits), image.shape)))
+                else:
+                    yield self.probabilities(image)
+
     def stripes(self, image: np.ndarray) -> Iterator[np.ndarray]:
         """The probabilities from top to bottom, float32 [rows, W, C]; in tiles, few rows are in memory."""
         if self.is_whole(image.shape):

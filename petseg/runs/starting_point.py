@@ -13,7 +13,8 @@ from petseg.data.decoding import Examples
 from petseg.errors import CheckpointError, ConfigError
 from petseg.models import encoders, pretrained_weights
 from petseg.reporting.summaries import EMA, shown_run
-from petseg.runs import building, checkpoints
+from petseg.runs import building, checkpoints, packed_run
+from petseg.runs.packed_run import PackedRun
 from petseg.runs.work_directory import WorkDirectory
 
 CALIBRATION_IMAGES, CALIBRATION_PIXELS = 64, 64 * 128**2  # at most; memory grows with the pixels
@@ -52,8 +53,13 @@ def find(config: Config, workdir: WorkDirectory) -> StartingPoint:
         return StartingPoint(checkpoint=own)
     source = config.model.init_from
     if source:
-        if not WorkDirectory(source).config_file.is_file() and not _checkpoint_file(source).is_file():
-            raise ConfigError(f"--init_from={source}: is neither the work directory of a run nor a checkpoint")
+        if file := packed_run.find(source):
+            PackedRun.open(file)
+        elif not WorkDirectory(source).config_file.is_file() and not _checkpoint_file(source).is_file():
+            raise ConfigError(
+                f"--init_from={source}: is neither the work directory of a run, nor a checkpoint, nor a file of packed "
+                f"weights, nor a packaged model ({', '.join(packed_run.NAMES)})"
+            )
         return StartingPoint(init_from=source)
     if config.model.network:
         return StartingPoint()
@@ -77,7 +83,10 @@ def build_model(start: StartingPoint, config: Config, examples: Examples) -> ker
     """
     model = building.build_model(config, examples.classes, start.encoder_weights)
     if start.init_from:
-        _fill_from_other_run(start.init_from, config, model)
+        if file := packed_run.find(start.init_from):
+            _fill_from_packed_run(start.init_from, PackedRun.open(file), config, model)
+        else:
+            _fill_from_other_run(start.init_from, config, model)
     elif not start.checkpoint and start.encoder_weights == "none" and not config.model.network:
         pixels = math.prod(config.model.working_size(config.data.size))
         images = examples.images[: max(1, min(CALIBRATION_IMAGES, CALIBRATION_PIXELS // pixels))]
@@ -106,7 +115,19 @@ def _fill_from_other_run(source: str, config: Config, model: keras.Model) -> Non
         original = building.build_model(theirs, workdir.load_classes())  # averages are known by what was trained there
         step = building.restore(path, theirs, original, averaged=averaged)
         left = take_over(original, model, same_layers=_is_same_network(config.model, theirs.model))
-    kind = "averaged weights" if averaged else "weights"
+    _say_what_was_taken("averaged weights" if averaged else "weights", path, step, left)
+
+
+def _fill_from_packed_run(source: str, packed: PackedRun, config: Config, model: keras.Model) -> None:
+    """Fills a new model with packed weights, and says what that is and what it is not."""
+    _check_same_beginning(source, config.model, packed.config.model)
+    original = packed.build_model()
+    step = packed.restore(str(packed.path), original)
+    left = take_over(original, model, same_layers=_is_same_network(config.model, packed.config.model))
+    _say_what_was_taken(f"{packed.weights} weights", str(packed.path), step, left)
+
+
+def _say_what_was_taken(kind: str, path: str, step: int, left: list[str]) -> None:
     rest = f"; {len(left)} of its weights do not fit, and begin anew: {', '.join(left)}" if left else ""
     logger.info("initialised with the %s of %s, step %d; this is a new run, from step 0%s", kind, path, step, rest)
 

@@ -1,8 +1,10 @@
 """A run in its work directory, opened to use what it trained: with which config, data, checkpoint and weights."""
 
 import dataclasses
+import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -55,7 +57,7 @@ class TrainedRun:
             raise ConfigError(f"--ema: {workdir.path} kept no averaged weights (its --ema_decay is 0)")
         if config.optimizer.ema_decay and not score.ema:
             logger.info("%s has averaged weights too; --ema uses them", workdir.path)
-        return cls(workdir, _with_what_is_asked(config, score), workdir.load_classes(), averaged=score.ema)
+        return cls(workdir, with_what_is_asked(config, score), workdir.load_classes(), averaged=score.ema)
 
     @classmethod
     def open_to_compare(cls, workdir: WorkDirectory, score: ScoreConfig) -> "TrainedRun":
@@ -114,6 +116,18 @@ class TrainedRun:
         """The path of the checkpoint of a step."""
         return checkpoints.path_of(self.workdir.checkpoints, step)
 
+    def model_card(self, checkpoint: str, split: str, step: int) -> dict[str, Any]:
+        """What a model card says of the run: its classes, its scores on a split at a step, and its config.json."""
+        results_file = self.results_file(split, step)
+        return {
+            "classes": self.classes.to_dict()["classes"],
+            "checkpoint": checkpoint,
+            "step": step,
+            "weights": self.weights,
+            "scores": json.loads(results_file.read_text()) if results_file.exists() else None,
+            "run": json.loads(self.workdir.config_file.read_text()),
+        }
+
     def build_model(self) -> keras.Model:
         """The network, to be filled by `restore`; inside ``strategy.scope()`` where there is one."""
         return building.build_model(self.config, self.classes)
@@ -127,7 +141,8 @@ class TrainedRun:
         return building.restore(path, self.config, model, averaged=self.averaged)
 
 
-def _with_what_is_asked(config: Config, score: ScoreConfig) -> Config:
+def with_what_is_asked(config: Config, score: ScoreConfig) -> Config:
+    """The config of a run with the precision, the data folder and the cache that are asked for instead."""
     data = {
         "data_dir": score.data_dir or config.data.data_dir,
         "cache": config.data.cache if score.cache == "run" else score.cache,

@@ -27,6 +27,9 @@ class StopSignals:
         self._callbacks: list[Callable[[], None]] = []
 
     def __enter__(self) -> "StopSignals":
+        self._catches = threading.current_thread() is threading.main_thread()  # Python gives signals to no other
+        if not self._catches:
+            return self
         self._read_end, self._write_end = os.pipe()
         os.set_blocking(self._write_end, False)
         # Python runs handlers between two of its own instructions only, and a compiled loop is one of those. The
@@ -38,6 +41,8 @@ class StopSignals:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if not self._catches:
+            return
         signal.set_wakeup_fd(self._descriptor_before)
         for number, handler in self._handlers_before.items():
             signal.signal(number, handler)

@@ -1,0 +1,84 @@
+"""Training as a call from Python: what a program may do to its whole process is put back afterwards."""
+
+import contextlib
+import dataclasses
+import logging
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.framework.config import is_op_determinism_enabled  # which has no public name
+
+from petseg.config import Config
+from petseg.reporting import summaries
+from petseg.runs import experiment
+from petseg.runs.work_directory import WorkDirectory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that has ended.
+
+    Attributes:
+      workdir: its work directory, which `petseg.load`, `eval.py` and TensorBoard take.
+      scores: those of its last evaluation, as in its results file.
+    """
+
+    workdir: Path
+    scores: dict[str, Any]
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """Every number that was logged: a row for each step at which there was one, as `pandas.DataFrame` takes them.
+
+        Besides `step`, a row holds what was logged at its step, by names such as `train/loss` and `eval/mean_iou`.
+        """
+        rows: dict[int, dict[str, float]] = {}
+        for step, run, tag, value in summaries.read_csv(WorkDirectory(self.workdir).metrics_file):
+            rows.setdefault(step, {"step": step})[f"{run}/{tag}"] = value
+        return [rows[step] for step in sorted(rows)]
+
+
+def train(config: Config) -> Run:
+    """Trains to the end of the schedule, from where the config's work directory stands; a new one if none is named.
+
+    Several trainings may follow each other in one process, and each gives what it gives in a process of its own.
+    TensorFlow's and Keras's seed stays that of the last one. What TensorFlow cannot take back is warned of: op
+    determinism stays on, and virtual devices stay as they were first set up.
+
+    Raises:
+      PetsegError: if something cannot be used, or the loss is not finite; its text is one line.
+      KeyboardInterrupt: if Ctrl-C, or a notebook's stop button, came; the work directory can be trained on.
+    """
+    if is_op_determinism_enabled() and not config.runtime.deterministic:
+        logger.warning("op determinism is on since an earlier training in this process; TensorFlow cannot undo it")
+    workdir = WorkDirectory.for_training(config.runtime.workdir, config.data.dataset)
+    config = config.changed(runtime={"workdir": str(workdir.path)})
+    with _put_back():
+        try:
+            scores = experiment.train(config)
+        except experiment.StoppedError as stopped:
+            raise KeyboardInterrupt(str(stopped)) from None
+    return Run(workdir.path, scores)
+
+
+@contextlib.contextmanager
+def _put_back() -> Iterator[None]:
+    """Restores what of the process's state a training sets and what can be restored."""
+    package = logging.getLogger("petseg")
+    level, python_state, numpy_state = package.level, random.getstate(), np.random.get_state()
+    tensor_float_32 = tf.config.experimental.tensor_float_32_execution_enabled()
+    if level == logging.NOTSET:
+        package.setLevel(logging.INFO)  # so that there is a progress bar; lines appear where logging is set up
+    try:
+        yield
+    finally:
+        package.setLevel(level)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        tf.config.experimental.enable_tensor_float_32_execution(tensor_float_32)

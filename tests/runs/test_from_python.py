@@ -1,0 +1,86 @@
+"""Training as a call: what it returns, and what it leaves behind in the process."""
+
+import json
+import logging
+import random
+import signal
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import changed, run_program, tiny_flags
+
+import petseg
+from petseg.config import command_line
+from petseg.errors import ConfigError
+from petseg.runs import experiment
+
+
+@pytest.fixture(scope="module")
+def run(data_dir, tmp_path_factory):
+    flags = tiny_flags(data_dir, tmp_path_factory.mktemp("from_python") / "run")
+    return petseg.train(command_line.parse(["train.py", *flags, "--train_steps=4", "--summary_every=2"], petseg.Config))
+
+
+def test_a_run_knows_its_folder_its_scores_and_its_history(run):
+    results = json.loads((run.workdir / "results" / "test-4.json").read_text())
+    assert run.scores["mean_iou"] == results["mean_iou"]
+    steps = [row["step"] for row in run.history]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 4
+    last = run.history[-1]
+    assert last["eval/mean_iou"] == pytest.approx(results["mean_iou"], abs=1e-6)
+    assert any("train/loss" in row for row in run.history)
+
+
+def test_a_second_training_gives_what_a_process_of_its_own_gives(run, data_dir, tmp_path):
+    """The one before it, in this process, had other arithmetic, another seed and another optimizer."""
+    flags = [*tiny_flags(data_dir, tmp_path / "first"), "--train_steps=2", "--precision=mixed_bfloat16", "--seed=7"]
+    petseg.train(command_line.parse(["", *flags, "--optimizer=adamw", "--weight_decay=0.01"], petseg.Config))
+    petseg.train(command_line.parse(["", *tiny_flags(data_dir, tmp_path / "second"), "--train_steps=3"], petseg.Config))
+    result = run_program("train.py", *tiny_flags(data_dir, tmp_path / "alone"), "--train_steps=3")
+    assert result.returncode == 0, result.stderr
+    second, alone = (json.loads((tmp_path / name / "results/test-3.json").read_text()) for name in ("second", "alone"))
+    assert second == alone
+
+
+def test_what_a_training_sets_for_the_process_is_put_back(tiny_config, monkeypatch):
+    def set_everything(config):
+        keras.utils.set_random_seed(config.runtime.seed)
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+        logging.getLogger("petseg").setLevel(logging.WARNING)
+        return {}
+
+    monkeypatch.setattr(experiment, "train", set_everything)
+    monkeypatch.setattr(logging.getLogger("petseg"), "level", logging.NOTSET)
+    random.seed(3)
+    np.random.seed(3)
+    expected = random.getstate(), np.random.get_state()[1].tolist()
+    petseg.train(tiny_config)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == expected
+    assert tf.config.experimental.tensor_float_32_execution_enabled()
+    assert logging.getLogger("petseg").level == logging.NOTSET
+
+
+def test_the_stop_button_is_a_keyboard_interrupt(tiny_config, monkeypatch):
+    def stop(config):
+        raise experiment.StoppedError(signal.SIGINT, "; step 3 is saved")
+
+    monkeypatch.setattr(experiment, "train", stop)
+    with pytest.raises(KeyboardInterrupt, match="stopped by SIGINT; step 3 is saved"):
+        petseg.train(tiny_config)
+
+
+def test_determinism_that_cannot_be_undone_is_warned_of(run, tiny_config, monkeypatch, caplog):
+    monkeypatch.setattr(experiment, "train", lambda config: {})
+    petseg.train(changed(tiny_config, "runtime", deterministic=False))
+    assert "op determinism is on since an earlier training" in caplog.text
+
+
+def test_what_cannot_be_used_is_an_exception_of_one_line(tiny_config):
+    with pytest.raises(ConfigError, match="--batch_size=7") as error:
+        petseg.train(
+            tiny_config.changed(data={"batch_size": 7}, distribution={"strategy": "mirrored", "num_devices": 2})
+        )
+    assert "\n" not in str(error.value)

@@ -1,0 +1,107 @@
+"""A run in one file: what it holds, and that it is read back as it was."""
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from conftest import changed, random_examples
+
+from petseg.classes import PETS
+from petseg.errors import CheckpointError, ConfigError, ExportError
+from petseg.runs import building, packed_run, starting_point
+from petseg.runs.packed_run import PackedRun
+from petseg.runs.starting_point import StartingPoint
+from petseg.runs.work_directory import WorkDirectory
+
+CARD = {"step": 12, "weights": "averaged"}
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
+
+
+@pytest.fixture
+def model(tiny_config):
+    return building.build_model(tiny_config, PETS)
+
+
+@pytest.fixture
+def packed(model, tiny_config, tmp_path):
+    config = changed(tiny_config, "model", encoder_weights="/home/somebody/weights.h5")
+    return packed_run.pack(tmp_path / "run.safetensors", model, config, PETS, CARD)
+
+
+def test_a_run_is_read_back_but_for_the_paths_of_its_machine(packed, tiny_config, tmp_path):
+    again = PackedRun.open(packed.path)
+    assert (again.classes, again.card, again.weights) == (PETS, CARD, "averaged")
+    assert again.config.model == changed(tiny_config, "model", encoder_weights="none").model
+    assert again.config.data.size == (32, 32)
+    with safetensors.safe_open(packed.path, framework="numpy") as file:
+        said = file.metadata()["petseg"]
+    assert str(tmp_path) not in said
+    assert "/home/somebody" not in said
+    assert tiny_config.data.data_dir not in said
+
+
+def test_kernels_are_rounded_to_half_precision_and_nothing_else(packed, model, images):
+    twin = packed.build_model()
+    assert packed.restore(str(packed.path), twin) == 12
+    for ours, theirs in zip(model.weights, twin.weights, strict=True):
+        expected = np.asarray(ours)
+        expected = expected if expected.ndim < 2 else expected.astype(np.float16)
+        np.testing.assert_array_equal(np.asarray(theirs), expected)
+        ours.assign(expected)
+    np.testing.assert_array_equal(model(images), twin(images))
+    half = sum(np.asarray(w).nbytes for w in model.weights if w.ndim > 1) / 2
+    assert packed.path.stat().st_size < half + 60_000
+
+
+def test_other_files_are_refused_by_name(packed, tmp_path):
+    (tmp_path / "text.safetensors").write_text("this is a text")
+    safetensors.numpy.save_file({"x": np.zeros(2)}, tmp_path / "other.safetensors")
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(packed.path.read_bytes()[:-100])
+    for name in ("text", "other", "damaged", "gone"):
+        with pytest.raises(CheckpointError, match=rf"{name}\.safetensors: not a file of packed weights"):
+            PackedRun.open(tmp_path / f"{name}.safetensors")
+
+
+def test_a_file_of_a_later_format_is_refused(packed, tmp_path, monkeypatch):
+    monkeypatch.setattr(packed_run, "CONFIG_FORMAT", 99)
+    with pytest.raises(CheckpointError, match=r"has format 3; this petseg reads 99"):
+        PackedRun.open(packed.path)
+
+
+def test_what_does_not_go_into_a_file_is_refused(model, tiny_config, tmp_path):
+    model.weights[0].assign(np.full(model.weights[0].shape, 1e6))
+    with pytest.raises(ExportError, match="half precision cannot hold"):
+        packed_run.pack(tmp_path / "run.safetensors", model, tiny_config, PETS, CARD)
+    own = changed(tiny_config, "model", network="mine.py:build")
+    with pytest.raises(ExportError, match=r"its network is code, mine\.py:build"):
+        packed_run.pack(tmp_path / "run.safetensors", model, own, PETS, CARD)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_run_starts_from_it(packed, tiny_config, images, caplog):
+    config = changed(tiny_config, "model", init_from=str(packed.path))
+    start = starting_point.find(config, WorkDirectory(config.runtime.workdir))
+    assert start == StartingPoint(init_from=str(packed.path))
+    with caplog.at_level("INFO", logger="petseg"):
+        model = starting_point.build_model(start, config, random_examples(2))
+    twin = packed.build_model()
+    packed.restore(str(packed.path), twin)
+    np.testing.assert_array_equal(model(images), twin(images))
+    assert "initialised with the averaged weights of" in caplog.text
+    assert "step 12" in caplog.text
+
+
+def test_a_start_from_another_encoder_or_a_damaged_file_is_refused_early(packed, tiny_config, images):
+    config = changed(tiny_config, "model", init_from=str(packed.path), input_scaling="symmetric")
+    with pytest.raises(ConfigError, match=r"--input_scaling=symmetric: must be unit"):
+        starting_point.build_model(StartingPoint(init_from=str(packed.path)), config, random_examples(2))
+    packed.path.write_text("{}")
+    with pytest.raises(CheckpointError, match="not a file of packed weights"):
+        starting_point.find(config, WorkDirectory(config.runtime.workdir))
+    config = changed(tiny_config, "model", init_from="nothing of the kind")
+    with pytest.raises(ConfigError, match="nor a file of packed weights, nor a packaged model"):
+        starting_point.find(config, WorkDirectory(config.runtime.workdir))
