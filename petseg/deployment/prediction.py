@@ -182,16 +182,19 @@ def carry_out(plan: Plan, predictor: Predictor) -> list[Path]:
         Path(plan.output_dir).mkdir(parents=True, exist_ok=True)
         with _Work(plan, predictor) as work:
             masks = work.do()
-    seconds = time.monotonic() - began
-    skipped = f"; {plan.skipped} were there already" if plan.skipped else ""
-    logger.info(
-        "masks of %d photographs in %s: %.1f s, %.1f images/s%s",
-        len(masks), plan.output_dir, seconds, len(masks) / max(seconds, 1e-9), skipped,
-    )  # fmt: skip
+    report(plan, masks, time.monotonic() - began)
     if work.unreadable:
         count = len(plan.photographs) + plan.skipped
         raise UnreadableFilesError(f"{work.unreadable} of {count} files cannot be read; the rest is done")
     return masks
+
+
+def report(plan: Plan, masks: Sequence[Path] = (), seconds: float = 0.0) -> list[Path]:
+    """Says in the log what was done; returns the masks."""
+    speed = f" in {seconds:.1f} s, {len(masks) / seconds:.1f} images/s" if masks and seconds else ""
+    skipped = f"; those of {plan.skipped} were there already" if plan.skipped else ""
+    logger.info("wrote the masks of %d photographs to %s%s%s", len(masks), plan.output_dir, speed, skipped)
+    return list(masks)
 
 
 class _Work:

@@ -263,7 +263,7 @@ def test_as_a_program(data_dir, tmp_path):
     assert lines[-1] == "eval.py: error: 1 of 2 files cannot be read; the rest is done"
     for flag, message in (
         (f"--predict={tmp_path}/none/*.jpg", "matches no file"),
-        ("--checkpoint=all", "--output_dir must come with one of the other two, and one of them with it"),
+        ("--checkpoint=all", f"--output_dir={tmp_path / 'out'}: must come with --predict"),
     ):
         result = run_program("eval.py", *flags, flag)
         assert result.returncode == 2
