@@ -1,19 +1,25 @@
-"""Uses a trained run: scores a split (petseg.runs.scoring), or predicts or exports (petseg.deployment.commands)."""
+"""Uses a trained run: scores a split (petseg.runs.scoring), or predicts or exports (petseg.deployment)."""
 
 from petseg.config import command_line
 from petseg.config.eval_config import EvalConfig
-from petseg.runtime import startup
 
 
 def main(config: EvalConfig) -> None:
+    from petseg.runs import run_groups
+    from petseg.runtime import startup
+
+    several_runs = run_groups.are_asked_for(config.score)
+    if config.score.predict:  # loads TensorFlow itself, if it needs it
+        from petseg.deployment import prediction_command
+
+        prediction_command.predict(config)
+        return
     startup.load_tensorflow(show_greetings=config.score.debug)  # after the flags are checked
     from petseg.deployment import commands
     from petseg.runs import scoring, several
 
-    if several.is_asked(config.score):
+    if several_runs:
         several.evaluate(config)
-    elif config.score.predict:
-        commands.predict(config)
     elif config.score.export:
         commands.export(config)
     elif config.score.packed:
