@@ -2,6 +2,7 @@
 
 from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig
+from petseg.runs import run_groups
 from petseg.runtime import startup
 
 
@@ -11,7 +12,7 @@ def train() -> None:
 
 
 def evaluate() -> None:
-    """Uses a trained run: scores a split (petseg.runs.scoring), or predicts or exports (petseg.deployment.commands)."""
+    """Uses a trained run: scores a split (petseg.runs.scoring), or predicts or exports (petseg.deployment)."""
     command_line.run(_evaluate, EvalConfig, "Uses a trained run: scores a split, predicts masks, or exports the model.")
 
 
@@ -23,17 +24,22 @@ def _train(config: Config) -> None:
 
 
 def _evaluate(config: EvalConfig) -> None:
-    startup.load_tensorflow(show_greetings=config.score.debug)  # after the flags are checked
+    score = config.score
+    if score.predict:  # loads TensorFlow itself, if it needs it
+        from petseg.deployment import prediction_command
+
+        prediction_command.predict(config)
+        return
+    several_runs = run_groups.are_asked_for(score)
+    startup.load_tensorflow(show_greetings=score.debug)  # after the flags are checked
     from petseg.deployment import commands
     from petseg.runs import scoring, several
 
-    if several.is_asked(config.score):
+    if several_runs:
         several.evaluate(config)
-    elif config.score.predict:
-        commands.predict(config)
-    elif config.score.export:
+    elif score.export:
         commands.export(config)
-    elif config.score.packed:
+    elif score.packed:
         commands.evaluate(config)
     else:
         scoring.evaluate(config)
