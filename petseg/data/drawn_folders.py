@@ -9,8 +9,8 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import tqdm
 from PIL import Image
+from tqdm.auto import trange
 
 from petseg import files
 from petseg.classes import PETS, Classes, SegmentationClass
@@ -71,7 +71,7 @@ def write(config: WriteConfig) -> None:
             for folder in ("images", *CODINGS):
                 (root / folder / split).mkdir(parents=True)
             hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
-            for i in tqdm.trange(count, desc=f"drawing {split}", unit=" pictures", disable=hidden, leave=False):
+            for i in trange(count, desc=f"drawing {split}", unit=" pictures", disable=hidden, leave=False):
                 drawing = animal_drawing.draw(np.random.default_rng([config.seed, number, i]))
                 _write_pair(root, split, f"{i:04d}_{NAMES[drawing.species + 1]}", drawing)
     where = "--dataset=folder --data_dir=" + config.write
