@@ -9,6 +9,8 @@ from petseg.errors import ConfigError
 
 EXPORT_FORMATS = ("saved_model", "keras", "h5", "tflite", "tflite_int8", "onnx", "weights")
 PACKAGED = "pets"
+RUNTIMES = ("tensorflow", "onnx")
+PREDICTIONS = "predictions"
 SMALLEST_TILE = 32
 
 
@@ -56,12 +58,21 @@ class ScoreConfig(Group):
     watch: bool = option(False, "wait for new checkpoints, score each once, until the run is complete")
     watch_timeout: float = option(3600.0, "how long --watch waits for the next checkpoint", unit="seconds", minimum=0)
     watch_interval: float = option(10.0, "how often --watch looks", unit="seconds", above=0)
-    predict: str = option("", "write masks for photographs instead: a glob, a file or a folder; empty: score")
-    output_dir: str = option("", "folder for what --predict or --export writes")
+    predict: str = option(
+        "", "write masks for photographs instead: a glob, a file or a folder, with its subfolders; empty: score"
+    )
+    output_dir: str = option("", f"folder for what --predict or --export writes; empty: `{PREDICTIONS}` for --predict")
     export: str = option(
         "", "write the model for elsewhere instead: some of " + ",".join(EXPORT_FORMATS) + "; empty: do not"
     )
     cutout: bool = option(False, "with --predict, also write the foreground with the rest transparent")
+    skip_existing: bool = option(False, "with --predict, leave out photographs whose masks, and all else, are there")
+    runtime: str = option(
+        "tensorflow",
+        "what computes --predict: `onnx` starts in a second, on the CPU; at the first use of a checkpoint TensorFlow "
+        "makes it a file in `onnx/` of its work directory",
+        choices=RUNTIMES,
+    )
     allow_training_images: bool = option(False, "score a split even if the run trained on some of it")
     allow_code: bool = option(False, "run the Python code of a run's own --network; whose work directory is it?")
     debug: bool = option(False, "show the traceback of an error that is otherwise one line")
@@ -78,12 +89,17 @@ class ScoreConfig(Group):
             )
         if self.watch and self.checkpoint != "latest":
             raise ConfigError(f"--watch and --checkpoint={self.checkpoint}: --watch scores whatever comes; drop one")
-        if (bool(self.predict) + bool(self.export)) != bool(self.output_dir):
+        if (self.predict and self.export) or (self.export and not self.output_dir):
             raise ConfigError(
-                f"--predict={self.predict}, --export={self.export} and --output_dir={self.output_dir}: "
-                "--output_dir must come with one of the other two, and one of them with it"
+                f"--predict={self.predict}, --export={self.export} and --output_dir={self.output_dir}: --export must "
+                "come with --output_dir, and without --predict"
             )
-        if self.output_dir and (self.watch or self.compare or self.checkpoint == "all"):
+        if not self.predict:
+            given = {"cutout": self.cutout, "skip_existing": self.skip_existing, "runtime": self.runtime != RUNTIMES[0]}
+            given["output_dir"] = bool(self.output_dir) and not self.export
+            for name in (name for name, is_given in given.items() if is_given):
+                raise ConfigError(f"--{name}={getattr(self, name)}: must come with --predict")
+        if (self.predict or self.export) and (self.watch or self.compare or self.checkpoint == "all"):
             raise ConfigError("--predict and --export: --checkpoint must be one, without --watch and --compare")
         unknown = [name for name in self.export_formats() if name not in EXPORT_FORMATS]
         if unknown:
@@ -99,6 +115,11 @@ class ScoreConfig(Group):
     def packed(self) -> str:
         """The packed weights that are used instead of a work directory: a packaged model's name, a file, or empty."""
         return PACKAGED if self.pretrained else self.workdir if self.workdir.endswith(".safetensors") else ""
+
+    @property
+    def prediction_dir(self) -> str:
+        """Folder for what --predict writes."""
+        return self.output_dir or PREDICTIONS
 
     def tile_size(self, data: DataConfig) -> tuple[int, int] | None:
         """Height and width of the tiles in which pictures are gone over, for a run on some data; None: as a whole.

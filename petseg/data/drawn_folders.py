@@ -14,6 +14,7 @@ from PIL import Image
 
 from petseg import files
 from petseg.classes import PETS, Classes, SegmentationClass
+from petseg.config import command_line
 from petseg.config.options import Group, option
 from petseg.data import animal_drawing
 from petseg.data.animal_drawing import SPECIES
@@ -77,7 +78,7 @@ def write(config: WriteConfig) -> None:
     print(
         f"{config.num_train + config.num_test} pictures, with masks in {len(CODINGS)} codings, are in {root}. Next:\n"
         f"  python -m petseg.data.check {where}\n"
-        f"  python train.py {where} --train_split=train --eval_split=test"
+        f"  {command_line.invocation('train.py')} {where} --train_split=train --eval_split=test"
     )
 
 

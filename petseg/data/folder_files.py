@@ -32,7 +32,7 @@ def given_classes(config: DataConfig) -> Classes | None:
       ConfigError: if they cannot be used.
     """
     if config.classes:
-        return Classes.read(Path(config.classes).expanduser())
+        return Classes.read(config.classes_file)
     file = Path(config.data_dir).expanduser() / CLASSES_FILE
     return Classes.read(file) if file.exists() else None
 

@@ -5,11 +5,7 @@ import dataclasses
 import tensorflow as tf
 
 from petseg.classes import IGNORED
-
-# What fills up the network's input where there is no picture: the middle of the range. --input_scaling=symmetric makes
-# it nearly 0, as which convolutions see all that lies outside. It is also within 25 levels of ImageNet's mean colour,
-# so there is no edge around a picture as strong as one of black would be.
-GREY = 128
+from petseg.data.numpy_resizing import GREY
 
 
 @dataclasses.dataclass(frozen=True)

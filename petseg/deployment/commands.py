@@ -1,47 +1,21 @@
-"""What eval.py does with --predict and --export: from a trained run to masks, and to models for elsewhere."""
+"""What eval.py does with --export, and with packed weights: from a trained run to models for elsewhere, and scores."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from petseg.config.eval_config import EvalConfig
 from petseg.data import decoding
-from petseg.deployment import export as export_lib, prediction
-from petseg.deployment.segmenter import Segmenter, open_run
+from petseg.deployment import export as export_lib
+from petseg.deployment.segmenter import Segmenter
 from petseg.evaluation import score_tables
+from petseg.runs.opening import open_run
 from petseg.runs.packed_run import PackedRun
 from petseg.runs.trained_run import TrainedRun
 from petseg.runtime import process
 from petseg.runtime.signals import StopSignals
 
 COMPARED_IMAGES, CALIBRATION_IMAGES = 64, 100
-
-
-def predict(config: EvalConfig) -> list[Path]:
-    """Writes masks for photographs in files.
-
-    Returns:
-      the masks.
-
-    Raises:
-      PetsegError: if work directory or checkpoint cannot be used, nothing matches, or some files cannot be read.
-    """
-    score = config.score
-    run = open_run(score)
-    path = run.checkpoint(score.checkpoint)
-    tile = score.tile_size(run.config.data)
-    prediction.find_files(score.predict)  # before TensorFlow and the model take their time
-    if score.cutout:
-        prediction.check_foreground(run.classes)
-    with StopSignals():
-        process.set_up_runtime(run.config, config.distribution, one_device=True)
-        model = run.build_model()
-        run.restore(path, model)
-        predictor = prediction.Predictor(
-            model, run.classes, resize=run.config.data.resize, tile=tile, flip_tta=score.flip_tta
-        )
-        return prediction.predict_files(predictor, score.predict, score.output_dir, cutout=score.cutout)
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:

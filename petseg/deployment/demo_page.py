@@ -169,9 +169,11 @@ def read(path: Path) -> np.ndarray:
     """
     try:
         return read_image(path)
+    except PetsegError as error:
+        raise DataError(f"{path.name}: {error}") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
         reason = " ".join(str(error).split()).replace(str(path), path.name) or type(error).__name__
-        raise DataError(f"{path.name} cannot be read: {reason}") from error
+        raise DataError(f"{path.name}: cannot be read: {reason}") from error
 
 
 def reduced(image: np.ndarray, most_pixels: int) -> np.ndarray:

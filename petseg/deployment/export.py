@@ -143,6 +143,20 @@ def export(
     return agreements
 
 
+def write_onnx(model: keras.Model, path: Path) -> None:
+    """Writes a model as ONNX, as `export` does, but compares nothing.
+
+    Raises:
+      ExportError: if it cannot be converted.
+    """
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as scratch:
+        layer = Serving(_float32_twin(model), trainable=False, name="petseg")
+        try:
+            _write(layer, "onnx", path, Path(scratch), _Given(None, {}))
+        except Exception as error:  # converters raise classes of their own, and bare ones
+            raise ExportError(f"{path}: {one_line(error)}") from error
+
+
 def check_formats(formats: Sequence[str]) -> None:
     """Raises ConfigError if a format is unknown, or needs a package that is not installed."""
     for name in formats:

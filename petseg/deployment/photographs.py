@@ -1,20 +1,27 @@
 """Photographs as people see them: turned by EXIF, whatever their kind of pixels."""
 
+import logging
+import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from petseg.errors import DataError
+
+logger = logging.getLogger(__name__)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+MOST_PIXELS = 89_000_000  # of one picture; Pillow too warns of more, for a small file can unpack to many gigabytes
 
 
 def read_image(file: Path) -> np.ndarray:
     """The picture in a file as people see it, uint8 [H, W, 3]; see `as_people_see_it`.
 
     Raises:
+      DataError: if the file is a folder, or as `as_people_see_it`.
       Exception: whatever Pillow raises at what it cannot read.
     """
-    with Image.open(file) as opened:
+    with _open(file) as opened:
         return as_people_see_it(opened)
 
 
@@ -22,11 +29,17 @@ def as_people_see_it(opened: Image.Image) -> np.ndarray:
     """A picture as uint8 [H, W, 3].
 
     It is turned as its EXIF orientation says; grey, palettes and 16 bits become 8-bit RGB; what is transparent becomes
-    white; of an animation, the first frame is taken.
+    white; of an animation, the first frame is taken, and the log says so.
 
     Raises:
+      DataError: if it has too many pixels, of which none is decoded then.
       Exception: whatever Pillow raises at what it cannot read.
     """
+    _check_size(opened)
+    # The second picture in a JPEG file (MPO) is a preview, or the same in other light.
+    if getattr(opened, "is_animated", False) and opened.format != "MPO":
+        name, count = getattr(opened, "filename", "") or "image", getattr(opened, "n_frames", 1)
+        logger.info("%s: has %d frames; the first is taken", name, count)
     picture: Image.Image = ImageOps.exif_transpose(opened)
     if picture.mode.startswith("I"):  # 16 bits of grey, or 32 that hold 16
         values = np.asarray(picture).astype(np.int64)
@@ -35,3 +48,32 @@ def as_people_see_it(opened: Image.Image) -> np.ndarray:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return np.asarray(picture.convert("RGB"))
+
+
+def count_pixels(file: Path) -> int:
+    """The number of pixels of the picture in a file, as its first bytes say. For one thread at a time.
+
+    Raises:
+      DataError, Exception: as `read_image`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is refused
+        with _open(file) as opened:
+            _check_size(opened)
+            return opened.width * opened.height
+
+
+def _open(file: Path) -> Image.Image:
+    """A picture of which only the first bytes are read."""
+    if Path(file).is_dir():
+        raise DataError(f"{file}: is a folder; must be a picture's file")
+    return Image.open(file)
+
+
+def _check_size(opened: Image.Image) -> None:
+    width, height = opened.size
+    if width * height > MOST_PIXELS:
+        raise DataError(
+            f"{width} x {height} pixels are {width * height / 1e6:.0f} million; must be at most "
+            f"{MOST_PIXELS / 1e6:.0f} million"
+        )

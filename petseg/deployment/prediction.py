@@ -1,31 +1,36 @@
-"""Masks for photographs in files: any size, any kind that Pillow reads."""
+"""Masks for photographs: any size, any kind that Pillow reads, several at a time. Imports no TensorFlow itself."""
 
 import dataclasses
-import glob
-import io
+import itertools
 import logging
 import os
-import unicodedata
-from collections import Counter
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import keras
 import numpy as np
 import tqdm
-from PIL import Image
 
 from petseg import files as files_lib
 from petseg.classes import Classes
-from petseg.deployment.photographs import SUFFIXES, read_image
-from petseg.deployment.signed_pictures import is_signed, signed
-from petseg.errors import ConfigError, DataError, UnreadableFilesError, WorkDirectoryError
-from petseg.evaluation.any_size import AnySizeModel
+from petseg.deployment.photograph_files import Photograph, Plan, blended, check_foreground
+from petseg.deployment.photographs import count_pixels, read_image
+from petseg.errors import UnreadableFilesError
+from petseg.evaluation.any_size import AnySizeModel, Runner
+
+if TYPE_CHECKING:
+    import keras
+
+__all__ = ["Prediction", "Predictor", "blended", "carry_out", "check_foreground", "predict_files"]
 
 logger = logging.getLogger(__name__)
-MASK, OVERLAY, CUTOUT = ".mask.png", ".overlay.jpg", ".cutout.png"
-OVERLAY_OPACITY = 0.5
+# At work at the same time, from reading to writing: of more, batches and threads would have no use.
+THREADS = 4
+MOST_BATCHES, MOST_PIXELS = 3, 16_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,17 +51,26 @@ class Predictor:
     """Says of each pixel of a photograph what it is.
 
     Args:
-      model: float32 images in [0, 255] of one size -> float32 logits.
+      model: float32 images in [0, 255] of one size -> float32 logits; or an ONNX file that petseg exported, for which
+        TensorFlow is not needed.
       classes: the classes that it tells apart.
       resize: how photographs come to the model's size, one of RESIZES.
       tile: height and width of tiles in which they are gone over; None: as a whole. With tiles, of the probabilities of
         one photograph only as many are in memory as one row of tiles has.
       flip_tta: whether to average the probabilities of the photograph and of its mirror image.
+
+    Attributes:
+      classes: the classes that it tells apart.
+      batch_size: number of photographs that are taken at a time.
+
+    Raises:
+      ConfigError: if ONNX Runtime is needed and not installed.
+      ExportError: if the ONNX file cannot be read.
     """
 
     def __init__(
         self,
-        model: keras.Model,
+        model: "keras.Model | str | os.PathLike[str]",
         classes: Classes,
         *,
         resize: str = "stretch",
@@ -64,176 +78,219 @@ class Predictor:
         flip_tta: bool = False,
     ):
         self.classes = classes
-        self._model = AnySizeModel(model, resize=resize, tile=tile, flip_tta=flip_tta)
+        self._model = AnySizeModel(_runner(model, resize=resize, flip_tta=flip_tta), tile=tile)
+        self.batch_size = self._model.runner.batch_size
 
     def __call__(self, image: np.ndarray) -> Prediction:
         """What a photograph uint8 [H, W, 3] of any size shows."""
-        shares = self.classes.foreground
-        found, foreground = [], []
-        for stripe in self._model.stripes(image):
-            found.append(stripe.argmax(axis=-1).astype(np.uint8))
-            if shares.any():
-                foreground.append((stripe @ shares * 255).round().astype(np.uint8))
-        return Prediction(np.concatenate(found), np.concatenate(foreground) if foreground else None)
+        return self._prediction(self._model.stripes(image))
+
+    def predict(self, images: Iterable[np.ndarray]) -> Iterator[Prediction]:
+        """What photographs show, each of another size if need be, in batches."""
+        images = iter(images)
+        while batch := list(itertools.islice(images, self.batch_size)):
+            yield from (self.finish(said) for said in self.say([self.prepare(image) for image in batch]))
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
         """Probabilities of the classes, float32 [H, W, C], all at once, of a photograph uint8 [H, W, 3]."""
         return self._model.probabilities(image)
 
+    # The three steps of `predict`. The network is for one thread, what comes before and after it for any.
 
-def predict_files(predictor: Predictor, pattern: str, output_dir: str, *, cutout: bool = False) -> list[Path]:
-    """Writes masks and overlays for photographs, one photograph in memory at a time.
+    def prepare(self, image: np.ndarray) -> "Prepared":
+        """Brings a photograph to the network's size, if it is taken as a whole."""
+        return Prepared(image, self._model.runner.shrink(image) if self._model.is_whole(image.shape) else None)
+
+    def say(self, batch: Sequence["Prepared"]) -> list["Said"]:
+        """Has the network say what photographs show, those that are taken as a whole all at once."""
+        small = [each.small for each in batch if each.small is not None]
+        logits = iter(self._model.logits_of(small) if small else ())
+        return [
+            Said(each.image, self(each.image)) if each.small is None else Said(each.image, next(logits))
+            for each in batch
+        ]
+
+    def finish(self, said: "Said") -> Prediction:
+        """Brings what the network said of a photograph to the photograph's size."""
+        if isinstance(said.what, Prediction):
+            return said.what
+        return self._prediction(self._model.runner.probabilities(said.what, said.image.shape))
+
+    def _prediction(self, stripes: Iterable[np.ndarray]) -> Prediction:
+        shares = self.classes.foreground
+        found, foreground = [], []
+        for stripe in stripes:
+            found.append(stripe.argmax(axis=-1).astype(np.uint8))
+            if shares.any():
+                foreground.append((stripe @ shares * 255).round().astype(np.uint8))
+        return Prediction(np.concatenate(found), np.concatenate(foreground) if foreground else None)
+
+
+class Prepared(NamedTuple):
+    """A photograph, uint8 [H, W, 3], and at the network's size, uint8 [h, w, 3]; None where it comes in tiles."""
+
+    image: np.ndarray
+    small: np.ndarray | None
+
+
+class Said(NamedTuple):
+    """A photograph, uint8 [H, W, 3], and what the network says of it: logits of its size, or all there is to say."""
+
+    image: np.ndarray
+    what: Any
+
+
+def _runner(model: Any, *, resize: str, flip_tta: bool) -> Runner:
+    if isinstance(model, str | os.PathLike):
+        from petseg.deployment.onnx_runner import OnnxRunner
+
+        return OnnxRunner(model, resize=resize, flip_tta=flip_tta)
+    from petseg.evaluation.keras_runner import KerasRunner
+
+    return KerasRunner(model, resize=resize, flip_tta=flip_tta)
+
+
+def predict_files(
+    predictor: Predictor, pattern: str, output_dir: str, *, cutout: bool = False, skip_existing: bool = False
+) -> list[Path]:
+    """Writes masks and overlays for photographs, few of which are in memory at a time.
 
     For `cat.jpg`: `cat.mask.png`, an indexed-colour PNG of class ids as large as the photograph; `cat.overlay.jpg`; if
-    asked for, `cat.cutout.png`, the foreground with the rest transparent. Subfolders stay as they are below what all
-    files share. Where names would clash, also on a disk that takes `Cat` and `cat` for one, they keep the photograph's
-    suffix, and a number if need be.
-
-    What an earlier call wrote is replaced, and is never taken for a photograph; a file of anybody else's, or that has
-    been changed since, is never replaced.
+    asked for, `cat.cutout.png`, the foreground with the rest transparent.
 
     Args:
       predictor: what makes the masks.
-      pattern: a glob (`**` goes into subfolders), a file, or a folder.
-      output_dir: folder to write to.
-      cutout: whether to write cut-outs.
+      pattern, output_dir, cutout, skip_existing: as in `Plan.make`.
 
     Returns:
-      the masks.
+      the masks that were written.
 
     Raises:
       ConfigError: if cut-outs are asked for, and no class is foreground.
-      DataError: if nothing matches.
-      WorkDirectoryError: if the output cannot be written, or a file that petseg did not write is in its place.
+      DataError, WorkDirectoryError: as `Plan.make`; also if the output cannot be written.
       UnreadableFilesError: at the end, if some of the files were no photographs.
     """
     if cutout:
         check_foreground(predictor.classes)
-    files = find_files(pattern)
-    passed_over = len(_matches(pattern)) - len(files)
-    if passed_over:
-        logger.info("--predict=%s: %d files that petseg wrote are no photographs: passed over", pattern, passed_over)
-    masks, unreadable = [], []
-    hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
-    targets = _targets(files, Path(output_dir))
-    _check_not_a_users(targets, output_dir, (MASK, OVERLAY, CUTOUT) if cutout else (MASK, OVERLAY))
-    with files_lib.naming_what_cannot_be_written(output_dir, flag=f"--output_dir={output_dir}"):
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-    for file, target in tqdm.tqdm(list(zip(files, targets, strict=True)), unit=" images", disable=hidden):
-        try:
-            image = read_image(file)
-        except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
-            logger.warning("%s: cannot be read: %s", file, " ".join(str(error).split()) or type(error).__name__)
-            unreadable.append(file)
-            continue
-        with files_lib.naming_what_cannot_be_written(output_dir, flag=f"--output_dir={output_dir}"):
-            masks.append(_write(image, predictor(image), predictor.classes, target, cutout=cutout))
-    logger.info("masks of %d files in %s", len(masks), output_dir)
-    if unreadable:
-        raise UnreadableFilesError(f"{len(unreadable)} of {len(files)} files cannot be read; the rest is done")
+    return carry_out(Plan.make(pattern, output_dir, cutout=cutout, skip_existing=skip_existing), predictor)
+
+
+def carry_out(plan: Plan, predictor: Predictor) -> list[Path]:
+    """Does what is planned; see `predict_files`."""
+    began = time.monotonic()
+    with files_lib.naming_what_cannot_be_written(plan.output_dir, flag=f"--output_dir={plan.output_dir}"):
+        Path(plan.output_dir).mkdir(parents=True, exist_ok=True)
+        with _Work(plan, predictor) as work:
+            masks = work.do()
+    report(plan, masks, time.monotonic() - began)
+    if work.unreadable:
+        count = len(plan.photographs) + plan.skipped
+        raise UnreadableFilesError(f"{work.unreadable} of {count} files cannot be read; the rest is done")
     return masks
 
 
-def find_files(pattern: str) -> list[Path]:
-    """The photographs that a glob, or a folder's name, stands for, sorted; without what petseg wrote.
+def report(plan: Plan, masks: Sequence[Path] = (), seconds: float = 0.0) -> list[Path]:
+    """Says in the log what was done; returns the masks."""
+    speed = f" in {seconds:.1f} s, {len(masks) / seconds:.1f} images/s" if masks and seconds else ""
+    skipped = f"; those of {plan.skipped} were there already" if plan.skipped else ""
+    logger.info("wrote the masks of %d photographs to %s%s%s", len(masks), plan.output_dir, speed, skipped)
+    return list(masks)
 
-    Raises:
-      DataError: if there are none.
+
+class _Work:
+    """Photographs on their way through reading, network and writing.
+
+    Threads read and write, ahead of the network and behind it; the calling thread runs the network. What is on its way
+    is limited in number and in pixels; a photograph of more pixels goes alone.
     """
-    matches = _matches(pattern)
-    if not matches:
-        kinds = " ".join(SUFFIXES)
-        raise DataError(
-            f"--predict={pattern}: matches no file; must be a glob, or a folder with files ending in {kinds}"
+
+    def __init__(self, plan: Plan, predictor: Predictor):
+        self._plan, self._predictor = plan, predictor
+        self._pool = ThreadPoolExecutor(THREADS, "photographs")
+        self._to_read = deque(enumerate(plan.photographs))
+        self._reading: deque[tuple[_Place, Future[Prepared]]] = deque()
+        self._writing: dict[Future[Path], _Place] = {}
+        self._pixels = 0  # of all that is on its way
+        self._masks: dict[int, Path] = {}
+        self.unreadable = 0
+        hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
+        self._bar = tqdm.tqdm(total=len(plan.photographs), unit=" images", disable=hidden)
+
+    def __enter__(self) -> "_Work":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(cancel_futures=True)  # what is being written, is written to its end
+        self._bar.close()
+
+    def do(self) -> list[Path]:
+        """Everything; returns the masks."""
+        while self._to_read or self._reading or self._writing:
+            self._read_ahead()
+            self._run_network()
+            self._take_note(wait=not self._reading)
+        return [self._masks[number] for number in sorted(self._masks)]
+
+    def _read_ahead(self) -> None:
+        while self._to_read:
+            number, photograph = self._to_read[0]
+            try:
+                pixels = count_pixels(photograph.file)
+            except Exception as error:
+                self._to_read.popleft()
+                self._skip(photograph, error)
+                continue
+            count = len(self._reading) + len(self._writing)
+            if count and (count >= MOST_BATCHES * self._predictor.batch_size or self._pixels + pixels > MOST_PIXELS):
+                return
+            self._to_read.popleft()
+            self._pixels += pixels
+            place = _Place(number, photograph, pixels)
+            self._reading.append((place, self._pool.submit(self._read, photograph)))
+
+    def _run_network(self) -> None:
+        places: list[_Place] = []
+        batch: list[Prepared] = []
+        while self._reading and len(batch) < self._predictor.batch_size:
+            place, future = self._reading.popleft()
+            try:
+                batch.append(future.result())
+                places.append(place)
+            except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and more
+                self._pixels -= place.pixels
+                self._skip(place.photograph, error)
+        for place, said in zip(places, self._predictor.say(batch) if batch else (), strict=True):
+            self._writing[self._pool.submit(self._write, place.photograph, said)] = place
+
+    def _take_note(self, *, wait: bool) -> None:
+        """Takes note of what has been written, after the next of it if that is to be waited for."""
+        if wait and self._writing:
+            futures.wait(self._writing, return_when=futures.FIRST_COMPLETED)
+        for future in [future for future in self._writing if future.done()]:
+            place = self._writing.pop(future)
+            self._pixels -= place.pixels
+            self._masks[place.number] = future.result()
+            self._bar.update()
+
+    def _skip(self, photograph: Photograph, error: Exception) -> None:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        logger.warning("%s: cannot be read: %s", photograph.file, reason)
+        self.unreadable += 1
+        self._bar.update()
+
+    def _read(self, photograph: Photograph) -> Prepared:
+        return self._predictor.prepare(read_image(photograph.file))
+
+    def _write(self, photograph: Photograph, said: Said) -> Path:
+        prediction = self._predictor.finish(said)
+        return self._plan.write(
+            photograph, said.image, prediction.classes, prediction.foreground, self._predictor.classes
         )
-    files = [file for file in matches if not _is_own(file)]
-    if not files:
-        raise DataError(f"--predict={pattern}: matches only masks and overlays that petseg wrote; must be photographs")
-    return files
 
 
-def check_foreground(classes: Classes) -> None:
-    """Raises ConfigError if nothing can be cut out, because no class is foreground."""
-    if not classes.foreground.any():
-        raise ConfigError(
-            f"--cutout: none of the classes {', '.join(classes.names)} is foreground; the run's classes file must say "
-            'of one: "foreground": true'
-        )
+class _Place(NamedTuple):
+    """A photograph on its way, its number, and the pixels that it was counted with."""
 
-
-def blended(image: np.ndarray, mask: np.ndarray, classes: Classes, opacity: float) -> Image.Image:
-    """A picture uint8 [H, W, 3] with the colours of its classes, uint8 [H, W], over it."""
-    return Image.blend(Image.fromarray(image), Image.fromarray(classes.palette[mask]), opacity)
-
-
-def _matches(pattern: str) -> list[Path]:
-    path = Path(os.path.expanduser(pattern))
-    if path.is_dir():
-        return sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-    return sorted({Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name)})
-
-
-def _is_own(file: Path) -> bool:
-    """Whether `predict_files` wrote a file, and nobody has changed it since."""
-    try:
-        return file.name.endswith((MASK, OVERLAY, CUTOUT)) and is_signed(file)
-    except OSError:
-        return False
-
-
-def _targets(files: Sequence[Path], output_dir: Path) -> list[Path]:
-    """For each file, a path without a suffix; two files never get the same."""
-    common = Path(os.path.commonpath([file.absolute().parent for file in files]))
-    relative = [file.absolute().relative_to(common) for file in files]
-    stems = Counter(_on_any_disk(path.with_suffix("")) for path in relative)
-    taken: set[str] = set()
-    names: dict[Path, Path] = {}
-    renamed = []
-    # Names that no other file has go first, so that one that must give way gives way to them.
-    for path in sorted(relative, key=lambda path: stems[_on_any_disk(path.with_suffix(""))] > 1):
-        shared = stems[_on_any_disk(path.with_suffix(""))] > 1
-        name = path if shared else path.with_suffix("")
-        number = 2
-        while _on_any_disk(name) in taken:
-            name, number = path.with_name(f"{path.name}-{number}"), number + 1
-        taken.add(_on_any_disk(name))
-        names[path] = name
-        if name != path.with_suffix(""):
-            renamed.append(f"{path} -> {name}{MASK}")
-    if renamed:
-        logger.warning("%d photographs share a name with another; their masks: %s", len(renamed), ", ".join(renamed))
-    return [output_dir / names[path] for path in relative]
-
-
-def _on_any_disk(path: Path) -> str:
-    """What two paths share that some disk takes for the same: macOS and Windows ignore case, macOS composes accents."""
-    return unicodedata.normalize("NFC", str(path)).casefold()
-
-
-def _check_not_a_users(targets: Sequence[Path], output_dir: str, endings: Sequence[str]) -> None:
-    """Raises WorkDirectoryError if something would be overwritten that petseg did not write."""
-    outputs = (target.with_name(target.name + ending) for target in targets for ending in endings)
-    for file in outputs:
-        if os.path.lexists(file) and not _is_own(file):
-            raise WorkDirectoryError(
-                f"--output_dir={output_dir}: {file} would be overwritten, and is not as petseg wrote it; "
-                "must be another folder"
-            )
-
-
-def _write(image: np.ndarray, prediction: Prediction, classes: Classes, target: Path, *, cutout: bool) -> Path:
-    mask = Image.fromarray(prediction.classes, mode="P")
-    mask.putpalette(classes.palette[: len(classes)].tobytes())
-    mask_file = _save(mask, target, MASK, "PNG")
-    overlay = blended(image, prediction.classes, classes, OVERLAY_OPACITY)
-    _save(overlay, target, OVERLAY, "JPEG", quality=92)
-    if cutout and prediction.foreground is not None:
-        _save(Image.fromarray(np.dstack([image, prediction.foreground])), target, CUTOUT, "PNG")
-    return mask_file
-
-
-def _save(picture: Image.Image, target: Path, ending: str, kind: str, **options: Any) -> Path:
-    file, data = target.with_name(target.name + ending), io.BytesIO()
-    picture.save(data, kind, **options)
-    files_lib.write_bytes(file, signed(data.getvalue()))
-    return file
+    number: int
+    photograph: Photograph
+    pixels: int

@@ -20,13 +20,13 @@ from petseg.data import decoding
 from petseg.data.decoding import Examples
 from petseg.deployment.photographs import as_people_see_it, read_image
 from petseg.deployment.prediction import blended, check_foreground
-from petseg.errors import DataError, PetsegError, WorkDirectoryError, one_line
+from petseg.errors import DataError, PetsegError, one_line
 from petseg.evaluation.any_size import AnySizeModel
 from petseg.evaluation.evaluator import Evaluation
+from petseg.evaluation.keras_runner import KerasRunner
 from petseg.evaluation.results import split_results
-from petseg.runs import building, packed_run
-from petseg.runs.packed_run import PackedRun
-from petseg.runs.trained_run import TrainedRun
+from petseg.runs import building
+from petseg.runs.opening import open_run
 from petseg.runs.work_directory import WorkDirectory
 from petseg.training.requests import Requests
 
@@ -107,7 +107,7 @@ class Segmenter:
     ):
         self.model, self.config, self.classes, self.step = model, config, classes, step
         self._flip_tta = flip_tta
-        self._any_size = AnySizeModel(model, resize=config.data.resize, tile=tile, flip_tta=flip_tta)
+        self._any_size = AnySizeModel(KerasRunner(model, resize=config.data.resize, flip_tta=flip_tta), tile=tile)
 
     @overload
     def __call__(self, picture: Picture) -> Segmentation: ...
@@ -122,9 +122,10 @@ class Segmenter:
           DataError: if it is none of these, or cannot be read.
         """
         if isinstance(picture, list):
-            return [self(each) for each in picture]
-        image = as_array(picture)
-        return Segmentation(image, self._any_size.probabilities(image), self.classes)
+            images = [as_array(each) for each in picture]
+            found = self._any_size.several(images)
+            return [Segmentation(image, each, self.classes) for image, each in zip(images, found, strict=True)]
+        return self([picture])[0]
 
     def evaluate(self, dataset: str | Iterable[tuple[Any, Any]], *, data_dir: str = "") -> dict[str, Any]:
         """Scores of the network, as a results file has them: `mean_iou`, `accuracy`, `iou` by class, and more.
@@ -198,7 +199,13 @@ def load(
     if ema is None and workdir.config_file.is_file():
         ema = workdir.load_config().optimizer.ema_decay > 0
     score = ScoreConfig(
-        workdir=source, checkpoint=checkpoint, ema=bool(ema), tile=text, predict=".", allow_code=allow_code
+        workdir=source,
+        checkpoint=checkpoint,
+        ema=bool(ema),
+        tile=text,
+        predict=".",
+        output_dir=".",
+        allow_code=allow_code,
     )
     run = open_run(score)
     model = run.build_model()
@@ -206,24 +213,6 @@ def load(
     return Segmenter(
         model, run.config, run.classes, step=step, tile=score.tile_size(run.config.data), flip_tta=flip_tta
     )
-
-
-def open_run(score: ScoreConfig) -> TrainedRun | PackedRun:
-    """The trained run in a work directory, or in a file of packed weights.
-
-    Raises:
-      PetsegError: if there is none.
-    """
-    source = score.packed or score.workdir
-    if file := packed_run.find(source):
-        return PackedRun.open(file, score)
-    if not Path(source).exists() and not os.path.dirname(source):
-        names = ", ".join(packed_run.NAMES) or "none"
-        raise WorkDirectoryError(
-            f"{source}: must be a work directory, a file of packed weights (*{packed_run.SUFFIX}), or the name of a "
-            f"packaged model; there are {names}"
-        )
-    return TrainedRun.open(WorkDirectory(source), score)
 
 
 def as_array(picture: Picture) -> np.ndarray:

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-import keras
+from typing import TYPE_CHECKING, Any
 
 from petseg.errors import ConfigError, one_line
+
+if TYPE_CHECKING:
+    import keras
 
 CHANNELS = 3
 
@@ -46,7 +47,7 @@ def fingerprint(network: str) -> str:
     return hashlib.sha256(source(network).read_bytes()).hexdigest() if network else ""
 
 
-def build(network: str, *, image_size: tuple[int, int], num_classes: int, sync_batch_norm: bool) -> keras.Model:
+def build(network: str, *, image_size: tuple[int, int], num_classes: int, sync_batch_norm: bool) -> "keras.Model":
     """What the function returns that is named, checked: a model, float32 images in [0, 255] -> float32 logits.
 
     The function is called as `function(image_size, num_classes, channels)`. It returns a functional Keras model; or
@@ -61,6 +62,8 @@ def build(network: str, *, image_size: tuple[int, int], num_classes: int, sync_b
     Raises:
       ConfigError: if there is no such function, it fails, or it returns something else.
     """
+    import keras  # here: whoever asks for a fingerprint need not wait for it
+
     function = _function(network)
     try:
         made = function(image_size, num_classes, CHANNELS)
@@ -111,7 +114,7 @@ def _module(network: str) -> ModuleType:
     return module
 
 
-def _set_learning_rate_factors(network: str, model: keras.Model, groups: Any) -> None:
+def _set_learning_rate_factors(network: str, model: "keras.Model", groups: Any) -> None:
     own = {id(layer) for layer in model._flatten_layers()}
     if not isinstance(groups, Mapping):
         raise ConfigError(f"--network={network}: returned {groups!r} beside its model; must be a dictionary")

@@ -1,6 +1,6 @@
 """Pictures that are worked off in tiles: where these lie, and how what is said of them becomes one picture again."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -8,7 +8,7 @@ OVERLAP = 4  # neighbouring tiles share at least one part in so many of their si
 
 
 def stripes(
-    image: np.ndarray, tile: tuple[int, int], predict: Callable[[np.ndarray], np.ndarray]
+    image: np.ndarray, tile: tuple[int, int], predict: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]]
 ) -> Iterator[np.ndarray]:
     """What is said of a picture when it is said of each of its tiles, from top to bottom.
 
@@ -19,7 +19,8 @@ def stripes(
     Args:
       image: uint8 [H, W, 3].
       tile: height and width of the tiles, which are cut to the picture's.
-      predict: part of the picture, uint8 [h, w, 3] -> float32 [h, w, C], such as probabilities.
+      predict: parts of the picture, uint8 [h, w, 3] -> of each float32 [h, w, C], such as probabilities; it is given
+        the tiles of one row, and what it says of one is used before it is asked for the next.
 
     Yields:
       float32 [rows, W, C]; all rows together are H.
@@ -29,8 +30,8 @@ def stripes(
     down, across = _shares(tops, height), _shares(lefts, width)
     begun: np.ndarray | None = None  # of the rows from the tile's top on, what the tiles so far have said
     for i, top in enumerate(tops):
-        for j, left in enumerate(lefts):
-            said = predict(image[top : top + height, left : left + width])
+        row = [image[top : top + height, left : left + width] for left in lefts]
+        for j, (left, said) in enumerate(zip(lefts, predict(row), strict=True)):
             if len(tops) == len(lefts) == 1:
                 yield said
                 return

@@ -1,6 +1,5 @@
 """Saving and restoring what a run is made of; what a kill, a full disk or a flipped bit can cost is decided here."""
 
-import json
 import logging
 import math
 import os
@@ -17,9 +16,10 @@ import tensorflow as tf
 
 from petseg.errors import CheckpointError, WorkDirectoryError
 from petseg.files import write_json, write_text
+from petseg.runs import checkpoint_files
+from petseg.runs.checkpoint_files import PREFIX, best_record, path_of, step_of, steps, unfinished, unfinished_steps
 
 logger = logging.getLogger(__name__)
-PREFIX, UNFINISHED = "ckpt-", "unfinished-"
 
 
 class Checkpoints:
@@ -47,7 +47,7 @@ class Checkpoints:
         """
         if not self._saves:
             return
-        folder = _unfinished(self._directory, step)
+        folder = unfinished(self._directory, step)
         try:
             self._clear_unfinished()
             folder.mkdir(parents=True, exist_ok=True)
@@ -115,10 +115,10 @@ class Checkpoints:
 
     def _clear_unfinished(self) -> None:
         """Removes what a process left that was killed while it saved."""
-        for step in _unfinished_steps(self._directory):
+        for step in unfinished_steps(self._directory):
             if step not in steps(self._directory):
                 _delete(self._directory, step)
-            shutil.rmtree(_unfinished(self._directory, step))
+            shutil.rmtree(unfinished(self._directory, step))
 
     def _prune(self, step: int) -> None:
         older = [number for number in steps(self._directory) if number <= step]
@@ -141,7 +141,7 @@ class BestCheckpoint:
         """Saves the current state if its score is the highest, the earlier step winning a tie; says whether it did."""
         if not self._saves:
             return False
-        record = _best_record(self._directory)
+        record = best_record(self._directory)
         if record is not None and (record["mean_iou"], -record["step"]) > (score, -step):
             return False
         self._checkpoints.save(step)
@@ -150,48 +150,6 @@ class BestCheckpoint:
             if other != step:
                 _delete(self._directory, other)
         return True
-
-
-def steps(directory: Path) -> list[int]:
-    """The steps that a folder holds checkpoints of, or traces of checkpoints, newest first."""
-    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-    parts = [re.fullmatch(rf"{PREFIX}(\d+)\.(index|data-.*)", name) for name in names]
-    complete = {int(part[1]) for part in parts if part and part[2] == "index"}
-    begun = {int(part[1]) for part in parts if part}
-    # Data without an index is damage, unless a process was killed between renaming the one and the other.
-    begun -= _unfinished_steps(directory)
-    return sorted(complete | begun | _named_by_state_file(directory), reverse=True)
-
-
-def _unfinished(directory: Path, step: int) -> Path:
-    """The folder in which a checkpoint is written."""
-    return directory / f"{UNFINISHED}{step}"
-
-
-def _unfinished_steps(directory: Path) -> set[int]:
-    """The steps at which a process was killed while it saved, or is saving now."""
-    folders = [path for path in directory.glob(f"{UNFINISHED}*") if path.is_dir()]
-    parts = [re.fullmatch(rf"{UNFINISHED}(\d+)", folder.name) for folder in folders]
-    return {int(part[1]) for part in parts if part}
-
-
-def path_of(directory: Path, step: int) -> str:
-    """Where the checkpoint of a step lies: what TensorFlow calls its path, without the suffixes of its files."""
-    return str(directory / f"{PREFIX}{step}")
-
-
-def step_of(path: str) -> int:
-    """The inverse of `path_of`."""
-    return int(Path(path).name.removeprefix(PREFIX))
-
-
-def _named_by_state_file(directory: Path) -> set[int]:
-    """What TensorFlow's `checkpoint` file names; nothing if it is missing or garbled."""
-    try:
-        text = (directory / "checkpoint").read_text(errors="replace")
-    except OSError:
-        return set()
-    return {int(step) for step in re.findall(rf'^model_checkpoint_path: "{PREFIX}(\d+)"$', text, re.MULTILINE)}
 
 
 def damage(path: str) -> str | None:
@@ -228,25 +186,12 @@ def newest_intact(directory: Path) -> str | None:
 
 
 def find(checkpoints: Path, best: Path, which: str) -> str:
-    """The path that `latest`, `best` or a path names.
+    """The path that `latest`, `best` or a path names; the latest is one that can be read.
 
     Raises:
       CheckpointError: if it does not exist.
     """
-    if which == "latest":
-        path = newest_intact(checkpoints)
-        if path is None:
-            raise CheckpointError(f"--checkpoint=latest: there is no checkpoint in {checkpoints} yet")
-        return path
-    if which == "best":
-        record = _best_record(best)
-        if record is None:
-            raise CheckpointError(f"--checkpoint=best: there is no checkpoint in {best} yet")
-        return path_of(best, record["step"])
-    path = which.removesuffix(".index")
-    if not os.path.exists(path + ".index"):
-        raise CheckpointError(f"--checkpoint={which}: there is no such checkpoint; must be latest, best, or a path")
-    return path
+    return checkpoint_files.find(checkpoints, best, which, newest_intact)
 
 
 def restore_model(path: str, **objects: Any) -> int:
@@ -295,18 +240,6 @@ def _restore(checkpoint: tf.train.Checkpoint, path: str, *, partial: bool) -> No
             status.assert_consumed()
     except Exception as error:  # as in `damage`, and AssertionError
         raise CheckpointError(f"checkpoint {path}: cannot be restored: {_first_line(error)}") from error
-
-
-def _best_record(directory: Path) -> dict[str, Any] | None:
-    """What best.json says, if it says something and the checkpoint is there."""
-    try:
-        record = json.loads((directory / "best.json").read_text())
-        return record if int(record["step"]) in steps(directory) and float(record["mean_iou"]) >= 0 else None
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("skipped %s, which is damaged: %s", directory / "best.json", _first_line(error))
-        return None
 
 
 def _delete(directory: Path, step: int) -> None:

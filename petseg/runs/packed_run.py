@@ -7,9 +7,8 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -20,7 +19,10 @@ from petseg.config import CONFIG_FORMAT, Config, DistributionConfig, RuntimeConf
 from petseg.config.eval_config import ScoreConfig
 from petseg.errors import CheckpointError, ConfigError, ExportError, one_line
 from petseg.files import write_bytes
-from petseg.runs import building, trained_run
+from petseg.runs import trained_run
+
+if TYPE_CHECKING:
+    import keras
 
 SUFFIX = ".safetensors"
 FOLDER = Path(__file__).parent.parent / "pretrained"
@@ -71,15 +73,17 @@ class PackedRun:
         """Which weights they are, in words."""
         return self.card["weights"]
 
-    def build_model(self) -> keras.Model:
+    def build_model(self) -> "keras.Model":
         """The network, with random weights; inside ``strategy.scope()`` where there is one."""
+        from petseg.runs import building
+
         return building.build_model(self.config, self.classes)
 
-    def checkpoint(self, which: str) -> str:
+    def checkpoint(self, which: str, *, intact: bool = True) -> str:
         """The path of the file, whichever checkpoint is asked for: it holds one."""
         return str(self.path)
 
-    def restore(self, path: str, model: keras.Model) -> int:
+    def restore(self, path: str, model: "keras.Model") -> int:
         """Fills the network with the weights in the file; returns the step at which the run had them.
 
         Raises:
@@ -99,7 +103,7 @@ class PackedRun:
         return {"classes": classes, "checkpoint": checkpoint, **self.card, "run": {"config": config}}
 
 
-def pack(path: Path, model: keras.Model, config: Config, classes: Classes, card: dict[str, Any]) -> PackedRun:
+def pack(path: Path, model: "keras.Model", config: Config, classes: Classes, card: dict[str, Any]) -> PackedRun:
     """Writes a model's weights into a file.
 
     Args:
@@ -141,7 +145,7 @@ def _in_half_precision(values: np.ndarray) -> np.ndarray:
         return values if values.ndim < 2 else values.astype(np.float16)
 
 
-def _by_name(model: keras.Model) -> dict[str, keras.Variable]:
+def _by_name(model: "keras.Model") -> "dict[str, keras.Variable]":
     """A model's variables, by names that are the same in every process.
 
     Those of Keras's layers without a name count up as a process builds them; so the place stands first.

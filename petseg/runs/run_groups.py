@@ -10,6 +10,7 @@ from pathlib import Path
 
 from petseg import config as config_lib
 from petseg.config import Config
+from petseg.config.eval_config import ScoreConfig
 from petseg.errors import ConfigError
 from petseg.runs.work_directory import WorkDirectory
 
@@ -89,3 +90,21 @@ def _in_order(path: Path) -> tuple[int, str]:
     """Seeds by their number, then others by name."""
     number = path.name.removeprefix(PREFIX)
     return (int(number), "") if number.isdecimal() else (2**32, path.name)
+
+
+def are_asked_for(score: ScoreConfig) -> bool:
+    """Whether the flags name several runs, on either side.
+
+    Raises:
+      ConfigError: if they do, and ask for what only one run can give; or name a run twice.
+    """
+    counts = {flag: len(find(getattr(score, flag), flag)) for flag in ("workdir", "compare")}
+    if max(counts.values()) < 2:
+        return False
+    flag = max(counts, key=lambda name: counts[name])
+    if score.checkpoint not in ("latest", "best") or score.watch or score.predict or score.export:
+        raise ConfigError(
+            f"--{flag}={getattr(score, flag)}: holds {counts[flag]} runs; must be one with --watch, --predict, "
+            "--export, --checkpoint=all or the path of a checkpoint"
+        )
+    return True

@@ -19,6 +19,7 @@ from petseg.errors import CheckpointError, ConfigError, DataError
 from petseg.evaluation import confidence_intervals, score_tables
 from petseg.evaluation.any_size import AnySizeModel
 from petseg.evaluation.evaluator import Evaluation
+from petseg.evaluation.keras_runner import KerasRunner
 from petseg.evaluation.results import image_rows, split_results
 from petseg.files import naming_what_cannot_be_written, write_bytes, write_json, write_text
 from petseg.reporting import pictures
@@ -134,9 +135,8 @@ class Scorer:
                 flip_tta=score.flip_tta,
                 details=True,
             )
-            self._any_size = AnySizeModel(
-                self._model, resize=run.config.data.resize, tile=self._tile, flip_tta=score.flip_tta
-            )
+            runner = KerasRunner(self._model, resize=run.config.data.resize, flip_tta=score.flip_tta)
+            self._any_size = AnySizeModel(runner, tile=self._tile)
 
     def counterpart(self) -> str:
         """The best checkpoint if the best one was asked for, else the latest."""

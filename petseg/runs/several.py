@@ -7,7 +7,7 @@ from typing import Any
 
 from petseg.config import Config
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.errors import ConfigError, WorkDirectoryError
+from petseg.errors import WorkDirectoryError
 from petseg.evaluation import confidence_intervals, score_tables, several_runs
 from petseg.files import read_json
 from petseg.reporting.summaries import EVAL, shown_run
@@ -18,24 +18,6 @@ from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime import process
 from petseg.runtime.signals import StopSignals
 from petseg.runtime.strategies import Placement
-
-
-def is_asked(score: ScoreConfig) -> bool:
-    """Whether the flags name several runs, on either side.
-
-    Raises:
-      ConfigError: if they do, and ask for what only one run can give; or name a run twice.
-    """
-    counts = {flag: len(run_groups.find(getattr(score, flag), flag)) for flag in ("workdir", "compare")}
-    if max(counts.values()) < 2:
-        return False
-    flag = max(counts, key=lambda name: counts[name])
-    if score.checkpoint not in ("latest", "best") or score.watch or score.predict or score.export:
-        raise ConfigError(
-            f"--{flag}={getattr(score, flag)}: holds {counts[flag]} runs; must be one with --watch, --predict, "
-            "--export, --checkpoint=all or the path of a checkpoint"
-        )
-    return True
 
 
 @dataclasses.dataclass

@@ -1,22 +1,25 @@
-"""A run in its work directory, opened to use what it trained: with which config, data, checkpoint and weights."""
+"""A run in its work directory, opened to use what it trained: with which config, data, checkpoint and weights.
+
+TensorFlow is imported where it is needed, for a run that was exported can be used without.
+"""
 
 import dataclasses
 import json
 import logging
 from pathlib import Path
-from typing import Any
-
-import keras
+from typing import TYPE_CHECKING, Any
 
 from petseg.classes import Classes
 from petseg.config import Config
 from petseg.config.eval_config import ScoreConfig
-from petseg.data import decoding
-from petseg.data.decoding import Examples
 from petseg.errors import CheckpointError, ConfigError
-from petseg.reporting.summaries import EMA
-from petseg.runs import building, checkpoints
+from petseg.runs import checkpoint_files
 from petseg.runs.work_directory import WorkDirectory
+
+if TYPE_CHECKING:
+    import keras
+
+    from petseg.data.decoding import Examples
 
 logger = logging.getLogger(__name__)
 
@@ -82,20 +85,32 @@ class TrainedRun:
           step: step of the checkpoint.
           *differences: short names of what is done otherwise than in training; none where training wrote the scores.
         """
+        from petseg.reporting.summaries import EMA
+
         parts = [EMA, *differences] if self.averaged else differences
         return self.workdir.results_file(split, step, ".".join(parts))
 
-    def load(self, split: str) -> Examples:
+    def load(self, split: str) -> "Examples":
         """The examples of a split, kept as the config's `cache` says."""
+        from petseg.data import decoding
+
         return decoding.load(self.config.data, split, self.classes)
 
-    def checkpoint(self, which: str) -> str:
+    def checkpoint(self, which: str, *, intact: bool = True) -> str:
         """The path of a checkpoint: the `latest`, the `best`, or a path.
+
+        Args:
+          which: which one.
+          intact: whether the latest must be one that can be read, which only TensorFlow can tell.
 
         Raises:
           CheckpointError: if there is none.
         """
-        return checkpoints.find(self.workdir.checkpoints, self.workdir.best, which)
+        if intact:
+            from petseg.runs import checkpoints
+
+            return checkpoints.find(self.workdir.checkpoints, self.workdir.best, which)
+        return checkpoint_files.find(self.workdir.checkpoints, self.workdir.best, which, checkpoint_files.newest)
 
     def all_checkpoints(self) -> list[str]:
         """The paths of the checkpoints that the run keeps as it goes, oldest first.
@@ -110,11 +125,11 @@ class TrainedRun:
 
     def steps(self) -> list[int]:
         """The steps at which there are checkpoints now, newest first."""
-        return checkpoints.steps(self.workdir.checkpoints)
+        return checkpoint_files.steps(self.workdir.checkpoints)
 
     def path_of(self, step: int) -> str:
         """The path of the checkpoint of a step."""
-        return checkpoints.path_of(self.workdir.checkpoints, step)
+        return checkpoint_files.path_of(self.workdir.checkpoints, step)
 
     def model_card(self, checkpoint: str, split: str, step: int) -> dict[str, Any]:
         """What a model card says of the run: its classes, its scores on a split at a step, and its config.json."""
@@ -128,16 +143,20 @@ class TrainedRun:
             "run": json.loads(self.workdir.config_file.read_text()),
         }
 
-    def build_model(self) -> keras.Model:
+    def build_model(self) -> "keras.Model":
         """The network, to be filled by `restore`; inside ``strategy.scope()`` where there is one."""
+        from petseg.runs import building
+
         return building.build_model(self.config, self.classes)
 
-    def restore(self, path: str, model: keras.Model) -> int:
+    def restore(self, path: str, model: "keras.Model") -> int:
         """Fills the network with the weights that are used, as a checkpoint has them; returns their step.
 
         Raises:
           CheckpointError: if the checkpoint is damaged, or of another model, or without averages.
         """
+        from petseg.runs import building
+
         return building.restore(path, self.config, model, averaged=self.averaged)
 
 

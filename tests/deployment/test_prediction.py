@@ -12,7 +12,7 @@ from PIL import Image
 
 from petseg.classes import PETS, Classes
 from petseg.config import Config, command_line
-from petseg.deployment import photographs, prediction
+from petseg.deployment import photograph_files, photographs, prediction
 from petseg.errors import ConfigError, DataError, UnreadableFilesError, WorkDirectoryError
 from petseg.models import encoders, unet
 from petseg.runs import experiment
@@ -111,15 +111,13 @@ def test_folders_globs_and_files_of_one_name(predictor, tmp_path):
             (tmp_path / name).write_text("no photograph")
         else:
             Image.fromarray(photograph(40, 40)).save(tmp_path / name)
-    assert [file.name for file in prediction.find_files(str(tmp_path / "b"))] == ["cat.jpg"]
+    assert [file.name for file in photograph_files.find_files(str(tmp_path / "b"))] == ["cat.jpg"]
     masks = prediction.predict_files(predictor, str(tmp_path / "*" / "cat.*"), str(tmp_path / "out"))
     names = [str(mask.relative_to(tmp_path / "out")) for mask in masks]
     assert names == ["a/cat.PNG.mask.png" if "PNG" in str(m) else n for n, m in zip(names, masks, strict=True)]
     assert sorted(names) == ["a/cat.PNG.mask.png", "a/cat.jpg.mask.png", "b/cat.mask.png"]
     with pytest.raises(DataError, match="matches no file"):
-        prediction.find_files(str(tmp_path / "*.jpg"))
-    with pytest.raises(DataError, match="matches no file"):
-        prediction.find_files(str(tmp_path))
+        photograph_files.find_files(str(tmp_path / "*.jpg"))
 
 
 def test_what_is_no_photograph_is_reported_and_the_rest_is_done(predictor, tmp_path, caplog):
@@ -184,7 +182,7 @@ def test_own_outputs_are_replaced_and_never_taken_for_photographs(predictor, tmp
         }  # fmt: skip
     assert "3 files that petseg wrote are no photographs: passed over" in caplog.text
     with pytest.raises(DataError, match="matches only masks and overlays that petseg wrote"):
-        prediction.find_files(str(tmp_path / "*.mask.png"))
+        photograph_files.find_files(str(tmp_path / "*.mask.png"))
     changed = np.asarray(Image.open(mask)).copy()
     changed[:5] = 1  # a user corrects a mask: from now on it is his
     Image.fromarray(changed).save(mask)
@@ -265,7 +263,7 @@ def test_as_a_program(data_dir, tmp_path):
     assert lines[-1] == "eval.py: error: 1 of 2 files cannot be read; the rest is done"
     for flag, message in (
         (f"--predict={tmp_path}/none/*.jpg", "matches no file"),
-        ("--checkpoint=all", "--output_dir must come with one of the other two, and one of them with it"),
+        ("--checkpoint=all", f"--output_dir={tmp_path / 'out'}: must come with --predict"),
     ):
         result = run_program("eval.py", *flags, flag)
         assert result.returncode == 2

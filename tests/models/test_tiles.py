@@ -17,9 +17,9 @@ def places(height, width):
 def test_tiles_cover_the_picture_and_what_is_the_same_in_all_stays_the_same(height, width, tall, wide):
     image, seen = places(height, width), []
 
-    def predict(part):
-        seen.append(part.shape)
-        return part
+    def predict(row):
+        seen.extend(part.shape for part in row)
+        return row
 
     found = list(tiles.stripes(image, (tall, wide), predict))
     np.testing.assert_allclose(np.concatenate(found), image, rtol=1e-5, atol=1e-5)
@@ -41,9 +41,11 @@ def test_from_one_tile_to_the_next_there_is_no_step():
     """Each tile says something else; in the result, neighbouring pixels differ little."""
     said = iter(np.linspace(0, 1, 64))
     image = np.zeros((200, 200, 3), np.uint8)
-    found = np.concatenate(
-        list(tiles.stripes(image, (64, 64), lambda part: np.full((*part.shape[:2], 1), next(said), np.float32)))
-    )[..., 0]
+
+    def predict(row):
+        return (np.full((*part.shape[:2], 1), next(said), np.float32) for part in row)
+
+    found = np.concatenate(list(tiles.stripes(image, (64, 64), predict)))[..., 0]
     assert np.ptp(found) > 0.2  # what the tiles say goes from 0 to .25
     assert max(np.abs(np.diff(found, axis=axis)).max() for axis in (0, 1)) < 0.02
 
@@ -51,13 +53,13 @@ def test_from_one_tile_to_the_next_there_is_no_step():
 def test_where_one_tile_says_something_it_is_exactly_that():
     rng = np.random.default_rng(0)
     image = rng.random((100, 150, 3), np.float32)
-    found = np.concatenate(list(tiles.stripes(image, (64, 64), lambda part: part)))
+    found = np.concatenate(list(tiles.stripes(image, (64, 64), lambda row: row)))
     np.testing.assert_array_equal(found[:36, :43], image[:36, :43])  # the first tile alone
-    (whole,) = tiles.stripes(image, (100, 150), lambda part: part)
+    (whole,) = tiles.stripes(image, (100, 150), lambda row: row)
     np.testing.assert_array_equal(whole, image)
 
 
 @pytest.mark.parametrize(("height", "rows"), [(64, [64]), (65, [1, 64]), (200, [45, 46, 45, 64])])
 def test_as_soon_as_rows_are_done_they_are_handed_on(height, rows):
-    found = tiles.stripes(np.zeros((height, 80, 3), np.float32), (64, 64), lambda part: part)
+    found = tiles.stripes(np.zeros((height, 80, 3), np.float32), (64, 64), lambda row: row)
     assert [len(stripe) for stripe in found] == rows

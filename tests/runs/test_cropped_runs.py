@@ -8,7 +8,7 @@ from PIL import Image
 
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import decoding
-from petseg.deployment import commands
+from petseg.deployment import prediction_command
 from petseg.errors import ConfigError
 from petseg.runs import experiment, scoring
 
@@ -29,7 +29,7 @@ def test_it_is_trained_scored_and_used(tiny_config, tmp_path):
     photo = ScoreConfig(
         workdir=config.runtime.workdir, predict=str(tmp_path / "photo.png"), output_dir=str(tmp_path / "out")
     )
-    (mask,) = commands.predict(EvalConfig(photo))
+    (mask,) = prediction_command.predict(EvalConfig(photo))
     assert Image.open(mask).size == pairs[0][0].shape[1::-1]
     with pytest.raises(ConfigError, match=r"--tile=96: .* at most its --image_size=64, and not 0"):
-        commands.predict(EvalConfig(dataclasses.replace(photo, tile="96")))
+        prediction_command.predict(EvalConfig(dataclasses.replace(photo, tile="96")))

@@ -14,7 +14,7 @@ from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import drawn_folders
 from petseg.data.drawn_folders import WriteConfig
-from petseg.deployment import commands
+from petseg.deployment import prediction_command
 from petseg.errors import ConfigError, WorkDirectoryError
 from petseg.runs import experiment, scoring
 from petseg.runs.work_directory import WorkDirectory
@@ -79,7 +79,7 @@ def test_masks_of_new_photographs_need_no_data_set(trained, animals, tmp_path):
     (workdir / "config.json").write_text(json.dumps(record))
     photograph = next((animals / "images" / "test").glob("*.jpg"))
     score = ScoreConfig(workdir=str(workdir), predict=str(photograph), output_dir=str(tmp_path / "out"), cutout=True)
-    (file,) = commands.predict(EvalConfig(score))
+    (file,) = prediction_command.predict(EvalConfig(score))
     with Image.open(file) as mask, Image.open(photograph) as picture:
         assert mask.size == picture.size
         assert np.array(mask).max() < 3

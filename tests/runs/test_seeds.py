@@ -21,7 +21,7 @@ from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.errors import ConfigError
 from petseg.evaluation import several_runs
-from petseg.runs import experiment, seeds, several
+from petseg.runs import experiment, run_groups, seeds, several
 from petseg.runs.seeds import SeedsConfig
 from petseg.runs.work_directory import WorkDirectory
 
@@ -93,7 +93,7 @@ def score(**options):
 
 def test_experiments_are_scored_and_compared_over_their_seeds(folder, capsys, tmp_path):
     flags = score(workdir=folder / "a", compare=folder / "b", csv=tmp_path / "images.csv")
-    assert several.is_asked(flags)
+    assert run_groups.are_asked_for(flags)
     results = several.evaluate(EvalConfig(flags))
     assert len(results) == 2
     comparison = results[0]["comparison"]
@@ -114,11 +114,11 @@ def test_experiments_are_scored_and_compared_over_their_seeds(folder, capsys, tm
 
 
 def test_a_single_run_is_scored_as_ever_and_what_needs_one_refuses_several(folder):
-    assert not several.is_asked(score(workdir=folder / "b", compare=folder / "a" / "seed-0"))
+    assert not run_groups.are_asked_for(score(workdir=folder / "b", compare=folder / "a" / "seed-0"))
     with pytest.raises(ConfigError, match=r"--workdir=.*/a: holds 2 runs; must be one with --watch, --predict"):
-        several.is_asked(score(workdir=folder / "a", checkpoint="all"))
+        run_groups.are_asked_for(score(workdir=folder / "a", checkpoint="all"))
     with pytest.raises(ConfigError, match=r"--compare=.*/a: holds 2 runs"):
-        several.is_asked(score(workdir=folder / "b", compare=folder / "a", checkpoint="some/ckpt-4"))
+        run_groups.are_asked_for(score(workdir=folder / "b", compare=folder / "a", checkpoint="some/ckpt-4"))
 
 
 def test_tensorboard_shows_the_runs_of_an_experiment_as_one_group_with_their_mean(folder):

@@ -1,0 +1,67 @@
+"""Where the ONNX files are with which `--runtime=onnx` predicts. Imports no TensorFlow but to make one."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+from petseg.config import DistributionConfig
+from petseg.deployment.onnx_runner import check_onnxruntime
+from petseg.files import naming_what_cannot_be_written
+from petseg.runs import packed_run
+from petseg.runs.packed_run import PackedRun
+from petseg.runs.trained_run import TrainedRun
+
+logger = logging.getLogger(__name__)
+FOLDER, SUFFIX = "onnx", ".onnx"
+
+
+def find_or_make(run: TrainedRun | PackedRun, which: str, distribution: DistributionConfig) -> Path:
+    """The ONNX file of a checkpoint of a run; it is made, by TensorFlow, if it is not there.
+
+    Args:
+      run: the trained run.
+      which: the checkpoint: `latest`, `best`, or a path.
+      distribution: the flags that say on which device TensorFlow computes.
+
+    Raises:
+      PetsegError: if there is no such checkpoint, a package is missing, or the file cannot be written.
+    """
+    check_onnxruntime()
+    file = _file(run, run.checkpoint(which, intact=False))
+    if file.is_file():
+        return file
+    from petseg.runtime import startup
+
+    startup.load_tensorflow()
+    from petseg.deployment import export
+    from petseg.runtime import process
+
+    export.check_formats(["onnx"])
+    path = run.checkpoint(which)  # the newest may be damaged
+    file = _file(run, path)
+    if not file.is_file():
+        logger.info("makes %s, once for this checkpoint: later calls start without TensorFlow", file)
+        process.set_up_runtime(run.config, distribution, one_device=True)
+        model = run.build_model()
+        run.restore(path, model)
+        with naming_what_cannot_be_written(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            export.write_onnx(model, file)
+    return file
+
+
+def _file(run: TrainedRun | PackedRun, checkpoint: str) -> Path:
+    """Named by step and weights, and by a digest: a run that began anew has other weights at the same step."""
+    if isinstance(run, TrainedRun):
+        path = Path(checkpoint)
+        folder, name, digest = run.workdir.path, f"{path.name}.{run.weights}", _digest(Path(f"{path}.index"))
+    else:
+        if run.path.parent == packed_run.FOLDER:
+            return run.path.with_suffix(SUFFIX)
+        folder, name, digest = run.path.parent, run.path.stem, _digest(run.path)
+    return folder / FOLDER / f"{name}.{digest}{SUFFIX}"
+
+
+def _digest(file: Path) -> str:
+    """A text that differs where files do; of a checkpoint, its index holds the checksums of all tensors."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]

@@ -1,0 +1,75 @@
+"""An exported model on pictures of any size, by ONNX Runtime and NumPy: TensorFlow takes seconds to load."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from petseg.data.numpy_resizing import NumpyResizing
+from petseg.errors import ConfigError, ExportError, one_line
+from petseg.evaluation.any_size import SMALLEST, batch_size
+
+
+class OnnxRunner:
+    """An ONNX file that petseg exported, as `any_size.Runner`.
+
+    Args:
+      path: the file: `image`, uint8 [B, h, w, 3] -> `probabilities`, float32 [B, h, w, C].
+      resize: how pictures come to the network's size, one of RESIZES.
+      flip_tta: whether to average the probabilities of a picture and of its mirror image.
+
+    Attributes:
+      size: height and width of the network's input.
+      num_classes: number of classes.
+
+    Raises:
+      ConfigError: if ONNX Runtime is not installed.
+      ExportError: if the file cannot be read, or is no export of petseg's.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, resize: str = "stretch", flip_tta: bool = False):
+        check_onnxruntime()
+        import onnxruntime
+
+        if not os.path.isfile(path):
+            raise ExportError(f"{path}: there is no such file; must be an ONNX file")
+        try:
+            self._session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
+            image = {each.name: each for each in self._session.get_inputs()}["image"]
+            said = {each.name: each for each in self._session.get_outputs()}["probabilities"]
+            (_, height, width, _), (*_, self.num_classes) = image.shape, said.shape
+            self.size = (int(height), int(width))
+        except Exception as error:  # ONNX Runtime raises classes of its own, and bare ones
+            raise ExportError(f"{path}: is no ONNX file that petseg exported: {one_line(error)}") from error
+        self.batch_size = batch_size(self.size)
+        self._resizing, self._flip_tta = NumpyResizing(self.size, resize), flip_tta
+
+    def shrink(self, image: np.ndarray) -> np.ndarray:
+        return self._resizing.image(image)
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        said = self._probabilities(images)
+        if self._flip_tta:
+            said = (said + self._probabilities(images[:, :, ::-1])[:, :, ::-1]) / 2
+        return np.log(np.maximum(said, SMALLEST))  # logits, but for a constant of each pixel
+
+    def grow(self, logits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        return np.moveaxis(np.concatenate(list(self._resizing.back(logits, shape)), axis=1), 0, -1)
+
+    def probabilities(self, logits: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+        for planes in self._resizing.back(logits, shape):
+            planes -= planes.max(axis=0)
+            np.exp(planes, out=planes)
+            planes /= planes.sum(axis=0)
+            yield np.moveaxis(planes, 0, -1)
+
+    def _probabilities(self, images: np.ndarray) -> Any:
+        return self._session.run(["probabilities"], {"image": np.ascontiguousarray(images)})[0]
+
+
+def check_onnxruntime() -> None:
+    """Raises ConfigError if ONNX Runtime is not installed."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise ConfigError("--runtime=onnx: needs the package onnxruntime: pip install 'petseg[export]'")

@@ -1,0 +1,56 @@
+"""A Keras model on pictures of any size: resized, computed and resized back by TensorFlow."""
+
+from collections.abc import Iterable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from petseg.data.resizing import Resizing
+from petseg.evaluation.any_size import batch_size
+from petseg.models import inference
+
+
+class KerasRunner:
+    """A Keras model as `any_size.Runner`.
+
+    Args:
+      model: the network, float32 images in [0, 255] of one size -> float32 logits.
+      resize: how pictures come to the network's size, one of RESIZES.
+      flip_tta: whether to average the probabilities of a picture and of its mirror image.
+    """
+
+    def __init__(self, model: keras.Model, *, resize: str = "stretch", flip_tta: bool = False):
+        *size, channels = model.input_shape[1:]
+        self.batch_size = batch_size(size)
+        self._model, self._flip_tta = model, flip_tta
+        self._resizing = Resizing(tuple(size), resize)
+        image = tf.TensorSpec([None, None, channels], tf.uint8)
+        images = tf.TensorSpec([None, *size, channels], tf.uint8)
+        logits, shape = tf.TensorSpec(model.output_shape[1:], tf.float32), tf.TensorSpec([2], tf.int32)
+        self._shrink = tf.function(self._resizing.image, input_signature=[image], autograph=False)
+        self._logits = tf.function(self._said, input_signature=[images], autograph=False)
+        self._grow = tf.function(self._back, input_signature=[logits, shape], autograph=False)
+        self._probabilities = tf.function(
+            lambda logits, shape: tf.nn.softmax(self._back(logits, shape)),
+            input_signature=[logits, shape],
+            autograph=False,
+        )
+
+    def shrink(self, image: np.ndarray) -> np.ndarray:
+        return self._shrink(image).numpy()
+
+    def logits(self, images: np.ndarray) -> tf.Tensor:
+        return self._logits(images)
+
+    def grow(self, logits: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
+        return self._grow(logits, shape[:2])
+
+    def probabilities(self, logits: tf.Tensor, shape: tuple[int, ...]) -> Iterable[np.ndarray]:
+        return [self._probabilities(logits, shape[:2]).numpy()]
+
+    def _said(self, images: tf.Tensor) -> tf.Tensor:
+        return inference.logits(self._model, images, flip_tta=self._flip_tta)
+
+    def _back(self, logits: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+        return self._resizing.back(logits[None], shape)[0]

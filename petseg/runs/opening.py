@@ -1,0 +1,29 @@
+"""A trained run, wherever it is: in a work directory, or in a file of packed weights. Imports no TensorFlow."""
+
+import os
+from pathlib import Path
+
+from petseg.config.eval_config import ScoreConfig
+from petseg.errors import WorkDirectoryError
+from petseg.runs import packed_run
+from petseg.runs.packed_run import PackedRun
+from petseg.runs.trained_run import TrainedRun
+from petseg.runs.work_directory import WorkDirectory
+
+
+def open_run(score: ScoreConfig) -> TrainedRun | PackedRun:
+    """The trained run in a work directory, or in a file of packed weights.
+
+    Raises:
+      PetsegError: if there is none.
+    """
+    source = score.packed or score.workdir
+    if file := packed_run.find(source):
+        return PackedRun.open(file, score)
+    if not Path(source).exists() and not os.path.dirname(source):
+        names = ", ".join(packed_run.NAMES) or "none"
+        raise WorkDirectoryError(
+            f"{source}: must be a work directory, a file of packed weights (*{packed_run.SUFFIX}), or the name of a "
+            f"packaged model; there are {names}"
+        )
+    return TrainedRun.open(WorkDirectory(source), score)
