@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 from petseg.config import DistributionConfig, command_line
 from petseg.config.eval_config import PACKAGED
 from petseg.config.options import Group, option
+from petseg.deployment.demo_networks import Networks
 from petseg.errors import ConfigError
 from petseg.runtime import startup
+from petseg.runtime.signals import StopSignals
 
 if TYPE_CHECKING:
     import gradio as gr
-
-    from petseg.deployment.demo_networks import Networks
 
 logger = logging.getLogger(__name__)
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -58,13 +58,11 @@ def main(config: DemoConfig) -> None:
     """
     if importlib.util.find_spec("gradio") is None:
         raise ConfigError("the page needs the package gradio, which is not there: pip install 'petseg[demo]'")
-    startup.load_tensorflow(show_greetings=config.debug)
-    from petseg.deployment.demo_networks import Networks
-    from petseg.runtime import process
-    from petseg.runtime.signals import StopSignals
-
     with StopSignals(), tempfile.TemporaryDirectory(prefix="petseg-demo-") as folder:
         networks = Networks(config.workdir or PACKAGED, allow_code=config.allow_code)
+        startup.load_tensorflow(show_greetings=config.debug)
+        from petseg.runtime import process
+
         process.set_up_runtime(networks.run.config, DistributionConfig(), one_device=True)
         networks.load_first()
         page = _serve(config, networks, Path(folder))
@@ -74,7 +72,7 @@ def main(config: DemoConfig) -> None:
             page.close(verbose=False)
 
 
-def _serve(config: DemoConfig, networks: "Networks", folder: Path) -> "gr.Blocks":
+def _serve(config: DemoConfig, networks: Networks, folder: Path) -> "gr.Blocks":
     """Serves the page from threads of its own.
 
     Args:

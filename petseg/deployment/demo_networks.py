@@ -1,13 +1,17 @@
 """The networks among which the demo page lets people choose."""
 
 import functools
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from petseg.config.eval_config import ScoreConfig
-from petseg.deployment.segmenter import Segmenter, load, open_run
 from petseg.errors import CheckpointError, ConfigError
+from petseg.runs.opening import open_run
 from petseg.runs.packed_run import PackedRun
+
+if TYPE_CHECKING:
+    from petseg.deployment.segmenter import Segmenter
 
 CHECKPOINTS = ("best", "latest")
 
@@ -40,7 +44,7 @@ class Networks:
                 raise CheckpointError(f"--workdir={source}: there is no checkpoint yet")
         self._loaded = functools.lru_cache(maxsize=None)(self._load)  # eight at most
 
-    def __call__(self, checkpoint: str, averaged: bool, flip_tta: bool) -> Segmenter:
+    def __call__(self, checkpoint: str, averaged: bool, flip_tta: bool) -> "Segmenter":
         """A network, loaded when it is first asked for.
 
         Args:
@@ -59,7 +63,9 @@ class Networks:
         """Loads the network with which the page begins."""
         self(self.checkpoints[0] if self.checkpoints else "", self.has_averages, False)
 
-    def _load(self, checkpoint: str, averaged: bool, flip_tta: bool) -> Segmenter:
+    def _load(self, checkpoint: str, averaged: bool, flip_tta: bool) -> "Segmenter":
+        from petseg.deployment.segmenter import load  # and with it TensorFlow, which finding the run does not need
+
         segmenter = load(
             self._source,
             checkpoint=checkpoint,
