@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from petseg.config import DistributionConfig, command_line
-from petseg.config.eval_config import PACKAGED
+from petseg.config.eval_config import PACKAGED, ScoreConfig
 from petseg.config.options import Group, option
 from petseg.deployment.demo_networks import Networks
 from petseg.errors import ConfigError
+from petseg.runs.opening import open_run
 from petseg.runtime import startup
 from petseg.runtime.signals import StopSignals
 
@@ -59,11 +60,13 @@ def main(config: DemoConfig) -> None:
     if importlib.util.find_spec("gradio") is None:
         raise ConfigError("the page needs the package gradio, which is not there: pip install 'petseg[demo]'")
     with StopSignals(), tempfile.TemporaryDirectory(prefix="petseg-demo-") as folder:
-        networks = Networks(config.workdir or PACKAGED, allow_code=config.allow_code)
+        source = config.workdir or PACKAGED
+        run = open_run(ScoreConfig(workdir=source, allow_code=config.allow_code))
         startup.load_tensorflow(show_greetings=config.debug)
         from petseg.runtime import process
 
-        process.set_up_runtime(networks.run.config, DistributionConfig(), one_device=True)
+        networks = Networks(source, run, allow_code=config.allow_code)
+        process.set_up_runtime(run.config, DistributionConfig(), one_device=True)
         networks.load_first()
         page = _serve(config, networks, Path(folder))
         try:

@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from petseg.config.eval_config import ScoreConfig
 from petseg.errors import CheckpointError, ConfigError
-from petseg.runs.opening import open_run
 from petseg.runs.packed_run import PackedRun
+from petseg.runs.trained_run import TrainedRun
 
 if TYPE_CHECKING:
     from petseg.deployment.segmenter import Segmenter
@@ -21,6 +20,7 @@ class Networks:
 
     Args:
       source: a work directory, a file of packed weights, or the name of a packaged model.
+      run: the run that is there.
       allow_code: whether the Python code of a run's own network may be run.
 
     Attributes:
@@ -29,17 +29,16 @@ class Networks:
       has_averages: whether there is a choice between trained and averaged weights.
 
     Raises:
-      PetsegError: if there is no such run, it has no checkpoint, or needs code that is not allowed.
+      CheckpointError: if the run has no checkpoint.
     """
 
-    def __init__(self, source: str, *, allow_code: bool = False):
-        self._source, self._allow_code = source, allow_code
-        self.run = open_run(ScoreConfig(workdir=source, allow_code=allow_code))
+    def __init__(self, source: str, run: TrainedRun | PackedRun, *, allow_code: bool = False):
+        self._source, self._allow_code, self.run = source, allow_code, run
         self.checkpoints: tuple[str, ...] = ()
         self.has_averages = False
-        if not isinstance(self.run, PackedRun):
+        if isinstance(run, TrainedRun):
             self.checkpoints = tuple(which for which in CHECKPOINTS if self._exists(which))
-            self.has_averages = self.run.config.optimizer.ema_decay > 0
+            self.has_averages = run.config.optimizer.ema_decay > 0
             if not self.checkpoints:
                 raise CheckpointError(f"--workdir={source}: there is no checkpoint yet")
         self._loaded = functools.lru_cache(maxsize=None)(self._load)  # eight at most
@@ -64,7 +63,7 @@ class Networks:
         self(self.checkpoints[0] if self.checkpoints else "", self.has_averages, False)
 
     def _load(self, checkpoint: str, averaged: bool, flip_tta: bool) -> "Segmenter":
-        from petseg.deployment.segmenter import load  # and with it TensorFlow, which finding the run does not need
+        from petseg.deployment.segmenter import load  # and with it TensorFlow
 
         segmenter = load(
             self._source,

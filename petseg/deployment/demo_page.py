@@ -16,7 +16,7 @@ from petseg.deployment.photograph_files import blended
 from petseg.errors import PetsegError, one_line
 
 logger = logging.getLogger(__name__)
-MOST_PIXELS = 4_000_000  # of what is segmented and shown; eval.py --predict reduces nothing
+MOST_PIXELS = 2_000_000  # of what is segmented and shown; eval.py --predict reduces nothing
 MOST_PROBABILITIES = 2**28  # so that hundreds of classes take no more than 1 GiB
 EXAMPLES = 8
 OPACITY = 0.5
