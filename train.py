@@ -1,15 +1,6 @@
-"""Trains a U-Net on pets: flags -> Config -> petseg.runs.experiment.train."""
+"""Trains a network; the command `petseg-train` is the same from anywhere."""
 
-from petseg.config import Config, command_line
-from petseg.runtime import startup
-
-
-def main(config: Config) -> None:
-    startup.load_tensorflow(show_greetings=config.runtime.debug)  # after the flags are checked
-    from petseg.runs import experiment
-
-    experiment.train(config)
-
+from petseg import programs
 
 if __name__ == "__main__":
-    command_line.run(main, Config, __doc__)
+    programs.train()

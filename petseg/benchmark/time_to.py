@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from petseg.config import Config, command_line
+from petseg.config import Config, command_line, presets
 from petseg.config.options import Group, option
 from petseg.errors import ConfigError, PetsegError
 
-PRESETS = Path(__file__).parents[1] / "presets"
 FIT, TUTORIAL = "model.fit", "tutorial"
 logger = logging.getLogger("petseg.benchmark")
 
@@ -57,13 +56,11 @@ class TimeToConfig(Group):
         return {name: self._config(name, flags) for name in names}
 
     def _config(self, name: str, flags: Sequence[str]) -> Config:
-        file = PRESETS / f"{TUTORIAL if name == FIT else name}.cfg"
+        file = presets.FOLDER / f"{TUTORIAL if name == FIT else name}.cfg"
         file = file if file.is_file() else Path(name)
         if not file.is_file():
-            known = sorted(preset.stem for preset in PRESETS.glob("*.cfg"))
-            raise ConfigError(
-                f"--contestants={name}: must be {FIT}, a file of flags, or one of the presets {', '.join(known)}"
-            )
+            known = ", ".join(presets.names())
+            raise ConfigError(f"--contestants={name}: must be {FIT}, a file of flags, or one of the presets {known}")
         return command_line.parse(["train.py", f"--flagfile={file}", *flags], Config)
 
     def check(self) -> None:

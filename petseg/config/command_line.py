@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -9,17 +10,19 @@ from typing import Any, TypeVar
 
 from absl import flags
 
-from petseg.config import options
+from petseg.config import options, presets
 from petseg.errors import PetsegError, StoppedError
 
 C = TypeVar("C")
+SCRIPTS = ("train.py", "eval.py")
 
 
 def parse(argv: Sequence[str], config_class: type[C]) -> C:
     """Reads flags into a config.
 
     Args:
-      argv: name of the program and its arguments; ``--flagfile=FILE`` reads more of them from a file.
+      argv: name of the program and its arguments; ``--flagfile=FILE`` reads more of them from a file, and, where a
+        training is described, ``--preset=NAME`` from the file of a preset.
       config_class: `config.Config` or `eval_config.EvalConfig`.
 
     Raises:
@@ -28,7 +31,7 @@ def parse(argv: Sequence[str], config_class: type[C]) -> C:
     flag_values = flags.FlagValues()
     options.define_flags(config_class, flag_values)
     try:
-        rest = flag_values(list(argv))[1:]
+        rest = flag_values([argv[0], *_expanded(argv[1:], config_class, flag_values)])[1:]
     except flags.Error as error:
         raise PetsegError(" ".join(str(error).split()).removeprefix("flag ")) from error
     if rest:
@@ -38,18 +41,52 @@ def parse(argv: Sequence[str], config_class: type[C]) -> C:
     return options.from_flags(config_class, flag_values)
 
 
+def _expanded(arguments: Sequence[str], config_class: type, flag_values: flags.FlagValues) -> list[str]:
+    """The arguments, and in place of each file or preset what it holds; files may name presets too."""
+    found = flag_values.read_flags_from_files(arguments, force_gnu=False)
+    while _has_presets(config_class) and presets.includes_preset(found):
+        found = flag_values.read_flags_from_files(presets.as_flagfiles(found), force_gnu=False)
+    return found
+
+
+def _has_presets(config_class: type) -> bool:
+    return getattr(config_class, "has_presets", False)
+
+
+def invocation(script: str) -> str:
+    """How a program is started from here: `python train.py` where a script of a checkout runs, else `petseg-train`.
+
+    Args:
+      script: `train.py` or `eval.py`.
+    """
+    folder, running = os.path.split(sys.argv[0])
+    if running in SCRIPTS:
+        return f"python {shlex.quote(os.path.join(folder, script))}"
+    return f"petseg-{os.path.splitext(script)[0]}"
+
+
 def help_text(program: str, summary: str, config_class: type) -> str:
     """All flags by group, with their defaults."""
-    lines = [summary, "", f"usage: python {program} [--flagfile=FILE] [--flag=value ...]"]
+    shown_program = f"python {program}" if program.endswith(".py") else program
+    has_presets = _has_presets(config_class)
+    preset = "[--preset=NAME] " if has_presets else ""
+    lines = [summary, "", f"usage: {shown_program} {preset}[--flagfile=FILE] [--flag=value ...]"]
+    if has_presets:
+        lines += ["", "presets, files of flags; later flags win:"]
+        for name in presets.names():
+            lines += [f"  --preset={name}", _indented(presets.summary(name))]
     group = None
     for name, flag, default, help_line in options.rows(config_class):
         if name != group:
             group = name
             lines += ["", f"{name or 'flags'}:"]
         shown = default if default else "''"
-        text = textwrap.fill(help_line, 112, initial_indent=" " * 6, subsequent_indent=" " * 6)
-        lines += [f"  --{flag}={shown}", text]
+        lines += [f"  --{flag}={shown}", _indented(help_line)]
     return "\n".join(lines)
+
+
+def _indented(text: str) -> str:
+    return textwrap.fill(text, 112, initial_indent=" " * 6, subsequent_indent=" " * 6)
 
 
 def run(main: Callable[[C], Any], config_class: type[C], summary: str) -> None:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
+from petseg.config import presets
 from petseg.config.options import Group, option, sides
 from petseg.errors import ConfigError
 
@@ -53,8 +55,8 @@ class DataConfig(Group):
     )
     classes: str = option(
         "",
-        "JSON file of the classes: names, values or colours in masks, colours in pictures; empty: those that the data "
-        "set brings",
+        "JSON file of the classes: names, values or colours in masks, colours in pictures; `camvid_classes.json` comes "
+        "with petseg; empty: those that the data set brings",
     )
     image_files: str = option(
         "",
@@ -116,6 +118,11 @@ class DataConfig(Group):
     def size(self) -> tuple[int, int]:
         """Height and width of the network's input, in pixels."""
         return picture_size("image_size", self.image_size)
+
+    @property
+    def classes_file(self) -> Path:
+        """The file that --classes names; those of presets are found by their name alone."""
+        return presets.file_at(self.classes)
 
     def _check_folder(self) -> None:
         """Raises ConfigError if the flags do not say where pictures and masks are."""

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from petseg.config import command_line, options
 from petseg.config.augmentation_config import AugmentationConfig
@@ -248,6 +248,8 @@ class Config:
     Raises:
       ConfigError: if two fields contradict each other.
     """
+
+    has_presets: ClassVar[bool] = True  # its flags may come from --preset=NAME
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)

@@ -199,7 +199,7 @@ def classes_of(config: DataConfig) -> Classes:
 def _named_classes(config: DataConfig) -> Classes:
     """The classes that a file names, or that are known of the data set."""
     if config.classes:
-        return Classes.read(Path(config.classes).expanduser())
+        return Classes.read(config.classes_file)
     name = config.dataset.split(":")[0].split("/")[0]
     if name not in KNOWN_CLASSES:
         _builder(config.dataset, config.data_dir)  # which raises if there is no such data set

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tqdm
+from tqdm.auto import tqdm
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
@@ -267,7 +267,7 @@ def _decode_all(
     keys = [*labels, "tfds_id"] if located else [*labels]
     iterator = _fetched(source, source.undecoded(located=located), keys)
     hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
-    progress = tqdm.tqdm(source.positions, desc=f"decoding {split}", unit=" images", disable=hidden, leave=False)
+    progress = tqdm(source.positions, desc=f"decoding {split}", unit=" images", disable=hidden, leave=False)
     for i, position in enumerate(progress):
         where = f"{data_set.name}, split {split}, example {position}"
         try:

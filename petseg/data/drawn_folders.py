@@ -9,11 +9,12 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import tqdm
 from PIL import Image
+from tqdm.auto import trange
 
 from petseg import files
 from petseg.classes import PETS, Classes, SegmentationClass
+from petseg.config import command_line
 from petseg.config.options import Group, option
 from petseg.data import animal_drawing
 from petseg.data.animal_drawing import SPECIES
@@ -70,14 +71,14 @@ def write(config: WriteConfig) -> None:
             for folder in ("images", *CODINGS):
                 (root / folder / split).mkdir(parents=True)
             hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
-            for i in tqdm.trange(count, desc=f"drawing {split}", unit=" pictures", disable=hidden, leave=False):
+            for i in trange(count, desc=f"drawing {split}", unit=" pictures", disable=hidden, leave=False):
                 drawing = animal_drawing.draw(np.random.default_rng([config.seed, number, i]))
                 _write_pair(root, split, f"{i:04d}_{NAMES[drawing.species + 1]}", drawing)
     where = "--dataset=folder --data_dir=" + config.write
     print(
         f"{config.num_train + config.num_test} pictures, with masks in {len(CODINGS)} codings, are in {root}. Next:\n"
         f"  python -m petseg.data.check {where}\n"
-        f"  python train.py {where} --train_split=train --eval_split=test"
+        f"  {command_line.invocation('train.py')} {where} --train_split=train --eval_split=test"
     )
 
 

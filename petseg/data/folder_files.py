@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import tqdm
+from tqdm.auto import tqdm
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
@@ -32,7 +32,7 @@ def given_classes(config: DataConfig) -> Classes | None:
       ConfigError: if they cannot be used.
     """
     if config.classes:
-        return Classes.read(Path(config.classes).expanduser())
+        return Classes.read(config.classes_file)
     file = Path(config.data_dir).expanduser() / CLASSES_FILE
     return Classes.read(file) if file.exists() else None
 
@@ -91,7 +91,7 @@ def watched(items: Iterable[T], function: Callable[[T], R], count: int, what: st
     """Results of a function for so many items, in their order, with a bar on a terminal that says what is done."""
     hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
     threads = min(usable_cpus(), AT_ONCE)
-    with tqdm.tqdm(total=count, desc=what, unit=" pairs", disable=hidden, leave=False) as bar:
+    with tqdm(total=count, desc=what, unit=" pairs", disable=hidden, leave=False) as bar:
         for result in pair_files.in_order(function, items, threads):
             bar.update()
             yield result

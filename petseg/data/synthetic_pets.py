@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-import tqdm
 from PIL import Image
+from tqdm.auto import trange
 
 from petseg.config import command_line
 from petseg.data import animal_drawing, drawn_folders
@@ -54,7 +54,7 @@ class SyntheticPets(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
-        for i in tqdm.trange(self._sizes[split], desc=f"drawing {split}", unit=" images", disable=hidden, leave=False):
+        for i in trange(self._sizes[split], desc=f"drawing {split}", unit=" images", disable=hidden, leave=False):
             rng = np.random.default_rng([self._seed, list(self._sizes).index(split), i])
             drawing = animal_drawing.draw(rng)
             yield (

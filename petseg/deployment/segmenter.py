@@ -199,7 +199,13 @@ def load(
     if ema is None and workdir.config_file.is_file():
         ema = workdir.load_config().optimizer.ema_decay > 0
     score = ScoreConfig(
-        workdir=source, checkpoint=checkpoint, ema=bool(ema), tile=text, predict=".", allow_code=allow_code
+        workdir=source,
+        checkpoint=checkpoint,
+        ema=bool(ema),
+        tile=text,
+        predict=".",
+        output_dir=".",
+        allow_code=allow_code,
     )
     run = open_run(score)
     model = run.build_model()

@@ -3,13 +3,13 @@
 import logging
 import time
 
-import tqdm
+from tqdm.auto import tqdm
 
 logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """A bar over the whole run on a terminal; elsewhere, a plain line every so many steps.
+    """A bar over the whole run on a terminal or in a notebook; elsewhere, a plain line every so many steps.
 
     Args:
       first_step: step at which this process starts.
@@ -23,7 +23,7 @@ class Progress:
         self._first_step, self._last_step = first_step, last_step
         self._steps_per_epoch, self._log_every, self._hidden = steps_per_epoch, log_every, hidden
         self._began, self._step, self._shown = time.monotonic(), first_step, ""
-        self._bar = tqdm.tqdm(
+        self._bar = tqdm(
             desc=self._epoch(first_step),
             initial=first_step,
             total=last_step,
@@ -56,7 +56,7 @@ class Progress:
         due = step // self._log_every > before // self._log_every or step == self._last_step
         if self._bar.disable and not self._hidden and due:
             logger.info("step %d/%d, %s: %s, %s left", step, self._last_step, self._epoch(step), self._shown or "-",
-                        tqdm.tqdm.format_interval(self._seconds_left(step)))  # fmt: skip
+                        tqdm.format_interval(self._seconds_left(step)))  # fmt: skip
 
     def _epoch(self, step: int) -> str:
         of = -(-self._last_step // self._steps_per_epoch)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from petseg import config as config_lib
 from petseg.classes import Classes
-from petseg.config import Config
+from petseg.config import Config, command_line
 from petseg.data.decoding import Examples
 from petseg.evaluation import metrics, score_tables
 from petseg.evaluation.evaluator import Evaluation, Evaluator
@@ -257,7 +257,7 @@ class Report(NullReport):
         for name, what in self._contents.items():
             print(f"  {name:23}{what}")
         averaged = " --ema" if self._shown == EMA else ""
-        print(f"\nscore it:       python eval.py --workdir={path} --checkpoint=best{averaged}")
+        print(f"\nscore it:       {command_line.invocation('eval.py')} --workdir={path} --checkpoint=best{averaged}")
         print(f"watch it:       tensorboard --logdir={path}")
 
     def close(self) -> None:

@@ -109,10 +109,10 @@ def flags_of(config: Config) -> list[str]:
 
 
 def _train(flags: list[str]) -> None:
-    """In the process of a run: becomes `train.py`."""
+    """In the process of a run: becomes `petseg-train`."""
     os.setpgid(0, 0)  # Ctrl-C goes to all processes of a terminal's group; this one is sent it once, by its parent
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    sys.argv = ["train.py", *flags]
+    sys.argv = ["petseg-train", *flags]
     command_line.run(_train_one, Config, "")
 
 
@@ -158,7 +158,7 @@ def _tell(configs: list[Config]) -> None:
     print(f"\n{several_runs.table(results)}\n\n{weights} weights, as of each run's last evaluation")
     folder = Path(configs[0].runtime.workdir).parent
     ema = " --ema" if configs[0].optimizer.ema_decay else ""
-    print(f"\nscore them:     python eval.py --workdir={folder}{ema} [--compare=ANOTHER_FOLDER]")
+    print(f"\nscore them:     {command_line.invocation('eval.py')} --workdir={folder}{ema} [--compare=ANOTHER_FOLDER]")
     print(f"watch them:     tensorboard --logdir={folder}")
 
 

@@ -30,6 +30,7 @@ def load_tensorflow(*, show_greetings: bool = False) -> None:
         no CUDA; also where the environment's TF_CPP_MIN_LOG_LEVEL is 0.
     """
     collect_garbage_rarely()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # as programs do; read when TensorFlow loads
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0" or "tensorflow" in sys.modules:
         show_greetings = True
     hidden = "sklearn" not in sys.modules

@@ -56,6 +56,7 @@ WRONG_FLAGS = [
     (["--initial_loss_scale=0.5"], "--initial_loss_scale=0.5", "at least 1"),
     (["--strategy=multi_worker_mirrored"], "--workdir", "that all processes of the cluster share"),
     (["--batchsize=3"], "batchsize", "Unknown command line flag"),
+    (["--preset=none"], "--preset=none", "one of best, camvid, fast, quickstart, sprint, tutorial"),
     (["--flagfile=/nowhere.cfg"], "/nowhere.cfg", "flagfile"),
     (["train"], "train", "every argument is a flag"),
 ]
@@ -107,19 +108,6 @@ def test_flags_reach_the_config():
     assert config.optimizer.learning_rate == 0.5
     assert config.model.train_encoder is True
     assert config.loss.class_weight_values() == (2.0, 2.0, 1.0)
-
-
-@pytest.mark.parametrize("preset", sorted((ROOT / "petseg" / "presets").glob("*.cfg")), ids=lambda path: path.stem)
-def test_presets_are_valid_and_say_how_to_run_them(preset):
-    command_line.parse(["train.py", f"--flagfile={preset}"], Config)
-    head = [line for line in preset.read_text().splitlines() if line.startswith("#")]
-    assert any(f"python train.py --flagfile=petseg/presets/{preset.name}" in line for line in head)
-    assert any("mean IoU" in line for line in head)
-
-
-def test_a_run_without_a_preset_is_that_of_the_tutorial():
-    preset = ROOT / "petseg" / "presets" / "tutorial.cfg"
-    assert command_line.parse(["train.py", f"--flagfile={preset}"], Config) == Config()
 
 
 @given(

@@ -79,7 +79,7 @@ def test_a_run_ends_when_its_scores_get_no_better_and_is_complete(data_dir, ende
     assert "step 4: no better mean IoU than the 0.5000 of step 2 in 1 evaluations: the run ends here" in caplog.messages
     assert f"{workdir} is complete: step 4 of 4" in caplog.messages
     assert left(workdir) == expected
-    assert f"score it:       python eval.py --workdir={workdir} --checkpoint=best" in capsys.readouterr().out
+    assert f"score it:       petseg-eval --workdir={workdir} --checkpoint=best" in capsys.readouterr().out
 
 
 def test_a_watcher_ends_with_the_run(ended, monkeypatch):

@@ -79,7 +79,7 @@ def test_determinism_that_cannot_be_undone_is_warned_of(run, tiny_config, monkey
 
 
 def test_what_cannot_be_used_is_an_exception_of_one_line(tiny_config):
-    with pytest.raises(ConfigError, match="--batch_size=7") as error:
+    with pytest.raises(ConfigError, match="--num_devices=2: there are 1") as error:
         petseg.train(
             tiny_config.changed(data={"batch_size": 7}, distribution={"strategy": "mirrored", "num_devices": 2})
         )

@@ -1,11 +1,14 @@
 """A run in one file: what it holds, and that it is read back as it was."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import safetensors.numpy
 from conftest import changed, random_examples
 
 from petseg.classes import PETS
+from petseg.config import ModelConfig
 from petseg.errors import CheckpointError, ConfigError, ExportError
 from petseg.runs import building, packed_run, starting_point
 from petseg.runs.packed_run import PackedRun
@@ -76,7 +79,7 @@ def test_what_does_not_go_into_a_file_is_refused(model, tiny_config, tmp_path):
     model.weights[0].assign(np.full(model.weights[0].shape, 1e6))
     with pytest.raises(ExportError, match="half precision cannot hold"):
         packed_run.pack(tmp_path / "run.safetensors", model, tiny_config, PETS, CARD)
-    own = changed(tiny_config, "model", network="mine.py:build")
+    own = dataclasses.replace(tiny_config, model=ModelConfig(network="mine.py:build"))
     with pytest.raises(ExportError, match=r"its network is code, mine\.py:build"):
         packed_run.pack(tmp_path / "run.safetensors", model, own, PETS, CARD)
     assert not list(tmp_path.glob("*.safetensors"))

@@ -1,0 +1,165 @@
+"""The trained network that is called from Python, and the commands around packed weights."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import load_examples
+from PIL import Image
+
+import petseg
+from petseg.classes import PETS
+from petseg.config import Config, DistributionConfig
+from petseg.config.eval_config import EvalConfig, ScoreConfig
+from petseg.deployment import commands, segmenter
+from petseg.deployment.prediction import Predictor
+from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
+
+
+@pytest.fixture(scope="module")
+def run(data_dir, tmp_path_factory):
+    """A run of two steps with averaged weights."""
+    flags = {"dataset": "synthetic_pets", "data_dir": data_dir, "image_size": 32, "batch_size": 8, "encoder": "tiny"}
+    folder = tmp_path_factory.mktemp("segmenter") / "run"
+    more = {"encoder_weights": "none", "train_steps": 2, "ema_decay": 0.5, "strategy": "one_device"}
+    return petseg.train(Config.of(**flags, **more, workdir=folder))
+
+
+@pytest.fixture(scope="module")
+def loaded(run):
+    return petseg.load(run.workdir)
+
+
+@pytest.fixture(scope="module")
+def photograph():
+    small = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+    return np.asarray(Image.fromarray(small).resize((60, 45), Image.Resampling.BICUBIC))
+
+
+def test_arrays_paths_and_pillow_images_give_the_same(loaded, photograph, tmp_path):
+    Image.fromarray(photograph).save(tmp_path / "cat.png")
+    path = tmp_path / "cat.png"
+    pictures = [photograph, tf.constant(photograph), path, str(path), Image.fromarray(photograph)]
+    found = loaded(pictures)
+    assert [each.mask.tolist() for each in found] == [found[0].mask.tolist()] * len(pictures)
+    one = loaded(photograph)
+    np.testing.assert_array_equal(one.mask, found[0].mask)
+    assert (one.mask.shape, one.mask.dtype) == ((45, 60), np.uint8)
+    assert (one.probabilities.shape, one.probabilities.dtype) == ((45, 60, 3), np.float32)
+    np.testing.assert_allclose(one.probabilities.sum(axis=-1), 1, atol=1e-5)
+    np.testing.assert_array_equal(one.mask, Predictor(loaded.model, PETS)(photograph).classes)
+
+
+def test_what_it_says_shows_itself(loaded, photograph):
+    found = loaded(photograph)
+    assert np.asarray(found.overlay(0)).tolist() == photograph.tolist()
+    assert np.asarray(found.overlay(1)).tolist() == PETS.palette[found.mask].tolist()
+    cutout = np.asarray(found.cutout())
+    np.testing.assert_array_equal(cutout[..., :3], photograph)
+    np.testing.assert_allclose(cutout[..., 3] / 255, found.probabilities @ PETS.foreground, atol=3e-3)
+    assert Image.open(io.BytesIO(found._repr_png_())).size == (60, 45)
+    assert repr(found).startswith("Segmentation(60 x 45: pet ")
+
+
+def test_averaged_weights_are_used_where_there_are_any(run, loaded, photograph):
+    picture = photograph[:32, :32]  # the network's size: what is resized is not quite symmetric
+    trained = petseg.load(run.workdir, ema=False)
+    assert np.abs(loaded(picture).probabilities - trained(picture).probabilities).max() > 0
+    flipped = petseg.load(run.workdir, flip_tta=True)
+    mirrored = loaded(picture[:, ::-1]).probabilities[:, ::-1]
+    either = (loaded(picture).probabilities + mirrored) / 2
+    np.testing.assert_allclose(flipped(picture).probabilities, either, atol=1e-5)
+
+
+def test_a_split_is_scored_as_in_training(run, loaded):
+    results = json.loads((run.workdir / "results" / "test-2.ema.json").read_text())
+    scores = loaded.evaluate("test")
+    assert scores["confusion_matrix"] == results["confusion_matrix"]
+    assert scores["mean_iou"] == results["mean_iou"]
+    assert (scores["step"], scores["split"]) == (2, "test")
+
+
+def test_pairs_are_scored_at_their_own_size(run, loaded):
+    examples = load_examples("synthetic_pets", size=32, data_dir=loaded.config.data.data_dir, split="test")
+    data_set = tf.data.Dataset.from_tensor_slices((examples.images, examples.masks))
+    scores = loaded.evaluate(data_set)
+    assert scores["examples"] == len(examples)
+    assert scores["confusion_matrix"] == loaded.evaluate("test")["confusion_matrix"]
+    larger = [[half.repeat(2, 0).repeat(2, 1) for half in pair] for pair in data_set.as_numpy_iterator()]
+    counted = np.sum(loaded.evaluate(larger)["confusion_matrix"])
+    assert counted == 4 * np.sum(scores["confusion_matrix"])
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (np.zeros((4, 5, 3), np.float32), r"got float32 \[4, 5, 3\]; must be uint8 .* \(image \* 255\)"),
+        (np.zeros((4, 5), np.uint8), r"got uint8 \[4, 5\]; must be uint8 \[height, width, 3\]"),
+        (np.zeros((2, 4, 5, 3), np.uint8), r"got uint8 \[2, 4, 5, 3\]; .* list\(images\)"),
+        (np.zeros((0, 5, 3), np.uint8), r"got uint8 \[0, 5, 3\]"),
+        (None, "got NoneType; must be an array, a path or a Pillow image"),
+        (7, "got int; must be"),
+        ("/nothing/there.jpg", r"/nothing/there.jpg: there is no such file; must be a picture's file"),
+        ("/", "/: is a folder; must be a picture's file"),
+        (__file__, r"test_segmenter\.py: cannot be read: "),
+    ],
+)
+def test_what_is_no_picture_is_refused_in_one_line(picture, message):
+    with pytest.raises(DataError, match=message) as error:
+        segmenter.as_array(picture)
+    assert "\n" not in str(error.value)
+
+
+def test_pairs_that_are_none_are_refused(loaded, photograph):
+    for mask in (np.zeros((3, 3), np.uint8), np.zeros((45, 60)), np.zeros((45, 60, 3), np.uint8)):
+        with pytest.raises(DataError, match=r"mask: got .* must be whole numbers \[45, 60\], class ids"):
+            loaded.evaluate([(photograph, mask)])
+    with pytest.raises(DataError, match="holds no pairs"):
+        loaded.evaluate([])
+
+
+def test_what_is_no_run_is_refused(tmp_path, run):
+    with pytest.raises(WorkDirectoryError, match=r"horses: must be a work directory, a file .* there are"):
+        petseg.load("horses")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(WorkDirectoryError, match="no run is here"):
+        petseg.load(tmp_path / "empty")
+    with pytest.raises(CheckpointError, match="gone"):
+        petseg.load(run.workdir, checkpoint="gone")
+    with pytest.raises(ConfigError, match="--tile=3,3: must be"):
+        petseg.load(run.workdir, tile=3)
+
+
+def score_config(**values):
+    return EvalConfig(ScoreConfig(**values), DistributionConfig(strategy="one_device"))
+
+
+def test_packed_weights_predict_score_and_export_as_the_run_does(run, loaded, photograph, tmp_path, capsys):
+    exported = commands.export(
+        score_config(workdir=str(run.workdir), checkpoint="best", ema=True, export="weights", output_dir=str(tmp_path))
+    )
+    file = tmp_path / "weights.safetensors"
+    assert exported[0].path == str(file)
+    assert exported[0].mask_agreement >= 0.999
+    packed = petseg.load(file)
+    np.testing.assert_allclose(packed(photograph).probabilities, loaded(photograph).probabilities, atol=0.01)
+    assert "data_dir" in json.dumps(json.loads((tmp_path / "model_card.json").read_text()))
+    Image.fromarray(photograph).save(tmp_path / "cat.png")
+    written = {"predict": str(tmp_path / "cat.png"), "output_dir": str(tmp_path / "masks")}
+    (mask,) = commands.predict(score_config(workdir=str(file), **written))
+    np.testing.assert_array_equal(np.asarray(Image.open(mask)), packed(photograph).mask)
+    scores = commands.evaluate(score_config(workdir=str(file), data_dir=str(loaded.config.data.data_dir)))
+    assert scores["mean_iou"] == pytest.approx(loaded.evaluate("test")["mean_iou"], abs=0.02)
+    assert "mean IoU" in capsys.readouterr().out
+
+
+def test_packed_weights_are_one_checkpoint():
+    for asked in ({"watch": True}, {"checkpoint": "all"}, {"compare": "other"}, {"csv": "x.csv"}, {"ema": True}):
+        with pytest.raises(ConfigError, match="is one checkpoint with one kind of weights; must be a work directory"):
+            ScoreConfig(pretrained=True, **asked)
+    with pytest.raises(ConfigError, match="--workdir=: must be a text that is not empty, or --pretrained be given"):
+        ScoreConfig()
+    with pytest.raises(ConfigError, match="--workdir=run: "):
+        ScoreConfig(workdir="run", pretrained=True)
