@@ -7,7 +7,7 @@ from petseg.config.data_config import CACHES
 from petseg.config.options import Group, option, sides
 from petseg.errors import ConfigError
 
-EXPORT_FORMATS = ("saved_model", "keras", "h5", "tflite", "tflite_int8", "onnx", "weights")
+EXPORT_FORMATS = ("saved_model", "keras", "h5", "tflite", "tflite_int8", "onnx", "onnx_half", "weights")
 PACKAGED = "pets"
 RUNTIMES = ("tensorflow", "onnx")
 PREDICTIONS = "predictions"

@@ -13,7 +13,7 @@ import numpy as np
 # so there is no edge around a picture as strong as one of black would be.
 GREY = 128
 ROWS = 8  # of the smaller picture at a time
-VALUES = 2**20  # of the larger picture's at a time
+VALUES = 2**17  # of the larger picture's at a time: they fit a core's cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +53,14 @@ class NumpyResizing:
         planes = np.moveaxis(logits[top : top + height, left : left + width], -1, 0)
         yield from _grown(planes, (shape[0], shape[1]))
 
+    def probabilities(self, logits: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+        """The softmax of `back`, from top to bottom: float32 [rows, W, C]."""
+        for planes in self.back(logits, shape):
+            planes -= planes.max(axis=0)
+            np.exp(planes, out=planes)
+            planes /= planes.sum(axis=0)
+            yield np.moveaxis(planes, 0, -1)
+
     def _resized_size(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Height and width of a picture when it is resized."""
         height, width = shape[:2]
@@ -87,14 +95,17 @@ def _shrunk(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _grown(planes: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
     """Planes, float32 [C, h, w], resized bilinearly, a few rows at a time: [C, rows, W]."""
     count, height, width = planes.shape
-    across = _between_neighbours(width, size[1]).T.copy()
-    wide = np.ascontiguousarray(np.moveaxis(planes, 1, 0)).reshape(-1, width) @ across
+    wide = np.ascontiguousarray(np.moveaxis(planes, 1, 0)).reshape(-1, width) @ _between_columns(width, size[1])
     wide = wide.reshape(height, count * size[1])
-    down = _between_neighbours(height, size[0])
+    above, below, share = _neighbours(height, size[0])
     rows = max(1, VALUES // wide.shape[1])
-    for start in range(0, size[0], rows):
-        weights, used = _used(down[start : start + rows])
-        yield np.moveaxis((weights @ wide[used]).reshape(-1, count, size[1]), 1, 0)
+    for i in range(0, size[0], rows):
+        part = slice(i, i + rows)
+        mixed = wide[below[part]]
+        mixed -= wide[above[part]]
+        mixed *= share[part, None]
+        mixed += wide[above[part]]
+        yield np.moveaxis(mixed.reshape(-1, count, size[1]), 1, 0)
 
 
 def _used(weights: np.ndarray) -> tuple[np.ndarray, slice]:
@@ -113,11 +124,17 @@ def _with_antialiasing(length: int, wanted: int) -> np.ndarray:
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def _between_neighbours(length: int, wanted: int) -> np.ndarray:
-    """How much each of `length` pixels counts in each of those wanted, float32 [wanted, length]: its two neighbours."""
+def _neighbours(length: int, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The two of `length` pixels between which each of those wanted lies, and how much the second counts, float32."""
     places = np.clip((np.arange(wanted) + 0.5) * (length / wanted) - 0.5, 0, length - 1)
-    lower = np.floor(places).astype(int)
-    matrix = np.zeros((wanted, length), np.float32)
-    matrix[np.arange(wanted), np.minimum(lower + 1, length - 1)] = places - lower
-    matrix[np.arange(wanted), lower] += (1 - (places - lower)).astype(np.float32)
+    first = np.floor(places).astype(int)
+    return first, np.minimum(first + 1, length - 1), (places - first).astype(np.float32)
+
+
+def _between_columns(length: int, wanted: int) -> np.ndarray:
+    """How much each of `length` pixels counts in each of those wanted, float32 [length, wanted]: its two neighbours."""
+    first, second, share = _neighbours(length, wanted)
+    matrix = np.zeros((length, wanted), np.float32)
+    matrix[second, np.arange(wanted)] = share
+    matrix[first, np.arange(wanted)] += 1 - share
     return matrix

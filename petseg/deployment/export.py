@@ -22,6 +22,7 @@ from petseg import config as config_lib
 from petseg.classes import Classes
 from petseg.config.eval_config import EXPORT_FORMATS
 from petseg.data.resizing import Resizing
+from petseg.deployment.half_precision import half_precision
 from petseg.errors import ConfigError, ExportError, one_line
 from petseg.files import naming_what_cannot_be_written, write_json
 from petseg.models import inference
@@ -337,6 +338,13 @@ def _write_onnx(layer: Serving, path: Path, _: _Given) -> None:
     path.write_bytes(model.SerializeToString())
 
 
+def _write_onnx_half(layer: Serving, path: Path, given: _Given) -> None:
+    whole = path.with_suffix(".whole")
+    _write_onnx(layer, whole, given)
+    half_precision(whole, path)
+    whole.unlink()
+
+
 def _read_onnx(path: Path) -> Runner:
     import onnxruntime
 
@@ -370,5 +378,6 @@ _FORMATS: Mapping[str, _Format] = {
         "model_int8.tflite", _write_tflite_int8, _read_tflite, _LITERT, MASK_AGREEMENT_INT8, 1, True
     ),
     "onnx": _Format("model.onnx", _write_onnx, _read_onnx, _ONNX),
+    "onnx_half": _Format("model_half.onnx", _write_onnx_half, _read_onnx, _ONNX),
     "weights": _Format(f"weights{packed_run.SUFFIX}", _write_weights, _read_weights),
 }

@@ -59,11 +59,7 @@ class OnnxRunner:
         return np.moveaxis(np.concatenate(list(self._resizing.back(logits, shape)), axis=1), 0, -1)
 
     def probabilities(self, logits: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-        for planes in self._resizing.back(logits, shape):
-            planes -= planes.max(axis=0)
-            np.exp(planes, out=planes)
-            planes /= planes.sum(axis=0)
-            yield np.moveaxis(planes, 0, -1)
+        return self._resizing.probabilities(logits, shape)
 
     def _probabilities(self, images: np.ndarray) -> Any:
         return self._session.run(["probabilities"], {"image": np.ascontiguousarray(images)})[0]

@@ -1,11 +1,12 @@
-"""A Keras model on pictures of any size: resized, computed and resized back by TensorFlow."""
+"""A Keras model on pictures of any size, resized by TensorFlow as in training."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from petseg.data.numpy_resizing import NumpyResizing
 from petseg.data.resizing import Resizing
 from petseg.evaluation.any_size import batch_size
 from petseg.models import inference
@@ -25,17 +26,14 @@ class KerasRunner:
         self.batch_size = batch_size(size)
         self._model, self._flip_tta = model, flip_tta
         self._resizing = Resizing(tuple(size), resize)
+        # By stripes, where TensorFlow has all rows in memory three times; equal but for the rounding of sums.
+        self._by_stripes = NumpyResizing(tuple(size), resize)
         image = tf.TensorSpec([None, None, channels], tf.uint8)
         images = tf.TensorSpec([None, *size, channels], tf.uint8)
         logits, shape = tf.TensorSpec(model.output_shape[1:], tf.float32), tf.TensorSpec([2], tf.int32)
         self._shrink = tf.function(self._resizing.image, input_signature=[image], autograph=False)
         self._logits = tf.function(self._said, input_signature=[images], autograph=False)
         self._grow = tf.function(self._back, input_signature=[logits, shape], autograph=False)
-        self._probabilities = tf.function(
-            lambda logits, shape: tf.nn.softmax(self._back(logits, shape)),
-            input_signature=[logits, shape],
-            autograph=False,
-        )
 
     def shrink(self, image: np.ndarray) -> np.ndarray:
         return self._shrink(image).numpy()
@@ -46,8 +44,8 @@ class KerasRunner:
     def grow(self, logits: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
         return self._grow(logits, shape[:2])
 
-    def probabilities(self, logits: tf.Tensor, shape: tuple[int, ...]) -> Iterable[np.ndarray]:
-        return [self._probabilities(logits, shape[:2]).numpy()]
+    def probabilities(self, logits: tf.Tensor, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+        return self._by_stripes.probabilities(logits.numpy(), shape)
 
     def _said(self, images: tf.Tensor) -> tf.Tensor:
         return inference.logits(self._model, images, flip_tta=self._flip_tta)

@@ -59,6 +59,7 @@ class WorkDirectory:
         if not path:
             now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
             path = os.path.join("runs", f"{now}-{re.sub(r'[^A-Za-z0-9_.]+', '-', dataset)}")
+        check_is_local(path)
         workdir = cls(path)
         if workdir.path.exists() and not workdir.path.is_dir():
             raise WorkDirectoryError(f"--workdir={path}: is a file; must be a folder")
@@ -242,6 +243,15 @@ class WorkDirectory:
                 pass
         except OSError as error:
             raise WorkDirectoryError(f"--workdir={self.path}: cannot be written to: {error.strerror}") from error
+
+
+def check_is_local(path: str) -> None:
+    """Raises WorkDirectoryError if a work directory is an address, such as `gs://bucket/run`, and no folder."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
+        raise WorkDirectoryError(
+            f"--workdir={path}: must be a folder, for locks, renames and fsync need a file system; train in a local "
+            "one and copy it there meanwhile (gsutil -m rsync -r, aws s3 sync, rclone sync)"
+        )
 
 
 class _Record(NamedTuple):

@@ -21,7 +21,12 @@ from petseg.models import encoders, inference, unet
 
 SIZE, CLASSES = 64, 3
 pytestmark = pytest.mark.slow
-MODULES = {"tflite": ("ai_edge_litert",), "tflite_int8": ("ai_edge_litert",), "onnx": ("tf2onnx", "onnxruntime")}
+MODULES = {
+    "tflite": ("ai_edge_litert",),
+    "tflite_int8": ("ai_edge_litert",),
+    "onnx": ("tf2onnx", "onnxruntime"),
+    "onnx_half": ("tf2onnx",),
+}
 
 
 def installed(name):

@@ -12,7 +12,12 @@ from petseg.deployment import export
 from petseg.errors import ExportError
 from petseg.models import encoders, unet
 
-MODULES = {"tflite": ("ai_edge_litert",), "tflite_int8": ("ai_edge_litert",), "onnx": ("tf2onnx", "onnxruntime")}
+MODULES = {
+    "tflite": ("ai_edge_litert",),
+    "tflite_int8": ("ai_edge_litert",),
+    "onnx": ("tf2onnx", "onnxruntime"),
+    "onnx_half": ("tf2onnx",),
+}
 
 
 @pytest.mark.slow

@@ -1,8 +1,11 @@
 """Masks for files of every kind that people have, and for some that they should not have."""
 
+import functools
 import logging
+import re
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -12,8 +15,9 @@ from PIL import Image
 
 from petseg.classes import PETS, Classes
 from petseg.config import Config, command_line
-from petseg.deployment import photograph_files, photographs, prediction
-from petseg.errors import ConfigError, DataError, UnreadableFilesError, WorkDirectoryError
+from petseg.deployment import prediction
+from petseg.deployment.photograph_files import Plan
+from petseg.errors import ConfigError, UnreadableFilesError, WorkDirectoryError
 from petseg.models import encoders, unet
 from petseg.runs import experiment
 
@@ -72,54 +76,6 @@ def test_masks_and_cut_outs_are_those_of_the_classes(model, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def saved(tmp_path, name, picture, **options):
-    picture.save(tmp_path / name, **options)
-    return photographs.read_image(tmp_path / name)
-
-
-def test_pictures_are_read_as_people_see_them(tmp_path):
-    image = photograph()
-    grey = np.asarray(Image.fromarray(image).convert("L"))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: to be shown a quarter turn clockwise
-    turned = saved(tmp_path, "turned.png", Image.fromarray(image), exif=exif)
-    np.testing.assert_array_equal(turned, np.rot90(image, -1))
-    grey_rgb = np.repeat(grey[..., None], 3, -1)
-    np.testing.assert_array_equal(saved(tmp_path, "grey.png", Image.fromarray(grey)), grey_rgb)
-    sixteen = Image.fromarray(grey.astype(np.uint16) * 257)
-    np.testing.assert_array_equal(saved(tmp_path, "sixteen.png", sixteen), grey_rgb)
-    np.testing.assert_array_equal(saved(tmp_path, "sixteen.tif", sixteen), grey_rgb)
-    palette = Image.fromarray(image).quantize(256)
-    np.testing.assert_array_equal(saved(tmp_path, "palette.png", palette), np.asarray(palette.convert("RGB")))
-    np.testing.assert_array_equal(
-        saved(tmp_path, "one.png", Image.fromarray(grey > 128)), np.uint8(grey_rgb > 128) * 255
-    )
-    alpha = np.full(image.shape[:2], 255, np.uint8)
-    alpha[:10] = 0
-    transparent = saved(tmp_path, "alpha.png", Image.fromarray(np.dstack([image, alpha])))
-    assert (transparent[:10] == 255).all()
-    np.testing.assert_array_equal(transparent[10:], image[10:])
-    cmyk = saved(tmp_path, "cmyk.jpg", Image.fromarray(image).convert("CMYK"))
-    assert cmyk.shape == image.shape
-    assert cmyk.dtype == np.uint8
-
-
-def test_folders_globs_and_files_of_one_name(predictor, tmp_path):
-    for name in ("a/cat.jpg", "a/cat.PNG", "b/cat.jpg", "b/notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        if name.endswith("txt"):
-            (tmp_path / name).write_text("no photograph")
-        else:
-            Image.fromarray(photograph(40, 40)).save(tmp_path / name)
-    assert [file.name for file in photograph_files.find_files(str(tmp_path / "b"))] == ["cat.jpg"]
-    masks = prediction.predict_files(predictor, str(tmp_path / "*" / "cat.*"), str(tmp_path / "out"))
-    names = [str(mask.relative_to(tmp_path / "out")) for mask in masks]
-    assert names == ["a/cat.PNG.mask.png" if "PNG" in str(m) else n for n, m in zip(names, masks, strict=True)]
-    assert sorted(names) == ["a/cat.PNG.mask.png", "a/cat.jpg.mask.png", "b/cat.mask.png"]
-    with pytest.raises(DataError, match="matches no file"):
-        photograph_files.find_files(str(tmp_path / "*.jpg"))
-
-
 def test_what_is_no_photograph_is_reported_and_the_rest_is_done(predictor, tmp_path, caplog):
     Image.fromarray(photograph(400, 400)).save(tmp_path / "whole.jpg")
     whole = (tmp_path / "whole.jpg").read_bytes()
@@ -147,48 +103,75 @@ def test_an_output_folder_that_cannot_be_written(predictor, tmp_path):
         prediction.predict_files(predictor, str(tmp_path / "cat.jpg"), str(tmp_path / "file" / "out"))
 
 
-def test_photographs_of_nearly_one_name_get_masks_of_their_own(predictor, tmp_path, caplog):
-    names = ["Cat.jpg", "a.jpg", "a.jpg.png", "a.png", "cat.jpg", "cat.png", "dog.png"]
-    for number, name in enumerate(names):
-        (tmp_path / "in").mkdir(exist_ok=True)
-        Image.fromarray(photograph(20, 20 + number)).save(tmp_path / "in" / name)
-    with caplog.at_level(logging.WARNING, "petseg"):
-        masks = prediction.predict_files(predictor, str(tmp_path / "in"), str(tmp_path / "out"))
-    assert [Image.open(mask).size[0] - 20 for mask in masks] == list(range(7))
-    written = [path.name.lower() for path in (tmp_path / "out").iterdir()]
-    assert len(set(written)) == len(written) == 14
-    assert masks[-1].name == "dog.mask.png"
-    assert "6 photographs share a name" in caplog.text or "5 photographs share a name" in caplog.text
-    assert "cat.png -> cat.png.mask.png" in caplog.text
+def test_in_batches_masks_are_those_of_one_photograph_at_a_time(model, tmp_path, monkeypatch):
+    images = [photograph(30 + 7 * i, 90 - 5 * i, i) for i in range(11)]
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{i:02}.png")
+    for tile in (None, (64, 64)):  # in tiles, some are taken as a whole all the same
+        predictor = prediction.Predictor(model, PETS, tile=tile)
+        assert predictor.batch_size == 8
+        sizes, genuine = [], predictor._model.runner.logits
+        monkeypatch.setattr(predictor._model.runner, "logits", lambda x, s=sizes, g=genuine: s.append(len(x)) or g(x))
+        one_by_one = [predictor(image) for image in images]
+        sizes.clear()
+        batched = list(predictor.predict(images))
+        assert max(sizes) > 1
+        assert tile or sizes == [8, 3]
+        masks = prediction.predict_files(predictor, str(tmp_path), str(tmp_path / f"out{tile}"), cutout=True)
+        for expected, found, file in zip(one_by_one, batched, masks, strict=True):
+            np.testing.assert_array_equal(found.classes, expected.classes)
+            np.testing.assert_array_equal(found.foreground, expected.foreground)
+            np.testing.assert_array_equal(Image.open(file), expected.classes)
+            cutout = Image.open(file.with_name(file.name.replace("mask", "cutout")))
+            np.testing.assert_array_equal(np.asarray(cutout)[..., 3], expected.foreground)
 
 
-def test_nothing_of_a_users_is_overwritten(predictor, tmp_path):
-    Image.fromarray(photograph()).save(tmp_path / "cat.jpg")
-    drawn = np.zeros((90, 120), np.uint8)
-    Image.fromarray(drawn).save(tmp_path / "cat.mask.png")
-    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    with pytest.raises(WorkDirectoryError, match=r"cat\.mask\.png would be overwritten.*must be another folder"):
-        prediction.predict_files(predictor, str(tmp_path / "cat.jpg"), str(tmp_path))
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+@pytest.mark.parametrize(("pixels", "most"), [(10**9, 24), (2500, 2500 // 900)])
+def test_only_so_many_photographs_and_pixels_are_on_their_way(predictor, tmp_path, monkeypatch, pixels, most):
+    for i in range(40):
+        Image.fromarray(photograph(30, 30, i)).save(tmp_path / f"{i:02}.png")
+    Image.fromarray(photograph(100, 100)).save(tmp_path / "20-large.png")
+    lock, there, seen = threading.Lock(), set(), []
+    read, write = prediction.read_image, Plan.write
+
+    def reading(file):
+        with lock:
+            there.add(file.name)
+            seen.append(set(there))
+        return read(file)
+
+    def writing(self, photograph, *args):
+        try:
+            return write(self, photograph, *args)
+        finally:
+            with lock:
+                there.discard(photograph.file.name)
+
+    monkeypatch.setattr(prediction, "read_image", reading)
+    monkeypatch.setattr(Plan, "write", writing)
+    monkeypatch.setattr(prediction, "MOST_PIXELS", pixels)
+    masks = prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
+    assert [mask.name[:2] for mask in masks] == [f"{i:02}" for i in range(21)] + [f"{i:02}" for i in range(20, 40)]
+    assert 1 < max(map(len, seen)) <= most
+    if pixels < 10**4:
+        assert all(each == {"20-large.png"} for each in seen if "20-large.png" in each)
 
 
-def test_own_outputs_are_replaced_and_never_taken_for_photographs(predictor, tmp_path, caplog):
-    Image.fromarray(photograph()).save(tmp_path / "cat.jpg")
-    for pattern in (tmp_path, tmp_path, tmp_path / "*"):
-        with caplog.at_level(logging.INFO, "petseg"):
-            (mask,) = prediction.predict_files(predictor, str(pattern), str(tmp_path), cutout=True)
-        assert {file.name for file in tmp_path.iterdir()} == {
-            "cat.jpg", "cat.mask.png", "cat.overlay.jpg", "cat.cutout.png"
-        }  # fmt: skip
-    assert "3 files that petseg wrote are no photographs: passed over" in caplog.text
-    with pytest.raises(DataError, match="matches only masks and overlays that petseg wrote"):
-        photograph_files.find_files(str(tmp_path / "*.mask.png"))
-    changed = np.asarray(Image.open(mask)).copy()
-    changed[:5] = 1  # a user corrects a mask: from now on it is his
-    Image.fromarray(changed).save(mask)
-    with pytest.raises(WorkDirectoryError, match="is not as petseg wrote it"):
-        prediction.predict_files(predictor, str(tmp_path / "cat.jpg"), str(tmp_path))
-    np.testing.assert_array_equal(np.asarray(Image.open(mask)), changed)
+def test_what_was_done_is_said_at_the_end_and_what_is_there_can_be_skipped(predictor, tmp_path, caplog):
+    for name in ("a.png", "sub/b.png"):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True, parents=True)
+        Image.fromarray(photograph()).save(tmp_path / "in" / name)
+    predict = functools.partial(prediction.predict_files, predictor, str(tmp_path / "in"), str(tmp_path / "out"))
+    with caplog.at_level(logging.INFO, "petseg"):
+        assert len(predict()) == 2
+        (tmp_path / "out" / "sub" / "b.mask.png").unlink()
+        assert predict(skip_existing=True) == [tmp_path / "out" / "sub" / "b.mask.png"]
+    speed = r"in \d+\.\d s, \d+\.\d images/s"
+    assert re.fullmatch(rf"wrote the masks of 2 photographs to {tmp_path}/out {speed}", caplog.messages[0])
+    assert re.fullmatch(
+        rf"wrote the masks of 1 photographs to {tmp_path}/out {speed}; those of 1 were there already",
+        caplog.messages[1],
+    )
 
 
 MANY = """

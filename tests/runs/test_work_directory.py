@@ -49,6 +49,14 @@ def test_folders_that_cannot_be_used(tmp_path):
             WorkDirectory.for_training(str(path), "pets")
 
 
+@pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run", "hdfs://host:1/run"])
+def test_an_address_is_refused_and_no_folder_of_that_name_is_made(tmp_path, monkeypatch, address):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WorkDirectoryError, match=f"--workdir={address}: must be a folder.*rsync"):
+        WorkDirectory.for_training(address, "pets")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "{}", f'{{"format": {CONFIG_FORMAT}, "config": {{"data": {{"batchsize": 3}}}}}}']
 )

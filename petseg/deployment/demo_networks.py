@@ -1,0 +1,82 @@
+"""The networks among which the demo page lets people choose."""
+
+import functools
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from petseg.errors import CheckpointError, ConfigError
+from petseg.runs.packed_run import PackedRun
+from petseg.runs.trained_run import TrainedRun
+
+if TYPE_CHECKING:
+    from petseg.deployment.segmenter import Segmenter
+
+CHECKPOINTS = ("best", "latest")
+
+
+class Networks:
+    """The networks of a run: of its checkpoints, with trained or averaged weights.
+
+    Args:
+      source: a work directory, a file of packed weights, or the name of a packaged model.
+      run: the run that is there.
+      allow_code: whether the Python code of a run's own network may be run.
+
+    Attributes:
+      run: the run, without weights.
+      checkpoints: which checkpoints there are, none where there is no choice.
+      has_averages: whether there is a choice between trained and averaged weights.
+
+    Raises:
+      CheckpointError: if the run has no checkpoint.
+    """
+
+    def __init__(self, source: str, run: TrainedRun | PackedRun, *, allow_code: bool = False):
+        self._source, self._allow_code, self.run = source, allow_code, run
+        self.checkpoints: tuple[str, ...] = ()
+        self.has_averages = False
+        if isinstance(run, TrainedRun):
+            self.checkpoints = tuple(which for which in CHECKPOINTS if self._exists(which))
+            self.has_averages = run.config.optimizer.ema_decay > 0
+            if not self.checkpoints:
+                raise CheckpointError(f"--workdir={source}: there is no checkpoint yet")
+        self._loaded = functools.lru_cache(maxsize=None)(self._load)  # eight at most
+
+    def __call__(self, checkpoint: str, averaged: bool, flip_tta: bool) -> "Segmenter":
+        """A network, loaded when it is first asked for.
+
+        Args:
+          checkpoint: one of `checkpoints`; anything where there are none.
+          averaged: whether to use averaged weights, where there are any.
+          flip_tta: whether to average the probabilities of a picture and of its mirror image.
+
+        Raises:
+          PetsegError: if the checkpoint is none of these, or cannot be read.
+        """
+        if self.checkpoints and checkpoint not in self.checkpoints:
+            raise ConfigError(f"checkpoint: got {checkpoint!r}; must be one of {', '.join(self.checkpoints)}")
+        return self._loaded(checkpoint if self.checkpoints else "best", averaged and self.has_averages, flip_tta)
+
+    def load_first(self) -> None:
+        """Loads the network with which the page begins."""
+        self(self.checkpoints[0] if self.checkpoints else "", self.has_averages, False)
+
+    def _load(self, checkpoint: str, averaged: bool, flip_tta: bool) -> "Segmenter":
+        from petseg.deployment.segmenter import load  # and with it TensorFlow
+
+        segmenter = load(
+            self._source,
+            checkpoint=checkpoint,
+            ema=averaged,
+            flip_tta=flip_tta,
+            allow_code=self._allow_code,
+        )
+        segmenter(np.zeros([32, 32, 3], np.uint8))  # compiles it, which is not to count as the time of a photograph
+        return segmenter
+
+    def _exists(self, checkpoint: str) -> bool:
+        try:
+            return bool(self.run.checkpoint(checkpoint))
+        except CheckpointError:
+            return False

@@ -1,0 +1,167 @@
+"""The demo page: what stands where, and what happens when something is chosen."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from petseg.data import animal_drawing
+from petseg.deployment import demo_views
+from petseg.deployment.demo_networks import Networks
+from petseg.deployment.photograph_files import blended
+from petseg.errors import PetsegError, one_line
+
+logger = logging.getLogger(__name__)
+MOST_PIXELS = 2_000_000  # of what is segmented and shown; eval.py --predict reduces nothing
+MOST_PROBABILITIES = 2**28  # so that hundreds of classes take no more than 1 GiB
+EXAMPLES = 8
+OPACITY = 0.5
+UPLOADS_ARE_KEPT = (600, 3600)  # seconds between looks for old files, seconds after which one is old
+CSS = """
+.petseg-head h1 {font-size: 1.7rem; margin: 0 0 .2rem 0}
+.petseg-head p, .petseg-facts p {margin: 0; color: var(--body-text-color-subdued)}
+.petseg-facts {min-height: 3.2rem}
+.petseg-facts .shares {display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; color: var(--body-text-color)}
+.petseg-facts .shares i {display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em}
+.petseg-facts .error {color: #b3261e; background: #fdecea; padding: .6rem .9rem; border-radius: 8px; font-weight: 600}
+#overlay img, #confidence img, #cutout img {width: 100%; height: 100%; object-fit: contain}
+#cutout img {background: repeating-conic-gradient(#d4d4d8 0 25%, #fff 0 50%) 0 0 / 20px 20px}
+.petseg-scale {height: .7rem; border-radius: 4px; margin: 0 .2rem}
+.petseg-ends {display: flex; justify-content: space-between; font-size: .8rem; margin: 0 .2rem;
+ color: var(--body-text-color-subdued)}
+"""
+
+
+class Overlaid(NamedTuple):
+    """What is kept of a segmentation to lay the colours over the picture with another opacity."""
+
+    image: np.ndarray
+    mask: np.ndarray
+
+
+NOTHING = demo_views.Pictures(None, None, None, None)
+
+
+def build(networks: Networks, folder: Path) -> gr.Blocks:
+    """The page, to be launched.
+
+    Args:
+      networks: what segments.
+      folder: a folder for the examples.
+    """
+    classes, first = networks.run.classes, networks.checkpoints[:1]
+    with gr.Blocks(title="petseg", analytics_enabled=False, delete_cache=UPLOADS_ARE_KEPT, fill_width=True) as page:
+        gr.HTML(demo_views.head(networks.run.config, networks.run.classes), elem_classes="petseg-head")
+        overlaid = gr.State(None, time_to_live=UPLOADS_ARE_KEPT[1])
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                photo = gr.Image(
+                    label="Photograph", type="filepath", sources=["upload", "clipboard"], height=300,
+                    placeholder="Drop or paste a photograph, or click to choose one", elem_id="photo",
+                )  # fmt: skip
+                opacity = gr.Slider(0, 1, OPACITY, step=0.05, label="Opacity of the colours", elem_id="opacity")
+                checkpoint = gr.Radio(
+                    networks.checkpoints, value=first[0] if first else None, label="Checkpoint", elem_id="checkpoint",
+                    visible=len(networks.checkpoints) > 1,
+                )  # fmt: skip
+                averaged = gr.Checkbox(
+                    networks.has_averages, label="Averaged weights", elem_id="averaged", visible=networks.has_averages,
+                    info="The mean of the weights over the last steps of the training",
+                )  # fmt: skip
+                flip_tta = gr.Checkbox(
+                    False, label="Flip averaging", elem_id="flip",
+                    info="Average with what the network says of the mirror image: twice the time",
+                )  # fmt: skip
+                gr.Examples(drawings(folder / "examples"), photo, label="Drawings to try", cache_examples=False)
+            with gr.Column(scale=5, min_width=480):
+                facts = gr.HTML(elem_classes="petseg-facts", elem_id="facts")
+                with gr.Row():
+                    overlay = _picture("Overlay", "overlay")
+                    annotated = gr.AnnotatedImage(
+                        label="Classes",
+                        color_map=demo_views.colors(classes),
+                        height=360,
+                        elem_id="classes",
+                        format="png",
+                    )
+                with gr.Row():
+                    with gr.Column():
+                        confidence = _picture("Confidence", "confidence")
+                        gr.HTML(demo_views.confidence_scale(len(classes)))
+                    with gr.Column():
+                        cutout = _picture("Cut-out", "cutout", visible=bool(classes.foreground.any()))
+        shown = [facts, overlaid, overlay, annotated, confidence, cutout]
+
+        def segment(photo: dict[str, Any] | None, which: str, averaged: bool, flip_tta: bool, opacity: float) -> list:
+            if photo is None:
+                return ["", None, *NOTHING]
+            try:
+                return _segment(networks, Path(photo["path"]), which, bool(averaged), bool(flip_tta), float(opacity))
+            except PetsegError as error:
+                return [demo_views.error_sentence(str(error)), None, *NOTHING]
+            except Exception as error:  # such as that memory is full: the page goes on
+                logger.exception("a photograph could not be segmented")
+                return [demo_views.error_sentence(f"This could not be segmented: {one_line(error)}"), None, *NOTHING]
+
+        def lay_over(kept: Overlaid | None, opacity: float) -> Image.Image | None:
+            return kept and blended(kept.image, kept.mask, classes, opacity)
+
+        gr.on(
+            [photo.change, checkpoint.change, averaged.change, flip_tta.change],
+            segment,
+            [photo, checkpoint, averaged, flip_tta, opacity],
+            shown,
+            preprocess=False,  # with it gradio decodes what was uploaded, and reads no more than it can
+            trigger_mode="always_last",
+            concurrency_limit=1,
+            api_visibility="private",
+        )
+        opacity.input(
+            lay_over,
+            [overlaid, opacity],
+            overlay,
+            trigger_mode="always_last",
+            show_progress="hidden",
+            api_visibility="private",
+        )
+    return page
+
+
+def look() -> dict[str, Any]:
+    """What `launch` is to be told of the look; the fonts come with gradio, not from elsewhere."""
+    return {"theme": gr.themes.Default(primary_hue="teal", neutral_hue="slate"), "css": CSS}
+
+
+def _segment(
+    networks: Networks, path: Path, checkpoint: str, averaged: bool, flip_tta: bool, opacity: float
+) -> list[Any]:
+    image = demo_views.read(path)
+    segmenter = networks(checkpoint, averaged, flip_tta)
+    small = demo_views.reduced(image, min(MOST_PIXELS, MOST_PROBABILITIES // len(segmenter.classes)))
+    start = time.perf_counter()
+    segmentation = segmenter(small)
+    seconds = time.perf_counter() - start
+    found = demo_views.facts(segmentation, seconds, segmenter.step, image.shape)
+    return [found, Overlaid(small, segmentation.mask), *demo_views.pictures(segmentation, opacity)]
+
+
+def drawings(folder: Path) -> list[list[str]]:
+    """Draws the examples, cats and dogs that no training has seen, into a new folder; a row for each."""
+    folder.mkdir()
+    files = []
+    for i in range(EXAMPLES):
+        drawing = animal_drawing.draw(np.random.default_rng([1_000_000, i]))
+        files.append(folder / f"{animal_drawing.SPECIES[drawing.species].lower()}_{i}.png")
+        Image.fromarray(drawing.image).save(files[-1])
+    return [[str(file)] for file in files]
+
+
+def _picture(label: str, name: str, *, visible: bool = True) -> gr.Image:
+    return gr.Image(
+        label=label, interactive=False, height=360, elem_id=name, visible=visible,
+        format="jpeg" if name == "overlay" else "png", buttons=["download", "fullscreen"],
+    )  # fmt: skip

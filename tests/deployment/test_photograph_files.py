@@ -1,0 +1,111 @@
+"""Which photographs are meant, what is made of them is called, and what of it is there already."""
+
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from petseg.classes import PETS
+from petseg.deployment import photograph_files
+from petseg.deployment.photograph_files import Plan
+from petseg.errors import DataError, WorkDirectoryError
+
+
+def save(*files):
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 6), "red").save(file)
+
+
+def carry_out(plan):
+    """Writes masks without a network."""
+    image = np.zeros((6, 9, 3), np.uint8)
+    return [plan.write(each, image, image[..., 0], image[..., 1], PETS) for each in plan.photographs]
+
+
+def masks(pattern, output_dir, **options):
+    written = carry_out(Plan.make(str(pattern), str(output_dir), **options))
+    return [str(file.relative_to(output_dir)) for file in written]
+
+
+def test_subfolders_are_gone_through_and_kept(tmp_path):
+    names = ("a.jpg", "deep/er/b.PNG", "other/b.png", ".hidden/c.jpg", "deep/._d.jpg", "notes.txt")
+    for name in names:
+        if name.endswith("txt"):
+            (tmp_path / name).write_text("no photograph")
+        else:
+            save(tmp_path / "in" / name)
+    expected = ["a.mask.png", "deep/er/b.mask.png", "other/b.mask.png"]
+    assert masks(tmp_path / "in", tmp_path / "out") == expected
+    # Also where only one subfolder has any: names do not depend on what else is there.
+    assert masks(tmp_path / "in" / "deep", tmp_path / "out") == ["er/b.mask.png"]
+    assert masks(tmp_path / "in" / "*" / "*" / "*.PNG", tmp_path / "out") == ["deep/er/b.mask.png"]
+    assert masks(tmp_path / "in" / "**" / "b.*", tmp_path / "out") == expected[1:]
+    assert masks(tmp_path / "in" / "other" / "b.png", tmp_path / "out") == ["b.mask.png"]
+
+
+def test_files_of_one_name_keep_their_suffixes(tmp_path):
+    save(tmp_path / "a/cat.jpg", tmp_path / "a/cat.PNG", tmp_path / "b/cat.jpg")
+    found = masks(tmp_path / "*" / "cat.*", tmp_path / "out")
+    assert sorted(found) == ["a/cat.PNG.mask.png", "a/cat.jpg.mask.png", "b/cat.mask.png"]
+
+
+def test_nothing_to_do_is_said(tmp_path):
+    with pytest.raises(DataError, match=r"--predict=.*/\*\.jpg: matches no file; must be a glob, or a folder"):
+        photograph_files.find_files(str(tmp_path / "*.jpg"))
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(DataError, match=r"--predict=.*: holds no file ending in \.jpg .*, nor do its subfolders$"):
+        photograph_files.find_files(str(tmp_path))
+
+
+def test_what_is_there_is_skipped_if_that_is_asked_for_and_everything_is_there(tmp_path):
+    save(*(tmp_path / "in" / f"{i}.png" for i in range(4)))
+    out = tmp_path / "out"
+    assert len(masks(tmp_path / "in", out)) == 4
+    again = Plan.make(str(tmp_path / "in"), str(out))
+    assert (len(again.photographs), again.skipped) == (4, 0)
+    (out / "1.overlay.jpg").unlink()
+    save(tmp_path / "in" / "sub" / "new.png")
+    resumed = Plan.make(str(tmp_path / "in"), str(out), skip_existing=True)
+    assert [each.file.name for each in resumed.photographs] == ["1.png", "new.png"]
+    assert resumed.skipped == 3
+    cutouts = Plan.make(str(tmp_path / "in"), str(out), cutout=True, skip_existing=True)
+    assert (len(cutouts.photographs), cutouts.skipped) == (5, 0)
+    carry_out(cutouts)
+    assert Plan.make(str(tmp_path / "in"), str(out), cutout=True, skip_existing=True).photographs == ()
+    with Image.open(out / "2.mask.png") as mask:
+        mask.convert("L").save(out / "2.mask.png")  # not as petseg wrote it
+    with pytest.raises(WorkDirectoryError, match=r"2\.mask\.png would be overwritten, and is not as petseg wrote it"):
+        Plan.make(str(tmp_path / "in"), str(out), skip_existing=True)
+
+
+def test_photographs_of_nearly_one_name_get_masks_of_their_own(tmp_path, caplog):
+    names = ["Cat.jpg", "a.jpg", "a.jpg.png", "a.png", "cat.jpg", "cat.png", "dog.png"]
+    save(*(tmp_path / "in" / name for name in names))
+    with caplog.at_level(logging.WARNING, "petseg"):
+        found = masks(tmp_path / "in", tmp_path / "out")
+    assert len({name.lower() for name in found}) == 7
+    assert len({path.name.lower() for path in (tmp_path / "out").iterdir()}) == 14
+    assert found[-1] == "dog.mask.png"
+    assert "6 photographs share a name" in caplog.text or "5 photographs share a name" in caplog.text
+    assert "cat.png -> cat.png.mask.png" in caplog.text
+
+
+def test_nothing_of_a_users_is_overwritten(tmp_path):
+    save(tmp_path / "cat.jpg")
+    Image.new("L", (9, 6)).save(tmp_path / "cat.mask.png")
+    with pytest.raises(WorkDirectoryError, match=r"cat\.mask\.png would be overwritten.*must be another folder"):
+        Plan.make(str(tmp_path / "cat.jpg"), str(tmp_path))
+
+
+def test_own_outputs_are_replaced_and_never_taken_for_photographs(tmp_path, caplog):
+    save(tmp_path / "cat.jpg")
+    for pattern in (tmp_path, tmp_path, tmp_path / "*"):
+        with caplog.at_level(logging.INFO, "petseg"):
+            assert masks(pattern, tmp_path, cutout=True) == ["cat.mask.png"]
+        written = {file.name for file in tmp_path.iterdir()}
+        assert written == {"cat.jpg", "cat.mask.png", "cat.overlay.jpg", "cat.cutout.png"}
+    assert "3 files that petseg wrote are no photographs: passed over" in caplog.text
+    with pytest.raises(DataError, match="matches only masks and overlays that petseg wrote"):
+        photograph_files.find_files(str(tmp_path / "*.mask.png"))
