@@ -47,8 +47,8 @@ def test_on_the_photographs_it_scores_what_its_card_says(pets, real_data_dir):
 def test_on_drawings_it_is_nowhere_near_random(pets, data_dir):
     pairs = decoding.native(data_config("synthetic_pets", 128, data_dir), "test", pets.classes)
     scores = pets.evaluate(list(itertools.islice(pairs, 8)))
-    assert scores["accuracy"] >= DRAWN_ACCURACY
-    assert scores["iou"]["pet"] >= DRAWN_PET
+    assert scores["accuracy"] >= 0.65
+    assert scores["iou"]["pet"] >= 0.4
 
 
 def test_the_command_needs_no_run_and_both_runtimes_say_the_same(photograph, tmp_path):
