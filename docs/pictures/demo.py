@@ -15,7 +15,7 @@ def main(url: str, photograph: str = "") -> None:
     with sync_api.sync_playwright() as playwright:
         chromium = shutil.which("chromium") or shutil.which("google-chrome")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 940})
+        page = browser.new_page(viewport={"width": 1440, "height": 1000})
         page.goto(url)
         field = page.locator("#photo input[type=file]")
         field.wait_for(state="attached", timeout=60_000)

@@ -1,6 +1,5 @@
-"""The demo page in a real browser; what its server lets in, and what it shows, without one."""
+"""The demo page: a real server, and a real browser that looks at it."""
 
-import asyncio
 import importlib.util
 import json
 import os
@@ -21,16 +20,14 @@ from PIL import Image
 from programs_in_forks import Program
 
 import petseg
-from petseg.classes import PETS, Classes
 from petseg.config import Config, command_line
 from petseg.data import animal_drawing
-from petseg.deployment import demo, demo_views
-from petseg.deployment.demo_guard import MOST_JSON, MULTIPART, Guard
+from petseg.deployment import demo
 from petseg.errors import ConfigError, WorkDirectoryError
 from petseg.runs import experiment
 
 PHOTOGRAPH = animal_drawing.draw(np.random.default_rng(7)).image
-UPLOAD, JOIN = "/gradio_api/upload", "/gradio_api/queue/join"
+JOIN = "/gradio_api/queue/join"
 # Starts the page, and writes to its error output what it looks up and connects to.
 WATCHED = """
 import runpy, sys
@@ -52,92 +49,6 @@ def test_without_gradio_one_line_says_what_to_install(monkeypatch):
 def test_a_run_that_is_not_there_is_refused(workdir):
     with pytest.raises(WorkDirectoryError, match=workdir):
         demo.main(demo.DemoConfig(workdir=workdir))
-
-
-def asked(path, body, *, length=None, most=1000):
-    """What a guarded app answers to a POST: the status, and the body that came through to the app."""
-    sent, seen = [], []
-
-    async def app(scope, receive, send):
-        seen.append((await receive())["body"])
-        await send({"type": "http.response.start", "status": 200})
-
-    async def receive():
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    async def send(message):
-        sent.append(message)
-
-    length = str(len(body)) if length is None else length
-    headers = [(b"content-length", length.encode())] if length else []
-    scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
-    asyncio.run(Guard(app, max_upload=most)(scope, receive, send))
-    return sent[0]["status"], seen
-
-
-def test_the_guard_lets_through_what_the_page_sends():
-    for path, body in (
-        (UPLOAD, b"x" * 1000),
-        (JOIN, json.dumps({"data": [{"path": "/tmp/cat.jpg", "url": "http://127.0.0.1/file=cat"}, 0.5]}).encode()),
-        ("/gradio_api/reset", b""),
-    ):
-        assert asked(path, body) == (200, [body])
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "length", "status"),
-    [
-        (UPLOAD, b"", str(1001 + MULTIPART), 413),
-        (UPLOAD, b"x", "", 411),
-        (JOIN, b"[]", "-1", 411),
-        (JOIN, b"", str(MOST_JSON + 1), 413),
-        (JOIN, b'{"data": [[{"a": {"path": "http://example.com/cat.jpg"}}]]}', None, 403),
-        (JOIN, b'{"data": [{"path": "\\u0068ttps://example.com/cat.jpg"}]}', None, 403),
-        (JOIN, b"not JSON", None, 403),
-        (JOIN, b"[" * 200_000, None, 403),
-        ("/gradio_api/call/upload", b'{"path": "http://example.com"}', None, 403),
-    ],
-)
-def test_the_guard_refuses_what_is_too_large_or_fetches_something(path, body, length, status):
-    assert asked(path, body, length=length) == (status, [])
-
-
-def segmentation(height=6, width=8):
-    """A picture that is pet for sure on its left half, and anything on its right."""
-    probabilities = np.full([height, width, 3], 1 / 3, np.float32)
-    probabilities[:, : width // 2] = [1, 0, 0]
-    return petseg.Segmentation(np.full([height, width, 3], 9, np.uint8), probabilities, PETS)
-
-
-def test_pictures_of_a_segmentation():
-    shown = demo_views.pictures(segmentation(), opacity=1.0)
-    assert (np.asarray(shown.overlay) == PETS.palette[0]).all()
-    confidence = np.asarray(shown.confidence, np.int64).sum(axis=-1)
-    assert (confidence[:, :4] > 2 * confidence[:, 4:].max()).all()
-    image, [(mask, name)] = shown.annotated
-    assert name == "pet"
-    assert (mask == 1).all()
-    assert image.shape == (6, 8, 3)
-    assert shown.cutout.mode == "RGBA"
-    streets = Classes.from_dict({"classes": ["road", "car", "sky"]})
-    found = segmentation()
-    assert demo_views.pictures(petseg.Segmentation(found.image, found.probabilities, streets), 0.5).cutout is None
-
-
-def test_facts_name_shares_sizes_and_time_as_safe_html():
-    text = demo_views.facts(segmentation(), 0.123, 42, (600, 800))
-    for part in ("pet 100.0%", "8 x 6 pixels (reduced from 800 x 600) in 0.12 s", "confidence of 67%", "step 42"):
-        assert part in text
-    assert "border" not in text
-    assert "reduced" not in demo_views.facts(segmentation(), 0.1, 1, (6, 8))
-    assert "<b>" not in demo_views.error_sentence("<b>.jpg: cannot be read")
-
-
-def test_only_large_pictures_are_reduced():
-    image = np.zeros([300, 500, 3], np.uint8)
-    assert demo_views.reduced(image, 150_000) is image
-    assert demo_views.reduced(image, 1500).shape == (30, 50, 3)
-    assert demo_views.reduced(np.zeros([1, 9000, 3], np.uint8), 100).shape[0] == 1
 
 
 class Server:
@@ -250,9 +161,12 @@ def test_a_photograph_is_shown_as_the_segmenter_sees_it(server, page):
     assert len(redrawn) == 1  # the network is not asked again, for that is another event
     assert redrawn.isdisjoint(events[: -len(later)])
     assert page.locator("#facts").inner_text() == facts
+    cutout = page.locator("#cutout img").first.get_attribute("src")
     page.locator("#flip input").check()
-    page.wait_for_function("facts => document.querySelector('#facts').innerText != facts", arg=facts, timeout=60_000)
-    assert not np.array_equal(shown(page, "cutout"), np.asarray(expected.cutout()))
+    page.wait_for_function(  # names of pictures are made of what is in them
+        "cutout => ![null, undefined, cutout].includes(document.querySelector('#cutout img')?.getAttribute('src'))",
+        arg=cutout, timeout=60_000,
+    )  # fmt: skip
     assert page.faults == []
     assert {"best", "latest"} == set(page.locator("#checkpoint").inner_text().split()) - {"Checkpoint"}
     assert page.locator("#averaged input").is_checked()
