@@ -2,7 +2,6 @@
 
 from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig
-from petseg.runs import run_groups
 from petseg.runtime import startup
 
 
@@ -30,6 +29,8 @@ def _evaluate(config: EvalConfig) -> None:
 
         prediction_command.predict(config)
         return
+    from petseg.runs import run_groups
+
     several_runs = run_groups.are_asked_for(score)
     startup.load_tensorflow(show_greetings=score.debug)  # after the flags are checked
     from petseg.deployment import commands

@@ -95,7 +95,13 @@ def _shrunk(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _grown(planes: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
     """Planes, float32 [C, h, w], resized bilinearly, a few rows at a time: [C, rows, W]."""
     count, height, width = planes.shape
-    wide = np.ascontiguousarray(np.moveaxis(planes, 1, 0)).reshape(-1, width) @ _between_columns(width, size[1])
+    # Sums of neighbours, not products with a matrix: the libraries for these keep all cores busy with waiting.
+    left, right, share = _neighbours(width, size[1])
+    by_rows = np.ascontiguousarray(np.moveaxis(planes, 1, 0))
+    wide = by_rows[..., right]
+    wide -= by_rows[..., left]
+    wide *= share
+    wide += by_rows[..., left]
     wide = wide.reshape(height, count * size[1])
     above, below, share = _neighbours(height, size[0])
     rows = max(1, VALUES // wide.shape[1])
@@ -129,12 +135,3 @@ def _neighbours(length: int, wanted: int) -> tuple[np.ndarray, np.ndarray, np.nd
     places = np.clip((np.arange(wanted) + 0.5) * (length / wanted) - 0.5, 0, length - 1)
     first = np.floor(places).astype(int)
     return first, np.minimum(first + 1, length - 1), (places - first).astype(np.float32)
-
-
-def _between_columns(length: int, wanted: int) -> np.ndarray:
-    """How much each of `length` pixels counts in each of those wanted, float32 [length, wanted]: its two neighbours."""
-    first, second, share = _neighbours(length, wanted)
-    matrix = np.zeros((length, wanted), np.float32)
-    matrix[second, np.arange(wanted)] = share
-    matrix[first, np.arange(wanted)] += 1 - share
-    return matrix

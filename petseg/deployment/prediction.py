@@ -30,7 +30,7 @@ __all__ = ["Prediction", "Predictor", "blended", "carry_out", "check_foreground"
 logger = logging.getLogger(__name__)
 # At work at the same time, from reading to writing: of more, batches and threads would have no use.
 THREADS = 4
-MOST_BATCHES, MOST_PIXELS = 3, 16_000_000
+MOST_BATCHES, MOST_PIXELS = 3, 32_000_000
 
 
 @dataclasses.dataclass(frozen=True)

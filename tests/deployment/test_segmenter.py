@@ -13,7 +13,7 @@ import petseg
 from petseg.classes import PETS
 from petseg.config import Config, DistributionConfig
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.deployment import commands, segmenter
+from petseg.deployment import commands, prediction_command, segmenter
 from petseg.deployment.prediction import Predictor
 from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
 
@@ -148,7 +148,7 @@ def test_packed_weights_predict_score_and_export_as_the_run_does(run, loaded, ph
     assert "data_dir" in json.dumps(json.loads((tmp_path / "model_card.json").read_text()))
     Image.fromarray(photograph).save(tmp_path / "cat.png")
     written = {"predict": str(tmp_path / "cat.png"), "output_dir": str(tmp_path / "masks")}
-    (mask,) = commands.predict(score_config(workdir=str(file), **written))
+    (mask,) = prediction_command.predict(score_config(workdir=str(file), **written))
     np.testing.assert_array_equal(np.asarray(Image.open(mask)), packed(photograph).mask)
     scores = commands.evaluate(score_config(workdir=str(file), data_dir=str(loaded.config.data.data_dir)))
     assert scores["mean_iou"] == pytest.approx(loaded.evaluate("test")["mean_iou"], abs=0.02)

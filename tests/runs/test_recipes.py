@@ -13,7 +13,7 @@ from PIL import Image
 from petseg.classes import PETS
 from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.deployment import commands
+from petseg.deployment import commands, prediction_command
 from petseg.errors import CheckpointError, ConfigError
 from petseg.models import inference
 from petseg.reporting.summaries import read_csv
@@ -87,7 +87,7 @@ def test_exports_and_masks_are_made_with_the_weights_that_were_asked_for(average
 
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
-    masks = commands.predict(EvalConfig(ScoreConfig(**flags, predict=str(tmp_path / "*.png"))))
+    masks = prediction_command.predict(EvalConfig(ScoreConfig(**flags, predict=str(tmp_path / "*.png"))))
     found = {path.name: np.asarray(Image.open(path)) for path in masks}
     for i, probabilities in enumerate(expected):
         np.testing.assert_array_equal(found[f"{i}.mask.png"], probabilities.argmax(-1))

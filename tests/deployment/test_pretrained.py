@@ -1,0 +1,61 @@
+"""The packaged model: what it scores, and what it makes of pictures that it has never seen."""
+
+import itertools
+
+import numpy as np
+import pytest
+from conftest import data_config, run_program
+from PIL import Image
+
+import petseg
+from petseg.data import decoding
+from petseg.data.animal_drawing import draw
+from petseg.runs import packed_run
+
+pytestmark = pytest.mark.slow
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def pets():
+    return petseg.load("pets")
+
+
+@pytest.fixture
+def photograph(tmp_path):
+    Image.fromarray(draw(np.random.default_rng(3)).image).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_it_is_small_and_says_what_it_is():
+    packed = packed_run.PackedRun.open(packed_run.find("pets"))
+    assert packed.path.stat().st_size <= 6 * MIB
+    assert packed.path.with_suffix(".onnx").stat().st_size <= 6 * MIB
+    assert packed.weights == "averaged"
+    assert (packed.config.data.dataset, packed.config.data.train_split) == ("oxford_iiit_pet", "train")
+    assert packed.card["scores"]["mean_iou"] >= 0.775
+    assert petseg.Config.preset("best").model.decoder == packed.config.model.decoder
+
+
+def test_on_the_photographs_it_scores_what_its_card_says(pets, real_data_dir):
+    pairs = decoding.native(data_config("oxford_iiit_pet", 128, real_data_dir), "test[:200]", pets.classes)
+    scores = pets.evaluate([(image, mask) for image, mask in pairs])
+    assert scores["mean_iou"] >= 0.775
+    assert scores["iou"]["border"] >= 0.555
+
+
+def test_on_drawings_it_is_nowhere_near_random(pets, data_dir):
+    pairs = decoding.native(data_config("synthetic_pets", 128, data_dir), "test", pets.classes)
+    scores = pets.evaluate(list(itertools.islice(pairs, 8)))
+    assert scores["accuracy"] >= 0.65
+    assert scores["iou"]["pet"] >= 0.4
+
+
+def test_the_command_needs_no_run_and_both_runtimes_say_the_same(photograph, tmp_path):
+    for runtime in ("tensorflow", "onnx"):
+        flags = [f"--predict={photograph}", f"--output_dir={tmp_path / runtime}", f"--runtime={runtime}", "--cutout"]
+        result = run_program("eval.py", "--pretrained", *flags)
+        assert result.returncode == 0, result.stderr
+        assert (tmp_path / runtime / "photo.cutout.png").is_file()
+    masks = [np.asarray(Image.open(tmp_path / name / "photo.mask.png")) for name in ("tensorflow", "onnx")]
+    assert (masks[0] == masks[1]).mean() >= 0.999
