@@ -82,7 +82,10 @@ FLAGS = [
     ("--encoder_learning_rate_factor=0.1", "--encoder_learning_rate_factor=0.1: must be 1 without --train_encoder"),
     ("--loss=dice --label_smoothing=0.1", "--label_smoothing=0.1: must be 0 with --loss=dice"),
     ("--ema_decay=1", "must be a number of at least 0 and below 1"),
-    ("--init_from={place}/none", "--init_from={place}/none: is neither the work directory of a run, nor a checkpoint, nor a file"),
+    (
+        "--init_from={place}/none",
+        "--init_from={place}/none: is neither the work directory of a run, nor a checkpoint, nor",
+    ),
     ("--optimizer=lion", "--optimizer=lion: must be one of adam, adamw, sgd"),
     ("--precision=float8", "--precision=float8: must be one of float32"),
     ("--clip_norm=-1", "--clip_norm=-1.0: must be a number of at least 0"),
