@@ -11,6 +11,7 @@ from petseg.config import LossConfig
 from petseg.data import input_pipeline
 from petseg.evaluation.any_size import AnySizeModel
 from petseg.evaluation.evaluator import Evaluator
+from petseg.evaluation.keras_runner import KerasRunner
 from petseg.evaluation.results import split_results
 from petseg.models import encoders, unet
 from petseg.training import confusion_matrix, sample_weights
@@ -130,7 +131,7 @@ def test_at_native_resolution_one_tile_that_covers_a_picture_counts_what_the_who
     pairs = [(rng.integers(0, 256, (*s, 3), np.uint8), rng.integers(0, 3, (*s, 1), np.uint8)) for s in sizes]
     pairs[0][1][:9] = IGNORED
     whole, covered, tiled = (
-        evaluator.evaluate_native(iter(pairs), AnySizeModel(model, tile=tile).logits)
+        evaluator.evaluate_native(iter(pairs), AnySizeModel(KerasRunner(model), tile=tile).logits)
         for tile in (None, (50, 50), (32, 32))
     )
     for (image, mask), counts in zip(pairs, whole.confusion_matrices, strict=True):
@@ -147,4 +148,4 @@ def test_at_native_resolution_one_tile_that_covers_a_picture_counts_what_the_who
     np.testing.assert_array_equal(tiled.confusion_matrices[1], whole.confusion_matrices[1])
     assert np.isfinite(tiled.loss)
     stop.assign(1.0)
-    assert evaluator.evaluate_native(iter(pairs), AnySizeModel(model).logits) is None
+    assert evaluator.evaluate_native(iter(pairs), AnySizeModel(KerasRunner(model)).logits) is None
