@@ -49,7 +49,7 @@ def test_the_model_is_exported_with_a_card(workdir, data_dir, tmp_path):
     refused = run_program("eval.py", *flags, "--export=caffe")
     assert own_lines(refused.stderr) == [
         "eval.py: error: --export=caffe: no such format; "
-        "must be some of saved_model, keras, h5, tflite, tflite_int8, onnx"
+        "must be some of saved_model, keras, h5, tflite, tflite_int8, onnx, onnx_half, weights"
     ]
 
 

@@ -186,7 +186,7 @@ def test_agreements_and_card(exported):
         assert (folder / said["path"]).exists()
         assert agreement.size_mib > 1
         assert re.search(rf"(?m)^{agreement.format} .*{re.escape(agreement.path)}$", export.table(agreements))
-        if agreement.format != "tflite_int8":
+        if agreement.format not in ("tflite_int8", "onnx_half"):
             assert agreement.largest_difference < 1e-4
     files = {said["path"] for said in card["formats"].values()}
     assert {path.name for path in folder.iterdir()} == {*files, "model_card.json"}  # nothing temporary
