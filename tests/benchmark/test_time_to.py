@@ -102,7 +102,7 @@ def test_the_table_sets_seconds_against_all_epochs_of_model_fit():
     assert "model.fit was not trained to the end: 3000 s are all its steps at its measured speed" in lines
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_program_prints_a_table_and_draws_the_scores(data_dir, tmp_path):
     flags = [*tiny_flags(data_dir, tmp_path / "run"), "--epochs=0", "--train_steps=6", "--batch_size=4"]
     (tmp_path / "adam.cfg").write_text("--optimizer=adam\n")
