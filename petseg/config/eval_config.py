@@ -8,7 +8,7 @@ from petseg.config.options import Group, option, sides
 from petseg.errors import ConfigError
 
 EXPORT_FORMATS = ("saved_model", "keras", "h5", "tflite", "tflite_int8", "onnx", "onnx_half", "weights")
-PACKAGED = "pets"
+PACKAGED, PACKED_SUFFIX = "pets", ".safetensors"
 RUNTIMES = ("tensorflow", "onnx")
 PREDICTIONS = "predictions"
 SMALLEST_TILE = 32
@@ -114,7 +114,7 @@ class ScoreConfig(Group):
     @property
     def packed(self) -> str:
         """The packed weights that are used instead of a work directory: a packaged model's name, a file, or empty."""
-        return PACKAGED if self.pretrained else self.workdir if self.workdir.endswith(".safetensors") else ""
+        return PACKAGED if self.pretrained else self.workdir if self.workdir.endswith(PACKED_SUFFIX) else ""
 
     @property
     def prediction_dir(self) -> str:

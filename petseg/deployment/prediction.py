@@ -17,15 +17,13 @@ import tqdm
 
 from petseg import files as files_lib
 from petseg.classes import Classes
-from petseg.deployment.photograph_files import Photograph, Plan, blended, check_foreground
+from petseg.deployment.photograph_files import Photograph, Plan, check_foreground
 from petseg.deployment.photographs import count_pixels, read_image
 from petseg.errors import UnreadableFilesError
 from petseg.evaluation.any_size import AnySizeModel, Runner
 
 if TYPE_CHECKING:
     import keras
-
-__all__ = ["Prediction", "Predictor", "blended", "carry_out", "check_foreground", "predict_files"]
 
 logger = logging.getLogger(__name__)
 # At work at the same time, from reading to writing: of more, batches and threads would have no use.

@@ -5,7 +5,7 @@ from pathlib import Path
 from petseg.config import DistributionConfig
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.deployment import onnx_files, prediction
-from petseg.deployment.photograph_files import Plan
+from petseg.deployment.photograph_files import Plan, check_foreground
 from petseg.deployment.prediction import Predictor
 from petseg.runs import opening
 from petseg.runs.packed_run import PackedRun
@@ -28,7 +28,7 @@ def predict(config: EvalConfig) -> list[Path]:
         run = opening.open_run(score)
         tile = score.tile_size(run.config.data)
         if score.cutout:
-            prediction.check_foreground(run.classes)
+            check_foreground(run.classes)
         plan = Plan.make(score.predict, score.prediction_dir, cutout=score.cutout, skip_existing=score.skip_existing)
         if not plan.photographs:  # nothing to load a network for
             return prediction.report(plan)

@@ -18,8 +18,8 @@ from petseg.config import Config
 from petseg.config.eval_config import ScoreConfig
 from petseg.data import decoding
 from petseg.data.decoding import Examples
+from petseg.deployment.photograph_files import blended, check_foreground
 from petseg.deployment.photographs import as_people_see_it, read_image
-from petseg.deployment.prediction import blended, check_foreground
 from petseg.errors import DataError, PetsegError, one_line
 from petseg.evaluation.any_size import AnySizeModel
 from petseg.evaluation.evaluator import Evaluation

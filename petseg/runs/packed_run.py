@@ -16,7 +16,7 @@ import safetensors.numpy
 from petseg import config as config_lib
 from petseg.classes import Classes
 from petseg.config import CONFIG_FORMAT, Config, DistributionConfig, RuntimeConfig
-from petseg.config.eval_config import ScoreConfig
+from petseg.config.eval_config import PACKED_SUFFIX, ScoreConfig
 from petseg.errors import CheckpointError, ConfigError, ExportError, one_line
 from petseg.files import write_bytes
 from petseg.runs import trained_run
@@ -24,7 +24,7 @@ from petseg.runs import trained_run
 if TYPE_CHECKING:
     import keras
 
-SUFFIX = ".safetensors"
+SUFFIX = PACKED_SUFFIX
 FOLDER = Path(__file__).parent.parent / "pretrained"
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob(f"*{SUFFIX}")))
 

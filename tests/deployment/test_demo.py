@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import shutil
 import signal
 import socket
 import struct
@@ -103,23 +102,16 @@ def server(data_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(server):
+def page(server, browser):
     """The page in a browser; `page.requested` are the addresses that it asked for, `page.faults` what went wrong."""
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if executable is None:
-        pytest.skip("no Chromium on the PATH")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not there")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1440, "height": 1000})
-        page.requested, page.faults = [], []
-        page.on("request", lambda request: page.requested.append(request))
-        page.on("pageerror", lambda error: page.faults.append(str(error)))
-        page.on("console", lambda said: page.faults.append(said.text) if said.type == "error" else None)
-        page.goto(server.url)
-        page.locator("#photo input[type=file]").wait_for(state="attached", timeout=60_000)
-        yield page
-        browser.close()
+    page = browser.new_page(viewport={"width": 1440, "height": 1000})
+    page.requested, page.faults = [], []
+    page.on("request", lambda request: page.requested.append(request))
+    page.on("pageerror", lambda error: page.faults.append(str(error)))
+    page.on("console", lambda said: page.faults.append(said.text) if said.type == "error" else None)
+    page.goto(server.url)
+    page.locator("#photo input[type=file]").wait_for(state="attached", timeout=60_000)
+    return page
 
 
 def upload(page, file):

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -194,18 +193,6 @@ def test_the_profile_plugin_opens_it(runs):
     data, _ = convert.xspace_to_tool_data(files, "trace_viewer", {})
     steps = [event["args"]["step_num"] for event in json.loads(data)["traceEvents"] if event.get("name") == "train"]
     assert steps == ["55", "56"]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if executable is None:
-        pytest.skip("no Chromium on the PATH")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not there")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 PAGES = {
