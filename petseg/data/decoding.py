@@ -14,9 +14,10 @@ from tqdm.auto import tqdm
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
-from petseg.data import catalog, faults, mask_coding, mask_values
+from petseg.data import catalog, faults, pair_decoding
 from petseg.data.catalog import DataSet
 from petseg.data.disk_cache import Cache
+from petseg.data.pair_decoding import UnusableExampleError
 from petseg.data.random_parts import RandomParts
 from petseg.data.record_files import Decoded, RecordFiles
 from petseg.data.resizing import Resizing
@@ -27,10 +28,6 @@ Gather = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 DECODED_AT_ONCE = 16  # pictures whose pixels are in memory at one time: 24 megapixels take 360 MiB while one is resized
 TENSOR_ALIGNMENT = 64  # bytes
 logger = logging.getLogger(__name__)
-
-
-class _UnusableExampleError(DataError):
-    """An example cannot be trained on; others may be like it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +127,7 @@ def load(config: DataConfig, split: str, classes: Classes | None = None, *, for_
         if config.cache == "disk":
             return _on_disk(source, config.cache_dir)
         return _in_memory(source) if config.cache == "memory" else _in_its_records(source)
-    except _UnusableExampleError as error:
+    except UnusableExampleError as error:
         raise DataError(f"{error}. Everything: {faults.check_command(config)}") from error
 
 
@@ -273,7 +270,7 @@ def _decode_all(
         try:
             example = next(iterator)
         except tf.errors.InvalidArgumentError as error:
-            raise _UnusableExampleError(
+            raise UnusableExampleError(
                 f"{where}: image or mask cannot be decoded; each must be a JPEG, PNG, GIF or BMP file"
             ) from error
         except (tf.errors.OpError, StopIteration) as error:
@@ -281,7 +278,7 @@ def _decode_all(
                 f"{where}: the files under {data_set.builder.data_path} cannot be read: {one_line(error)}"
             ) from error
         name = example["name"].decode() or f"{split}/{position}"
-        _check_example(example, f"{where} ({name})", data_set.classes)
+        pair_decoding.check_example(example, f"{where} ({name})", data_set.classes)
         if source.parts is not None and (example["image_size"] != source.parts.sizes[i]).any():
             sizes = tuple(source.parts.sizes[i].tolist()), tuple(example["image_size"].tolist())
             raise DataError(
@@ -307,7 +304,9 @@ def _fetched(source: _Source, raw: tf.data.Dataset, keys: Sequence[str]) -> Iter
 
 
 def _decoded(source: _Source, examples: tf.data.Dataset, keys: Sequence[str] = ()) -> tf.data.Dataset:
-    decode = tf.autograph.experimental.do_not_convert(lambda example: _decode(source, example, keys))
+    decode = tf.autograph.experimental.do_not_convert(
+        lambda example: pair_decoding.decode(source.data_set, source.resizing, example, keys)
+    )
     return examples.map(decode, num_parallel_calls=parallel_decodes())
 
 
@@ -319,7 +318,7 @@ def native(config: DataConfig, split: str, classes: Classes | None = None) -> It
     """
     data_set = catalog.open_data(config, classes)
     at_once = parallel_decodes()
-    decode = tf.autograph.experimental.do_not_convert(lambda example: _decoded_pair(data_set, example)[:2])
+    decode = tf.autograph.experimental.do_not_convert(lambda example: pair_decoding.decoded_pair(data_set, example)[:2])
     yield from data_set.raw_examples(split).map(decode, at_once).prefetch(at_once).as_numpy_iterator()
 
 
@@ -333,44 +332,3 @@ def _groups(data_set: DataSet, labels: Mapping[str, np.ndarray]) -> dict[str, tu
             if group not in groups.values():
                 groups[key] = group
     return groups
-
-
-def _decoded_pair(data_set: DataSet, example: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Image uint8 [H, W, 3] and class ids uint8 [H, W, 1] as they lie in the files, and a value that means nothing."""
-    image = tf.io.decode_image(example["image"], channels=3, expand_animations=False)
-    values = tf.io.decode_image(example["mask"], data_set.mask_channels, data_set.mask_dtype, expand_animations=False)
-    image.set_shape([None, None, 3])
-    values.set_shape([None, None, data_set.mask_channels])
-    if data_set.holds_ids:
-        return image, values, tf.constant(mask_coding.NONE)
-    mask = mask_coding.code(values, data_set.classes)
-    return image, mask, mask_coding.an_unknown_value(values, mask)
-
-
-def _decode(source: _Source, example: dict[str, tf.Tensor], keys: Sequence[str]) -> dict[str, tf.Tensor]:
-    image, mask, unknown = _decoded_pair(source.data_set, example)
-    facts = {"image_size": tf.shape(image)[:2], "mask_size": tf.shape(mask)[:2], "unknown": unknown}
-    resizing, size = source.resizing, tf.constant(source.resizing.size)
-    as_it_is = tf.reduce_all(facts["image_size"] == size) & tf.reduce_all(facts["mask_size"] == size)
-    image, mask = tf.cond(as_it_is, lambda: (image, mask), lambda: (resizing.image(image), resizing.mask(mask)))
-    return {
-        "image": tf.ensure_shape(image, [*source.resizing.size, 3]),
-        "mask": tf.ensure_shape(mask, [*source.resizing.size, 1]),
-        "name": example["name"],
-        **{key: example[key] for key in keys},
-        **facts,
-    }
-
-
-def _check_example(example: dict[str, Any], where: str, classes: Classes) -> None:
-    """Raises DataError for an example that would train in silence and teach nonsense."""
-    image_size, mask_size = tuple(example["image_size"].tolist()), tuple(example["mask_size"].tolist())
-    if image_size != mask_size:
-        raise _UnusableExampleError(
-            f"{where}: the image is {image_size} (height, width), its mask {mask_size}; both must be one size"
-        )
-    if example["unknown"] != mask_coding.NONE:
-        found = mask_coding.shown(example["unknown"], classes)
-        raise _UnusableExampleError(
-            f"{where}: the mask holds {found}, which is in no class; must be {mask_values.shown_values(classes)}"
-        )

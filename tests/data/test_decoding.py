@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 from conftest import NUM_TEST, NUM_TRAIN, data_config, load_examples
 from PIL import Image
 
-from petseg.data import animal_drawing, catalog, decoding
+from petseg.data import animal_drawing, catalog, decoding, pair_decoding
 from petseg.errors import DataError
 
 
@@ -81,8 +81,8 @@ def test_slices(data_dir):
 def test_some_examples_of_a_split_are_decoded_without_the_others(data_dir, monkeypatch):
     whole = load_examples("synthetic_pets", "train", 32, str(data_dir))
     decoded = []
-    genuine = decoding._check_example
-    monkeypatch.setattr(decoding, "_check_example", lambda *args: (decoded.append(args), genuine(*args)))
+    genuine = pair_decoding.check_example
+    monkeypatch.setattr(pair_decoding, "check_example", lambda *args: (decoded.append(args), genuine(*args)))
     first = decoding.load_first(data_config("synthetic_pets", 32, data_dir), "train", count=5)
     spread = decoding.load_spread(data_config("synthetic_pets", 32, data_dir), "train", count=10)
     for some, positions in ((first, slice(5)), (spread, slice(None, None, 3))):

@@ -11,7 +11,7 @@ from conftest import NUM_TEST, NUM_TRAIN, load_examples, own_lines, run_program,
 from petseg.classes import PETS
 from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.data import decoding
+from petseg.data import pair_decoding
 from petseg.deployment import commands
 from petseg.models import inference
 from petseg.runs import building, checkpoints, experiment
@@ -61,7 +61,7 @@ def test_an_export_decodes_the_images_that_it_needs_and_no_others(
     workdir, data_dir, tmp_path, monkeypatch, formats, compared, calibration
 ):
     given, decoded = {}, []
-    genuine = decoding._check_example
+    genuine = pair_decoding.check_example
 
     def export(model, formats, output_dir, examples, **options):
         given.update(options, examples=examples)
@@ -69,7 +69,7 @@ def test_an_export_decodes_the_images_that_it_needs_and_no_others(
 
     monkeypatch.setattr(commands.export_lib, "check_formats", lambda formats: None)
     monkeypatch.setattr(commands.export_lib, "export", export)
-    monkeypatch.setattr(decoding, "_check_example", lambda *args: (decoded.append(args), genuine(*args)))
+    monkeypatch.setattr(pair_decoding, "check_example", lambda *args: (decoded.append(args), genuine(*args)))
     monkeypatch.setattr(commands, "COMPARED_IMAGES", compared)
     monkeypatch.setattr(commands, "CALIBRATION_IMAGES", 10)
     score = ScoreConfig(workdir=str(workdir.path), export=formats, output_dir=str(tmp_path / "out"))
