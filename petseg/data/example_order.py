@@ -4,6 +4,8 @@ import tensorflow as tf
 
 from petseg.errors import DataError
 
+EPOCHS_APART = 1 << 24
+
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     """Whole batches in an epoch. The ragged rest is left out, another one in each epoch, so no batch straddles two.
@@ -36,6 +38,26 @@ def example_ids(step: tf.Tensor, positions: tf.Tensor, *, num_examples: int, bat
     epoch, step_of_epoch = step // per_epoch, step % per_epoch
     return tf.random.experimental.index_shuffle(
         step_of_epoch * batch_size + positions,
+        seed=tf.stack([tf.constant(seed, tf.int64), epoch]),
+        max_index=tf.constant(num_examples - 1, tf.int64),
+    )
+
+
+def substitute_ids(
+    step: tf.Tensor, positions: tf.Tensor, attempt: tf.Tensor, *, num_examples: int, batch_size: int, seed: int
+) -> tf.Tensor:
+    """The examples that are tried, in an attempt counted from 1, where those of `example_ids` cannot be used.
+
+    They come from a permutation of their own, so an epoch may hold one of them twice.
+
+    Returns:
+      int64 [K], indices into the split.
+    """
+    per_epoch = steps_per_epoch(num_examples, batch_size)
+    # Only the lower 32 bits of a seed count. No run has 2^24 epochs.
+    epoch = step // per_epoch + attempt * EPOCHS_APART
+    return tf.random.experimental.index_shuffle(
+        step % per_epoch * batch_size + positions,
         seed=tf.stack([tf.constant(seed, tf.int64), epoch]),
         max_index=tf.constant(num_examples - 1, tf.int64),
     )

@@ -96,13 +96,18 @@ class Evaluator:
             self._totals.append(self._calibration)
 
     def evaluate(self) -> Evaluation | None:
-        """Scores all examples; None if the pass was ended early."""
+        """Scores all examples; None if the pass was ended early.
+
+        Raises:
+          DataError: if one cannot be used, which is found only now where they are decoded on demand.
+        """
         batches, count = input_pipeline.distributed_evaluation_batches(
             self._strategy, self._examples, batch_size=self._batch_size
         )
         for total in self._totals:
             total.assign(tf.zeros_like(total))
-        self._loop(iter(batches), tf.constant(count, tf.int64))
+        with input_pipeline.naming_lost_files(self._examples):
+            self._loop(iter(batches), tf.constant(count, tf.int64))
         scored, loss, denominator, *calibration = (total.numpy() for total in self._totals)
         if scored < len(self._examples):
             return None

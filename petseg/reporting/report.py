@@ -220,7 +220,8 @@ class Report(NullReport):
             "worst": order[:EXTREME_EXAMPLES],
             "best": order[::-1][:EXTREME_EXAMPLES],
         }
-        captions = [f"{name}  IoU {score:.3f}" for name, score in zip(examples.names, scores, strict=True)]
+        shown = np.unique(np.concatenate(list(sheets.values()))).tolist()
+        captions = {i: f"{examples.names[i]}  IoU {scores[i]:.3f}" for i in shown}
         self._sheets(run, step, sheets, captions, examples, scorer)
 
     def _sheets(
@@ -228,7 +229,7 @@ class Report(NullReport):
         run: str,
         step: int,
         sheets: Mapping[str, np.ndarray],
-        captions: Sequence[str],
+        captions: Sequence[str] | Mapping[int, str],
         examples: Examples,
         scorer: Evaluator,
     ) -> None:
