@@ -50,8 +50,8 @@ def distributed_training_batches(
 
     Each replica gets a dictionary: `image` uint8 [b, H, W, 3], `mask` uint8 [b, H, W, 1], `example_id` int64 [b] and
     `position` int64 [b], the place in the global batch, where b = batch_size / replicas; where examples are decoded on
-    demand, also `last` bool [b]: whether no other batch can follow. Processes that listen at `addresses` make them; this
-    one does where there are none. `skipped` is told which examples others took the place of.
+    demand, also `last` bool [b]: whether no other batch can follow. Processes that listen at `addresses` make them;
+    this one does where there are none. `skipped` is told which examples others took the place of.
 
     Returns:
       a distributed data set; each of its elements is the batch of one step.
@@ -221,7 +221,7 @@ def distributed_evaluation_batches(
 
 @contextlib.contextmanager
 def naming_lost_files(*splits: Examples) -> Iterator[None]:
-    """Turns TensorFlow's report of a file that cannot be read, or an example that cannot be used, into one that says which.
+    """Turns TensorFlow's report of a file that cannot be read, or of an example, into one that says which.
 
     Raises:
       DataError: if the block failed because files of the examples were changed or removed, or of one of the examples.
