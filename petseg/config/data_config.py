@@ -100,8 +100,8 @@ class DataConfig(Group):
     cache_dir: str = option("", f"folder of --cache=disk, which later runs use too; empty: `{CACHE_DIR}`")
     on_bad_example: str = option(
         "stop",
-        "what follows an example that cannot be used: `stop`: the run ends and names it; `skip`, only with --cache=none, "
-        "where it is found when its turn comes: another one takes its place",
+        "what follows an example that cannot be used: `stop`: the run ends and names it; `skip`, only with "
+        "--cache=none, where it is found when its turn comes: another one takes its place",
         choices=ON_BAD_EXAMPLE,
     )
     data_service: str = option(

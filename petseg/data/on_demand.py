@@ -149,10 +149,11 @@ class OnDemand:
 
     def look_at(self, position: int) -> None:
         """Raises DataError, which names it, if an example cannot be used."""
-        source, where = self._source, f"{self._source.where(position)} ({self._records.place(position)})"
+        source, place = self._source, self._records.place(position)
+        where = f"{source.where(position)} ({place})"
         try:
             example = source.data_set.parser()(self._records.read(tf.constant([position], tf.int64))[0])
-            where = f"{source.where(position)} ({self._name(position, example['name'].numpy())}, {self._records.place(position)})"
+            where = f"{source.where(position)} ({self._name(position, example['name'].numpy())}, {place})"
             decoded = pair_decoding.decode(source.data_set, source.resizing, example)
         except tf.errors.InvalidArgumentError as error:
             raise self._error(f"{where}: {pair_decoding.UNDECODABLE}") from error

@@ -34,9 +34,6 @@ def spoiled(tmp_path_factory):
 
 def loaded(folder, *, skip):
 
-
-
-
     policy = "skip" if skip else "stop"
     config = data_config("handmade_pets", 32, folder, cache="none", on_bad_example=policy)
     return decoding.load(config, "train", PETS, for_training=True)
@@ -89,7 +86,7 @@ def test_others_take_their_place_the_same_on_any_number_of_replicas_and_after_a_
         np.testing.assert_array_equal(batch["example_id"], expected)
         assert (batch["image"] == 10 * expected[:, None, None, None]).all()
         assert not batch["last"].any()
-        for other in (two[step], *resumed[step - 3 : step - 2] if step >= 3 else ()):
+        for other in (two[step], resumed[step - 3] if step >= 3 else batch):
             for key in batch:
                 np.testing.assert_array_equal(batch[key], other[key])
     assert sorted(skipped.pop()) == list(BAD)
