@@ -4,7 +4,9 @@ import tensorflow as tf
 
 from petseg.errors import DataError
 
-EPOCHS_APART = 1 << 24
+ATTEMPTS = 8  # of a hundred examples one may be unusable; that eight in a row are, nobody will see
+# Added to the seed, which is below, as `random_parts.PLACES` is: nobody else draws from these seeds.
+SUBSTITUTES = 1 << 33
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -48,16 +50,17 @@ def substitute_ids(
 ) -> tf.Tensor:
     """The examples that are tried, in an attempt counted from 1, where those of `example_ids` cannot be used.
 
-    They come from a permutation of their own, so an epoch may hold one of them twice.
+    Drawn one by one from (seed, step, attempt), each example as likely as the others: an epoch may hold one twice. Not
+    from another permutation, for `index_shuffle` knows few of them: it looks at the lowest eight bits of each part of
+    its seed where there are up to thousands of examples, at ten where there are a million.
 
     Returns:
       int64 [K], indices into the split.
     """
-    per_epoch = steps_per_epoch(num_examples, batch_size)
-    # Only the lower 32 bits of a seed count. No run has 2^24 epochs.
-    epoch = step // per_epoch + attempt * EPOCHS_APART
-    return tf.random.experimental.index_shuffle(
-        step % per_epoch * batch_size + positions,
-        seed=tf.stack([tf.constant(seed, tf.int64), epoch]),
-        max_index=tf.constant(num_examples - 1, tf.int64),
+    drawn = tf.random.stateless_uniform(
+        [batch_size],
+        seed=tf.stack([tf.constant(seed + SUBSTITUTES, tf.int64), step * ATTEMPTS + attempt - 1]),
+        maxval=num_examples,
+        dtype=tf.int64,
     )
+    return tf.gather(drawn, positions)

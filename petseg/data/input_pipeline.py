@@ -108,7 +108,7 @@ def training_batches_of_host(
     else:
         parts = tf.data.Dataset.range(first, last).map(batch, PARALLEL_BATCHES)
     if examples.on_demand is not None:
-        parts = unusable_examples.ending_in_time(parts, local, skipped or Skipped())
+        parts = unusable_examples.ending_in_time(parts, local, Skipped() if skipped is None else skipped)
     return _in_order(parts)
 
 

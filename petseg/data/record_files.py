@@ -16,9 +16,10 @@ from petseg.data.record_index import ENTRY, HEAD, Shard
 from petseg.errors import DataError, one_line
 from petseg.runtime import autotuning
 
-OPEN_READERS = 64  # of array_record files; a process may have 1,024 files open
-# Else a reader would keep the place of each record in memory, and read ahead what nobody wants.
-READER_OPTIONS = "readahead_buffer_size:0,footer_prefetch_bytes:0,index_storage_option:offloaded"
+# Of array_record files. A process may have 1,024 files open, and each reader keeps 8 bytes for each record of its file:
+# without them, `index_storage_option:offloaded`, a record takes 14 ms instead of 0.4.
+OPEN_READERS = 256
+READER_OPTIONS = "readahead_buffer_size:0"
 RECORDS_AT_ONCE = 16
 UNREADABLE = "cannot be read"
 

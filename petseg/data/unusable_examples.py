@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from petseg.data.example_order import ATTEMPTS
 from petseg.data.on_demand import Fetch
 
-ATTEMPTS = 8  # of a hundred examples one may be unusable; that eight in a row are, nobody will see
 SKIPPED_SHARE, SKIPPED_AT_LEAST = 0.01, 10
 NONE = -1
 LAST = "last"

@@ -12,7 +12,8 @@ import tensorflow as tf
 from petseg.config import Config
 from petseg.data import input_pipeline
 from petseg.data.decoding import Examples
-from petseg.data.unusable_examples import ATTEMPTS, NONE, Skipped
+from petseg.data.example_order import ATTEMPTS
+from petseg.data.unusable_examples import NONE, Skipped
 from petseg.errors import DataError
 from petseg.runtime.strategies import Placement
 
@@ -83,10 +84,8 @@ class UnusableInput:
     def _first_unusable(self, step: int) -> int:
         """The first example that cannot be used, of the part of a batch that this process looks at."""
         cluster, size = self._placement.cluster, self._config.data.batch_size
-        number, of = (
-            (0, 1) if cluster is None else (list(cluster.addresses).index(cluster.name), len(cluster.addresses))
-        )
-        positions = tf.range(number, size, of, dtype=tf.int64)
+        names = ["this process"] if cluster is None else list(cluster.addresses)
+        positions = tf.range(names.index(self._placement.name), size, len(names), dtype=tf.int64)
         with tf.device("cpu:0"):
             batch = input_pipeline.part_of_batch(
                 self._examples,
