@@ -172,7 +172,9 @@ def _check_nccl(config: DistributionConfig) -> None:
 
 def _multi_worker_mirrored(config: DistributionConfig, devices: int) -> Placement:
     _check_nccl(config)
-    cluster = cluster_membership.join(gpus=devices if computing_kind() == "GPU" else 0, seconds=config.cluster_timeout)
+    cluster = cluster_membership.join(
+        gpus=devices if computing_kind() == "GPU" else 0, seconds=config.cluster_timeout, fewest=config.min_workers
+    )
     implementation = tf.distribute.experimental.CommunicationImplementation
     options = tf.distribute.experimental.CommunicationOptions(
         implementation={
