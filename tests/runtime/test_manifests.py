@@ -33,7 +33,7 @@ def run_script(folder, *, nodes, codes, **environment):
 
 def srun(number, nodes, tasks):
     return (
-        f"--nodes={number} --nodelist={nodes} --ntasks={tasks} --kill-on-bad-exit=0 --wait=120 "
+        f"--nodes={number} --nodelist={nodes} --ntasks={tasks} --overlap --kill-on-bad-exit=0 --wait=120 "
         "python train.py --strategy=multi_worker_mirrored --workdir=runs/my pets --batch_size=6"
     )
 
@@ -91,7 +91,7 @@ def test_the_tfjob_is_what_the_training_operator_reads(tfjob):
     if not os.path.isfile(file):
         pytest.skip("PETSEG_TEST_TFJOB_SCHEMA names no file kubeflow.org_tfjobs.yaml of the Training Operator v1")
     with open(file) as definition:
-        (version,) = yaml.safe_load(definition)["spec"]["versions"]
+        (version,) = yaml.load(definition, yaml.CSafeLoader)["spec"]["versions"]
     assert tfjob["apiVersion"] == f"kubeflow.org/{version['name']}"
     schema = strict(version["schema"]["openAPIV3Schema"])
     schema["properties"]["metadata"] = {"type": "object"}  # Kubernetes' own
