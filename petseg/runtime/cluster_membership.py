@@ -137,7 +137,8 @@ def _slurm_resolver(gpus: int) -> tf.distribute.cluster_resolver.ClusterResolver
         spec = slurm.cluster_spec()
     except (KeyError, ValueError, RuntimeError) as error:
         raise ConfigError(f"Slurm's environment describes no cluster: {error}; start the run with srun") from error
-    return _resolver(spec, *slurm.get_task_info(), gpus)
+    task_type, task_id = slurm.get_task_info()
+    return _resolver(spec, task_type, task_id, gpus)
 
 
 def _reduced(cluster: Cluster, members: list[str], gpus: int) -> Cluster:

@@ -114,7 +114,8 @@ class _Meeting:
         if not self._may_come_later:
             return self._here() if self._is_late() else None
         self._say_once("%s waits until the others, which train without it, start again")
-        return self._start_to_wait()
+        self._start_to_wait()
+        return None
 
     def _start_to_wait(self) -> None:
         self._deadline = time.monotonic() + self._seconds
