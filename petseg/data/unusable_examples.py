@@ -45,7 +45,8 @@ def draw(fetch: Fetch, ids: tf.Tensor, substitutes: Callable[[tf.Tensor], tf.Ten
       ids: int64 [K], the examples whose turn it is.
       substitutes: attempt, int64 scalar from 1 -> the examples that are tried then, int64 [K]; None: none are.
     """
-    first = Drawn(ids, *fetch(ids), tf.fill([ids.shape[0], ATTEMPTS], tf.constant(NONE, tf.int64)))
+    images, masks, usable = fetch(ids)
+    first = Drawn(ids, images, masks, usable, tf.fill([ids.shape[0], ATTEMPTS], tf.constant(NONE, tf.int64)))
     if substitutes is None:
         return first
 
@@ -113,11 +114,15 @@ def ending_in_time(parts: tf.data.Dataset, at_once: int, skipped: Skipped) -> tf
     none["skipped"] = tf.fill(none["skipped"].shape, tf.constant(NONE, tf.int64))
     ends = tf.data.Dataset.from_tensors(none).repeat(at_once)
 
+    def add(ids: np.ndarray) -> bool:
+        skipped.add(ids)
+        return True
+
     def shifted(state: tuple[Any, ...], part: dict[str, tf.Tensor]) -> tuple[tuple[Any, ...], dict[str, tf.Tensor]]:
         before, *rest = state
         told = tf.cond(
             tf.reduce_any(before["skipped"] != NONE),
-            lambda: tf.numpy_function(lambda ids: skipped.add(ids) or True, [before["skipped"]], tf.bool),
+            lambda: tf.numpy_function(add, [before["skipped"]], tf.bool),
             lambda: True,
         )
         last = tf.fill(tf.shape(before["usable"]), told & ~tf.reduce_all(part["usable"]))
