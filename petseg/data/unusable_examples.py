@@ -56,10 +56,13 @@ def draw(fetch: Fetch, ids: tf.Tensor, substitutes: Callable[[tf.Tensor], tf.Ten
     def again(attempt: tf.Tensor, drawn: Drawn) -> tuple[tf.Tensor, Drawn]:
         where = tf.where(~drawn.usable)
         chosen = tf.gather_nd(substitutes(attempt), where)
-        found = (chosen, *fetch(chosen))
+        found = fetch(chosen)
         places = tf.concat([where, tf.fill(tf.shape(where), attempt - 1)], axis=1)
         return attempt + 1, Drawn(
-            *(tf.tensor_scatter_nd_update(old, where, new) for old, new in zip(drawn, found, strict=False)),
+            tf.tensor_scatter_nd_update(drawn.ids, where, chosen),
+            tf.tensor_scatter_nd_update(drawn.images, where, found.images),
+            tf.tensor_scatter_nd_update(drawn.masks, where, found.masks),
+            tf.tensor_scatter_nd_update(drawn.usable, where, found.usable),
             tf.tensor_scatter_nd_update(drawn.skipped, places, tf.gather_nd(drawn.ids, where)),
         )
 
