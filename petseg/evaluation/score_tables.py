@@ -46,6 +46,8 @@ def _details(results: Mapping[str, Any]) -> list[str]:
         f"calibration error: {results['calibration_error']:.4f}",
         f"mean IoU of single images, percentiles: {shown}",
     ]
+    if "sampled_images" in results:
+        lines.append(f"percentiles and scores by label are of a sample of {results['sampled_images']} images")
     for group, scores in results["groups"].items():
         columns = [key for key in next(iter(scores.values())) if key != "examples"]
         heads = "".join(f"{key.replace('mean_iou', 'mean IoU').replace('iou_', 'IoU '):>11}" for key in columns)

@@ -1,7 +1,7 @@
 """What a run shows of itself: which numbers and pictures, when; in TensorBoard, in `figures/`, on the terminal."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +197,7 @@ class Report(NullReport):
         for run, scores in results.items():
             self._summaries.scalars(run, step, summaries.scalars_of(scores))
         evaluation = evaluations[self._shown]
-        self._scored_sheets(self._shown, step, metrics.mean_iou(evaluation.confusion_matrices), examples, scorer)
+        self._scored_sheets(self._shown, step, evaluation, examples, scorer)
         matrix = pictures.confusion_matrix(evaluation.confusion_matrix, self._classes.names)
         self._picture(self._shown, step, "confusion_matrix", matrix, figure=True)
         self._summaries.flush()
@@ -208,27 +208,30 @@ class Report(NullReport):
 
     def predictions(self, step: int, examples: Examples, scorer: Evaluator) -> None:
         """Shows what the model makes of the same examples as ever, without scores."""
-        self._sheets(self._shown, step, {"predictions": _shown_examples(examples)}, examples.names, examples, scorer)
+        self._sheets(self._shown, step, {"predictions": _shown_examples(examples)}, {}, examples, scorer)
 
-    def _scored_sheets(self, run: str, step: int, scores: np.ndarray, examples: Examples, scorer: Evaluator) -> None:
-        """The same examples as ever, the worst and the best, with their scores; NaN for one without a valid pixel."""
+    def _scored_sheets(
+        self, run: str, step: int, evaluation: Evaluation, examples: Examples, scorer: Evaluator
+    ) -> None:
+        """The same examples as ever, the worst and the best of those whose counts were kept, with their scores."""
+        scores, ids = metrics.mean_iou(evaluation.confusion_matrices), np.asarray(evaluation.ids)
+        # NaN for one without a valid pixel.
         order = np.argsort(scores, kind="stable")[: np.isfinite(scores).sum()]
         if len(order):
             self._summaries.histogram(run, step, tags.IMAGE_IOU, scores[order], tags.SCORES)
         sheets = {
             "predictions": _shown_examples(examples),
-            "worst": order[:EXTREME_EXAMPLES],
-            "best": order[::-1][:EXTREME_EXAMPLES],
+            "worst": ids[order[:EXTREME_EXAMPLES]],
+            "best": ids[order[::-1][:EXTREME_EXAMPLES]],
         }
-        captions = [f"{name}  IoU {score:.3f}" for name, score in zip(examples.names, scores, strict=True)]
-        self._sheets(run, step, sheets, captions, examples, scorer)
+        self._sheets(run, step, sheets, dict(zip(ids.tolist(), scores.tolist(), strict=True)), examples, scorer)
 
     def _sheets(
         self,
         run: str,
         step: int,
         sheets: Mapping[str, np.ndarray],
-        captions: Sequence[str],
+        scores: Mapping[int, float],
         examples: Examples,
         scorer: Evaluator,
     ) -> None:
@@ -238,7 +241,10 @@ class Report(NullReport):
             part, first = slice(first, first + len(ids)), first + len(ids)
             if len(ids):
                 images, masks = examples.images[ids], examples.masks[ids, ..., 0]
-                names = [captions[i] for i in ids]
+                names = [
+                    f"{examples.names[i]}  IoU {scores[i]:.3f}" if i in scores else examples.names[i]
+                    for i in ids.tolist()
+                ]
                 sheet = pictures.prediction_sheet(images, masks, classes[part], confidences[part], names, self._classes)
                 self._picture(run, step, tag, sheet, figure=tag == "predictions")
 

@@ -16,7 +16,7 @@ from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import catalog, decoding, example_order
 from petseg.data.decoding import Examples
 from petseg.errors import CheckpointError, ConfigError, DataError
-from petseg.evaluation import confidence_intervals, score_tables
+from petseg.evaluation import confidence_intervals, large_splits, score_tables
 from petseg.evaluation.any_size import AnySizeModel
 from petseg.evaluation.evaluator import Evaluation
 from petseg.evaluation.keras_runner import KerasRunner
@@ -163,6 +163,9 @@ class Scorer:
             for resolution, evaluation in zip(evaluations, complete, strict=True)
         ]
         files = [self.run.results_file(self._split, step, *self._differences(i > 0)) for i in range(len(results))]
+        if self._score.csv and complete[-1].large_split:
+            kept, count = len(complete[-1].ids), complete[-1].examples
+            logger.warning("--csv=%s: has rows of a sample of %d of the %d images", self._score.csv, kept, count)
         rows = image_rows(complete[-1], self.run.classes, self.examples.names, self.examples.groups)
         return Scored(path, complete, results, files, [{"step": step, **row} for row in rows])
 
@@ -272,7 +275,8 @@ def check_pairing(first: Examples, second: Examples) -> None:
             f"--compare: the two runs must have one data set, for their images to be paired; "
             f"got {first.origin} and {second.origin}"
         )
-    if first.names != second.names:
+    compared = large_splits.images_with_rows(len(first))
+    if len(first) != len(second) or any(first.names[i] != second.names[i] for i in compared):
         raise DataError(f"--compare: the two runs must have the same images; those of {first.origin} differ by name")
 
 
@@ -282,7 +286,7 @@ def _compare(scored: Scored, scorer: Scorer, other: Scorer) -> Scored:
     theirs = other.score(other.counterpart())
     parts = (scored.results, scored.evaluations, theirs.results, theirs.evaluations)
     for results, mine, its_results, its in zip(*parts, strict=True):
-        comparison = confidence_intervals.compare([mine.confusion_matrices], [its.confusion_matrices])
+        comparison = confidence_intervals.compare([mine.counts], [its.counts])
         results["comparison"] = {"other": theirs.path, "weights": its_results["weights"], **comparison}
     return theirs
 
