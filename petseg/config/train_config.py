@@ -175,7 +175,8 @@ class ScheduleConfig(Group):
     eval_every: int = option(0, "interval of evaluations; 0: once an epoch", unit="steps", minimum=0)
     eval_examples: int = option(
         0,
-        "examples of --eval_split that each evaluation of the run scores: a sample that the seed decides; 0: all",
+        "number of examples of --eval_split that each evaluation of the run scores: a sample, the same each time, that "
+        "--seed decides; all if there are no more; 0: all",
         unit="examples",
         resume="fixed",
         minimum=0,

@@ -9,7 +9,7 @@ import numpy as np
 from petseg.evaluation import metrics
 from petseg.evaluation.large_splits import ResampledTotals
 
-RESAMPLES = 2000
+RESAMPLES, POISSON = 2000, "Poisson"
 DRAWN_AT_ONCE = 2**21  # how often each image is in each of some resamples; numbers of 8 bytes
 
 # int64 [N, C, C], the confusion matrix of each image; or what was resampled of more images than that can be kept of.
@@ -67,7 +67,8 @@ def compare(first: Sequence[Counts], second: Sequence[Counts]) -> dict[str, Any]
 
     Returns:
       the `difference` in mean IoU, first minus second; its 95% `interval`, paired over images and, where there are
-      several runs, over seeds too; and the share of resamples in which the first is `better`.
+      several runs, over seeds too; and the share of resamples in which the first is `better`. Where there are too many
+      images for a row each, also the kind of `bootstrap`: Poisson, the same images in both.
     """
     scores = [_scores(runs) for runs in (first, second)]
     differences = _over_images(first) - _over_images(second) + _over_seeds(scores)
@@ -75,6 +76,7 @@ def compare(first: Sequence[Counts], second: Sequence[Counts]) -> dict[str, Any]
         "difference": float(scores[0].mean() - scores[1].mean()),
         "interval": list(interval(differences)),
         "better": float(np.mean(differences > 0)),
+        **({"bootstrap": POISSON} if isinstance(first[0], ResampledTotals) else {}),
     }
 
 

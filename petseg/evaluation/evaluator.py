@@ -58,7 +58,7 @@ class Evaluation:
     @property
     def confusion_matrix(self) -> np.ndarray:
         """int64 [C, C], over all examples."""
-        return self.large_split.totals.confusion_matrix if self.large_split else self.confusion_matrices.sum(axis=0)
+        return self.large_split.confusion_matrix if self.large_split else self.confusion_matrices.sum(axis=0)
 
     @property
     def boundary_total(self) -> np.ndarray | None:
@@ -66,6 +66,17 @@ class Evaluation:
         if self.large_split:
             return self.large_split.boundary_total
         return None if self.boundaries is None else self.boundaries.sum(axis=0)
+
+    def ranked(self) -> tuple[np.ndarray, np.ndarray]:
+        """Examples from the worst to the best, int64, and their mean IoUs, without those that have none.
+
+        All; of a large split, the two ends.
+        """
+        if self.large_split:
+            return self.large_split.extremes
+        scores = metrics.mean_iou(self.confusion_matrices)
+        order = np.argsort(scores, kind="stable")[: np.isfinite(scores).sum()]
+        return order, scores[order]
 
 
 class Evaluator:
@@ -113,12 +124,12 @@ class Evaluator:
         self._scored = replica_sum([], tf.int64)
         self._summed_loss, self._denominator = replica_sum([], tf.float32), replica_sum([], tf.float32)
         self._totals = [self._scored, self._summed_loss, self._denominator]
-        self._is_large, self._rows = len(examples) > large_splits.ROWS, len(examples)
-        if self._is_large:  # rows of a block of batches, at least of one
+        self._is_large, self._rows = large_splits.is_large(len(examples), self._num_classes), len(examples)
+        if self._is_large:  # Rows of a block of batches: all blocks have a row written by the same replica.
             replicas = strategy.num_replicas_in_sync
             batch = replicas * input_pipeline.evaluation_batch_of_replica(len(examples), batch_size, replicas)
-            self._batches_per_block = max(1, large_splits.BLOCK // batch)
-            self._rows = self._batches_per_block * batch
+            self._batches_of_block = max(1, large_splits.block_size(self._num_classes) // batch)
+            self._rows = self._batches_of_block * batch
         # A row for each example, which the replica that has it writes, and rows for what only fills up a batch.
         rows, classes = self._rows + self._replica_batch_size, self._num_classes
         self._by_example = {"confusion": replica_sum([rows, classes, classes], tf.int64)}
@@ -141,11 +152,12 @@ class Evaluator:
         return Evaluation(float(loss / denominator) if denominator else float("nan"), *by_example, *calibration)
 
     def _evaluate_in_blocks(self, iterator: Any, count: int) -> Evaluation | None:
-        """Scores so many batches; all that grows with their number is one sum after the other, in float64."""
+        """Scores so many batches; what a block counted is folded into totals before the next one."""
         large, losses, calibration = self._large_split(), np.zeros(2), np.zeros([metrics.CALIBRATION_BINS, 3])
         for first in range(0, len(self._examples), self._rows):
-            done = first // self._rows * self._batches_per_block
-            scored, loss, denominator, *more = self._score(iterator, min(self._batches_per_block, count - done), first)
+            done = first // self._rows * self._batches_of_block
+            batches = min(self._batches_of_block, count - done)
+            scored, loss, denominator, *more = self._score(iterator, batches, tf.constant(first, tf.int64))
             expected = min(self._rows, len(self._examples) - first)
             if scored < expected:
                 return None
@@ -158,7 +170,7 @@ class Evaluator:
         return LargeSplit(
             len(self._examples),
             self._num_classes,
-            resamples=confidence_intervals.RESAMPLES,
+            resamples=confidence_intervals.RESAMPLES if self._details else 0,
             outlines=self._details,
         )
 
@@ -169,11 +181,11 @@ class Evaluator:
         mean_loss = float(loss / denominator) if denominator else float("nan")
         return Evaluation(mean_loss, large.confusion_matrices, large.boundaries, calibration, large)
 
-    def _score(self, iterator: Any, count: int, first: int = 0) -> list[Any]:
-        """Scores so many batches, of which the first begins with an example; returns the totals of these alone."""
+    def _score(self, iterator: Any, count: int, first: tf.Tensor | int = 0) -> list[Any]:
+        """Scores so many batches, the first of which begins with example `first`; returns the totals of these alone."""
         for total in self._totals:
             total.assign(tf.zeros_like(total))
-        self._loop(iterator, tf.constant(count, tf.int64), tf.constant(first, tf.int64))
+        self._loop(iterator, tf.constant(count, tf.int64), first)
         return [total.numpy() for total in self._totals]
 
     def evaluate_native(
@@ -181,7 +193,8 @@ class Evaluator:
     ) -> Evaluation | None:
         """Scores all examples at their own sizes, against masks that were never resized.
 
-        Needs `details`. Runs on one device; memory does not grow with the number of examples, but for their counts.
+        Needs `details`. Runs on one device; memory does not grow with the number of examples, but for their counts,
+        up to `large_splits.most_rows`.
 
         Args:
           pairs: images uint8 [H, W, 3] and their masks uint8 [H, W, 1], class ids, any size, in the order of the
@@ -192,7 +205,7 @@ class Evaluator:
           what was counted; None if the pass was ended early.
         """
         loss, denominator = 0.0, 0.0
-        rows = large_splits.BLOCK if self._is_large else len(self._examples)
+        rows = large_splits.block_size(self._num_classes) if self._is_large else len(self._examples)
         confusions = np.zeros([rows, self._num_classes, self._num_classes], np.int64)
         boundaries = np.zeros([rows, self._num_classes, 4], np.int64)
         calibration = np.zeros([metrics.CALIBRATION_BINS, 3])
@@ -231,20 +244,21 @@ class Evaluator:
         return inference.logits(self._model, images, flip_tta=self._flip_tta)
 
     @tf.function(reduce_retracing=True, autograph=False)
-    def _loop(self, iterator: Any, count: tf.Tensor, first: tf.Tensor) -> None:
+    def _loop(self, iterator: Any, count: tf.Tensor, first: tf.Tensor | int = 0) -> None:
         def score(done: tf.Tensor) -> tuple[tf.Tensor]:
             self._strategy.run(self._replica_step, args=(next(iterator), first))
             return (done + 1,)
 
         tf.while_loop(lambda done: (done < count) & (self._stop == 0), score, (tf.constant(0, tf.int64),))
 
-    def _replica_step(self, batch: dict[str, tf.Tensor], first_of_block: tf.Tensor) -> None:
+    def _replica_step(self, batch: dict[str, tf.Tensor], first: tf.Tensor | int) -> None:
+        """Counts a part of a batch; `first` is the example that has the first row."""
         counts = self._counts(batch["mask"], self._logits(batch["image"]), batch["valid"])
         self._summed_loss.assign_add(counts["loss"])
         self._denominator.assign_add(counts["denominator"])
         # The examples of a batch follow each other; where it is filled up, the rest has no row of an example, or this
         # replica has none at all.
-        row = tf.where(batch["valid"][0], batch["example_id"][0] - first_of_block, self._rows)
+        row = tf.where(batch["valid"][0], batch["example_id"][0] - first, self._rows)
         for name, rows in self._by_example.items():
             _write_rows(rows, row, counts[name])
         if self._details:

@@ -7,7 +7,7 @@ import numpy as np
 
 from petseg.classes import Classes
 from petseg.evaluation import metrics
-from petseg.evaluation.confidence_intervals import interval, resampled_mean_iou
+from petseg.evaluation.confidence_intervals import POISSON, interval, resampled_mean_iou
 from petseg.evaluation.evaluator import Evaluation
 
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -48,9 +48,9 @@ def split_results(
     of_images = metrics.mean_iou(evaluation.confusion_matrices)
     return {
         **scores,
-        **({"sampled_images": len(evaluation.ids)} if evaluation.large_split else {}),
         "resolution": resolution,
         "mean_iou_interval": [low, high],
+        **({"bootstrap": POISSON, "sampled_images": len(evaluation.ids)} if evaluation.large_split else {}),
         "image_iou_percentiles": {str(percent): float(np.nanpercentile(of_images, percent)) for percent in PERCENTILES},
         "boundary_f": dict(zip(classes.names, by_class.tolist(), strict=True)),
         **_of_foreground(matrix, classes),

@@ -1,7 +1,7 @@
 """What a run shows of itself: which numbers and pictures, when; in TensorBoard, in `figures/`, on the terminal."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,30 +208,37 @@ class Report(NullReport):
 
     def predictions(self, step: int, examples: Examples, scorer: Evaluator) -> None:
         """Shows what the model makes of the same examples as ever, without scores."""
-        self._sheets(self._shown, step, {"predictions": _shown_examples(examples)}, {}, examples, scorer)
+        self._sheets(self._shown, step, {"predictions": _shown_examples(examples)}, examples.names, examples, scorer)
 
     def _scored_sheets(
         self, run: str, step: int, evaluation: Evaluation, examples: Examples, scorer: Evaluator
     ) -> None:
-        """The same examples as ever, the worst and the best of those whose counts were kept, with their scores."""
-        scores, ids = metrics.mean_iou(evaluation.confusion_matrices), np.asarray(evaluation.ids)
-        # NaN for one without a valid pixel.
-        order = np.argsort(scores, kind="stable")[: np.isfinite(scores).sum()]
-        if len(order):
-            self._summaries.histogram(run, step, tags.IMAGE_IOU, scores[order], tags.SCORES)
+        """The same examples as ever, the worst and the best, with their scores; NaN for one without a valid pixel.
+
+        Of a large split, the histogram is that of its sample, and an example that no count was kept of has no score.
+        """
+        kept = metrics.mean_iou(evaluation.confusion_matrices)
+        finite = np.sort(kept[np.isfinite(kept)])
+        if len(finite):
+            self._summaries.histogram(run, step, tags.IMAGE_IOU, finite, tags.SCORES)
+        ranked, scores = evaluation.ranked()
         sheets = {
             "predictions": _shown_examples(examples),
-            "worst": ids[order[:EXTREME_EXAMPLES]],
-            "best": ids[order[::-1][:EXTREME_EXAMPLES]],
+            "worst": ranked[:EXTREME_EXAMPLES],
+            "best": ranked[::-1][:EXTREME_EXAMPLES],
         }
-        self._sheets(run, step, sheets, dict(zip(ids.tolist(), scores.tolist(), strict=True)), examples, scorer)
+        known = dict(zip(evaluation.ids, kept.tolist(), strict=True))
+        known |= dict(zip(ranked.tolist(), scores.tolist(), strict=True))
+        shown = np.unique(np.concatenate(list(sheets.values()))).tolist()
+        captions = {i: examples.names[i] + (f"  IoU {known[i]:.3f}" if i in known else "") for i in shown}
+        self._sheets(run, step, sheets, captions, examples, scorer)
 
     def _sheets(
         self,
         run: str,
         step: int,
         sheets: Mapping[str, np.ndarray],
-        scores: Mapping[int, float],
+        captions: Sequence[str] | Mapping[int, str],
         examples: Examples,
         scorer: Evaluator,
     ) -> None:
@@ -241,10 +248,7 @@ class Report(NullReport):
             part, first = slice(first, first + len(ids)), first + len(ids)
             if len(ids):
                 images, masks = examples.images[ids], examples.masks[ids, ..., 0]
-                names = [
-                    f"{examples.names[i]}  IoU {scores[i]:.3f}" if i in scores else examples.names[i]
-                    for i in ids.tolist()
-                ]
+                names = [captions[i] for i in ids]
                 sheet = pictures.prediction_sheet(images, masks, classes[part], confidences[part], names, self._classes)
                 self._picture(run, step, tag, sheet, figure=tag == "predictions")
 

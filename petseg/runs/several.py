@@ -62,8 +62,9 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
         split, *_ = [scoring.checked_split(run, score) for run in (*runs, *others)]
         placement = process.set_up_runtime(runs[0].config, config.distribution)
 
-        ours = _score(runs, score, split, placement, signals)
-        theirs = _score(others, score, split, placement, signals) if others else None
+        seed = runs[0].config.runtime.seed
+        ours = _score(runs, score, split, placement, signals, sample_seed=seed)
+        theirs = _score(others, score, split, placement, signals, sample_seed=seed) if others else None
         if theirs is not None:
             scoring.check_pairing(ours.scorer.examples, theirs.scorer.examples)
             _compare(ours, theirs)
@@ -81,12 +82,18 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
 
 
 def _score(
-    runs: Sequence[TrainedRun], score: ScoreConfig, split: str, placement: Placement, signals: StopSignals
+    runs: Sequence[TrainedRun],
+    score: ScoreConfig,
+    split: str,
+    placement: Placement,
+    signals: StopSignals,
+    *,
+    sample_seed: int,
 ) -> Side:
     """Scores one run after the other; all but the first are let go of, but for what was counted."""
     side: Side | None = None
     for run in runs:
-        scorer = Scorer(run, score, split, placement, signals)
+        scorer = Scorer(run, score, split, placement, signals, sample_seed=sample_seed)
         side = side or Side([], scorer)
         scoring.check_pairing(side.scorer.examples, scorer.examples)
         side.runs.append(scorer.score(scorer.counterpart()))

@@ -114,7 +114,7 @@ def test_a_pass_makes_nothing_as_large_as_all_its_counts(scored, devices):
     examples, models, _ = scored
     evaluator = evaluator_of(*models[devices], examples, 4)
     batches, _ = input_pipeline.distributed_evaluation_batches(models[devices][0], examples, batch_size=4)
-    graph = evaluator._loop.get_concrete_function(iter(batches), *tf.constant([1, 0], tf.int64)).graph.as_graph_def()
+    graph = evaluator._loop.get_concrete_function(iter(batches), tf.constant(1, tf.int64)).graph.as_graph_def()
     operations = [
         node.op for part in (graph, *graph.library.function) for node in getattr(part, "node", []) or part.node_def
     ]
