@@ -88,7 +88,8 @@ class _ChosenPictures:
 
     def __getitem__(self, key: Any) -> np.ndarray:
         rows, *rest = key if isinstance(key, tuple) else (key,)
-        return self._pictures[(self._ids[rows], *rest)]
+        chosen = (self._ids[rows], *rest)
+        return self._pictures[chosen]
 
 
 class _ChosenItems(Sequence[str]):

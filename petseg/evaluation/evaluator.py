@@ -164,7 +164,7 @@ class Evaluator:
             losses += loss, denominator
             calibration += sum(more)
             large.add(first, *(rows.numpy()[:expected] for rows in self._by_example.values()))
-        return self._evaluation_of(large, *losses, calibration if self._details else None)
+        return self._evaluation_of(large, losses[0], losses[1], calibration if self._details else None)
 
     def _large_split(self) -> LargeSplit:
         return LargeSplit(

@@ -41,9 +41,10 @@ def split_results(
         **metrics.from_confusion_matrix(matrix, classes),
         "confusion_matrix": matrix.tolist(),
     }
-    if evaluation.boundaries is None or evaluation.calibration is None:
+    outlines = evaluation.boundary_total
+    if outlines is None or evaluation.calibration is None:
         return scores
-    by_class = metrics.boundary_f_scores(evaluation.boundary_total)
+    by_class = metrics.boundary_f_scores(outlines)
     low, high = interval(resampled_mean_iou(evaluation.counts))
     of_images = metrics.mean_iou(evaluation.confusion_matrices)
     return {
