@@ -139,8 +139,8 @@ class LargeSplit:
 def poisson_weights(resamples: int, seed: int, chunk: int) -> np.ndarray:
     """How often each image of a chunk is in each resample; uint8 [resamples, DRAWN_TOGETHER].
 
-    By the inverse of the distribution in `POISSON_STEPS` steps, which is faster than NumPy's own by the factor in the
-    package's README.md, and as exact as the number of resamples can show.
+    By the inverse of the distribution in `POISSON_STEPS` steps: several times as fast as NumPy's own, and as exact as
+    the number of resamples can show.
     """
     uniform = np.random.default_rng((seed, chunk)).integers(0, POISSON_STEPS, (resamples, DRAWN_TOGETHER), np.uint16)
     return _QUANTILES[uniform]
