@@ -14,10 +14,6 @@ from petseg.runs import experiment, scoring, several
 from petseg.runs.work_directory import WorkDirectory
 
 
-def score(workdir, **options):
-    return scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(workdir.path), **options)))
-
-
 @pytest.fixture
 def runs(tiny_config, tmp_path):
     """A finished run whose evaluations scored four of the ten examples, and the same run with another seed."""
@@ -35,21 +31,21 @@ def runs(tiny_config, tmp_path):
 def test_one_sample_is_scored_in_training_by_eval_and_of_runs_of_other_seeds(runs, tmp_path, monkeypatch, capsys):
     config, first, other = runs
     trained, table = json.loads((first.results / "test-1.json").read_text()), tmp_path / "images.csv"
-    results, native = score(first, eval_examples=4, csv=str(table), cache="none", resolution="native")
-    assert results["confusion_matrix"] == trained["confusion_matrix"]
-    assert results["sample"] == {"seed": 3, "of": NUM_TEST}
-    assert native["examples"] == 4
+    asked = {"eval_examples": 4, "csv": str(table), "cache": "none", "resolution": "native"}
+    both = several.evaluate(EvalConfig(ScoreConfig(workdir=f"{first.path},{other.path}", **asked)))
+    assert both[0]["confusion_matrix"] == trained["confusion_matrix"]
+    assert [(each["examples"], each["sample"]) for each in both] == [(4, {"seed": 3, "of": NUM_TEST})] * 4
     assert json.loads((first.results / "test-1.sample4.json").read_text())["examples"] == 4
     assert json.loads((first.results / "test-1.json").read_text()) == trained
     names = decoding.load(config.data, "test").names
     with open(table, newline="") as file:
-        assert [row["name"] for row in csv.DictReader(file)] == [names[i] for i in sample.positions(NUM_TEST, 4, 3)]
-    several_runs = ScoreConfig(workdir=f"{first.path},{other.path}", eval_examples=4)
-    assert [each["sample"]["seed"] for each in several.evaluate(EvalConfig(several_runs))] == [3, 3]
+        found = [row["name"] for row in csv.DictReader(file)]
+    assert found == [names[i] for i in sample.positions(NUM_TEST, 4, 3)] * 2
 
     monkeypatch.setattr(large_splits, "MOST_ROWS", 8)
     capsys.readouterr()
-    (large,) = score(first, compare=str(other.path), csv=str(table), eval_examples=NUM_TEST + 1)  # so all there are
+    asked = {"compare": str(other.path), "csv": str(table), "eval_examples": NUM_TEST + 1}  # so all there are
+    (large,) = scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(first.path), **asked)))
     assert (large["examples"], large["sampled_images"], large["bootstrap"]) == (NUM_TEST, 2, "Poisson")
     assert "sample" not in large
     assert sum(row["examples"] for row in large["groups"]["label"].values()) == 2
