@@ -21,6 +21,7 @@ from petseg import files
 from petseg.classes import PETS, Classes
 from petseg.config import DataConfig
 from petseg.config.data_config import FOLDER, check_dataset_name
+from petseg.data.record_files import ArrayRecordFiles, Stretch
 from petseg.errors import DataError, one_line
 from petseg.runtime import autotuning
 
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 EMBEDDED = "synthetic_pets"
 KNOWN_CLASSES = {"oxford_iiit_pet": PETS, EMBEDDED: PETS}
 NAME_FEATURE = "file_name"
+TFRECORD, ARRAY_RECORD = "tfrecord", "array_record"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,24 +106,42 @@ class DataSet:
         citation = f"```\n{info.citation.strip()}\n```" if info.citation else ""
         return "\n\n".join(part for part in (info.description.strip(), "\n".join(table), citation) if part)
 
-    def raw_examples(self, split: str, *, located: bool = False) -> tf.data.Dataset:
+    def raw_examples(self, split: str) -> tf.data.Dataset:
         """The examples of a split in their order: `image` and `mask`, not yet decoded, `name`, and their labels.
 
-        `tfds_id` of a `located` one says where it is.
+        File after file: then the position of an example says where its record is.
         """
-        config, log = tfds.ReadConfig(add_tfds_id=located), tf.get_logger()
-        level = log.level
-        log.setLevel(logging.ERROR)  # TFDS numbers examples with a function that TensorFlow warns of
-        try:
-            examples = self.builder.as_dataset(
-                split=split, decoders=self._undecoded(), shuffle_files=False, read_config=config
-            )
-            return examples.map(tf.autograph.experimental.do_not_convert(self._renamed)).with_options(autotuning.off())
-        finally:
-            log.setLevel(level)
+        if self.file_format == ARRAY_RECORD:  # which TensorFlow cannot read
+            records = ArrayRecordFiles(self.stretches(split))
+            parser = tf.autograph.experimental.do_not_convert(self.parser())
+            return records.in_order(range(len(records))).map(parser).with_options(autotuning.off())
+        examples = self.builder.as_dataset(
+            split=split,
+            decoders=self._undecoded(),
+            shuffle_files=False,
+            read_config=tfds.ReadConfig(interleave_cycle_length=1),
+        )
+        return examples.map(tf.autograph.experimental.do_not_convert(self._renamed)).with_options(autotuning.off())
+
+    @property
+    def file_format(self) -> str:
+        """The format of its files as TFDS calls it, such as `tfrecord`."""
+        return str(self.builder.info.file_format.value)
+
+    def stretches(self, split: str) -> list[Stretch]:
+        """Where the records of a split are, in the order of its examples.
+
+        Raises:
+          DataError: if there is no such split.
+        """
+        self._ranges(split)
+        return [
+            Stretch(Path(part.filename), part.skip, part.take, part.examples_in_shard)
+            for part in self.builder.info.splits[split].file_instructions
+        ]
 
     def parser(self) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-        """Record -> example as `raw_examples` gives it, but for `tfds_id`."""
+        """Record -> example as `raw_examples` gives it."""
         decoders = self._undecoded()
         return lambda record: self._renamed(self.builder.info.features.deserialize_example(record, decoders=decoders))
 
@@ -136,8 +156,7 @@ class DataSet:
             "mask": example[self.mask_feature],
             "name": tf.convert_to_tensor(example.get(NAME_FEATURE, "")),
         }
-        kept = [key for key in (*self.label_names(), "tfds_id") if key in example]
-        return {**renamed, **{key: example[key] for key in kept}}
+        return {**renamed, **{key: example[key] for key in self.label_names()}}
 
     def _undecoded(self) -> dict[str, Any]:
         return {feature: tfds.decode.SkipDecoding() for feature in (self.image_feature, self.mask_feature)}

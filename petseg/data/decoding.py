@@ -15,17 +15,16 @@ from tqdm.auto import tqdm
 from petseg.classes import Classes
 from petseg.config import DataConfig
 from petseg.data import catalog, faults, pair_decoding, sample
-from petseg.data.catalog import DataSet
+from petseg.data.catalog import TFRECORD
 from petseg.data.disk_cache import Cache
+from petseg.data.on_demand import Decoded, OnDemand, groups_of
 from petseg.data.pair_decoding import UnusableExampleError
 from petseg.data.random_parts import RandomParts
-from petseg.data.record_files import Decoded, RecordFiles
-from petseg.data.resizing import Resizing
-from petseg.errors import DataError, one_line
-from petseg.runtime import autotuning, strategies
+from petseg.data.source import DECODED_AT_ONCE, Source, parallel_decodes
+from petseg.errors import ConfigError, DataError, one_line
 
 Gather = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
-DECODED_AT_ONCE = 16  # pictures whose pixels are in memory at one time: 24 megapixels take 360 MiB while one is resized
+COUNTED_MASKS = 2048  # where each must be decoded for it: a few seconds
 TENSOR_ALIGNMENT = 64  # bytes
 logger = logging.getLogger(__name__)
 
@@ -45,70 +44,34 @@ class Examples:
       check: raises DataError if files in which the examples lie are no longer what they were.
       origin: the data set with its config and version, and the split: `oxford_iiit_pet/4.0.0, test`.
       parts: which parts of them a training sees, where they are pictures on canvases; None: they are what it sees.
+      on_demand: where they come from if nobody has looked at them yet; None: each can be used.
     """
 
     images: np.ndarray
     masks: np.ndarray
     classes: Classes
-    names: tuple[str, ...]
+    names: Sequence[str]
     groups: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     gather: Gather | None = None
     gather_anywhere: Gather | None = None
     check: Callable[[], None] = lambda: None
     origin: str = ""
     parts: RandomParts | None = None
+    on_demand: OnDemand | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
-
-@dataclasses.dataclass(frozen=True)
-class _Source:
-    """Examples of a split of a data set, to be decoded at a size.
-
-    Attributes:
-      data_set: the data set.
-      split: its split, or a slice.
-      resizing: how pictures come to their size.
-      positions: places of the examples in the split, rising; all of them, or some.
-      parts: which parts of them a training sees; None where it sees them as a whole.
-    """
-
-    data_set: DataSet
-    split: str
-    resizing: Resizing
-    positions: range
-    parts: RandomParts | None = None
-
-    @classmethod
-    def open(cls, config: DataConfig, split: str, classes: Classes | None) -> "_Source":
-        data_set = catalog.open_data(config, classes)
-        return cls(data_set, split, Resizing(config.size, config.resize), range(data_set.num_examples(split)))
-
-    def on_canvases(self) -> "_Source":
-        """The same pictures, not cut to the network's size, but laid on canvases that hold the largest."""
-        files = self.data_set.raw_examples(self.split).map(lambda example: example["image"]).as_numpy_iterator()
-        parts = RandomParts.of_files(self.resizing.size, files, self.count)
-        return dataclasses.replace(self, resizing=Resizing(parts.canvas, "crop"), parts=parts)
-
-    @property
-    def count(self) -> int:
-        return len(self.positions)
-
-    @property
-    def origin(self) -> str:
-        return f"{self.data_set.full_name}, {self.split}"
-
-    def shape(self, channels: int) -> tuple[int, int, int, int]:
-        return (self.count, *self.resizing.size, channels)
-
-    def undecoded(self, *, located: bool = False) -> tf.data.Dataset:
-        examples = self.data_set.raw_examples(self.split, located=located)
-        return examples.take(self.positions.stop).shard(self.positions.step, 0)
+    def counted_masks(self) -> np.ndarray:
+        """The masks by which classes are counted: all; where each would have to be decoded, some from all over."""
+        if self.on_demand is None or len(self) <= COUNTED_MASKS:
+            return self.masks
+        logger.info("classes are counted in %d of %d masks, from all over %s", COUNTED_MASKS, len(self), self.origin)
+        return self.masks.spread(COUNTED_MASKS)  # type: ignore[attr-defined]
 
 
 def load(config: DataConfig, split: str, classes: Classes | None = None, *, for_training: bool = False) -> Examples:
-    """Decodes a split, and looks at each of its examples.
+    """Decodes a split, and looks at each of its examples; with --cache=none, when somebody asks for one.
 
     Args:
       config: which data set, at which size, and where its decoded examples stay.
@@ -118,15 +81,17 @@ def load(config: DataConfig, split: str, classes: Classes | None = None, *, for_
 
     Raises:
       DataError: if the data set cannot be had, lacks a feature, or holds an example that cannot be used.
-      ConfigError: if classes cannot be used, or decoded examples cannot be written.
+      ConfigError: if classes cannot be used, decoded examples cannot be written, or a data service cannot read them.
     """
-    source = _Source.open(config, split, classes)
+    source = Source.open(config, split, classes)
     if for_training and config.resize == "crop":
         source = source.on_canvases()
     try:
         if config.cache == "disk":
             return _on_disk(source, config.cache_dir)
-        return _in_memory(source) if config.cache == "memory" else _in_its_records(source)
+        if config.cache == "memory":
+            return _in_memory(source)
+        return _on_demand(source, config, passes_over=for_training and config.on_bad_example == "skip")
     except UnusableExampleError as error:
         raise DataError(f"{error}. Everything: {faults.check_command(config)}") from error
 
@@ -137,7 +102,7 @@ def load_first(config: DataConfig, split: str, classes: Classes | None = None, *
     Raises:
       DataError: as `load`.
     """
-    source = _Source.open(config, split, classes)
+    source = Source.open(config, split, classes)
     return _in_memory(dataclasses.replace(source, positions=source.positions[:count]))
 
 
@@ -147,17 +112,12 @@ def load_spread(config: DataConfig, split: str, classes: Classes | None = None, 
     Raises:
       DataError: as `load`.
     """
-    source = _Source.open(config, split, classes)
+    source = Source.open(config, split, classes)
     step = math.ceil(source.count / count)
     return _in_memory(dataclasses.replace(source, positions=source.positions[::step]))
 
 
-def parallel_decodes() -> int:
-    """How many pictures are decoded at one time: as many as this process may use CPUs, within bounds."""
-    return min(strategies.usable_cpus(), DECODED_AT_ONCE)
-
-
-def _in_memory(source: _Source) -> Examples:
+def _in_memory(source: Source) -> Examples:
     size = math.prod(source.shape(4)) / 2**20
     logger.info("%s: %d examples at %d x %d take %.0f MiB of memory", source.split, *source.shape(4)[:3], size)
     images, masks = _empty(source.shape(3)), _empty(source.shape(1))
@@ -177,7 +137,7 @@ def _empty(shape: tuple[int, ...]) -> np.ndarray:
     return buffer[first : first + size].reshape(shape)
 
 
-def _on_disk(source: _Source, cache_dir: str) -> Examples:
+def _on_disk(source: Source, cache_dir: str) -> Examples:
     data_set = source.data_set
     files = [file for file in sorted(Path(data_set.builder.data_path).iterdir()) if file.is_file()]
     key = {
@@ -208,106 +168,75 @@ def _on_disk(source: _Source, cache_dir: str) -> Examples:
     )
 
 
-def _in_its_records(source: _Source) -> Examples:
-    builder = source.data_set.builder
-    if builder.info.file_format.value != "tfrecord":
-        raise DataError(
-            f"--cache=none: {source.data_set.name} lies in files of format {builder.info.file_format.value}; "
-            "must be tfrecord; --cache=disk reads any"
+def _on_demand(source: Source, config: DataConfig, *, passes_over: bool) -> Examples:
+    assert source.records is not None
+    if config.service_addresses() and source.records.read_anywhere is None:
+        raise ConfigError(
+            f"--data_service={config.data_service}: with it and --cache=none, the files of {source.data_set.name} must "
+            f"be {TFRECORD}; got {source.data_set.file_format}; --cache=disk serves any"
         )
-    logger.info("%s: %d examples are looked at, and not kept", source.split, source.count)
-    files: dict[str, int] = {}
-    records = np.empty((source.count, 2), np.int64)
-
-    def keep(i: int, example: dict[str, Any]) -> None:
-        file, _, position = example["tfds_id"].decode().rpartition("__")
-        records[i] = files.setdefault(file, len(files)), int(position)
-
-    names, groups = _decode_all(source, keep, located=True)
-    index = RecordFiles.index([Path(builder.data_path) / file for file in files], records)
-
-    def gather(ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        decoded = _decoded(source, tf.data.Dataset.from_tensor_slices(index.read(ids)).map(source.data_set.parser()))
-        size = ids.shape[0] or tf.shape(ids, tf.int64)[0]
-        batch = decoded.batch(size, drop_remainder=True).with_options(autotuning.off()).get_single_element()
-        return batch["image"], batch["mask"]
-
-    def part(number: int) -> Callable[[np.ndarray], np.ndarray]:
-        return lambda ids: gather(tf.constant(ids, tf.int64))[number].numpy()
-
-    images, masks = Decoded(part(0), source.shape(3)), Decoded(part(1), source.shape(1))
+    logger.info(
+        "%s: %d examples are not kept; each is decoded, and looked at, when its turn comes", source.split, source.count
+    )
+    on_demand = OnDemand(source, source.records, passes_over=passes_over, check_command=faults.check_command(config))
     return Examples(
-        images,  # type: ignore[arg-type]
-        masks,  # type: ignore[arg-type]
+        Decoded(lambda ids: on_demand.pictures(ids)[0], source.shape(3)),  # type: ignore[arg-type]
+        Decoded(lambda ids: on_demand.pictures(ids)[1], source.shape(1)),  # type: ignore[arg-type]
         source.data_set.classes,
-        names,
-        groups,
-        gather,
-        check=index.check,
+        on_demand.names(),
+        on_demand.groups(),
+        on_demand.gather,
+        check=on_demand.check,
         origin=source.origin,
         parts=source.parts,
+        on_demand=on_demand,
     )
 
 
 def _decode_all(
-    source: _Source, keep: Callable[[int, dict[str, Any]], None], *, located: bool = False
+    source: Source, keep: Callable[[int, dict[str, Any]], None]
 ) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
     """Decodes the examples of a split one after the other, hands each on, and returns their names and groups.
-
-    What is handed on has a `tfds_id`, which says where the example lies, if it is to be `located`.
 
     Raises:
       DataError: if one cannot be used.
     """
     data_set, split = source.data_set, source.split
     names, labels = [], {key: np.full(source.count, -1) for key in data_set.label_names()}
-    keys = [*labels, "tfds_id"] if located else [*labels]
-    iterator = _fetched(source, source.undecoded(located=located), keys)
+    iterator = _fetched(source, source.undecoded(), [*labels])
     hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
     progress = tqdm(source.positions, desc=f"decoding {split}", unit=" images", disable=hidden, leave=False)
     for i, position in enumerate(progress):
-        where = f"{data_set.name}, split {split}, example {position}"
+        where = source.where(position)
         try:
             example = next(iterator)
         except tf.errors.InvalidArgumentError as error:
-            raise UnusableExampleError(
-                f"{where}: image or mask cannot be decoded; each must be a JPEG, PNG, GIF or BMP file"
-            ) from error
+            raise UnusableExampleError(f"{where}: {pair_decoding.UNDECODABLE}") from error
         except (tf.errors.OpError, StopIteration) as error:
             raise DataError(
                 f"{where}: the files under {data_set.builder.data_path} cannot be read: {one_line(error)}"
             ) from error
         name = example["name"].decode() or f"{split}/{position}"
         pair_decoding.check_example(example, f"{where} ({name})", data_set.classes)
-        if source.parts is not None and (example["image_size"] != source.parts.sizes[i]).any():
-            sizes = tuple(source.parts.sizes[i].tolist()), tuple(example["image_size"].tolist())
-            raise DataError(
-                f"{where} ({name}): its header says {sizes[0]} (height, width); must be {sizes[1]}, its size"
-            )
+        if source.parts is not None:
+            source.parts.check(i, example["image_size"], f"{where} ({name})")
         keep(i, example)
         names.append(name)
         for key, values in labels.items():
             values[i] = example[key]
-    return tuple(names), _groups(data_set, labels)
+    return tuple(names), groups_of(data_set.label_names(), labels)
 
 
-def _fetched(source: _Source, raw: tf.data.Dataset, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _fetched(source: Source, raw: tf.data.Dataset, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Decoded examples as arrays. They come in batches, since fetching one takes as long as decoding it."""
     count = 0
     with contextlib.suppress(tf.errors.OpError):
-        for batch in _decoded(source, raw, keys).batch(DECODED_AT_ONCE).prefetch(1).as_numpy_iterator():
+        for batch in source.decoded(raw, keys).batch(DECODED_AT_ONCE).prefetch(1).as_numpy_iterator():
             for i in range(len(batch["image"])):
                 yield {key: values[i] for key, values in batch.items()}
                 count += 1
     if count < source.count:  # to the example that cannot be had
-        yield from _decoded(source, raw.skip(count), keys).as_numpy_iterator()
-
-
-def _decoded(source: _Source, examples: tf.data.Dataset, keys: Sequence[str] = ()) -> tf.data.Dataset:
-    decode = tf.autograph.experimental.do_not_convert(
-        lambda example: pair_decoding.decode(source.data_set, source.resizing, example, keys)
-    )
-    return examples.map(decode, num_parallel_calls=parallel_decodes())
+        yield from source.decoded(raw.skip(count), keys).as_numpy_iterator()
 
 
 def native(
@@ -326,15 +255,3 @@ def native(
     raw = data_set.raw_examples(split)
     raw = raw if ids is None else sample.only(raw, ids)
     yield from raw.map(decode, at_once).prefetch(at_once).as_numpy_iterator()
-
-
-def _groups(data_set: DataSet, labels: Mapping[str, np.ndarray]) -> dict[str, tuple[str, ...]]:
-    """Labels by name, but for those that tell nothing: all alike, unknown (-1), or the same as another's."""
-    groups: dict[str, tuple[str, ...]] = {}
-    for key, names in data_set.label_names().items():
-        values = labels[key]
-        if values.min() >= 0 and len(set(values.tolist())) > 1:
-            group = tuple(names[value] for value in values)
-            if group not in groups.values():
-                groups[key] = group
-    return groups

@@ -23,7 +23,7 @@ from petseg import files
 from petseg.config import CACHE_DIR
 from petseg.errors import ConfigError, DataError
 
-FORMAT = 1  # another one when the same data set would give other bytes
+FORMAT = 2  # another one when the same data set would give other bytes
 CHANNELS = {"images.u8": 3, "masks.u8": 1}
 RECORD = "examples.json"
 

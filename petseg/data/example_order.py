@@ -4,6 +4,10 @@ import tensorflow as tf
 
 from petseg.errors import DataError
 
+ATTEMPTS = 8  # of a hundred examples one may be unusable; that eight in a row are, nobody will see
+# Added to the seed, which is below, as `random_parts.PLACES` is: nobody else draws from these seeds.
+SUBSTITUTES = 1 << 33
+
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     """Whole batches in an epoch. The ragged rest is left out, another one in each epoch, so no batch straddles two.
@@ -39,3 +43,24 @@ def example_ids(step: tf.Tensor, positions: tf.Tensor, *, num_examples: int, bat
         seed=tf.stack([tf.constant(seed, tf.int64), epoch]),
         max_index=tf.constant(num_examples - 1, tf.int64),
     )
+
+
+def substitute_ids(
+    step: tf.Tensor, positions: tf.Tensor, attempt: tf.Tensor, *, num_examples: int, batch_size: int, seed: int
+) -> tf.Tensor:
+    """The examples that are tried, in an attempt counted from 1, where those of `example_ids` cannot be used.
+
+    Drawn one by one from (seed, step, attempt), each example as likely as the others: an epoch may hold one twice. Not
+    from another permutation, for `index_shuffle` knows few of them: it looks at the lowest eight bits of each part of
+    its seed where there are up to thousands of examples, at ten where there are a million.
+
+    Returns:
+      int64 [K], indices into the split.
+    """
+    drawn = tf.random.stateless_uniform(
+        [batch_size],
+        seed=tf.stack([tf.constant(seed + SUBSTITUTES, tf.int64), step * ATTEMPTS + attempt - 1]),
+        maxval=num_examples,
+        dtype=tf.int64,
+    )
+    return tf.gather(drawn, positions)

@@ -6,17 +6,21 @@ same however many replicas share it.
 """
 
 import contextlib
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from petseg.data import service_client
+from petseg.data import service_client, unusable_examples
 from petseg.data.decoding import TENSOR_ALIGNMENT, Examples, Gather
-from petseg.data.example_order import example_ids, steps_per_epoch
-from petseg.errors import ConfigError
+from petseg.data.example_order import example_ids, steps_per_epoch, substitute_ids
+from petseg.data.on_demand import Fetch
+from petseg.data.record_files import UNREADABLE
+from petseg.data.unusable_examples import Skipped
+from petseg.errors import ConfigError, DataError, one_line
 from petseg.runtime import autotuning
 
 Batch = dict[str, tf.Tensor]
@@ -44,12 +48,14 @@ def distributed_training_batches(
     first_step: int,
     last_step: int,
     addresses: Sequence[str] = (),
+    skipped: Skipped | None = None,
 ) -> Any:
     """The global batches of steps `first_step` to `last_step` - 1, dealt to the replicas of a strategy.
 
     Each replica gets a dictionary: `image` uint8 [b, H, W, 3], `mask` uint8 [b, H, W, 1], `example_id` int64 [b] and
-    `position` int64 [b], the place in the global batch, where b = batch_size / replicas. Processes that listen at
-    `addresses` make them; this one does where there are none.
+    `position` int64 [b], the place in the global batch, where b = batch_size / replicas; where examples are decoded on
+    demand, also `last` bool [b]: whether no other batch can follow. Processes that listen at `addresses` make them;
+    this one does where there are none. `skipped` is told which examples others took the place of.
 
     Returns:
       a distributed data set; each of its elements is the batch of one step.
@@ -68,6 +74,7 @@ def distributed_training_batches(
             first_step=first_step,
             last_step=last_step,
             addresses=addresses,
+            skipped=skipped,
         )
     )
 
@@ -81,6 +88,7 @@ def training_batches_of_host(
     first_step: int,
     last_step: int,
     addresses: Sequence[str] = (),
+    skipped: Skipped | None = None,
 ) -> tf.data.Dataset:
     """What one host reads of the global batches: the parts of its own replicas, one after the other, step by step.
 
@@ -90,35 +98,89 @@ def training_batches_of_host(
     local = context.num_replicas_in_sync // context.num_input_pipelines
     size = batch_size // context.num_replicas_in_sync
     steps_per_epoch(len(examples), batch_size)
-    gather = examples.gather_anywhere if addresses and examples.gather_anywhere else _gather(examples)
+    part = _part_of_batch(examples, anywhere=bool(addresses))
 
     @tf.autograph.experimental.do_not_convert  # which would take longer than tracing
     def batch(element: tf.Tensor) -> Batch:
         step, replica = element // local, context.input_pipeline_id * local + element % local
         positions = replica * size + tf.range(size, dtype=tf.int64)
-        return _part_of_batch(examples, gather, step, positions, batch_size=batch_size, seed=seed)
+        return part(step, positions, batch_size=batch_size, seed=seed)
 
     first, last = first_step * local, last_step * local
     if addresses:
-        return _in_order(service_client.made_elsewhere(addresses, first, last, batch))
-    return _in_order(tf.data.Dataset.range(first, last).map(batch, PARALLEL_BATCHES))
+        parts = service_client.made_elsewhere(addresses, first, last, batch)
+    else:
+        parts = tf.data.Dataset.range(first, last).map(batch, PARALLEL_BATCHES)
+    if examples.on_demand is not None:
+        parts = unusable_examples.ending_in_time(parts, local, Skipped() if skipped is None else skipped)
+    return _in_order(parts)
 
 
 def part_of_batch(examples: Examples, step: tf.Tensor, positions: tf.Tensor, *, batch_size: int, seed: int) -> Batch:
-    """What stands at some positions, int64 [K], of the batch of a step: what a replica is given that has these."""
-    return _part_of_batch(examples, _gather(examples), step, positions, batch_size=batch_size, seed=seed)
+    """What stands at some positions, int64 [K], of the batch of a step: what a replica is given that has these.
+
+    Also `usable` bool [K], and `skipped`, where examples are decoded on demand.
+    """
+    return _part_of_batch(examples, anywhere=False)(step, positions, batch_size=batch_size, seed=seed)
 
 
-def _part_of_batch(
+def _part_of_batch(examples: Examples, *, anywhere: bool) -> Callable[..., Batch]:
+    """What makes a part of a batch, as a graph of this process or for any."""
+    if examples.on_demand is not None:
+        on_demand = examples.on_demand
+        fetch = on_demand.fetch_anywhere if anywhere and on_demand.fetch_anywhere else on_demand.fetch
+        return functools.partial(_part_on_demand, examples, fetch)
+    gather = examples.gather_anywhere if anywhere and examples.gather_anywhere else _gather(examples)
+    return functools.partial(_part_at_hand, examples, gather)
+
+
+def _part_at_hand(
     examples: Examples, gather: Gather, step: tf.Tensor, positions: tf.Tensor, *, batch_size: int, seed: int
 ) -> Batch:
     ids = example_ids(step, positions, num_examples=len(examples), batch_size=batch_size, seed=seed)
-    image, mask = gather(ids)
-    if examples.parts is not None:
-        image, mask = examples.parts.cut(
-            image, mask, ids, step=step, positions=positions, batch_size=batch_size, seed=seed
-        )
+    image, mask = _cut(examples, ids, *gather(ids), step, positions, batch_size=batch_size, seed=seed)
     return {"image": image, "mask": mask, "example_id": ids, "position": positions}
+
+
+def _part_on_demand(
+    examples: Examples, fetch: Fetch, step: tf.Tensor, positions: tf.Tensor, *, batch_size: int, seed: int
+) -> Batch:
+    assert examples.on_demand is not None
+    order: dict[str, int] = {"num_examples": len(examples), "batch_size": batch_size, "seed": seed}
+    substitutes = (
+        (lambda attempt: substitute_ids(step, positions, attempt, **order))
+        if (examples.on_demand.passes_over)
+        else None
+    )
+    drawn = unusable_examples.draw(fetch, example_ids(step, positions, **order), substitutes)
+    image, mask = _cut(
+        examples, drawn.ids, drawn.images, drawn.masks, step, positions, batch_size=batch_size, seed=seed
+    )
+    return {
+        "image": image,
+        "mask": mask,
+        "example_id": drawn.ids,
+        "position": positions,
+        "usable": drawn.usable,
+        "skipped": drawn.skipped,
+    }
+
+
+def _cut(
+    examples: Examples,
+    ids: tf.Tensor,
+    image: tf.Tensor,
+    mask: tf.Tensor,
+    step: tf.Tensor,
+    positions: tf.Tensor,
+    *,
+    batch_size: int,
+    seed: int,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The random parts that examples are in a step, where they are not what was decoded."""
+    if examples.parts is None:
+        return image, mask
+    return examples.parts.cut(image, mask, ids, step=step, positions=positions, batch_size=batch_size, seed=seed)
 
 
 def distributed_evaluation_batches(
@@ -168,16 +230,20 @@ def evaluation_batch_of_replica(num_examples: int, batch_size: int, replicas: in
 
 @contextlib.contextmanager
 def naming_lost_files(*splits: Examples) -> Iterator[None]:
-    """Turns TensorFlow's report of a file that cannot be read into one that says which.
+    """Turns TensorFlow's report of a file that cannot be read, or of an example, into one that says which.
 
     Raises:
-      DataError: if the block failed because files of the examples were changed or removed.
+      DataError: if the block failed because files of the examples were changed or removed, or of one of the examples.
     """
     try:
         yield
-    except tf.errors.OpError:
+    except tf.errors.OpError as error:
         for examples in splits:
             examples.check()
+            if examples.on_demand is not None:
+                examples.on_demand.unusable_in(error)
+        if isinstance(error, tf.errors.DataLossError) or UNREADABLE in str(error):
+            raise DataError(f"a file of examples cannot be read: {one_line(error)}") from error
         raise
 
 

@@ -11,6 +11,8 @@ from petseg.data.catalog import DataSet
 from petseg.data.resizing import Resizing
 from petseg.errors import DataError
 
+UNDECODABLE = "image or mask cannot be decoded; each must be a JPEG, PNG, GIF or BMP file"
+
 
 class UnusableExampleError(DataError):
     """An example cannot be trained on; others may be like it."""
@@ -44,6 +46,11 @@ def decode(
         **{key: example[key] for key in keys},
         **facts,
     }
+
+
+def is_usable(example: dict[str, tf.Tensor]) -> tf.Tensor:
+    """Whether `check_example` finds nothing wrong with a decoded example; bool scalar, as a graph."""
+    return tf.reduce_all(example["image_size"] == example["mask_size"]) & (example["unknown"] == mask_coding.NONE)
 
 
 def check_example(example: dict[str, Any], where: str, classes: Classes) -> None:

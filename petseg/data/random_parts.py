@@ -9,6 +9,8 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from petseg.data.pair_decoding import UnusableExampleError
+
 # Added to the seed, which is below: augmentation draws from (seed, step) too, and places must not depend on it.
 PLACES = 1 << 32
 
@@ -44,6 +46,14 @@ class RandomParts:
         """Height and width of the canvas: as small as holds each picture, and a part."""
         height, width = np.maximum(self.sizes.max(axis=0), self.size).tolist()
         return height, width
+
+    def check(self, position: int, size: np.ndarray, where: str) -> None:
+        """Raises UnusableExampleError if a picture, once decoded, has another size than its header said."""
+        if (size != self.sizes[position]).any():
+            sizes = tuple(self.sizes[position].tolist()), tuple(size.tolist())
+            raise UnusableExampleError(
+                f"{where}: its header says {sizes[0]} (height, width); must be {sizes[1]}, its size"
+            )
 
     def middles(self, canvases: np.ndarray) -> np.ndarray:
         """The middle of each canvas, [K, h, w, C]."""

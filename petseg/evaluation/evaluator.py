@@ -139,7 +139,11 @@ class Evaluator:
             self._totals.append(self._calibration)
 
     def evaluate(self) -> Evaluation | None:
-        """Scores all examples; None if the pass was ended early."""
+        """Scores all examples; None if the pass was ended early.
+
+        Raises:
+          DataError: if one cannot be used, which is found only now where they are decoded on demand.
+        """
         batches, count = input_pipeline.distributed_evaluation_batches(
             self._strategy, self._examples, batch_size=self._batch_size
         )
@@ -185,7 +189,8 @@ class Evaluator:
         """Scores so many batches, the first of which begins with example `first`; returns the totals of these alone."""
         for total in self._totals:
             total.assign(tf.zeros_like(total))
-        self._loop(iterator, tf.constant(count, tf.int64), first)
+        with input_pipeline.naming_lost_files(self._examples):
+            self._loop(iterator, tf.constant(count, tf.int64), first)
         return [total.numpy() for total in self._totals]
 
     def evaluate_native(

@@ -1,5 +1,8 @@
 """Config -> the objects that a run is made of."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -7,6 +10,7 @@ from petseg.classes import Classes
 from petseg.config import Config, DataConfig
 from petseg.data import catalog, decoding, input_pipeline
 from petseg.data.decoding import Examples
+from petseg.data.unusable_examples import Skipped
 from petseg.evaluation.evaluator import Evaluator
 from petseg.models import custom_network, encoders, unet
 from petseg.runs import checkpoints
@@ -35,6 +39,24 @@ def load_examples(config: DataConfig) -> tuple[Examples, Examples]:
     evaluation = decoding.load(config, config.eval_split, train.classes)
     catalog.warn_of_shared_examples(catalog.open_data(config, train.classes), config.train_split, config.eval_split)
     return train, evaluation
+
+
+def training_batches(
+    config: Config, strategy: tf.distribute.Strategy, examples: Examples, *, steps: range, skipped: Skipped
+) -> Iterator[Any]:
+    """The batches of some steps of a run, dealt to the replicas; `skipped` is told what is passed over."""
+    return iter(
+        input_pipeline.distributed_training_batches(
+            strategy,
+            examples,
+            batch_size=config.data.batch_size,
+            seed=config.runtime.seed,
+            first_step=steps.start,
+            last_step=steps.stop,
+            addresses=config.data.service_addresses(),
+            skipped=skipped,
+        )
+    )
 
 
 def build_model(config: Config, classes: Classes, encoder_weights: str | None = None) -> keras.Model:

@@ -15,7 +15,7 @@ from petseg import config as config_lib
 from petseg.config import Config
 from petseg.data import catalog, example_order, input_pipeline, sample, service_client
 from petseg.data.decoding import Examples
-from petseg.errors import ClusterError, StoppedError
+from petseg.errors import ClusterError, DataError, StoppedError
 from petseg.evaluation.evaluator import Evaluator
 from petseg.files import naming_what_cannot_be_written
 from petseg.reporting import model_diagram, pictures, summaries, telemetry
@@ -27,6 +27,7 @@ from petseg.runs.evaluations import Evaluations
 from petseg.runs.nonfinite_steps import NonFiniteSteps
 from petseg.runs.schedule import Action, Alarm, Clock, Pause
 from petseg.runs.starting_point import StartingPoint
+from petseg.runs.unusable_input import UnusableInput
 from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime import process
 from petseg.runtime.signals import StopSignals
@@ -124,7 +125,9 @@ def _build(
 ) -> Parts:
     steps_per_epoch = example_order.steps_per_epoch(len(train_examples), config.data.batch_size)
     clock = Clock.of(config.schedule, steps_per_epoch)
-    weights = sample_weights.resolve_class_weights(config.loss, train_examples.masks, train_examples.classes.names)
+    weights = sample_weights.resolve_class_weights(
+        config.loss, train_examples.counted_masks, train_examples.classes.names
+    )
     requests = Requests()
     with strategy.scope():
         model = starting_point.build_model(start, config, train_examples)
@@ -172,6 +175,7 @@ class Experiment:
             self._stopwatch,
         )
         self._nonfinite_steps = NonFiniteSteps(config, placement, self.trainer, self.checkpoints, self._example_ids)
+        self._unusable_input = UnusableInput(config, placement, parts.train_examples, self._newest)
         self._report, self._results = NullReport(), dict[str, Any]()
 
     def restore(self, start: StartingPoint) -> None:
@@ -288,7 +292,12 @@ class Experiment:
         stopwatch = self._stopwatch
         if step >= self._clock.total:
             return
-        batches, actions = self._batches(step), self._actions()
+        self._unusable_input.check(step)
+        steps, skipped = range(step, self._clock.total), self._unusable_input.skipped
+        batches = building.training_batches(
+            self._config, self._placement.strategy, self._parts.train_examples, steps=steps, skipped=skipped
+        )
+        actions = self._actions()
         self.trainer.compile(batches)  # here, so that speed does not contain it
         profiled = self._clock.profile if self._placement.is_chief else (0, 0)
         profiler = Profiler(self._workdir.path / summaries.TRAIN, profiled)
@@ -304,10 +313,13 @@ class Experiment:
                 self._nonfinite_steps.check()
                 step = self._step()
                 pause = Pause(step, *self.trainer.requested())
+                pause.stop |= self._unusable_input.tell(step)
                 for action in actions:
                     if action.due(pause):
                         action.do(pause)
                 if pause.stop:
+                    if step < self._clock.total:
+                        self._unusable_input.explain(step, stopped_by=self._signals.received)
                     raise self._stopped(step)
 
     def _actions(self) -> tuple[Action, ...]:
@@ -327,19 +339,6 @@ class Experiment:
     def _due(self, pause: Pause, every: int) -> bool:
         return self._clock.due(pause.step, every)
 
-    def _batches(self, step: int) -> Any:
-        return iter(
-            input_pipeline.distributed_training_batches(
-                self._placement.strategy,
-                self._parts.train_examples,
-                batch_size=self._config.data.batch_size,
-                seed=self._config.runtime.seed,
-                first_step=step,
-                last_step=self._clock.total,
-                addresses=self._config.data.service_addresses(),
-            )
-        )
-
     def _summarize(self, pause: Pause) -> None:
         """Tells what the steps since the last summary did; all processes read it together, for their sums meet here."""
         with self._stopwatch.timing("summaries"):
@@ -352,7 +351,11 @@ class Experiment:
             self._report.histograms(pause.step, self.trainer.weights(), self.trainer.gradients())
 
     def _evaluate(self, pause: Pause) -> None:
-        results = self.evaluations.evaluate(pause.step, self._report)
+        try:
+            results = self.evaluations.evaluate(pause.step, self._report)
+        except DataError:  # an example cannot be used; the steps before are not lost
+            self._save(pause)
+            raise
         pause.stop, self._results = results is None, results or self._results
         if not pause.stop:
             self._end_if_patience_is_lost(pause.step)
@@ -382,8 +385,10 @@ class Experiment:
         return int(self.trainer.step.numpy())
 
     def _stopped(self, step: int) -> StoppedError:
-        where = self.checkpoints.newest() or "the start"
-        return self._signals.stopped(f"at step {step}; the same command goes on from {where}")
+        return self._signals.stopped(f"at step {step}; the same command goes on from {self._newest()}")
+
+    def _newest(self) -> str:
+        return self.checkpoints.newest() or "the start"
 
     def _example_ids(self, step: int, positions: np.ndarray) -> np.ndarray:
         return example_order.example_ids(

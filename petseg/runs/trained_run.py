@@ -167,6 +167,7 @@ def with_what_is_asked(config: Config, score: ScoreConfig) -> Config:
         "cache": config.data.cache if score.cache == "run" else score.cache,
         "cache_dir": score.cache_dir or config.data.cache_dir,
         "data_service": "",  # which makes training batches
+        "on_bad_example": "stop",  # a score is of all examples, or it is none
     }
     precision = config.compute.precision if score.precision == "run" else score.precision
     return config.changed(data=data, compute={"precision": precision})

@@ -88,13 +88,13 @@ def _touches_another_class(masks: tf.Tensor) -> tf.Tensor:
 
 
 def resolve_class_weights(
-    config: LossConfig, masks: np.ndarray, class_names: Sequence[str]
+    config: LossConfig, masks: Callable[[], np.ndarray], class_names: Sequence[str]
 ) -> tuple[float, ...] | None:
     """The class weights that flags ask for, normalised to sum to 1; None where none are asked for.
 
     Args:
       config: the weights themselves, or how they are counted.
-      masks: uint8 [N, H, W, 1] of the training split, class ids or IGNORED.
+      masks: gives masks of the training split, uint8 [N, H, W, 1], class ids or IGNORED; called if they are counted.
       class_names: names of the classes.
 
     Raises:
@@ -109,7 +109,7 @@ def resolve_class_weights(
     weights = given and normalized(given)
     counted = {"balanced": balanced, "median_frequency": median_frequency}
     if config.class_weights in counted:
-        weights = counted[config.class_weights](masks, len(class_names))
+        weights = counted[config.class_weights](masks(), len(class_names))
     if weights is not None:
         shown = ", ".join(f"{name} {weight:.3f}" for name, weight in zip(class_names, weights, strict=True))
         logger.info("class weights: %s", shown)

@@ -237,7 +237,7 @@ class Trainer:
         """Accumulate, reduce, decide, apply; returns what is known only when the gradients are."""
         self.optimizer.set_learning_rates(self.step)
         self._accumulate(batch)
-        gradients, loss, denominator, norm, requested = self._reduce_and_decide()
+        gradients, loss, denominator, norm, requested = self._reduce_and_decide(batch)
         finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
         tf.cond(
             finite,
@@ -263,9 +263,9 @@ class Trainer:
         else:
             add_slice(0)  # a loop in the graph costs a few percent of speed, and memory
 
-    def _reduce_and_decide(self) -> tuple[Any, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    def _reduce_and_decide(self, batch: Any) -> tuple[Any, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         """Each replica's gradients, all alike; loss, denominator, norm of the gradients and requests."""
-        gradients, *results = self._strategy.run(lambda: self._decide(self._reduce()))
+        gradients, *results = self._strategy.run(lambda part: self._decide(self._reduce(part)), args=(batch,))
         # Every replica returns the same numbers, for they were computed from reduced sums.
         loss, denominator, norm, requested = (self._of_first_replica(value) for value in results)
         return gradients, loss, denominator, norm, requested
@@ -323,12 +323,13 @@ class Trainer:
         gradients = tape.gradient(scaled, self._weights)
         return gradients, loss, denominator, tf.argmax(logits, axis=-1, output_type=tf.int32)
 
-    def _reduce(self) -> tuple[list[tf.Tensor], tf.Tensor]:
+    def _reduce(self, batch: dict[str, tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
         """The one all-reduce: accumulated sums, and requests, over all replicas."""
+        is_last = tf.cast(tf.reduce_any(batch["last"]), tf.float32) if "last" in batch else 0.0
         values = {
             "sums": [tf.identity(total) for total in self._accumulated],
             "statistics": [tf.identity(v.value) for v in self._statistics if self._average_statistics],
-            "requests": tf.stack([self._requests.stop, self._requests.save]),
+            "requests": tf.stack([self._requests.stop + is_last, self._requests.save]),
         }
         reduced = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
         for variable, total in zip(self._statistics, reduced["statistics"], strict=False):

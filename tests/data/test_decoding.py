@@ -9,6 +9,7 @@ from conftest import NUM_TEST, NUM_TRAIN, data_config, load_examples
 from PIL import Image
 
 from petseg.data import animal_drawing, catalog, decoding, pair_decoding
+from petseg.data.source import Source
 from petseg.errors import DataError
 
 
@@ -114,8 +115,8 @@ def test_as_many_pictures_are_decoded_at_one_time_as_the_process_may_use_cpus_bu
     monkeypatch.setattr("os.cpu_count", lambda: 96)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cpus)), raising=False)
     monkeypatch.setattr(tf.data.Dataset, "map", watched)
-    source = decoding._Source.open(data_config("synthetic_pets", 32, data_dir), "test", None)
-    decoding._decoded(source, source.undecoded())
+    source = Source.open(data_config("synthetic_pets", 32, data_dir), "test", None)
+    source.decoded(source.undecoded())
     next(decoding.native(data_config("synthetic_pets", 32, data_dir), "test"))
     assert used.count(expected) == 2
     assert 96 not in used

@@ -1,0 +1,111 @@
+"""Which examples of a data set are to be decoded, at which size: what every way to keep them starts from."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from petseg.classes import Classes
+from petseg.config import DataConfig
+from petseg.data import catalog, pair_decoding
+from petseg.data.catalog import ARRAY_RECORD, TFRECORD, DataSet
+from petseg.data.random_parts import RandomParts
+from petseg.data.record_files import ArrayRecordFiles, RecordFiles, TFRecordFiles
+from petseg.data.resizing import Resizing
+from petseg.errors import DataError
+from petseg.runtime import strategies
+
+DECODED_AT_ONCE = 16  # pictures whose pixels are in memory at one time: 24 megapixels take 360 MiB while one is resized
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Examples of a split of a data set, to be decoded at a size.
+
+    Attributes:
+      data_set: the data set.
+      split: its split, or a slice.
+      resizing: how pictures come to their size.
+      positions: places of the examples in the split, rising; all of them, or some.
+      parts: which parts of them a training sees; None where it sees them as a whole.
+      records: its records by position, where they are read so; None where they are read one after the other.
+    """
+
+    data_set: DataSet
+    split: str
+    resizing: Resizing
+    positions: range
+    parts: RandomParts | None = None
+    records: RecordFiles | None = None
+
+    @classmethod
+    def open(cls, config: DataConfig, split: str, classes: Classes | None) -> "Source":
+        """A split of the data set of a config.
+
+        Raises:
+          PetsegError: if there is none, or its records are wanted by position and cannot be had so.
+        """
+        data_set = catalog.open_data(config, classes)
+        positions = range(data_set.num_examples(split))
+        records = _records(data_set, split, config)
+        return cls(data_set, split, Resizing(config.size, config.resize), positions, records=records)
+
+    def on_canvases(self) -> "Source":
+        """The same pictures, not cut to the network's size, but laid on canvases that hold the largest."""
+        logger.info("%s: the headers of %d pictures are read, for their sizes", self.split, self.count)
+        files = self.undecoded().map(lambda example: example["image"]).as_numpy_iterator()
+        parts = RandomParts.of_files(self.resizing.size, files, self.count)
+        return dataclasses.replace(self, resizing=Resizing(parts.canvas, "crop"), parts=parts)
+
+    @property
+    def count(self) -> int:
+        """The number of examples N."""
+        return len(self.positions)
+
+    @property
+    def origin(self) -> str:
+        """The data set with its config and version, and the split."""
+        return f"{self.data_set.full_name}, {self.split}"
+
+    def shape(self, channels: int) -> tuple[int, int, int, int]:
+        """(N, H, W, channels), of the decoded examples."""
+        return (self.count, *self.resizing.size, channels)
+
+    def where(self, position: int) -> str:
+        """An example in words."""
+        return f"{self.data_set.name}, split {self.split}, example {position}"
+
+    def undecoded(self) -> tf.data.Dataset:
+        """The examples one after the other, as `DataSet.raw_examples` gives them."""
+        if self.records is not None:
+            parser = tf.autograph.experimental.do_not_convert(self.data_set.parser())
+            return self.records.in_order(self.positions).map(parser)
+        return self.data_set.raw_examples(self.split).take(self.positions.stop).shard(self.positions.step, 0)
+
+    def decoded(self, examples: tf.data.Dataset, keys: Sequence[str] = ()) -> tf.data.Dataset:
+        """Examples as `pair_decoding.decode` gives them, several at one time."""
+        decode = tf.autograph.experimental.do_not_convert(
+            lambda example: pair_decoding.decode(self.data_set, self.resizing, example, keys)
+        )
+        return examples.map(decode, num_parallel_calls=parallel_decodes())
+
+
+def parallel_decodes() -> int:
+    """How many pictures are decoded at one time: as many as this process may use CPUs, within bounds."""
+    return min(strategies.usable_cpus(), DECODED_AT_ONCE)
+
+
+def _records(data_set: DataSet, split: str, config: DataConfig) -> RecordFiles | None:
+    """The records of a split by position, where they are read so."""
+    if data_set.file_format == ARRAY_RECORD:
+        return ArrayRecordFiles(data_set.stretches(split))
+    if config.cache != "none":
+        return None
+    if data_set.file_format != TFRECORD:
+        raise DataError(
+            f"--cache=none: {data_set.name} lies in files of format {data_set.file_format}; "
+            f"must be {TFRECORD} or {ARRAY_RECORD}; --cache=disk reads any"
+        )
+    return TFRecordFiles(data_set.stretches(split), config.cache_dir, split)
