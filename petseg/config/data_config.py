@@ -92,8 +92,8 @@ class DataConfig(Group):
     )
     decode: str = option(
         "full",
-        "how JPEGs to train on are decoded: `full`: whole, and then resized; `scaled`: with sides divided by 8, 4 or 2, "
-        "as small as --image_size allows, and then resized, which is faster and on average a level of brightness off. "
+        "how JPEGs to train on are decoded: `full`: whole, and then resized; `scaled`: with sides divided by 8, 4 or "
+        "2, as small as --image_size allows, and then resized: faster, and on average a level of brightness off. "
         "What is scored or predicted is always decoded whole",
         resume="fixed",
         choices=DECODES,
