@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -134,9 +135,10 @@ def replicas(number: int) -> tf.distribute.Strategy:
     """A strategy over so many virtual CPUs."""
     if number == 1:
         return tf.distribute.OneDeviceStrategy("/cpu:0")
-    # TensorFlow remembers a group of collective operations by its number, and strategies of one process share numbers.
-    tf.distribute.MirroredStrategy._collective_key_base = 1000 * next(_strategies)
-    return tf.distribute.MirroredStrategy([f"cpu:{i}" for i in range(number)])
+    # TensorFlow remembers a group of collective operations by its number, and strategies of one process share numbers;
+    # those of whole runs, which all have the same devices, keep the numbers they have.
+    with mock.patch.object(tf.distribute.MirroredStrategy, "_collective_key_base", 1000 * next(_strategies)):
+        return tf.distribute.MirroredStrategy([f"cpu:{i}" for i in range(number)])
 
 
 def run_program(script: str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
