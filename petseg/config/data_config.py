@@ -106,7 +106,11 @@ class DataConfig(Group):
         "where decoded examples are kept: in host memory; in files under --cache_dir; nowhere, decoded for each batch",
         choices=CACHES,
     )
-    cache_dir: str = option("", f"folder of --cache=disk, which later runs use too; empty: `{CACHE_DIR}`")
+    cache_dir: str = option(
+        "",
+        "folder of --cache=disk, which later runs use too, and of the index of --cache=none where none can be written "
+        f"beside the data; empty: `{CACHE_DIR}`",
+    )
     on_bad_example: str = option(
         "stop",
         "what follows an example that cannot be used: `stop`: the run ends and names it; `skip`, only with "

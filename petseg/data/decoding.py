@@ -15,12 +15,13 @@ from tqdm.auto import tqdm
 from petseg.classes import Classes
 from petseg.config import DataConfig
 from petseg.data import catalog, faults, pair_decoding
+from petseg.data.catalog import TFRECORD
 from petseg.data.disk_cache import Cache
 from petseg.data.on_demand import Decoded, OnDemand, groups_of
 from petseg.data.pair_decoding import UnusableExampleError
 from petseg.data.random_parts import RandomParts
 from petseg.data.source import DECODED_AT_ONCE, Source, parallel_decodes
-from petseg.errors import DataError, one_line
+from petseg.errors import ConfigError, DataError, one_line
 
 Gather = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 COUNTED_MASKS = 2048  # where each must be decoded for it: a few seconds
@@ -70,7 +71,7 @@ class Examples:
 
 
 def load(config: DataConfig, split: str, classes: Classes | None = None, *, for_training: bool = False) -> Examples:
-    """Decodes a split, and looks at each of its examples.
+    """Decodes a split, and looks at each of its examples; with --cache=none, when somebody asks for one.
 
     Args:
       config: which data set, at which size, and where its decoded examples stay.
@@ -81,7 +82,7 @@ def load(config: DataConfig, split: str, classes: Classes | None = None, *, for_
 
     Raises:
       DataError: if the data set cannot be had, lacks a feature, or holds an example that cannot be used.
-      ConfigError: if classes cannot be used, or decoded examples cannot be written.
+      ConfigError: if classes cannot be used, decoded examples cannot be written, or a data service cannot read them.
     """
     source = Source.open(config, split, classes)
     if for_training and config.resize == "crop":
@@ -173,6 +174,11 @@ def _on_disk(source: Source, cache_dir: str) -> Examples:
 
 def _on_demand(source: Source, config: DataConfig, *, passes_over: bool) -> Examples:
     assert source.records is not None
+    if config.service_addresses() and source.records.read_anywhere is None:
+        raise ConfigError(
+            f"--data_service={config.data_service}: with it and --cache=none, the files of {source.data_set.name} must "
+            f"be {TFRECORD}; got {source.data_set.file_format}; --cache=disk serves any"
+        )
     logger.info(
         "%s: %d examples are not kept; each is decoded, and looked at, when its turn comes", source.split, source.count
     )

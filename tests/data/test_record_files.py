@@ -5,17 +5,21 @@ from concurrent import futures
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from array_record.python import array_record_module
 from conftest import data_config
 from test_decoding import picture, png, write_data_set
+from test_disk_cache import equal, training_batches
 
 from petseg.classes import PETS
 from petseg.data import catalog, decoding, index, record_index
+from petseg.data.catalog import DataSet
 from petseg.data.index import IndexConfig
-from petseg.data.record_files import TFRecordFiles
 from petseg.data.record_index import Shard
-from petseg.errors import DataError
+from petseg.errors import ConfigError, DataError
 
 COUNT = 10
+CLASSES = '[{"name": "pet", "value": 1}, {"name": "background", "value": 2}, {"name": "border", "value": 3}]'
 
 
 def mask(i):
@@ -53,7 +57,9 @@ def test_the_index_is_written_once_beside_the_data_and_goes_on_where_it_was_left
     assert len(offsets) == shards[0].count
     assert offsets[0] == 0
     times = [shard.index_file(place).stat().st_mtime_ns for shard in shards]
-    index.main(IndexConfig(data=data_config("handmade_pets", 32, folder, classes="")))
+    (folder / "classes.json").write_text(CLASSES)
+    config = data_config("handmade_pets", 32, folder, classes=str(folder / "classes.json"))
+    index.main(IndexConfig(data=config))
     assert f"{COUNT} records in 2 files; index: {place}" in capsys.readouterr().out
     assert times == [shard.index_file(place).stat().st_mtime_ns for shard in shards]
 
@@ -92,32 +98,49 @@ def test_files_that_cannot_be_read_are_named(folder, tmp_path):
     assert not (tmp_path / "index").exists()
 
 
+def write_again_as_array_records(folder, other):
+    """The data set of a folder once more, in the other format."""
+    (source,) = folder.glob("handmade_pets/*")
+    target = other / source.relative_to(folder)
+    target.mkdir(parents=True)
+    for file in source.iterdir():
+        if file.suffix == ".json":
+            (target / file.name).write_text(file.read_text().replace("tfrecord", "array_record"))
+        elif file.is_file():
+            path = target / file.name.replace("tfrecord", "array_record")
+            writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+            for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
+                writer.write(record)
+            writer.close()
+
+
 def test_array_records_are_the_same_examples(folder, tmp_path):
     """The same records in the other format: split, batches and names are the same bits in every mode."""
-    stretches, _ = shards_of(folder)
-    records = TFRecordFiles(stretches, "", "train")
-    from array_record.python import array_record_module
-
-    other = tmp_path / "other"
-    builder = catalog.open_data(data_config("handmade_pets", 32, folder), PETS).builder
-    target = other / "handmade_pets" / "1.0.0"
-    target.mkdir(parents=True)
-    for stretch in stretches:
-        writer = array_record_module.ArrayRecordWriter(
-            str(target / stretch.file.name.replace("tfrecord", "array_record")), "group_size:1"
-        )
-        for i in range(stretch.count):
-            writer.write(
-                records.read(np.array([stretch.first + i + (stretch.file != stretches[0].file) * stretches[0].count]))[
-                    0
-                ].numpy()
-            )
-        writer.close()
-    for name in ("dataset_info.json", "features.json"):
-        (target / name).write_text((builder.data_path / name).read_text().replace("tfrecord", "array_record"))
+    write_again_as_array_records(folder, tmp_path / "other")
     expected = decoding.load(data_config("handmade_pets", 32, folder), "train[2:9]", PETS)
-    for cache in ("memory", "none"):
-        found = decoding.load(data_config("handmade_pets", 32, other, cache=cache), "train[2:9]", PETS)
-        np.testing.assert_array_equal(found.images[:], expected.images)
-        np.testing.assert_array_equal(found.masks[:], expected.masks)
-        assert found.names == expected.names
+    for where in (folder, tmp_path / "other"):
+        for cache in ("memory", "disk", "none"):
+            config = data_config("handmade_pets", 32, where, cache=cache, cache_dir=str(tmp_path / "cache"))
+            found = decoding.load(config, "train[2:9]", PETS)
+            np.testing.assert_array_equal(found.images[:], expected.images)
+            np.testing.assert_array_equal(found.masks[:], expected.masks)
+            assert found.names == expected.names
+            equal(training_batches(found), training_batches(expected))
+    served = data_config("handmade_pets", 32, tmp_path / "other", cache="none", data_service="grpc://nowhere:1")
+    with pytest.raises(ConfigError, match=r"files of handmade_pets must be tfrecord; got array_record"):
+        decoding.load(served, "train", PETS)
+
+
+def test_other_file_formats_want_a_cache(folder, monkeypatch):
+    monkeypatch.setattr(DataSet, "file_format", "riegeli")
+    with pytest.raises(DataError, match=r"handmade_pets lies in files of format riegeli; must be .*--cache=disk"):
+        decoding.load(data_config("handmade_pets", 32, folder, cache="none"), "train", PETS)
+
+
+def test_many_masks_are_counted_by_some_from_all_over(folder, monkeypatch):
+    monkeypatch.setattr(decoding, "COUNTED_MASKS", 4)
+    examples = decoding.load(data_config("handmade_pets", 32, folder, cache="none"), "train", PETS)
+    counted = examples.counted_masks()
+    np.testing.assert_array_equal(counted[:], examples.masks[[0, 3, 6, 9]])
+    in_memory = decoding.load(data_config("handmade_pets", 32, folder), "train", PETS)
+    assert in_memory.counted_masks() is in_memory.masks

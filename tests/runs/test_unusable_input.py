@@ -1,16 +1,21 @@
 """Runs whose training split holds an example that cannot be used, and nobody looked before."""
 
 import shutil
+import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import NUM_TRAIN, changed
+from conftest import NUM_TRAIN, changed, own_lines, tiny_flags
+from programs_in_forks import Program
 
-from petseg.data import example_order
+from petseg.data import decoding, example_order
+from petseg.data.unusable_examples import NONE
 from petseg.errors import DataError
 from petseg.runs import experiment
+from petseg.runs.unusable_input import UnusableInput
 from petseg.runs.work_directory import WorkDirectory
+from petseg.runtime.strategies import Placement
 
 STEPS, BATCH = 4, 8
 
@@ -38,10 +43,16 @@ def spoil(folder, position):
             writer.write(record)
 
 
-def tensors(config):
-    path = str(WorkDirectory(config.runtime.workdir).checkpoints / f"ckpt-{STEPS}")
+def tensors(config, step=STEPS):
+    path = str(WorkDirectory(config.runtime.workdir).checkpoints / f"ckpt-{step}")
     reader = tf.train.load_checkpoint(path)
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+def assert_equal(found, expected):
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
 @pytest.fixture
@@ -61,6 +72,7 @@ def test_the_run_ends_before_the_example_and_goes_on_when_that_is_mended(config,
         with pytest.raises(DataError) as caught:
             experiment.train(config)
         message = str(caught.value)
+        assert caught.value.exit_code == 2
         assert message.startswith(f"step 2: synthetic_pets, split train, example {bad} (")
         assert f"record {bad} of {tmp_path}/data/synthetic_pets" in message
         assert "cannot be decoded" in message
@@ -69,19 +81,57 @@ def test_the_run_ends_before_the_example_and_goes_on_when_that_is_mended(config,
     shutil.rmtree(tmp_path / "data")
     shutil.copytree(data_dir, tmp_path / "data")
     experiment.train(config)
-    expected, found = tensors(undisturbed), tensors(config)
-    assert expected.keys() == found.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    assert_equal(tensors(config), tensors(undisturbed))
 
 
-def test_another_example_takes_its_place_and_the_log_names_it_once(config, tmp_path, caplog):
-    bad = in_step(1)
-    spoil(tmp_path / "data", bad)
-    config = changed(changed(config, "data", on_bad_example="skip"), "schedule", train_steps=6, steps_per_loop=2)
+def test_what_is_passed_over_is_told_and_bounded(config, tmp_path, caplog):
+    spoil(tmp_path / "data", 5)
+    config = changed(config, "data", on_bad_example="skip")
+    examples = decoding.load(config.data, "train", for_training=True)
+    told = UnusableInput(config, Placement(tf.distribute.get_strategy()), examples, lambda: "the start")
+    told.skipped.add(np.array([5, NONE, 5]))
     with caplog.at_level("WARNING", logger="petseg"):
-        experiment.train(config)
-    told = [line for line in caplog.messages if line.startswith("passed over")]
-    assert len(told) == 1
-    assert f"example {bad} (" in told[0]
-    assert told[0].endswith("(1 of 10 so far)")
+        assert not told.tell(2)
+        assert not told.tell(4)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("passed over by step 2: synthetic_pets, split train, example 5 (")
+    assert caplog.messages[0].endswith("(1 of 10 so far)")
+    told.check(4)
+    told.skipped.add(np.arange(20, 30))
+    assert told.tell(6)
+    with pytest.raises(DataError, match=r"step 6: 11 examples were passed over; must be at most 10 of .* the start"):
+        told.explain(6, stopped_by=None)
+    told.explain(6, stopped_by=15)  # by a signal
+
+
+def program(config, **flags):
+    usual = {"train_steps": 12, "checkpoint_every": 2, "eval_every": 12, "cache": "none", "on_bad_example": "skip"}
+    listed = [f"--{name}={value}" for name, value in (usual | flags).items()]
+    return Program("train.py", *tiny_flags(config.data.data_dir, config.runtime.workdir), *listed)
+
+
+@pytest.mark.slow
+def test_killed_while_another_takes_its_place_a_run_ends_in_the_same_bits(config, tmp_path):
+    bad = in_step(2)  # and once in every epoch of three steps
+    spoil(tmp_path / "data", bad)
+    undisturbed = changed(config, "runtime", workdir=str(tmp_path / "undisturbed"))
+    whole, killed = program(undisturbed), program(config)
+    checkpoints, deadline = WorkDirectory(config.runtime.workdir).checkpoints, time.monotonic() + 120
+    while not (checkpoints / "ckpt-6.index").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    _, stderr = whole.communicate(timeout=120)
+    assert whole.returncode == 0, stderr
+    (line,) = [line for line in stderr.splitlines() if "passed over" in line]
+    assert f"example {bad} (" in line
+    resumed = program(config)
+    _, stderr = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, stderr
+    assert "resumed from" in stderr
+    assert_equal(tensors(config, 12), tensors(undisturbed, 12))
+    ended = program(config, train_steps=15, on_bad_example="stop")  # another epoch
+    _, stderr = ended.communicate(timeout=120)
+    assert ended.returncode == 2
+    assert f"example {bad} (" in own_lines(stderr)[-1]
