@@ -1,6 +1,7 @@
 """Measures a recipe's speed: python -m petseg.benchmark [--rounds=N] [any flag of train.py].
 
-With --measure=time_to: how long recipes train until they reach a score.
+With --measure=time_to: how long recipes train until they reach a score. With --measure=decoding: what it takes to
+decode each batch anew, and how many cores a GPU therefore needs.
 
 Contestants are processes of their own, which take turns, so that a noisy machine is noisy for all. What counts are the
 ratios of turns in the same round.
@@ -21,7 +22,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from petseg.benchmark import time_to
+from petseg.benchmark import decoding_speed, time_to
+from petseg.benchmark.decoding_speed import DecodingConfig
 from petseg.benchmark.time_to import TimeToConfig
 from petseg.config import Config, command_line
 from petseg.config.model_config import DECODERS, ENCODERS
@@ -31,7 +33,7 @@ from petseg.errors import ConfigError, PetsegError
 FOR_EVER = 10**9
 MOST_AT_ONCE = 5  # processes; with a trained encoder and batches of 32 at 128 px one takes 2 GiB
 GROUPS = ("training", "variants", "networks", "input", "evaluation", "limit", "programs")
-TIME_TO = "time_to"  # which takes hours, and so must be asked for
+TIME_TO, DECODING = "time_to", "decoding"  # which take long, or many processes, and so must be asked for
 logger = logging.getLogger("petseg.benchmark")
 
 
@@ -50,7 +52,7 @@ class MeasureConfig(Group):
     def groups(self) -> tuple[str, ...]:
         """The groups to measure, in their usual order."""
         asked = [name.strip() for name in self.measure.split(",")]
-        known = (*GROUPS, TIME_TO)
+        known = (*GROUPS, TIME_TO, DECODING)
         unknown = [name for name in asked if name not in known]
         if unknown:
             raise ConfigError(f"--measure={self.measure}: no {unknown[0]!r}; must be some of {', '.join(known)}")
@@ -67,6 +69,7 @@ class BenchmarkConfig(Config):
 
     measure: MeasureConfig = MeasureConfig()
     time_to: TimeToConfig = dataclasses.field(default_factory=TimeToConfig)
+    decoding: DecodingConfig = dataclasses.field(default_factory=DecodingConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,6 +97,8 @@ def main(config: BenchmarkConfig) -> dict[str, Any]:
                 rows = _programs(config, Path(scratch))
             elif group == TIME_TO:
                 rows = time_to.race(config.time_to, _flags_for_all(), Path(scratch))
+            elif group == DECODING:
+                rows = decoding_speed.measure(config.decoding, config.data, measure.rounds, measure.steps)
             else:
                 rows = _heats(_entries(group, config, Path(scratch)), measure.rounds)
             results["groups"][group] = rows
@@ -295,7 +300,7 @@ def _first_step_flags(scratch: Path) -> list[str]:
 
 def _flags_for_all() -> list[str]:
     """The command line, without the flags that say what to measure; each with or without a "=" before its value."""
-    own = {field.name for group in (MeasureConfig, TimeToConfig) for field in dataclasses.fields(group)}
+    own = {field.name for group in (MeasureConfig, TimeToConfig, DecodingConfig) for field in dataclasses.fields(group)}
     kept, keeps = [], True
     for argument in sys.argv[1:]:
         name, equals, _ = argument.lstrip("-").partition("=")
@@ -349,7 +354,12 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-TABLES = {"limit": _table_of_limit, "programs": _table_of_programs, TIME_TO: time_to.table}
+TABLES = {
+    "limit": _table_of_limit,
+    "programs": _table_of_programs,
+    TIME_TO: time_to.table,
+    DECODING: decoding_speed.table,
+}
 
 if __name__ == "__main__":
     command_line.run(main, BenchmarkConfig, __doc__)

@@ -77,7 +77,8 @@ def load(config: DataConfig, split: str, classes: Classes | None = None, *, for_
       config: which data set, at which size, and where its decoded examples stay.
       split: split of the data set, or a slice.
       classes: the classes; None: those that the config names or the data set brings.
-      for_training: whether examples of --resize=crop are to be random parts, and not the middles, of their pictures.
+      for_training: whether examples of --resize=crop are to be random parts, and not the middles, of their pictures,
+        and --decode and --on_bad_example count. What is scored is decoded whole.
 
     Raises:
       DataError: if the data set cannot be had, lacks a feature, or holds an example that cannot be used.
@@ -86,6 +87,8 @@ def load(config: DataConfig, split: str, classes: Classes | None = None, *, for_
     source = Source.open(config, split, classes)
     if for_training and config.resize == "crop":
         source = source.on_canvases()
+    if for_training and config.decode == "scaled":
+        source = source.decoding_smaller()
     try:
         if config.cache == "disk":
             return _on_disk(source, config.cache_dir)
@@ -149,6 +152,7 @@ def _on_disk(source: Source, cache_dir: str) -> Examples:
         "split": source.split,
         "files": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
         "tensorflow": tf.__version__,  # whose decoders may change
+        **({"decode": "scaled"} if source.scaled else {}),
     }
     cache = Cache(cache_dir, f"{data_set.full_name}-{source.split}", key, source.count, source.resizing.size)
     names, groups = cache.filled(
