@@ -107,6 +107,7 @@ def build_trainer(
         micro_batches=compute.micro_batches,
         sync_batch_norm=config.model.sync_batch_norm,
         jit_compile=compute.jit_compile,
+        all_reduce_dtype=compute.all_reduce_dtype,
     )
 
 

@@ -22,9 +22,7 @@ from petseg.training.weight_averaging import WeightAverage
 
 
 class Trainer:
-    """Runs steps of training under a strategy.
-
-    Make it inside ``strategy.scope()``.
+    """Runs steps of training under a strategy. Make it inside ``strategy.scope()``.
 
     A step has four phases, whose methods follow in this order. Accumulate: each replica adds up gradients, loss and
     counts over its micro-batches. Reduce: the one all-reduce. Decide: true gradients; are they finite? clip. Apply: all
@@ -37,7 +35,7 @@ class Trainer:
       model: the network, float32 images in [0, 255] -> float32 logits.
       optimizer: optimizer of all trainable weights of the model.
       average: average of the weights, or None.
-      loss_scale: loss scale of mixed_float16; 1 in other precisions.
+      loss_scale: loss scale of float16; 1 where nothing is in float16.
       traces: how often the loop was traced; 1 is right.
     """
 
@@ -58,6 +56,7 @@ class Trainer:
         micro_batches: int = 1,
         sync_batch_norm: bool = True,
         jit_compile: bool = False,
+        all_reduce_dtype: str = "float32",
     ):
         """Prepares the variables of a step; compiles nothing yet.
 
@@ -68,7 +67,7 @@ class Trainer:
           augment: random changes to examples, as `augmentation.augmentation` returns them.
           weight_map: a function, masks -> the weight of each pixel.
           loss: the loss to minimise.
-          loss_scale: loss scale of mixed_float16; 1 in other precisions.
+          loss_scale: loss scale of float16; 1 where nothing is in float16.
           requests: what is asked from outside: to stop, to save a checkpoint.
           batch_size: number of examples in a step over all replicas.
           average: average of the model's weights; None for none.
@@ -77,6 +76,7 @@ class Trainer:
           sync_batch_norm: whether the model's batch norms use statistics of all replicas. Where they do not, their
             moving statistics are averaged over the replicas, so that these stay copies of one model.
           jit_compile: whether to compile forward and backward pass with XLA.
+          all_reduce_dtype: dtype in which gradients travel: "float32" or "float16".
 
         Raises:
           ConfigError: if `check_step` does.
@@ -89,10 +89,9 @@ class Trainer:
             jit_compile=jit_compile,
         )
         self.model, self.optimizer, self.average, self.loss_scale = model, optimizer, average, loss_scale
-        self.traces = 0
-        self._strategy, self._requests = strategy, requests
+        self.traces, self._strategy, self._requests = 0, strategy, requests
         self._augment, self._weight_map, self._loss = augment, weight_map, loss
-        self._clip_norm, self._micro_batches = clip_norm, micro_batches
+        self._clip_norm, self._micro_batches, self._all_reduce_dtype = clip_norm, micro_batches, all_reduce_dtype
         self._slice_size = batch_size // strategy.num_replicas_in_sync // micro_batches
         self._average_statistics = not sync_batch_norm and strategy.num_replicas_in_sync > 1
         self._differentiate: Any = self._forward_and_backward
@@ -120,8 +119,8 @@ class Trainer:
         Stops earlier when asked to, and after a step that was not finite for another reason than the loss scale.
 
         Returns:
-          float64 [steps made, 2]: the seconds that each step waited for its batch, and took in all. With op
-          determinism, which forbids clocks in compiled code, NaN, and the mean over the steps.
+          float64 [steps made, 2]: the seconds that each step waited for its batch, and took in all. With op determinism,
+          which forbids clocks in compiled code, NaN, and the mean over the steps.
         """
         began = time.perf_counter()
         times = self._loop(iterator, tf.constant(num_steps, tf.int64)).numpy()
@@ -270,20 +269,15 @@ class Trainer:
         loss, denominator, norm, requested = (self._of_first_replica(value) for value in results)
         return gradients, loss, denominator, norm, requested
 
-    def _apply(self, gradients: Any, *, loss: tf.Tensor, denominator: tf.Tensor, norm: tf.Tensor) -> None:
+    def _apply(self, gradients: Any, **measured: tf.Tensor) -> None:
         ratio = self._of_first_replica(self._strategy.run(self._update, args=(gradients, self.step)))
-        self._measured_sums.add(self._measure(loss=loss, denominator=denominator, norm=norm, update_ratio=ratio))
+        self._measured_sums.add(self._measure(**measured, update_ratio=ratio))
 
     def _measure(
         self, *, loss: tf.Tensor, denominator: tf.Tensor, norm: tf.Tensor, update_ratio: tf.Tensor
     ) -> dict[str, tf.Tensor]:
         """What a step that changed the weights adds to the sums; `measurements.MEANS` describes each."""
-        return {
-            "loss": loss,
-            "denominator": denominator,
-            "gradient_norm": norm,
-            "update_ratio": update_ratio,
-        }
+        return {"loss": loss, "denominator": denominator, "gradient_norm": norm, "update_ratio": update_ratio}
 
     def _of_first_replica(self, value: Any) -> tf.Tensor:
         return self._strategy.experimental_local_results(value)[0]
@@ -325,15 +319,23 @@ class Trainer:
 
     def _reduce(self) -> tuple[list[tf.Tensor], tf.Tensor]:
         """The one all-reduce: accumulated sums, and requests, over all replicas."""
-        values = {
-            "sums": [tf.identity(total) for total in self._accumulated],
+        context, reduced = tf.distribute.get_replica_context(), {}
+        for part in self.to_reduce():
+            reduced |= context.all_reduce(tf.distribute.ReduceOp.SUM, part)
+        for variable, total in zip(self._statistics, reduced["statistics"], strict=False):
+            variable.assign(total / self._strategy.num_replicas_in_sync)
+        return [*(tf.cast(total, tf.float32) for total in reduced["gradients"]), *reduced["sums"]], reduced["requests"]
+
+    def to_reduce(self) -> list[dict[str, Any]]:
+        """What a replica gives to the one all-reduce. In float16, two parts, for TensorFlow packs only one dtype."""
+        values, count = [tf.identity(total) for total in self._accumulated], len(self._weights)
+        gradients = {"gradients": [tf.cast(value, self._all_reduce_dtype) for value in values[:count]]}
+        others = {
+            "sums": values[count:],  # of them what divides gradients, which must not be rounded
             "statistics": [tf.identity(v.value) for v in self._statistics if self._average_statistics],
             "requests": tf.stack([self._requests.stop, self._requests.save]),
         }
-        reduced = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
-        for variable, total in zip(self._statistics, reduced["statistics"], strict=False):
-            variable.assign(total / self._strategy.num_replicas_in_sync)
-        return reduced["sums"], reduced["requests"]
+        return [gradients | others] if self._all_reduce_dtype == "float32" else [gradients, others]
 
     def _decide(
         self, reduced: tuple[list[tf.Tensor], tf.Tensor]
