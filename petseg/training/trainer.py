@@ -119,7 +119,7 @@ class Trainer:
         Stops earlier when asked to, and after a step that was not finite for another reason than the loss scale.
 
         Returns:
-          float64 [steps made, 2]: the seconds that each step waited for its batch, and took in all. With op determinism,
+          float64 [steps made, 2]: seconds that each step waited for its batch, and took in all. With op determinism,
           which forbids clocks in compiled code, NaN, and the mean over the steps.
         """
         began = time.perf_counter()
@@ -319,9 +319,9 @@ class Trainer:
 
     def _reduce(self) -> tuple[list[tf.Tensor], tf.Tensor]:
         """The one all-reduce: accumulated sums, and requests, over all replicas."""
-        context, reduced = tf.distribute.get_replica_context(), {}
+        reduced: dict[str, Any] = {}
         for part in self.to_reduce():
-            reduced |= context.all_reduce(tf.distribute.ReduceOp.SUM, part)
+            reduced |= tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, part)
         for variable, total in zip(self._statistics, reduced["statistics"], strict=False):
             variable.assign(total / self._strategy.num_replicas_in_sync)
         return [*(tf.cast(total, tf.float32) for total in reduced["gradients"]), *reduced["sums"]], reduced["requests"]
