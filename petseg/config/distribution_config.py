@@ -37,6 +37,12 @@ class DistributionConfig(Group):
         unit="seconds",
         above=0,
     )
+    min_workers: int = option(
+        0,
+        "fewest processes of the cluster that go on without the others after --cluster_timeout; 0: all must be there",
+        unit="processes",
+        minimum=0,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

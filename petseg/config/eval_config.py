@@ -9,7 +9,7 @@ from petseg.errors import ConfigError
 
 EXPORT_FORMATS = ("saved_model", "keras", "h5", "tflite", "tflite_int8", "onnx", "onnx_half", "weights")
 PACKAGED, PACKED_SUFFIX = "pets", ".safetensors"
-RUNTIMES = ("tensorflow", "onnx")
+RUNTIMES = ("auto", "tensorflow", "onnx")
 PREDICTIONS = "predictions"
 SMALLEST_TILE = 32
 
@@ -68,9 +68,10 @@ class ScoreConfig(Group):
     cutout: bool = option(False, "with --predict, also write the foreground with the rest transparent")
     skip_existing: bool = option(False, "with --predict, leave out photographs whose masks, and all else, are there")
     runtime: str = option(
-        "tensorflow",
+        "auto",
         "what computes --predict: `onnx` starts in a second, on the CPU; at the first use of a checkpoint TensorFlow "
-        "makes it a file in `onnx/` of its work directory",
+        "makes it a file in `onnx/` of its work directory; `auto`: `onnx` for a packaged model, which has that file, "
+        "else `tensorflow`",
         choices=RUNTIMES,
     )
     allow_training_images: bool = option(False, "score a split even if the run trained on some of it")
@@ -81,7 +82,7 @@ class ScoreConfig(Group):
         super().__post_init__()
         if bool(self.workdir.strip()) == self.pretrained:
             raise ConfigError(f"--workdir={self.workdir}: must be a text that is not empty, or --pretrained be given")
-        alone = ("watch", "compare", "csv", "ema", "allow_training_images")
+        alone = ("watch", "compare", "csv", "ema")
         if self.packed and (self.checkpoint == "all" or any(getattr(self, name) for name in alone)):
             raise ConfigError(
                 f"--workdir={self.packed}: is one checkpoint with one kind of weights; must be a work directory for "

@@ -25,9 +25,13 @@ PARALLEL_BATCHES, PREFETCHED_BATCHES = 2, 2
 
 def check_divides(strategy: tf.distribute.Strategy, batch_size: int) -> None:
     """Raises ConfigError if the replicas cannot share a batch evenly."""
-    if batch_size % strategy.num_replicas_in_sync:
+    number = strategy.num_replicas_in_sync
+    if batch_size % number:
+        divisors = [each for each in range(1, batch_size + 1) if batch_size % each == 0]
+        nearest = [max(each for each in divisors if each < number), *[each for each in divisors if each > number][:1]]
         raise ConfigError(
-            f"--batch_size={batch_size}: must be a multiple of the {strategy.num_replicas_in_sync} replicas"
+            f"--batch_size={batch_size}: must be a multiple of the {number} replicas; "
+            f"{' or '.join(map(str, nearest))} would divide it"
         )
 
 

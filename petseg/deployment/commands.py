@@ -9,6 +9,7 @@ from petseg.data import decoding
 from petseg.deployment import export as export_lib
 from petseg.deployment.segmenter import Segmenter
 from petseg.evaluation import score_tables
+from petseg.runs import scoring
 from petseg.runs.opening import open_run
 from petseg.runs.packed_run import PackedRun
 from petseg.runs.trained_run import TrainedRun
@@ -26,12 +27,13 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     """
     score = config.score
     run = open_run(score)
+    split = scoring.checked_split(run, score)
     with StopSignals():
         process.set_up_runtime(run.config, config.distribution, one_device=True)
         model = run.build_model()
         step = run.restore(run.checkpoint(score.checkpoint), model)
         segmenter = Segmenter(model, run.config, run.classes, step=step, flip_tta=score.flip_tta)
-        results = segmenter.evaluate(score.split or run.config.data.eval_split)
+        results = segmenter.evaluate(split)
     print(score_tables.table(results))
     return results
 

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from petseg.config import DistributionConfig
-from petseg.deployment.onnx_runner import check_onnxruntime
+from petseg.deployment import onnx_runner
 from petseg.files import naming_what_cannot_be_written
 from petseg.runs import packed_run
 from petseg.runs.packed_run import PackedRun
@@ -26,7 +26,7 @@ def find_or_make(run: TrainedRun | PackedRun, which: str, distribution: Distribu
     Raises:
       PetsegError: if there is no such checkpoint, a package is missing, or the file cannot be written.
     """
-    check_onnxruntime()
+    onnx_runner.check_installed()
     file = _file(run, run.checkpoint(which, intact=False))
     if file.is_file():
         return file
@@ -48,6 +48,12 @@ def find_or_make(run: TrainedRun | PackedRun, which: str, distribution: Distribu
             file.parent.mkdir(parents=True, exist_ok=True)
             export.write_onnx(model, file)
     return file
+
+
+def is_at_hand(run: TrainedRun | PackedRun) -> bool:
+    """Whether a packaged model can be used by ONNX Runtime as it is."""
+    is_packaged = isinstance(run, PackedRun) and run.path.parent == packed_run.FOLDER
+    return is_packaged and onnx_runner.is_installed() and _file(run, "").is_file()
 
 
 def _file(run: TrainedRun | PackedRun, checkpoint: str) -> Path:

@@ -30,7 +30,7 @@ class OnnxRunner:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, resize: str = "stretch", flip_tta: bool = False):
-        check_onnxruntime()
+        check_installed()
         import onnxruntime
 
         if not os.path.isfile(path):
@@ -65,7 +65,12 @@ class OnnxRunner:
         return self._session.run(["probabilities"], {"image": np.ascontiguousarray(images)})[0]
 
 
-def check_onnxruntime() -> None:
+def is_installed() -> bool:
+    """Whether ONNX Runtime is there."""
+    return importlib.util.find_spec("onnxruntime") is not None
+
+
+def check_installed() -> None:
     """Raises ConfigError if ONNX Runtime is not installed."""
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise ConfigError("--runtime=onnx: needs the package onnxruntime: pip install 'petseg[export]'")
+    if not is_installed():
+        raise ConfigError("--runtime=onnx: needs the package onnxruntime, which is not there: pip install onnxruntime")

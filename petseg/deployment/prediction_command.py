@@ -32,8 +32,15 @@ def predict(config: EvalConfig) -> list[Path]:
         plan = Plan.make(score.predict, score.prediction_dir, cutout=score.cutout, skip_existing=score.skip_existing)
         if not plan.photographs:  # nothing to load a network for
             return prediction.report(plan)
-        build = _onnx_predictor if score.runtime == "onnx" else _tensorflow_predictor
+        build = _onnx_predictor if _runtime(run, score) == "onnx" else _tensorflow_predictor
         return prediction.carry_out(plan, build(run, score, config.distribution, tile))
+
+
+def _runtime(run: TrainedRun | PackedRun, score: ScoreConfig) -> str:
+    """What computes; a file that is there answers before TensorFlow is loaded, but in the run's precision only."""
+    if score.runtime != "auto":
+        return score.runtime
+    return "onnx" if score.precision == "run" and onnx_files.is_at_hand(run) else "tensorflow"
 
 
 def _onnx_predictor(

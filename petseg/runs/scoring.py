@@ -24,6 +24,7 @@ from petseg.evaluation.results import image_rows, split_results
 from petseg.files import naming_what_cannot_be_written, write_bytes, write_json, write_text
 from petseg.reporting import pictures
 from petseg.runs import building, early_stopping, run_groups
+from petseg.runs.packed_run import PackedRun
 from petseg.runs.schedule import Clock
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
@@ -204,7 +205,7 @@ def check_csv(score: ScoreConfig) -> None:
         raise ConfigError(f"--csv={score.csv}: its folder does not exist")
 
 
-def checked_split(run: TrainedRun, score: ScoreConfig) -> str:
+def checked_split(run: TrainedRun | PackedRun, score: ScoreConfig) -> str:
     """The split to score, which must not be one that was trained on."""
     data = run.config.data
     split = score.split or data.eval_split

@@ -10,8 +10,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from petseg.errors import ClusterError, ConfigError
-from petseg.runtime import sockets
+from petseg.errors import ConfigError
+from petseg.runtime import rendezvous, sockets
 
 TRAINING_JOBS = ("chief", "worker")
 MOST_TASKS_PER_NODE = 20
@@ -47,20 +47,30 @@ class Cluster:
         return [f"{name} ({address})" for name, address in others.items() if not sockets.answers(address)]
 
 
-def join(*, gpus: int, seconds: float) -> Cluster:
-    """The cluster that the environment describes, once all its processes are there.
+def join(*, gpus: int, seconds: float, fewest: int = 0) -> Cluster:
+    """The cluster that the environment describes, or what is left of it, once its processes are there.
 
     Args:
       gpus: number of GPUs that this process uses.
       seconds: longest wait for the others.
+      fewest: smallest number of processes that may go on without the others; 0: all must be there.
 
     Raises:
       ConfigError: if the environment describes no cluster, or one that cannot be.
-      ClusterError: if others are missing when the time is up.
+      ClusterError: if too few are there when the time is up.
     """
     cluster = described_by_environment(gpus)
-    _meet(cluster, seconds)
-    return cluster
+    number = len(cluster.addresses)
+    if fewest > number:
+        raise ConfigError(f"--min_workers={fewest}: must be at most {number}, the number of processes of the cluster")
+    address = cluster.addresses[cluster.name]
+    try:
+        listener = sockets.listen(int(address.rpartition(":")[2]))
+    except OSError as error:
+        raise ConfigError(f"{cluster.name} ({address}): cannot listen at its port: {error.strerror}") from error
+    with listener:
+        members = rendezvous.meet(cluster.addresses, cluster.name, listener, fewest=fewest or number, seconds=seconds)
+    return cluster if len(members) == number else _reduced(cluster, members, gpus)
 
 
 def described_by_environment(gpus: int) -> Cluster:
@@ -128,27 +138,20 @@ def _slurm_resolver(gpus: int) -> tf.distribute.cluster_resolver.ClusterResolver
     except (KeyError, ValueError, RuntimeError) as error:
         raise ConfigError(f"Slurm's environment describes no cluster: {error}; start the run with srun") from error
     task_type, task_id = slurm.get_task_info()
+    return _resolver(spec, task_type, task_id, gpus)
+
+
+def _reduced(cluster: Cluster, members: list[str], gpus: int) -> Cluster:
+    """What is left of a cluster: its members in their order, numbered anew; the first one is the chief."""
+    addresses = {f"worker {i}": cluster.addresses[member] for i, member in enumerate(members)}
+    index = members.index(cluster.name)
+    resolver = _resolver(tf.train.ClusterSpec({"worker": list(addresses.values())}), "worker", index, gpus)
+    return Cluster(resolver, addresses, f"worker {index}", is_chief=index == 0)
+
+
+def _resolver(
+    spec: tf.train.ClusterSpec, task_type: str, task_id: int, gpus: int
+) -> tf.distribute.cluster_resolver.ClusterResolver:
     return tf.distribute.cluster_resolver.SimpleClusterResolver(
         spec, task_type=task_type, task_id=task_id, num_accelerators={"GPU": gpus}, rpc_layer="grpc"
     )
-
-
-def _meet(cluster: Cluster, seconds: float) -> None:
-    """Returns when all others are there.
-
-    Each process listens at its own address until it has reached all others; whoever reaches it later reaches
-    TensorFlow's server, which then listens there.
-    """
-    address = cluster.addresses[cluster.name]
-    try:
-        listener = sockets.listen(int(address.rpartition(":")[2]))
-    except OSError as error:
-        raise ConfigError(f"{cluster.name} ({address}): cannot listen at its port: {error.strerror}") from error
-    with listener:
-        missing = sockets.wait_until_all_answer(
-            cluster.unreachable,
-            seconds,
-            lambda names: logger.info("%s waits for %s", cluster.name, ", ".join(names)),
-        )
-    if missing:
-        raise ClusterError(f"waited {seconds:g} s in vain for {', '.join(missing)}")

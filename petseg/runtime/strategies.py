@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
@@ -45,12 +46,14 @@ class Placement:
         """The values that all processes came with, one for each replica; returns when all are here."""
         if self.cluster is None:
             return [value]
+        return self._gathered(tf.constant([value], tf.int64)).numpy().tolist()
 
-        @tf.function
-        def gathered(mine: tf.Tensor) -> tf.Tensor:
-            return self.strategy.gather(self.strategy.run(tf.identity, args=(mine,)), axis=0)
-
-        return gathered(tf.constant([value], tf.int64)).numpy().tolist()
+    @functools.cached_property
+    def _gathered(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """Traced once, for a run asks again and again."""
+        return tf.function(
+            lambda mine: self.strategy.gather(self.strategy.run(tf.identity, args=(mine,)), axis=0), autograph=False
+        )
 
     def barrier(self) -> None:
         """Returns when all processes are here."""
@@ -172,7 +175,9 @@ def _check_nccl(config: DistributionConfig) -> None:
 
 def _multi_worker_mirrored(config: DistributionConfig, devices: int) -> Placement:
     _check_nccl(config)
-    cluster = cluster_membership.join(gpus=devices if computing_kind() == "GPU" else 0, seconds=config.cluster_timeout)
+    cluster = cluster_membership.join(
+        gpus=devices if computing_kind() == "GPU" else 0, seconds=config.cluster_timeout, fewest=config.min_workers
+    )
     implementation = tf.distribute.experimental.CommunicationImplementation
     options = tf.distribute.experimental.CommunicationOptions(
         implementation={

@@ -8,7 +8,7 @@ import keras
 import pytest
 from conftest import ROOT, changed, own_lines, tiny_flags
 
-from petseg.benchmark import arithmetic, contestants
+from petseg.benchmark import __main__ as program, arithmetic, contestants
 
 
 def convolutions(frozen):
@@ -60,15 +60,25 @@ def benchmark(*arguments):
 def test_the_program_prints_tables_and_writes_numbers(data_dir, tmp_path):
     file = tmp_path / "numbers.json"
     flags = [*tiny_flags(data_dir, tmp_path / "run"), "--rounds=2", "--steps=2", f"--output={file}"]
-    done = benchmark(*flags, "--measure=limit,input")
+    done = benchmark(*flags, "--measure=input")
     assert done.returncode == 0, done.stderr
-    assert "| floating-point operations |" in done.stdout
+    assert "| petseg's input |" in done.stdout
     groups = json.loads(file.read_text())["groups"]
     assert [row["title"] for row in groups["input"]] == ["petseg's input", "the tutorial's input"]
     for row in groups["input"]:
         assert len(row["images_per_second"]) == 2
         assert min(row["images_per_second"]) > 0
-    assert groups["limit"][0]["flops_per_image"] > 1e6
+
+
+def test_the_limit_is_the_share_of_what_the_machine_can_do():
+    rows = [
+        {"images_per_second": [9.0, 10.0, 20.0], "flops_per_image": 2e9, "bytes_per_image": 1e8},
+        {"images_per_second": [4e10]},
+        {"images_per_second": [1e10]},
+    ]
+    _, _, operations, moved = program._table_of_limit(rows).splitlines()
+    assert operations.endswith("| 2.00 G | 20.0 G/s | 40.0 G/s (product of matrices) | 0.50 |")
+    assert moved.endswith("| 0.10 G | 1.0 G/s | 10.0 G/s (copy in memory) | 0.10 |")
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ WRONG_FLAGS = [
     (["--initial_loss_scale=0.5"], "--initial_loss_scale=0.5", "at least 1"),
     (["--strategy=multi_worker_mirrored"], "--workdir", "that all processes of the cluster share"),
     (["--batchsize=3"], "batchsize", "Unknown command line flag"),
-    (["--preset=none"], "--preset=none", "one of best, camvid, fast, quickstart, tutorial"),
+    (["--preset=none"], "--preset=none", "one of best, camvid, fast, quickstart, sprint, tutorial"),
     (["--flagfile=/nowhere.cfg"], "/nowhere.cfg", "flagfile"),
     (["train"], "train", "every argument is a flag"),
 ]

@@ -48,5 +48,5 @@ def test_what_belongs_to_predict_is_refused_without_it():
             ScoreConfig(workdir="run", **{name: value})
     with pytest.raises(ConfigError, match="--export must come with --output_dir, and without --predict"):
         ScoreConfig(workdir="run", export="onnx")
-    with pytest.raises(ConfigError, match=r"^--runtime=tflite: must be one of tensorflow, onnx"):
+    with pytest.raises(ConfigError, match=r"^--runtime=tflite: must be one of auto, tensorflow, onnx"):
         ScoreConfig(workdir="run", predict="*.jpg", runtime="tflite")

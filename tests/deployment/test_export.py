@@ -285,8 +285,9 @@ def test_unknown_formats_and_folders_that_cannot_be_written(tiny, tmp_path):
         export.export(tiny, ["keras"], str(tmp_path / "file" / "out"), images, calibration=images, card={})
 
 
-def test_real_photographs_and_weights(real_data_dir, real_weights, tmp_path):
-    formats = [name for name in ("saved_model", "tflite", "tflite_int8", "onnx") if installed(name)]
+@pytest.mark.parametrize(("decoder", "formats"), [("pix2pix", ["tflite_int8", "onnx"]), ("light", ["tflite_int8"])])
+def test_real_photographs_and_weights(real_data_dir, real_weights, tmp_path, decoder, formats):
+    formats = [name for name in formats if installed(name)]
     train = load_examples("oxford_iiit_pet", "train[:64]", SIZE, real_data_dir)
     test = load_examples("oxford_iiit_pet", "test[:32]", SIZE, real_data_dir)
     encoder = encoders.build_encoder("mobilenet_v2", image_size=(SIZE, SIZE), alpha=1.0, weights=real_weights)
@@ -296,6 +297,7 @@ def test_real_photographs_and_weights(real_data_dir, real_weights, tmp_path):
         encoder=encoder,
         train_encoder=False,
         input_scaling="symmetric",
+        decoder=decoder,
         batch_norm_momentum=0.5,
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

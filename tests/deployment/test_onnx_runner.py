@@ -15,13 +15,13 @@ from PIL import Image
 
 from petseg.classes import PETS
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.deployment import export, onnx_files, prediction_command
+from petseg.deployment import export, onnx_files, onnx_runner, prediction_command
 from petseg.deployment.half_precision import half_precision
 from petseg.deployment.onnx_runner import OnnxRunner
 from petseg.deployment.prediction import Predictor
 from petseg.errors import ExportError
 from petseg.models import encoders, unet
-from petseg.runs import building
+from petseg.runs import building, opening, packed_run
 from petseg.runs.checkpoints import Checkpoints
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
@@ -145,3 +145,23 @@ def test_a_checkpoint_is_exported_once_and_then_tensorflow_is_not_needed(tiny_co
     checkpoints.save(3)
     run = TrainedRun.open(workdir, ScoreConfig(**flags))
     assert onnx_files._file(run, run.checkpoint("latest", intact=False)) != file
+
+
+def test_a_packaged_model_answers_without_tensorflow_unless_it_is_asked_for(monkeypatch, tiny_config, tmp_path):
+    def runtime(**flags):
+        score = ScoreConfig(**{"pretrained": True, "predict": "cat.jpg", **flags})
+        return prediction_command._runtime(opening.open_run(score), score)
+
+    assert runtime() == "onnx"
+    assert runtime(runtime="tensorflow") == "tensorflow"
+    assert runtime(precision="mixed_float16") == "tensorflow"
+    file = packed_run.pack(
+        tmp_path / "mine.safetensors",
+        building.build_model(tiny_config, PETS),
+        tiny_config,
+        PETS,
+        {"weights": "trained"},
+    ).path
+    assert runtime(pretrained=False, workdir=str(file)) == "tensorflow"
+    monkeypatch.setattr(onnx_runner, "is_installed", lambda: False)
+    assert runtime() == "tensorflow"

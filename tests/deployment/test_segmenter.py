@@ -153,6 +153,8 @@ def test_packed_weights_predict_score_and_export_as_the_run_does(run, loaded, ph
     scores = commands.evaluate(score_config(workdir=str(file), data_dir=str(loaded.config.data.data_dir)))
     assert scores["mean_iou"] == pytest.approx(loaded.evaluate("test")["mean_iou"], abs=0.02)
     assert "mean IoU" in capsys.readouterr().out
+    with pytest.raises(DataError, match="of its images were trained on"):
+        commands.evaluate(score_config(workdir=str(file), data_dir=str(loaded.config.data.data_dir), split="train"))
 
 
 def test_packed_weights_are_one_checkpoint():

@@ -19,7 +19,8 @@ from petseg.runs import checkpoints, experiment
 from petseg.runs.work_directory import WorkDirectory
 
 STEPS = 30
-RECIPE = ("--ema_decay=0.9", "--augment=strong", "--eval_at_start")  # of the runs that are compared bit by bit
+# Of the runs that are compared bit by bit; tests of resuming elsewhere have the other decoder.
+RECIPE = ("--ema_decay=0.9", "--augment=strong", "--eval_at_start", "--decoder=light", "--inner_size=64")
 
 
 def start(*flags):
@@ -99,13 +100,13 @@ def survive(data_dir, workdir, undisturbed, seed):
     assert not list(workdir.glob("*/unfinished-*"))
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 3))])
 def test_killed_at_random_moments_a_run_ends_in_the_same_bits(data_dir, tmp_path, undisturbed, seed):
     survive(data_dir, tmp_path / "run", undisturbed, seed)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(5, 25))
+@pytest.mark.parametrize("seed", range(3, 25))
 def test_killed_at_more_random_moments_a_run_ends_in_the_same_bits(data_dir, tmp_path, undisturbed, seed):
     survive(data_dir, tmp_path / "run", undisturbed, seed)
 

@@ -111,7 +111,7 @@ def test_how_a_cluster_sums(monkeypatch, flags, implementation):
     FakeDevices(monkeypatch, 4)
     given = []
     cluster = SimpleNamespace(resolver=None)
-    monkeypatch.setattr(strategies.cluster_membership, "join", lambda gpus, seconds: given.append(gpus) or cluster)
+    monkeypatch.setattr(strategies.cluster_membership, "join", lambda gpus, **waiting: given.append(gpus) or cluster)
     monkeypatch.setattr(
         tf.distribute, "MultiWorkerMirroredStrategy", lambda resolver, options: given.append(options.implementation)
     )

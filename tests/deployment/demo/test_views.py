@@ -4,7 +4,7 @@ import numpy as np
 
 import petseg
 from petseg.classes import PETS, Classes
-from petseg.deployment import demo_views
+from petseg.deployment.demo import views
 
 
 def segmentation(height=6, width=8):
@@ -15,7 +15,7 @@ def segmentation(height=6, width=8):
 
 
 def test_pictures_of_a_segmentation():
-    shown = demo_views.pictures(segmentation(), opacity=1.0)
+    shown = views.pictures(segmentation(), opacity=1.0)
     assert (np.asarray(shown.overlay) == PETS.palette[0]).all()
     confidence = np.asarray(shown.confidence, np.int64).sum(axis=-1)
     assert (confidence[:, :4] > 2 * confidence[:, 4:].max()).all()
@@ -26,20 +26,20 @@ def test_pictures_of_a_segmentation():
     assert shown.cutout.mode == "RGBA"
     streets = Classes.from_dict({"classes": ["road", "car", "sky"]})
     found = segmentation()
-    assert demo_views.pictures(petseg.Segmentation(found.image, found.probabilities, streets), 0.5).cutout is None
+    assert views.pictures(petseg.Segmentation(found.image, found.probabilities, streets), 0.5).cutout is None
 
 
 def test_facts_name_shares_sizes_and_time_as_safe_html():
-    text = demo_views.facts(segmentation(), 0.123, 42, (600, 800))
+    text = views.facts(segmentation(), 0.123, 42, (600, 800))
     for part in ("pet 100.0%", "8 x 6 pixels (reduced from 800 x 600) in 0.12 s", "confidence of 67%", "step 42"):
         assert part in text
     assert "border" not in text
-    assert "reduced" not in demo_views.facts(segmentation(), 0.1, 1, (6, 8))
-    assert "<b>" not in demo_views.error_sentence("<b>.jpg: cannot be read")
+    assert "reduced" not in views.facts(segmentation(), 0.1, 1, (6, 8))
+    assert "<b>" not in views.error_sentence("<b>.jpg: cannot be read")
 
 
 def test_only_large_pictures_are_reduced():
     image = np.zeros([300, 500, 3], np.uint8)
-    assert demo_views.reduced(image, 150_000) is image
-    assert demo_views.reduced(image, 1500).shape == (30, 50, 3)
-    assert demo_views.reduced(np.zeros([1, 9000, 3], np.uint8), 100).shape[0] == 1
+    assert views.reduced(image, 150_000) is image
+    assert views.reduced(image, 1500).shape == (30, 50, 3)
+    assert views.reduced(np.zeros([1, 9000, 3], np.uint8), 100).shape[0] == 1

@@ -1,7 +1,4 @@
-"""A page in the browser that segments photographs: python -m petseg.deployment.demo --workdir=runs/pets
-
-It is served by this machine to this machine, unless --host says otherwise, and sends nothing anywhere.
-"""
+"""The page's flags, and how gradio serves it: by this machine to this machine, unless --host says otherwise."""
 
 import dataclasses
 import importlib.util
@@ -13,10 +10,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from petseg.config import DistributionConfig, command_line
+from petseg.config import DistributionConfig
 from petseg.config.eval_config import PACKAGED, ScoreConfig
 from petseg.config.options import Group, option
-from petseg.deployment.demo_networks import Networks
+from petseg.deployment.demo.networks import Networks
 from petseg.errors import ConfigError
 from petseg.runs.opening import open_run
 from petseg.runtime import startup
@@ -93,10 +90,10 @@ def _serve(config: DemoConfig, networks: Networks, folder: Path) -> "gr.Blocks":
     os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_OFFLINE="1")
     from starlette.middleware import Middleware
 
-    from petseg.deployment import demo_page
-    from petseg.deployment.demo_guard import Guard
+    from petseg.deployment.demo import page as page_lib
+    from petseg.deployment.demo.guard import Guard
 
-    page = demo_page.build(networks, folder)
+    page = page_lib.build(networks, folder)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # gradio's, of its own affairs
@@ -114,7 +111,7 @@ def _serve(config: DemoConfig, networks: Networks, folder: Path) -> "gr.Blocks":
                 app_kwargs={"middleware": [Middleware(Guard, max_upload=config.max_upload * 2**20)]},
                 prevent_thread_lock=True,
                 quiet=True,
-                **demo_page.look(),
+                **page_lib.look(),
             )
     except (OSError, ValueError) as error:
         raise ConfigError(
@@ -125,7 +122,3 @@ def _serve(config: DemoConfig, networks: Networks, folder: Path) -> "gr.Blocks":
         logger.warning("--host=%s: whoever can reach this machine can use the page; there is no password", config.host)
     print(f"the page is at {page.local_url} (Ctrl-C ends it)", flush=True)
     return page
-
-
-if __name__ == "__main__":
-    command_line.run(main, DemoConfig, __doc__)

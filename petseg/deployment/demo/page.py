@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from petseg.data import animal_drawing
-from petseg.deployment import demo_views
-from petseg.deployment.demo_networks import Networks
+from petseg.deployment.demo import views
+from petseg.deployment.demo.networks import Networks
 from petseg.deployment.photograph_files import blended
 from petseg.errors import PetsegError, one_line
 
@@ -43,7 +43,7 @@ class Overlaid(NamedTuple):
     mask: np.ndarray
 
 
-NOTHING = demo_views.Pictures(None, None, None, None)
+NOTHING = views.Pictures(None, None, None, None)
 
 
 def build(networks: Networks, folder: Path) -> gr.Blocks:
@@ -55,7 +55,7 @@ def build(networks: Networks, folder: Path) -> gr.Blocks:
     """
     classes, first = networks.run.classes, networks.checkpoints[:1]
     with gr.Blocks(title="petseg", analytics_enabled=False, delete_cache=UPLOADS_ARE_KEPT, fill_width=True) as page:
-        gr.HTML(demo_views.head(networks.run.config, networks.run.classes), elem_classes="petseg-head")
+        gr.HTML(views.head(networks.run.config, networks.run.classes), elem_classes="petseg-head")
         overlaid = gr.State(None, time_to_live=UPLOADS_ARE_KEPT[1])
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
@@ -83,7 +83,7 @@ def build(networks: Networks, folder: Path) -> gr.Blocks:
                     overlay = _picture("Overlay", "overlay")
                     annotated = gr.AnnotatedImage(
                         label="Classes",
-                        color_map=demo_views.colors(classes),
+                        color_map=views.colors(classes),
                         height=360,
                         elem_id="classes",
                         format="png",
@@ -91,7 +91,7 @@ def build(networks: Networks, folder: Path) -> gr.Blocks:
                 with gr.Row():
                     with gr.Column():
                         confidence = _picture("Confidence", "confidence")
-                        gr.HTML(demo_views.confidence_scale(len(classes)))
+                        gr.HTML(views.confidence_scale(len(classes)))
                     with gr.Column():
                         cutout = _picture("Cut-out", "cutout", visible=bool(classes.foreground.any()))
         shown = [facts, overlaid, overlay, annotated, confidence, cutout]
@@ -102,10 +102,10 @@ def build(networks: Networks, folder: Path) -> gr.Blocks:
             try:
                 return _segment(networks, Path(photo["path"]), which, bool(averaged), bool(flip_tta), float(opacity))
             except PetsegError as error:
-                return [demo_views.error_sentence(str(error)), None, *NOTHING]
+                return [views.error_sentence(str(error)), None, *NOTHING]
             except Exception as error:  # such as that memory is full: the page goes on
                 logger.exception("a photograph could not be segmented")
-                return [demo_views.error_sentence(f"This could not be segmented: {one_line(error)}"), None, *NOTHING]
+                return [views.error_sentence(f"This could not be segmented: {one_line(error)}"), None, *NOTHING]
 
         def lay_over(kept: Overlaid | None, opacity: float) -> Image.Image | None:
             return kept and blended(kept.image, kept.mask, classes, opacity)
@@ -139,14 +139,14 @@ def look() -> dict[str, Any]:
 def _segment(
     networks: Networks, path: Path, checkpoint: str, averaged: bool, flip_tta: bool, opacity: float
 ) -> list[Any]:
-    image = demo_views.read(path)
+    image = views.read(path)
     segmenter = networks(checkpoint, averaged, flip_tta)
-    small = demo_views.reduced(image, min(MOST_PIXELS, MOST_PROBABILITIES // len(segmenter.classes)))
+    small = views.reduced(image, min(MOST_PIXELS, MOST_PROBABILITIES // len(segmenter.classes)))
     start = time.perf_counter()
     segmentation = segmenter(small)
     seconds = time.perf_counter() - start
-    found = demo_views.facts(segmentation, seconds, segmenter.step, image.shape)
-    return [found, Overlaid(small, segmentation.mask), *demo_views.pictures(segmentation, opacity)]
+    found = views.facts(segmentation, seconds, segmenter.step, image.shape)
+    return [found, Overlaid(small, segmentation.mask), *views.pictures(segmentation, opacity)]
 
 
 def drawings(folder: Path) -> list[list[str]]:

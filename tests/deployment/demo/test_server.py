@@ -21,7 +21,7 @@ from programs_in_forks import Program
 import petseg
 from petseg.config import Config, command_line
 from petseg.data import animal_drawing
-from petseg.deployment import demo
+from petseg.deployment.demo import server as demo_server
 from petseg.errors import ConfigError, WorkDirectoryError
 from petseg.runs import experiment
 
@@ -41,13 +41,13 @@ runpy.run_module("petseg.deployment.demo", run_name="__main__")
 def test_without_gradio_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"gradio, which is not there: pip install 'petseg\[demo\]'$"):
-        demo.main(demo.DemoConfig())
+        demo_server.main(demo_server.DemoConfig())
 
 
 @pytest.mark.parametrize("workdir", ["nothing/here", "nothing"])
 def test_a_run_that_is_not_there_is_refused(workdir):
     with pytest.raises(WorkDirectoryError, match=workdir):
-        demo.main(demo.DemoConfig(workdir=workdir))
+        demo_server.main(demo_server.DemoConfig(workdir=workdir))
 
 
 class Server:
@@ -192,7 +192,7 @@ def test_no_file_of_the_machine_can_be_read(server):
         "/etc/passwd",
         server.workdir / "config.json",
         ROOT / "setup.cfg",
-        ROOT / "petseg" / "deployment" / "demo.py",
+        ROOT / "petseg" / "deployment" / "demo" / "server.py",
     ]
     for file in files:
         for route in (f"/gradio_api/file={file}", f"/file={file}", f"/gradio_api/file/{file}", f"/static/..{file}"):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from petseg.deployment.demo_guard import MOST_JSON, MULTIPART, UPLOAD, Guard
+from petseg.deployment.demo.guard import MOST_JSON, MULTIPART, UPLOAD, Guard
 
 JOIN = "/gradio_api/queue/join"
 
