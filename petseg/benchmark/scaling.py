@@ -8,6 +8,7 @@ CPUs.
 import dataclasses
 import json
 import logging
+import math
 import multiprocessing
 import os
 import socket
@@ -17,13 +18,32 @@ from pathlib import Path
 from typing import Any
 
 from petseg.benchmark import scaling_model
-from petseg.benchmark.scaling_model import FITTED_NUMBERS, REPLICAS, WORKERS, Link, Machine, Point, Prediction
+from petseg.benchmark.scaling_model import (
+    MICRO_BATCHES,
+    REPLICAS,
+    WORKERS,
+    Link,
+    Machine,
+    Point,
+    Prediction,
+    SharedCores,
+)
 from petseg.config import Config
 from petseg.config.options import Group, option
 from petseg.errors import ConfigError, PetsegError
+from petseg.runtime.cpus import usable_cpus
 
-MICRO_BATCHES = (2, 4)
 MOST_GPUS = 1024
+# In the order of `ScalingConfig.machines`: the kind of numbers, and whether they may be 0.
+MACHINE_FLAGS: dict[str, tuple[type, bool]] = {
+    "gpu_images_per_second": (float, False),
+    "gpus_per_node": (int, False),
+    "interconnect_gb": (float, False),
+    "interconnect_us": (float, True),
+    "intra_node_gb": (float, False),
+    "intra_node_us": (float, True),
+    "input_images_per_second": (float, True),
+}
 logger = logging.getLogger("petseg.benchmark")
 
 
@@ -37,26 +57,29 @@ class ScalingConfig(Group):
     scaling_kinds: str = option(
         f"{REPLICAS},{WORKERS}", "what to measure: replicas of one process, workers, or both", required=True
     )
-    scaling_steps: int = option(3, "steps of which the median counts, with --measure=scaling", unit="steps", minimum=1)
+    scaling_steps: int = option(10, "steps of which the median counts, with --measure=scaling", unit="steps", minimum=1)
     scaling_variants: bool = option(True, "also measure two of each with micro-batches, and with gradients in float16")
-    gpu_images_per_second: float = option(400.0, "training speed of a GPU by itself", unit="images/s", above=0)
-    gpus_per_node: int = option(8, "GPUs in a node", unit="GPUs", minimum=1)
+    gpu_images_per_second: str = option(
+        "400",
+        "training speed of a GPU by itself, images/s; here and below, values separated by commas: several machines",
+    )
+    gpus_per_node: str = option("8", "GPUs in a node")
+    interconnect_gb: str = option("25", "bandwidth of a node to the others, GB/s")
+    interconnect_us: str = option("10", "latency between nodes, microseconds")
+    intra_node_gb: str = option("200", "bandwidth of a GPU to the others of its node, GB/s")
+    intra_node_us: str = option("5", "latency between GPUs of a node, microseconds")
+    input_images_per_second: str = option(
+        "0", "images that the input of a node makes, images/s; 0: as many as this host's"
+    )
     gpu_batch: int = option(0, "examples of each GPU in weak scaling; 0: --batch_size", unit="examples", minimum=0)
     strong_batch: int = option(4096, "examples of a step in strong scaling", unit="examples", minimum=1)
-    interconnect_gb: float = option(25.0, "bandwidth of a node to the others", unit="GB/s", above=0)
-    interconnect_us: float = option(10.0, "latency between nodes", unit="microseconds", minimum=0)
-    intra_node_gb: float = option(200.0, "bandwidth of a GPU to the others of its node", unit="GB/s", above=0)
-    intra_node_us: float = option(5.0, "latency between GPUs of a node", unit="microseconds", minimum=0)
-    input_images_per_second: float = option(
-        0.0, "images that the input of a node makes; 0: as many as this host's", unit="images/s", minimum=0
-    )
     plot: str = option("", "file for a picture of throughput and efficiency, as PNG; empty: none")
 
     def numbers(self) -> tuple[int, ...]:
         """The numbers of replicas and workers, in order."""
         parts = self.scaling_numbers.split(",")
         numbers = tuple(sorted({int(part) for part in parts if part.strip().isdecimal()}))
-        if len(numbers) < len(parts) or numbers[:2] != FITTED_NUMBERS:
+        if len(numbers) < len(parts) or numbers[:2] != (1, 2):
             raise ConfigError(
                 f"--scaling_numbers={self.scaling_numbers}: must be different numbers from 1 on, 1 and 2 among them"
             )
@@ -73,6 +96,7 @@ class ScalingConfig(Group):
         """Raises ConfigError if the numbers cannot be measured with so many examples, or a file not be written."""
         most = self.numbers()[-1]
         self.kinds()
+        self.machines(input_per_host=1.0)
         if batch_size % most or batch_size // most < 2:
             raise ConfigError(
                 f"--batch_size={batch_size}: must be a multiple of the largest of --scaling_numbers, {most}, and at "
@@ -81,15 +105,39 @@ class ScalingConfig(Group):
         if self.plot and not Path(self.plot).absolute().parent.is_dir():
             raise ConfigError(f"--plot={self.plot}: its folder does not exist")
 
-    def machine(self, input_per_host: float) -> Machine:
-        """The machine that the flags describe."""
-        return Machine(
-            self.gpu_images_per_second,
-            self.gpus_per_node,
-            Link(self.intra_node_us * 1e-6, self.intra_node_gb * 1e9),
-            Link(self.interconnect_us * 1e-6, self.interconnect_gb * 1e9),
-            self.input_images_per_second or input_per_host,
-        )
+    def machines(self, input_per_host: float) -> list[Machine]:
+        """The machines that the flags describe, in their order."""
+        columns = [_numbers_of(name, getattr(self, name), *allowed) for name, allowed in MACHINE_FLAGS.items()]
+        rows = max(map(len, columns))
+        for name, column in zip(MACHINE_FLAGS, columns, strict=True):
+            if len(column) not in (1, rows):
+                raise ConfigError(
+                    f"--{name}={getattr(self, name)}: must be one number, or one for each of {rows} machines"
+                )
+        return [
+            Machine(
+                images_per_second,
+                int(gpus_per_node),
+                Link(intra_us * 1e-6, intra_gb * 1e9),
+                Link(inter_us * 1e-6, inter_gb * 1e9),
+                input_of_node or input_per_host,
+            )
+            for images_per_second, gpus_per_node, inter_gb, inter_us, intra_gb, intra_us, input_of_node in zip(
+                *(column * (rows // len(column)) for column in columns), strict=True
+            )
+        ]
+
+
+def _numbers_of(name: str, text: str, kind: type, may_be_0: bool) -> list[Any]:
+    """The numbers in the text of a flag."""
+    try:
+        found = [kind(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 <= number < math.inf and (number or may_be_0) for number in found):
+        what = f"{'whole ' if kind is int else ''}numbers {'of at least' if may_be_0 else 'above'} 0"
+        raise ConfigError(f"--{name}={text}: must be {what}, separated by commas")
+    return found
 
 
 def measure(config: ScalingConfig, plain: Config) -> list[dict[str, Any]]:
@@ -113,25 +161,37 @@ def measure(config: ScalingConfig, plain: Config) -> list[dict[str, Any]]:
                 configs, titles = [*configs, *more.values()], [*titles, *more]
             logger.info("%d %s: %d measurements", number, kind, len(configs))
             for title, each, found in zip(titles, configs, _of_processes(kind, number, configs, config), strict=True):
-                row = {key: found[key] for key in ("step", "all_reduce", "small", "bytes", "small_reduces")}
+                row = {key: found[key] for key in ("step", "busy", "all_reduce", "small", "bytes", "small_reduces")}
                 if title in ("weak", "strong", "both"):
                     points.append(Point(kind, number, title, each.data.batch_size, **row))
                 if title != "weak" and number == 2:
                     what = "" if title in ("strong", "both") else f", {title}"
-                    variants.append({"title": f"2 {kind}{what}", **found})
+                    variants.append({"title": f"2 {kind}{what}", "batch_size": each.data.batch_size, **found})
     logger.info("the input of this host")
     input_per_host = _input_per_host(plain)
-    model = scaling_model.fit(points)
+    model = scaling_model.fit(points, usable_cpus())
     return [
         {
-            "points": [{**dataclasses.asdict(point), "predicted": model.step(point)} for point in points],
-            "predicted_all_reduce": [model.all_reduce(point.kind, point.number, point.bytes) for point in points],
+            "points": [_beside_model(point, model) for point in points],
             "variants": variants if config.scaling_variants else [],
             "input_per_host": input_per_host,
             "model": dataclasses.asdict(model),
             "predictions": _predictions(config, plain, points, input_per_host),
         }
     ]
+
+
+def _beside_model(point: Point, model: SharedCores) -> dict[str, Any]:
+    """A point, what is predicted of it, and how far that is from what was measured, as a share of it."""
+    predicted = model.step(point)
+    return {
+        **dataclasses.asdict(point),
+        "predicted": predicted,
+        "predicted_network": model.network(point),
+        "predicted_all_reduce": model.all_reduce(point.kind, point.number, point.bytes),
+        "error": predicted / point.step - 1,
+        "fitted": scaling_model.is_fitted(point),
+    }
 
 
 def batch_sizes(batch_size: int, number: int, most: int) -> dict[int, str]:
@@ -156,11 +216,12 @@ def _config(plain: Config, kind: str, number: int, batch_size: int) -> Config:
 
 
 def _variants(config: Config, kind: str) -> dict[str, Config]:
-    """The whole batch on two replicas in other ways."""
+    """Two replicas that save bytes: in float16; and several batches, one after the other, in a step."""
     found = {"--all_reduce_dtype=float16": config.changed(compute={"all_reduce_dtype": "float16"})}
     for number in MICRO_BATCHES if kind == REPLICAS else ():
-        if not config.data.batch_size % (2 * number):
-            found[f"--micro_batches={number}"] = config.changed(compute={"micro_batches": number})
+        found[f"--micro_batches={number}"] = config.changed(
+            compute={"micro_batches": number}, data={"batch_size": config.data.batch_size * number}
+        )
     return found
 
 
@@ -227,19 +288,25 @@ def _serve(connection: Any, name: str, environment: Mapping[str, str], *argument
 def _predictions(
     config: ScalingConfig, plain: Config, points: Sequence[Point], input_per_host: float
 ) -> list[dict[str, Any]]:
-    """Weak and strong scaling from one GPU to `MOST_GPUS`; each with gradients in float16 beside it."""
-    machine, two = config.machine(input_per_host), next(point for point in points if point.number == 2)
+    """For each machine weak and strong scaling from one GPU to `MOST_GPUS`.
+
+    Beside what its flags predict, `float16` and `micro_batches` have the efficiency with half of the bytes, and with
+    `MICRO_BATCHES[-1]` times the batch.
+    """
+    two = next(point for point in points if point.number == 2)
     rows = []
-    for scaling, batch in (("weak", config.gpu_batch or plain.data.batch_size), ("strong", config.strong_batch)):
-        gpus = 1
-        while gpus <= MOST_GPUS and (scaling == "weak" or gpus <= batch):
-            each = batch if scaling == "weak" else batch / gpus
-            found, halved = (
-                scaling_model.predict(machine, gpus, each, size=size, small_reduces=two.small_reduces)
-                for size in (two.bytes, two.bytes / 2)
-            )
-            rows.append({"scaling": scaling, **_as_row(found), "efficiency_in_float16": halved.efficiency})
-            gpus *= 2
+    for machine in config.machines(input_per_host):
+        for scaling, batch in (("weak", config.gpu_batch or plain.data.batch_size), ("strong", config.strong_batch)):
+            for gpus in (2**power for power in range(MOST_GPUS.bit_length())):
+                if scaling == "strong" and gpus > batch:
+                    break
+                each = batch if scaling == "weak" else batch / gpus
+                found, halved, longer = (
+                    scaling_model.predict(machine, gpus, each * k, size=size, small_reduces=k * two.small_reduces)
+                    for k, size in ((1, two.bytes), (1, two.bytes / 2), (MICRO_BATCHES[-1], two.bytes))
+                )
+                others = {"float16": halved.efficiency, "micro_batches": longer.efficiency}
+                rows.append({"machine": machine.description(), "scaling": scaling, **_as_row(found), **others})
     return rows
 
 

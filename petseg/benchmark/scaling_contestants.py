@@ -16,7 +16,7 @@ from petseg.errors import one_line
 from petseg.runtime import process
 from petseg.training.trainer import Trainer
 
-REDUCE_CALLS = 10  # all-reduces alone, of which the median counts
+REDUCE_CALLS, REDUCES_IN_A_CALL = 5, 5  # of all-reduces alone
 
 
 def serve(connection: Connection, configs: Sequence[Config], steps: int) -> None:
@@ -47,25 +47,27 @@ def measure_on(strategy: tf.distribute.Strategy, configs: Sequence[Config], step
     """What each config takes under a strategy.
 
     Returns:
-      for each: `step`, the median seconds of a step; `all_reduce` and `small`, those of its all-reduce and of a small
-      one alone, 0 where there is but one replica; `bytes`, what a replica gives to the one all-reduce; `packs`, the
-      collective operations that it is made of; and `small_reduces`, how many more a step has.
+      for each: `step`, the median seconds of a step; `busy`, the processor time of one; `all_reduce` and `small`, those
+      of its all-reduce and of a small one alone, 0 where there is but one replica; `bytes`, what a replica gives to the
+      one all-reduce; `packs`, the collective operations that it is made of; and `small_reduces`, how many more a step
+      has.
     """
     found = []
     for config in configs:
         trainer, batches = contestants.trainer_and_batches(config, strategy)
         trainer.run(batches, 1)
+        before = time.process_time()
         times = trainer.run(batches, steps)
+        busy = (time.process_time() - before) / steps
         several = strategy.num_replicas_in_sync > 1
-        reduce = _compiled(strategy, trainer._reduce)
-        small = _compiled(strategy, lambda: _all_reduce(tf.ones([int(SMALL_BYTES) // 4])))
         local = len(strategy.extended.worker_devices)
-        operations = collective_operations(reduce.get_concrete_function().graph)
+        operations = collective_operations(reduce_graph(trainer, strategy))
         found.append(
             {
                 "step": float(np.median(times[:, 1])),
-                "all_reduce": _seconds(reduce) if several else 0.0,
-                "small": _seconds(small) if several else 0.0,
+                "busy": busy,
+                "all_reduce": _seconds(strategy, trainer._reduce) if several else 0.0,
+                "small": _seconds(strategy, _small_all_reduce) if several else 0.0,
                 "bytes": bytes_of(trainer),
                 "packs": len(operations) // local,
                 "small_reduces": collectives_of_a_step(trainer, batches) // local - len(operations) // local,
@@ -82,10 +84,15 @@ def bytes_of(trainer: Trainer) -> int:
 
 def bytes_in_graph(trainer: Trainer, strategy: tf.distribute.Strategy) -> int:
     """The same, from the collective operations of the traced graph."""
-    graph = _compiled(strategy, trainer._reduce).get_concrete_function().graph
-    inputs = [operation.inputs[0] for operation in collective_operations(graph)]
+    inputs = [operation.inputs[0] for operation in collective_operations(reduce_graph(trainer, strategy))]
     total = sum(value.shape.num_elements() * value.dtype.size for value in inputs)
     return total // len(strategy.extended.worker_devices)
+
+
+def reduce_graph(trainer: Trainer, strategy: tf.distribute.Strategy) -> tf.Graph:
+    """The graph of the one all-reduce of a step, as the strategy makes it."""
+    reduce = tf.function(lambda: strategy.run(trainer._reduce), autograph=False)
+    return reduce.get_concrete_function().graph
 
 
 def collective_operations(graph: tf.Graph) -> list[tf.Operation]:
@@ -101,20 +108,26 @@ def collectives_of_a_step(trainer: Trainer, batches: Any) -> int:
     )
 
 
-def _all_reduce(value: tf.Tensor) -> Any:
-    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
+def _small_all_reduce() -> Any:
+    values = tf.ones([int(SMALL_BYTES) // 4])
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
-def _compiled(strategy: tf.distribute.Strategy, work: Callable[[], Any]) -> Any:
-    return tf.function(lambda: strategy.run(work), autograph=False)
+def _seconds(strategy: tf.distribute.Strategy, reduce: Callable[[], Any]) -> float:
+    """Median seconds of an all-reduce, of calls of a compiled loop that makes one after the other."""
 
+    def once(done: tf.Tensor) -> tuple[tf.Tensor]:
+        reduced = tf.nest.flatten(strategy.run(reduce), expand_composites=True)
+        with tf.control_dependencies(reduced):
+            return (done + 1,)
 
-def _seconds(work: Callable[[], Any]) -> float:
-    """Median seconds of a call that returns tensors."""
+    @tf.function(autograph=False)
+    def loop() -> tf.Tensor:
+        return tf.while_loop(lambda done: done < REDUCES_IN_A_CALL, once, (tf.constant(0),))[0]
+
     seconds = []
     for _ in range(REDUCE_CALLS + 1):
         began = time.perf_counter()
-        for value in tf.nest.flatten(work(), expand_composites=True):
-            value.numpy()  # which waits until it is there
-        seconds.append(time.perf_counter() - began)
+        loop().numpy()
+        seconds.append((time.perf_counter() - began) / REDUCES_IN_A_CALL)
     return statistics.median(seconds[1:])

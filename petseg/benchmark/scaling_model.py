@@ -12,7 +12,7 @@ import numpy as np
 
 REPLICAS, WORKERS = "replicas", "workers"
 COMPUTE, NETWORK, INPUT = "compute", "network", "input"
-FITTED_NUMBERS = (1, 2)  # what the model is fitted to; larger numbers are held out
+MICRO_BATCHES = (2, 4)  # of which it is tried what they save
 SMALL_BYTES = 4096.0  # of an all-reduce whose time is nearly all latency
 
 
@@ -26,6 +26,7 @@ class Point:
       scaling: "weak", "strong", or both, as they are at the ends.
       batch_size: number of examples in a step over all of them.
       step: seconds of a step whose batch is there.
+      busy: seconds of processor time of a step, over all threads of a process.
       all_reduce: seconds of its one all-reduce alone.
       small: seconds of an all-reduce of `SMALL_BYTES` alone.
       bytes: what a replica gives to the one all-reduce.
@@ -37,6 +38,7 @@ class Point:
     scaling: str
     batch_size: int
     step: float
+    busy: float = 0.0
     all_reduce: float = 0.0
     small: float = 0.0
     bytes: float = 0.0
@@ -73,48 +75,65 @@ class Link:
 class SharedCores:
     """Steps of replicas that share the cores of one machine.
 
+    A replica by itself leaves cores idle where its work is serial; several fill these gaps, until all cores are busy.
+    So a step of n takes as long as that of one by itself, or as all their processor time divided by the cores,
+    whichever is longer. No step of several replicas is looked at to know that.
+
     Attributes:
-      fixed: seconds of a step that do not depend on the batch, of one replica on all cores.
-      per_image: seconds for each example, of one replica on all cores.
-      efficiency: by kind, the share of that speed which several keep together; above 1 where they use cores better.
-      links: by kind, what connects them.
+      cores: number of cores.
+      alone: seconds of a step of one replica by itself, and of each of its examples besides.
+      busy: seconds of processor time of the same.
+      links: by kind, what connects replicas.
     """
 
-    fixed: float
-    per_image: float
-    efficiency: dict[str, float]
+    cores: int
+    alone: tuple[float, float]
+    busy: tuple[float, float]
     links: dict[str, Link]
 
-    def compute(self, kind: str, number: int, batch_size: int) -> float:
-        """Seconds of compute: all work over all cores, however many replicas share it."""
-        work = self.fixed * number + self.per_image * batch_size
-        return work / (self.efficiency[kind] if number > 1 else 1.0)
+    def compute(self, number: int, batch_size: float) -> float:
+        """Seconds of compute of replicas that share a batch."""
+        alone, busy = (fixed + each * batch_size / number for fixed, each in (self.alone, self.busy))
+        return max(alone, busy * number / self.cores)
 
     def all_reduce(self, kind: str, number: int, size: float) -> float:
         """Seconds of an all-reduce of so many bytes."""
         return self.links[kind].shared_ring(number, size) if number > 1 else 0.0
 
+    def network(self, point: Point) -> float:
+        """Seconds of all all-reduces of a point's step."""
+        small = point.small_reduces * self.all_reduce(point.kind, point.number, SMALL_BYTES)
+        return self.all_reduce(point.kind, point.number, point.bytes) + small
+
     def step(self, point: Point) -> float:
         """Seconds of the step of a point, of which only what describes it is used."""
-        small = point.small_reduces * self.all_reduce(point.kind, point.number, SMALL_BYTES)
-        network = self.all_reduce(point.kind, point.number, point.bytes) + small
-        return self.compute(point.kind, point.number, point.batch_size) + network
+        return self.compute(point.number, point.batch_size) + self.network(point)
 
 
-def fit(points: Sequence[Point]) -> SharedCores:
-    """The model of a machine, by least squares of relative errors, from its points with one and two replicas.
+def is_fitted(point: Point) -> bool:
+    """Whether the step of a point is one that the model is fitted to; all others are held out."""
+    return point.number == 1 and point.kind == REPLICAS
 
-    Four numbers for a kind: `fixed` and `per_image` from one replica, latency and bandwidth from the all-reduces of
-    two alone, and what efficiency then remains from their steps.
+
+def fit(points: Sequence[Point], cores: int) -> SharedCores:
+    """The model of a machine, by least squares of relative errors.
+
+    From the steps of one replica: what a step and an example take, in seconds and in processor time. From all-reduces
+    alone of two, for each kind: latency and bandwidth.
+
+    Args:
+      points: what was measured.
+      cores: number of cores that all replicas share.
 
     Raises:
       ValueError: if there is no point with one replica, or none of two of some kind.
     """
-    one = [point for point in points if point.number == 1 and point.kind == REPLICAS]
+    one = [point for point in points if is_fitted(point)]
     if not one:
         raise ValueError("the points must include one replica")
-    fixed, per_image = _line([point.batch_size for point in one], [point.step for point in one])
-    efficiency, links = {}, {}
+    batches = [point.batch_size for point in one]
+    alone, busy = (_line(batches, seconds) for seconds in ([p.step for p in one], [p.busy for p in one]))
+    links = {}
     for kind in dict.fromkeys(point.kind for point in points):
         two = [point for point in points if point.number == 2 and point.kind == kind]
         if not two:
@@ -123,13 +142,7 @@ def fit(points: Sequence[Point]) -> SharedCores:
         seconds = [time for point in two for time in (point.small, point.all_reduce)]
         latency, per_byte = _line(sizes, seconds)
         links[kind] = Link(latency / 2, 2 / per_byte if per_byte else math.inf)
-        bare = SharedCores(fixed, per_image, {kind: 1.0}, {kind: links[kind]})
-        work = np.array([bare.compute(kind, 2, point.batch_size) for point in two])
-        network = np.array([bare.step(point) for point in two]) - work
-        steps = np.array([point.step for point in two])
-        # Where all-reduces alone took as long as the steps, which noise can do, half of the step is left.
-        efficiency[kind] = float(1 / np.mean(np.maximum(steps - network, steps / 2) / work))
-    return SharedCores(fixed, per_image, efficiency, links)
+    return SharedCores(cores, alone, busy, links)
 
 
 def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
@@ -164,6 +177,13 @@ class Machine:
     inside: Link
     between: Link
     input_per_host: float
+
+    def description(self) -> str:
+        """What its flags say of it, in words."""
+        return (
+            f"{self.images_per_second:g} images/s a GPU, {self.gpus_per_node} a node, {self.between.bandwidth / 1e9:g} "
+            f"GB/s and {self.between.latency * 1e6:g} us between nodes, {self.input_per_host:.0f} images/s of input"
+        )
 
     def all_reduce(self, gpus: int, size: float) -> float:
         """Seconds of an all-reduce: within nodes, then between them, of what each node has summed up."""

@@ -4,42 +4,49 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from petseg.benchmark.scaling_model import FITTED_NUMBERS, REPLICAS
+from petseg.benchmark.scaling_model import MICRO_BATCHES
+
+SCALINGS = ("weak", "strong")
 
 
 def tables(rows: Sequence[Mapping[str, Any]]) -> str:
     """What was measured beside what the model says, and what it says of larger machines."""
     (found,) = rows
-    return "\n".join(
-        [*_of_points(found), "", *_of_model(found), "", *_of_variants(found), *_of_predictions(found["predictions"])]
-    )
+    parts = [_of_points(found), _of_model(found), _of_variants(found["variants"])]
+    machines = dict.fromkeys(row["machine"] for row in found["predictions"])
+    for machine in machines:
+        parts.append(_of_machine(machine, [row for row in found["predictions"] if row["machine"] == machine]))
+    return "\n\n".join("\n".join(part) for part in parts if part)
 
 
-def is_held_out(point: Mapping[str, Any]) -> bool:
-    """Whether the model was not fitted to a point: all but those of two, and of one replica."""
-    return point["number"] not in FITTED_NUMBERS or (point["number"] == 1 and point["kind"] != REPLICAS)
-
-
-def _of_points(found: Mapping[str, Any]) -> Iterator[str]:
-    yield "| | scaling | batch | step, s | predicted, s | error | all-reduce alone, ms | predicted, ms | |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
-    for point, reduce in zip(found["points"], found["predicted_all_reduce"], strict=True):
-        error = point["predicted"] / point["step"] - 1
-        yield _row(
+def _of_points(found: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "| | scaling | batch | step, ms | predicted, ms | of it network | error | all-reduce alone, ms | predicted, ms "
+        "| |",
+        _row(*["---"] * 10),
+    ]
+    for point in found["points"]:
+        cells = (
             _name(point["number"], point["kind"]),
             point["scaling"],
             point["batch_size"],
-            f"{point['step']:.3f}",
-            f"{point['predicted']:.3f}",
-            f"{error:+.0%}",
+            f"{1e3 * point['step']:.0f}",
+            f"{1e3 * point['predicted']:.0f}",
+            f"{1e3 * point['predicted_network']:.1f}",
+            f"{point['error']:+.0%}",
             f"{1e3 * point['all_reduce']:.1f}",
-            f"{1e3 * reduce:.1f}",
-            "held out" if is_held_out(point) else "fitted",
+            f"{1e3 * point['predicted_all_reduce']:.1f}",
+            "fitted" if point["fitted"] else "held out",
         )
-    errors = [abs(point["predicted"] / point["step"] - 1) for point in found["points"] if is_held_out(point)]
+        lines.append(_row(*cells))
+    errors = [abs(point["error"]) for point in found["points"] if not point["fitted"]]
     if errors:
         within = sum(error <= 0.2 for error in errors)
-        yield f"\n{within} of the {len(errors)} points held out are within 20%; the worst is {max(errors):.0%} off"
+        lines += [
+            "",
+            f"{within} of the {len(errors)} points held out are within 20%; the worst is {max(errors):.0%} off",
+        ]
+    return lines
 
 
 def _row(*cells: Any) -> str:
@@ -50,45 +57,56 @@ def _name(number: int, kind: str) -> str:
     return f"{number} {kind.removesuffix('s') if number == 1 else kind}"
 
 
-def _of_model(found: Mapping[str, Any]) -> Iterator[str]:
+def _of_model(found: Mapping[str, Any]) -> list[str]:
     model, point = found["model"], next(point for point in found["points"] if point["number"] == 2)
-    yield (
-        f"- compute: {1e3 * model['fixed']:.0f} ms a step and replica, {1e3 * model['per_image']:.2f} ms an image, on "
-        "all cores"
-    )
-    for kind, efficiency in model["efficiency"].items():
-        link = model["links"][kind]
-        yield (
-            f"- several {kind}: {efficiency:.2f} times as fast as one; all-reduce {1e6 * link['latency']:.0f} us and "
-            f"{link['bandwidth'] / 1e9:.2f} GB/s"
+    lines = [
+        f"- {what}: {1e3 * model[name][0]:.0f} ms a step and {1e3 * model[name][1]:.2f} ms an image"
+        for name, what in (("alone", "one replica by itself"), ("busy", "its processor time"))
+    ]
+    lines.append(f"- several share {model['cores']} cores: as long as one by itself, or processor time of all / cores")
+    for kind, link in model["links"].items():
+        lines.append(
+            f"- all-reduce of {kind}: {1e6 * link['latency']:.0f} us a message and {link['bandwidth'] / 1e9:.2f} GB/s"
         )
-    yield (
-        f"- all-reduces of a step: one of {point['bytes'] / 1e6:.1f} MB, and {point['small_reduces']} small ones of "
+    lines.append(
+        f"- all-reduces of a step: one of {point['bytes'] / 1e6:.2f} MB, and {point['small_reduces']} small ones of "
         "synchronised batch norms"
     )
-    yield f"- input: {found['input_per_host']:.0f} images/s of this host"
+    return [*lines, f"- input: {found['input_per_host']:.0f} images/s of this host"]
 
 
-def _of_variants(found: Mapping[str, Any]) -> Iterator[str]:
-    if found["variants"]:
-        yield "| the whole batch on | step, s | all-reduce alone, ms | MB | packs |"
-        yield "| --- | --- | --- | --- | --- |"
-        for row in found["variants"]:
-            yield (
-                f"| {row['title']} | {row['step']:.3f} | {1e3 * row['all_reduce']:.1f} | {row['bytes'] / 1e6:.1f} "
-                f"| {row['packs']} |"
-            )
-        yield ""
+def _of_variants(variants: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not variants:
+        return []
+    lines = [
+        "| | batch | step, ms | images/s | all-reduce alone, ms | MB | kB an image | packs |",
+        _row(*["---"] * 8),
+    ]
+    for row in variants:
+        cells = (
+            row["title"],
+            row["batch_size"],
+            f"{1e3 * row['step']:.0f}",
+            f"{row['batch_size'] / row['step']:.0f}",
+            f"{1e3 * row['all_reduce']:.1f}",
+            f"{row['bytes'] / 1e6:.2f}",
+            f"{2 * row['bytes'] / row['batch_size'] / 1e3:.1f}",  # both of two replicas
+            row["packs"],
+        )
+        lines.append(_row(*cells))
+    return lines
 
 
-def _of_predictions(predictions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    yield (
+def _of_machine(machine: str, predictions: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        f"Predicted: {machine}",
+        "",
         "| GPUs | scaling | batch | compute, ms | gradients, ms | batch norms, ms | input, ms | images/s | efficiency "
-        "| in float16 | all-reduce hidden | bottleneck |"
-    )
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+        f"| in float16 | with {MICRO_BATCHES[-1]} micro-batches | all-reduce hidden | bottleneck |",
+        _row(*["---"] * 13),
+    ]
     for row in predictions:
-        yield _row(
+        cells = (
             row["gpus"],
             row["scaling"],
             f"{row['batch_size']:.0f}",
@@ -98,13 +116,17 @@ def _of_predictions(predictions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             f"{1e3 * row['input']:.1f}",
             f"{row['images_per_second']:.0f}",
             f"{row['efficiency']:.2f}",
-            f"{row['efficiency_in_float16']:.2f}",
+            f"{row['float16']:.2f}",
+            f"{row['micro_batches']:.2f}" if row["scaling"] == "weak" else "",
             f"{row['hidden']:.2f}",
             row["bottleneck"],
         )
-    yield ""
-    for scaling in ("weak", "strong"):
-        yield f"- {scaling} scaling: " + ", then ".join(_changes([r for r in predictions if r["scaling"] == scaling]))
+        lines.append(_row(*cells))
+    lines.append("")
+    for scaling in SCALINGS:
+        changes = _changes([row for row in predictions if row["scaling"] == scaling])
+        lines.append(f"- {scaling} scaling: " + ", then ".join(changes))
+    return lines
 
 
 def _changes(predictions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -124,33 +146,36 @@ def draw(rows: Sequence[Mapping[str, Any]], file: str) -> None:
     from petseg.reporting import pictures
 
     (found,) = rows
-    figure = Figure(figsize=(11, 8), layout="constrained")
+    figure = Figure(figsize=(12, 9), layout="constrained")
     (here, here_efficiency), (there, there_efficiency) = figure.subplots(2, 2)
-    color = 0
-    for kind in dict.fromkeys(point["kind"] for point in found["points"]):
-        for scaling in ("weak", "strong"):
-            points = [p for p in found["points"] if p["kind"] == kind and p["scaling"] in (scaling, "both")]
-            numbers = [point["number"] for point in points]
-            for axis, unit in ((here, 1.0), (here_efficiency, _speed(points[0], "step"))):
-                axis.plot(numbers, [_speed(p, "step") / unit for p in points], f"C{color}o", label=f"{kind}, {scaling}")
-                axis.plot(numbers, [_speed(p, "predicted") / unit for p in points], f"C{color}--")
-            color += 1
-    here.set(title="this machine: measured (dots), model (lines)", xlabel="replicas or workers", ylabel="images/s")
-    here_efficiency.set(title="the same over the speed of one", xlabel="replicas or workers", ylabel="factor")
-    for number, scaling in enumerate(("weak", "strong")):
-        of_gpus = [row for row in found["predictions"] if row["scaling"] == scaling]
-        gpus = [row["gpus"] for row in of_gpus]
-        there.plot(gpus, [row["images_per_second"] for row in of_gpus], f"C{number}-", label=scaling)
-        there_efficiency.plot(gpus, [row["efficiency"] for row in of_gpus], f"C{number}-", label=scaling)
-        in_float16 = [row["efficiency_in_float16"] for row in of_gpus]
-        there_efficiency.plot(gpus, in_float16, f"C{number}:", label=f"{scaling}, gradients in float16")
-    there.set(title="predicted", xlabel="GPUs", ylabel="images/s", xscale="log", yscale="log")
-    there_efficiency.set(title="predicted", xlabel="GPUs", ylabel="efficiency", xscale="log", ylim=(0, 1.05))
-    for axis in (here, here_efficiency, there, there_efficiency):
-        axis.grid(alpha=0.3)
-        axis.legend(frameon=False, fontsize=8)
+    groups = [(kind, scaling) for kind in dict.fromkeys(p["kind"] for p in found["points"]) for scaling in SCALINGS]
+    for number, (kind, scaling) in enumerate(groups):
+        points = [p for p in found["points"] if p["kind"] == kind and p["scaling"] in (scaling, "both")]
+        numbers = [point["number"] for point in points]
+        for axis, unit in ((here, 1.0), (here_efficiency, _speed(points[0], "step"))):
+            measured, predicted = ([_speed(p, name) / unit for p in points] for name in ("step", "predicted"))
+            axis.plot(numbers, measured, f"C{number}o", label=f"{kind}, {scaling}")
+            axis.plot(numbers, predicted, f"C{number}--")
+    title, label = "this machine: measured (dots), model (dashes)", "replicas or workers, which share the cores"
+    here.set(title=title, xlabel=label, ylabel="images/s", xticks=sorted({p["number"] for p in found["points"]}))
+    here_efficiency.set(title="the same over the speed of one", xlabel=label, ylabel="factor", xticks=here.get_xticks())
+    for number, machine in enumerate(dict.fromkeys(row["machine"] for row in found["predictions"])):
+        for scaling, style in zip(SCALINGS, ("-", "--"), strict=True):
+            of_gpus = [row for row in found["predictions"] if (row["machine"], row["scaling"]) == (machine, scaling)]
+            gpus = [row["gpus"] for row in of_gpus]
+            for axis, name in ((there, "images_per_second"), (there_efficiency, "efficiency")):
+                axis.plot(gpus, [row[name] for row in of_gpus], f"C{number}{style}", label=f"{scaling}: {machine}")
+    there.set(title="predicted: weak scaling (lines), strong (dashes)", ylabel="images/s", yscale="log")
+    there_efficiency.set(title="predicted", ylabel="efficiency", ylim=(0, 1.05))
+    for axis in (there, there_efficiency):
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel("GPUs")
     for axis in (here, here_efficiency):
         axis.set_ylim(0, None)
+    for axis in (here, here_efficiency, there, there_efficiency):
+        axis.grid(alpha=0.3)
+    here.legend(frameon=False, fontsize=8)
+    there.legend(frameon=False, fontsize=6, loc="lower right")
     write_bytes(Path(file), pictures.to_png(figure))
 
 

@@ -152,7 +152,7 @@ class ComputeConfig(Group):
         minimum=1,
     )
     loss_scale_growth_interval: int = option(
-        2000, "finite steps after which mixed_float16 doubles the scale", unit="steps", minimum=1
+        2000, "finite steps after which the loss scale doubles", unit="steps", minimum=1
     )
     micro_batches: int = option(
         1, "slices in which a replica works off its part of a batch, to save memory", unit="slices", minimum=1
@@ -163,7 +163,7 @@ class ComputeConfig(Group):
     all_reduce_dtype: str = option(
         "float32",
         "dtype in which gradients travel between replicas; float16 halves the bytes, rounds to 11 bits, and brings the "
-        "loss scale of mixed_float16 with it",
+        "loss scale of mixed_float16 with it; needs several replicas",
         choices=("float32", "float16"),
     )
     tensor_float_32: bool = option(

@@ -7,6 +7,7 @@ from petseg.classes import Classes
 from petseg.config import Config, DataConfig
 from petseg.data import catalog, decoding, input_pipeline
 from petseg.data.decoding import Examples
+from petseg.errors import ConfigError
 from petseg.evaluation.evaluator import Evaluator
 from petseg.models import custom_network, encoders, unet
 from petseg.runs import checkpoints
@@ -27,6 +28,13 @@ def check(config: Config, strategy: tf.distribute.Strategy) -> None:
         sync_batch_norm=config.model.sync_batch_norm,
         jit_compile=config.compute.jit_compile,
     )
+    # A cluster may shrink to one worker, and grows again: there the flag stays.
+    in_cluster = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    if config.compute.all_reduce_dtype != "float32" and strategy.num_replicas_in_sync == 1 and not in_cluster:
+        raise ConfigError(
+            f"--all_reduce_dtype={config.compute.all_reduce_dtype}: must be float32 with one replica, whose gradients "
+            "travel nowhere"
+        )
 
 
 def load_examples(config: DataConfig) -> tuple[Examples, Examples]:

@@ -100,9 +100,8 @@ class Trainer:
         _, height, width, self._num_classes = model.output_shape
         self._pixels_of_batch = float(batch_size * height * width)
         self.step, self.nonfinite_step = step_variable(0, tf.int64), step_variable(-1, tf.int64)
-        self._requested = step_variable([0.0, 0.0], tf.float32)
         self._measured_sums = MeasuredSums(self._num_classes)
-        self._divisor = step_variable(1.0, tf.float32)
+        self._requested, self._divisor = step_variable([0.0, 0.0], tf.float32), step_variable(1.0, tf.float32)
         self._replica_confusion = replica_sum([self._num_classes] * 2, tf.int64)
         self._nonfinite_replicas = replica_sum([strategy.num_replicas_in_sync], tf.int64)
         # What a replica has added up since the step began: gradients, loss, denominator.
@@ -322,18 +321,19 @@ class Trainer:
         reduced: dict[str, Any] = {}
         for part in self.to_reduce():
             reduced |= tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, part)
-        for variable, total in zip(self._statistics, reduced["statistics"], strict=False):
+        for variable, total in zip(self._statistics, reduced["averages"], strict=False):
             variable.assign(total / self._strategy.num_replicas_in_sync)
-        return [*(tf.cast(total, tf.float32) for total in reduced["gradients"]), *reduced["sums"]], reduced["requests"]
+        return [*(tf.cast(total, tf.float32) for total in reduced["gradients"]), *reduced["sums"]], reduced["asked"]
 
     def to_reduce(self) -> list[dict[str, Any]]:
         """What a replica gives to the one all-reduce. In float16, two parts, for TensorFlow packs only one dtype."""
         values, count = [tf.identity(total) for total in self._accumulated], len(self._weights)
+        # TensorFlow packs in alphabetical order, and sums over three replicas or more round by what lies where.
         gradients = {"gradients": [tf.cast(value, self._all_reduce_dtype) for value in values[:count]]}
         others = {
+            "asked": tf.stack([self._requests.stop, self._requests.save]),
+            "averages": [tf.identity(v.value) for v in self._statistics if self._average_statistics],
             "sums": values[count:],  # of them what divides gradients, which must not be rounded
-            "statistics": [tf.identity(v.value) for v in self._statistics if self._average_statistics],
-            "requests": tf.stack([self._requests.stop, self._requests.save]),
         }
         return [gradients | others] if self._all_reduce_dtype == "float32" else [gradients, others]
 
