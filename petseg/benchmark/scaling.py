@@ -31,6 +31,7 @@ from petseg.benchmark.scaling_model import (
 from petseg.config import Config
 from petseg.config.options import Group, option
 from petseg.errors import ConfigError, PetsegError
+from petseg.runtime import startup
 from petseg.runtime.cpus import usable_cpus
 
 MOST_GPUS = 1024
@@ -277,6 +278,8 @@ def _answers(works: Sequence[tuple[Any, ...]]) -> list[Any]:
 
 def _serve(connection: Any, name: str, environment: Mapping[str, str], *arguments: Any) -> None:
     os.environ.update(environment, CUDA_VISIBLE_DEVICES="-1")  # before TensorFlow looks for devices
+    startup.load_tensorflow()
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of trainers that are traced one after the other
     import tqdm
 
     from petseg.benchmark import scaling_contestants
