@@ -271,7 +271,7 @@ def _answers(works: Sequence[tuple[Any, ...]]) -> list[Any]:
             answers.append(answer["measured"])
         return answers
     finally:
-        for process, _ in started:
+        for process, _ in reversed(started):  # the first last, for the others would say that it is gone
             process.kill()
             process.join()
 
