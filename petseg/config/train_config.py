@@ -146,16 +146,25 @@ class ComputeConfig(Group):
         choices=PRECISIONS,
     )
     initial_loss_scale: float = option(
-        2.0**15, "first factor of the loss under mixed_float16, against underflow", unit="factor", minimum=1
+        2.0**15,
+        "first factor of the loss under mixed_float16 or --all_reduce_dtype=float16, against underflow",
+        unit="factor",
+        minimum=1,
     )
     loss_scale_growth_interval: int = option(
-        2000, "finite steps after which mixed_float16 doubles the scale", unit="steps", minimum=1
+        2000, "finite steps after which the loss scale doubles", unit="steps", minimum=1
     )
     micro_batches: int = option(
         1, "slices in which a replica works off its part of a batch, to save memory", unit="slices", minimum=1
     )
     jit_compile: bool = option(
         False, "compile forward and backward pass with XLA; several replicas need --nosync_batch_norm"
+    )
+    all_reduce_dtype: str = option(
+        "float32",
+        "dtype in which gradients travel between replicas; float16 halves the bytes, rounds to 11 bits, and brings the "
+        "loss scale of mixed_float16 with it; needs several replicas",
+        choices=("float32", "float16"),
     )
     tensor_float_32: bool = option(
         True,

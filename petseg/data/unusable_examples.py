@@ -55,12 +55,11 @@ def draw(fetch: Fetch, ids: tf.Tensor, substitutes: Callable[[tf.Tensor], tf.Ten
     def again(attempt: tf.Tensor, drawn: Drawn) -> tuple[tf.Tensor, Drawn]:
         where = tf.where(~drawn.usable)
         chosen = tf.gather_nd(substitutes(attempt), where)
-        found = (chosen, *fetch(chosen))
         places = tf.concat([where, tf.fill(tf.shape(where), attempt - 1)], axis=1)
-        return attempt + 1, Drawn(
-            *(tf.tensor_scatter_nd_update(old, where, new) for old, new in zip(drawn, found, strict=False)),
-            tf.tensor_scatter_nd_update(drawn.skipped, places, tf.gather_nd(drawn.ids, where)),
-        )
+        skipped = tf.tensor_scatter_nd_update(drawn.skipped, places, tf.gather_nd(drawn.ids, where))
+        found = {"ids": chosen, **fetch(chosen)._asdict()}
+        updated = {key: tf.tensor_scatter_nd_update(getattr(drawn, key), where, new) for key, new in found.items()}
+        return attempt + 1, Drawn(**updated, skipped=skipped)
 
     _, drawn = tf.while_loop(goes_on, again, (tf.constant(1, tf.int64), first), parallel_iterations=1)
     return Drawn(*(tf.ensure_shape(value, before.shape) for value, before in zip(drawn, first, strict=True)))
@@ -75,13 +74,14 @@ class Skipped:
     def __len__(self) -> int:
         return len(self._seen)
 
-    def add(self, ids: np.ndarray) -> None:
-        """Adds examples; NONE is none."""
+    def add(self, ids: np.ndarray) -> bool:
+        """Adds examples; NONE is none. Returns True, for graphs must have something to wait for."""
         with self._lock:
             for i in np.unique(ids[ids != NONE]).tolist():
                 if i not in self._seen:
                     self._seen.add(i)
                     self._untold.append(i)
+        return True
 
     def pop(self) -> list[int]:
         """Those that came since the last call."""
@@ -117,7 +117,7 @@ def ending_in_time(parts: tf.data.Dataset, at_once: int, skipped: Skipped) -> tf
         before, *rest = state
         told = tf.cond(
             tf.reduce_any(before["skipped"] != NONE),
-            lambda: tf.numpy_function(lambda ids: skipped.add(ids) or True, [before["skipped"]], tf.bool),
+            lambda: tf.numpy_function(skipped.add, [before["skipped"]], tf.bool),
             lambda: True,
         )
         last = tf.fill(tf.shape(before["usable"]), told & ~tf.reduce_all(part["usable"]))
