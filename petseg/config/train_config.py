@@ -173,6 +173,14 @@ class ScheduleConfig(Group):
     steps_per_loop: int = option(10, "steps in one call of the compiled loop", unit="steps", minimum=1)
     summary_every: int = option(20, "interval of training summaries", unit="steps", minimum=1)
     eval_every: int = option(0, "interval of evaluations; 0: once an epoch", unit="steps", minimum=0)
+    eval_examples: int = option(
+        0,
+        "number of examples of --eval_split that each evaluation of the run scores: a sample, the same each time, that "
+        "--seed decides; all if there are no more; 0: all",
+        unit="examples",
+        resume="fixed",
+        minimum=0,
+    )
     eval_at_start: bool = option(False, "evaluate before the first step too; worth it with --init_from")
     patience: int = option(
         0,

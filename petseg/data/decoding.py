@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
-from petseg.data import catalog, faults, pair_decoding
+from petseg.data import catalog, faults, pair_decoding, sample
 from petseg.data.catalog import TFRECORD
 from petseg.data.disk_cache import Cache
 from petseg.data.on_demand import Decoded, OnDemand, groups_of
@@ -243,8 +243,12 @@ def _fetched(source: Source, raw: tf.data.Dataset, keys: Sequence[str]) -> Itera
         yield from source.decoded(raw.skip(count), keys).as_numpy_iterator()
 
 
-def native(config: DataConfig, split: str, classes: Classes | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def native(
+    config: DataConfig, split: str, classes: Classes | None = None, *, ids: np.ndarray | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The pairs of a split at their own sizes, one after the other: image uint8 [H, W, 3], class ids uint8 [H, W, 1].
+
+    All; or those at the positions `ids`, int64 [K], rising.
 
     Raises:
       DataError: as `load`.
@@ -252,4 +256,6 @@ def native(config: DataConfig, split: str, classes: Classes | None = None) -> It
     data_set = catalog.open_data(config, classes)
     at_once = parallel_decodes()
     decode = tf.autograph.experimental.do_not_convert(lambda example: pair_decoding.decoded_pair(data_set, example)[:2])
-    yield from data_set.raw_examples(split).map(decode, at_once).prefetch(at_once).as_numpy_iterator()
+    raw = data_set.raw_examples(split)
+    raw = raw if ids is None else sample.only(raw, ids)
+    yield from raw.map(decode, at_once).prefetch(at_once).as_numpy_iterator()
