@@ -163,6 +163,7 @@ def measure(config: ScalingConfig, plain: Config) -> list[dict[str, Any]]:
             logger.info("%d %s: %d measurements", number, kind, len(configs))
             for title, each, found in zip(titles, configs, _of_processes(kind, number, configs, config), strict=True):
                 row = {key: found[key] for key in ("step", "busy", "all_reduce", "small", "bytes", "small_reduces")}
+                row["busy"] *= number if kind == WORKERS else 1  # of which each measures its own; they are alike
                 if title in ("weak", "strong", "both"):
                     points.append(Point(kind, number, title, each.data.batch_size, **row))
                 if title != "weak" and number == 2:
@@ -188,6 +189,7 @@ def _beside_model(point: Point, model: SharedCores) -> dict[str, Any]:
     return {
         **dataclasses.asdict(point),
         "predicted": predicted,
+        "predicted_busy": model.work(point.number, point.batch_size),
         "predicted_network": model.network(point),
         "predicted_all_reduce": model.all_reduce(point.kind, point.number, point.bytes),
         "error": predicted / point.step - 1,

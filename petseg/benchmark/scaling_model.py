@@ -26,7 +26,7 @@ class Point:
       scaling: "weak", "strong", or both, as they are at the ends.
       batch_size: number of examples in a step over all of them.
       step: seconds of a step whose batch is there.
-      busy: seconds of processor time of a step, over all threads of a process.
+      busy: seconds of processor time of a step, over all threads and processes.
       all_reduce: seconds of its one all-reduce alone.
       small: seconds of an all-reduce of `SMALL_BYTES` alone.
       bytes: what a replica gives to the one all-reduce.
@@ -93,8 +93,11 @@ class SharedCores:
 
     def compute(self, number: int, batch_size: float) -> float:
         """Seconds of compute of replicas that share a batch."""
-        alone, busy = (fixed + each * batch_size / number for fixed, each in (self.alone, self.busy))
-        return max(alone, busy * number / self.cores)
+        return max(self.alone[0] + self.alone[1] * batch_size / number, self.work(number, batch_size) / self.cores)
+
+    def work(self, number: int, batch_size: float) -> float:
+        """Seconds of processor time of all of them together, all-reduces left out."""
+        return number * self.busy[0] + batch_size * self.busy[1]
 
     def all_reduce(self, kind: str, number: int, size: float) -> float:
         """Seconds of an all-reduce of so many bytes."""

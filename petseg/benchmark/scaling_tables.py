@@ -21,9 +21,9 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _of_points(found: Mapping[str, Any]) -> list[str]:
     lines = [
-        "| | scaling | batch | step, ms | predicted, ms | of it network | error | all-reduce alone, ms | predicted, ms "
-        "| |",
-        _row(*["---"] * 10),
+        "| | scaling | batch | step, ms | predicted, ms | of it network | error | processor time, ms | predicted, ms "
+        "| all-reduce alone, ms | predicted, ms | |",
+        _row(*["---"] * 12),
     ]
     for point in found["points"]:
         cells = (
@@ -34,6 +34,8 @@ def _of_points(found: Mapping[str, Any]) -> list[str]:
             f"{1e3 * point['predicted']:.0f}",
             f"{1e3 * point['predicted_network']:.1f}",
             f"{point['error']:+.0%}",
+            f"{1e3 * point['busy']:.0f}",
+            f"{1e3 * point['predicted_busy']:.0f}",
             f"{1e3 * point['all_reduce']:.1f}",
             f"{1e3 * point['predicted_all_reduce']:.1f}",
             "fitted" if point["fitted"] else "held out",
@@ -175,7 +177,7 @@ def draw(rows: Sequence[Mapping[str, Any]], file: str) -> None:
     for axis in (here, here_efficiency, there, there_efficiency):
         axis.grid(alpha=0.3)
     here.legend(frameon=False, fontsize=8)
-    there.legend(frameon=False, fontsize=6, loc="lower right")
+    there_efficiency.legend(frameon=False, fontsize=6, loc="lower left")
     write_bytes(Path(file), pictures.to_png(figure))
 
 

@@ -49,7 +49,7 @@ def test_machines_are_those_of_the_flags():
     slow, fast = config.machines(500.0)
     assert (slow.gpus_per_node, slow.between.bandwidth, slow.between.latency) == (4, 2e9, 3e-6)
     assert (fast.gpus_per_node, fast.between.bandwidth, fast.between.latency) == (4, 5e10, 3e-6)
-    assert (slow.input_per_host, fast.input_per_host) == (500, 9)
+    assert (slow.input_per_host, fast.input_per_host) == (500, 7)
     assert slow.description().startswith("400 images/s a GPU, 4 a node, 2 GB/s and 3 us between nodes, 500 images/s")
 
 
@@ -90,7 +90,7 @@ def found_somewhere():
     """What a measurement found: three points, of which one is far from what was predicted."""
     point = {
         "kind": REPLICAS, "scaling": "both", "batch_size": 8, "bytes": 4e6, "small_reduces": 3, "all_reduce": 0.01,
-        "predicted_all_reduce": 0.02, "predicted_network": 0.03,
+        "predicted_all_reduce": 0.02, "predicted_network": 0.03, "busy": 0.7, "predicted_busy": 0.8,
     }  # fmt: skip
     numbers = ((1, 0.50, 0.5), (2, 0.50, 0.5), (3, 0.4, 0.6))
     points = [
@@ -115,8 +115,8 @@ def found_somewhere():
 
 def test_tables_set_predicted_beside_measured_and_name_bottlenecks(tmp_path):
     lines = scaling_tables.tables([found_somewhere()]).splitlines()
-    assert "| 1 replica | both | 8 | 500 | 500 | 30.0 | +0% | 10.0 | 20.0 | fitted |" in lines
-    assert "| 3 replicas | both | 8 | 400 | 600 | 30.0 | +50% | 10.0 | 20.0 | held out |" in lines
+    assert "| 1 replica | both | 8 | 500 | 500 | 30.0 | +0% | 700 | 800 | 10.0 | 20.0 | fitted |" in lines
+    assert "| 3 replicas | both | 8 | 400 | 600 | 30.0 | +50% | 700 | 800 | 10.0 | 20.0 | held out |" in lines
     assert "1 of the 2 points held out are within 20%; the worst is 50% off" in lines
     assert "| 2 replicas | 8 | 500 | 16 | 10.0 | 4.00 | 1000.0 | 1 |" in lines
     assert lines.count("- weak scaling: compute from 1 GPU on, then network from 4 GPUs on") == 2
