@@ -113,7 +113,6 @@ class TFRecordFiles(RecordFiles):
         shards = {stretch.file: Shard(stretch.file, stretch.in_file) for stretch in stretches}
         folder = record_index.ensure(list(shards.values()), cache_dir, title)
         self._index_files = [str(shards[stretch.file].index_file(folder)) for stretch in stretches]
-        self._index_sizes = np.array([HEAD + ENTRY * stretch.in_file for stretch in stretches], np.int64)
         self.read = self.read_anywhere = self._read
 
     def _read(self, positions: tf.Tensor) -> tf.Tensor:
@@ -123,7 +122,6 @@ class TFRecordFiles(RecordFiles):
             tf.gather(tf.constant([str(stretch.file) for stretch in self._stretches]), numbers),
             tf.gather(tf.constant(self._index_files), numbers),
             HEAD + ENTRY * places,
-            tf.gather(self._index_sizes, numbers),
         )
         size = positions.shape[0] or tf.shape(positions, tf.int64)[0]
         read = tf.autograph.experimental.do_not_convert(_record)
@@ -169,16 +167,15 @@ class ArrayRecordFiles(RecordFiles):
             return reader
 
 
-def _record(file: tf.Tensor, index_file: tf.Tensor, place: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """The record, string scalar, whose offset stands at a place, int64 scalar, of an index file of a size."""
-    entry = tf.data.FixedLengthRecordDataset(
-        index_file, ENTRY, header_bytes=place, footer_bytes=size - place - ENTRY, buffer_size=ENTRY
-    ).get_single_element()
+def _record(file: tf.Tensor, index_file: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+    """The record, string scalar, whose offset stands at a place, int64 scalar, of an index file."""
+    return _record_at(file, tf.io.decode_raw(_record_at(index_file, place[None]), tf.int64))
+
+
+def _record_at(file: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
+    """The record, string scalar, that begins at an offset, int64 [1], of a TFRecord file."""
     records = tf.raw_ops.TFRecordDatasetV2(
-        filenames=file[None],
-        compression_type="",
-        buffer_size=tf.constant(0, tf.int64),
-        byte_offsets=tf.io.decode_raw(entry, tf.int64),
+        filenames=file[None], compression_type="", buffer_size=tf.constant(0, tf.int64), byte_offsets=offset
     )
     kind: dict[str, Any] = {"output_types": [tf.string], "output_shapes": [tf.TensorShape([])]}
     first = tf.raw_ops.TakeDataset(input_dataset=records, count=tf.constant(1, tf.int64), **kind)

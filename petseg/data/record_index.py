@@ -2,9 +2,10 @@
 
 A TFRecord file is one record after the other: its length (uint64, little endian), a checksum of that (4 bytes), its
 bytes, a checksum of these (4 bytes). Who wants record 12,345 must have read the lengths of all before it, or look up
-its offset here. An index file is int64, little endian: a mark, the size of the records' file in bytes, the time of its
-last change in nanoseconds, the number of its records, then the offset of each. It is believed as long as the records'
-file has that size and time.
+its offset here. An index file is such a file too, for of these TensorFlow reads a record at an offset, and of others
+all before it too: with 50,000 records a file, 33 images/s. Its first record is int64, little endian: a mark, the size
+of the records' file in bytes, the time of its last change in nanoseconds, the number of its records; each other one is
+the offset of one of those. It is believed as long as the records' file has that size and time.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from petseg.config import CACHE_DIR
 from petseg.errors import ConfigError, DataError
 
 MARK = int.from_bytes(b"petsegi1", "little")
-HEAD, ENTRY = 32, 8  # bytes
+HEAD, ENTRY = 48, 24  # bytes of the records of an index
 FOLDER = "petseg_index"  # beside the files of records; a folder, so that nobody takes its files for data
 LENGTH, AROUND = 8, 16  # bytes: of the length of a record, and of all that is not the record itself
 logger = logging.getLogger(__name__)
@@ -131,13 +132,14 @@ def write_one(shard: Shard, index_file: Path) -> None:
     found = _offsets(shard.file)
     if len(found) != shard.count:
         raise DataError(f"{shard.file}: has {len(found)} records; must have {shard.count}, as the data set says")
-    head = np.array([MARK, *state, len(found)], "<i8")
-    files.write_bytes(index_file, head.tobytes() + np.array(found, "<i8").tobytes())
+    head, offsets = np.array([[MARK, *state, len(found)]], "<i8"), np.array(found, "<i8")[:, None]
+    files.write_bytes(index_file, _as_records(head) + _as_records(offsets))
 
 
 def read(index_file: Path) -> np.ndarray:
-    """The offsets in an index file, int64 [N], mapped."""
-    return np.memmap(index_file, "<i8", mode="r", offset=HEAD)
+    """The offsets in an index file, int64 [N]."""
+    entry = np.dtype({"names": ["offset"], "formats": ["<i8"], "offsets": [12], "itemsize": ENTRY})
+    return np.fromfile(index_file, entry, offset=HEAD)["offset"].copy()
 
 
 def _is_believed(shard: Shard, index_file: Path) -> bool:
@@ -149,8 +151,32 @@ def _is_believed(shard: Shard, index_file: Path) -> bool:
         return False
     if len(head) != HEAD:
         return False
-    mark, *state, count = struct.unpack("<4q", head)
+    mark, *state, count = struct.unpack("<12x4q4x", head)
     return mark == MARK and tuple(state) == _state(shard.file) and count == shard.count and size == HEAD + ENTRY * count
+
+
+def _as_records(rows: np.ndarray) -> bytes:
+    """Rows of numbers, int64 [N, K], as the records of a TFRecord file."""
+    records = np.zeros(
+        len(rows), [("length", "<u8"), ("check", "<u4"), ("bytes", "<i8", rows.shape[1]), ("sum", "<u4")]
+    )
+    records["length"], records["bytes"] = rows.itemsize * rows.shape[1], rows
+    for of, into in (("length", "check"), ("bytes", "sum")):
+        column = np.ascontiguousarray(records[of]).reshape(len(rows), -1)
+        records[into] = _checksums(column.view(np.uint8))
+    return records.tobytes()
+
+
+def _checksums(rows: np.ndarray) -> np.ndarray:
+    """The checksums that TFRecord files have, uint32 [N], of rows of bytes, uint8 [N, K]: CRC-32C, masked."""
+    table = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        table = np.where(table & 1, table >> 1 ^ np.uint32(0x82F63B78), table >> 1)
+    check = np.full(len(rows), 0xFFFFFFFF, np.uint32)
+    for column in rows.T:
+        check = table[(check ^ column) & 0xFF] ^ check >> 8
+    check = ~check
+    return (check >> 15 | check << 17) + np.uint32(0xA282EAD8)
 
 
 def _state(file: Path) -> tuple[int, int]:

@@ -45,7 +45,8 @@ def draw(fetch: Fetch, ids: tf.Tensor, substitutes: Callable[[tf.Tensor], tf.Ten
       ids: int64 [K], the examples whose turn it is.
       substitutes: attempt, int64 scalar from 1 -> the examples that are tried then, int64 [K]; None: none are.
     """
-    first = Drawn(ids, *fetch(ids), tf.fill([ids.shape[0], ATTEMPTS], tf.constant(NONE, tf.int64)))
+    images, masks, usable = fetch(ids)
+    first = Drawn(ids, images, masks, usable, tf.fill([ids.shape[0], ATTEMPTS], tf.constant(NONE, tf.int64)))
     if substitutes is None:
         return first
 
@@ -55,11 +56,12 @@ def draw(fetch: Fetch, ids: tf.Tensor, substitutes: Callable[[tf.Tensor], tf.Ten
     def again(attempt: tf.Tensor, drawn: Drawn) -> tuple[tf.Tensor, Drawn]:
         where = tf.where(~drawn.usable)
         chosen = tf.gather_nd(substitutes(attempt), where)
+        found = (chosen, *fetch(chosen))
         places = tf.concat([where, tf.fill(tf.shape(where), attempt - 1)], axis=1)
-        skipped = tf.tensor_scatter_nd_update(drawn.skipped, places, tf.gather_nd(drawn.ids, where))
-        found = {"ids": chosen, **fetch(chosen)._asdict()}
-        updated = {key: tf.tensor_scatter_nd_update(getattr(drawn, key), where, new) for key, new in found.items()}
-        return attempt + 1, Drawn(**updated, skipped=skipped)
+        return attempt + 1, Drawn(
+            *(tf.tensor_scatter_nd_update(old, where, new) for old, new in zip(drawn, found, strict=False)),
+            tf.tensor_scatter_nd_update(drawn.skipped, places, tf.gather_nd(drawn.ids, where)),
+        )
 
     _, drawn = tf.while_loop(goes_on, again, (tf.constant(1, tf.int64), first), parallel_iterations=1)
     return Drawn(*(tf.ensure_shape(value, before.shape) for value, before in zip(drawn, first, strict=True)))
@@ -74,14 +76,13 @@ class Skipped:
     def __len__(self) -> int:
         return len(self._seen)
 
-    def add(self, ids: np.ndarray) -> bool:
-        """Adds examples; NONE is none. Returns True, for graphs must have something to wait for."""
+    def add(self, ids: np.ndarray) -> None:
+        """Adds examples; NONE is none."""
         with self._lock:
             for i in np.unique(ids[ids != NONE]).tolist():
                 if i not in self._seen:
                     self._seen.add(i)
                     self._untold.append(i)
-        return True
 
     def pop(self) -> list[int]:
         """Those that came since the last call."""
@@ -113,11 +114,15 @@ def ending_in_time(parts: tf.data.Dataset, at_once: int, skipped: Skipped) -> tf
     none["skipped"] = tf.fill(none["skipped"].shape, tf.constant(NONE, tf.int64))
     ends = tf.data.Dataset.from_tensors(none).repeat(at_once)
 
+    def add(ids: np.ndarray) -> bool:
+        skipped.add(ids)
+        return True
+
     def shifted(state: tuple[Any, ...], part: dict[str, tf.Tensor]) -> tuple[tuple[Any, ...], dict[str, tf.Tensor]]:
         before, *rest = state
         told = tf.cond(
             tf.reduce_any(before["skipped"] != NONE),
-            lambda: tf.numpy_function(skipped.add, [before["skipped"]], tf.bool),
+            lambda: tf.numpy_function(add, [before["skipped"]], tf.bool),
             lambda: True,
         )
         last = tf.fill(tf.shape(before["usable"]), told & ~tf.reduce_all(part["usable"]))

