@@ -236,7 +236,10 @@ def make_trainer(
             loss or Loss(),
             LossScale(
                 ComputeConfig(
-                    precision=precision, initial_loss_scale=initial_loss_scale, loss_scale_growth_interval=1000
+                    precision=precision,
+                    initial_loss_scale=initial_loss_scale,
+                    loss_scale_growth_interval=1000,
+                    all_reduce_dtype=options.get("all_reduce_dtype", "float32"),
                 )
             ),
             requests,

@@ -1,6 +1,8 @@
 """Measures a recipe's speed: python -m petseg.benchmark [--rounds=N] [any flag of train.py].
 
-With --measure=time_to: how long recipes train until they reach a score.
+With --measure=time_to: how long recipes train until they reach a score. With --measure=decoding: what it takes to
+decode each batch anew, and how many cores a GPU therefore needs. With --measure=scaling: how steps of several replicas
+and processes scale, and what that says of larger machines.
 
 Contestants are processes of their own, which take turns, so that a noisy machine is noisy for all. What counts are the
 ratios of turns in the same round.
@@ -21,7 +23,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from petseg.benchmark import time_to
+from petseg.benchmark import decoding_speed, scaling, scaling_tables, time_to
+from petseg.benchmark.decoding_speed import DecodingConfig
+from petseg.benchmark.scaling import ScalingConfig
 from petseg.benchmark.time_to import TimeToConfig
 from petseg.config import Config, command_line
 from petseg.config.model_config import DECODERS, ENCODERS
@@ -31,7 +35,8 @@ from petseg.errors import ConfigError, PetsegError
 FOR_EVER = 10**9
 MOST_AT_ONCE = 5  # processes; with a trained encoder and batches of 32 at 128 px one takes 2 GiB
 GROUPS = ("training", "variants", "networks", "input", "evaluation", "limit", "programs")
-TIME_TO = "time_to"  # which takes hours, and so must be asked for
+# What takes long, or many processes, and so must be asked for.
+TIME_TO, DECODING, SCALING = "time_to", "decoding", "scaling"
 logger = logging.getLogger("petseg.benchmark")
 
 
@@ -50,7 +55,7 @@ class MeasureConfig(Group):
     def groups(self) -> tuple[str, ...]:
         """The groups to measure, in their usual order."""
         asked = [name.strip() for name in self.measure.split(",")]
-        known = (*GROUPS, TIME_TO)
+        known = (*GROUPS, TIME_TO, DECODING, SCALING)
         unknown = [name for name in asked if name not in known]
         if unknown:
             raise ConfigError(f"--measure={self.measure}: no {unknown[0]!r}; must be some of {', '.join(known)}")
@@ -67,11 +72,15 @@ class BenchmarkConfig(Config):
 
     measure: MeasureConfig = MeasureConfig()
     time_to: TimeToConfig = dataclasses.field(default_factory=TimeToConfig)
+    decoding: DecodingConfig = dataclasses.field(default_factory=DecodingConfig)
+    scaling: ScalingConfig = dataclasses.field(default_factory=ScalingConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if TIME_TO in self.measure.groups():
             self.time_to.check()
+        if SCALING in self.measure.groups():
+            self.scaling.check(self.data.batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +103,16 @@ def main(config: BenchmarkConfig) -> dict[str, Any]:
                 rows = _programs(config, Path(scratch))
             elif group == TIME_TO:
                 rows = time_to.race(config.time_to, _flags_for_all(), Path(scratch))
+            elif group == DECODING:
+                rows = decoding_speed.measure(config.decoding, config.data, measure.rounds, measure.steps)
+            elif group == SCALING:
+                rows = scaling.measure(config.scaling, _training_config(config, Path(scratch)))
             else:
                 rows = _heats(_entries(group, config, Path(scratch)), measure.rounds)
             results["groups"][group] = rows
             print(f"\n{group}\n{TABLES.get(group, _table_of_speeds)(rows)}", flush=True)
+            if group == SCALING and config.scaling.plot:
+                scaling_tables.draw(rows, config.scaling.plot)
             if measure.output:
                 Path(measure.output).write_text(json.dumps(results, indent=2) + "\n")
     return results
@@ -295,7 +310,8 @@ def _first_step_flags(scratch: Path) -> list[str]:
 
 def _flags_for_all() -> list[str]:
     """The command line, without the flags that say what to measure; each with or without a "=" before its value."""
-    own = {field.name for group in (MeasureConfig, TimeToConfig) for field in dataclasses.fields(group)}
+    groups = (MeasureConfig, TimeToConfig, DecodingConfig, ScalingConfig)
+    own = {field.name for group in groups for field in dataclasses.fields(group)}
     kept, keeps = [], True
     for argument in sys.argv[1:]:
         name, equals, _ = argument.lstrip("-").partition("=")
@@ -349,7 +365,13 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-TABLES = {"limit": _table_of_limit, "programs": _table_of_programs, TIME_TO: time_to.table}
+TABLES = {
+    "limit": _table_of_limit,
+    "programs": _table_of_programs,
+    TIME_TO: time_to.table,
+    DECODING: decoding_speed.table,
+    SCALING: scaling_tables.tables,
+}
 
 if __name__ == "__main__":
     command_line.run(main, BenchmarkConfig, __doc__)

@@ -28,6 +28,7 @@ from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime import host_allocator, process
 from petseg.runtime.signals import StopSignals
 from petseg.training.requests import Requests
+from petseg.training.trainer import Trainer
 
 WARM_UP = 2  # steps
 
@@ -78,11 +79,21 @@ def timed(images: int, work: Callable[[int], Any], facts: Callable[[], dict[str,
 def bare_step(config: Config) -> Contestant:
     """The compiled loop on one batch that is there: no input, no summaries, no checkpoints."""
     strategy = process.set_up_runtime(config, config.distribution).strategy
-    size = config.data.batch_size
+    trainer, batches = trainer_and_batches(config, strategy)
+
+    def work(steps: int) -> None:
+        while steps:
+            steps -= len(trainer.run(batches, min(steps, config.schedule.steps_per_loop)))
+
+    yield from timed(config.data.batch_size, work)
+
+
+def trainer_and_batches(config: Config, strategy: tf.distribute.Strategy) -> tuple[Trainer, Any]:
+    """The loop of a config under a strategy, and an iterator over one batch that is there."""
     with strategy.scope():
         model = _model(config)
         trainer = building.build_trainer(config, strategy, model, None, 10**6, Requests())
-    per_replica = size // strategy.num_replicas_in_sync
+    per_replica = config.data.batch_size // strategy.num_replicas_in_sync
     batch = {
         "image": _random([per_replica, *config.data.size, 3], 256),
         "mask": _random([per_replica, *config.data.size, 1], 3),
@@ -92,12 +103,7 @@ def bare_step(config: Config) -> Contestant:
     batches = iter(
         strategy.distribute_datasets_from_function(lambda _: tf.data.Dataset.from_tensors(batch).cache().repeat())
     )
-
-    def work(steps: int) -> None:
-        while steps:
-            steps -= len(trainer.run(batches, min(steps, config.schedule.steps_per_loop)))
-
-    yield from timed(size, work)
+    return trainer, batches
 
 
 def counted_step(config: Config) -> Contestant:

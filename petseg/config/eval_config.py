@@ -27,6 +27,13 @@ class ScoreConfig(Group):
     checkpoint: str = option("latest", "`latest`, `best`, `all`, or the path of a checkpoint", required=True)
     split: str = option("", "TFDS split to score; empty: the run's --eval_split")
     data_dir: str = option("", "folder of prepared TFDS data sets; empty: the run's --data_dir")
+    eval_examples: int = option(
+        0,
+        "number of examples of --split to score: a sample that the --seed of the run decides, of several that of the "
+        "first; all if there are no more; 0: all, also where the run's --eval_examples is not",
+        unit="examples",
+        minimum=0,
+    )
     batch_size: int = option(0, "examples per step; 0: the run's --batch_size", unit="examples", minimum=0)
     precision: str = option("run", "dtype of the layers' arithmetic; `run`: the run's", choices=("run", *PRECISIONS))
     cache: str = option(

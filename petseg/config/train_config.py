@@ -146,16 +146,25 @@ class ComputeConfig(Group):
         choices=PRECISIONS,
     )
     initial_loss_scale: float = option(
-        2.0**15, "first factor of the loss under mixed_float16, against underflow", unit="factor", minimum=1
+        2.0**15,
+        "first factor of the loss under mixed_float16 or --all_reduce_dtype=float16, against underflow",
+        unit="factor",
+        minimum=1,
     )
     loss_scale_growth_interval: int = option(
-        2000, "finite steps after which mixed_float16 doubles the scale", unit="steps", minimum=1
+        2000, "finite steps after which the loss scale doubles", unit="steps", minimum=1
     )
     micro_batches: int = option(
         1, "slices in which a replica works off its part of a batch, to save memory", unit="slices", minimum=1
     )
     jit_compile: bool = option(
         False, "compile forward and backward pass with XLA; several replicas need --nosync_batch_norm"
+    )
+    all_reduce_dtype: str = option(
+        "float32",
+        "dtype in which gradients travel between replicas; float16 halves the bytes, rounds to 11 bits, and brings the "
+        "loss scale of mixed_float16 with it; needs several replicas",
+        choices=("float32", "float16"),
     )
     tensor_float_32: bool = option(
         True,
@@ -173,6 +182,14 @@ class ScheduleConfig(Group):
     steps_per_loop: int = option(10, "steps in one call of the compiled loop", unit="steps", minimum=1)
     summary_every: int = option(20, "interval of training summaries", unit="steps", minimum=1)
     eval_every: int = option(0, "interval of evaluations; 0: once an epoch", unit="steps", minimum=0)
+    eval_examples: int = option(
+        0,
+        "number of examples of --eval_split that each evaluation of the run scores: a sample, the same each time, that "
+        "--seed decides; all if there are no more; 0: all",
+        unit="examples",
+        resume="fixed",
+        minimum=0,
+    )
     eval_at_start: bool = option(False, "evaluate before the first step too; worth it with --init_from")
     patience: int = option(
         0,

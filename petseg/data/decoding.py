@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
-from petseg.data import catalog, faults, pair_decoding
+from petseg.data import catalog, faults, pair_decoding, sample
 from petseg.data.catalog import TFRECORD
 from petseg.data.disk_cache import Cache
 from petseg.data.on_demand import Decoded, OnDemand, groups_of
@@ -77,7 +77,8 @@ def load(config: DataConfig, split: str, classes: Classes | None = None, *, for_
       config: which data set, at which size, and where its decoded examples stay.
       split: split of the data set, or a slice.
       classes: the classes; None: those that the config names or the data set brings.
-      for_training: whether examples of --resize=crop are to be random parts, and not the middles, of their pictures.
+      for_training: whether examples of --resize=crop are to be random parts, and not the middles, of their pictures,
+        and --decode and --on_bad_example count. What is scored is decoded whole.
 
     Raises:
       DataError: if the data set cannot be had, lacks a feature, or holds an example that cannot be used.
@@ -86,6 +87,8 @@ def load(config: DataConfig, split: str, classes: Classes | None = None, *, for_
     source = Source.open(config, split, classes)
     if for_training and config.resize == "crop":
         source = source.on_canvases()
+    if for_training and config.decode == "scaled":
+        source = source.decoding_smaller()
     try:
         if config.cache == "disk":
             return _on_disk(source, config.cache_dir)
@@ -149,6 +152,7 @@ def _on_disk(source: Source, cache_dir: str) -> Examples:
         "split": source.split,
         "files": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
         "tensorflow": tf.__version__,  # whose decoders may change
+        **({"decode": "scaled"} if source.scaled else {}),
     }
     cache = Cache(cache_dir, f"{data_set.full_name}-{source.split}", key, source.count, source.resizing.size)
     names, groups = cache.filled(
@@ -239,8 +243,12 @@ def _fetched(source: Source, raw: tf.data.Dataset, keys: Sequence[str]) -> Itera
         yield from source.decoded(raw.skip(count), keys).as_numpy_iterator()
 
 
-def native(config: DataConfig, split: str, classes: Classes | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def native(
+    config: DataConfig, split: str, classes: Classes | None = None, *, ids: np.ndarray | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The pairs of a split at their own sizes, one after the other: image uint8 [H, W, 3], class ids uint8 [H, W, 1].
+
+    All; or those at the positions `ids`, int64 [K], rising.
 
     Raises:
       DataError: as `load`.
@@ -248,4 +256,6 @@ def native(config: DataConfig, split: str, classes: Classes | None = None) -> It
     data_set = catalog.open_data(config, classes)
     at_once = parallel_decodes()
     decode = tf.autograph.experimental.do_not_convert(lambda example: pair_decoding.decoded_pair(data_set, example)[:2])
-    yield from data_set.raw_examples(split).map(decode, at_once).prefetch(at_once).as_numpy_iterator()
+    raw = data_set.raw_examples(split)
+    raw = raw if ids is None else sample.only(raw, ids)
+    yield from raw.map(decode, at_once).prefetch(at_once).as_numpy_iterator()

@@ -202,7 +202,7 @@ def distributed_evaluation_batches(
       a distributed data set, and the number of its elements.
     """
     replicas = strategy.num_replicas_in_sync
-    size = math.ceil(len(examples) / math.ceil(len(examples) / batch_size) / replicas)
+    size = evaluation_batch_of_replica(len(examples), batch_size, replicas)
     count = math.ceil(len(examples) / (size * replicas))
     gather = _gather(examples)
 
@@ -221,6 +221,11 @@ def distributed_evaluation_batches(
         return _in_order(tf.data.Dataset.range(count * local).map(batch, PARALLEL_BATCHES))
 
     return strategy.distribute_datasets_from_function(dataset_of_host), count
+
+
+def evaluation_batch_of_replica(num_examples: int, batch_size: int, replicas: int) -> int:
+    """Examples that each replica has of each batch of an evaluation."""
+    return math.ceil(num_examples / math.ceil(num_examples / batch_size) / replicas)
 
 
 @contextlib.contextmanager

@@ -104,7 +104,7 @@ class OnDemand:
 
     def _decoded(self, record: tf.Tensor, position: tf.Tensor) -> Fetched:
         source = self._source
-        example = pair_decoding.decode(source.data_set, source.resizing, source.data_set.parser()(record))
+        example = source.decode(source.data_set.parser()(record))
         usable = pair_decoding.is_usable(example)
         if source.parts is not None:
             usable &= tf.reduce_all(example["image_size"] == tf.gather(source.parts.sizes, position))
@@ -154,7 +154,7 @@ class OnDemand:
         try:
             example = source.data_set.parser()(self._records.read(tf.constant([position], tf.int64))[0])
             where = f"{source.where(position)} ({self._name(position, example['name'].numpy())}, {place})"
-            decoded = pair_decoding.decode(source.data_set, source.resizing, example)
+            decoded = source.decode(example)
         except tf.errors.InvalidArgumentError as error:
             raise self._error(f"{where}: {pair_decoding.UNDECODABLE}") from error
         except tf.errors.OpError as error:

@@ -22,12 +22,24 @@ class Resizing:
     size: tuple[int, int]
     method: str = "stretch"
 
-    def image(self, image: tf.Tensor) -> tf.Tensor:
-        """uint8 [H, W, 3] -> uint8 [h, w, 3], resized bilinearly with antialiasing, filled up with grey."""
+    def image(self, image: tf.Tensor, shape: tf.Tensor | None = None, divisor: tf.Tensor | int = 1) -> tf.Tensor:
+        """uint8 [H, W, 3] -> uint8 [h, w, 3], resized bilinearly with antialiasing, filled up with grey.
+
+        Args:
+          image: the picture, or a smaller copy of it.
+          shape: int32, whose first two are height and width of the picture that it is a copy of; None: its own.
+          divisor: what they were divided by, and rounded up, where it is one: a last row or column that is only partly
+            of the picture must not move the others.
+        """
         if self.method == "crop":
             return self._in_the_middle(image, GREY)
-        size = self._resized_size(tf.shape(image))
-        resized = tf.image.resize(tf.cast(image, tf.float32), size, method="bilinear", antialias=True)
+        shape = tf.shape(image) if shape is None else shape
+        size = self.resized_size(shape)
+        scale = tf.cast(size * divisor, tf.float32) / tf.cast(shape[:2], tf.float32)
+        # What tf.image.resize does, which knows nothing of divisors, and wants floats.
+        resized = tf.raw_ops.ScaleAndTranslate(
+            images=image[None], size=size, scale=scale, translation=[0.0, 0.0], kernel_type="triangle", antialias=True
+        )[0]
         return self._in_the_middle(tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8), GREY)
 
     def mask(self, mask: tf.Tensor) -> tf.Tensor:
@@ -36,7 +48,7 @@ class Resizing:
         Anything smoother would invent classes between the real ones.
         """
         if self.method != "crop":
-            mask = tf.image.resize(mask, self._resized_size(tf.shape(mask)), method="nearest")
+            mask = tf.image.resize(mask, self.resized_size(tf.shape(mask)), method="nearest")
         return self._in_the_middle(mask, IGNORED)
 
     def back(self, values: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
@@ -49,7 +61,7 @@ class Resizing:
         """
         if self.method == "stretch":
             return tf.image.resize(values, shape[:2], method="bilinear")
-        height, width = tf.unstack(self._resized_size(shape))
+        height, width = tf.unstack(self.resized_size(shape))
         top, left = (self.size[0] - height) // 2, (self.size[1] - width) // 2
         values = values[:, top : top + height, left : left + width]
         return values if self.method == "crop" else tf.image.resize(values, shape[:2], method="bilinear")
@@ -65,7 +77,7 @@ class Resizing:
             f"with grey, {GREY}",
         }[self.method]
 
-    def _resized_size(self, shape: tf.Tensor) -> tf.Tensor:
+    def resized_size(self, shape: tf.Tensor) -> tf.Tensor:
         """Height and width of a picture when it is resized, int32 [2]."""
         if self.method == "stretch":
             return tf.constant(self.size)

@@ -17,6 +17,7 @@ from petseg.errors import DataError
 from petseg.runtime import strategies
 
 DECODED_AT_ONCE = 16  # pictures whose pixels are in memory at one time: 24 megapixels take 360 MiB while one is resized
+LOOKED_AT = 16  # pictures, for whether there are JPEGs
 logger = logging.getLogger(__name__)
 
 
@@ -30,6 +31,7 @@ class Source:
       resizing: how pictures come to their size.
       positions: places of the examples in the split, rising; all of them, or some.
       parts: which parts of them a training sees; None where it sees them as a whole.
+      scaled: whether JPEGs are decoded only as large as they are needed.
       records: its records by position, where they are read so; None where they are read one after the other.
     """
 
@@ -38,6 +40,7 @@ class Source:
     resizing: Resizing
     positions: range
     parts: RandomParts | None = None
+    scaled: bool = False
     records: RecordFiles | None = None
 
     @classmethod
@@ -58,6 +61,20 @@ class Source:
         files = self.undecoded().map(lambda example: example["image"]).as_numpy_iterator()
         parts = RandomParts.of_files(self.resizing.size, files, self.count)
         return dataclasses.replace(self, resizing=Resizing(parts.canvas, "crop"), parts=parts)
+
+    def decoding_smaller(self) -> "Source":
+        """The same pictures, JPEGs among them decoded only as large as they are needed.
+
+        Raises:
+          DataError: if there seem to be no JPEGs among them.
+        """
+        first = [example["image"] for example in self.undecoded().take(LOOKED_AT)]
+        if not any(tf.io.is_jpeg(file) for file in first):
+            raise DataError(
+                f"--decode=scaled: {self.origin}: none of the first {len(first)} pictures is a JPEG file, and no other "
+                "format can be decoded smaller than it is; must be full"
+            )
+        return dataclasses.replace(self, scaled=True)
 
     @property
     def count(self) -> int:
@@ -84,11 +101,13 @@ class Source:
             return self.records.in_order(self.positions).map(parser)
         return self.data_set.raw_examples(self.split).take(self.positions.stop).shard(self.positions.step, 0)
 
+    def decode(self, example: dict[str, tf.Tensor], keys: Sequence[str] = ()) -> dict[str, tf.Tensor]:
+        """An example as `pair_decoding.decode` gives it."""
+        return pair_decoding.decode(self.data_set, self.resizing, example, keys, scaled=self.scaled)
+
     def decoded(self, examples: tf.data.Dataset, keys: Sequence[str] = ()) -> tf.data.Dataset:
-        """Examples as `pair_decoding.decode` gives them, several at one time."""
-        decode = tf.autograph.experimental.do_not_convert(
-            lambda example: pair_decoding.decode(self.data_set, self.resizing, example, keys)
-        )
+        """Examples as `decode` gives them, several at one time."""
+        decode = tf.autograph.experimental.do_not_convert(lambda example: self.decode(example, keys))
         return examples.map(decode, num_parallel_calls=parallel_decodes())
 
 

@@ -56,15 +56,11 @@ def draw(fetch: Fetch, ids: tf.Tensor, substitutes: Callable[[tf.Tensor], tf.Ten
     def again(attempt: tf.Tensor, drawn: Drawn) -> tuple[tf.Tensor, Drawn]:
         where = tf.where(~drawn.usable)
         chosen = tf.gather_nd(substitutes(attempt), where)
-        found = fetch(chosen)
         places = tf.concat([where, tf.fill(tf.shape(where), attempt - 1)], axis=1)
-        return attempt + 1, Drawn(
-            tf.tensor_scatter_nd_update(drawn.ids, where, chosen),
-            tf.tensor_scatter_nd_update(drawn.images, where, found.images),
-            tf.tensor_scatter_nd_update(drawn.masks, where, found.masks),
-            tf.tensor_scatter_nd_update(drawn.usable, where, found.usable),
-            tf.tensor_scatter_nd_update(drawn.skipped, places, tf.gather_nd(drawn.ids, where)),
-        )
+        skipped = tf.tensor_scatter_nd_update(drawn.skipped, places, tf.gather_nd(drawn.ids, where))
+        found = {"ids": chosen, **fetch(chosen)._asdict()}
+        updated = {key: tf.tensor_scatter_nd_update(getattr(drawn, key), where, new) for key, new in found.items()}
+        return attempt + 1, Drawn(**updated, skipped=skipped)
 
     _, drawn = tf.while_loop(goes_on, again, (tf.constant(1, tf.int64), first), parallel_iterations=1)
     return Drawn(*(tf.ensure_shape(value, before.shape) for value, before in zip(drawn, first, strict=True)))

@@ -33,7 +33,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         model = run.build_model()
         step = run.restore(run.checkpoint(score.checkpoint), model)
         segmenter = Segmenter(model, run.config, run.classes, step=step, flip_tta=score.flip_tta)
-        results = segmenter.evaluate(split)
+        results = segmenter.evaluate(split, eval_examples=score.eval_examples)
     print(score_tables.table(results))
     return results
 

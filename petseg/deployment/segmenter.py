@@ -16,7 +16,7 @@ from PIL import Image
 from petseg.classes import Classes
 from petseg.config import Config
 from petseg.config.eval_config import ScoreConfig
-from petseg.data import decoding
+from petseg.data import decoding, sample
 from petseg.data.decoding import Examples
 from petseg.deployment.photograph_files import blended, check_foreground
 from petseg.deployment.photographs import as_people_see_it, read_image
@@ -127,7 +127,9 @@ class Segmenter:
             return [Segmentation(image, each, self.classes) for image, each in zip(images, found, strict=True)]
         return self([picture])[0]
 
-    def evaluate(self, dataset: str | Iterable[tuple[Any, Any]], *, data_dir: str = "") -> dict[str, Any]:
+    def evaluate(
+        self, dataset: str | Iterable[tuple[Any, Any]], *, data_dir: str = "", eval_examples: int = 0
+    ) -> dict[str, Any]:
         """Scores of the network, as a results file has them: `mean_iou`, `accuracy`, `iou` by class, and more.
 
         Args:
@@ -135,13 +137,15 @@ class Segmenter:
             each scored at its own size; or the name of a split of the data set of the run, such as "test", scored at
             the network's size.
           data_dir: where that data set lies; empty: where it lay in training.
+          eval_examples: how many examples of the split are scored, a sample that the run's seed decides; 0: all.
 
         Raises:
           DataError: if there is no such split, or a pair is no such pair.
         """
         if isinstance(dataset, str):
             data = self.config.changed(data={"data_dir": data_dir or self.config.data.data_dir}).data
-            examples = decoding.load(data, dataset, self.classes)
+            whole = decoding.load(data, dataset, self.classes)
+            examples = sample.sample(whole, eval_examples, self.config.runtime.seed)
             return self._results(self._evaluator(examples).evaluate(), dataset, examples)
         pairs = [_checked_pair(*pair) for pair in dataset]
         if not pairs:

@@ -7,24 +7,30 @@ from typing import Any
 import numpy as np
 
 from petseg.evaluation import metrics
+from petseg.evaluation.large_splits import ResampledTotals
 
-RESAMPLES = 2000
+RESAMPLES, POISSON = 2000, "Poisson"
 DRAWN_AT_ONCE = 2**21  # how often each image is in each of some resamples; numbers of 8 bytes
 
+# int64 [N, C, C], the confusion matrix of each image; or what was resampled of more images than that can be kept of.
+Counts = np.ndarray | ResampledTotals
 
-def resampled_mean_iou(matrices: np.ndarray, seed: int = 0) -> np.ndarray:
+
+def resampled_mean_iou(counts: Counts, seed: int = 0) -> np.ndarray:
     """Mean IoU of `RESAMPLES` splits that are drawn from this one with replacement, image by image.
 
     With the same seed and number of images, the same images are drawn, so two models' scores can be paired.
 
     Args:
-      matrices: int64 [N, C, C], the confusion matrix of each image.
-      seed: seed of the drawing.
+      counts: the counts of the split's images.
+      seed: seed of the drawing; of totals, which were drawn before, it is theirs.
 
     Returns:
       float64 [RESAMPLES].
     """
-    count = len(matrices)
+    if isinstance(counts, ResampledTotals):
+        return counts.mean_iou()
+    matrices, count = counts, len(counts)
     generator, chances = np.random.default_rng(seed), np.full(count, 1 / count)
     # All that IoU needs of a matrix. Sums of whole numbers below 2**53, they do not depend on the order of adding.
     parts = np.concatenate(metrics.intersections_and_unions(matrices), axis=-1).astype(np.float64)
@@ -43,25 +49,26 @@ def interval(samples: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def interval_of_runs(runs: Sequence[np.ndarray]) -> tuple[float, float]:
+def interval_of_runs(runs: Sequence[Counts]) -> tuple[float, float]:
     """The 95% interval of a recipe's mean IoU, the mean over its runs, over images and seeds.
 
     Args:
-      runs: int64 [N, C, C] for each run, the confusion matrix of each image.
+      runs: the counts of the split's images by each run.
     """
     return interval(_over_images(runs) + _over_seeds([_scores(runs)]))
 
 
-def compare(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> dict[str, Any]:
+def compare(first: Sequence[Counts], second: Sequence[Counts]) -> dict[str, Any]:
     """Whether a recipe is better than another on the same images.
 
     Args:
-      first: int64 [N, C, C] for each run of one recipe, the confusion matrix of each image.
-      second: those of the other's runs, image by image.
+      first: the counts of the images by each run of one recipe.
+      second: the counts of the same images by the other's runs.
 
     Returns:
       the `difference` in mean IoU, first minus second; its 95% `interval`, paired over images and, where there are
-      several runs, over seeds too; and the share of resamples in which the first is `better`.
+      several runs, over seeds too; and the share of resamples in which the first is `better`. Where there are too many
+      images for a row each, also the kind of `bootstrap`: Poisson, the same images in both.
     """
     scores = [_scores(runs) for runs in (first, second)]
     differences = _over_images(first) - _over_images(second) + _over_seeds(scores)
@@ -69,16 +76,18 @@ def compare(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> dict[s
         "difference": float(scores[0].mean() - scores[1].mean()),
         "interval": list(interval(differences)),
         "better": float(np.mean(differences > 0)),
+        **({"bootstrap": POISSON} if isinstance(first[0], ResampledTotals) else {}),
     }
 
 
-def _scores(runs: Sequence[np.ndarray]) -> np.ndarray:
-    return np.array([metrics.mean_iou(matrices.sum(axis=0)) for matrices in runs])
+def _scores(runs: Sequence[Counts]) -> np.ndarray:
+    totals = (run.confusion_matrix if isinstance(run, ResampledTotals) else run.sum(axis=0) for run in runs)
+    return np.array([metrics.mean_iou(total) for total in totals])
 
 
-def _over_images(runs: Sequence[np.ndarray]) -> np.ndarray:
+def _over_images(runs: Sequence[Counts]) -> np.ndarray:
     """The mean over runs as it might be on other images, which are drawn anew, the same for all runs: [RESAMPLES]."""
-    return np.mean([resampled_mean_iou(matrices) for matrices in runs], axis=0)
+    return np.mean([resampled_mean_iou(counts) for counts in runs], axis=0)
 
 
 def _over_seeds(scores: Sequence[np.ndarray]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -11,7 +11,9 @@ import tensorflow as tf
 
 from petseg.data import input_pipeline
 from petseg.data.decoding import Examples
-from petseg.evaluation import metrics
+from petseg.evaluation import confidence_intervals, large_splits, metrics
+from petseg.evaluation.confidence_intervals import Counts
+from petseg.evaluation.large_splits import LargeSplit
 from petseg.models import inference
 from petseg.training import confusion_matrix, sample_weights
 from petseg.training.losses import Loss
@@ -25,21 +27,56 @@ class Evaluation:
 
     Attributes:
       loss: summed loss over its divisor, as in training.
-      confusion_matrices: int64 [N, C, C], one for each example, rows true, columns predicted.
-      boundaries: int64 [N, C, 4], as `metrics.boundary_counts`; None where details were not asked for.
+      confusion_matrices: int64 [K, C, C], one for each example of `ids`, rows true, columns predicted.
+      boundaries: int64 [K, C, 4], as `metrics.boundary_counts`; None where details were not asked for.
       calibration: float64 [bins, 3], as `metrics.calibration_counts`, over all examples; None where details were not
         asked for.
+      large_split: what was made of the counts of all examples, where these are of a sample; None where of all.
     """
 
     loss: float
     confusion_matrices: np.ndarray
     boundaries: np.ndarray | None = None
     calibration: np.ndarray | None = None
+    large_split: LargeSplit | None = None
+
+    @property
+    def examples(self) -> int:
+        """Number of examples N that were scored."""
+        return self.large_split.count if self.large_split else len(self.confusion_matrices)
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """The K examples whose counts were kept, rising: all, or a sample."""
+        return self.large_split.ids.tolist() if self.large_split else range(len(self.confusion_matrices))
+
+    @property
+    def counts(self) -> Counts:
+        """What intervals and comparisons need of all examples."""
+        return self.large_split.totals if self.large_split else self.confusion_matrices
 
     @property
     def confusion_matrix(self) -> np.ndarray:
         """int64 [C, C], over all examples."""
-        return self.confusion_matrices.sum(axis=0)
+        return self.large_split.confusion_matrix if self.large_split else self.confusion_matrices.sum(axis=0)
+
+    @property
+    def boundary_total(self) -> np.ndarray | None:
+        """int64 [C, 4], over all examples; None where details were not asked for."""
+        if self.large_split:
+            return self.large_split.boundary_total
+        return None if self.boundaries is None else self.boundaries.sum(axis=0)
+
+    def ranked(self) -> tuple[np.ndarray, np.ndarray]:
+        """Examples from the worst to the best, int64, and their mean IoUs, without those that have none.
+
+        All; of a large split, the two ends.
+        """
+        if self.large_split:
+            return self.large_split.extremes
+        scores = metrics.mean_iou(self.confusion_matrices)
+        order = np.argsort(scores, kind="stable")[: np.isfinite(scores).sum()]
+        return order, scores[order]
 
 
 class Evaluator:
@@ -87,8 +124,14 @@ class Evaluator:
         self._scored = replica_sum([], tf.int64)
         self._summed_loss, self._denominator = replica_sum([], tf.float32), replica_sum([], tf.float32)
         self._totals = [self._scored, self._summed_loss, self._denominator]
+        self._is_large, self._rows = large_splits.is_large(len(examples), self._num_classes), len(examples)
+        if self._is_large:  # Rows of a block of batches: all blocks have a row written by the same replica.
+            replicas = strategy.num_replicas_in_sync
+            batch = replicas * input_pipeline.evaluation_batch_of_replica(len(examples), batch_size, replicas)
+            self._batches_of_block = max(1, large_splits.block_size(self._num_classes) // batch)
+            self._rows = self._batches_of_block * batch
         # A row for each example, which the replica that has it writes, and rows for what only fills up a batch.
-        rows, classes = len(examples) + self._replica_batch_size, self._num_classes
+        rows, classes = self._rows + self._replica_batch_size, self._num_classes
         self._by_example = {"confusion": replica_sum([rows, classes, classes], tf.int64)}
         if details:
             self._by_example["boundaries"] = replica_sum([rows, classes, 4], tf.int64)
@@ -104,22 +147,59 @@ class Evaluator:
         batches, count = input_pipeline.distributed_evaluation_batches(
             self._strategy, self._examples, batch_size=self._batch_size
         )
-        for total in self._totals:
-            total.assign(tf.zeros_like(total))
-        with input_pipeline.naming_lost_files(self._examples):
-            self._loop(iter(batches), tf.constant(count, tf.int64))
-        scored, loss, denominator, *calibration = (total.numpy() for total in self._totals)
+        if self._is_large:
+            return self._evaluate_in_blocks(iter(batches), count)
+        scored, loss, denominator, *calibration = self._score(iter(batches), count)
         if scored < len(self._examples):
             return None
         by_example = (rows.numpy()[: len(self._examples)] for rows in self._by_example.values())
         return Evaluation(float(loss / denominator) if denominator else float("nan"), *by_example, *calibration)
+
+    def _evaluate_in_blocks(self, iterator: Any, count: int) -> Evaluation | None:
+        """Scores so many batches; what a block counted is folded into totals before the next one."""
+        large, losses, calibration = self._large_split(), np.zeros(2), np.zeros([metrics.CALIBRATION_BINS, 3])
+        for first in range(0, len(self._examples), self._rows):
+            done = first // self._rows * self._batches_of_block
+            batches = min(self._batches_of_block, count - done)
+            scored, loss, denominator, *more = self._score(iterator, batches, tf.constant(first, tf.int64))
+            expected = min(self._rows, len(self._examples) - first)
+            if scored < expected:
+                return None
+            losses += loss, denominator
+            calibration += sum(more)
+            large.add(first, *(rows.numpy()[:expected] for rows in self._by_example.values()))
+        return self._evaluation_of(large, losses[0], losses[1], calibration if self._details else None)
+
+    def _large_split(self) -> LargeSplit:
+        return LargeSplit(
+            len(self._examples),
+            self._num_classes,
+            resamples=confidence_intervals.RESAMPLES if self._details else 0,
+            outlines=self._details,
+        )
+
+    @staticmethod
+    def _evaluation_of(
+        large: LargeSplit, loss: float, denominator: float, calibration: np.ndarray | None
+    ) -> Evaluation:
+        mean_loss = float(loss / denominator) if denominator else float("nan")
+        return Evaluation(mean_loss, large.confusion_matrices, large.boundaries, calibration, large)
+
+    def _score(self, iterator: Any, count: int, first: tf.Tensor | int = 0) -> list[Any]:
+        """Scores so many batches, the first of which begins with example `first`; returns the totals of these alone."""
+        for total in self._totals:
+            total.assign(tf.zeros_like(total))
+        with input_pipeline.naming_lost_files(self._examples):
+            self._loop(iterator, tf.constant(count, tf.int64), first)
+        return [total.numpy() for total in self._totals]
 
     def evaluate_native(
         self, pairs: Iterable[tuple[np.ndarray, np.ndarray]], logits: Callable[[np.ndarray], tf.Tensor]
     ) -> Evaluation | None:
         """Scores all examples at their own sizes, against masks that were never resized.
 
-        Needs `details`. Runs on one device; memory does not grow with the number of examples, but for their counts.
+        Needs `details`. Runs on one device; memory does not grow with the number of examples, but for their counts,
+        up to `large_splits.most_rows`.
 
         Args:
           pairs: images uint8 [H, W, 3] and their masks uint8 [H, W, 1], class ids, any size, in the order of the
@@ -130,16 +210,23 @@ class Evaluator:
           what was counted; None if the pass was ended early.
         """
         loss, denominator = 0.0, 0.0
-        confusions = np.zeros([len(self._examples), self._num_classes, self._num_classes], np.int64)
-        boundaries = np.zeros([len(self._examples), self._num_classes, 4], np.int64)
+        rows = large_splits.block_size(self._num_classes) if self._is_large else len(self._examples)
+        confusions = np.zeros([rows, self._num_classes, self._num_classes], np.int64)
+        boundaries = np.zeros([rows, self._num_classes, 4], np.int64)
         calibration = np.zeros([metrics.CALIBRATION_BINS, 3])
+        large = self._large_split() if self._is_large else None
         for i, (image, mask) in zip(range(len(self._examples)), pairs, strict=True):
             if self._stop.numpy():
                 return None
             counts = self._counts(tf.constant(mask)[None], logits(image)[None], tf.constant([True]))
             loss, denominator = loss + float(counts["loss"]), denominator + float(counts["denominator"])
             calibration += counts["calibration"].numpy()
-            confusions[i], boundaries[i] = counts["confusion"].numpy()[0], counts["boundaries"].numpy()[0]
+            row = i % rows
+            confusions[row], boundaries[row] = counts["confusion"].numpy()[0], counts["boundaries"].numpy()[0]
+            if large and (row + 1 == rows or i + 1 == len(self._examples)):
+                large.add(i - row, confusions[: row + 1], boundaries[: row + 1])
+        if large:
+            return self._evaluation_of(large, loss, denominator, calibration)
         return Evaluation(loss / denominator if denominator else float("nan"), confusions, boundaries, calibration)
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -162,22 +249,23 @@ class Evaluator:
         return inference.logits(self._model, images, flip_tta=self._flip_tta)
 
     @tf.function(reduce_retracing=True, autograph=False)
-    def _loop(self, iterator: Any, count: tf.Tensor) -> None:
+    def _loop(self, iterator: Any, count: tf.Tensor, first: tf.Tensor | int = 0) -> None:
         def score(done: tf.Tensor) -> tuple[tf.Tensor]:
-            self._strategy.run(self._replica_step, args=(next(iterator),))
+            self._strategy.run(self._replica_step, args=(next(iterator), first))
             return (done + 1,)
 
         tf.while_loop(lambda done: (done < count) & (self._stop == 0), score, (tf.constant(0, tf.int64),))
 
-    def _replica_step(self, batch: dict[str, tf.Tensor]) -> None:
+    def _replica_step(self, batch: dict[str, tf.Tensor], first: tf.Tensor | int) -> None:
+        """Counts a part of a batch; `first` is the example that has the first row."""
         counts = self._counts(batch["mask"], self._logits(batch["image"]), batch["valid"])
         self._summed_loss.assign_add(counts["loss"])
         self._denominator.assign_add(counts["denominator"])
         # The examples of a batch follow each other; where it is filled up, the rest has no row of an example, or this
         # replica has none at all.
-        first = tf.where(batch["valid"][0], batch["example_id"][0], len(self._examples))
+        row = tf.where(batch["valid"][0], batch["example_id"][0] - first, self._rows)
         for name, rows in self._by_example.items():
-            _write_rows(rows, first, counts[name])
+            _write_rows(rows, row, counts[name])
         if self._details:
             self._calibration.assign_add(counts["calibration"])
         self._scored.assign_add(tf.reduce_sum(tf.cast(batch["valid"], tf.int64)))

@@ -7,7 +7,7 @@ import numpy as np
 
 from petseg.classes import Classes
 from petseg.evaluation import metrics
-from petseg.evaluation.confidence_intervals import interval, resampled_mean_iou
+from petseg.evaluation.confidence_intervals import POISSON, interval, resampled_mean_iou
 from petseg.evaluation.evaluator import Evaluation
 
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -36,26 +36,29 @@ def split_results(
     scores = {
         "step": step,
         "split": split,
-        "examples": len(evaluation.confusion_matrices),
+        "examples": evaluation.examples,
         "loss": evaluation.loss,
         **metrics.from_confusion_matrix(matrix, classes),
         "confusion_matrix": matrix.tolist(),
     }
-    if evaluation.boundaries is None or evaluation.calibration is None:
+    outlines = evaluation.boundary_total
+    if outlines is None or evaluation.calibration is None:
         return scores
-    by_class = metrics.boundary_f_scores(evaluation.boundaries.sum(axis=0))
-    low, high = interval(resampled_mean_iou(evaluation.confusion_matrices))
+    by_class = metrics.boundary_f_scores(outlines)
+    low, high = interval(resampled_mean_iou(evaluation.counts))
     of_images = metrics.mean_iou(evaluation.confusion_matrices)
     return {
         **scores,
         "resolution": resolution,
         "mean_iou_interval": [low, high],
+        **({"bootstrap": POISSON, "sampled_images": len(evaluation.ids)} if evaluation.large_split else {}),
         "image_iou_percentiles": {str(percent): float(np.nanpercentile(of_images, percent)) for percent in PERCENTILES},
         "boundary_f": dict(zip(classes.names, by_class.tolist(), strict=True)),
         **_of_foreground(matrix, classes),
         "calibration_error": metrics.calibration_error(evaluation.calibration),
         "groups": {
-            name: by_group(evaluation.confusion_matrices, members, classes) for name, members in (groups or {}).items()
+            name: by_group(evaluation.confusion_matrices, [members[i] for i in evaluation.ids], classes)
+            for name, members in (groups or {}).items()
         },
     }
 
@@ -90,13 +93,14 @@ def by_group(matrices: np.ndarray, members: Sequence[str], classes: Classes) -> 
 def image_rows(
     evaluation: Evaluation, classes: Classes, names: Sequence[str], groups: Mapping[str, Sequence[str]]
 ) -> list[dict[str, str | float]]:
-    """A row for each image: name, groups, mean IoU, IoU of each class, accuracy and boundary F-scores."""
+    """A row for each image whose counts were kept: name, groups, mean IoU, IoU of each class, accuracy, boundary F."""
     matrices = evaluation.confusion_matrices
     outlines = None if evaluation.boundaries is None else metrics.boundary_f_scores(evaluation.boundaries)
     table: list[dict[str, str | float]] = []
-    for i, name in enumerate(names):
+    for i, image in enumerate(evaluation.ids):
         scores = metrics.from_confusion_matrix(matrices[i], classes)
-        row: dict[str, str | float] = {"name": name, **{group: members[i] for group, members in groups.items()}}
+        labels = {group: members[image] for group, members in groups.items()}
+        row: dict[str, str | float] = {"name": names[image], **labels}
         row |= {"mean_iou": scores["mean_iou"], "accuracy": scores["accuracy"]}
         row |= {f"iou_{label}": value for label, value in scores["iou"].items()}
         if outlines is not None:

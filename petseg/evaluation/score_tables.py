@@ -12,8 +12,12 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
     verdict = "no difference is proven" if low <= 0 <= high else f"the {'first' if low > 0 else 'second'} is better"
     return (
         f"mean IoU, first minus second: {comparison['difference']:+.4f}, 95% interval {low:+.4f} to {high:+.4f} "
-        f"(paired bootstrap, {RESAMPLES} resamples): {verdict}"
+        f"(paired {_kind(comparison)}bootstrap, {RESAMPLES} resamples): {verdict}"
     )
+
+
+def _kind(scores: Mapping[str, Any]) -> str:
+    return f"{scores['bootstrap']} " if "bootstrap" in scores else ""
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -31,6 +35,7 @@ def table(results: Mapping[str, Any]) -> str:
     if "mean_iou_interval" in results:
         low, high = results["mean_iou_interval"]
         between = f"   95% interval {low:.4f} to {high:.4f}"
+        between += f" ({_kind(results)}bootstrap)" if "bootstrap" in results else ""
     lines.append(f"{'mean IoU':12}{results['mean_iou']:11.4f}{between}")
     lines.append(f"{'accuracy':12}{results['accuracy']:11.4f}")
     if "mean_iou_interval" in results:
@@ -46,6 +51,8 @@ def _details(results: Mapping[str, Any]) -> list[str]:
         f"calibration error: {results['calibration_error']:.4f}",
         f"mean IoU of single images, percentiles: {shown}",
     ]
+    if "sampled_images" in results:
+        lines.append(f"percentiles, and scores by label, are those of a sample of {results['sampled_images']} images")
     for group, scores in results["groups"].items():
         columns = [key for key in next(iter(scores.values())) if key != "examples"]
         heads = "".join(f"{key.replace('mean_iou', 'mean IoU').replace('iou_', 'IoU '):>11}" for key in columns)

@@ -197,7 +197,7 @@ class Report(NullReport):
         for run, scores in results.items():
             self._summaries.scalars(run, step, summaries.scalars_of(scores))
         evaluation = evaluations[self._shown]
-        self._scored_sheets(self._shown, step, metrics.mean_iou(evaluation.confusion_matrices), examples, scorer)
+        self._scored_sheets(self._shown, step, evaluation, examples, scorer)
         matrix = pictures.confusion_matrix(evaluation.confusion_matrix, self._classes.names)
         self._picture(self._shown, step, "confusion_matrix", matrix, figure=True)
         self._summaries.flush()
@@ -210,18 +210,27 @@ class Report(NullReport):
         """Shows what the model makes of the same examples as ever, without scores."""
         self._sheets(self._shown, step, {"predictions": _shown_examples(examples)}, examples.names, examples, scorer)
 
-    def _scored_sheets(self, run: str, step: int, scores: np.ndarray, examples: Examples, scorer: Evaluator) -> None:
-        """The same examples as ever, the worst and the best, with their scores; NaN for one without a valid pixel."""
-        order = np.argsort(scores, kind="stable")[: np.isfinite(scores).sum()]
-        if len(order):
-            self._summaries.histogram(run, step, tags.IMAGE_IOU, scores[order], tags.SCORES)
+    def _scored_sheets(
+        self, run: str, step: int, evaluation: Evaluation, examples: Examples, scorer: Evaluator
+    ) -> None:
+        """The same examples as ever, the worst and the best, with their scores; NaN for one without a valid pixel.
+
+        Of a large split, the histogram is that of its sample, and an example that no count was kept of has no score.
+        """
+        kept = metrics.mean_iou(evaluation.confusion_matrices)
+        finite = np.sort(kept[np.isfinite(kept)])
+        if len(finite):
+            self._summaries.histogram(run, step, tags.IMAGE_IOU, finite, tags.SCORES)
+        ranked, scores = evaluation.ranked()
         sheets = {
             "predictions": _shown_examples(examples),
-            "worst": order[:EXTREME_EXAMPLES],
-            "best": order[::-1][:EXTREME_EXAMPLES],
+            "worst": ranked[:EXTREME_EXAMPLES],
+            "best": ranked[::-1][:EXTREME_EXAMPLES],
         }
+        known = dict(zip(evaluation.ids, kept.tolist(), strict=True))
+        known |= dict(zip(ranked.tolist(), scores.tolist(), strict=True))
         shown = np.unique(np.concatenate(list(sheets.values()))).tolist()
-        captions = {i: f"{examples.names[i]}  IoU {scores[i]:.3f}" for i in shown}
+        captions = {i: examples.names[i] + (f"  IoU {known[i]:.3f}" if i in known else "") for i in shown}
         self._sheets(run, step, sheets, captions, examples, scorer)
 
     def _sheets(

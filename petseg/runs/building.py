@@ -11,10 +11,11 @@ from petseg.config import Config, DataConfig
 from petseg.data import catalog, decoding, input_pipeline
 from petseg.data.decoding import Examples
 from petseg.data.unusable_examples import Skipped
+from petseg.errors import ConfigError
 from petseg.evaluation.evaluator import Evaluator
 from petseg.models import custom_network, encoders, unet
 from petseg.runs import checkpoints
-from petseg.training import augmentation, losses, optimizers, sample_weights, trainer
+from petseg.training import augmentation, losses, optimizers, sample_weights, step_checks, trainer
 from petseg.training.loss_scale import LossScale
 from petseg.training.requests import Requests
 from petseg.training.sample_weights import WeightMap
@@ -24,13 +25,20 @@ from petseg.training.weight_averaging import WeightAverage
 def check(config: Config, strategy: tf.distribute.Strategy) -> None:
     """Raises ConfigError if the replicas of a strategy cannot make the steps of a config."""
     input_pipeline.check_divides(strategy, config.data.batch_size)
-    trainer.check_step(
+    step_checks.check_step(
         strategy,
         batch_size=config.data.batch_size,
         micro_batches=config.compute.micro_batches,
         sync_batch_norm=config.model.sync_batch_norm,
         jit_compile=config.compute.jit_compile,
     )
+    # A cluster may shrink to one worker, and grows again: there the flag stays.
+    in_cluster = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    if config.compute.all_reduce_dtype != "float32" and strategy.num_replicas_in_sync == 1 and not in_cluster:
+        raise ConfigError(
+            f"--all_reduce_dtype={config.compute.all_reduce_dtype}: must be float32 with one replica, whose gradients "
+            "travel nowhere"
+        )
 
 
 def load_examples(config: DataConfig) -> tuple[Examples, Examples]:
@@ -129,6 +137,7 @@ def build_trainer(
         micro_batches=compute.micro_batches,
         sync_batch_norm=config.model.sync_batch_norm,
         jit_compile=compute.jit_compile,
+        all_reduce_dtype=compute.all_reduce_dtype,
     )
 
 

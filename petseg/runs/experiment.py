@@ -13,7 +13,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from petseg import config as config_lib
 from petseg.config import Config
-from petseg.data import catalog, example_order, input_pipeline, service_client
+from petseg.data import catalog, example_order, input_pipeline, sample, service_client
 from petseg.data.decoding import Examples
 from petseg.errors import ClusterError, DataError, StoppedError
 from petseg.evaluation.evaluator import Evaluator
@@ -105,9 +105,10 @@ def set_up(config: Config, workdir: WorkDirectory, placement: Placement, signals
     building.check(config, placement.strategy)
     start = starting_point.find(config, workdir)
     service_client.wait_for(config.data.service_addresses(), config.distribution.cluster_timeout)
-    examples = building.load_examples(config.data)
-    workdir.check_classes(examples[0].classes)
-    parts = _build(config, placement.strategy, start, *examples)
+    train, evaluation = building.load_examples(config.data)
+    workdir.check_classes(train.classes)
+    evaluation = sample.sample(evaluation, config.schedule.eval_examples, config.runtime.seed)
+    parts = _build(config, placement.strategy, start, train, evaluation)
     signals.call(lambda: parts.requests.stop.assign(1.0))
     experiment = Experiment(config, workdir, placement, signals, parts)
     experiment.restore(start)

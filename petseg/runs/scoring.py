@@ -13,10 +13,10 @@ import numpy as np
 import tensorflow as tf
 
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.data import catalog, decoding, example_order
+from petseg.data import catalog, decoding, example_order, sample
 from petseg.data.decoding import Examples
 from petseg.errors import CheckpointError, ConfigError, DataError
-from petseg.evaluation import confidence_intervals, score_tables
+from petseg.evaluation import confidence_intervals, large_splits, score_tables
 from petseg.evaluation.any_size import AnySizeModel
 from petseg.evaluation.evaluator import Evaluation
 from petseg.evaluation.keras_runner import KerasRunner
@@ -58,8 +58,9 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
         placement = process.set_up_runtime(run.config, config.distribution)
         if score.watch and placement.cluster is not None:
             raise ConfigError("--watch: must be a single process, for those of a cluster might not see the same files")
-        scorer = Scorer(run, score, split, placement, signals)
-        other = _other(score, split, placement, signals)
+        seed = run.config.runtime.seed
+        scorer = Scorer(run, score, split, placement, signals, sample_seed=seed)
+        other = _other(score, split, placement, signals, sample_seed=seed)
         found, rows = [], []
         for path in paths:
             try:
@@ -92,7 +93,7 @@ class Scored:
       evaluations: what was counted, at the model's resolution, then at others.
       results: content of the results file of each evaluation.
       files: path of each results file.
-      rows: a row of scores for each image, at the last resolution.
+      rows: a row of scores for each image, at the last resolution; none without --csv.
     """
 
     path: str
@@ -111,16 +112,30 @@ class Scorer:
       split: name of the split to score.
       placement: devices and cluster to score on.
       signals: signals that stop it.
+      sample_seed: seed of the sample of --eval_examples, one for all runs whose scores are to be compared.
 
     Attributes:
       run: the trained run.
-      examples: the examples of the split.
+      examples: the examples of the split that are scored.
     """
 
-    def __init__(self, run: TrainedRun, score: ScoreConfig, split: str, placement: Placement, signals: StopSignals):
+    def __init__(
+        self,
+        run: TrainedRun,
+        score: ScoreConfig,
+        split: str,
+        placement: Placement,
+        signals: StopSignals,
+        *,
+        sample_seed: int,
+    ):
         self.run, self._score, self._split, self._signals = run, score, split, signals
         self._tile = score.tile_size(run.config.data)
-        self.examples = run.load(split)
+        whole = run.load(split)
+        self.examples = sample.sample(whole, score.eval_examples, sample_seed)
+        self._sample = {"seed": sample_seed, "of": len(whole)} if len(self.examples) < len(whole) else {}
+        if score.csv and large_splits.is_large(len(self.examples), len(run.classes)):
+            logger.warning("--csv=%s: %d images are too many; it gets a sample of them", score.csv, len(self.examples))
         requests = Requests()
         signals.call(lambda: requests.stop.assign(1.0))
         with placement.strategy.scope():
@@ -153,7 +168,7 @@ class Scorer:
         step, data = self.run.restore(path, self._model), self.run.config.data
         evaluations = {"{} x {}".format(*data.size): self._evaluator.evaluate()}
         if self._score.resolution == "native":
-            pairs = decoding.native(data, self._split, self.run.classes)
+            pairs = decoding.native(data, self._split, self.run.classes, ids=self._sampled_ids())
             tiles = " in tiles of {} x {}".format(*self._tile) if self._tile else ""
             native = self._evaluator.evaluate_native(pairs, self._any_size.logits)
             evaluations[f"native resolution{tiles}"] = native
@@ -163,7 +178,8 @@ class Scorer:
             for resolution, evaluation in zip(evaluations, complete, strict=True)
         ]
         files = [self.run.results_file(self._split, step, *self._differences(i > 0)) for i in range(len(results))]
-        rows = image_rows(complete[-1], self.run.classes, self.examples.names, self.examples.groups)
+        names, groups = self.examples.names, self.examples.groups
+        rows = image_rows(complete[-1], self.run.classes, names, groups) if self._score.csv else []
         return Scored(path, complete, results, files, [{"step": step, **row} for row in rows])
 
     def predictions(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
@@ -177,10 +193,17 @@ class Scorer:
         classes, _ = self._evaluator.predict(images)
         return images, self.examples.masks[ids, ..., 0], classes, [self.examples.names[i] for i in ids]
 
+    def _sampled_ids(self) -> np.ndarray | None:
+        """The positions in the split of the examples that are scored; None where all are."""
+        if not self._sample:
+            return None
+        return sample.positions(self._sample["of"], len(self.examples), self._sample["seed"])
+
     def _differences(self, native: bool) -> list[str]:
         """What is done otherwise than in training."""
         precision, tile = self._score.precision, self._score.tile.replace(",", "x")
         differences = {
+            f"sample{len(self.examples)}": bool(self._sample),
             "flip": self._score.flip_tta,
             precision: precision != "run",
             "native": native,
@@ -191,7 +214,7 @@ class Scorer:
     def _results(self, evaluation: Evaluation, step: int, resolution: str) -> dict[str, Any]:
         groups = self.examples.groups
         scores = split_results(evaluation, step, self._split, self.run.classes, resolution=resolution, groups=groups)
-        return {**scores, "weights": self.run.weights}
+        return {**scores, "weights": self.run.weights, **({"sample": self._sample} if self._sample else {})}
 
     def _complete(self, evaluation: Evaluation | None) -> Evaluation:
         if evaluation is None:
@@ -274,6 +297,11 @@ def check_pairing(first: Examples, second: Examples) -> None:
         )
     if first.names != second.names:
         raise DataError(f"--compare: the two runs must have the same images; those of {first.origin} differ by name")
+    if len({large_splits.is_large(len(each), len(each.classes)) for each in (first, second)}) > 1:
+        raise DataError(
+            f"--compare: {len(first)} images are too many for a row each with {len(first.classes)} or "
+            f"{len(second.classes)} classes, so they are not drawn in pairs; --eval_examples must be below that"
+        )
 
 
 def _compare(scored: Scored, scorer: Scorer, other: Scorer) -> Scored:
@@ -282,17 +310,19 @@ def _compare(scored: Scored, scorer: Scorer, other: Scorer) -> Scored:
     theirs = other.score(other.counterpart())
     parts = (scored.results, scored.evaluations, theirs.results, theirs.evaluations)
     for results, mine, its_results, its in zip(*parts, strict=True):
-        comparison = confidence_intervals.compare([mine.confusion_matrices], [its.confusion_matrices])
+        comparison = confidence_intervals.compare([mine.counts], [its.counts])
         results["comparison"] = {"other": theirs.path, "weights": its_results["weights"], **comparison}
     return theirs
 
 
-def _other(score: ScoreConfig, split: str, placement: Placement, signals: StopSignals) -> Scorer | None:
+def _other(
+    score: ScoreConfig, split: str, placement: Placement, signals: StopSignals, *, sample_seed: int
+) -> Scorer | None:
     """What scores the run to compare with."""
     if not score.compare:
         return None
     run = TrainedRun.open_to_compare(run_groups.find_one(score.compare, "compare"), score)
-    return Scorer(run, score, split, placement, signals)
+    return Scorer(run, score, split, placement, signals, sample_seed=sample_seed)
 
 
 def draw_comparison(scorer: Scorer, other: Scorer) -> None:

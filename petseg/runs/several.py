@@ -9,6 +9,7 @@ from petseg.config import Config
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.errors import WorkDirectoryError
 from petseg.evaluation import confidence_intervals, score_tables, several_runs
+from petseg.evaluation.confidence_intervals import Counts
 from petseg.files import read_json
 from petseg.reporting.summaries import EVAL, shown_run
 from petseg.runs import checkpoints, run_groups, scoring
@@ -35,9 +36,9 @@ class Side:
     def names(self) -> list[str]:
         return [run.path for run in self.runs]
 
-    def matrices(self, resolution: int) -> list[Any]:
-        """int64 [N, C, C] for each run."""
-        return [run.evaluations[resolution].confusion_matrices for run in self.runs]
+    def counts(self, resolution: int) -> list[Counts]:
+        """The counts of the images by each run."""
+        return [run.evaluations[resolution].counts for run in self.runs]
 
 
 def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
@@ -61,8 +62,9 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
         split, *_ = [scoring.checked_split(run, score) for run in (*runs, *others)]
         placement = process.set_up_runtime(runs[0].config, config.distribution)
 
-        ours = _score(runs, score, split, placement, signals)
-        theirs = _score(others, score, split, placement, signals) if others else None
+        seed = runs[0].config.runtime.seed
+        ours = _score(runs, score, split, placement, signals, sample_seed=seed)
+        theirs = _score(others, score, split, placement, signals, sample_seed=seed) if others else None
         if theirs is not None:
             scoring.check_pairing(ours.scorer.examples, theirs.scorer.examples)
             _compare(ours, theirs)
@@ -80,12 +82,18 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
 
 
 def _score(
-    runs: Sequence[TrainedRun], score: ScoreConfig, split: str, placement: Placement, signals: StopSignals
+    runs: Sequence[TrainedRun],
+    score: ScoreConfig,
+    split: str,
+    placement: Placement,
+    signals: StopSignals,
+    *,
+    sample_seed: int,
 ) -> Side:
     """Scores one run after the other; all but the first are let go of, but for what was counted."""
     side: Side | None = None
     for run in runs:
-        scorer = Scorer(run, score, split, placement, signals)
+        scorer = Scorer(run, score, split, placement, signals, sample_seed=sample_seed)
         side = side or Side([], scorer)
         scoring.check_pairing(side.scorer.examples, scorer.examples)
         side.runs.append(scorer.score(scorer.counterpart()))
@@ -111,7 +119,7 @@ def last_results(config: Config) -> dict[str, Any]:
 def _compare(ours: Side, theirs: Side) -> None:
     """Adds to each result of one side how its mean over runs differs from the other's."""
     for i in range(len(ours.runs[0].results)):
-        comparison = confidence_intervals.compare(ours.matrices(i), theirs.matrices(i))
+        comparison = confidence_intervals.compare(ours.counts(i), theirs.counts(i))
         for run in ours.runs:
             run.results[i]["comparison"] = {
                 "runs": ours.names(),
@@ -126,7 +134,7 @@ def _print(ours: Side, theirs: Side | None) -> None:
         print(f"at {results['resolution']}")
         for side in (ours, theirs):
             if side is not None:
-                low, high = confidence_intervals.interval_of_runs(side.matrices(i))
+                low, high = confidence_intervals.interval_of_runs(side.counts(i))
                 print(several_runs.table({run.path: run.results[i] for run in side.runs}))
                 over = "images and seeds" if len(side.runs) > 1 else "images, of one seed"
                 print(f"95% interval of the mean IoU over {over}: {low:.4f} to {high:.4f}\n")

@@ -1,4 +1,4 @@
-"""The loss scale of float16."""
+"""The loss scale of float16, in which layers compute or gradients travel."""
 
 import tensorflow as tf
 
@@ -23,12 +23,12 @@ class LossScale(tf.Module):
         """Starts at the scale of the flags.
 
         Args:
-          config: precision, first scale and how fast it grows. In another precision than "mixed_float16" the scale is
-            1, and what a checkpoint holds stays as it is.
+          config: precision, first scale and how fast it grows. Where neither layers nor the all-reduce use float16,
+            the scale is 1, and what a checkpoint holds stays as it is.
         """
         super().__init__()
         self._growth_interval = config.loss_scale_growth_interval
-        self._dynamic = config.precision == "mixed_float16"
+        self._dynamic = config.precision == "mixed_float16" or config.all_reduce_dtype == "float16"
         self._scale = step_variable(config.initial_loss_scale, tf.float32)
         self._finite_steps = step_variable(0, tf.int64)
         self.skipped_steps = step_variable(0, tf.int64)

@@ -8,7 +8,6 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import config as tf_config  # the public API can only switch determinism on
 
-from petseg.errors import ConfigError
 from petseg.training import confusion_matrix, sample_weights
 from petseg.training.augmentation import Augmentation
 from petseg.training.loss_scale import LossScale
@@ -17,14 +16,13 @@ from petseg.training.measurements import MeasuredSums, Measurements
 from petseg.training.optimizers import Optimizer
 from petseg.training.requests import Requests
 from petseg.training.sample_weights import WeightMap
+from petseg.training.step_checks import check_step
 from petseg.training.variables import moving_statistics, replica_sum, step_variable
 from petseg.training.weight_averaging import WeightAverage
 
 
 class Trainer:
-    """Runs steps of training under a strategy.
-
-    Make it inside ``strategy.scope()``.
+    """Runs steps of training under a strategy. Make it inside ``strategy.scope()``.
 
     A step has four phases, whose methods follow in this order. Accumulate: each replica adds up gradients, loss and
     counts over its micro-batches. Reduce: the one all-reduce. Decide: true gradients; are they finite? clip. Apply: all
@@ -37,7 +35,7 @@ class Trainer:
       model: the network, float32 images in [0, 255] -> float32 logits.
       optimizer: optimizer of all trainable weights of the model.
       average: average of the weights, or None.
-      loss_scale: loss scale of mixed_float16; 1 in other precisions.
+      loss_scale: loss scale of float16; 1 where nothing is in float16.
       traces: how often the loop was traced; 1 is right.
     """
 
@@ -58,6 +56,7 @@ class Trainer:
         micro_batches: int = 1,
         sync_batch_norm: bool = True,
         jit_compile: bool = False,
+        all_reduce_dtype: str = "float32",
     ):
         """Prepares the variables of a step; compiles nothing yet.
 
@@ -68,7 +67,7 @@ class Trainer:
           augment: random changes to examples, as `augmentation.augmentation` returns them.
           weight_map: a function, masks -> the weight of each pixel.
           loss: the loss to minimise.
-          loss_scale: loss scale of mixed_float16; 1 in other precisions.
+          loss_scale: loss scale of float16; 1 where nothing is in float16.
           requests: what is asked from outside: to stop, to save a checkpoint.
           batch_size: number of examples in a step over all replicas.
           average: average of the model's weights; None for none.
@@ -77,6 +76,7 @@ class Trainer:
           sync_batch_norm: whether the model's batch norms use statistics of all replicas. Where they do not, their
             moving statistics are averaged over the replicas, so that these stay copies of one model.
           jit_compile: whether to compile forward and backward pass with XLA.
+          all_reduce_dtype: dtype in which gradients travel: "float32" or "float16".
 
         Raises:
           ConfigError: if `check_step` does.
@@ -89,10 +89,9 @@ class Trainer:
             jit_compile=jit_compile,
         )
         self.model, self.optimizer, self.average, self.loss_scale = model, optimizer, average, loss_scale
-        self.traces = 0
-        self._strategy, self._requests = strategy, requests
+        self.traces, self._strategy, self._requests = 0, strategy, requests
         self._augment, self._weight_map, self._loss = augment, weight_map, loss
-        self._clip_norm, self._micro_batches = clip_norm, micro_batches
+        self._clip_norm, self._micro_batches, self._all_reduce_dtype = clip_norm, micro_batches, all_reduce_dtype
         self._slice_size = batch_size // strategy.num_replicas_in_sync // micro_batches
         self._average_statistics = not sync_batch_norm and strategy.num_replicas_in_sync > 1
         self._differentiate: Any = self._forward_and_backward
@@ -101,9 +100,8 @@ class Trainer:
         _, height, width, self._num_classes = model.output_shape
         self._pixels_of_batch = float(batch_size * height * width)
         self.step, self.nonfinite_step = step_variable(0, tf.int64), step_variable(-1, tf.int64)
-        self._requested = step_variable([0.0, 0.0], tf.float32)
         self._measured_sums = MeasuredSums(self._num_classes)
-        self._divisor = step_variable(1.0, tf.float32)
+        self._requested, self._divisor = step_variable([0.0, 0.0], tf.float32), step_variable(1.0, tf.float32)
         self._replica_confusion = replica_sum([self._num_classes] * 2, tf.int64)
         self._nonfinite_replicas = replica_sum([strategy.num_replicas_in_sync], tf.int64)
         # What a replica has added up since the step began: gradients, loss, denominator.
@@ -120,8 +118,8 @@ class Trainer:
         Stops earlier when asked to, and after a step that was not finite for another reason than the loss scale.
 
         Returns:
-          float64 [steps made, 2]: the seconds that each step waited for its batch, and took in all. With op
-          determinism, which forbids clocks in compiled code, NaN, and the mean over the steps.
+          float64 [steps made, 2]: seconds that each step waited for its batch, and took in all. With op determinism,
+          which forbids clocks in compiled code, NaN, and the mean over the steps.
         """
         began = time.perf_counter()
         times = self._loop(iterator, tf.constant(num_steps, tf.int64)).numpy()
@@ -265,25 +263,20 @@ class Trainer:
 
     def _reduce_and_decide(self, batch: Any) -> tuple[Any, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         """Each replica's gradients, all alike; loss, denominator, norm of the gradients and requests."""
-        gradients, *results = self._strategy.run(lambda part: self._decide(self._reduce(part)), args=(batch,))
+        gradients, *results = self._strategy.run(lambda part: self._decide(self.reduce(_is_last(part))), args=(batch,))
         # Every replica returns the same numbers, for they were computed from reduced sums.
         loss, denominator, norm, requested = (self._of_first_replica(value) for value in results)
         return gradients, loss, denominator, norm, requested
 
-    def _apply(self, gradients: Any, *, loss: tf.Tensor, denominator: tf.Tensor, norm: tf.Tensor) -> None:
+    def _apply(self, gradients: Any, **measured: tf.Tensor) -> None:
         ratio = self._of_first_replica(self._strategy.run(self._update, args=(gradients, self.step)))
-        self._measured_sums.add(self._measure(loss=loss, denominator=denominator, norm=norm, update_ratio=ratio))
+        self._measured_sums.add(self._measure(**measured, update_ratio=ratio))
 
     def _measure(
         self, *, loss: tf.Tensor, denominator: tf.Tensor, norm: tf.Tensor, update_ratio: tf.Tensor
     ) -> dict[str, tf.Tensor]:
         """What a step that changed the weights adds to the sums; `measurements.MEANS` describes each."""
-        return {
-            "loss": loss,
-            "denominator": denominator,
-            "gradient_norm": norm,
-            "update_ratio": update_ratio,
-        }
+        return {"loss": loss, "denominator": denominator, "gradient_norm": norm, "update_ratio": update_ratio}
 
     def _of_first_replica(self, value: Any) -> tf.Tensor:
         return self._strategy.experimental_local_results(value)[0]
@@ -323,18 +316,26 @@ class Trainer:
         gradients = tape.gradient(scaled, self._weights)
         return gradients, loss, denominator, tf.argmax(logits, axis=-1, output_type=tf.int32)
 
-    def _reduce(self, batch: dict[str, tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """The one all-reduce: accumulated sums, and requests, over all replicas."""
-        is_last = tf.cast(tf.reduce_any(batch["last"]), tf.float32) if "last" in batch else 0.0
-        values = {
-            "sums": [tf.identity(total) for total in self._accumulated],
-            "statistics": [tf.identity(v.value) for v in self._statistics if self._average_statistics],
-            "requests": tf.stack([self._requests.stop + is_last, self._requests.save]),
-        }
-        reduced = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
-        for variable, total in zip(self._statistics, reduced["statistics"], strict=False):
+    def reduce(self, is_last: tf.Tensor | float = 0.0) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """The one all-reduce: accumulated sums, and requests, over all replicas; `is_last` of any asks all to stop."""
+        reduced: dict[str, Any] = {}
+        for part in self.to_reduce(is_last):
+            reduced |= tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, part)
+        for variable, total in zip(self._statistics, reduced["averages"], strict=False):
             variable.assign(total / self._strategy.num_replicas_in_sync)
-        return reduced["sums"], reduced["requests"]
+        return [*(tf.cast(total, tf.float32) for total in reduced["gradients"]), *reduced["sums"]], reduced["asked"]
+
+    def to_reduce(self, is_last: tf.Tensor | float = 0.0) -> list[dict[str, Any]]:
+        """What a replica gives to the one all-reduce. In float16, two parts, for TensorFlow packs only one dtype."""
+        values, count = [tf.identity(total) for total in self._accumulated], len(self._weights)
+        # TensorFlow packs in alphabetical order, and sums over three replicas or more round by what lies where.
+        gradients = {"gradients": [tf.cast(value, self._all_reduce_dtype) for value in values[:count]]}
+        others = {
+            "asked": tf.stack([self._requests.stop + is_last, self._requests.save]),
+            "averages": [tf.identity(v.value) for v in self._statistics if self._average_statistics],
+            "sums": values[count:],  # of them what divides gradients, which must not be rounded
+        }
+        return [gradients | others] if self._all_reduce_dtype == "float32" else [gradients, others]
 
     def _decide(
         self, reduced: tuple[list[tf.Tensor], tf.Tensor]
@@ -366,25 +367,9 @@ class Trainer:
         self._nonfinite_replicas.assign(tf.one_hot(replica, number, dtype=tf.int64) * tf.cast(~finite, tf.int64))
 
 
-def check_step(
-    strategy: tf.distribute.Strategy, *, batch_size: int, micro_batches: int, sync_batch_norm: bool, jit_compile: bool
-) -> None:
-    """Whether a step can be computed as asked; `Trainer` says what the arguments are.
-
-    Raises:
-      ConfigError: if the micro-batches do not divide a replica's part of the batch, or XLA cannot be used here.
-    """
-    replicas = strategy.num_replicas_in_sync
-    if batch_size % (replicas * micro_batches):
-        raise ConfigError(
-            f"--micro_batches={micro_batches}: must divide the {batch_size // replicas} examples that each "
-            f"replica gets of --batch_size={batch_size}"
-        )
-    if jit_compile and sync_batch_norm and replicas > 1:
-        raise ConfigError(
-            f"--jit_compile: with {replicas} replicas --nosync_batch_norm must be given too: XLA cannot compile what "
-            "replicas say to each other in the middle of a pass"
-        )
+def _is_last(batch: dict[str, tf.Tensor]) -> tf.Tensor | float:
+    """Whether the input can make no batch after this one; what it does not say is no."""
+    return tf.cast(tf.reduce_any(batch["last"]), tf.float32) if "last" in batch else 0.0
 
 
 def _time_after(value: Any) -> tf.Tensor:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from petseg.config import DataConfig
+from petseg.config import DataConfig, ScheduleConfig
 from petseg.config.eval_config import ScoreConfig
 from petseg.errors import ConfigError
 
@@ -50,3 +50,9 @@ def test_what_belongs_to_predict_is_refused_without_it():
         ScoreConfig(workdir="run", export="onnx")
     with pytest.raises(ConfigError, match=r"^--runtime=tflite: must be one of auto, tensorflow, onnx"):
         ScoreConfig(workdir="run", predict="*.jpg", runtime="tflite")
+
+
+def test_a_sample_has_no_negative_number_of_examples():
+    for make in (lambda: ScheduleConfig(eval_examples=-1), lambda: ScoreConfig(workdir="run", eval_examples=-1)):
+        with pytest.raises(ConfigError, match=r"^--eval_examples=-1: must be a whole number of at least 0"):
+            make()

@@ -9,6 +9,7 @@ from conftest import random_examples, replicas
 from petseg.classes import IGNORED, PETS
 from petseg.config import LossConfig
 from petseg.data import input_pipeline
+from petseg.evaluation import large_splits
 from petseg.evaluation.any_size import AnySizeModel
 from petseg.evaluation.evaluator import Evaluator
 from petseg.evaluation.keras_runner import KerasRunner
@@ -149,3 +150,51 @@ def test_at_native_resolution_one_tile_that_covers_a_picture_counts_what_the_who
     assert np.isfinite(tiled.loss)
     stop.assign(1.0)
     assert evaluator.evaluate_native(iter(pairs), AnySizeModel(KerasRunner(model)).logits) is None
+
+
+def test_a_large_split_adds_up_to_what_a_small_one_does_in_any_batches_on_any_replicas(scored, monkeypatch):
+    examples, models, _ = scored
+    whole = evaluator_of(*models[1], examples, 4, details=True).evaluate()
+    assert whole.large_split is None
+    monkeypatch.setattr(large_splits, "MOST_ROWS", 8)
+    monkeypatch.setattr(large_splits, "BLOCK_PART", 2)  # blocks of four examples, so of 4 or 6 by whole batches
+    monkeypatch.setattr(large_splits, "EXTREMES", 2)
+    found = []
+    for devices, batch_size in ((1, 2), (2, 6)):
+        evaluator = evaluator_of(*models[devices], examples, batch_size, details=True)
+        assert evaluator._by_example["confusion"].shape[0] < len(examples)
+        found.append(evaluator.evaluate())
+    for evaluation in found:
+        assert evaluation.examples == 11
+        assert evaluation.loss == pytest.approx(whole.loss, rel=1e-6)
+        np.testing.assert_array_equal(evaluation.confusion_matrix, whole.confusion_matrix)
+        np.testing.assert_array_equal(evaluation.boundary_total, whole.boundary_total)
+        np.testing.assert_allclose(evaluation.calibration, whole.calibration, rtol=1e-6)
+        kept = list(evaluation.ids)
+        assert len(kept) == 2
+        np.testing.assert_array_equal(evaluation.confusion_matrices, whole.confusion_matrices[kept])
+        np.testing.assert_array_equal(evaluation.boundaries, whole.boundaries[kept])
+        for part, of_all in zip(evaluation.ranked(), whole.ranked(), strict=True):
+            np.testing.assert_array_equal(part, of_all[[0, 1, -2, -1]])
+    np.testing.assert_array_equal(found[0].counts.parts, found[1].counts.parts)
+    stopped = evaluator_of(*models[1], examples, 2, stop=tf.Variable(1.0))
+    assert stopped.evaluate() is None
+
+
+def test_a_large_split_at_native_resolution_adds_up_to_what_a_small_one_does(scored, monkeypatch):
+    strategy, model = scored[1][1]
+    rng = np.random.default_rng(0)
+    pairs = [(rng.integers(0, 256, (32, 32, 3), np.uint8), rng.integers(0, 3, (32, 32, 1), np.uint8)) for _ in range(5)]
+
+    def evaluate():
+        evaluator = evaluator_of(strategy, model, random_examples(5, 32), 4, details=True)
+        return evaluator.evaluate_native(iter(pairs), AnySizeModel(KerasRunner(model)).logits)
+
+    whole = evaluate()
+    monkeypatch.setattr(large_splits, "MOST_ROWS", 4)
+    monkeypatch.setattr(large_splits, "BLOCK_PART", 2)
+    found = evaluate()
+    assert (found.loss, found.examples, len(found.confusion_matrices)) == (whole.loss, 5, 1)
+    for field in ("confusion_matrix", "boundary_total", "calibration"):
+        np.testing.assert_array_equal(getattr(found, field), getattr(whole, field))
+    np.testing.assert_array_equal(found.ranked()[0], whole.ranked()[0])

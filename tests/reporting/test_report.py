@@ -6,7 +6,9 @@ import pytest
 from conftest import changed, events, random_examples
 
 from petseg.classes import PETS
+from petseg.evaluation import large_splits
 from petseg.evaluation.evaluator import Evaluation
+from petseg.evaluation.large_splits import LargeSplit
 from petseg.evaluation.results import split_results
 from petseg.reporting.report import EXTREME_EXAMPLES, NullReport, Report
 from petseg.reporting.summaries import EVAL, read_csv
@@ -61,6 +63,21 @@ def test_the_worst_and_the_best_images_are_shown_and_images_without_a_score_are_
     examples, scorer = evaluate(report[0])
     (asked,) = scorer.asked
     expected = [*range(6), *range(EXTREME_EXAMPLES), *range(10, 10 - EXTREME_EXAMPLES, -1)]
+    np.testing.assert_array_equal(asked, examples.images[expected])
+
+
+def test_of_a_large_split_the_worst_and_the_best_of_all_images_are_shown(report, monkeypatch):
+    monkeypatch.setattr(large_splits, "MOST_ROWS", 8)
+    examples, scorer = random_examples(40), Scorer()
+    matrices = np.array([np.full((3, 3), 40) + i * 30 * np.eye(3, dtype=int) for i in range(40)])
+    large = LargeSplit(40, 3, resamples=0)
+    large.add(0, matrices)
+    evaluation = Evaluation(0.5, large.confusion_matrices, large_split=large)
+    results = split_results(evaluation, 2, "test", PETS)
+    assert results["examples"] == 40
+    report[0].evaluation(2, {EVAL: evaluation}, {EVAL: results}, examples, scorer)
+    (asked,) = scorer.asked
+    expected = [*range(6), *range(EXTREME_EXAMPLES), *range(39, 39 - EXTREME_EXAMPLES, -1)]
     np.testing.assert_array_equal(asked, examples.images[expected])
 
 

@@ -1,0 +1,320 @@
+"""How steps scale: python -m petseg.benchmark --measure=scaling [--plot=FILE] [any flag of train.py].
+
+Steps of several replicas of one process, and of several worker processes on the loopback interface, are measured; a
+model is fitted to those of one and two, held against the others, and asked about larger machines. All of it computes on
+CPUs.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import multiprocessing
+import os
+import socket
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from petseg.benchmark import scaling_model
+from petseg.benchmark.scaling_model import (
+    MICRO_BATCHES,
+    REPLICAS,
+    WORKERS,
+    Link,
+    Machine,
+    Point,
+    Prediction,
+    SharedCores,
+)
+from petseg.config import Config
+from petseg.config.options import Group, option
+from petseg.errors import ConfigError, PetsegError
+from petseg.runtime import startup
+from petseg.runtime.cpus import usable_cpus
+
+MOST_GPUS = 1024
+# In the order of `ScalingConfig.machines`: the kind of numbers, and whether they may be 0.
+MACHINE_FLAGS: dict[str, tuple[type, bool]] = {
+    "gpu_images_per_second": (float, False),
+    "gpus_per_node": (int, False),
+    "interconnect_gb": (float, False),
+    "interconnect_us": (float, True),
+    "intra_node_gb": (float, False),
+    "intra_node_us": (float, True),
+    "input_images_per_second": (float, True),
+}
+logger = logging.getLogger("petseg.benchmark")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalingConfig(Group):
+    """What --measure=scaling measures, and for which machines it predicts."""
+
+    scaling_numbers: str = option(
+        "1,2,3,4", "numbers of replicas, and of workers, to measure; 1 and 2 must be among them", required=True
+    )
+    scaling_kinds: str = option(
+        f"{REPLICAS},{WORKERS}", "what to measure: replicas of one process, workers, or both", required=True
+    )
+    scaling_steps: int = option(10, "steps of which the median counts, with --measure=scaling", unit="steps", minimum=1)
+    scaling_variants: bool = option(True, "also measure two of each with micro-batches, and with gradients in float16")
+    gpu_images_per_second: str = option(
+        "400",
+        "training speed of a GPU by itself, images/s; here and below, values separated by commas: several machines",
+    )
+    gpus_per_node: str = option("8", "GPUs in a node")
+    interconnect_gb: str = option("25", "bandwidth of a node to the others, GB/s")
+    interconnect_us: str = option("10", "latency between nodes, microseconds")
+    intra_node_gb: str = option("200", "bandwidth of a GPU to the others of its node, GB/s")
+    intra_node_us: str = option("5", "latency between GPUs of a node, microseconds")
+    input_images_per_second: str = option(
+        "0", "images that the input of a node makes, images/s; 0: as many as this host's"
+    )
+    gpu_batch: int = option(0, "examples of each GPU in weak scaling; 0: --batch_size", unit="examples", minimum=0)
+    strong_batch: int = option(4096, "examples of a step in strong scaling", unit="examples", minimum=1)
+    plot: str = option("", "file for a picture of throughput and efficiency, as PNG; empty: none")
+
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers of replicas and workers, in order."""
+        parts = self.scaling_numbers.split(",")
+        numbers = tuple(sorted({int(part) for part in parts if part.strip().isdecimal()}))
+        if len(numbers) < len(parts) or numbers[:2] != (1, 2):
+            raise ConfigError(
+                f"--scaling_numbers={self.scaling_numbers}: must be different numbers from 1 on, 1 and 2 among them"
+            )
+        return numbers
+
+    def kinds(self) -> tuple[str, ...]:
+        """What is measured, replicas first, which the fit needs."""
+        asked = [name.strip() for name in self.scaling_kinds.split(",")]
+        if REPLICAS not in asked or not {*asked} <= {REPLICAS, WORKERS}:
+            raise ConfigError(f"--scaling_kinds={self.scaling_kinds}: must be {REPLICAS}, or {REPLICAS},{WORKERS}")
+        return tuple(name for name in (REPLICAS, WORKERS) if name in asked)
+
+    def check(self, batch_size: int) -> None:
+        """Raises ConfigError if the numbers cannot be measured with so many examples, or a file not be written."""
+        most = self.numbers()[-1]
+        self.kinds()
+        self.machines(input_per_host=1.0)
+        if batch_size % most or batch_size // most < 2:
+            raise ConfigError(
+                f"--batch_size={batch_size}: must be a multiple of the largest of --scaling_numbers, {most}, and at "
+                "least twice that"
+            )
+        if self.plot and not Path(self.plot).absolute().parent.is_dir():
+            raise ConfigError(f"--plot={self.plot}: its folder does not exist")
+
+    def machines(self, input_per_host: float) -> list[Machine]:
+        """The machines that the flags describe, in their order."""
+        columns = [_numbers_of(name, getattr(self, name), *allowed) for name, allowed in MACHINE_FLAGS.items()]
+        rows = max(map(len, columns))
+        for name, column in zip(MACHINE_FLAGS, columns, strict=True):
+            if len(column) not in (1, rows):
+                raise ConfigError(
+                    f"--{name}={getattr(self, name)}: must be one number, or one for each of {rows} machines"
+                )
+        return [
+            Machine(
+                images_per_second,
+                int(gpus_per_node),
+                Link(intra_us * 1e-6, intra_gb * 1e9),
+                Link(inter_us * 1e-6, inter_gb * 1e9),
+                input_of_node or input_per_host,
+            )
+            for images_per_second, gpus_per_node, inter_gb, inter_us, intra_gb, intra_us, input_of_node in zip(
+                *(column * (rows // len(column)) for column in columns), strict=True
+            )
+        ]
+
+
+def _numbers_of(name: str, text: str, kind: type, may_be_0: bool) -> list[Any]:
+    """The numbers in the text of a flag."""
+    try:
+        found = [kind(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 <= number < math.inf and (number or may_be_0) for number in found):
+        what = f"{'whole ' if kind is int else ''}numbers {'of at least' if may_be_0 else 'above'} 0"
+        raise ConfigError(f"--{name}={text}: must be {what}, separated by commas")
+    return found
+
+
+def measure(config: ScalingConfig, plain: Config) -> list[dict[str, Any]]:
+    """Measures, fits and predicts.
+
+    Args:
+      config: what to measure, and the machine to predict for.
+      plain: the training run whose steps are measured; its strategy and devices are left out.
+
+    Returns:
+      one dictionary of all that was found: `points`, `variants`, `input_per_host`, `model` and `predictions`.
+    """
+    points, variants = [], []
+    for kind in config.kinds():
+        for number in config.numbers():
+            batches = batch_sizes(plain.data.batch_size, number, config.numbers()[-1])
+            configs = [_config(plain, kind, number, size) for size in batches]
+            titles = list(batches.values())
+            if number == 2 and config.scaling_variants:
+                more = _variants(configs[-1], kind)
+                configs, titles = [*configs, *more.values()], [*titles, *more]
+            logger.info("%d %s: %d measurements", number, kind, len(configs))
+            for title, each, found in zip(titles, configs, _of_processes(kind, number, configs, config), strict=True):
+                row = {key: found[key] for key in ("step", "busy", "all_reduce", "small", "bytes", "small_reduces")}
+                row["busy"] *= number if kind == WORKERS else 1  # of which each measures its own; they are alike
+                if title in ("weak", "strong", "both"):
+                    points.append(Point(kind, number, title, each.data.batch_size, **row))
+                if title != "weak" and number == 2:
+                    what = "" if title in ("strong", "both") else f", {title}"
+                    variants.append({"title": f"2 {kind}{what}", "batch_size": each.data.batch_size, **found})
+    logger.info("the input of this host")
+    input_per_host = _input_per_host(plain)
+    model = scaling_model.fit(points, usable_cpus())
+    return [
+        {
+            "points": [_beside_model(point, model) for point in points],
+            "variants": variants if config.scaling_variants else [],
+            "input_per_host": input_per_host,
+            "model": dataclasses.asdict(model),
+            "predictions": _predictions(config, plain, points, input_per_host),
+        }
+    ]
+
+
+def _beside_model(point: Point, model: SharedCores) -> dict[str, Any]:
+    """A point, what is predicted of it, and how far that is from what was measured, as a share of it."""
+    predicted = model.step(point)
+    return {
+        **dataclasses.asdict(point),
+        "predicted": predicted,
+        "predicted_busy": model.work(point.number, point.batch_size),
+        "predicted_network": model.network(point),
+        "predicted_all_reduce": model.all_reduce(point.kind, point.number, point.bytes),
+        "error": predicted / point.step - 1,
+        "fitted": scaling_model.is_fitted(point),
+    }
+
+
+def batch_sizes(batch_size: int, number: int, most: int) -> dict[int, str]:
+    """The global batches to measure, and whether they are those of weak or of strong scaling.
+
+    Weak: each replica has what it has of the whole batch when there are most of them. Strong: the whole batch, or the
+    most of it that they can share.
+    """
+    weak, strong = batch_size // most * number, batch_size // number * number
+    return {weak: "both"} if weak == strong else {weak: "weak", strong: "strong"}
+
+
+def _config(plain: Config, kind: str, number: int, batch_size: int) -> Config:
+    strategy = "multi_worker_mirrored" if kind == WORKERS else "one_device" if number == 1 else "mirrored"
+    devices = {
+        "strategy": strategy,
+        "num_devices": 0,
+        "virtual_devices": number if strategy == "mirrored" else 0,
+        "cross_device_ops": "auto",
+    }
+    return plain.changed(distribution=devices, data={"batch_size": batch_size}, runtime={"deterministic": False})
+
+
+def _variants(config: Config, kind: str) -> dict[str, Config]:
+    """Two replicas that save bytes: in float16; and several batches, one after the other, in a step."""
+    found = {"--all_reduce_dtype=float16": config.changed(compute={"all_reduce_dtype": "float16"})}
+    for number in MICRO_BATCHES if kind == REPLICAS else ():
+        found[f"--micro_batches={number}"] = config.changed(
+            compute={"micro_batches": number}, data={"batch_size": config.data.batch_size * number}
+        )
+    return found
+
+
+def _of_processes(kind: str, number: int, configs: Sequence[Config], scaling: ScalingConfig) -> list[dict[str, Any]]:
+    """What one process says of its replicas, or the first of several workers of theirs."""
+    if kind == REPLICAS:
+        return _answers([("serve", {}, configs, scaling.scaling_steps)])[0]
+    addresses = _free_addresses(number)
+    cluster = {"worker": addresses}
+    tasks = [{"cluster": cluster, "task": {"type": "worker", "index": index}} for index in range(number)]
+    return _answers([("serve", {"TF_CONFIG": json.dumps(task)}, configs, scaling.scaling_steps) for task in tasks])[0]
+
+
+def _input_per_host(plain: Config) -> float:
+    config = plain.changed(distribution={"strategy": "one_device", "num_devices": 0, "virtual_devices": 0})
+    return _answers([("serve_input", {}, config, 100)])[0]
+
+
+def _free_addresses(number: int) -> list[str]:
+    sockets = [socket.create_server(("", 0)) for _ in range(number)]
+    addresses = [f"localhost:{server.getsockname()[1]}" for server in sockets]
+    for server in sockets:
+        server.close()
+    return addresses
+
+
+def _answers(works: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """What processes that run at the same time answer, one for each work."""
+    context = multiprocessing.get_context("spawn")
+    started = []
+    try:
+        for work in works:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, *work), daemon=True)
+            process.start()
+            theirs.close()
+            started.append((process, ours))
+        answers = []
+        for _, connection in started:
+            try:
+                answer = connection.recv()
+            except EOFError:
+                raise PetsegError("--measure=scaling: a process ended before it answered") from None
+            if "failed" in answer:
+                raise PetsegError(f"--measure=scaling: {answer['failed']}")
+            answers.append(answer["measured"])
+        return answers
+    finally:
+        for process, _ in reversed(started):  # the first last, for the others would say that it is gone
+            process.kill()
+            process.join()
+
+
+def _serve(connection: Any, name: str, environment: Mapping[str, str], *arguments: Any) -> None:
+    os.environ.update(environment, CUDA_VISIBLE_DEVICES="-1")  # before TensorFlow looks for devices
+    startup.load_tensorflow()
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of trainers that are traced one after the other
+    import tqdm
+
+    from petseg.benchmark import scaling_contestants
+
+    tqdm.tqdm.set_lock(threading.RLock())  # its own is shared by processes, and lost with noise when one is killed
+    getattr(scaling_contestants, name)(connection, *arguments)
+
+
+def _predictions(
+    config: ScalingConfig, plain: Config, points: Sequence[Point], input_per_host: float
+) -> list[dict[str, Any]]:
+    """For each machine weak and strong scaling from one GPU to `MOST_GPUS`.
+
+    Beside what its flags predict, `float16` and `micro_batches` have the efficiency with half of the bytes, and with
+    `MICRO_BATCHES[-1]` times the batch.
+    """
+    two = next(point for point in points if point.number == 2)
+    rows = []
+    for machine in config.machines(input_per_host):
+        for scaling, batch in (("weak", config.gpu_batch or plain.data.batch_size), ("strong", config.strong_batch)):
+            for gpus in (2**power for power in range(MOST_GPUS.bit_length())):
+                if scaling == "strong" and gpus > batch:
+                    break
+                each = batch if scaling == "weak" else batch / gpus
+                found, halved, longer = (
+                    scaling_model.predict(machine, gpus, each * k, size=size, small_reduces=k * two.small_reduces)
+                    for k, size in ((1, two.bytes), (1, two.bytes / 2), (MICRO_BATCHES[-1], two.bytes))
+                )
+                others = {"float16": halved.efficiency, "micro_batches": longer.efficiency}
+                rows.append({"machine": machine.description(), "scaling": scaling, **_as_row(found), **others})
+    return rows
+
+
+def _as_row(found: Prediction) -> dict[str, Any]:
+    names = ("network", "step", "images_per_second", "efficiency", "hidden", "bottleneck")
+    return {**dataclasses.asdict(found), **{name: getattr(found, name) for name in names}}

@@ -1,0 +1,125 @@
+"""--measure=scaling: its flags, what it measures, its tables and its picture."""
+
+import json
+
+import pytest
+from conftest import changed, make_trainer, random_examples, replicas
+from PIL import Image
+
+from petseg.benchmark import __main__ as program, scaling, scaling_contestants, scaling_tables
+from petseg.benchmark.scaling import ScalingConfig
+from petseg.benchmark.scaling_model import REPLICAS, WORKERS
+from petseg.config import command_line
+from petseg.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--scaling_numbers=1,3"], "--scaling_numbers=1,3: must be different numbers from 1 on, 1 and 2 among them"),
+        (["--scaling_numbers=0,1,2"], "--scaling_numbers=0,1,2: must be different numbers from 1 on"),
+        (["--scaling_numbers=1,2,x"], "--scaling_numbers=1,2,x: must be different numbers from 1 on"),
+        (["--scaling_kinds=workers"], "--scaling_kinds=workers: must be replicas, or replicas,workers"),
+        (["--batch_size=30"], "--batch_size=30: must be a multiple of the largest of --scaling_numbers, 4"),
+        (["--batch_size=4"], "--batch_size=4: must be a multiple of the largest of --scaling_numbers, 4, and at least"),
+        (["--plot=nowhere/plot.png"], "--plot=nowhere/plot.png: its folder does not exist"),
+        (["--interconnect_gb=25,0"], "--interconnect_gb=25,0: must be numbers above 0, separated by commas"),
+        (["--gpus_per_node=1.5"], "--gpus_per_node=1.5: must be whole numbers above 0, separated by commas"),
+        (["--intra_node_us=-1"], "--intra_node_us=-1: must be numbers of at least 0, separated by commas"),
+        (
+            ["--gpus_per_node=4,8", "--interconnect_gb=1,2,3"],
+            "--gpus_per_node=4,8: must be one number, or one for each of 3 machines",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(flags, message):
+    with pytest.raises(ConfigError, match=message):
+        command_line.parse(["benchmark", "--measure=scaling", *flags], program.BenchmarkConfig)
+
+
+def test_batches_of_weak_and_strong_scaling():
+    found = [scaling.batch_sizes(64, number, 4) for number in (1, 2, 3, 4)]
+    assert found == [{16: "weak", 64: "strong"}, {32: "weak", 64: "strong"}, {48: "weak", 63: "strong"}, {64: "both"}]
+
+
+def test_machines_are_those_of_the_flags():
+    config = ScalingConfig(
+        gpus_per_node="4", interconnect_gb="2,50", interconnect_us="3", input_images_per_second="0,7"
+    )
+    slow, fast = config.machines(500.0)
+    assert (slow.gpus_per_node, slow.between.bandwidth, slow.between.latency) == (4, 2e9, 3e-6)
+    assert (fast.gpus_per_node, fast.between.bandwidth, fast.between.latency) == (4, 5e10, 3e-6)
+    assert (slow.input_per_host, fast.input_per_host) == (500, 7)
+    assert slow.description().startswith("400 images/s a GPU, 4 a node, 2 GB/s and 3 us between nodes, 500 images/s")
+
+
+@pytest.mark.parametrize(("dtype", "packs"), [("float32", 1), pytest.param("float16", 2, marks=pytest.mark.slow)])
+def test_bytes_in_the_graph_are_those_of_gradients_and_sums(dtype, packs):
+    trainer, strategy, _ = make_trainer(
+        2, examples=random_examples(8), batch_size=8, sync_batch_norm=False, all_reduce_dtype=dtype
+    )
+    weights = sum(int(weight.size) for weight in trainer.weights().values())
+    statistics = sum(int(variable.numpy().size) for variable in trainer._statistics)
+    scalars = 2 + 2  # loss and denominator; what is asked from outside
+    gradient = 4 if dtype == "float32" else 2
+    assert scaling_contestants.bytes_of(trainer) == gradient * weights + 4 * (statistics + scalars)
+    assert scaling_contestants.bytes_in_graph(trainer, strategy) == scaling_contestants.bytes_of(trainer)
+    graph = scaling_contestants.reduce_graph(trainer, strategy)
+    assert len(scaling_contestants.collective_operations(graph)) == 2 * packs
+
+
+def test_one_replica_is_measured_and_reduces_nothing(tiny_config):
+    config = changed(tiny_config, "runtime", deterministic=False)
+    (found,) = scaling_contestants.measure_on(replicas(1), [config], 2)
+    assert min(found["step"], found["busy"]) > 0
+    assert (found["all_reduce"], found["small"], found["packs"], found["small_reduces"]) == (0, 0, 0, 0)
+    assert found["bytes"] > 1e5
+
+
+@pytest.mark.slow
+def test_two_workers_are_measured(tiny_config):
+    config = ScalingConfig(scaling_steps=1)
+    given = scaling._config(tiny_config, WORKERS, 2, 8)
+    (found,) = scaling._of_processes(WORKERS, 2, [given], config)
+    assert min(found["step"], found["all_reduce"], found["small"]) > 0
+    assert found["packs"] == 1
+    assert found["small_reduces"] > 0
+
+
+def found_somewhere():
+    """What a measurement found: three points, of which one is far from what was predicted."""
+    point = {
+        "kind": REPLICAS, "scaling": "both", "batch_size": 8, "bytes": 4e6, "small_reduces": 3, "all_reduce": 0.01,
+        "predicted_all_reduce": 0.02, "predicted_network": 0.03, "busy": 0.7, "predicted_busy": 0.8,
+    }  # fmt: skip
+    numbers = ((1, 0.50, 0.5), (2, 0.50, 0.5), (3, 0.4, 0.6))
+    points = [
+        {**point, "number": n, "step": step, "predicted": guess, "error": guess / step - 1, "fitted": n == 1}
+        for n, step, guess in numbers
+    ]
+    row = {"machine": "fast", "batch_size": 8, "compute": 0.1, "gradients": 0.1, "norms": 0.0, "input": 0.0,
+           "images_per_second": 10.0, "efficiency": 0.5, "float16": 0.6, "micro_batches": 0.8,
+           "hidden": 0.7}  # fmt: skip
+    kinds = (("weak", "compute", "compute", "network"), ("strong", "input", "network", "network"))
+    predictions = [
+        {**row, "scaling": scaling, "gpus": 2**power, "bottleneck": bottleneck}
+        for scaling, *bottlenecks in kinds
+        for power, bottleneck in enumerate(bottlenecks)
+    ]
+    link = {"latency": 1e-5, "bandwidth": 2e9}
+    model = {"cores": 2, "alone": [0.01, 0.02], "busy": [0.02, 0.03], "links": {REPLICAS: link}}
+    variant = {"title": "2 replicas", "batch_size": 8, "step": 0.5, "all_reduce": 0.01, "bytes": 4e6, "packs": 1}
+    return {"points": points, "variants": [variant], "input_per_host": 900.0, "model": model,
+            "predictions": [*predictions, *({**row, "machine": "slow"} for row in predictions)]}  # fmt: skip
+
+
+def test_tables_set_predicted_beside_measured_and_name_bottlenecks(tmp_path):
+    lines = scaling_tables.tables([found_somewhere()]).splitlines()
+    assert "| 1 replica | both | 8 | 500 | 500 | 30.0 | +0% | 700 | 800 | 10.0 | 20.0 | fitted |" in lines
+    assert "| 3 replicas | both | 8 | 400 | 600 | 30.0 | +50% | 700 | 800 | 10.0 | 20.0 | held out |" in lines
+    assert "1 of the 2 points held out are within 20%; the worst is 50% off" in lines
+    assert "| 2 replicas | 8 | 500 | 16 | 10.0 | 4.00 | 1000.0 | 1 |" in lines
+    assert lines.count("- weak scaling: compute from 1 GPU on, then network from 4 GPUs on") == 2
+    assert lines.count("- strong scaling: input from 1 GPU on, then network from 2 GPUs on") == 2
+    scaling_tables.draw([json.loads(json.dumps(found_somewhere()))], str(tmp_path / "plot.png"))
+    assert Image.open(tmp_path / "plot.png").width == 1200
