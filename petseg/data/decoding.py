@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tqdm.auto import tqdm
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
@@ -22,6 +21,7 @@ from petseg.data.pair_decoding import UnusableExampleError
 from petseg.data.random_parts import RandomParts
 from petseg.data.source import DECODED_AT_ONCE, Source, parallel_decodes
 from petseg.errors import ConfigError, DataError, one_line
+from petseg.runtime.progress_bars import progress_bar
 
 Gather = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 COUNTED_MASKS = 2048  # where each must be decoded for it: a few seconds
@@ -208,8 +208,7 @@ def _decode_all(
     data_set, split = source.data_set, source.split
     names, labels = [], {key: np.full(source.count, -1) for key in data_set.label_names()}
     iterator = _fetched(source, source.undecoded(), [*labels])
-    hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
-    progress = tqdm(source.positions, desc=f"decoding {split}", unit=" images", disable=hidden, leave=False)
+    progress = progress_bar(source.positions, logger, what=f"decoding {split}", unit="images")
     for i, position in enumerate(progress):
         where = source.where(position)
         try:

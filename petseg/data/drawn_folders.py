@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm.auto import trange
 
 from petseg import files
 from petseg.classes import PETS, Classes, SegmentationClass
@@ -19,6 +18,7 @@ from petseg.config.options import Group, option
 from petseg.data import animal_drawing
 from petseg.data.animal_drawing import SPECIES
 from petseg.errors import ConfigError
+from petseg.runtime.progress_bars import progress_bar
 
 SPLITS = ("train", "test")
 COLORS = ((0, 114, 178), (213, 94, 0), (0, 158, 115))
@@ -70,8 +70,7 @@ def write(config: WriteConfig) -> None:
         for number, (split, count) in enumerate(zip(SPLITS, (config.num_train, config.num_test), strict=True)):
             for folder in ("images", *CODINGS):
                 (root / folder / split).mkdir(parents=True)
-            hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
-            for i in trange(count, desc=f"drawing {split}", unit=" pictures", disable=hidden, leave=False):
+            for i in progress_bar(range(count), logger, what=f"drawing {split}", unit="pictures"):
                 drawing = animal_drawing.draw(np.random.default_rng([config.seed, number, i]))
                 _write_pair(root, split, f"{i:04d}_{NAMES[drawing.species + 1]}", drawing)
     where = "--dataset=folder --data_dir=" + config.write

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
@@ -17,6 +16,7 @@ from petseg.data.mask_values import Coding
 from petseg.data.pair_files import PairFiles
 from petseg.errors import ConfigError, DataError
 from petseg.runtime.cpus import usable_cpus
+from petseg.runtime.progress_bars import progress_bar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -89,9 +89,8 @@ def read_all(layout: Layout, coding: Coding) -> Iterator[tuple[str, PairFiles]]:
 
 def watched(items: Iterable[T], function: Callable[[T], R], count: int, what: str) -> Iterator[R]:
     """Results of a function for so many items, in their order, with a bar on a terminal that says what is done."""
-    hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
     threads = min(usable_cpus(), AT_ONCE)
-    with tqdm(total=count, desc=what, unit=" pairs", disable=hidden, leave=False) as bar:
+    with progress_bar(None, logger, what=what, unit="pairs", total=count) as bar:
         for result in pair_files.in_order(function, items, threads):
             bar.update()
             yield result

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
-from tqdm.auto import trange
 
 from petseg.config import command_line
 from petseg.data import animal_drawing, drawn_folders
+from petseg.runtime.progress_bars import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +53,7 @@ class SyntheticPets(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in self._sizes}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
-        for i in trange(self._sizes[split], desc=f"drawing {split}", unit=" images", disable=hidden, leave=False):
+        for i in progress_bar(range(self._sizes[split]), logger, what=f"drawing {split}", unit="images"):
             rng = np.random.default_rng([self._seed, list(self._sizes).index(split), i])
             drawing = animal_drawing.draw(rng)
             yield (

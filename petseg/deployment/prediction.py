@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import tqdm
 
 from petseg import files as files_lib
 from petseg.classes import Classes
@@ -21,6 +20,7 @@ from petseg.deployment.photograph_files import Photograph, Plan, check_foregroun
 from petseg.deployment.photographs import count_pixels, read_image
 from petseg.errors import UnreadableFilesError
 from petseg.evaluation.any_size import AnySizeModel, Runner
+from petseg.runtime.progress_bars import progress_bar
 
 if TYPE_CHECKING:
     import keras
@@ -211,8 +211,7 @@ class _Work:
         self._pixels = 0  # of all that is on its way
         self._masks: dict[int, Path] = {}
         self.unreadable = 0
-        hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where the output is no terminal
-        self._bar = tqdm.tqdm(total=len(plan.photographs), unit=" images", disable=hidden)
+        self._bar = progress_bar(None, logger, unit="images", total=len(plan.photographs))
 
     def __enter__(self) -> "_Work":
         return self
