@@ -1,8 +1,8 @@
 """How steps scale: python -m petseg.benchmark --measure=scaling [--plot=FILE] [any flag of train.py].
 
 Steps of several replicas of one process, and of several worker processes on the loopback interface, are measured; a
-model is fitted to those of one and two, held against the others, and asked about larger machines. All of it computes on
-CPUs.
+model is fitted to steps of one replica and to all-reduces alone of two, held against all other steps, and asked about
+larger machines. All of it computes on CPUs.
 """
 
 import dataclasses

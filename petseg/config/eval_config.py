@@ -41,7 +41,7 @@ class ScoreConfig(Group):
         "where decoded examples wait, as train.py's --cache; `run`: as in the run",
         choices=("run", *CACHES),
     )
-    cache_dir: str = option("", "folder of --cache=disk; empty: the run's")
+    cache_dir: str = option("", "folder of --cache=disk, and of the index that --cache=none may need; empty: the run's")
     resolution: str = option(
         "model",
         "`native` also scores at each image's own size, against the mask as it was drawn, which is what papers report",

@@ -163,7 +163,7 @@ class ComputeConfig(Group):
     all_reduce_dtype: str = option(
         "float32",
         "dtype in which gradients travel between replicas; float16 halves the bytes, rounds to 11 bits, and brings the "
-        "loss scale of mixed_float16 with it; needs several replicas",
+        "loss scale of mixed_float16 with it; refused with one replica, except in a cluster",
         choices=("float32", "float16"),
     )
     tensor_float_32: bool = option(

@@ -45,6 +45,7 @@ class Examples:
       origin: the data set with its config and version, and the split: `oxford_iiit_pet/4.0.0, test`.
       parts: which parts of them a training sees, where they are pictures on canvases; None: they are what it sees.
       on_demand: where they come from if nobody has looked at them yet; None: each can be used.
+      sample: `seed` and `of`, the number of examples in the split, where they are a sample of it.
     """
 
     images: np.ndarray
@@ -58,6 +59,7 @@ class Examples:
     origin: str = ""
     parts: RandomParts | None = None
     on_demand: OnDemand | None = None
+    sample: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -94,7 +96,7 @@ def load(config: DataConfig, split: str, classes: Classes | None = None, *, for_
             return _on_disk(source, config.cache_dir)
         if config.cache == "memory":
             return _in_memory(source)
-        return _on_demand(source, config, passes_over=for_training and config.on_bad_example == "skip")
+        return _on_demand(source, config, skips=for_training and config.on_bad_example == "skip")
     except UnusableExampleError as error:
         raise DataError(f"{error}. Everything: {faults.check_command(config)}") from error
 
@@ -105,7 +107,7 @@ def load_first(config: DataConfig, split: str, classes: Classes | None = None, *
     Raises:
       DataError: as `load`.
     """
-    source = Source.open(config, split, classes)
+    source = Source.open(_without_index(config), split, classes)
     return _in_memory(dataclasses.replace(source, positions=source.positions[:count]))
 
 
@@ -115,9 +117,14 @@ def load_spread(config: DataConfig, split: str, classes: Classes | None = None, 
     Raises:
       DataError: as `load`.
     """
-    source = Source.open(config, split, classes)
+    source = Source.open(_without_index(config), split, classes)
     step = math.ceil(source.count / count)
     return _in_memory(dataclasses.replace(source, positions=source.positions[::step]))
+
+
+def _without_index(config: DataConfig) -> DataConfig:
+    """For who reads few examples, which lie one after the other."""
+    return dataclasses.replace(config, cache="memory", on_bad_example="stop", data_service="")
 
 
 def _in_memory(source: Source) -> Examples:
@@ -172,7 +179,7 @@ def _on_disk(source: Source, cache_dir: str) -> Examples:
     )
 
 
-def _on_demand(source: Source, config: DataConfig, *, passes_over: bool) -> Examples:
+def _on_demand(source: Source, config: DataConfig, *, skips: bool) -> Examples:
     assert source.records is not None
     if config.service_addresses() and source.records.read_anywhere is None:
         raise ConfigError(
@@ -182,7 +189,7 @@ def _on_demand(source: Source, config: DataConfig, *, passes_over: bool) -> Exam
     logger.info(
         "%s: %d examples are not kept; each is decoded, and looked at, when its turn comes", source.split, source.count
     )
-    on_demand = OnDemand(source, source.records, passes_over=passes_over, check_command=faults.check_command(config))
+    on_demand = OnDemand(source, source.records, skips=skips, check_command=faults.check_command(config))
     return Examples(
         Decoded(lambda ids: on_demand.pictures(ids)[0], source.shape(3)),  # type: ignore[arg-type]
         Decoded(lambda ids: on_demand.pictures(ids)[1], source.shape(1)),  # type: ignore[arg-type]

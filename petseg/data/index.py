@@ -8,12 +8,12 @@ it goes on with what is missing. Files of array_record bring an index of their o
 import dataclasses
 import logging
 import multiprocessing
-import os
 from concurrent import futures
 
 from petseg.config import DataConfig, command_line
 from petseg.config.options import Group, option
 from petseg.runtime import startup
+from petseg.runtime.cpus import usable_cpus
 
 logger = logging.getLogger("petseg.data.index")  # whose __name__ is __main__
 
@@ -54,7 +54,7 @@ def main(config: IndexConfig) -> None:
     ]
     folder = record_index.folder_of(shards, config.data.cache_dir)
     lacking = record_index.missing(shards, folder)
-    processes = min(config.index.processes or os.cpu_count() or 1, len(lacking) or 1)
+    processes = min(config.index.processes or usable_cpus(), len(lacking) or 1)
     done = len(shards) - len(lacking)
 
     def tell(shard: record_index.Shard) -> None:
@@ -62,10 +62,12 @@ def main(config: IndexConfig) -> None:
         done += 1
         logger.info("%d of %d: %s, %d records", done, len(shards), shard.file.name, shard.count)
 
-    # Spawned, for TensorFlow runs in this one.
-    with futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as executor:
-        flag = f"--cache_dir={config.data.cache_dir}" if config.data.cache_dir else ""
-        record_index.write(lacking, folder, executor, tell, flag=flag)
+    if lacking:
+        # Spawned, for TensorFlow runs in this one.
+        with futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as executor:
+            record_index.write(
+                lacking, folder, executor, tell, flag=record_index.flag_of(folder, config.data.cache_dir)
+            )
     records = sum(shard.count for shard in shards)
     print(f"{data_set.full_name}: {records} records in {len(shards)} files; index: {folder}")
 

@@ -148,9 +148,7 @@ def _part_on_demand(
     assert examples.on_demand is not None
     order: dict[str, int] = {"num_examples": len(examples), "batch_size": batch_size, "seed": seed}
     substitutes = (
-        (lambda attempt: substitute_ids(step, positions, attempt, **order))
-        if (examples.on_demand.passes_over)
-        else None
+        (lambda attempt: substitute_ids(step, positions, attempt, **order)) if (examples.on_demand.skips) else None
     )
     drawn = unusable_examples.draw(fetch, example_ids(step, positions, **order), substitutes)
     image, mask = _cut(

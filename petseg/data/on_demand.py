@@ -45,18 +45,18 @@ Fetch = Callable[[tf.Tensor], Fetched]
 class OnDemand:
     """The examples of a source, by position."""
 
-    def __init__(self, source: Source, records: RecordFiles, *, passes_over: bool, check_command: str):
+    def __init__(self, source: Source, records: RecordFiles, *, skips: bool, check_command: str):
         """Reads nothing yet.
 
         Args:
           source: the examples.
           records: their records, all of the split.
-          passes_over: whether an example that cannot be used is passed over where it is one of several, and not an
+          skips: whether an example that cannot be used is skipped where it is one of several, and not an
             error.
           check_command: the command that tells all that is wrong, for errors.
         """
         self._source, self._records = source, records
-        self.passes_over, self._check_command = passes_over, check_command
+        self.skips, self._check_command = skips, check_command
         signature = [tf.TensorSpec([None], tf.int64)]
         self._fetch_now = tf.function(self.fetch, input_signature=signature, autograph=False)
         self._read_now = tf.function(self._facts, input_signature=signature, autograph=False)
@@ -130,19 +130,23 @@ class OnDemand:
             return {key: example[key] for key in keys}
 
         read = tf.data.Dataset.from_tensor_slices(self._records.read(ids))
-        read = read.map(tf.autograph.experimental.do_not_convert(facts)).batch(len(self)).with_options(autotuning.off())
+        read = (
+            read.map(tf.autograph.experimental.do_not_convert(facts))
+            .batch(tf.size(ids, tf.int64))
+            .with_options(autotuning.off())
+        )
         return read.get_single_element()
 
     # At once.
 
     def pictures(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images and masks of examples; grey and in no class those that are passed over.
+        """Images and masks of examples; grey and in no class those that are skipped.
 
         Raises:
-          DataError: if one cannot be used, and is not passed over.
+          DataError: if one cannot be used, and is not skipped.
         """
         found = self._fetch_now(tf.constant(ids, tf.int64))
-        if not self.passes_over:
+        if not self.skips:
             for i in ids[~found.usable.numpy()].tolist():
                 self.look_at(i)
         return found.images.numpy(), found.masks.numpy()

@@ -125,7 +125,9 @@ class TFRecordFiles(RecordFiles):
         )
         size = positions.shape[0] or tf.shape(positions, tf.int64)[0]
         read = tf.autograph.experimental.do_not_convert(_record)
-        records = tf.data.Dataset.from_tensor_slices(columns).map(read).batch(size, drop_remainder=True)
+        records = (
+            tf.data.Dataset.from_tensor_slices(columns).map(read, RECORDS_AT_ONCE).batch(size, drop_remainder=True)
+        )
         found = records.with_options(autotuning.off()).get_single_element()
         return tf.ensure_shape(found, positions.shape)
 

@@ -51,11 +51,18 @@ class Shard:
 def folder_of(shards: Sequence[Shard], cache_dir: str) -> Path:
     """The folder of the index of some shards: beside them, or under --cache_dir where nothing can be written there."""
     beside = shards[0].file.parent
-    if os.access(beside, os.W_OK) or not missing(shards, beside / FOLDER):
+    written_to = beside / FOLDER if (beside / FOLDER).exists() else beside
+    if os.access(written_to, os.W_OK) or not missing(shards, beside / FOLDER):
         return beside / FOLDER
     place = hashlib.sha256(os.fsencode(beside.absolute())).hexdigest()[:16]  # two copies may have one name
     name = "-".join([*beside.absolute().parts[-3:], place])
     return Path(cache_dir or CACHE_DIR).expanduser().absolute() / FOLDER / name
+
+
+def flag_of(folder: Path, cache_dir: str) -> str:
+    """The flag that chose the folder of an index, for an error; empty where none did."""
+    chosen = cache_dir and folder.is_relative_to(Path(cache_dir).expanduser().absolute())
+    return f"--cache_dir={cache_dir}" if chosen else ""
 
 
 def missing(shards: Iterable[Shard], folder: Path) -> list[Shard]:
@@ -118,7 +125,7 @@ def ensure(shards: Sequence[Shard], cache_dir: str, title: str) -> Path:
             title, sum(shard.count for shard in lacking), len(lacking), folder,
         )  # fmt: skip
         with futures.ThreadPoolExecutor(min(len(lacking), 8)) as executor:
-            write(lacking, folder, executor, flag=f"--cache_dir={cache_dir}" if cache_dir else "")
+            write(lacking, folder, executor, flag=flag_of(folder, cache_dir))
     return folder
 
 

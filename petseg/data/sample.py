@@ -35,18 +35,13 @@ def positions(num_examples: int, count: int, seed: int) -> np.ndarray:
     return np.sort(drawn.numpy())
 
 
-def is_part(num_examples: int, count: int) -> bool:
-    """Whether a sample of so many examples leaves any out: 0 stands for all, and so does what there is not."""
-    return 0 < count < num_examples
-
-
 def sample(examples: "Examples", count: int, seed: int) -> "Examples":
     """A view of `count` examples of a split, in their order; of all, if `count` is 0 or there are no more.
 
     Examples in memory are copied, so that the others need not stay there; of any others nothing is read. Not for
     training, which has an order of its own.
     """
-    if not is_part(len(examples), count):
+    if not 0 < count < len(examples):
         return examples
     ids = positions(len(examples), count, seed)
     in_memory = examples.gather is None
@@ -58,6 +53,7 @@ def sample(examples: "Examples", count: int, seed: int) -> "Examples":
         "gather": _through(ids, examples.gather),
         "gather_anywhere": _through(ids, examples.gather_anywhere),
         "origin": f"{examples.origin}, {count} of {len(examples)} by seed {seed}",
+        "sample": {"seed": seed, "of": len(examples)},
     }
     return dataclasses.replace(examples, **chosen)
 

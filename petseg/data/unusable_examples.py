@@ -67,7 +67,7 @@ def draw(fetch: Fetch, ids: tf.Tensor, substitutes: Callable[[tf.Tensor], tf.Ten
 
 
 class Skipped:
-    """The examples that this process passed over; the input tells of them from threads of its own."""
+    """The examples that this process skipped; the input tells of them from threads of its own."""
 
     def __init__(self) -> None:
         self._lock, self._seen, self._untold = threading.Lock(), set[int](), list[int]()
@@ -91,7 +91,7 @@ class Skipped:
 
     @staticmethod
     def most(count: int) -> int:
-        """How many of so many examples may be passed over."""
+        """How many of so many examples may be skipped."""
         return max(SKIPPED_AT_LEAST, int(SKIPPED_SHARE * count))
 
 
@@ -105,7 +105,7 @@ def ending_in_time(parts: tf.data.Dataset, at_once: int, skipped: Skipped) -> tf
     Args:
       parts: parts of batches with `usable`, bool [b], and `skipped`, int64 [b, ATTEMPTS], which go no further.
       at_once: number of parts of each step, those of the replicas of this host.
-      skipped: is told what was passed over.
+      skipped: is told what was skipped.
     """
     # Before and behind the true ones stand as many that are none.
     none = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), parts.element_spec)

@@ -169,7 +169,8 @@ class Segmenter:
 
     def _results(self, evaluation: Evaluation | None, split: str, examples: Examples) -> dict[str, Any]:
         assert evaluation is not None  # nobody ends it early
-        return split_results(evaluation, self.step, split, self.classes, groups=examples.groups)
+        groups, sample = examples.groups, examples.sample
+        return split_results(evaluation, self.step, split, self.classes, groups=groups, sample=sample)
 
 
 def load(

@@ -21,6 +21,7 @@ def split_results(
     *,
     resolution: str = "",
     groups: Mapping[str, Sequence[str]] | None = None,
+    sample: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """What a results file holds: the counts, and every score that follows from them.
 
@@ -31,12 +32,14 @@ def split_results(
       classes: the classes.
       resolution: resolution at which it was scored, in words.
       groups: the group of each example, for each grouping, such as species.
+      sample: which sample of the split was scored, as `Examples` has it; nothing if all of it was.
     """
     matrix = evaluation.confusion_matrix
     scores = {
         "step": step,
         "split": split,
         "examples": evaluation.examples,
+        **({"sample": dict(sample)} if sample else {}),
         "loss": evaluation.loss,
         **metrics.from_confusion_matrix(matrix, classes),
         "confusion_matrix": matrix.tolist(),

@@ -52,7 +52,7 @@ def load_examples(config: DataConfig) -> tuple[Examples, Examples]:
 def training_batches(
     config: Config, strategy: tf.distribute.Strategy, examples: Examples, *, steps: range, skipped: Skipped
 ) -> Iterator[Any]:
-    """The batches of some steps of a run, dealt to the replicas; `skipped` is told what is passed over."""
+    """The batches of some steps of a run, dealt to the replicas; `skipped` is told what is skipped."""
     return iter(
         input_pipeline.distributed_training_batches(
             strategy,

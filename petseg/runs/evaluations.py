@@ -82,7 +82,10 @@ class Evaluations:
             return None
         split, shown = self._config.data.eval_split, shown_run(self._config)
         classes = self._examples.classes
-        by_run = {run: split_results(evaluation, step, split, classes) for run, evaluation in evaluations.items()}
+        by_run = {
+            run: split_results(evaluation, step, split, classes, sample=self._examples.sample)
+            for run, evaluation in evaluations.items()
+        }
         if self._placement.is_chief:
             if step:
                 with self._stopwatch.timing("checkpoints"):

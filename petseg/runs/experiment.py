@@ -108,7 +108,8 @@ def set_up(config: Config, workdir: WorkDirectory, placement: Placement, signals
     train, evaluation = building.load_examples(config.data)
     workdir.check_classes(train.classes)
     evaluation = sample.sample(evaluation, config.schedule.eval_examples, config.runtime.seed)
-    parts = _build(config, placement.strategy, start, train, evaluation)
+    with input_pipeline.naming_lost_files(train, evaluation):
+        parts = _build(config, placement.strategy, start, train, evaluation)
     signals.call(lambda: parts.requests.stop.assign(1.0))
     experiment = Experiment(config, workdir, placement, signals, parts)
     experiment.restore(start)
@@ -207,6 +208,8 @@ class Experiment:
         self._report = self._open_report(step, owes)
         with contextlib.closing(self._report):
             with self._signals.deferred(), self._naming_lost_input():
+                if step < self._clock.total:
+                    self._unusable_input.check(step)
                 self._begin(step, owes)
                 self._loop(step)
             self._report.finish(self._results)
@@ -292,7 +295,6 @@ class Experiment:
         stopwatch = self._stopwatch
         if step >= self._clock.total:
             return
-        self._unusable_input.check(step)
         steps, skipped = range(step, self._clock.total), self._unusable_input.skipped
         batches = building.training_batches(
             self._config, self._placement.strategy, self._parts.train_examples, steps=steps, skipped=skipped
@@ -313,7 +315,7 @@ class Experiment:
                 self._nonfinite_steps.check()
                 step = self._step()
                 pause = Pause(step, *self.trainer.requested())
-                pause.stop |= self._unusable_input.tell(step)
+                pause.stop |= self._unusable_input.log_skipped(step) and step < self._clock.total
                 for action in actions:
                     if action.due(pause):
                         action.do(pause)
@@ -354,7 +356,8 @@ class Experiment:
         try:
             results = self.evaluations.evaluate(pause.step, self._report)
         except DataError:  # an example cannot be used; the steps before are not lost
-            self._save(pause)
+            if self._placement.cluster is None:  # where only the process that holds it knows, nobody can save
+                self._save(pause)
             raise
         pause.stop, self._results = results is None, results or self._results
         if not pause.stop:

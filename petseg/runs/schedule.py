@@ -66,7 +66,7 @@ class Pause:
 
     Attributes:
       step: number of steps made so far.
-      stop: whether the run ends here, for a signal came; an action may set it.
+      stop: whether the run ends here, for a signal came, or the input can make no next batch; an action may set it.
       save: whether a checkpoint is wanted, whatever its interval says.
     """
 

@@ -131,9 +131,7 @@ class Scorer:
     ):
         self.run, self._score, self._split, self._signals = run, score, split, signals
         self._tile = score.tile_size(run.config.data)
-        whole = run.load(split)
-        self.examples = sample.sample(whole, score.eval_examples, sample_seed)
-        self._sample = {"seed": sample_seed, "of": len(whole)} if len(self.examples) < len(whole) else {}
+        self.examples = sample.sample(run.load(split), score.eval_examples, sample_seed)
         if score.csv and large_splits.is_large(len(self.examples), len(run.classes)):
             logger.warning("--csv=%s: %d images are too many; it gets a sample of them", score.csv, len(self.examples))
         requests = Requests()
@@ -195,15 +193,14 @@ class Scorer:
 
     def _sampled_ids(self) -> np.ndarray | None:
         """The positions in the split of the examples that are scored; None where all are."""
-        if not self._sample:
-            return None
-        return sample.positions(self._sample["of"], len(self.examples), self._sample["seed"])
+        drawn = self.examples.sample
+        return sample.positions(drawn["of"], len(self.examples), drawn["seed"]) if drawn else None
 
     def _differences(self, native: bool) -> list[str]:
         """What is done otherwise than in training."""
         precision, tile = self._score.precision, self._score.tile.replace(",", "x")
         differences = {
-            f"sample{len(self.examples)}": bool(self._sample),
+            f"sample{len(self.examples)}": bool(self.examples.sample),
             "flip": self._score.flip_tta,
             precision: precision != "run",
             "native": native,
@@ -212,9 +209,11 @@ class Scorer:
         return [name for name, is_so in differences.items() if is_so]
 
     def _results(self, evaluation: Evaluation, step: int, resolution: str) -> dict[str, Any]:
-        groups = self.examples.groups
-        scores = split_results(evaluation, step, self._split, self.run.classes, resolution=resolution, groups=groups)
-        return {**scores, "weights": self.run.weights, **({"sample": self._sample} if self._sample else {})}
+        groups, sampled = self.examples.groups, self.examples.sample
+        scores = split_results(
+            evaluation, step, self._split, self.run.classes, resolution=resolution, groups=groups, sample=sampled
+        )
+        return {**scores, "weights": self.run.weights}
 
     def _complete(self, evaluation: Evaluation | None) -> Evaluation:
         if evaluation is None:

@@ -41,7 +41,7 @@ def serving(log):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        assert f"is ready: --data_service=grpc://localhost:{port} --cache=disk" in log.read_text()
+        assert f"is ready: --data_service=grpc://localhost:{port} --cache=disk (or none)" in log.read_text()
         yield process, f"localhost:{port}"
     finally:
         process.kill()

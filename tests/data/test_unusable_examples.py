@@ -117,11 +117,11 @@ def test_an_evaluation_stops_whatever_the_flag_says(spoiled):
         list(dataset)
 
 
-def test_where_it_is_passed_over_an_example_is_grey_and_in_no_class(spoiled):
+def test_where_it_is_skipped_an_example_is_grey_and_in_no_class(spoiled):
     examples = loaded(spoiled, skip=True)
     assert (examples.images[3:6].mean(axis=(1, 2, 3)) == [30, 128, 50]).all()
     assert (examples.masks[np.array([7, 8])].max(axis=(1, 2, 3)) == [255, 1]).all()
 
 
-def test_few_may_be_passed_over():
+def test_few_may_be_skipped():
     assert (Skipped.most(100), Skipped.most(100_000)) == (10, 1000)

@@ -86,24 +86,31 @@ def test_the_run_ends_before_the_example_and_goes_on_when_that_is_mended(config,
     assert_equal(tensors(config), tensors(undisturbed))
 
 
-def test_what_is_passed_over_is_told_and_bounded(config, tmp_path, caplog):
+def test_what_is_skipped_is_told_and_bounded(config, tmp_path, caplog):
     spoil(tmp_path / "data", 5)
     config = changed(config, "data", on_bad_example="skip")
     examples = decoding.load(config.data, "train", for_training=True)
     told = UnusableInput(config, Placement(tf.distribute.get_strategy()), examples, lambda: "the start")
     told.skipped.add(np.array([5, NONE, 5]))
     with caplog.at_level("WARNING", logger="petseg"):
-        assert not told.tell(2)
-        assert not told.tell(4)
-    assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith("passed over by step 2: synthetic_pets, split train, example 5 (")
-    assert caplog.messages[0].endswith("(1 of 10 so far)")
+        assert not told.log_skipped(2)
+        assert not told.log_skipped(4)
+    (line,) = [message for message in caplog.messages if message.startswith("skipped")]
+    assert line.startswith("skipped by step 2: synthetic_pets, split train, example 5 (")
+    assert line.endswith("(1 of 10 so far)")
     told.check(4)
     told.skipped.add(np.arange(10, 20))
-    assert told.tell(6)
-    with pytest.raises(DataError, match=r"step 6: 11 examples were passed over; must be at most 10 of .* the start"):
+    assert told.log_skipped(6)
+    with pytest.raises(DataError, match=r"step 6: 11 examples were skipped; must be at most 10 of .* the start"):
         told.explain(6, stopped_by=None)
     told.explain(6, stopped_by=15)  # by a signal
+
+
+def test_an_example_that_can_be_used_by_now_is_no_signal(config):
+    examples = decoding.load(config.data, "train", for_training=True)
+    told = UnusableInput(config, Placement(tf.distribute.get_strategy()), examples, lambda: "the start")
+    with pytest.raises(DataError, match=r"step 6: an example could not be used, and now can; .* the start"):
+        told.explain(6, stopped_by=None)
 
 
 def program(config, **flags):
@@ -126,7 +133,7 @@ def test_killed_while_another_takes_its_place_a_run_ends_in_the_same_bits(config
     killed.wait()
     _, stderr = whole.communicate(timeout=120)
     assert whole.returncode == 0, stderr
-    (line,) = [line for line in stderr.splitlines() if "passed over" in line]
+    (line,) = [line for line in stderr.splitlines() if "skipped by step" in line]
     assert f"example {bad} (" in line
     resumed = program(config)
     _, stderr = resumed.communicate(timeout=120)
