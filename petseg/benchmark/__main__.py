@@ -311,14 +311,17 @@ def _first_step_flags(scratch: Path) -> list[str]:
 def _flags_for_all() -> list[str]:
     """The command line, without the flags that say what to measure; each with or without a "=" before its value."""
     groups = (MeasureConfig, TimeToConfig, DecodingConfig, ScalingConfig)
-    own = {field.name for group in groups for field in dataclasses.fields(group)}
+    fields = [field for group in groups for field in dataclasses.fields(group)]
+    own = {field.name for field in fields}
+    without_value = {f"{no}{field.name}" for field in fields if field.type is bool for no in ("", "no")}
     kept, keeps = [], True
     for argument in sys.argv[1:]:
         name, equals, _ = argument.lstrip("-").partition("=")
-        is_own = argument.startswith("-") and name in own
+        is_own = argument.startswith("-") and name in own | without_value
         if keeps and not is_own:
             kept.append(argument)
-        keeps = not is_own or bool(equals)  # whether what follows is no value of a flag that is left out
+        # Whether what follows is no value of a flag that is left out.
+        keeps = not is_own or bool(equals) or name in without_value
     return kept
 
 

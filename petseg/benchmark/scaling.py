@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import multiprocessing
+import multiprocessing.connection
 import os
 import socket
 import threading
@@ -262,20 +263,25 @@ def _answers(works: Sequence[tuple[Any, ...]]) -> list[Any]:
             process.start()
             theirs.close()
             started.append((process, ours))
-        answers = []
-        for _, connection in started:
-            try:
-                answer = connection.recv()
-            except EOFError:
-                raise PetsegError("--measure=scaling: a process ended before it answered") from None
-            if "failed" in answer:
-                raise PetsegError(f"--measure=scaling: {answer['failed']}")
-            answers.append(answer["measured"])
-        return answers
+        answers: dict[Any, list[dict[str, Any]]] = {}
+        while len(answers) < len(started):
+            for connection in multiprocessing.connection.wait([each for _, each in started if each not in answers]):
+                answers[connection] = _answer(connection)
+        return [answers[connection] for _, connection in started]
     finally:
         for process, _ in reversed(started):  # the first last, for the others would say that it is gone
             process.kill()
             process.join()
+
+
+def _answer(connection: Any) -> list[dict[str, Any]]:
+    try:
+        answer = connection.recv()
+    except EOFError:
+        raise PetsegError("--measure=scaling: a process ended before it answered") from None
+    if "failed" in answer:
+        raise PetsegError(f"--measure=scaling: {answer['failed']}")
+    return answer["measured"]
 
 
 def _serve(connection: Any, name: str, environment: Mapping[str, str], *arguments: Any) -> None:

@@ -196,9 +196,9 @@ class OnDemand:
         names = self._read_now(tf.constant(ids, tf.int64))["name"].numpy()
         return [self._name(position, name) for position, name in zip(ids.tolist(), names, strict=True)]
 
-    def labels(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
-        """The labels of all examples at some keys, int64 [N]."""
-        parts = [self._read_now(tf.constant(ids, tf.int64)) for ids in _in_turn(len(self))] if keys else []
+    def labels(self, keys: Sequence[str], ids: Sequence[int]) -> dict[str, np.ndarray]:
+        """The labels of K examples at some keys, int64 [K]."""
+        parts = [self._read_now(tf.constant(some, tf.int64)) for some in _in_turn(ids)] if keys else []
         return {key: np.concatenate([part[key].numpy() for part in parts]) for key in keys}
 
     def same_as(self, other: "OnDemand") -> bool:
@@ -223,16 +223,24 @@ class Names(Sequence[str]):
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, slice):
-            return tuple(name for ids in _in_turn(len(self), key) for name in self._examples.name_of(ids))
+            return tuple(self.of(range(len(self))[key]))
         position = range(len(self))[key]
         return self._examples.name_of(np.array([position]))[0]
 
     def __iter__(self) -> Iterator[str]:
-        for ids in _in_turn(len(self)):
-            yield from self._examples.name_of(ids)
+        return self.of(range(len(self)))
+
+    def of(self, ids: Sequence[int]) -> Iterator[str]:
+        """The names of some examples, read a few at a time."""
+        for some in _in_turn(ids):
+            yield from self._examples.name_of(some)
+
+    def are_those_of(self, other: object) -> bool:
+        """Whether both are the names of one split, in the same files; reads nothing."""
+        return isinstance(other, Names) and self._examples.same_as(other._examples)
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, Names) and self._examples.same_as(other._examples):
+        if self.are_those_of(other):
             return True
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(str.__eq__, self, other))
 
@@ -242,8 +250,9 @@ class Names(Sequence[str]):
 class Groups(Mapping[str, tuple[str, ...]]):
     """Class labels in which examples differ, which are read when they are asked for, by a pass over the records."""
 
-    def __init__(self, examples: OnDemand, label_names: Mapping[str, Sequence[str]]):
+    def __init__(self, examples: OnDemand, label_names: Mapping[str, Sequence[str]], ids: Sequence[int] | None = None):
         self._examples, self._label_names = examples, label_names
+        self._ids = range(len(examples)) if ids is None else ids
         self._found: dict[str, tuple[str, ...]] | None = None
 
     def __getitem__(self, key: str) -> tuple[str, ...]:
@@ -255,9 +264,13 @@ class Groups(Mapping[str, tuple[str, ...]]):
     def __len__(self) -> int:
         return len(self._read())
 
+    def of(self, ids: np.ndarray) -> "Groups":
+        """Those of some examples."""
+        return Groups(self._examples, self._label_names, ids.tolist())
+
     def _read(self) -> dict[str, tuple[str, ...]]:
         if self._found is None:
-            self._found = groups_of(self._label_names, self._examples.labels([*self._label_names]))
+            self._found = groups_of(self._label_names, self._examples.labels([*self._label_names], self._ids))
         return self._found
 
 
@@ -311,7 +324,6 @@ def _where(usable: tf.Tensor, pictures: tf.Tensor, filling: int) -> tf.Tensor:
     return tf.where(usable[:, None, None, None], pictures, tf.constant(filling, pictures.dtype))
 
 
-def _in_turn(count: int, rows: slice = slice(None)) -> Iterator[np.ndarray]:
-    positions = range(count)[rows]
-    for first in range(0, len(positions), READ_AT_ONCE):
-        yield np.array(positions[first : first + READ_AT_ONCE], np.int64)
+def _in_turn(ids: Sequence[int]) -> Iterator[np.ndarray]:
+    for first in range(0, len(ids), READ_AT_ONCE):
+        yield np.array(ids[first : first + READ_AT_ONCE], np.int64)

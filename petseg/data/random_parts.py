@@ -32,13 +32,12 @@ class RandomParts:
     def of_files(cls, size: tuple[int, int], files: Iterable[bytes], count: int) -> "RandomParts":
         """Looks up the sizes of so many pictures in the headers of their files.
 
-        What cannot be read has size 1 x 1; whoever decodes it says what is wrong with it.
+        What is no picture has size 1 x 1; whoever decodes it says what is wrong with it.
         """
         sizes = np.ones((count, 2), np.int32)
-        with contextlib.suppress(tf.errors.OpError):
-            for i, file in enumerate(files):
-                with contextlib.suppress(Exception), Image.open(io.BytesIO(file)) as picture:
-                    sizes[i] = picture.height, picture.width
+        for i, file in enumerate(files):
+            with contextlib.suppress(Exception), Image.open(io.BytesIO(file)) as picture:
+                sizes[i] = picture.height, picture.width
         return cls(size, sizes)
 
     @property

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
+from petseg.data.on_demand import Groups, Names
+
 if TYPE_CHECKING:
     from petseg.data.decoding import Examples, Gather
 
@@ -49,7 +51,7 @@ def sample(examples: "Examples", count: int, seed: int) -> "Examples":
         "images": examples.images[ids] if in_memory else _ChosenPictures(examples.images, ids),
         "masks": examples.masks[ids] if in_memory else _ChosenPictures(examples.masks, ids),
         "names": _ChosenItems(examples.names, ids),
-        "groups": _ChosenGroups(examples.groups, ids),
+        "groups": _chosen_groups(examples.groups, ids),
         "gather": _through(ids, examples.gather),
         "gather_anywhere": _through(ids, examples.gather_anywhere),
         "origin": f"{examples.origin}, {count} of {len(examples)} by seed {seed}",
@@ -99,10 +101,17 @@ class _ChosenItems(Sequence[str]):
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, slice):
-            return tuple(self._items[i] for i in self._ids[key].tolist())
+            return tuple(_ChosenItems(self._items, self._ids[key]))
         return self._items[int(self._ids[key])]
 
+    def __iter__(self) -> Iterator[str]:
+        ids = self._ids.tolist()
+        return self._items.of(ids) if isinstance(self._items, Names) else (self._items[i] for i in ids)
+
     def __eq__(self, other: object) -> bool:
+        mine = self._items
+        if isinstance(other, _ChosenItems) and isinstance(mine, Names) and mine.are_those_of(other._items):
+            return np.array_equal(self._ids, other._ids)
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(str.__eq__, self, other))
 
     __hash__ = None  # type: ignore[assignment]
@@ -122,6 +131,10 @@ class _ChosenGroups(Mapping[str, Sequence[str]]):
 
     def __getitem__(self, key: str) -> Sequence[str]:
         return _ChosenItems(self._groups[key], self._ids)
+
+
+def _chosen_groups(groups: Mapping[str, Sequence[str]], ids: np.ndarray) -> Mapping[str, Sequence[str]]:
+    return groups.of(ids) if isinstance(groups, Groups) else _ChosenGroups(groups, ids)
 
 
 def _through(ids: np.ndarray, gather: "Gather | None") -> "Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]] | None":

@@ -1,8 +1,9 @@
 """Which examples of a data set are to be decoded, at which size: what every way to keep them starts from."""
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
@@ -13,7 +14,7 @@ from petseg.data.catalog import ARRAY_RECORD, TFRECORD, DataSet
 from petseg.data.random_parts import RandomParts
 from petseg.data.record_files import ArrayRecordFiles, RecordFiles, TFRecordFiles
 from petseg.data.resizing import Resizing
-from petseg.errors import DataError
+from petseg.errors import DataError, one_line
 from petseg.runtime import strategies
 
 DECODED_AT_ONCE = 16  # pictures whose pixels are in memory at one time: 24 megapixels take 360 MiB while one is resized
@@ -59,7 +60,8 @@ class Source:
         """The same pictures, not cut to the network's size, but laid on canvases that hold the largest."""
         logger.info("%s: the headers of %d pictures are read, for their sizes", self.split, self.count)
         files = self.undecoded().map(lambda example: example["image"]).as_numpy_iterator()
-        parts = RandomParts.of_files(self.resizing.size, files, self.count)
+        with self._naming_unreadable_files():
+            parts = RandomParts.of_files(self.resizing.size, files, self.count)
         return dataclasses.replace(self, resizing=Resizing(parts.canvas, "crop"), parts=parts)
 
     def decoding_smaller(self) -> "Source":
@@ -68,13 +70,22 @@ class Source:
         Raises:
           DataError: if there seem to be no JPEGs among them.
         """
-        first = [example["image"] for example in self.undecoded().take(LOOKED_AT)]
+        with self._naming_unreadable_files():
+            first = [example["image"] for example in self.undecoded().take(LOOKED_AT)]
         if not any(tf.io.is_jpeg(file) for file in first):
             raise DataError(
                 f"--decode=scaled: {self.origin}: none of the first {len(first)} pictures is a JPEG file, and no other "
                 "format can be decoded smaller than it is; must be full"
             )
         return dataclasses.replace(self, scaled=True)
+
+    @contextlib.contextmanager
+    def _naming_unreadable_files(self) -> Iterator[None]:
+        try:
+            yield
+        except tf.errors.OpError as error:
+            where = f"{self.data_set.name}, split {self.split}: the files under {self.data_set.builder.data_path}"
+            raise DataError(f"{where} cannot be read: {one_line(error)}") from error
 
     @property
     def count(self) -> int:

@@ -394,10 +394,7 @@ class Experiment:
         return self.checkpoints.newest() or "the start"
 
     def _example_ids(self, step: int, positions: np.ndarray) -> np.ndarray:
-        return example_order.example_ids(
-            tf.constant(step, tf.int64),
-            tf.constant(positions, tf.int64),
-            num_examples=len(self._parts.train_examples),
-            batch_size=self._config.data.batch_size,
-            seed=self._config.runtime.seed,
-        ).numpy()
+        examples, size, seed = self._parts.train_examples, self._config.data.batch_size, self._config.runtime.seed
+        where = tf.constant(step, tf.int64), tf.constant(positions, tf.int64)
+        with tf.device("cpu:0"):
+            return input_pipeline.part_of_batch(examples, *where, batch_size=size, seed=seed)["example_id"].numpy()
