@@ -181,13 +181,13 @@ def test_examples_wait_where_the_run_keeps_them_or_where_it_is_said(trained, tmp
 
     def watched(name):
         genuine = getattr(decoding, name)
-        monkeypatch.setattr(decoding, name, lambda *args: (used.append(name), genuine(*args))[1])
+        monkeypatch.setattr(decoding, name, lambda *args, **options: (used.append(name), genuine(*args, **options))[1])
 
-    for name in ("_in_memory", "_on_disk", "_in_its_records"):
+    for name in ("_in_memory", "_on_disk", "_on_demand"):
         watched(name)
     for options in ({}, {"cache": "none"}, {"cache": "memory"}, {"cache_dir": str(tmp_path / "b")}):
         scored += score(run, **options)
-    assert used == ["_on_disk", "_in_its_records", "_in_memory", "_on_disk"]
+    assert used == ["_on_disk", "_on_demand", "_in_memory", "_on_disk"]
     assert all(results["confusion_matrix"] == scored[0]["confusion_matrix"] for results in scored)
     assert len(list((tmp_path / "a").iterdir())) == len(list((tmp_path / "b").iterdir())) == 1
 
