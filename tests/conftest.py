@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -129,16 +128,26 @@ def tiny_flags(data_dir: Path, workdir: Path) -> list[str]:
 
 
 _strategies = itertools.count(1)
+_make_strategy = tf.distribute.MirroredStrategy.__init__
+
+
+def _make_strategy_of_its_own(self: Any, *arguments: Any, **options: Any) -> None:
+    """TensorFlow remembers a group of collective operations by its number, and strategies of one process share numbers.
+
+    A group of another size under a number that was used breaks all collective operations of the process.
+    """
+    type(self)._collective_key_base = 1000 * next(_strategies)
+    _make_strategy(self, *arguments, **options)
+
+
+tf.distribute.MirroredStrategy.__init__ = _make_strategy_of_its_own
 
 
 def replicas(number: int) -> tf.distribute.Strategy:
     """A strategy over so many virtual CPUs."""
     if number == 1:
         return tf.distribute.OneDeviceStrategy("/cpu:0")
-    # TensorFlow remembers a group of collective operations by its number, and strategies of one process share numbers;
-    # those of whole runs, which all have the same devices, keep the numbers they have.
-    with mock.patch.object(tf.distribute.MirroredStrategy, "_collective_key_base", 1000 * next(_strategies)):
-        return tf.distribute.MirroredStrategy([f"cpu:{i}" for i in range(number)])
+    return tf.distribute.MirroredStrategy([f"cpu:{i}" for i in range(number)])
 
 
 def run_program(script: str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
