@@ -235,7 +235,7 @@ def scalars_of(results: Mapping[str, object]) -> dict[str, float]:
     scalars = {}
     for name, value in results.items():
         if isinstance(value, Mapping):
-            scalars.update({f"{name}/{key}": float(part) for key, part in value.items()})
+            scalars.update({f"{name}/{key}": part for key, part in value.items() if isinstance(part, float)})
         elif isinstance(value, float):
             scalars[name] = value
     return scalars

@@ -213,7 +213,7 @@ class Experiment:
                 self._begin(step, owes)
                 self._loop(step)
             self._report.finish(self._results)
-        self._placement.barrier()  # nobody leaves while another one works
+        self._placement.leave_together()  # nobody ends while another one works
         return self._results
 
     def _say_where_it_stands(self, step: int) -> None:

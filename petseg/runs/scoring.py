@@ -80,7 +80,7 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
             rows += scored.rows
         if score.csv and placement.is_chief:
             write_csv(score.csv, rows)
-        placement.barrier()
+        placement.leave_together()
     return found
 
 

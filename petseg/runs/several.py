@@ -77,7 +77,7 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
             if score.csv:
                 rows = [{"run": str(Path(each.path).parents[1]), **row} for each in ours.runs for row in each.rows]
                 scoring.write_csv(score.csv, rows)
-        placement.barrier()
+        placement.leave_together()
     return [results for run in ours.runs for results in run.results]
 
 

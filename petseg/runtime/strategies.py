@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Iterator
 
 import tensorflow as tf
@@ -12,6 +13,7 @@ from petseg.errors import ClusterError, ConfigError
 from petseg.runtime import cluster_membership
 from petseg.runtime.cpus import usable_cpus
 
+LINGER_SECONDS = 1.0
 REFUSED = {
     "central_storage": "Keras 3's batch norms do not work under it; must be mirrored, which computes the same",
     "parameter_server": "its workers update the weights without waiting for each other, so N of them do not compute "
@@ -58,6 +60,15 @@ class Placement:
     def barrier(self) -> None:
         """Returns when all processes are here."""
         self.gather(0)
+
+    def leave_together(self) -> None:
+        """Returns when all processes are here, and may end.
+
+        TensorFlow's processes fetch from each other: who has heard of all may still be asked by the chief.
+        """
+        self.barrier()
+        if not self.is_chief:
+            time.sleep(LINGER_SECONDS)
 
     def description(self) -> str:
         """The devices that compute, in words, such as "2 GPUs (NVIDIA A100-SXM4-40GB), mirrored"."""
