@@ -26,6 +26,7 @@ from typing import Any
 from petseg.benchmark import decoding_speed, scaling, scaling_tables, time_to
 from petseg.benchmark.decoding_speed import DecodingConfig
 from petseg.benchmark.scaling import ScalingConfig
+from petseg.benchmark.spread import spread
 from petseg.benchmark.time_to import TimeToConfig
 from petseg.config import Config, command_line
 from petseg.config.model_config import DECODERS, ENCODERS
@@ -335,7 +336,7 @@ def _table_of_speeds(rows: Sequence[Mapping[str, Any]]) -> str:
         first, this = (row[f"images_per_second{suffix}"] for suffix in ("_of_first", ""))
         ratio = statistics.harmonic_mean(first) / statistics.harmonic_mean(this)
         lines.append(
-            f"| {row['title']} | {_spread(row['images_per_second'], 1)} | {_spread(row['first_over_this'], 2)} "
+            f"| {row['title']} | {spread(row['images_per_second'], 1)} | {spread(row['first_over_this'], 2)} "
             f"| {ratio:.2f} | {row['memory']:.0f} | {row['ready_after']:.0f} |"
         )
     if "data_memory" in rows[0]:
@@ -360,12 +361,7 @@ def _table_of_limit(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _table_of_programs(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| | seconds |", "| --- | --- |"]
-    return "\n".join([*lines, *(f"| {row['title']} | {_spread(row['seconds'], 1)} |" for row in rows)])
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    low, high = min(values), max(values)
-    return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    return "\n".join([*lines, *(f"| {row['title']} | {spread(row['seconds'], 1)} |" for row in rows)])
 
 
 TABLES = {

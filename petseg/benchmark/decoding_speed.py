@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from petseg.benchmark.spread import spread
 from petseg.config import DataConfig
 from petseg.config.options import Group, option
 from petseg.errors import ConfigError, DataError
@@ -121,13 +122,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     for row in rows:
         numbers = " | ".join(str(row["cores"][speed]) for speed in speeds)
-        wall, cores = (_spread(row[f"images_per_{unit}"]) for unit in ("second", "core_second"))
+        wall, cores = (spread(row[f"images_per_{unit}"]) for unit in ("second", "core_second"))
         lines.append(f"| {row['title']} | {wall} | {cores} | {numbers} |")
     return "\n".join([*lines, "", f"cores: {SPARE:.0%} more than just keep up"])
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.0f} ({min(values):.0f} to {max(values):.0f})"
 
 
 def _lanes(data: DataConfig, stack: contextlib.ExitStack, services: int) -> Iterator[tuple[str, Lane]]:
@@ -245,8 +242,7 @@ def _service(number: int) -> Iterator[tuple[Any, str]]:
     """A data service in a process of its own, kept to one core where the system can do that, and its address."""
     import psutil
 
-    with sockets.listen(0) as free:
-        port = free.getsockname()[1]
+    (port,) = sockets.free_ports(1)
     command = [sys.executable, "-m", "petseg.data.service", f"--port={port}", "--host=localhost"]
     with _on_core(number):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

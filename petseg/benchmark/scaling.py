@@ -12,7 +12,6 @@ import math
 import multiprocessing
 import multiprocessing.connection
 import os
-import socket
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ from petseg.benchmark.scaling_model import (
 from petseg.config import Config
 from petseg.config.options import Group, option
 from petseg.errors import ConfigError, PetsegError
-from petseg.runtime import startup
+from petseg.runtime import sockets, startup
 from petseg.runtime.cpus import usable_cpus
 
 MOST_GPUS = 1024
@@ -233,7 +232,7 @@ def _of_processes(kind: str, number: int, configs: Sequence[Config], scaling: Sc
     """What one process says of its replicas, or the first of several workers of theirs."""
     if kind == REPLICAS:
         return _answers([("serve", {}, configs, scaling.scaling_steps)])[0]
-    addresses = _free_addresses(number)
+    addresses = [f"localhost:{port}" for port in sockets.free_ports(number)]
     cluster = {"worker": addresses}
     tasks = [{"cluster": cluster, "task": {"type": "worker", "index": index}} for index in range(number)]
     return _answers([("serve", {"TF_CONFIG": json.dumps(task)}, configs, scaling.scaling_steps) for task in tasks])[0]
@@ -242,14 +241,6 @@ def _of_processes(kind: str, number: int, configs: Sequence[Config], scaling: Sc
 def _input_per_host(plain: Config) -> float:
     config = plain.changed(distribution={"strategy": "one_device", "num_devices": 0, "virtual_devices": 0})
     return _answers([("serve_input", {}, config, 100)])[0]
-
-
-def _free_addresses(number: int) -> list[str]:
-    sockets = [socket.create_server(("", 0)) for _ in range(number)]
-    addresses = [f"localhost:{server.getsockname()[1]}" for server in sockets]
-    for server in sockets:
-        server.close()
-    return addresses
 
 
 def _answers(works: Sequence[tuple[Any, ...]]) -> list[Any]:

@@ -113,8 +113,7 @@ class DataSet:
         """
         if self.file_format == ARRAY_RECORD:  # which TensorFlow cannot read
             records = ArrayRecordFiles(self.stretches(split))
-            parser = tf.autograph.experimental.do_not_convert(self.parser())
-            return records.in_order(range(len(records))).map(parser).with_options(autotuning.off())
+            return self.parsed(records.in_order(range(len(records))))
         examples = self.builder.as_dataset(
             split=split,
             decoders=self._undecoded(),
@@ -139,6 +138,11 @@ class DataSet:
             Stretch(Path(part.filename), part.skip, part.take, part.examples_in_shard)
             for part in self.builder.info.splits[split].file_instructions
         ]
+
+    def parsed(self, records: tf.data.Dataset) -> tf.data.Dataset:
+        """Records -> examples as `raw_examples` gives them."""
+        parser = tf.autograph.experimental.do_not_convert(self.parser())
+        return records.map(parser).with_options(autotuning.off())
 
     def parser(self) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
         """Record -> example as `raw_examples` gives it."""

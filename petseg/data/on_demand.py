@@ -275,7 +275,7 @@ class Groups(Mapping[str, tuple[str, ...]]):
 
 
 class Decoded:
-    """Images, or masks, that are decoded whenever they are indexed; uint8 [N, H, W, C].
+    """Images, or masks, that are decoded, or fetched, whenever they are indexed; uint8 [N, H, W, C].
 
     Args:
       read: positions int64 [K] -> uint8 [K, H, W, C].

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from petseg.data.on_demand import Groups, Names
+from petseg.data.on_demand import Decoded, Groups, Names
 
 if TYPE_CHECKING:
     from petseg.data.decoding import Examples, Gather
@@ -48,8 +48,8 @@ def sample(examples: "Examples", count: int, seed: int) -> "Examples":
     ids = positions(len(examples), count, seed)
     in_memory = examples.gather is None
     chosen: dict[str, Any] = {
-        "images": examples.images[ids] if in_memory else _ChosenPictures(examples.images, ids),
-        "masks": examples.masks[ids] if in_memory else _ChosenPictures(examples.masks, ids),
+        "images": examples.images[ids] if in_memory else _chosen_pictures(examples.images, ids),
+        "masks": examples.masks[ids] if in_memory else _chosen_pictures(examples.masks, ids),
         "names": _ChosenItems(examples.names, ids),
         "groups": _chosen_groups(examples.groups, ids),
         "gather": _through(ids, examples.gather),
@@ -70,24 +70,6 @@ def only(dataset: tf.data.Dataset, ids: np.ndarray) -> tf.data.Dataset:
 
     numbered = dataset.take(int(ids[-1]) + 1).enumerate().filter(is_wanted)
     return numbered.map(tf.autograph.experimental.do_not_convert(lambda _, element: element))
-
-
-class _ChosenPictures:
-    """Images or masks, uint8 [K, H, W, C], at some positions of those of a split, fetched when they are indexed."""
-
-    dtype = np.dtype(np.uint8)
-
-    def __init__(self, pictures: Any, ids: np.ndarray):
-        self._pictures, self._ids = pictures, ids
-        self.shape = (len(ids), *pictures.shape[1:])
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def __getitem__(self, key: Any) -> np.ndarray:
-        rows, *rest = key if isinstance(key, tuple) else (key,)
-        chosen = (self._ids[rows], *rest)
-        return self._pictures[chosen]
 
 
 class _ChosenItems(Sequence[str]):
@@ -131,6 +113,10 @@ class _ChosenGroups(Mapping[str, Sequence[str]]):
 
     def __getitem__(self, key: str) -> Sequence[str]:
         return _ChosenItems(self._groups[key], self._ids)
+
+
+def _chosen_pictures(pictures: Any, ids: np.ndarray) -> Decoded:
+    return Decoded(lambda rows: pictures[ids[rows]], (len(ids), *pictures.shape[1:]))
 
 
 def _chosen_groups(groups: Mapping[str, Sequence[str]], ids: np.ndarray) -> Mapping[str, Sequence[str]]:

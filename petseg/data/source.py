@@ -108,8 +108,7 @@ class Source:
     def undecoded(self) -> tf.data.Dataset:
         """The examples one after the other, as `DataSet.raw_examples` gives them."""
         if self.records is not None:
-            parser = tf.autograph.experimental.do_not_convert(self.data_set.parser())
-            return self.records.in_order(self.positions).map(parser)
+            return self.data_set.parsed(self.records.in_order(self.positions))
         return self.data_set.raw_examples(self.split).take(self.positions.stop).shard(self.positions.step, 0)
 
     def decode(self, example: dict[str, tf.Tensor], keys: Sequence[str] = ()) -> dict[str, tf.Tensor]:

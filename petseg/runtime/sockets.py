@@ -1,5 +1,6 @@
 """Who listens at an address, and listening at a port, in IPv4 and IPv6 alike."""
 
+import contextlib
 import socket
 import time
 from collections.abc import Callable
@@ -25,6 +26,12 @@ def listen(port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     return socket.create_server(("", port), family=family, dualstack_ipv6=family == socket.AF_INET6)
+
+
+def free_ports(number: int) -> list[int]:
+    """Ports at which nobody listens; another process may take one before it is used."""
+    with contextlib.ExitStack() as stack:
+        return [stack.enter_context(listen(0)).getsockname()[1] for _ in range(number)]
 
 
 def wait_until_all_answer(
