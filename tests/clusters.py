@@ -1,15 +1,6 @@
-"""Clusters on the loopback interface: ports, and the environments of their processes."""
+"""Clusters on the loopback interface: the environments of their processes."""
 
 import json
-import socket
-
-
-def free_ports(number):
-    sockets = [socket.create_server(("", 0)) for _ in range(number)]
-    ports = [server.getsockname()[1] for server in sockets]
-    for server in sockets:
-        server.close()
-    return ports
 
 
 def tf_config(addresses, index, job="worker"):

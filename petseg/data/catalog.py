@@ -21,7 +21,7 @@ from petseg import files
 from petseg.classes import PETS, Classes
 from petseg.config import DataConfig
 from petseg.config.data_config import FOLDER, check_dataset_name
-from petseg.data.record_files import ArrayRecordFiles, Stretch
+from petseg.data.records.record_files import ArrayRecordFiles, Stretch
 from petseg.errors import DataError, one_line
 from petseg.runtime import autotuning
 
@@ -199,9 +199,9 @@ def open_data(config: DataConfig, classes: Classes | None = None) -> DataSet:
       DataError: if the data set is unknown, can neither be found nor be downloaded, or lacks images, masks or classes.
     """
     if config.dataset == FOLDER:
-        from petseg.data import folder
+        from petseg.data.folders import folder_copy
 
-        builder, classes = folder.prepare(config, classes)
+        builder, classes = folder_copy.prepare(config, classes)
         return DataSet(config.dataset, builder, classes, holds_ids=True)
     classes = classes or _named_classes(config)
     builder = prepare(config.dataset, config.data_dir)

@@ -15,12 +15,12 @@ from petseg.classes import Classes
 from petseg.config import DataConfig, command_line
 from petseg.config.data_config import FOLDER
 from petseg.config.options import Group, option
-from petseg.data import folder_files, folder_layout, mask_values
-from petseg.data.faults import Fault
-from petseg.data.inspection import Inspection
-from petseg.data.mask_values import Coding
+from petseg.data.folders import folder_files, folder_layout, mask_values
+from petseg.data.folders.faults import Fault
+from petseg.data.folders.inspection import Inspection
+from petseg.data.folders.mask_values import Coding
+from petseg.data.folders.pair_files import PairFiles
 from petseg.data.overlays import Overlays
-from petseg.data.pair_files import PairFiles
 from petseg.errors import ConfigError, DataError
 from petseg.runtime import startup
 

@@ -13,9 +13,10 @@ import tensorflow as tf
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
-from petseg.data import catalog, faults, pair_decoding, sample
+from petseg.data import catalog, pair_decoding, sample
 from petseg.data.catalog import TFRECORD
 from petseg.data.disk_cache import Cache
+from petseg.data.folders import faults
 from petseg.data.on_demand import Decoded, OnDemand, groups_of
 from petseg.data.pair_decoding import UnusableExampleError
 from petseg.data.random_parts import RandomParts

@@ -41,7 +41,8 @@ def main(config: IndexConfig) -> None:
       PetsegError: if the data set cannot be had or read, or the index cannot be written.
     """
     startup.load_tensorflow(show_greetings=config.index.debug)  # after the flags are checked
-    from petseg.data import catalog, record_index
+    from petseg.data import catalog
+    from petseg.data.records import record_index
 
     data_set = catalog.open_data(config.data)
     if data_set.file_format != catalog.TFRECORD:

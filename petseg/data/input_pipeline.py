@@ -18,7 +18,7 @@ from petseg.data import service_client, unusable_examples
 from petseg.data.decoding import TENSOR_ALIGNMENT, Examples, Gather
 from petseg.data.example_order import example_ids, steps_per_epoch, substitute_ids
 from petseg.data.on_demand import Fetch
-from petseg.data.record_files import UNREADABLE
+from petseg.data.records.record_files import UNREADABLE
 from petseg.data.unusable_examples import Skipped
 from petseg.errors import ConfigError, DataError, one_line
 from petseg.runtime import autotuning

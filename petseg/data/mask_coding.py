@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from petseg.classes import UNKNOWN, Classes
-from petseg.data import mask_values
+from petseg.data.folders import mask_values
 
 NONE = -1
 

@@ -15,7 +15,7 @@ from petseg.classes import IGNORED
 from petseg.data import pair_decoding
 from petseg.data.numpy_resizing import GREY
 from petseg.data.pair_decoding import UnusableExampleError
-from petseg.data.record_files import RecordFiles
+from petseg.data.records.record_files import RecordFiles
 from petseg.data.source import Source, parallel_decodes
 from petseg.errors import DataError, one_line
 from petseg.runtime import autotuning

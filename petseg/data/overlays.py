@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from petseg.classes import IGNORED, Classes
-from petseg.data.pair_files import PairFiles
+from petseg.data.folders.pair_files import PairFiles
 
 TILE_WIDTH, TILES_ACROSS, GAP = 240, 3, 8  # pixels, pairs, pixels
 LINE = 18  # pixels of a line of text

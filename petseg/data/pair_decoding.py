@@ -6,8 +6,9 @@ from typing import Any
 import tensorflow as tf
 
 from petseg.classes import Classes
-from petseg.data import mask_coding, mask_values
+from petseg.data import mask_coding
 from petseg.data.catalog import DataSet
+from petseg.data.folders import mask_values
 from petseg.data.resizing import Resizing
 from petseg.errors import DataError
 

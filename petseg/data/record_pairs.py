@@ -8,10 +8,11 @@ from PIL import Image
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
-from petseg.data import catalog, folder_files, pair_files
+from petseg.data import catalog
 from petseg.data.catalog import DataSet
-from petseg.data.mask_values import PALETTED, Coding
-from petseg.data.pair_files import PairFiles
+from petseg.data.folders import folder_files, pair_files
+from petseg.data.folders.mask_values import PALETTED, Coding
+from petseg.data.folders.pair_files import PairFiles
 
 
 def read_all(config: DataConfig) -> tuple[str, dict[str, int], Classes, Iterator[tuple[str, PairFiles]]]:

@@ -12,7 +12,7 @@ from petseg.config import DataConfig
 from petseg.data import catalog, pair_decoding
 from petseg.data.catalog import ARRAY_RECORD, TFRECORD, DataSet
 from petseg.data.random_parts import RandomParts
-from petseg.data.record_files import ArrayRecordFiles, RecordFiles, TFRecordFiles
+from petseg.data.records.record_files import ArrayRecordFiles, RecordFiles, TFRecordFiles
 from petseg.data.resizing import Resizing
 from petseg.errors import DataError, one_line
 from petseg.runtime import strategies

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from petseg.config import command_line
-from petseg.data import animal_drawing, drawn_folders
+from petseg.data.drawings import animal_drawing, drawn_folders
 from petseg.runtime.progress_bars import progress_bar
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,9 @@ from made_folders import config, mask, pairs, picture, save, write
 from PIL import Image
 
 from petseg.config import DataConfig, command_line
-from petseg.data import check, inspection
+from petseg.data import check
 from petseg.data.check import CheckConfig, CheckOptions
+from petseg.data.folders import inspection
 from petseg.errors import DataError
 
 

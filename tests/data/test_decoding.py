@@ -8,7 +8,8 @@ import tensorflow_datasets as tfds
 from conftest import NUM_TEST, NUM_TRAIN, data_config, load_examples
 from PIL import Image
 
-from petseg.data import animal_drawing, catalog, decoding, pair_decoding
+from petseg.data import catalog, decoding, pair_decoding
+from petseg.data.drawings import animal_drawing
 from petseg.data.source import Source
 from petseg.errors import DataError
 

@@ -3,9 +3,10 @@ import pytest
 from PIL import Image
 
 from petseg.config import DataConfig
-from petseg.data import drawn_folders, folder_files, folder_layout
-from petseg.data.drawn_folders import CODINGS, WriteConfig
-from petseg.data.mask_values import Coding
+from petseg.data.drawings import drawn_folders
+from petseg.data.drawings.drawn_folders import CODINGS, WriteConfig
+from petseg.data.folders import folder_files, folder_layout
+from petseg.data.folders.mask_values import Coding
 from petseg.errors import ConfigError
 
 

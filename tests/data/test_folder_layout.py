@@ -2,8 +2,8 @@ import made_folders
 import pytest
 from made_folders import config, pairs, write
 
-from petseg.data import folder_layout
-from petseg.data.faults import Kind
+from petseg.data.folders import folder_layout
+from petseg.data.folders.faults import Kind
 from petseg.errors import ConfigError, DataError
 
 

@@ -5,8 +5,9 @@ from hypothesis import given, strategies as st
 from PIL import Image
 
 from petseg.classes import IGNORED, UNKNOWN, Classes
-from petseg.data import mask_coding, mask_values
-from petseg.data.mask_values import Coding
+from petseg.data import mask_coding
+from petseg.data.folders import mask_values
+from petseg.data.folders.mask_values import Coding
 from petseg.errors import ConfigError, DataError
 
 NUMBERS = Classes.from_dict({"classes": [{"name": "a", "value": 3}, {"name": "b", "value": 700}], "ignored": [9, 255]})

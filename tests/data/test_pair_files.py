@@ -8,9 +8,9 @@ from made_folders import mask, picture
 from PIL import Image
 
 from petseg.classes import Classes
-from petseg.data import pair_files
-from petseg.data.faults import Kind
-from petseg.data.mask_values import Coding
+from petseg.data.folders import pair_files
+from petseg.data.folders.faults import Kind
+from petseg.data.folders.mask_values import Coding
 
 CODING = Coding(Classes.from_dict(["a", "b", "c"]))
 TURNED_BY_90 = 6  # as EXIF numbers it

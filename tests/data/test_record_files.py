@@ -12,10 +12,11 @@ from test_decoding import picture, png, write_data_set
 from test_disk_cache import equal, training_batches
 
 from petseg.classes import PETS
-from petseg.data import catalog, decoding, index, record_index
+from petseg.data import catalog, decoding, index
 from petseg.data.catalog import DataSet
 from petseg.data.index import IndexConfig
-from petseg.data.record_index import Shard
+from petseg.data.records import record_index
+from petseg.data.records.record_index import Shard
 from petseg.errors import ConfigError, DataError
 
 COUNT = 10

@@ -9,7 +9,7 @@ from PIL import Image
 
 import petseg
 from petseg.data import decoding
-from petseg.data.animal_drawing import draw
+from petseg.data.drawings.animal_drawing import draw
 from petseg.runs import packed_run
 
 pytestmark = pytest.mark.slow

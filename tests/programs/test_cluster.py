@@ -8,9 +8,11 @@ import time
 
 import numpy as np
 import pytest
-from clusters import free_ports, slurm, tf_config
+from clusters import slurm, tf_config
 from conftest import tiny_flags
 from programs_in_forks import Program, run
+
+from petseg.runtime.sockets import free_ports
 
 
 class Workers:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.data import drawn_folders
-from petseg.data.drawn_folders import WriteConfig
+from petseg.data.drawings import drawn_folders
+from petseg.data.drawings.drawn_folders import WriteConfig
 from petseg.deployment import prediction_command
 from petseg.errors import ConfigError, WorkDirectoryError
 from petseg.runs import experiment, scoring

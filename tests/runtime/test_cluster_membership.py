@@ -5,10 +5,11 @@ import json
 import socket
 
 import pytest
-from clusters import free_ports, slurm, tf_config
+from clusters import slurm, tf_config
 
 from petseg.errors import ClusterError, ConfigError
 from petseg.runtime import cluster_membership
+from petseg.runtime.sockets import free_ports
 
 BAD_TF_CONFIGS = [
     ("not json", "is not JSON"),

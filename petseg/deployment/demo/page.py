@@ -9,7 +9,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from petseg.data import animal_drawing
+from petseg.data.drawings import animal_drawing
 from petseg.deployment.demo import views
 from petseg.deployment.demo.networks import Networks
 from petseg.deployment.photograph_files import blended

@@ -20,7 +20,7 @@ from programs_in_forks import Program
 
 import petseg
 from petseg.config import Config, command_line
-from petseg.data import animal_drawing
+from petseg.data.drawings import animal_drawing
 from petseg.deployment.demo import server as demo_server
 from petseg.errors import ConfigError, WorkDirectoryError
 from petseg.runs import experiment

@@ -11,7 +11,7 @@ from made_folders import config, mask, pairs, picture, save, write
 from PIL import Image
 
 from petseg.classes import Classes
-from petseg.data import folder, pair_files
+from petseg.data.folders import folder_copy, pair_files
 from petseg.errors import ConfigError, DataError
 
 ABC = '{"classes": ["a", "b", "c"]}'
@@ -34,7 +34,7 @@ def names(builder, split):
 
 
 def test_a_folder_is_a_data_set_with_splits_and_slices_in_the_order_of_names(root):
-    builder, classes = folder.prepare(config(root))
+    builder, classes = folder_copy.prepare(config(root))
     assert classes.names == ("a", "b", "c")
     assert names(builder, "train") == [f"images/train/{name}.jpg" for name in "abc"]
     assert names(builder, "train[1:]+test[:50%]") == [f"images/{name}.jpg" for name in ("train/b", "train/c", "test/d")]
@@ -46,7 +46,7 @@ def test_a_folder_is_a_data_set_with_splits_and_slices_in_the_order_of_names(roo
 
 def test_nothing_is_said_in_the_words_of_tfds(root, caplog, capfd):
     with caplog.at_level("WARNING"):
-        folder.prepare(config(root))
+        folder_copy.prepare(config(root))
     assert not caplog.messages
     assert not capfd.readouterr().out
 
@@ -56,22 +56,22 @@ def test_masks_in_colours_lie_in_the_data_set_as_class_ids(root):
     for file in root.glob("masks/*/*"):
         save(file, colors[mask()])
     classes = Classes.from_dict([{"name": f"c{i}", "value": color} for i, color in enumerate(colors.tolist())])
-    builder, same = folder.prepare(config(root), classes)
+    builder, same = folder_copy.prepare(config(root), classes)
     assert same is classes
     np.testing.assert_array_equal(examples(builder, "train")[0]["segmentation_mask"][..., 0], mask())
 
 
 def test_a_later_start_opens_no_file(root, monkeypatch):
-    folder.prepare(config(root))
+    folder_copy.prepare(config(root))
     monkeypatch.setattr(Image, "open", None)
     monkeypatch.setattr(pair_files, "read_bytes", None)
-    builder, _ = folder.prepare(config(root))
+    builder, _ = folder_copy.prepare(config(root))
     assert len(names(builder, "train")) == 3
 
 
 def test_the_user_s_folder_may_be_read_only(root):
     before = {file: file.stat().st_mtime_ns for file in root.rglob("*")}
-    folder.prepare(config(root))
+    folder_copy.prepare(config(root))
     assert {file: file.stat().st_mtime_ns for file in root.rglob("*")} == before
     assert {file.name for file in (root.parent / "cache").iterdir()} == {"folder"}  # neither a lock nor downloads
 
@@ -97,9 +97,9 @@ def touch_nothing_of_it(root):
     ("change", "differs"), [(change_time, 1), (change_classes, 1), (remove_pair, 1), (touch_nothing_of_it, 0)]
 )
 def test_what_changes_makes_another_data_set(root, change, differs):
-    before, _ = folder.prepare(config(root))
+    before, _ = folder_copy.prepare(config(root))
     change(root)
-    after, _ = folder.prepare(config(root))
+    after, _ = folder_copy.prepare(config(root))
     assert (before.info.full_name != after.info.full_name) == differs
 
 
@@ -109,7 +109,7 @@ def test_classes_that_nobody_names_are_found_and_known_at_a_later_start_without_
     (root / "classes.json").unlink()
     for _ in range(2):
         with caplog.at_level("INFO", logger="petseg"):
-            _, classes = folder.prepare(config(root))
+            _, classes = folder_copy.prepare(config(root))
         assert classes.names == ("class_0", "class_1", "class_2")
         assert "classes as found in the masks: class_0 to class_2, for 0 to 2, or 255 (in no class)" in caplog.text
         caplog.clear()
@@ -118,7 +118,7 @@ def test_classes_that_nobody_names_are_found_and_known_at_a_later_start_without_
 
 def test_the_flag_goes_before_the_folder_s_own_classes(root, tmp_path):
     (tmp_path / "other.json").write_text('["x", "y", "z"]')
-    assert folder.prepare(config(root, classes=str(tmp_path / "other.json")))[1].names == ("x", "y", "z")
+    assert folder_copy.prepare(config(root, classes=str(tmp_path / "other.json")))[1].names == ("x", "y", "z")
 
 
 def test_one_line_names_the_first_fault_how_many_more_and_the_command_that_tells_all(root):
@@ -126,7 +126,7 @@ def test_one_line_names_the_first_fault_how_many_more_and_the_command_that_tells
     save(root / "masks/train/b.png", mask(0, 9))
     save(root / "masks/train/c.png", b"")
     with pytest.raises(DataError) as caught:
-        folder.prepare(config(root))
+        folder_copy.prepare(config(root))
     text = str(caught.value)
     assert text.startswith(
         f"{root}: masks/train/b.png: holds value 9 in no class (96 pixels, the first at row 0, column 1)"
@@ -140,16 +140,16 @@ def test_a_file_that_the_system_does_not_give_is_named(root):
     (root / "masks/train/b.png").unlink()
     (root / "masks/train/b.png").mkdir()
     with pytest.raises(DataError, match=r"masks/train/b.png: cannot be read: Is a directory; must be a whole picture"):
-        folder.prepare(config(root))
+        folder_copy.prepare(config(root))
 
 
 def test_an_error_of_tensorflow_while_it_is_written_is_one_line(root, monkeypatch):
     def full_disk(self, **options):
         raise tf.errors.ResourceExhaustedError(None, None, "the disk\nis full")
 
-    monkeypatch.setattr(folder._Folder, "download_and_prepare", full_disk)
+    monkeypatch.setattr(folder_copy._Folder, "download_and_prepare", full_disk)
     with pytest.raises(DataError, match=rf"^{root}: cannot be written as a data set into .*the disk is full"):
-        folder.prepare(config(root))
+        folder_copy.prepare(config(root))
 
 
 def test_a_missing_partner_is_told_before_a_file_is_opened(root, monkeypatch):
@@ -158,7 +158,7 @@ def test_a_missing_partner_is_told_before_a_file_is_opened(root, monkeypatch):
     with pytest.raises(
         DataError, match=r"images/train/b.jpg: has no mask; must be masks/train/b.png. Everything: python"
     ):
-        folder.prepare(config(root))
+        folder_copy.prepare(config(root))
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -170,21 +170,21 @@ def test_masks_of_0_and_255_are_told_the_classes_file_to_write(root, named):
     with pytest.raises(
         DataError, match=r'255.*must be \{"classes": \[\{"name": "background", "value": 0\}, '
     ) as caught:
-        folder.prepare(config(root))
+        folder_copy.prepare(config(root))
     assert "\n" not in str(caught.value)
 
 
 def test_a_cache_folder_that_cannot_be_written(root, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"^--cache_dir=.*file: .*cannot be written"):
-        folder.prepare(config(root, cache_dir=str(tmp_path / "file")))
+        folder_copy.prepare(config(root, cache_dir=str(tmp_path / "file")))
 
 
 def test_a_run_that_prepares_its_folder_draws_the_same_random_numbers_as_one_that_finds_it(root):
     numbers = []
     for _ in range(2):
         random.seed(0)
-        folder.prepare(config(root))
+        folder_copy.prepare(config(root))
         numbers.append(random.random())
     assert numbers[0] == numbers[1]
 
@@ -192,7 +192,7 @@ def test_a_run_that_prepares_its_folder_draws_the_same_random_numbers_as_one_tha
 AT_ONCE = """
 import os, random, sys
 from petseg.config import DataConfig
-from petseg.data import folder
+from petseg.data.folders import folder_copy
 
 config = DataConfig(dataset="folder", data_dir=sys.argv[1], cache_dir=sys.argv[2])
 processes = []
@@ -200,7 +200,7 @@ for _ in range(3):
     process = os.fork()
     if not process:
         random.seed(0)
-        os._exit(folder.prepare(config)[0].info.splits["train"].num_examples)
+        os._exit(folder_copy.prepare(config)[0].info.splits["train"].num_examples)
     processes.append(process)
 print([os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes])
 """

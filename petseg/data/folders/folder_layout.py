@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from petseg.config import DataConfig
-from petseg.data.faults import Fault, Kind
+from petseg.data.folders.faults import Fault, Kind
 from petseg.errors import ConfigError, DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm")

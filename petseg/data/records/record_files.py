@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from petseg.data import record_index
-from petseg.data.record_index import ENTRY, HEAD, Shard
+from petseg.data.records import record_index
+from petseg.data.records.record_index import ENTRY, HEAD, Shard
 from petseg.errors import DataError, one_line
 from petseg.runtime import autotuning
 

@@ -15,8 +15,8 @@ from petseg import files
 from petseg.classes import PETS, Classes, SegmentationClass
 from petseg.config import command_line
 from petseg.config.options import Group, option
-from petseg.data import animal_drawing
-from petseg.data.animal_drawing import SPECIES
+from petseg.data.drawings import animal_drawing
+from petseg.data.drawings.animal_drawing import SPECIES
 from petseg.errors import ConfigError
 from petseg.runtime.progress_bars import progress_bar
 

@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from petseg.classes import UNKNOWN
-from petseg.data import mask_values
-from petseg.data.faults import Fault, Kind
-from petseg.data.mask_values import Coding
+from petseg.data.folders import mask_values
+from petseg.data.folders.faults import Fault, Kind
+from petseg.data.folders.mask_values import Coding
 from petseg.errors import DataError, one_line
 
 T = TypeVar("T")

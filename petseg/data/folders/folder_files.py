@@ -9,11 +9,11 @@ import numpy as np
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
-from petseg.data import mask_values, pair_files
-from petseg.data.faults import Fault, Kind
-from petseg.data.folder_layout import Layout, Pair
-from petseg.data.mask_values import Coding
-from petseg.data.pair_files import PairFiles
+from petseg.data.folders import mask_values, pair_files
+from petseg.data.folders.faults import Fault, Kind
+from petseg.data.folders.folder_layout import Layout, Pair
+from petseg.data.folders.mask_values import Coding
+from petseg.data.folders.pair_files import PairFiles
 from petseg.errors import ConfigError, DataError
 from petseg.runtime.cpus import usable_cpus
 from petseg.runtime.progress_bars import progress_bar

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from petseg.classes import IGNORED, UNKNOWN, Classes
-from petseg.data.faults import Fault, Kind
-from petseg.data.mask_values import ZERO_AND_255
-from petseg.data.pair_files import PairFiles
+from petseg.data.folders.faults import Fault, Kind
+from petseg.data.folders.mask_values import ZERO_AND_255
+from petseg.data.folders.pair_files import PairFiles
 
 LARGEST_SUGGESTED = 512  # pixels of the longer side
 DIVISOR = 32  # of the network's input

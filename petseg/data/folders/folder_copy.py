@@ -24,12 +24,12 @@ from petseg import files
 from petseg.classes import Classes
 from petseg.config import CACHE_DIR, DataConfig
 from petseg.config.data_config import FOLDER
-from petseg.data import faults, folder_files, folder_layout, mask_values
-from petseg.data.faults import Fault
-from petseg.data.folder_layout import Layout
-from petseg.data.inspection import without_classes
-from petseg.data.mask_values import Coding
-from petseg.data.pair_files import PairFiles
+from petseg.data.folders import faults, folder_files, folder_layout, mask_values
+from petseg.data.folders.faults import Fault
+from petseg.data.folders.folder_layout import Layout
+from petseg.data.folders.inspection import without_classes
+from petseg.data.folders.mask_values import Coding
+from petseg.data.folders.pair_files import PairFiles
 from petseg.errors import ConfigError, DataError, one_line
 
 FORMAT = 1  # another one when the same folder would give other records

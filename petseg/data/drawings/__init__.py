@@ -1,0 +1,1 @@
+"""Cats and dogs that are drawn, not photographed."""

@@ -1,0 +1,1 @@
+"""Folders of pictures and masks, and how they become a TFDS data set."""

@@ -1,0 +1,1 @@
+"""Single records of TFDS data sets, by position."""
