@@ -82,13 +82,6 @@ def bytes_of(trainer: Trainer) -> int:
     return sum(part.shape.num_elements() * part.dtype.size for part in parts)
 
 
-def bytes_in_graph(trainer: Trainer, strategy: tf.distribute.Strategy) -> int:
-    """The same, from the collective operations of the traced graph."""
-    inputs = [operation.inputs[0] for operation in collective_operations(reduce_graph(trainer, strategy))]
-    total = sum(value.shape.num_elements() * value.dtype.size for value in inputs)
-    return total // len(strategy.extended.worker_devices)
-
-
 def reduce_graph(trainer: Trainer, strategy: tf.distribute.Strategy) -> tf.Graph:
     """The graph of the one all-reduce of a step, as the strategy makes it."""
     reduce = tf.function(lambda: strategy.run(trainer.reduce), autograph=False)

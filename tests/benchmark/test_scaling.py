@@ -63,9 +63,12 @@ def test_bytes_in_the_graph_are_those_of_gradients_and_sums(dtype, packs):
     scalars = 2 + 2  # loss and denominator; what is asked from outside
     gradient = 4 if dtype == "float32" else 2
     assert scaling_contestants.bytes_of(trainer) == gradient * weights + 4 * (statistics + scalars)
-    assert scaling_contestants.bytes_in_graph(trainer, strategy) == scaling_contestants.bytes_of(trainer)
-    graph = scaling_contestants.reduce_graph(trainer, strategy)
-    assert len(scaling_contestants.collective_operations(graph)) == 2 * packs
+    operations = scaling_contestants.collective_operations(scaling_contestants.reduce_graph(trainer, strategy))
+    assert len(operations) == 2 * packs
+    values = [operation.inputs[0] for operation in operations]  # of both replicas
+    assert sum(value.shape.num_elements() * value.dtype.size for value in values) == 2 * scaling_contestants.bytes_of(
+        trainer
+    )
 
 
 def test_one_replica_is_measured_and_reduces_nothing(tiny_config):

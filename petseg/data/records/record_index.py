@@ -143,12 +143,6 @@ def write_one(shard: Shard, index_file: Path) -> None:
     files.write_bytes(index_file, _as_records(head) + _as_records(offsets))
 
 
-def read(index_file: Path) -> np.ndarray:
-    """The offsets in an index file, int64 [N]."""
-    entry = np.dtype({"names": ["offset"], "formats": ["<i8"], "offsets": [12], "itemsize": ENTRY})
-    return np.fromfile(index_file, entry, offset=HEAD)["offset"].copy()
-
-
 def _is_believed(shard: Shard, index_file: Path) -> bool:
     try:
         with open(index_file, "rb") as index:
