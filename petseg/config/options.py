@@ -129,12 +129,14 @@ def groups(config_class: Any) -> dict[str, type[Group]]:
 class _Parser(flags.ArgumentParser):
     """Text of a flag to its value; says what the text must be when it cannot."""
 
-    def __init__(self, kind: type, allowed: Allowed):
-        self._kind, self._allowed = kind, allowed
+    def __init__(self, kind: type, allowed: Allowed, *, optional: bool):
+        self._kind, self._allowed, self._optional = kind, allowed, optional
 
     def parse(self, argument: Any) -> Any:
         if not isinstance(argument, str):
             return argument
+        if self._optional and not argument:
+            return None  # so that a later flag can take back what a preset says
         try:
             if self._kind is bool:
                 return {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}[argument.lower()]
@@ -151,7 +153,7 @@ def define_flags(config_class: type, flag_values: flags.FlagValues) -> None:
     for group in groups(config_class).values():
         for field in dataclasses.fields(group):
             kind, metadata = field.metadata["kind"], field.metadata
-            parser: Any = _Parser(kind, metadata["allowed"])
+            parser: Any = _Parser(kind, metadata["allowed"], optional=field.default is None)
             if kind is bool:  # a class of its own in absl, which makes --name and --noname work
                 flag = flags.BooleanFlag(field.name, field.default, metadata["help"])
                 flag.parser = parser

@@ -40,6 +40,11 @@ def test_later_flags_win_over_those_of_a_preset_and_it_over_earlier_ones(preset)
     assert parse("--epochs=3", *preset).schedule.epochs == 10
 
 
+def test_what_a_preset_says_of_one_change_to_examples_can_be_taken_back():
+    assert parse("--preset=best").augmentation.crop_area == 1
+    assert parse("--preset=best", "--crop_area=").augmentation.crop_area is None
+
+
 def test_a_file_of_flags_may_build_on_a_preset(tmp_path):
     mine = tmp_path / "mine.cfg"
     mine.write_text("# mine\n--preset=best\n--epochs=5\n")
