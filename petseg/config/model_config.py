@@ -41,8 +41,8 @@ class ModelConfig(Group):
     )
     init_from: str = option(
         "",
-        "begin with the weights of another run: its work directory (best checkpoint, averaged weights if it has them) "
-        "or a checkpoint's path; what does not fit, as with other classes, and everything else begin anew",
+        "begin with other weights: those of a work directory (best checkpoint, averaged weights if it has them), of a "
+        "checkpoint's path, of a file of --export=weights, or of `pets`, the packaged model; what does not fit, as with other classes, and everything else begin anew",
         resume="fixed",
     )
     encoder_alpha: float = option(
