@@ -42,7 +42,8 @@ class ModelConfig(Group):
     init_from: str = option(
         "",
         "begin with other weights: those of a work directory (best checkpoint, averaged weights if it has them), of a "
-        "checkpoint's path, of a file of --export=weights, or of `pets`, the packaged model; what does not fit, as with other classes, and everything else begin anew",
+        "checkpoint's path, of a file of --export=weights, or of `pets`, the packaged model; what does not fit, as "
+        "with other classes, and everything else begin anew",
         resume="fixed",
     )
     encoder_alpha: float = option(
