@@ -17,7 +17,7 @@ from petseg.config.options import Group, option
 from petseg.errors import ConfigError, PetsegError
 
 FIT, TUTORIAL = "model.fit", "tutorial"
-SHOWN_BELOW = 0.1  # how far below the target a curve is drawn
+SHOWN_BELOW = 0.1  # how far a curve is drawn below the target, or below the lowest of the contestants' best scores
 logger = logging.getLogger("petseg.benchmark")
 
 
@@ -169,7 +169,8 @@ def _draw(rows: Sequence[Mapping[str, Any]], config: TimeToConfig) -> None:
             axis.axvline(row["seconds"], color=color, linestyle="--", label=f"{row['title']}, all epochs (computed)")
     axis.axhline(config.target, color="black", linewidth=0.8, label=f"target {config.target:g}")
     axis.set(xlabel="seconds of training, start-up and compiling included", ylabel="mean IoU", xlim=(0, None))
-    axis.set_ylim(bottom=max(axis.get_ylim()[0], config.target - SHOWN_BELOW))
+    highest = [max(score["mean_iou"] for score in row["scores"]) for row in rows if row["scores"]]
+    axis.set_ylim(bottom=max(axis.get_ylim()[0], min([config.target, *highest]) - SHOWN_BELOW))
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
     write_bytes(Path(config.curve), pictures.to_png(figure))
