@@ -47,7 +47,7 @@ class Classes:
 
     Attributes:
       members: the C classes, 2 to 254.
-      ignored: values, or colours, in masks that are in no class.
+      ignored: values, or colours, in masks that are in no class. Beside colours, three numbers are one colour.
 
     Raises:
       ConfigError: if they contradict each other.
@@ -59,6 +59,8 @@ class Classes:
     def __post_init__(self) -> None:
         if not FEWEST <= len(self.members) <= MOST:
             raise ConfigError(f"classes: there are {len(self.members)}; must be {FEWEST} to {MOST}")
+        if self.colored and _is_color(self.ignored):
+            object.__setattr__(self, "ignored", (_value(self.ignored, "ignored"),))
         for what in ("name", "value", "color"):
             seen: dict[Any, str] = {}
             for each in self.members:
@@ -111,6 +113,12 @@ class Classes:
         """Ids of the classes that are neither quite foreground nor quite the rest."""
         return np.flatnonzero((self.foreground > 0) & (self.foreground < 1))
 
+    @property
+    def meaning(self) -> "Classes":
+        """The same classes without their display colours, to compare what masks and scores mean."""
+        plain = (dataclasses.replace(each, color=distinct_color(i)) for i, each in enumerate(self.members))
+        return dataclasses.replace(self, members=tuple(plain))
+
     def to_dict(self) -> dict[str, Any]:
         """What a classes file holds."""
         return {
@@ -122,11 +130,15 @@ class Classes:
         }
 
     @classmethod
-    def from_dict(cls, content: Any) -> "Classes":
+    def from_dict(cls, content: Any, *, stored: bool = False) -> "Classes":
         """Reads what `to_dict` gives, or what a person wrote.
 
         A class needs a name alone: its value is then its place in the list, its colour the next of a palette. Of two
         classes that do not say which is foreground, the second is.
+
+        Args:
+          content: a list of classes, or a dictionary with the keys `classes` and `ignored`.
+          stored: whether it was stored by a run; then names that earlier versions accepted are accepted too.
 
         Raises:
           ConfigError: if it is something else.
@@ -145,6 +157,8 @@ class Classes:
         taken = [each.value for each in members]
         if "ignored" not in content:
             ignored = [value for value in ignored if value not in taken]
+        if not stored:
+            _refuse_names_of_no_file(members)
         return cls(members, tuple(_value(value, "ignored") for value in ignored))
 
     @classmethod
@@ -155,7 +169,7 @@ class Classes:
           ConfigError: if there is none, or it is wrong.
         """
         try:
-            return cls.from_dict(json.loads(file.read_text()))
+            return cls.from_dict(json.loads(file.read_bytes()))  # of bytes, for json skips a BOM
         except OSError as error:
             raise ConfigError(f"--classes={file}: cannot be read: {error.strerror}") from error
         except ValueError as error:
@@ -211,11 +225,29 @@ def _member(number: int, entry: Any) -> SegmentationClass:
 def _value(value: Any, name: str) -> int | Color:
     if type(value) is int and 0 <= value <= 65535:
         return value
-    if isinstance(value, list | tuple) and len(value) == 3 and all(type(v) is int and 0 <= v <= 255 for v in value):
-        return tuple(value)
+    if isinstance(value, list | tuple) and _is_color(value):
+        return value[0], value[1], value[2]
     raise ConfigError(
         f"classes: {name} has value {value!r}; must be a number of 0 to 65535, or a colour [red, green, blue]"
     )
+
+
+def _is_color(values: Any) -> bool:
+    return len(values) == 3 and all(type(value) is int and 0 <= value <= 255 for value in values)
+
+
+def _refuse_names_of_no_file(members: Sequence[SegmentationClass]) -> None:
+    """Raises ConfigError for names that cannot be file names side by side, also where case does not count."""
+    seen: dict[str, str] = {}
+    for name in (each.name for each in members):
+        if name.startswith("."):
+            raise ConfigError(f"classes: name {name!r} begins with a dot; must not, since names become file names")
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            raise ConfigError(
+                f"classes: {other} and {name} differ only in upper and lower case; must differ otherwise, since names "
+                "become file names"
+            )
 
 
 def _refuse_unknown(entry: Mapping[str, Any], known: Sequence[str]) -> None:

@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from petseg.classes import DISTINCT_COLORS, PETS, Classes, distinct_color
+from petseg.classes import DISTINCT_COLORS, IGNORED, PETS, Classes, distinct_color
+from petseg.data.folders import mask_values
 from petseg.errors import ConfigError
 
 
@@ -84,6 +85,10 @@ def test_the_pets_have_a_border():
         ('[{"name": "a", "foreground": 2}, "b"]', "a has foreground 2; must be true, false, or a share of 0 to 1"),
         ('[{"name": "a", "colour": 2}, "b"]', "unknown key 'colour'; must be one of name, value, color, foreground"),
         ("[3, 4]", "class 0 is 3; must be"),
+        ('["..", "a"]', r"name '\.\.' begins with a dot; must not, since names become file names"),
+        ('["a", ".hidden"]', r"name '\.hidden' begins with a dot"),
+        ('["a", "b", "A"]', "a and A differ only in upper and lower case; must differ otherwise"),
+        ('["Straße", "STRASSE"]', "Straße and STRASSE differ only in upper and lower case"),
     ],
 )
 def test_a_wrong_classes_file_is_told_in_one_line(tmp_path, text, message):
@@ -92,6 +97,47 @@ def test_a_wrong_classes_file_is_told_in_one_line(tmp_path, text, message):
     with pytest.raises(ConfigError, match=f"--classes={file}: .*{message}") as caught:
         Classes.read(file)
     assert "\n" not in str(caught.value)
+
+
+COLORED = [{"name": "a", "value": [1, 2, 3]}, {"name": "b", "value": [0, 0, 0]}]
+
+
+@pytest.mark.parametrize("ignored", [[255, 255, 255], [[255, 255, 255]]])
+def test_three_numbers_beside_colours_are_the_one_ignored_colour(ignored):
+    classes = Classes.from_dict({"classes": COLORED, "ignored": ignored})
+    assert classes.ignored == ((255, 255, 255),)
+    white = np.full((1, 1), 0xFFFFFF, np.int32)
+    assert mask_values.Coding(classes).ids(white) == IGNORED
+    assert Classes.from_dict(classes.to_dict()) == classes
+    assert Classes(classes.members, (255, 255, 255)) == classes
+
+
+def test_three_numbers_beside_numbers_are_three_ignored_values():
+    assert Classes.from_dict({"classes": ["a", "b"], "ignored": [7, 8, 255]}).ignored == (7, 8, 255)
+
+
+def test_three_numbers_beside_colours_that_are_a_class_are_refused():
+    with pytest.raises(ConfigError, match=r"b has value \(0, 0, 0\), which is ignored"):
+        Classes.from_dict({"classes": COLORED, "ignored": [0, 0, 0]})
+
+
+def test_classes_that_an_earlier_run_stored_are_read_whatever_their_names():
+    assert Classes.from_dict(["a", "A", ".."], stored=True).names == ("a", "A", "..")
+
+
+def test_classes_that_differ_in_display_colours_alone_mean_the_same():
+    red, blue, other = (
+        Classes.from_dict([{"name": "a", "color": color, "value": value}, "b"])
+        for color, value in (([255, 0, 0], 7), ([0, 0, 255], 7), ([0, 0, 255], 8))
+    )
+    assert red != blue
+    assert red.meaning == blue.meaning != other.meaning
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_classes_file_may_begin_with_a_byte_order_mark(tmp_path, encoding):
+    (tmp_path / "classes.json").write_text('["a", "größe"]', encoding=encoding)
+    assert Classes.read(tmp_path / "classes.json").names == ("a", "größe")
 
 
 def test_a_classes_file_that_is_not_there(tmp_path):

@@ -1,7 +1,9 @@
 """From a command line to a config and back to an exit code: what the entry scripts share."""
 
+import contextlib
 import logging
 import os
+import re
 import shlex
 import sys
 import textwrap
@@ -100,7 +102,7 @@ def run(main: Callable[[C], Any], config_class: type[C], summary: str) -> None:
     if any(argument in ("-h", "-help", "--help", "--helpfull", "--helpshort") for argument in sys.argv[1:]):
         print(help_text(program, summary, config_class))
         sys.exit(0)
-    debug = any(argument in ("--debug", "--debug=true") for argument in sys.argv[1:])
+    debug = _debug_is_on(sys.argv[1:], config_class)
     try:
         _check_platform()
         config = parse(sys.argv, config_class)
@@ -117,6 +119,18 @@ def run(main: Callable[[C], Any], config_class: type[C], summary: str) -> None:
     except KeyboardInterrupt:  # before anybody listened to signals
         print(f"{program}: stopped by SIGINT", file=sys.stderr)
         sys.exit(130)
+
+
+def _debug_is_on(arguments: Sequence[str], config_class: type) -> bool:
+    """Whether the last --debug, in any spelling or in a file of flags, is true; answers also where parsing fails."""
+    with contextlib.suppress(flags.Error, PetsegError):  # of which `parse` tells
+        arguments = _expanded(arguments, config_class, flags.FlagValues())
+    is_on = False
+    for argument in arguments:
+        match = re.fullmatch(r"--?(no)?debug(?:=(.*))?", argument)
+        if match:
+            is_on = not match[1] and (match[2] or "true").lower() in ("true", "t", "1")
+    return is_on
 
 
 def _check_platform() -> None:

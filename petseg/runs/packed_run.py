@@ -61,7 +61,7 @@ class PackedRun:
                 record = json.loads((file.metadata() or {})["petseg"])
             if record["format"] != CONFIG_FORMAT:
                 raise CheckpointError(f"{path}: has format {record['format']}; this petseg reads {CONFIG_FORMAT}")
-            classes = Classes.from_dict(record["classes"])
+            classes = Classes.from_dict(record["classes"], stored=True)
             config = config_lib.from_dict(record["config"])
             config = config if score is None else trained_run.with_what_is_asked(config, score)
             return cls(path, config, classes, record["card"])

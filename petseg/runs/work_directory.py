@@ -102,10 +102,11 @@ class WorkDirectory:
                     f"{self.config_file}: has format {record['format']}; this petseg reads format {CONFIG_FORMAT}"
                 )
             weights = record["class_weights"]
+            classes = record.get("classes")  # without them, they are the only ones there were
             return _Record(
                 config_lib.from_dict(record["config"]),
                 None if weights is None else tuple(map(float, weights)),
-                Classes.from_dict(record["classes"]) if "classes" in record else PETS,  # the only ones there were
+                PETS if classes is None else Classes.from_dict(classes, stored=True),
             )
         except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
             raise WorkDirectoryError(f"{self.config_file}: not a config that can be read: {error}") from error
@@ -142,13 +143,13 @@ class WorkDirectory:
             )
 
     def check_classes(self, classes: Classes) -> None:
-        """Raises WorkDirectoryError if the run that is here, if there is one, tells other classes apart."""
+        """Raises WorkDirectoryError if there is a run here with other classes; display colours may differ."""
         if not self.config_file.is_file():
             return
         before = self.load_classes()
-        if before != classes:
+        if before.meaning != classes.meaning:
             was, now = (", ".join(each.names) for each in (before, classes))
-            said = f"{was}; now they are {now}" if was != now else f"{was}, but with other values or colours"
+            said = f"{was}; now they are {now}" if was != now else f"{was}, but with other values or foreground"
             raise WorkDirectoryError(f"--workdir={self.path}: belongs to a run whose classes are {said}")
 
     def save_config(

@@ -144,3 +144,29 @@ def test_changes_tell_fixed_fields_from_free_ones():
 def test_the_readme_of_config_shows_all_flags_as_they_are():
     readme = README.read_text()
     assert with_tables(readme) == readme
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["--debug"], True),
+        (["--debug=1"], True),
+        (["--debug=True"], True),
+        (["-debug=t"], True),
+        (["--flagfile={file}"], True),
+        (["--flagfile={file}", "--nodebug"], False),
+        (["--flagfile={file}", "--debug=0"], False),
+        (["--debug=false", "--flagfile={file}"], True),
+        (["--flagfile=/nowhere.cfg", "--debug=1"], True),
+        ([], False),
+    ],
+)
+def test_debug_shows_the_traceback_however_it_is_spelled_and_wherever_it_stands(
+    tmp_path, monkeypatch, arguments, shown
+):
+    file = tmp_path / "flags.cfg"
+    file.write_text("# comment\n--debug=1\n")
+    arguments = [argument.replace("{file}", str(file)) for argument in arguments]
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments, "--batch_size=0"])
+    with pytest.raises(PetsegError if shown else SystemExit):
+        command_line.run(lambda config: None, Config, "")

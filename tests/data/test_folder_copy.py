@@ -89,18 +89,36 @@ def remove_pair(root):
     (root / "images/train/a.jpg").unlink()
 
 
+def change_display_colour_and_foreground(root):
+    colored = ABC.replace('"c"', '{"name": "c", "color": [9, 9, 9], "foreground": true}')
+    (root / "classes.json").write_text(colored)
+
+
 def touch_nothing_of_it(root):
     (root / "notes.txt").write_text("")
 
 
 @pytest.mark.parametrize(
-    ("change", "differs"), [(change_time, 1), (change_classes, 1), (remove_pair, 1), (touch_nothing_of_it, 0)]
+    ("change", "differs"),
+    [
+        (change_time, 1),
+        (change_classes, 1),
+        (remove_pair, 1),
+        (change_display_colour_and_foreground, 0),
+        (touch_nothing_of_it, 0),
+    ],
 )
 def test_what_changes_makes_another_data_set(root, change, differs):
     before, _ = folder_copy.prepare(config(root))
     change(root)
     after, _ = folder_copy.prepare(config(root))
     assert (before.info.full_name != after.info.full_name) == differs
+
+
+def test_a_display_colour_that_was_edited_is_that_of_the_classes_though_the_copy_is_an_older_one(root):
+    folder_copy.prepare(config(root))
+    change_display_colour_and_foreground(root)
+    assert folder_copy.prepare(config(root))[1].members[2].color == (9, 9, 9)
 
 
 def test_classes_that_nobody_names_are_found_and_known_at_a_later_start_without_reading_masks(

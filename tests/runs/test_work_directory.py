@@ -7,7 +7,7 @@ import pytest
 from conftest import changed
 
 from petseg import config as config_lib
-from petseg.classes import PETS
+from petseg.classes import PETS, Classes
 from petseg.config import CONFIG_FORMAT, Config
 from petseg.errors import WorkDirectoryError
 from petseg.runs.work_directory import WorkDirectory
@@ -113,3 +113,14 @@ def test_reconcile_takes_what_can_change_and_refuses_the_rest_by_name(tmp_path):
 )
 def test_results_files_have_safe_names(tmp_path, split, name):
     assert WorkDirectory(tmp_path).results_file(split, 7) == tmp_path / "results" / name
+
+
+def test_a_run_goes_on_with_other_display_colours_but_not_with_other_values(tmp_path):
+    def classes(color, value):
+        return Classes.from_dict([{"name": "sky", "value": value, "color": color}, {"name": "sea", "value": 9}])
+
+    workdir = WorkDirectory.for_training(str(tmp_path / "run"), "folder")
+    workdir.save_config(Config(), classes=classes([1, 1, 1], 0), class_weights=None, devices=[])
+    workdir.check_classes(classes([2, 2, 2], 0))
+    with pytest.raises(WorkDirectoryError, match="whose classes are sky, sea, but with other values"):
+        workdir.check_classes(classes([1, 1, 1], 1))

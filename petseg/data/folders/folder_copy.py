@@ -1,7 +1,7 @@
 """A folder of pictures and masks as a TFDS data set: written once, then one path behind both.
 
 What is written lies in petseg's cache folder, never in the user's, under a name that changes when any file's name, size
-or time changes, or the classes do. So a later start opens no picture.
+or time changes, or the names or values of classes do. So a later start opens no picture.
 """
 
 import contextlib
@@ -72,7 +72,7 @@ def prepare(config: DataConfig, classes: Classes | None = None) -> tuple[Any, Cl
                         raise faults.error(bad, config.data_dir, faults.check_command(config))
                     builder = _Folder(config, layout, classes, found, data_dir=cache)
                     builder.write()
-    stored = classes or Classes.from_dict(builder.info.metadata["classes"])
+    stored = classes or _stored_classes(builder)
     if not classes:
         logger.info(
             "%s: no --classes, and no classes.json there; classes as found in the masks: %s to %s, for %s",
@@ -84,7 +84,11 @@ def prepare(config: DataConfig, classes: Classes | None = None) -> tuple[Any, Cl
 def _with_classes_found(config: DataConfig, layout: Layout, cache: Path) -> tuple[Any, Classes] | None:
     """The data set that was written with the classes in the masks, if it was."""
     builder = _Folder(config, layout, None, data_dir=cache)
-    return (builder, Classes.from_dict(builder.info.metadata["classes"])) if builder.data_path.exists() else None
+    return (builder, _stored_classes(builder)) if builder.data_path.exists() else None
+
+
+def _stored_classes(builder: "_Folder") -> Classes:
+    return Classes.from_dict(builder.info.metadata["classes"], stored=True)
 
 
 class _Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -197,10 +201,16 @@ def _fingerprint(layout: Layout, classes: Classes | None) -> str:
     key = {
         "format": FORMAT,
         "pillow": PIL.__version__,  # which decodes what TensorFlow does not
-        "classes": classes.to_dict() if classes else None,
+        "classes": _what_records_hold(classes) if classes else None,
         "splits": {
             split: [(pair.name, *of_file(pair.image), pair.mask_name, *of_file(pair.mask)) for pair in pairs]
             for split, pairs in layout.splits.items()
         },
     }
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _what_records_hold(classes: Classes) -> dict[str, Any]:
+    """Names, values and ignored values; neither display colours nor what is foreground change the copy."""
+    members = [(each.name, each.value) for each in classes.members]
+    return {"members": members, "ignored": classes.ignored}
