@@ -5,6 +5,7 @@ Also locks, and what is said where a file cannot be written.
 
 import contextlib
 import errno
+import hashlib
 import json
 import logging
 import math
@@ -24,6 +25,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
 NO_PLACE = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)  # for a file of that name
 CANNOT_BE_WRITTEN = (*NO_SPACE, *NOT_ALLOWED, *NO_PLACE, errno.EIO, errno.EFBIG)
+LONGEST_NAME = 255  # bytes of a file name, on the usual file systems
 
 
 @contextlib.contextmanager
@@ -58,6 +60,11 @@ def naming_what_cannot_be_written(
         raise error_class(f"{flag}: {what}" if flag else what) from error
 
 
+def is_disk_error(error: BaseException) -> bool:
+    """Whether an error is of the disk as a whole, so that other files cannot be written either."""
+    return isinstance(error, OSError) and error.errno in (*NO_SPACE, *NOT_ALLOWED, errno.EIO)
+
+
 def _free_bytes(path: Path) -> int:
     """The free space where a path is, or would be."""
     nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
@@ -83,6 +90,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file so that a reader sees the old one or the new one, never half of one, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
+    if len(os.fsencode(path.name)) <= LONGEST_NAME < len(os.fsencode(temporary.name)):
+        temporary = path.with_name(hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32] + ".tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)

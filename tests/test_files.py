@@ -51,3 +51,11 @@ def test_json_is_read_back_with_its_nan(tmp_path):
     assert files.read_json(tmp_path / "a.json")["iou"]["border"] == 0.5
     assert math.isnan(files.read_json(tmp_path / "a.json")["iou"]["pet"])
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_file_of_the_longest_name_is_written_whole(tmp_path):
+    for name in ("猫" * 85, "n" * 252, "n" * 255):
+        files.write_bytes(tmp_path / name, b"1")
+        files.write_bytes(tmp_path / name, b"2")
+        assert (tmp_path / name).read_bytes() == b"2"
+    assert len(list(tmp_path.iterdir())) == 3

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from petseg.classes import IGNORED, Classes
 from petseg.data.folders.pair_files import PairFiles
+from petseg.picture_formats import open_picture
 
 TILE_WIDTH, TILES_ACROSS, GAP = 240, 3, 8  # pixels, pairs, pixels
 LINE = 18  # pixels of a line of text
@@ -58,7 +59,7 @@ class Overlays:
     def _tile(self, title: str, image: bytes, ids: np.ndarray) -> Image.Image:
         """A picture, and the same under its mask."""
         size = (TILE_WIDTH, max(1, round(TILE_WIDTH * ids.shape[0] / ids.shape[1])))
-        picture = Image.open(io.BytesIO(image)).convert("RGB").resize(size)
+        picture = open_picture(io.BytesIO(image)).convert("RGB").resize(size)
         mask = np.asarray(Image.fromarray(ids).resize(size, Image.Resampling.NEAREST))
         pixels = np.asarray(picture, np.float32)
         under = OPACITY * self._classes.palette[mask] + (1 - OPACITY) * pixels

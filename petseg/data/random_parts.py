@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 
 from petseg.data.pair_decoding import UnusableExampleError
+from petseg.picture_formats import open_picture
 
 # Added to the seed, which is below: augmentation draws from (seed, step) too, and places must not depend on it.
 PLACES = 1 << 32
@@ -36,7 +36,7 @@ class RandomParts:
         """
         sizes = np.ones((count, 2), np.int32)
         for i, file in enumerate(files):
-            with contextlib.suppress(Exception), Image.open(io.BytesIO(file)) as picture:
+            with contextlib.suppress(Exception), open_picture(io.BytesIO(file)) as picture:
                 sizes[i] = picture.height, picture.width
         return cls(size, sizes)
 

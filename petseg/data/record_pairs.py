@@ -4,7 +4,6 @@ import io
 from collections.abc import Iterator
 
 import tensorflow as tf
-from PIL import Image
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
@@ -13,6 +12,7 @@ from petseg.data.catalog import DataSet
 from petseg.data.folders import folder_files, pair_files
 from petseg.data.folders.mask_values import PALETTED, Coding
 from petseg.data.folders.pair_files import PairFiles
+from petseg.picture_formats import open_picture
 
 
 def read_all(config: DataConfig) -> tuple[str, dict[str, int], Classes, Iterator[tuple[str, PairFiles]]]:
@@ -49,7 +49,7 @@ def _pairs(data_set: DataSet, sizes: dict[str, int]) -> Iterator[tuple[str, Pair
 def _as_decoded(mask: bytes, classes: Classes) -> bytes:
     """A mask as TensorFlow decodes it: of a palette the colours, or what those are in grey; never the index."""
     try:
-        with Image.open(io.BytesIO(mask)) as picture:
+        with open_picture(io.BytesIO(mask)) as picture:
             if picture.mode not in PALETTED or classes.colored:
                 return mask
         pixels = tf.io.decode_image(mask, channels=1, expand_animations=False)

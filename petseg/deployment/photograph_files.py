@@ -1,29 +1,30 @@
 """Which photographs `--predict` means, where what is made of them goes, and what of it is there already."""
 
 import dataclasses
+import errno
 import glob
 import io
-import itertools
 import logging
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from petseg import files as files_lib
 from petseg.classes import Classes
-from petseg.deployment.photographs import SUFFIXES
 from petseg.deployment.signed_pictures import is_signed, signed
-from petseg.errors import ConfigError, DataError, WorkDirectoryError
+from petseg.errors import ConfigError, DataError, WorkDirectoryError, one_line
+from petseg.picture_formats import suffixes
 
 logger = logging.getLogger(__name__)
 MASK, OVERLAY, CUTOUT = ".mask.png", ".overlay.jpg", ".cutout.png"
 OVERLAY_OPACITY = 0.5
+LONGEST_JPEG_SIDE = 65_500  # pixels; the limit of libjpeg
+MOST_NAMED = 8  # files in one line of the log
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,9 @@ class Plan:
     def write(
         self, photograph: Photograph, image: np.ndarray, ids: np.ndarray, alpha: np.ndarray | None, classes: Classes
     ) -> Path:
-        """Writes what is made of a photograph; returns the mask's file.
+        """Writes the outputs of a photograph; returns the mask's file.
+
+        Each output is written for itself: where one cannot be, the others are written all the same.
 
         Args:
           photograph: the photograph.
@@ -110,15 +113,27 @@ class Plan:
           ids: class ids, uint8 [H, W].
           alpha: how much of each pixel is foreground, uint8 [H, W]; None where no class is.
           classes: the classes.
+
+        Raises:
+          DataError: if some of the outputs could not be written.
+          OSError: if the disk is full or not writable, so that other photographs cannot be written either.
         """
         mask = Image.fromarray(ids)
         mask.putpalette(classes.palette[: len(classes)].tobytes())
-        mask_file, overlay_file, *cutout_file = photograph.outputs(_endings(self.cutout))
-        _save(mask, mask_file, "PNG")
-        _save(blended(image, ids, classes, OVERLAY_OPACITY), overlay_file, "JPEG", quality=92)
-        if cutout_file and alpha is not None:
-            _save(Image.fromarray(np.dstack([image, alpha])), cutout_file[0], "PNG")
-        return mask_file
+        pictures = [mask, blended(image, ids, classes, OVERLAY_OPACITY)]
+        if self.cutout and alpha is not None:
+            pictures.append(Image.fromarray(np.dstack([image, alpha])))
+        files, failed = photograph.outputs(_endings(self.cutout)), []
+        for file, picture in zip(files, pictures, strict=False):
+            try:
+                files_lib.write_bytes(file, signed(_encoded(picture, file.suffix)))
+            except Exception as error:  # Pillow's encoders raise OSError, ValueError, struct.error and more
+                if files_lib.is_disk_error(error):
+                    raise
+                failed.append(f"{file.name}: {_reason(error)}")
+        if failed:
+            raise DataError("; ".join(failed))
+        return files[0]
 
 
 def find_files(pattern: str, matches: Sequence[Path] | None = None) -> list[Path]:
@@ -133,12 +148,10 @@ def find_files(pattern: str, matches: Sequence[Path] | None = None) -> list[Path
     """
     matches = _matches(pattern) if matches is None else matches
     if not matches:
-        kinds = " ".join(SUFFIXES)
+        kinds = "ending in .jpg .png .tif or another suffix of a picture that Pillow reads"
         if os.path.isdir(os.path.expanduser(pattern)):
-            raise DataError(f"--predict={pattern}: holds no file ending in {kinds}, nor do its subfolders")
-        raise DataError(
-            f"--predict={pattern}: matches no file; must be a glob, or a folder with files ending in {kinds}"
-        )
+            raise DataError(f"--predict={pattern}: holds no file {kinds}, nor do its subfolders")
+        raise DataError(f"--predict={pattern}: matches no file; must be a glob, or a folder with files {kinds}")
     files = [file for file in matches if not _is_own(file)]
     if not files:
         raise DataError(f"--predict={pattern}: matches only masks and overlays that petseg wrote; must be photographs")
@@ -166,28 +179,55 @@ def _endings(cutout: bool) -> tuple[str, ...]:
 def _matches(pattern: str) -> list[Path]:
     path = Path(os.path.expanduser(pattern))
     if path.is_dir():
-        return sorted(_photographs_below(path))
-    return sorted({Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name)})
+        return _photographs_below(path)
+    if path.is_file():  # also one whose name would be a pattern, such as cat[1].jpg
+        return [path]
+    folder = _fixed_part(path)
+    rest = str(Path(*path.parts[len(folder.parts) :]))
+    # Brackets that match nothing as a pattern are taken as they are.
+    names = glob.glob(rest, root_dir=folder, recursive=True) or glob.glob(
+        rest.replace("[", "[[]"), root_dir=folder, recursive=True
+    )
+    return sorted({folder / name for name in names if os.path.isfile(folder / name)})
 
 
-def _photographs_below(folder: Path) -> Iterator[Path]:
-    """Files named like photographs, in subfolders too; not what is hidden, as other systems' thumbnails are."""
-    for where, subfolders, names in os.walk(folder):
+def _photographs_below(folder: Path) -> list[Path]:
+    """The files below a folder that are named like pictures, sorted; says in the log what is left out.
+
+    Hidden files are left out silently, for other systems keep thumbnails in them.
+    """
+    readable = suffixes()
+    found, others, closed = [], [], []
+    for where, subfolders, names in os.walk(folder, onerror=lambda error: closed.append(Path(error.filename))):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        yield from (
-            Path(where, name) for name in names if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
-        )
+        closed.extend(Path(where, name) for name in subfolders if os.path.islink(Path(where, name)))
+        for file in (Path(where, name) for name in names if not name.startswith(".")):
+            (found if file.suffix.lower() in readable else others).append(file)
+    for files, reason in (
+        (others, "files are left out, whose suffixes are not of pictures that can be read here"),
+        (closed, "subfolders are left out, which are links or cannot be listed"),
+    ):
+        if files:
+            named = ", ".join(str(file.relative_to(folder)) for file in sorted(files)[:MOST_NAMED])
+            more = f" and {len(files) - MOST_NAMED} more" if len(files) > MOST_NAMED else ""
+            logger.warning("--predict=%s: %d %s: %s%s", folder, len(files), reason, named, more)
+    return sorted(found)
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """The longest leading part of a pattern that is a folder as it is written, also where it has brackets."""
+    fixed = Path(pattern.anchor)
+    for part in pattern.parts[len(fixed.parts) :]:
+        if not (fixed / part).is_dir():
+            break
+        fixed /= part
+    return fixed
 
 
 def _root(pattern: str) -> Path:
     """The folder below which subfolders are kept."""
     path = Path(os.path.expanduser(pattern)).absolute()
-    if path.is_dir():
-        return path
-    if path.exists():
-        return path.parent
-    fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
-    return Path(*fixed[: len(path.parts) - 1])
+    return path.parent if path.is_file() else _fixed_part(path)
 
 
 def _is_own(file: Path) -> bool:
@@ -226,7 +266,24 @@ def _on_any_disk(path: Path) -> str:
     return unicodedata.normalize("NFC", str(path)).casefold()
 
 
-def _save(picture: Image.Image, file: Path, kind: str, **options: Any) -> None:
+def _encoded(picture: Image.Image, suffix: str) -> bytes:
+    """A picture as the content of a PNG or JPEG file."""
+    if suffix == ".jpg" and max(picture.size) > LONGEST_JPEG_SIDE:
+        raise DataError(
+            f"{picture.width} x {picture.height} pixels do not fit into JPEG, whose sides are at most "
+            f"{LONGEST_JPEG_SIDE}; cut the photograph into parts"
+        )
     data = io.BytesIO()
-    picture.save(data, kind, **options)
-    files_lib.write_bytes(file, signed(data.getvalue()))
+    if suffix == ".jpg":
+        picture.save(data, "JPEG", quality=92)
+    else:
+        picture.save(data, "PNG")
+    return data.getvalue()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return "this name is too long; the photograph's must be shorter"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) if isinstance(error, DataError) else one_line(error)

@@ -1,6 +1,8 @@
 """Photographs as people see them: turned by EXIF, whatever their kind of pixels."""
 
 import logging
+import os
+import stat
 import warnings
 from pathlib import Path
 
@@ -8,9 +10,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from petseg.errors import DataError
+from petseg.picture_formats import open_picture
 
 logger = logging.getLogger(__name__)
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MOST_PIXELS = 89_000_000  # of one picture; Pillow too warns of more, for a small file can unpack to many gigabytes
 
 
@@ -18,7 +20,7 @@ def read_image(file: Path) -> np.ndarray:
     """The picture in a file as people see it, uint8 [H, W, 3]; see `as_people_see_it`.
 
     Raises:
-      DataError: if the file is a folder, or as `as_people_see_it`.
+      DataError: if the file is no regular file, or as `as_people_see_it`.
       Exception: whatever Pillow raises at what it cannot read.
     """
     with _open(file) as opened:
@@ -64,10 +66,16 @@ def count_pixels(file: Path) -> int:
 
 
 def _open(file: Path) -> Image.Image:
-    """A picture of which only the first bytes are read."""
-    if Path(file).is_dir():
-        raise DataError(f"{file}: is a folder; must be a picture's file")
-    return Image.open(file)
+    """Opens a picture; only the start of its file is read.
+
+    Raises:
+      DataError: if it is no regular file: a pipe or a terminal would block until somebody writes to it.
+    """
+    status = os.stat(file)
+    if not stat.S_ISREG(status.st_mode):
+        what = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+        raise DataError(f"{file}: is {what}; must be a picture's file")
+    return open_picture(file)
 
 
 def _check_size(opened: Image.Image) -> None:

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 # At work at the same time, from reading to writing: of more, batches and threads would have no use.
 THREADS = 4
 MOST_BATCHES, MOST_PIXELS = 3, 32_000_000
+UNREADABLE = "cannot be read"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +167,7 @@ def predict_files(
     Raises:
       ConfigError: if cut-outs are asked for, and no class is foreground.
       DataError, WorkDirectoryError: as `Plan.make`; also if the output cannot be written.
-      UnreadableFilesError: at the end, if some of the files were no photographs.
+      UnreadableFilesError: at the end, if some photographs could not be read, segmented or written.
     """
     if cutout:
         check_foreground(predictor.classes)
@@ -181,9 +182,10 @@ def carry_out(plan: Plan, predictor: Predictor) -> list[Path]:
         with _Work(plan, predictor) as work:
             masks = work.do()
     report(plan, masks, time.monotonic() - began)
-    if work.unreadable:
-        count = len(plan.photographs) + plan.skipped
-        raise UnreadableFilesError(f"{work.unreadable} of {count} files cannot be read; the rest is done")
+    if work.failed:
+        count, number = len(plan.photographs) + plan.skipped, len(work.failed)
+        what = work.failed[0] if len(set(work.failed)) == 1 else "failed, each for the reason that is logged"
+        raise UnreadableFilesError(f"{number} of {count} files {what}; the rest is done")
     return masks
 
 
@@ -210,7 +212,7 @@ class _Work:
         self._writing: dict[Future[Path], _Place] = {}
         self._pixels = 0  # of all that is on its way
         self._masks: dict[int, Path] = {}
-        self.unreadable = 0
+        self.failed: list[str] = []  # of each photograph that failed, what could not be done
         self._bar = progress_bar(None, logger, unit="images", total=len(plan.photographs))
 
     def __enter__(self) -> "_Work":
@@ -235,7 +237,7 @@ class _Work:
                 pixels = count_pixels(photograph.file)
             except Exception as error:
                 self._to_read.popleft()
-                self._skip(photograph, error)
+                self._skip(photograph, UNREADABLE, error)
                 continue
             count = len(self._reading) + len(self._writing)
             if count and (count >= MOST_BATCHES * self._predictor.batch_size or self._pixels + pixels > MOST_PIXELS):
@@ -246,6 +248,10 @@ class _Work:
             self._reading.append((place, self._pool.submit(self._read, photograph)))
 
     def _run_network(self) -> None:
+        for place, said in self._segmented(*self._next_batch()):
+            self._writing[self._pool.submit(self._write, place.photograph, said)] = place
+
+    def _next_batch(self) -> tuple[list["_Place"], list[Prepared]]:
         places: list[_Place] = []
         batch: list[Prepared] = []
         while self._reading and len(batch) < self._predictor.batch_size:
@@ -255,24 +261,46 @@ class _Work:
                 places.append(place)
             except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and more
                 self._pixels -= place.pixels
-                self._skip(place.photograph, error)
-        for place, said in zip(places, self._predictor.say(batch) if batch else (), strict=True):
-            self._writing[self._pool.submit(self._write, place.photograph, said)] = place
+                self._skip(place.photograph, UNREADABLE, error)
+        return places, batch
+
+    def _segmented(self, places: Sequence["_Place"], batch: Sequence[Prepared]) -> list[tuple["_Place", Said]]:
+        if not batch:
+            return []
+        try:
+            return list(zip(places, self._predictor.say(batch), strict=True))
+        except Exception as error:  # such as too little memory for a large one
+            if len(batch) == 1:
+                self._pixels -= places[0].pixels
+                self._skip(places[0].photograph, "cannot be segmented", error)
+                return []
+            # One by one, so that only those fail that are at fault.
+            return [pair for place, one in zip(places, batch, strict=True) for pair in self._segmented([place], [one])]
 
     def _take_note(self, *, wait: bool) -> None:
-        """Takes note of what has been written, after the next of it if that is to be waited for."""
+        """Takes note of what has been written, after the next of it if that is to be waited for.
+
+        Raises:
+          OSError: if the disk is full or not writable.
+        """
         if wait and self._writing:
             futures.wait(self._writing, return_when=futures.FIRST_COMPLETED)
         for future in [future for future in self._writing if future.done()]:
             place = self._writing.pop(future)
             self._pixels -= place.pixels
-            self._masks[place.number] = future.result()
-            self._bar.update()
+            try:
+                self._masks[place.number] = future.result()
+            except Exception as error:
+                if files_lib.is_disk_error(error):
+                    raise
+                self._skip(place.photograph, "cannot be written", error)
+            else:
+                self._bar.update()
 
-    def _skip(self, photograph: Photograph, error: Exception) -> None:
+    def _skip(self, photograph: Photograph, what: str, error: Exception) -> None:
         reason = " ".join(str(error).split()) or type(error).__name__
-        logger.warning("%s: cannot be read: %s", photograph.file, reason)
-        self.unreadable += 1
+        logger.warning("%s: %s: %s", photograph.file, what, reason)
+        self.failed.append(what)
         self._bar.update()
 
     def _read(self, photograph: Photograph) -> Prepared:

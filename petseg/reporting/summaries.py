@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 from tensorboard.compat.proto import event_pb2
 from tensorboard.plugins.custom_scalar import summary as custom_scalar_summary
 from tensorboard.plugins.histogram import metadata as histogram_metadata
@@ -27,6 +26,7 @@ from petseg.classes import Classes
 from petseg.config import Config
 from petseg.errors import WorkDirectoryError
 from petseg.files import write_text
+from petseg.picture_formats import open_picture
 from petseg.reporting import tags
 from petseg.runtime import autotuning
 
@@ -110,7 +110,7 @@ class Summaries:
 
     def image(self, run: str, step: int, tag: str, png: bytes) -> None:
         """Logs a picture that is encoded already: `tf.summary.image` would take the array and encode it again."""
-        width, height = Image.open(io.BytesIO(png)).size
+        width, height = open_picture(io.BytesIO(png)).size
         value = tf.constant([str(width).encode(), str(height).encode(), png])
         metadata = image_metadata.create_summary_metadata(display_name=None, description=tags.IMAGES[tag])
         with self.surviving(), self._writers[run].as_default(step=step):

@@ -1,6 +1,7 @@
 """Which photographs are meant, what is made of them is called, and what of it is there already."""
 
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -109,3 +110,40 @@ def test_own_outputs_are_replaced_and_never_taken_for_photographs(tmp_path, capl
     assert "3 files that petseg wrote are no photographs: passed over" in caplog.text
     with pytest.raises(DataError, match="matches only masks and overlays that petseg wrote"):
         photograph_files.find_files(str(tmp_path / "*.mask.png"))
+
+
+def test_files_and_folders_with_brackets_in_their_names_are_found(tmp_path):
+    save(*(tmp_path / "in" / name for name in ("cat[1].jpg", "cat1.jpg", "[ab]/dog.jpg", "a/dog.jpg", "x[2].png")))
+    out = tmp_path / "out"
+    assert masks(tmp_path / "in" / "cat[1].jpg", out) == ["cat[1].mask.png"]
+    assert masks(tmp_path / "in" / "[ab]" / "*.jpg", out) == ["dog.mask.png"]
+    assert masks(tmp_path / "in" / "x[2].*", out) == ["x[2].mask.png"]
+    assert masks(tmp_path / "in" / "cat[0-9].jpg", out) == ["cat1.mask.png"]
+    assert masks(tmp_path / "in" / "[!b]" / "*", out) == ["a/dog.mask.png"]
+
+
+def test_what_is_left_out_of_a_folder_is_named(tmp_path, caplog):
+    for name in ("a.JFIF", "b.avif", "c.jp2", "d.pgm", "e.jpg"):
+        format = {".JFIF": "JPEG", ".jpg": "JPEG"}.get(name[1:])
+        (tmp_path / "in" / "sub").mkdir(parents=True, exist_ok=True)
+        Image.new("L", (9, 6)).save(tmp_path / "in" / name, format)
+    for name in ("f.heic", "sub/notes.txt", ".hidden.heic"):
+        (tmp_path / "in" / name).write_text("no picture that Pillow reads")
+    (tmp_path / "in" / "link").symlink_to(tmp_path)
+    with caplog.at_level(logging.WARNING, "petseg"):
+        assert masks(tmp_path / "in", tmp_path / "out") == [f"{name}.mask.png" for name in "abcde"]
+    files, folders = caplog.messages
+    assert "2 files are left out" in files
+    assert files.endswith(": f.heic, sub/notes.txt")
+    assert folders.endswith(": link")
+    for i in range(20):
+        (tmp_path / "in" / f"{i:02}.heic").write_text("")
+    caplog.clear()
+    masks(tmp_path / "in", tmp_path / "out")
+    assert "22 files are left out" in caplog.messages[0]
+    assert caplog.messages[0].endswith("07.heic and 14 more")
+
+
+def test_names_that_are_not_utf8_work(tmp_path):
+    save(tmp_path / "in" / os.fsdecode(b"caf\xe9.png"))
+    assert masks(tmp_path / "in", tmp_path / "out") == [os.fsdecode(b"caf\xe9.mask.png")]

@@ -1,7 +1,9 @@
 """Masks for files of every kind that people have, and for some that they should not have."""
 
+import errno
 import functools
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -94,6 +96,66 @@ def test_what_is_no_photograph_is_reported_and_the_rest_is_done(predictor, tmp_p
     ]  # fmt: skip
     assert {path.name for path in (tmp_path / "out").glob("*.mask.png")} == {"whole.mask.png", "pixel.mask.png"}
     assert Image.open(tmp_path / "out" / "pixel.mask.png").size == (1, 1)
+
+
+def test_one_photograph_that_cannot_be_written_does_not_end_the_batch(predictor, tmp_path, caplog):
+    for name in ("a", "猫" * 81, "z"):  # 243 bytes; with .cutout.png 255, the most that a name may have
+        Image.fromarray(photograph()).save(tmp_path / f"{name}.png")
+    Image.fromarray(photograph(32, 66_000)).save(tmp_path / "long.png")  # more than a JPEG can be wide
+    Image.fromarray(photograph()).save(tmp_path / f"{'n' * 250}.png")
+    with (
+        caplog.at_level(logging.WARNING, "petseg"),
+        pytest.raises(UnreadableFilesError, match="2 of 5 files cannot be written; the rest is done") as caught,
+    ):
+        prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"), cutout=True)
+    assert caught.value.exit_code == 4
+    said = "\n".join(caplog.messages)
+    assert re.search(r"long\.png: cannot be written: long\.overlay\.jpg: 66000 x 32 pixels .* at most 65500", said)
+    assert re.search(r"nnn\.png: cannot be written: .*this name is too long", said)
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    for name in ("a", "猫" * 81, "z"):
+        assert written >= {f"{name}.mask.png", f"{name}.overlay.jpg", f"{name}.cutout.png"}
+    assert written >= {"long.mask.png", "long.cutout.png"}
+    assert not [name for name in written if name.endswith(".tmp")]
+
+
+def test_a_photograph_for_which_the_network_fails_does_not_end_the_batch(model, tmp_path, monkeypatch, caplog):
+    predictor = prediction.Predictor(model, PETS)
+    for i in range(3):
+        Image.fromarray(photograph(90 + i, 120, i)).save(tmp_path / f"{i}.png")
+    genuine = predictor.say
+
+    def say(batch):
+        if any(each.image.shape[0] == 91 for each in batch):
+            raise MemoryError("no memory for 91 rows")
+        return genuine(batch)
+
+    monkeypatch.setattr(predictor, "say", say)
+    with pytest.raises(UnreadableFilesError, match="1 of 3 files cannot be segmented; the rest is done"):
+        prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
+    assert "1.png: cannot be segmented: no memory for 91 rows" in caplog.text
+    assert {path.name for path in (tmp_path / "out").glob("*.mask.png")} == {"0.mask.png", "2.mask.png"}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+def test_a_disk_that_cannot_be_written_ends_the_batch(number, predictor, tmp_path, monkeypatch):
+    for i in range(3):
+        Image.fromarray(photograph(30, 30, i)).save(tmp_path / f"{i}.png")
+
+    def replace(source, target):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(WorkDirectoryError, match=f"--output_dir=.*cannot be written: {os.strerror(number)}"):
+        prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
+
+
+def test_a_pipe_is_reported_and_not_waited_for(predictor, tmp_path, caplog):
+    Image.fromarray(photograph()).save(tmp_path / "cat.png")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(UnreadableFilesError, match="1 of 2 files cannot be read"):
+        prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
+    assert "pipe.jpg: is no regular file; must be a picture's file" in caplog.text
 
 
 def test_an_output_folder_that_cannot_be_written(predictor, tmp_path):

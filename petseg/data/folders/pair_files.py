@@ -136,7 +136,7 @@ def in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> It
 def _opened(name: str, data: bytes, faults: list[Fault]) -> Image.Image | None:
     """A picture with its pixels decoded; None if that fails."""
     try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)  # noqa: TID251
         picture.load()
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
         what = " ".join(str(error).split()) if "truncated" in str(error) else one_line(error)
