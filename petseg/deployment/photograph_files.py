@@ -123,14 +123,15 @@ class Plan:
         pictures = [mask, blended(image, ids, classes, OVERLAY_OPACITY)]
         if self.cutout and alpha is not None:
             pictures.append(Image.fromarray(np.dstack([image, alpha])))
-        files, failed = photograph.outputs(_endings(self.cutout)), []
-        for file, picture in zip(files, pictures, strict=False):
+        endings, failed = _endings(self.cutout), []
+        files = photograph.outputs(endings)
+        for ending, file, picture in zip(endings, files, pictures, strict=False):
             try:
                 files_lib.write_bytes(file, signed(_encoded(picture, file.suffix)))
             except Exception as error:  # Pillow's encoders raise OSError, ValueError, struct.error and more
                 if files_lib.is_disk_error(error):
                     raise
-                failed.append(f"{file.name}: {_reason(error)}")
+                failed.append(f"{ending}: {_reason(error)}")
         if failed:
             raise DataError("; ".join(failed))
         return files[0]
@@ -197,7 +198,9 @@ def _photographs_below(folder: Path) -> list[Path]:
     Hidden files are left out silently, for other systems keep thumbnails in them.
     """
     readable = suffixes()
-    found, others, closed = [], [], []
+    found: list[Path] = []
+    others: list[Path] = []
+    closed: list[Path] = []
     for where, subfolders, names in os.walk(folder, onerror=lambda error: closed.append(Path(error.filename))):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         closed.extend(Path(where, name) for name in subfolders if os.path.islink(Path(where, name)))
