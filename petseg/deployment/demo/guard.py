@@ -1,8 +1,12 @@
 """What the demo page's server does not let in, before gradio sees it."""
 
+import ipaddress
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+import urllib.parse
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from typing import Any, NamedTuple
+
+from petseg.deployment.demo.uploads import Uploads
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -10,59 +14,163 @@ Send = Callable[[Message], Awaitable[None]]
 
 MOST_JSON = 2**20  # bytes of a request that is no upload; it names files, it does not hold them
 MULTIPART = 2**16  # bytes that a form adds to the file in it
-UPLOAD = "/gradio_api/upload"
+RESULTS = 32 * 2**20  # bytes that the pictures of one segmentation take at most, for which room is made
+API = "/gradio_api"
+UPLOAD, JOIN, FILE = f"{API}/upload", f"{API}/queue/join", f"{API}/file="
+# All that the page in the browser asks for. gradio serves much more, such as calls that wait for no queue.
+POSTED = (UPLOAD, JOIN, f"{API}/reset", f"{API}/cancel")
+READ = (
+    "", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", f"{API}/theme.css", f"{API}/info",
+    f"{API}/app_id", f"{API}/startup-events", f"{API}/queue/data", f"{API}/upload_progress",
+)  # fmt: skip
+READ_BELOW = ("/assets/", "/static/", "/svelte/", "/pwa_icon", f"{API}/heartbeat/")
+
+
+class Refusal(NamedTuple):
+    """An answer that refuses a request: status and text."""
+
+    status: int
+    text: str
+
+
+class Hosts:
+    """The names under which the page may be asked for.
+
+    A foreign name that leads to this machine is how another site's page gets its browser to talk to this one (DNS
+    rebinding). Addresses cannot be made to lead elsewhere.
+
+    Args:
+      names: names in lower case.
+      any_address: whether any IP address will do, since the page is open to other machines; else those of the loopback
+        interface.
+      trusted: names of other servers, such as a proxy, whose pages may use this one.
+    """
+
+    def __init__(self, names: Collection[str], *, any_address: bool = False, trusted: Collection[str] = ()):
+        self._names, self._any_address, self._trusted = {*names, *trusted}, any_address, set(trusted)
+
+    def refusal(self, headers: Collection[tuple[bytes, bytes]]) -> Refusal | None:
+        """What is wrong with the headers Host and Origin of a request; None if they are right."""
+        hosts = [value.decode("latin-1").lower() for key, value in headers if key == b"host"]
+        if len(hosts) != 1 or not self._is_expected(_name(hosts[0])):
+            return Refusal(421, "Host: is no name of this page; --allowed_hosts may give it more")
+        for origin in (value.decode("latin-1").lower() for key, value in headers if key == b"origin"):
+            scheme, _, place = origin.partition("://")
+            if scheme not in ("http", "https") or (place != hosts[0] and _name(place) not in self._trusted):
+                return Refusal(403, "Origin: pages of other sites cannot use this one")
+        return None
+
+    def _is_expected(self, name: str) -> bool:
+        if name in self._names:
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return self._any_address or address.is_loopback
 
 
 class Guard:
-    """An ASGI middleware that refuses bodies that are too large, or name an address from which to fetch.
+    """An ASGI middleware that lets through what the page in the browser needs, and nothing else.
 
-    Gradio bounds each uploaded file, but not what else a request holds; and where a request names the address of a
-    picture instead of an uploaded one, gradio fetches it, from wherever that is.
+    Gradio bounds each uploaded file, but not what else a request holds, nor all files together; it reads any file that
+    is named without gradio's own mark; and where a request names an address in place of a file, gradio fetches it.
 
     Args:
       app: what is guarded.
+      hosts: the names under which the page may be asked for.
+      uploads: the files that requests may name.
       max_upload: largest file that is taken, in bytes.
     """
 
-    def __init__(self, app: Any, *, max_upload: int):
-        self._app, self._max_upload = app, max_upload
+    def __init__(self, app: Any, *, hosts: Hosts, uploads: Uploads, max_upload: int):
+        self._app, self._hosts, self._uploads, self._max_upload = app, hosts, uploads, max_upload
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
-            return
-        is_upload = scope["path"].rstrip("/") == UPLOAD
-        most = self._max_upload + MULTIPART if is_upload else MOST_JSON
-        length = dict(scope["headers"]).get(b"content-length", b"")
-        if not length.isdigit():
-            await _answer(send, 411, "the length of the request must be given")
-        elif int(length) > most:
-            await _answer(send, 413, f"{int(length)} bytes; must be at most {most}")
-        elif is_upload:
+        elif scope["type"] != "http":  # the page uses no web sockets
+            await send({"type": "websocket.close"})
+        elif refusal := self._hosts.refusal(scope["headers"]) or self._refused_path(scope):
+            await _answer(send, *refusal)
+        elif scope["method"] != "POST":
             await self._app(scope, receive, send)
+        elif refusal := self._refused_length(scope):
+            await _answer(send, *refusal)
+        elif _path(scope) == UPLOAD:
+            await self._upload(scope, receive, send)
         else:
             body = await _whole(receive)
-            if names_an_address(body):
-                await _answer(send, 403, "a picture must be uploaded; it is not fetched from an address")
+            if refusal := self._refused_body(_path(scope), body):
+                await _answer(send, *refusal)
             else:
                 await self._app(scope, _replay(body, receive), send)
 
+    def _refused_path(self, scope: Message) -> Refusal | None:
+        path = _path(scope)
+        if scope["method"] == "POST" and path in POSTED:
+            return None
+        if scope["method"] in ("GET", "HEAD"):
+            if path in READ or path.startswith(READ_BELOW):
+                return None
+            if path.startswith(FILE) and self._uploads.find(scope["path"].removeprefix(FILE)):
+                return None
+        return Refusal(404, "there is nothing here")
 
-def names_an_address(body: bytes) -> bool:
-    """Whether JSON holds a file that is to be fetched, or is no JSON."""
-    try:
-        return _has_address(json.loads(body or b"null"))
-    except (ValueError, RecursionError):
-        return True
+    def _refused_length(self, scope: Message) -> Refusal | None:
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"")
+        # A body in chunks may be longer than the length that stands beside it.
+        if not length.isdigit() or b"transfer-encoding" in headers:
+            return Refusal(411, "the length of the request must be given")
+        most = self._max_upload + MULTIPART if _path(scope) == UPLOAD else MOST_JSON
+        if int(length) > most:
+            return Refusal(413, f"{int(length)} bytes; must be at most {most}")
+        return None
+
+    async def _upload(self, scope: Message, receive: Receive, send: Send) -> None:
+        size = int(dict(scope["headers"])[b"content-length"])
+        if not self._uploads.make_room(size):
+            await _answer(send, 507, "the page holds as many uploads as it may; try again in a minute")
+            return
+        self._uploads.expect(size)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._uploads.expect(-size)
+
+    def _refused_body(self, path: str, body: bytes) -> Refusal | None:
+        try:
+            value = json.loads(body or b"null")
+            if not all(self._uploads.find(file) for file in _named_files(value)):
+                return Refusal(403, "a picture must be uploaded first")
+        except (ValueError, RecursionError):
+            return Refusal(403, "the request must be JSON")
+        if path == JOIN and not self._uploads.make_room(RESULTS):
+            return Refusal(507, "the page holds as many pictures as it may; try again in a minute")
+        return None
 
 
-def _has_address(value: Any) -> bool:
+def _named_files(value: Any) -> list[Any]:
+    """What stands for files in JSON: each value of `path` in it, and each address."""
     if isinstance(value, list):
-        return any(map(_has_address, value))
+        return [file for each in value for file in _named_files(each)]
     if isinstance(value, dict):
-        path = value.get("path")
-        return (isinstance(path, str) and "://" in path) or any(map(_has_address, value.values()))
-    return False
+        own = [value["path"]] if value.get("path") is not None else []
+        return own + [file for each in value.values() for file in _named_files(each)]
+    return []
+
+
+def _name(host: str) -> str:
+    """The name in `name:port`, without the brackets of an IPv6 address; empty if it is none."""
+    try:
+        return urllib.parse.urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _path(scope: Message) -> str:
+    return scope["path"].rstrip("/")
 
 
 async def _whole(receive: Receive) -> bytes:

@@ -1,18 +1,21 @@
 """The networks among which the demo page lets people choose."""
 
-import functools
+import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from petseg.errors import CheckpointError, ConfigError
+from petseg.errors import CheckpointError, ConfigError, PetsegError
 from petseg.runs.packed_run import PackedRun
 from petseg.runs.trained_run import TrainedRun
 
 if TYPE_CHECKING:
     from petseg.deployment.segmenter import Segmenter
 
+logger = logging.getLogger(__name__)
 CHECKPOINTS = ("best", "latest")
+Version = tuple[str, int, int] | None
 
 
 class Networks:
@@ -41,10 +44,10 @@ class Networks:
             self.has_averages = run.config.optimizer.ema_decay > 0
             if not self.checkpoints:
                 raise CheckpointError(f"--workdir={source}: there is no checkpoint yet")
-        self._loaded = functools.lru_cache(maxsize=None)(self._load)  # eight at most
+        self._loaded: dict[tuple[str, bool, bool], tuple[Version, Segmenter]] = {}  # eight at most
 
     def __call__(self, checkpoint: str, averaged: bool, flip_tta: bool) -> "Segmenter":
-        """A network, loaded when it is first asked for.
+        """A network, loaded when it is first asked for, and again once there is a newer checkpoint.
 
         Args:
           checkpoint: one of `checkpoints`; anything where there are none.
@@ -56,7 +59,18 @@ class Networks:
         """
         if self.checkpoints and checkpoint not in self.checkpoints:
             raise ConfigError(f"checkpoint: got {checkpoint!r}; must be one of {', '.join(self.checkpoints)}")
-        return self._loaded(checkpoint if self.checkpoints else "best", averaged and self.has_averages, flip_tta)
+        key = (checkpoint if self.checkpoints else "best", averaged and self.has_averages, flip_tta)
+        version, held = self._version(key[0]), self._loaded.get(key)
+        if held is None or held[0] != version:
+            try:
+                held = (version, self._load(*key))
+            except PetsegError as error:
+                if held is None:
+                    raise
+                logger.warning("the weights of step %d are still served: %s", held[1].step, error)
+                held = (version, held[1])
+            self._loaded[key] = held
+        return held[1]
 
     def load_first(self) -> None:
         """Loads the network with which the page begins."""
@@ -74,6 +88,16 @@ class Networks:
         )
         segmenter(np.zeros([32, 32, 3], np.uint8))  # compiles it, which is not to count as the time of a photograph
         return segmenter
+
+    def _version(self, checkpoint: str) -> Version:
+        """What changes when there is another checkpoint; finding out costs little. None if it cannot be told."""
+        try:
+            path = Path(self.run.checkpoint(checkpoint, intact=False))
+            file = path if path.is_file() else path.with_name(f"{path.name}.index")
+            status = file.stat()
+        except (OSError, CheckpointError):
+            return None
+        return str(path), status.st_mtime_ns, status.st_size
 
     def _exists(self, checkpoint: str) -> bool:
         try:

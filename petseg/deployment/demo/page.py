@@ -1,6 +1,7 @@
 """The demo page: what stands where, and what happens when something is chosen."""
 
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,14 +13,16 @@ from PIL import Image
 from petseg.data.drawings import animal_drawing
 from petseg.deployment.demo import views
 from petseg.deployment.demo.networks import Networks
+from petseg.deployment.demo.uploads import Uploads
 from petseg.deployment.photograph_files import blended
-from petseg.errors import PetsegError, one_line
+from petseg.errors import DataError, PetsegError, one_line
 
 logger = logging.getLogger(__name__)
 MOST_PIXELS = 2_000_000  # of what is segmented and shown; eval.py --predict reduces nothing
 MOST_PROBABILITIES = 2**28  # so that hundreds of classes take no more than 1 GiB
 EXAMPLES = 8
 OPACITY = 0.5
+NOT_SEGMENTED = "This could not be segmented; the program that serves the page says why"
 UPLOADS_ARE_KEPT = (600, 3600)  # seconds between looks for old files, seconds after which one is old
 CSS = """
 .petseg-head h1 {font-size: 1.7rem; margin: 0 0 .2rem 0}
@@ -46,12 +49,13 @@ class Overlaid(NamedTuple):
 NOTHING = views.Pictures(None, None, None, None)
 
 
-def build(networks: Networks, folder: Path) -> gr.Blocks:
+def build(networks: Networks, folder: Path, uploads: Uploads) -> gr.Blocks:
     """The page, to be launched.
 
     Args:
       networks: what segments.
       folder: a folder for the examples.
+      uploads: the files that the page may read.
     """
     classes, first = networks.run.classes, networks.checkpoints[:1]
     with gr.Blocks(title="petseg", analytics_enabled=False, delete_cache=UPLOADS_ARE_KEPT, fill_width=True) as page:
@@ -96,19 +100,23 @@ def build(networks: Networks, folder: Path) -> gr.Blocks:
                         cutout = _picture("Cut-out", "cutout", visible=bool(classes.foreground.any()))
         shown = [facts, overlaid, overlay, annotated, confidence, cutout]
 
-        def segment(photo: dict[str, Any] | None, which: str, averaged: bool, flip_tta: bool, opacity: float) -> list:
+        def segment(photo: Any, which: Any, averaged: Any, flip_tta: Any, opacity: Any) -> list:
             if photo is None:
                 return ["", None, *NOTHING]
             try:
-                return _segment(networks, Path(photo["path"]), which, bool(averaged), bool(flip_tta), float(opacity))
-            except PetsegError as error:
+                image = _uploaded(photo, uploads)
+            except DataError as error:
                 return [views.error_sentence(str(error)), None, *NOTHING]
+            try:
+                return _segment(networks, image, which, bool(averaged), bool(flip_tta), _share(opacity))
             except Exception as error:  # such as that memory is full: the page goes on
-                logger.exception("a photograph could not be segmented")
-                return [views.error_sentence(f"This could not be segmented: {one_line(error)}"), None, *NOTHING]
+                # Errors name files of this machine, which are nobody's business who only sees the page.
+                expected = isinstance(error, PetsegError)
+                logger.error("a photograph could not be segmented: %s", one_line(error), exc_info=not expected)
+                return [views.error_sentence(NOT_SEGMENTED), None, *NOTHING]
 
-        def lay_over(kept: Overlaid | None, opacity: float) -> Image.Image | None:
-            return kept and blended(kept.image, kept.mask, classes, opacity)
+        def lay_over(kept: Overlaid | None, opacity: Any) -> Image.Image | None:
+            return kept and blended(kept.image, kept.mask, classes, _share(opacity))
 
         gr.on(
             [photo.change, checkpoint.change, averaged.change, flip_tta.change],
@@ -136,10 +144,29 @@ def look() -> dict[str, Any]:
     return {"theme": gr.themes.Default(primary_hue="teal", neutral_hue="slate"), "css": CSS}
 
 
+def _uploaded(photo: Any, uploads: Uploads) -> np.ndarray:
+    """The picture that a request names, uint8 [H, W, 3].
+
+    Requests come from anybody, and `gr.Image` checks them only if they have keys that a browser would send.
+
+    Raises:
+      DataError: if it was not uploaded, has been deleted since, or cannot be read.
+    """
+    file = uploads.find(photo.get("path") if isinstance(photo, dict) else None)
+    if file is None:
+        raise DataError("the photograph is not here, or not any more; upload it again")
+    return views.read(file)
+
+
+def _share(value: Any) -> float:
+    """An opacity from outside, between 0 and 1."""
+    is_number = isinstance(value, int | float) and math.isfinite(value)
+    return min(max(float(value), 0.0), 1.0) if is_number else OPACITY
+
+
 def _segment(
-    networks: Networks, path: Path, checkpoint: str, averaged: bool, flip_tta: bool, opacity: float
+    networks: Networks, image: np.ndarray, checkpoint: str, averaged: bool, flip_tta: bool, opacity: float
 ) -> list[Any]:
-    image = views.read(path)
     segmenter = networks(checkpoint, averaged, flip_tta)
     small = views.reduced(image, min(MOST_PIXELS, MOST_PROBABILITIES // len(segmenter.classes)))
     start = time.perf_counter()

@@ -2,8 +2,10 @@
 
 import dataclasses
 import importlib.util
+import ipaddress
 import logging
 import os
+import socket
 import tempfile
 import threading
 import warnings
@@ -13,7 +15,9 @@ from typing import TYPE_CHECKING
 from petseg.config import DistributionConfig
 from petseg.config.eval_config import PACKAGED, ScoreConfig
 from petseg.config.options import Group, option
+from petseg.deployment.demo.guard import RESULTS, Guard, Hosts
 from petseg.deployment.demo.networks import Networks
+from petseg.deployment.demo.uploads import Uploads
 from petseg.errors import ConfigError
 from petseg.runs.opening import open_run
 from petseg.runtime import startup
@@ -23,8 +27,9 @@ if TYPE_CHECKING:
     import gradio as gr
 
 logger = logging.getLogger(__name__)
-LOOPBACK = ("127.0.0.1", "localhost")
+LOCALHOST = "localhost"
 SESSIONS = 20  # browsers whose last picture is kept, to change its opacity
+MOST_WAITING = 32  # requests in the queue, of all browsers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +41,42 @@ class DemoConfig(Group):
         "work directory of a training run, or a file of --export=weights; empty: the packaged model of cats and dogs",
     )
     host: str = option(
-        LOOPBACK[0],
+        "127.0.0.1",
         "address to listen at; the default serves this machine alone, 0.0.0.0 everybody who can reach it, without a "
         "password and without encryption",
         required=True,
     )
     port: int = option(0, "port to listen at; 0: the first free one from 7860 on", minimum=0, maximum=65535)
+    allowed_hosts: str = option(
+        "",
+        "further names under which browsers reach the page, such as that of a proxy before it, with commas; requests "
+        "for other names are refused",
+    )
     max_upload: int = option(20, "largest file that is taken", unit="MiB", minimum=1, maximum=1024)
+    max_stored: int = option(
+        0,
+        "what uploads and the pictures made of them may take together, of which the oldest are deleted for new ones; "
+        "0: eight times --max_upload, at least 64",
+        unit="MiB",
+        minimum=0,
+        maximum=2**20,
+    )
     allow_code: bool = option(False, "run the Python code of a run's own --network; whose work directory is it?")
     debug: bool = option(False, "show the traceback of an error that is otherwise one line")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least = self.max_upload + RESULTS // 2**20
+        if self.max_stored and self.max_stored < least:
+            raise ConfigError(
+                f"--max_stored={self.max_stored}: must be at least {least}, for one upload of "
+                f"--max_upload={self.max_upload} and what is made of it, or 0"
+            )
+
+    @property
+    def quota(self) -> int:
+        """Bytes that uploads and the pictures made of them may take together."""
+        return (self.max_stored or max(8 * self.max_upload, 64)) * 2**20
 
 
 def main(config: DemoConfig) -> None:
@@ -83,17 +115,14 @@ def _serve(config: DemoConfig, networks: Networks, folder: Path) -> "gr.Blocks":
     Raises:
       ConfigError: if nothing can listen at the address.
     """
-    for name in [name for name in os.environ if name.startswith("GRADIO_")]:
-        del os.environ[name]  # one of them opens folders to everybody, another makes the page public
-    # Read when gradio is imported.
-    os.environ.update(GRADIO_TEMP_DIR=str(folder / "cache"), GRADIO_ANALYTICS_ENABLED="False")
-    os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_OFFLINE="1")
+    uploads = Uploads(folder / "cache", config.quota)
+    _set_environment(folder / "cache")
     from starlette.middleware import Middleware
 
     from petseg.deployment.demo import page as page_lib
-    from petseg.deployment.demo.guard import Guard
 
-    page = page_lib.build(networks, folder)
+    page = page_lib.build(networks, folder, uploads).queue(max_size=MOST_WAITING)
+    guard = Middleware(Guard, hosts=_hosts(config), uploads=uploads, max_upload=config.max_upload * 2**20)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # gradio's, of its own affairs
@@ -108,7 +137,7 @@ def _serve(config: DemoConfig, networks: Networks, folder: Path) -> "gr.Blocks":
                 footer_links=[],
                 max_file_size=config.max_upload * 2**20,
                 state_session_capacity=SESSIONS,
-                app_kwargs={"middleware": [Middleware(Guard, max_upload=config.max_upload * 2**20)]},
+                app_kwargs={"middleware": [guard]},
                 prevent_thread_lock=True,
                 quiet=True,
                 **page_lib.look(),
@@ -118,7 +147,35 @@ def _serve(config: DemoConfig, networks: Networks, folder: Path) -> "gr.Blocks":
             f"--host={config.host} --port={config.port}: nothing can listen there; must be an address of this machine "
             "and a free port"
         ) from error
-    if config.host not in LOOPBACK:
+    if not _is_loopback(config.host):
         logger.warning("--host=%s: whoever can reach this machine can use the page; there is no password", config.host)
     print(f"the page is at {page.local_url} (Ctrl-C ends it)", flush=True)
     return page
+
+
+def _set_environment(cache: Path) -> None:
+    """Sets what gradio and httpx read from the environment when they are imported; both only talk to this machine."""
+    for name in list(os.environ):
+        # One of gradio's opens folders to everybody, another makes the page public. With a proxy, or certificates that
+        # are not there, gradio does not reach its own server and gives up.
+        if name.startswith("GRADIO_") or name.lower().endswith("_proxy") or name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+            del os.environ[name]
+    os.environ.update(GRADIO_TEMP_DIR=str(cache), GRADIO_ANALYTICS_ENABLED="False")
+    os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_OFFLINE="1")
+    os.environ.update(NO_PROXY="*", no_proxy="*")  # some systems have a proxy outside the environment
+
+
+def _hosts(config: DemoConfig) -> Hosts:
+    """The names under which the page may be asked for."""
+    trusted = {name.strip().lower() for name in config.allowed_hosts.split(",") if name.strip()}
+    if _is_loopback(config.host):
+        return Hosts({LOCALHOST}, trusted=trusted)
+    own = {LOCALHOST, config.host.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}
+    return Hosts(own, any_address=True, trusted=trusted)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == LOCALHOST or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -39,7 +39,8 @@ def read(path: Path) -> np.ndarray:
     try:
         return read_image(path)
     except PetsegError as error:
-        raise DataError(f"{path.name}: {error}") from error
+        reason = str(error).removeprefix(f"{path}: ").replace(str(path), path.name)
+        raise DataError(f"{path.name}: {reason}") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
         reason = " ".join(str(error).split()).replace(str(path), path.name) or type(error).__name__
         raise DataError(f"{path.name}: cannot be read: {reason}") from error

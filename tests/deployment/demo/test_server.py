@@ -70,18 +70,21 @@ class Server:
             port = probe.getsockname()[1]
         self.folder, self.url = folder, f"http://127.0.0.1:{port}"
         flags = [f"--workdir={self.workdir}", f"--port={port}", "--max_upload=1"]
-        # What somebody's shell says of gradio, such as which folders it opens, is not for this page.
-        self.program = Program(str(folder / "serve.py"), *flags, env={"GRADIO_ALLOWED_PATHS": "/"})
+        # What somebody's shell says of gradio, such as which folders it opens, is not for this page; nor are proxies
+        # and certificates, for it reaches no other machine.
+        nowhere = "http://127.0.0.1:9"
+        env = {"GRADIO_ALLOWED_PATHS": "/", "HTTP_PROXY": nowhere, "http_proxy": nowhere, "ALL_PROXY": "socks5://x:9"}
+        self.program = Program(str(folder / "serve.py"), *flags, env=env | {"SSL_CERT_FILE": "/nothing/here"})
         deadline = time.monotonic() + 200
         while self.status("/config") != 200:
             assert time.monotonic() < deadline
             assert self.program.poll() is None, self.program.communicate()
             time.sleep(0.1)
 
-    def ask(self, path, body=None):
+    def ask(self, path, body=None, **headers):
         """The status and the text that a request comes back with; 0 and nothing where nobody listens."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"} | headers)
         try:
             with urllib.request.urlopen(request, timeout=30) as response:
                 return response.status, response.read().decode(errors="replace")
@@ -190,6 +193,9 @@ def test_a_file_that_is_too_large_is_not_taken(server, page):
 def test_no_file_of_the_machine_can_be_read(server):
     files = [
         "/etc/passwd",
+        "/nothing/there.png",
+        "/dev/stdin",
+        server.folder / "my cat.png",
         server.workdir / "config.json",
         ROOT / "setup.cfg",
         ROOT / "petseg" / "deployment" / "demo" / "server.py",
@@ -197,16 +203,61 @@ def test_no_file_of_the_machine_can_be_read(server):
     for file in files:
         for route in (f"/gradio_api/file={file}", f"/file={file}", f"/gradio_api/file/{file}", f"/static/..{file}"):
             assert server.status(route) in (403, 404, 405), route
-        body = {"data": [{"path": str(file), "meta": {"_type": "gradio.FileData"}}, "best", True, False, 0.5]}
-        for route in ("/gradio_api/run/segment", "/gradio_api/run/predict"):
-            assert server.status(route, body | {"fn_index": 0}) >= 400, route
-        status, text = server.ask("/gradio_api/call/segment", body)
-        if status == 200:
-            _, text = server.ask(f"/gradio_api/call/segment/{json.loads(text)['event_id']}")
-            assert text.startswith("event: error")
-            assert text.partition("data: ")[2].strip() == '{"error": null}'
+        for keys in ({}, {"meta": {"_type": "gradio.FileData"}}):
+            body = {"data": [{"path": str(file), **keys}, "best", True, False, 0.5]}
+            for route in ("run/segment", "run/predict", "call/segment", "call/v2/segment", "api/segment"):
+                assert server.status(f"/gradio_api/{route}", body | {"fn_index": 0}) == 404, route
+            for index in range(4):
+                joined = body | {"fn_index": index, "session_hash": "x", "trigger_id": 1}
+                assert server.ask(JOIN, joined) == (403, "")
     assert server.status(JOIN, {"data": [{"path": "http://127.0.0.1:1/cat.jpg"}], "fn_index": 0}) == 403
     assert server.status(f"/gradio_api/proxy={server.url}/config") >= 400
+
+
+def uploaded(server, content):
+    """The answer to the upload of a file: the status, and its path on the server."""
+    form = b'--x\r\nContent-Disposition: form-data; name="files"; filename="cat.png"\r\n\r\n%s\r\n--x--\r\n' % content
+    status, text = server.ask("/gradio_api/upload", form, **{"Content-Type": "multipart/form-data; boundary=x"})
+    return status, json.loads(text)[0] if status == 200 else ""
+
+
+@pytest.mark.slow
+def test_what_is_uploaded_is_read_whatever_keys_are_missing_and_a_full_queue_says_so(server):
+    status, path = uploaded(server, (server.folder / "my cat.png").read_bytes())
+    assert status == 200
+    assert server.ask(f"/gradio_api/file={path}")[0] == 200
+    body = {"data": [{"path": path}, "best", True, False, 0.5], "session_hash": "mine", "trigger_id": None}
+    config = json.loads(server.ask("/config")[1])
+    (index,) = [each["id"] for each in config["dependencies"] if len(each["outputs"]) == 6]
+    assert server.status(JOIN, body | {"fn_index": index}) == 200
+    with urllib.request.urlopen(f"{server.url}/gradio_api/queue/data?session_hash=mine", timeout=60) as stream:
+        messages = [json.loads(line[5:]) for line in stream if line.startswith(b"data:")]
+    (done,) = [each for each in messages if each["msg"] == "process_completed"]
+    assert done["success"]
+    assert "with a mean confidence of" in done["output"]["data"][0]
+    answers = [server.status(JOIN, body | {"fn_index": index, "session_hash": f"{i}"}) for i in range(60)]
+    assert set(answers) == {200, 503}
+
+
+@pytest.mark.slow
+def test_uploads_have_a_limit_in_total(server):
+    answers = [uploaded(server, os.urandom(1_000_000))[0] for _ in range(80)]
+    assert answers[0] == 200
+    assert answers[-1] == 507
+    assert 30 < answers.count(200) < 68  # 64 MiB, less what earlier tests uploaded
+
+
+@pytest.mark.slow
+def test_other_sites_cannot_use_the_page(server):
+    for headers, status in (
+        ({"Host": "evil.example"}, 421),
+        ({"Host": "evil.example:7860", "Origin": "http://evil.example:7860"}, 421),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": server.url}, 200),
+    ):
+        assert server.ask("/config", **headers)[0] == status
+        assert server.ask("/gradio_api/reset", {"event_id": "x"}, **headers)[0] == status
 
 
 @pytest.mark.slow
