@@ -1,10 +1,10 @@
 """From Python: a trained network that is called with pictures, and what it says of them."""
 
-import dataclasses
 import functools
 import io
 import os
-from collections.abc import Iterable
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -32,26 +32,72 @@ from petseg.training.requests import Requests
 
 # What a picture may be: uint8 [H, W, 3], a path, or Pillow's.
 Picture = np.ndarray | str | os.PathLike[str] | Image.Image
+Stripes = Callable[[], Iterable[np.ndarray]]
+MOST_KEPT = 2**26  # bytes of the probabilities of one picture
 
 
-@dataclasses.dataclass(frozen=True)
 class Segmentation:
     """What a picture shows. In a notebook it shows itself, as the overlay.
 
-    Attributes:
+    Probabilities of all classes take 4 bytes x pixels x classes, so that they are kept only up to `MOST_KEPT` bytes.
+    Larger ones are computed again each time they are asked for; everything else is kept.
+
+    Args:
       image: the picture, uint8 [H, W, 3].
-      probabilities: of each class, float32 [H, W, C].
+      probabilities: of each class, float32 [H, W, C]; or a function that computes them, from top to bottom in parts.
       classes: the classes.
+
+    Attributes:
+      image, classes: as given.
+      mask: the class of each pixel, uint8 [H, W].
+      confidence: the probability of that class, float16 [H, W].
     """
 
-    image: np.ndarray
-    probabilities: np.ndarray
-    classes: Classes
+    def __init__(self, image: np.ndarray, probabilities: np.ndarray | Stripes, classes: Classes):
+        self.image, self.classes = image, classes
+        self._probabilities = None if callable(probabilities) else probabilities
+        self._stripes = probabilities if callable(probabilities) else None
+        shape = image.shape[:2]
+        self.mask: np.ndarray = np.empty(shape, np.uint8)
+        self.confidence: np.ndarray = np.empty(shape, np.float16)
+        self._foreground: np.ndarray | None = np.empty(shape, np.uint8) if classes.foreground.any() else None
+        row = 0
+        for stripe in probabilities() if callable(probabilities) else (probabilities,):
+            rows = slice(row, row := row + len(stripe))
+            self.mask[rows] = stripe.argmax(axis=-1)
+            self.confidence[rows] = stripe.max(axis=-1)
+            if self._foreground is not None:
+                self._foreground[rows] = (stripe @ classes.foreground * 255).round()
 
-    @functools.cached_property
-    def mask(self) -> np.ndarray:
-        """The class of each pixel, uint8 [H, W]."""
-        return self.probabilities.argmax(axis=-1).astype(np.uint8)
+    @property
+    def probabilities(self) -> np.ndarray:
+        """The probability of each class, float32 [H, W, C]. For a large picture each access computes it again.
+
+        Raises:
+          DataError: if they were not kept, and this is a copy from another process, where the network is not.
+        """
+        if self._probabilities is not None:
+            return self._probabilities
+        if self._stripes is None:
+            raise DataError("probabilities: too large to be kept in a pickled Segmentation; segment the picture again")
+        found, row = np.empty((*self.mask.shape, len(self.classes)), np.float32), 0
+        for stripe in self._stripes():
+            found[row : (row := row + len(stripe))] = stripe
+        return found
+
+    def __eq__(self, other: object) -> bool:
+        """Whether two show the same in the same picture."""
+        if not isinstance(other, Segmentation):
+            return NotImplemented
+        return self.classes == other.classes and all(
+            np.array_equal(getattr(self, name), getattr(other, name)) for name in ("mask", "confidence", "image")
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.mask.shape, self.classes.names, zlib.crc32(self.mask.tobytes())))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_stripes": None}  # which holds the network
 
     def overlay(self, opacity: float = 0.5) -> Image.Image:
         """The picture with the colours of its classes over it."""
@@ -64,8 +110,8 @@ class Segmentation:
           ConfigError: if no class is foreground.
         """
         check_foreground(self.classes)
-        opacity = (self.probabilities @ self.classes.foreground * 255).round().astype(np.uint8)
-        return Image.fromarray(np.dstack([self.image, opacity]))
+        assert self._foreground is not None  # some class is foreground
+        return Image.fromarray(np.dstack([self.image, self._foreground]))
 
     def _repr_png_(self) -> bytes:
         data = io.BytesIO()
@@ -123,8 +169,8 @@ class Segmenter:
         """
         if isinstance(picture, list):
             images = [as_array(each) for each in picture]
-            found = self._any_size.several(images)
-            return [Segmentation(image, each, self.classes) for image, each in zip(images, found, strict=True)]
+            kept = self._any_size.several([image for image in images if self._is_kept(image)])
+            return [self._segmentation(image, kept) for image in images]
         return self([picture])[0]
 
     def evaluate(
@@ -155,6 +201,16 @@ class Segmenter:
         evaluation = self._evaluator(examples).evaluate_native(pairs, self._any_size.logits)
         return self._results(evaluation, "pairs", examples)
 
+    def _is_kept(self, image: np.ndarray) -> bool:
+        """Whether the probabilities of a picture are small enough to be kept."""
+        return 4 * image.shape[0] * image.shape[1] * len(self.classes) <= MOST_KEPT
+
+    def _segmentation(self, image: np.ndarray, kept: Iterator[np.ndarray]) -> Segmentation:
+        """The segmentation of a picture; its probabilities are the next of those that are kept, if they are."""
+        if self._is_kept(image):
+            return Segmentation(image, next(kept), self.classes)
+        return Segmentation(image, functools.partial(self._any_size.stripes, image), self.classes)
+
     def _evaluator(self, examples: Examples) -> Any:
         return building.build_evaluator(
             self.config,
@@ -179,7 +235,7 @@ def load(
     checkpoint: str = "best",
     ema: bool | None = None,
     flip_tta: bool = False,
-    tile: int | tuple[int, int] | None = None,
+    tile: int | Sequence[int] | None = None,
     allow_code: bool = False,
 ) -> Segmenter:
     """A trained network.
@@ -190,16 +246,14 @@ def load(
       checkpoint: of a work directory: `best`, `latest`, or the path of one.
       ema: of a work directory: whether to use its averaged weights; None: if there are any.
       flip_tta: whether to average the probabilities of a picture and of its mirror image.
-      tile: side, or height and width, of tiles in which pictures are gone over; None: those of a run with
-        `resize="crop"`, others as a whole.
+      tile: side, or height and width, of tiles in which pictures are gone over; 0: pictures as a whole; None: those of
+        a run with `resize="crop"`, others as a whole.
       allow_code: whether the Python code of a run's own `network` may be run.
 
     Raises:
       PetsegError: if there is nothing of that kind, or it cannot be used.
     """
     source = os.fspath(source)
-    sides = tile if isinstance(tile, tuple) else (tile or 0, tile or 0)
-    text = "" if tile is None else f"{sides[0]},{sides[1]}"
     workdir = WorkDirectory(source)
     if ema is None and workdir.config_file.is_file():
         ema = workdir.load_config().optimizer.ema_decay > 0
@@ -207,7 +261,7 @@ def load(
         workdir=source,
         checkpoint=checkpoint,
         ema=bool(ema),
-        tile=text,
+        tile=_tile_flag(tile),
         predict=".",
         output_dir=".",
         allow_code=allow_code,
@@ -218,6 +272,15 @@ def load(
     return Segmenter(
         model, run.config, run.classes, step=step, tile=score.tile_size(run.config.data), flip_tta=flip_tta
     )
+
+
+def _tile_flag(tile: int | str | Sequence[int] | None) -> str:
+    """Tiles as the flag `--tile` has them."""
+    if tile is None or isinstance(tile, str):
+        return tile or ""
+    if isinstance(tile, tuple | list):
+        return ",".join(map(str, tile))
+    return f"{tile},{tile}" if tile else "0"
 
 
 def as_array(picture: Picture) -> np.ndarray:
@@ -242,16 +305,29 @@ def as_array(picture: Picture) -> np.ndarray:
     if not hasattr(picture, "__array__"):
         raise DataError(f"image: got {type(picture).__name__}; must be an array, a path or a Pillow image")
     image = np.asarray(picture)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
-        hint = ""
-        if image.dtype.kind == "f":
-            hint = "; of numbers in [0, 1]: (image * 255).round().astype('uint8')"
-        elif image.ndim == 4:
-            hint = "; of several images, a list: list(images)"
-        raise DataError(
-            f"image: got {image.dtype} {list(image.shape)}; must be uint8 [height, width, 3] with values 0 to 255{hint}"
-        )
-    return image
+    if image.size and image.ndim in (2, 3) and (colors := _as_colors(image)) is not None:
+        return colors
+    hint = ""
+    if image.dtype.kind == "f":
+        hint = "; of numbers in [0, 1]: (image * 255).round().astype('uint8')"
+    elif image.ndim == 4:
+        hint = "; of several images, a list: list(images)"
+    raise DataError(
+        f"image: got {image.dtype} {list(image.shape)}; must be uint8 [height, width, 3] with values 0 to 255, or grey "
+        f"[height, width]{hint}"
+    )
+
+
+def _as_colors(image: np.ndarray) -> np.ndarray | None:
+    """An array as uint8 [H, W, 3], as a Pillow image of the same pixels would be; None if it is no picture."""
+    channels = image.shape[2] if image.ndim == 3 else 1
+    if image.dtype == np.uint8 and channels == 3:
+        return image
+    if channels == 1 and image.dtype in (np.uint8, np.uint16, np.bool_):
+        return as_people_see_it(Image.fromarray(image.reshape(image.shape[:2])))
+    if channels == 4 and image.dtype == np.uint8:
+        return as_people_see_it(Image.fromarray(image))
+    return None
 
 
 def _checked_pair(image: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:

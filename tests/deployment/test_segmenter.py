@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -96,7 +97,10 @@ def test_pairs_are_scored_at_their_own_size(run, loaded):
     ("picture", "message"),
     [
         (np.zeros((4, 5, 3), np.float32), r"got float32 \[4, 5, 3\]; must be uint8 .* \(image \* 255\)"),
-        (np.zeros((4, 5), np.uint8), r"got uint8 \[4, 5\]; must be uint8 \[height, width, 3\]"),
+        (np.zeros((4, 5, 2), np.uint8), r"got uint8 \[4, 5, 2\]; must be uint8 \[height, width, 3\] .*, or grey"),
+        (np.zeros((4, 5), np.int64), r"got int64 \[4, 5\]; must be uint8 \[height, width, 3\]"),
+        (np.zeros(5, np.uint8), r"got uint8 \[5\]; must be"),
+        (np.zeros((0, 5), np.uint8), r"got uint8 \[0, 5\]; must be"),
         (np.zeros((2, 4, 5, 3), np.uint8), r"got uint8 \[2, 4, 5, 3\]; .* list\(images\)"),
         (np.zeros((0, 5, 3), np.uint8), r"got uint8 \[0, 5, 3\]"),
         (None, "got NoneType; must be an array, a path or a Pillow image"),
@@ -110,6 +114,56 @@ def test_what_is_no_picture_is_refused_in_one_line(picture, message):
     with pytest.raises(DataError, match=message) as error:
         segmenter.as_array(picture)
     assert "\n" not in str(error.value)
+
+
+def test_arrays_are_what_a_pillow_image_of_the_same_pixels_is(photograph):
+    grey = photograph[..., 0]
+    transparent = np.dstack([photograph, grey])
+    for array in (grey, grey[..., None], grey > 100, grey.astype(np.uint16) * 257, transparent, grey[:, ::-1]):
+        picture = Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
+        np.testing.assert_array_equal(segmenter.as_array(array), segmenter.as_array(picture))
+    np.testing.assert_array_equal(segmenter.as_array(grey), np.repeat(grey[..., None], 3, axis=-1))
+
+
+def test_segmentations_can_be_compared_kept_in_sets_and_sent_to_other_processes(loaded, photograph):
+    found, again, other = loaded([photograph, photograph, photograph[::-1]])
+    assert found == again
+    assert hash(found) == hash(again)
+    assert found != other
+    assert found != photograph.tolist()
+    assert len({found, again, other}) == 2
+    assert other in [found, other]
+    assert pickle.loads(pickle.dumps(found)) == found
+
+
+def test_of_a_large_picture_only_what_is_small_is_kept(run, loaded, photograph, monkeypatch):
+    small = loaded(photograph)
+    monkeypatch.setattr(segmenter, "MOST_KEPT", 1000)
+    for tile in (None, 32):
+        many = petseg.load(run.workdir, tile=tile)
+        large, also = many([photograph, photograph[:5, :5]])
+        held = sum(each.nbytes for each in vars(large).values() if isinstance(each, np.ndarray))
+        assert held <= 7 * large.mask.size  # the picture's 3 bytes, the class, the confidence, the foreground
+        assert large.probabilities.shape == (45, 60, 3)
+        np.testing.assert_array_equal(large.mask, large.probabilities.argmax(axis=-1))
+        np.testing.assert_allclose(large.confidence, large.probabilities.max(axis=-1), atol=1e-3)
+        np.testing.assert_array_equal(large.probabilities, large.probabilities)
+        assert also.probabilities is also.probabilities  # small enough to be kept
+        if tile is None:
+            np.testing.assert_allclose(large.probabilities, small.probabilities, atol=1e-5)
+            np.testing.assert_array_equal(np.asarray(large.cutout()), np.asarray(small.cutout()))
+        sent = pickle.loads(pickle.dumps(large))
+        assert sent == large
+        with pytest.raises(DataError, match="too large to be kept in a pickled Segmentation"):
+            assert sent.probabilities.size
+
+
+def test_tile_0_is_as_a_whole(run, loaded, photograph):
+    whole = petseg.load(run.workdir, tile=0)(photograph)
+    np.testing.assert_array_equal(whole.probabilities, loaded(photograph).probabilities)
+    for tile in (3, -1, (0, 0), (32, 3), [3, 3], (32, 32, 32), 32.5, True):
+        with pytest.raises(ConfigError, match=r"--tile=.*: must be .*, or 0$"):
+            petseg.load(run.workdir, tile=tile)
 
 
 def test_pairs_that_are_none_are_refused(loaded, photograph):

@@ -19,7 +19,6 @@ from petseg.errors import DataError, PetsegError, one_line
 
 logger = logging.getLogger(__name__)
 MOST_PIXELS = 2_000_000  # of what is segmented and shown; eval.py --predict reduces nothing
-MOST_PROBABILITIES = 2**28  # so that hundreds of classes take no more than 1 GiB
 EXAMPLES = 8
 OPACITY = 0.5
 NOT_SEGMENTED = "This could not be segmented; the program that serves the page says why"
@@ -168,7 +167,7 @@ def _segment(
     networks: Networks, image: np.ndarray, checkpoint: str, averaged: bool, flip_tta: bool, opacity: float
 ) -> list[Any]:
     segmenter = networks(checkpoint, averaged, flip_tta)
-    small = views.reduced(image, min(MOST_PIXELS, MOST_PROBABILITIES // len(segmenter.classes)))
+    small = views.reduced(image, MOST_PIXELS)
     start = time.perf_counter()
     segmentation = segmenter(small)
     seconds = time.perf_counter() - start

@@ -62,7 +62,7 @@ def pictures(segmentation: "Segmentation", opacity: float) -> Pictures:
     return Pictures(
         segmentation.overlay(opacity),
         annotations(segmentation),
-        confidence_picture(segmentation.probabilities),
+        confidence_picture(segmentation.confidence, len(segmentation.classes)),
         segmentation.cutout() if has_foreground else None,
     )
 
@@ -76,10 +76,10 @@ def annotations(segmentation: "Segmentation") -> tuple[np.ndarray, list[tuple[np
     return image, [((mask == i).astype(np.float32), names[i]) for i in np.unique(mask)]
 
 
-def confidence_picture(probabilities: np.ndarray) -> Image.Image:
-    """The probability of the most probable class, from float32 [H, W, C]: dark where all are as probable."""
-    least = 1 / probabilities.shape[-1]
-    share = (probabilities.max(axis=-1) - least) / (1 - least)
+def confidence_picture(confidence: np.ndarray, num_classes: int) -> Image.Image:
+    """The probability of the most probable class, from float16 [H, W]: dark where all classes are as probable."""
+    least = 1 / num_classes
+    share = (confidence.astype(np.float32) - least) / (1 - least)
     return Image.fromarray(_ramp()[(share * 255).clip(0, 255).round().astype(np.uint8)])
 
 
@@ -130,7 +130,7 @@ def facts(segmentation: "Segmentation", seconds: float, step: int, original: Seq
         for share, each in shares
         if share > 0
     )
-    certain = segmentation.probabilities.max(axis=-1).mean()
+    certain = segmentation.confidence.mean(dtype=np.float64)
     return (
         f'<p class="shares">{listed}</p><p>{size} in {seconds:.2f} s, with a mean confidence of {certain:.0%}; '
         f"weights of step {step}</p>"
