@@ -201,7 +201,13 @@ def test_no_file_of_the_machine_can_be_read(server):
         ROOT / "petseg" / "deployment" / "demo" / "server.py",
     ]
     for file in files:
-        for route in (f"/gradio_api/file={file}", f"/file={file}", f"/gradio_api/file/{file}", f"/static/..{file}"):
+        quoted = urllib.parse.quote(str(file))
+        for route in (
+            f"/gradio_api/file={quoted}",
+            f"/file={quoted}",
+            f"/gradio_api/file/{quoted}",
+            f"/static/..{quoted}",
+        ):
             assert server.status(route) in (403, 404, 405), route
         for keys in ({}, {"meta": {"_type": "gradio.FileData"}}):
             body = {"data": [{"path": str(file), **keys}, "best", True, False, 0.5]}
