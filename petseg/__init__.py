@@ -34,7 +34,8 @@ def __getattr__(name: str) -> Any:
     if name != "Config":
         from petseg.runtime import startup
 
-        startup.load_tensorflow()
+        with startup.collecting_garbage_rarely():
+            startup.load_tensorflow()
     return getattr(importlib.import_module(_MODULES[name]), name)
 
 

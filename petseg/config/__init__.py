@@ -12,6 +12,7 @@ from petseg.config.serialization import (
     hyperparameters,
     markdown_of,
     to_dict,
+    with_kept,
 )
 from petseg.config.train_config import (
     PRECISIONS,
@@ -43,4 +44,5 @@ __all__ = [
     "hyperparameters",
     "markdown_of",
     "to_dict",
+    "with_kept",
 ]

@@ -22,6 +22,8 @@ SCRIPTS = ("train.py", "eval.py")
 def parse(argv: Sequence[str], config_class: type[C]) -> C:
     """Reads flags into a config.
 
+    Later flags win, also over another flag that they exclude: --train_steps over an earlier --epochs.
+
     Args:
       argv: name of the program and its arguments; ``--flagfile=FILE`` reads more of them from a file, and, where a
         training is described, ``--preset=NAME`` from the file of a preset.
@@ -33,13 +35,13 @@ def parse(argv: Sequence[str], config_class: type[C]) -> C:
     flag_values = flags.FlagValues()
     options.define_flags(config_class, flag_values)
     try:
-        rest = flag_values([argv[0], *_expanded(argv[1:], config_class, flag_values)])[1:]
+        arguments = _expanded(argv[1:], config_class, flag_values)
+        rest = flag_values([argv[0], *arguments])[1:]
     except flags.Error as error:
         raise PetsegError(" ".join(str(error).split()).removeprefix("flag ")) from error
     if rest:
         raise PetsegError(f"{rest[0]}: every argument is a flag, --name=value; see --help")
-    if "train_steps" in flag_values and flag_values["train_steps"].present and not flag_values["epochs"].present:
-        flag_values["epochs"].value = 0  # only an --epochs that somebody gave contradicts --train_steps
+    options.switch_off_excluded(config_class, flag_values, arguments)
     return options.from_flags(config_class, flag_values)
 
 

@@ -2,9 +2,10 @@
 
 import dataclasses
 import re
+from typing import ClassVar
 
 from petseg.config.data_config import picture_size
-from petseg.config.options import Group, option
+from petseg.config.options import Exclusive, Group, option
 from petseg.errors import ConfigError
 
 ENCODERS = (
@@ -23,6 +24,12 @@ DECODERS = ("pix2pix", "light", "lighter")
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Group):
     """The network."""
+
+    exclusive: ClassVar[tuple[Exclusive, ...]] = (
+        Exclusive(
+            {"train_encoder": False, "train_encoder_from": ""}, lambda trained, first: trained and first == "none"
+        ),
+    )
 
     network: str = option(
         "",

@@ -8,8 +8,8 @@ import dataclasses
 import math
 import re
 import typing
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self, TypeVar
 
 from absl import flags
 
@@ -111,11 +111,48 @@ class Group:
       ConfigError: if a field has a value that is not allowed.
     """
 
+    exclusive: ClassVar[tuple["Exclusive", ...]] = ()
+
+    def changed(self, **changes: Any) -> Self:
+        """The group with other values; one of them also switches off a flag that it excludes."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | changes
+        for pair in self.exclusive:
+            changes |= pair.loser(values, {name: 0 if name in changes else -1 for name in pair.off})
+        return dataclasses.replace(self, **changes)
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value, kind, allowed = getattr(self, field.name), field.metadata["kind"], field.metadata["allowed"]
             if not (value is None and field.default is None) and not allowed.admits(value, kind):
                 raise ConfigError(f"--{field.name}={value}: must be {allowed.words(kind)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Exclusive:
+    """Two flags of a group that exclude each other: the one that was given later switches the other one off.
+
+    So a flag replaces what a preset before it says, although that has another name.
+
+    Attributes:
+      off: the two flags, each with the value that switches it off.
+      clash: whether two values, in the order of `off`, contradict each other.
+    """
+
+    off: Mapping[str, Any]
+    clash: Callable[[Any, Any], bool]
+
+    def loser(self, values: Mapping[str, Any], given: Mapping[str, int]) -> dict[str, Any]:
+        """The flag to switch off, with its value; none if the flags agree, or neither is later than the other.
+
+        Args:
+          values: the values of the flags.
+          given: when each was given; -1 if it was not.
+        """
+        first, second = self.off
+        if given[first] == given[second] or not self.clash(values[first], values[second]):
+            return {}
+        name = first if given[first] < given[second] else second
+        return {name: self.off[name]}
 
 
 def groups(config_class: Any) -> dict[str, type[Group]]:
@@ -160,6 +197,27 @@ def define_flags(config_class: type, flag_values: flags.FlagValues) -> None:
             else:
                 flag = flags.Flag(parser, flags.ArgumentSerializer(), field.name, field.default, metadata["help"])
             flags.DEFINE_flag(flag, flag_values)
+
+
+def switch_off_excluded(config_class: type, flag_values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """Of parsed flags that exclude each other, switches off those that were given earlier, or not at all.
+
+    Args:
+      config_class: the config whose flags were parsed.
+      flag_values: the parsed flags.
+      arguments: what was parsed, in this order.
+    """
+    for group in groups(config_class).values():
+        for pair in group.exclusive:
+            values = {name: flag_values[name].value for name in pair.off}
+            for name, off in pair.loser(values, {name: _last_given(name, arguments) for name in pair.off}).items():
+                flag_values[name].value = off
+
+
+def _last_given(name: str, arguments: Sequence[str]) -> int:
+    """Position of the last argument that gives a flag a value; -1 if there is none."""
+    pattern = re.compile(rf"--?(no)?{name}(=.*)?", re.DOTALL)
+    return max((i for i, argument in enumerate(arguments) if pattern.fullmatch(argument)), default=-1)
 
 
 def from_flags(config_class: type[T], flag_values: flags.FlagValues) -> T:

@@ -11,6 +11,11 @@ from petseg.config.train_config import Config
 from petseg.errors import ConfigError
 
 CONFIG_FORMAT = 3
+# Choices of petseg that changed: field by group -> the choice of new runs. A run keeps the one that it began with.
+KEPT: dict[str, dict[str, Any]] = {
+    "loss": {"class_weight_normalization": "mean"},
+    "runtime": {"example_order": 2},
+}
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
@@ -50,6 +55,21 @@ def _refuse_unknown(values: Any, known: Sequence[str] | Mapping[str, Any]) -> No
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ConfigError(f"config: unknown key {unknown[0]!r}; known are {', '.join(known)}")
+
+
+def with_kept(config: Config, run: Config | None) -> Config:
+    """The config with what a run decides when it begins and keeps: as given, or as in the run, or the latest.
+
+    Args:
+      config: config whose `KEPT` fields may be None.
+      run: config of the run that goes on; None for a new one.
+    """
+    for group, values in KEPT.items():
+        given, before = getattr(config, group), None if run is None else getattr(run, group)
+        values = {name: getattr(before, name, None) or latest for name, latest in values.items()}
+        missing = {name: value for name, value in values.items() if getattr(given, name) is None}
+        config = config.changed(**{group: missing})
+    return config
 
 
 def changes(old: Config, new: Config) -> dict[str, tuple[Any, Any, bool]]:

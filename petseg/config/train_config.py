@@ -16,7 +16,7 @@ from petseg.config.augmentation_config import AugmentationConfig
 from petseg.config.data_config import DataConfig
 from petseg.config.distribution_config import DistributionConfig
 from petseg.config.model_config import ModelConfig
-from petseg.config.options import Group, option
+from petseg.config.options import Exclusive, Group, option
 from petseg.errors import ConfigError
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
@@ -41,7 +41,15 @@ class LossConfig(Group):
     class_weights: str = option(
         "",
         "a weight for each class: empty (all 1), `2,2,1`, `balanced` (inverse frequency) or `median_frequency`; "
-        "normalised to sum to 1",
+        "normalised as --class_weight_normalization says",
+    )
+    class_weight_normalization: str | None = option(
+        None,
+        "normalisation of --class_weights: `mean`: to a mean of 1 over the classes, so that equal weights change "
+        "nothing; `sum`: to a sum of 1, as in TensorFlow's tutorial, which divides cross-entropy, but not Dice, by the "
+        "number of classes; empty: `mean`, or what the run in --workdir has",
+        kind=str,
+        choices=("mean", "sum"),
     )
     boundary_weight: float = option(
         0.0, "added to the weight of pixels where classes meet, less further away, as in the U-Net paper", minimum=0
@@ -177,7 +185,13 @@ class ComputeConfig(Group):
 class ScheduleConfig(Group):
     """When things happen, in steps of the one clock."""
 
-    epochs: int = option(20, "length of the run; exactly one of --epochs and --train_steps", unit="epochs", minimum=0)
+    exclusive: ClassVar[tuple[Exclusive, ...]] = (
+        Exclusive({"epochs": 0, "train_steps": 0}, lambda epochs, steps: bool(epochs and steps)),
+    )
+
+    epochs: int = option(
+        20, "length of the run; of --epochs and --train_steps, the later one counts", unit="epochs", minimum=0
+    )
     train_steps: int = option(0, "length of the run; 0: as --epochs says", unit="steps", minimum=0)
     steps_per_loop: int = option(10, "steps in one call of the compiled loop", unit="steps", minimum=1)
     summary_every: int = option(20, "interval of training summaries", unit="steps", minimum=1)
@@ -238,6 +252,15 @@ class RuntimeConfig(Group):
     workdir: str = option("", "work directory; empty: a new folder under `runs/`")
     seed: int = option(
         0, "seed of initial weights, example order and augmentation", resume="fixed", minimum=0, maximum=2**32 - 1
+    )
+    example_order: int | None = option(
+        None,
+        "version of the example order: `2`; `1`, that of earlier versions of petseg, repeats after 256 epochs and is "
+        "the same for seeds that are equal modulo 256; empty: `2`, or what the run in --workdir has",
+        kind=int,
+        resume="fixed",
+        minimum=1,
+        maximum=2,
     )
     on_nonfinite: str = option(
         "halt",
@@ -320,8 +343,11 @@ class Config:
     def changed(self, **groups: Mapping[str, Any]) -> "Config":
         """A config with other values: `config.changed(runtime={"workdir": "runs/pets"})`.
 
+        A value also switches off a flag that it excludes: `config.changed(schedule={"train_steps": 100})` sets the
+        epochs to 0.
+
         Raises:
           ConfigError: if a value, or a pair of values, cannot be used.
         """
-        values = {name: dataclasses.replace(getattr(self, name), **changes) for name, changes in groups.items()}
+        values = {name: getattr(self, name).changed(**changes) for name, changes in groups.items()}
         return dataclasses.replace(self, **values)

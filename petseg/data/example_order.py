@@ -7,6 +7,10 @@ from petseg.errors import DataError
 ATTEMPTS = 8  # of a hundred examples one may be unusable; that eight in a row are, nobody will see
 # Added to the seed, which is below, as `random_parts.PLACES` is: nobody else draws from these seeds.
 SUBSTITUTES = 1 << 33
+# The same for the keys of permutations. Three are applied in turn: of each key `index_shuffle` uses two words of 8 bits
+# (up to 65,536 examples) or little more, so that one alone would soon come twice.
+PERMUTATIONS, KEYS = 1 << 34, 3
+VERSIONS = (1, 2)  # of `example_ids`; a run keeps the one that it began with
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -20,7 +24,15 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     return num_examples // batch_size
 
 
-def example_ids(step: tf.Tensor, positions: tf.Tensor, *, num_examples: int, batch_size: int, seed: int) -> tf.Tensor:
+def example_ids(
+    step: tf.Tensor,
+    positions: tf.Tensor,
+    *,
+    num_examples: int,
+    batch_size: int,
+    seed: int,
+    version: int | None = None,
+) -> tf.Tensor:
     """The examples at some positions of the batch of a step.
 
     Each epoch walks through a permutation of its own, drawn from (seed, epoch) by
@@ -32,17 +44,32 @@ def example_ids(step: tf.Tensor, positions: tf.Tensor, *, num_examples: int, bat
       num_examples: size of the split.
       batch_size: global batch size.
       seed: seed of the run.
+      version: one of `VERSIONS`, or None for the latest. Version 1 gives epochs whose numbers are equal modulo 256 the
+        same permutation (modulo 1,024 where there are a million examples), and so it does with seeds.
 
     Returns:
       int64 [K], indices into the split.
     """
     per_epoch = steps_per_epoch(num_examples, batch_size)
     epoch, step_of_epoch = step // per_epoch, step % per_epoch
-    return tf.random.experimental.index_shuffle(
-        step_of_epoch * batch_size + positions,
-        seed=tf.stack([tf.constant(seed, tf.int64), epoch]),
-        max_index=tf.constant(num_examples - 1, tf.int64),
+    ids = step_of_epoch * batch_size + positions
+    keys = [tf.stack([tf.constant(seed, tf.int64), epoch])] if version == 1 else _permutation_keys(seed, epoch)
+    for key in keys:
+        ids = tf.random.experimental.index_shuffle(ids, key, max_index=tf.constant(num_examples - 1, tf.int64))
+    return ids
+
+
+def _permutation_keys(seed: int, epoch: tf.Tensor) -> list[tf.Tensor]:
+    """Keys for `index_shuffle`, int64 [2] each, whose low bits depend on all bits of seed and epoch."""
+    keys = tf.random.stateless_uniform(
+        [KEYS, 2],
+        seed=tf.stack([tf.constant(seed + PERMUTATIONS, tf.int64), epoch]),
+        minval=None,
+        maxval=None,
+        dtype=tf.int64,
+        alg="philox",
     )
+    return tf.unstack(keys)
 
 
 def substitute_ids(
@@ -50,9 +77,7 @@ def substitute_ids(
 ) -> tf.Tensor:
     """The examples that are tried, in an attempt counted from 1, where those of `example_ids` cannot be used.
 
-    Drawn one by one from (seed, step, attempt), each example as likely as the others: an epoch may hold one twice. Not
-    from another permutation, for `index_shuffle` knows few of them: it looks at the lowest eight bits of each part of
-    its seed where there are up to thousands of examples, at ten where there are a million.
+    Drawn one by one from (seed, step, attempt), each example as likely as the others: an epoch may hold one twice.
 
     Returns:
       int64 [K], indices into the split.

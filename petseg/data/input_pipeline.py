@@ -49,13 +49,15 @@ def distributed_training_batches(
     last_step: int,
     addresses: Sequence[str] = (),
     skipped: Skipped | None = None,
+    order_version: int | None = None,
 ) -> Any:
     """The global batches of steps `first_step` to `last_step` - 1, dealt to the replicas of a strategy.
 
     Each replica gets a dictionary: `image` uint8 [b, H, W, 3], `mask` uint8 [b, H, W, 1], `example_id` int64 [b] and
     `position` int64 [b], the place in the global batch, where b = batch_size / replicas; where examples are decoded on
     demand, also `last` bool [b]: whether no other batch can follow. Processes that listen at `addresses` make them;
-    this one does where there are none. `skipped` is told which examples others took the place of.
+    this one does where there are none. `skipped` is told which examples others took the place of. `order_version` is
+    the `version` of `example_order.example_ids`.
 
     Returns:
       a distributed data set; each of its elements is the batch of one step.
@@ -75,6 +77,7 @@ def distributed_training_batches(
             last_step=last_step,
             addresses=addresses,
             skipped=skipped,
+            order_version=order_version,
         )
     )
 
@@ -89,6 +92,7 @@ def training_batches_of_host(
     last_step: int,
     addresses: Sequence[str] = (),
     skipped: Skipped | None = None,
+    order_version: int | None = None,
 ) -> tf.data.Dataset:
     """What one host reads of the global batches: the parts of its own replicas, one after the other, step by step.
 
@@ -98,7 +102,7 @@ def training_batches_of_host(
     local = context.num_replicas_in_sync // context.num_input_pipelines
     size = batch_size // context.num_replicas_in_sync
     steps_per_epoch(len(examples), batch_size)
-    part = _part_of_batch(examples, anywhere=bool(addresses))
+    part = _part_of_batch(examples, anywhere=bool(addresses), order_version=order_version)
 
     @tf.autograph.experimental.do_not_convert  # which would take longer than tracing
     def batch(element: tf.Tensor) -> Batch:
@@ -116,41 +120,70 @@ def training_batches_of_host(
     return _in_order(parts)
 
 
-def part_of_batch(examples: Examples, step: tf.Tensor, positions: tf.Tensor, *, batch_size: int, seed: int) -> Batch:
+def part_of_batch(
+    examples: Examples,
+    step: tf.Tensor,
+    positions: tf.Tensor,
+    *,
+    batch_size: int,
+    seed: int,
+    order_version: int | None = None,
+) -> Batch:
     """What stands at some positions, int64 [K], of the batch of a step: what a replica is given that has these.
 
     Also `usable` bool [K], and `skipped`, where examples are decoded on demand.
     """
-    return _part_of_batch(examples, anywhere=False)(step, positions, batch_size=batch_size, seed=seed)
+    part = _part_of_batch(examples, anywhere=False, order_version=order_version)
+    return part(step, positions, batch_size=batch_size, seed=seed)
 
 
-def _part_of_batch(examples: Examples, *, anywhere: bool) -> Callable[..., Batch]:
+def _part_of_batch(examples: Examples, *, anywhere: bool, order_version: int | None) -> Callable[..., Batch]:
     """What makes a part of a batch, as a graph of this process or for any."""
+    order = functools.partial(example_ids, num_examples=len(examples), version=order_version)
     if examples.on_demand is not None:
         on_demand = examples.on_demand
         fetch = on_demand.fetch_anywhere if anywhere and on_demand.fetch_anywhere else on_demand.fetch
-        return functools.partial(_part_on_demand, examples, fetch)
+        return functools.partial(_part_on_demand, examples, order, fetch)
     gather = examples.gather_anywhere if anywhere and examples.gather_anywhere else _gather(examples)
-    return functools.partial(_part_at_hand, examples, gather)
+    return functools.partial(_part_at_hand, examples, order, gather)
 
 
 def _part_at_hand(
-    examples: Examples, gather: Gather, step: tf.Tensor, positions: tf.Tensor, *, batch_size: int, seed: int
+    examples: Examples,
+    order: Callable[..., tf.Tensor],
+    gather: Gather,
+    step: tf.Tensor,
+    positions: tf.Tensor,
+    *,
+    batch_size: int,
+    seed: int,
 ) -> Batch:
-    ids = example_ids(step, positions, num_examples=len(examples), batch_size=batch_size, seed=seed)
+    ids = order(step, positions, batch_size=batch_size, seed=seed)
     image, mask = _cut(examples, ids, *gather(ids), step, positions, batch_size=batch_size, seed=seed)
     return {"image": image, "mask": mask, "example_id": ids, "position": positions}
 
 
 def _part_on_demand(
-    examples: Examples, fetch: Fetch, step: tf.Tensor, positions: tf.Tensor, *, batch_size: int, seed: int
+    examples: Examples,
+    order: Callable[..., tf.Tensor],
+    fetch: Fetch,
+    step: tf.Tensor,
+    positions: tf.Tensor,
+    *,
+    batch_size: int,
+    seed: int,
 ) -> Batch:
     assert examples.on_demand is not None
-    order: dict[str, int] = {"num_examples": len(examples), "batch_size": batch_size, "seed": seed}
-    substitutes = (
-        (lambda attempt: substitute_ids(step, positions, attempt, **order)) if (examples.on_demand.skips) else None
+
+    def substitutes(attempt: tf.Tensor) -> tf.Tensor:
+        sizes = {"num_examples": len(examples), "batch_size": batch_size}
+        return substitute_ids(step, positions, attempt, **sizes, seed=seed)
+
+    drawn = unusable_examples.draw(
+        fetch,
+        order(step, positions, batch_size=batch_size, seed=seed),
+        substitutes if examples.on_demand.skips else None,
     )
-    drawn = unusable_examples.draw(fetch, example_ids(step, positions, **order), substitutes)
     image, mask = _cut(
         examples, drawn.ids, drawn.images, drawn.masks, step, positions, batch_size=batch_size, seed=seed
     )

@@ -63,6 +63,7 @@ def training_batches(
             last_step=steps.stop,
             addresses=config.data.service_addresses(),
             skipped=skipped,
+            order_version=config.runtime.example_order,
         )
     )
 

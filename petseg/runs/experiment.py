@@ -51,8 +51,10 @@ def train(config: Config) -> dict[str, Any]:
     if config.runtime.quiet:
         logging.getLogger("petseg").setLevel(logging.WARNING)
     workdir = WorkDirectory.for_training(config.runtime.workdir, config.data.dataset)
+    resumes = workdir.config_file.exists()
     config = config.changed(runtime={"workdir": str(workdir.path)})
-    if workdir.config_file.exists():
+    config = config_lib.with_kept(config, workdir.load_config() if resumes else None)
+    if resumes:
         for name, (old, new) in workdir.reconcile(config).items():
             logger.info("changed: --%s was %r, is now %r", name, old, new)
     placement = process.set_up_runtime(config, config.distribution)
@@ -285,6 +287,7 @@ class Experiment:
             tf.range(min(SHEET_EXAMPLES, self._config.data.batch_size), dtype=tf.int64),
             batch_size=self._config.data.batch_size,
             seed=self._config.runtime.seed,
+            order_version=self._config.runtime.example_order,
         )
         images, masks, weights, _ = self.trainer.prepare(batch, step)
         names = [examples.names[i] for i in batch["example_id"].numpy()]
@@ -394,7 +397,13 @@ class Experiment:
         return self.checkpoints.newest() or "the start"
 
     def _example_ids(self, step: int, positions: np.ndarray) -> np.ndarray:
-        examples, size, seed = self._parts.train_examples, self._config.data.batch_size, self._config.runtime.seed
-        where = tf.constant(step, tf.int64), tf.constant(positions, tf.int64)
         with tf.device("cpu:0"):
-            return input_pipeline.part_of_batch(examples, *where, batch_size=size, seed=seed)["example_id"].numpy()
+            part = input_pipeline.part_of_batch(
+                self._parts.train_examples,
+                tf.constant(step, tf.int64),
+                tf.constant(positions, tf.int64),
+                batch_size=self._config.data.batch_size,
+                seed=self._config.runtime.seed,
+                order_version=self._config.runtime.example_order,
+            )
+        return part["example_id"].numpy()

@@ -16,6 +16,7 @@ from petseg.config import Config
 from petseg.reporting import summaries
 from petseg.runs import experiment
 from petseg.runs.work_directory import WorkDirectory
+from petseg.runtime import startup
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def train(config: Config) -> Run:
         logger.warning("op determinism is on since an earlier training in this process; TensorFlow cannot undo it")
     workdir = WorkDirectory.for_training(config.runtime.workdir, config.data.dataset)
     config = config.changed(runtime={"workdir": str(workdir.path)})
-    with _put_back():
+    with _put_back(), startup.collecting_garbage_rarely():
         try:
             scores = experiment.train(config)
         except experiment.StoppedError as stopped:

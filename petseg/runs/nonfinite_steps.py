@@ -35,7 +35,6 @@ class NonFiniteSteps:
     ):
         self._config, self._placement, self._trainer = config, placement, trainer
         self._checkpoints, self._examples_at = checkpoints, examples_at
-        self._count = 0
 
     def check(self) -> None:
         """Does what is to be done, if the last step was not finite. All processes of a cluster call this together.
@@ -46,12 +45,13 @@ class NonFiniteSteps:
         step, mode = int(self._trainer.nonfinite_step.numpy()), self._config.runtime.on_nonfinite
         if step < 0:
             return
-        self._count += 1
+        count, limit = int(self._trainer.nonfinite_steps.numpy()), self._config.runtime.nonfinite_limit
         newest = self._checkpoints.newest_of_all(self._placement.gather)
         what = f"the loss or its gradient is not finite at step {step}{self._origin(step)}"
-        too_often = self._count > self._config.runtime.nonfinite_limit
+        too_often = mode != "halt" and count > limit
         if mode == "halt" or too_often or (mode == "restore" and newest is None):
-            raise NonFiniteLossError(f"{what}; the last good checkpoint is {newest or '(none yet)'}")
+            times = f", time {count} of the run, which --nonfinite_limit={limit} does not allow" if too_often else ""
+            raise NonFiniteLossError(f"{what}{times}; the last good checkpoint is {newest or '(none yet)'}")
         if mode == "restore" and newest is not None:
             logger.warning("%s; back to the weights of %s", what, newest)
             self._restore(newest)
@@ -60,10 +60,15 @@ class NonFiniteSteps:
         self._trainer.go_on()
 
     def _restore(self, checkpoint: str) -> None:
-        """Goes back to the weights of a checkpoint, while the clock goes on: else the same batch would come again."""
-        now = int(self._trainer.step.numpy())
+        """Goes back to the weights of a checkpoint, while the clock goes on: else the same batch would come again.
+
+        So does the number of such steps, or they would never be too many.
+        """
+        kept = (self._trainer.step, self._trainer.nonfinite_steps)
+        now = [variable.numpy() for variable in kept]
         self._checkpoints.restore(checkpoint)
-        self._trainer.step.assign(now)
+        for variable, value in zip(kept, now, strict=True):
+            variable.assign(value)
         self._trainer.pop_measurements()  # those of the steps before the checkpoint were told already
 
     def _origin(self, step: int) -> str:

@@ -16,7 +16,7 @@ from petseg.runs.work_directory import WorkDirectory
 
 logger = logging.getLogger(__name__)
 PREFIX = "seed-"
-MAY_DIFFER = ("workdir", "seed", "data_dir", "cache", "cache_dir", "data_service", "quiet")
+MAY_DIFFER = ("workdir", "seed", "data_dir", "cache", "cache_dir", "data_service", "quiet", "example_order")
 
 
 def seed_folder(folder: Path, seed: int) -> Path:

@@ -104,6 +104,7 @@ class UnusableInput:
                 positions,
                 batch_size=size,
                 seed=self._config.runtime.seed,
+                order_version=self._config.runtime.example_order,
             )
         unusable = np.flatnonzero(~batch["usable"].numpy())
         return int(batch["example_id"].numpy()[unusable[0]]) if len(unusable) else NONE

@@ -104,7 +104,7 @@ class WorkDirectory:
             weights = record["class_weights"]
             classes = record.get("classes")  # without them, they are the only ones there were
             return _Record(
-                config_lib.from_dict(record["config"]),
+                config_lib.from_dict(_with_earlier_choices(record["config"], weights)),
                 None if weights is None else tuple(map(float, weights)),
                 PETS if classes is None else Classes.from_dict(classes, stored=True),
             )
@@ -261,6 +261,13 @@ class _Record(NamedTuple):
     config: Config
     class_weights: tuple[float, ...] | None
     classes: Classes
+
+
+def _with_earlier_choices(values: dict[str, Any], class_weights: Sequence[float] | None) -> dict[str, Any]:
+    """The values of a config; those that were not choices yet when it was written are what petseg did then."""
+    normalization = "mean" if class_weights is None else "sum"  # without weights, there is no scale to keep
+    loss = {"class_weight_normalization": normalization, **values.get("loss", {})}
+    return {**values, "loss": loss, "runtime": {"example_order": 1, **values.get("runtime", {})}}
 
 
 def _version(package: str) -> str | None:

@@ -19,6 +19,17 @@ def collect_garbage_rarely() -> None:
     gc.set_threshold(50_000)  # 700 by default, with which 7% of a short run's time went into looking
 
 
+@contextlib.contextmanager
+def collecting_garbage_rarely() -> Iterator[None]:
+    """The same for a while: for calls from a program that is not petseg's own."""
+    before = gc.get_threshold()
+    collect_garbage_rarely()
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
 def load_tensorflow(*, show_greetings: bool = False) -> None:
     """Imports TensorFlow and lets it look for GPUs.
 

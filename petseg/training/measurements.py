@@ -48,10 +48,15 @@ class MeasuredSums(tf.Module):
     """The sums since the last reading, in variables that a checkpoint can hold by name.
 
     Make it inside ``strategy.scope()``.
+
+    Attributes:
+      nonfinite_steps: int64 variable, which readings leave alone: the steps since the start of the run that were not
+        finite for another reason than the loss scale.
     """
 
     def __init__(self, num_classes: int):
         super().__init__()
+        self.nonfinite_steps = step_variable(0, tf.int64)
         self.steps = step_variable(0, tf.int64)
         self.confusion = step_variable(tf.zeros([num_classes] * 2, tf.int64), tf.int64)
         for name in _names():  # attributes, so that a checkpoint knows each by its name
@@ -80,13 +85,13 @@ class MeasuredSums(tf.Module):
         return {name: values[name] / divisors[name] if divisors[name] else float("nan") for name in MEANS}
 
     def clear(self) -> None:
-        """Starts from 0."""
+        """Starts the sums from 0."""
         for _, variable in self._variables():
             variable.assign(tf.zeros_like(variable))
 
     def load_by_name(self, saved: Mapping[str, np.ndarray]) -> None:
         """Takes over sums that were saved by name, perhaps by another version: what is not there starts at 0."""
-        for name, variable in self._variables():
+        for name, variable in (("nonfinite_steps", self.nonfinite_steps), *self._variables()):
             value = saved.get(name)
             fits = value is not None and tuple(value.shape) == tuple(variable.shape)
             variable.assign(tf.cast(value, variable.dtype) if fits else tf.zeros_like(variable))

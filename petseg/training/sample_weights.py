@@ -90,67 +90,73 @@ def _touches_another_class(masks: tf.Tensor) -> tf.Tensor:
 def resolve_class_weights(
     config: LossConfig, masks: Callable[[], np.ndarray], class_names: Sequence[str]
 ) -> tuple[float, ...] | None:
-    """The class weights that flags ask for, normalised to sum to 1; None where none are asked for.
+    """The class weights that flags ask for, normalised; None where none are asked for.
 
     Args:
-      config: the weights themselves, or how they are counted.
+      config: the weights themselves, or how they are counted; and how they are normalised.
       masks: gives masks of the training split, uint8 [N, H, W, 1], class ids or IGNORED; called if they are counted.
       class_names: names of the classes.
 
     Raises:
       ConfigError: if there is not one weight for each class.
     """
-    given = config.class_weight_values()
-    if given and len(given) != len(class_names):
+    weights = config.class_weight_values()
+    if weights and len(weights) != len(class_names):
         raise ConfigError(
-            f"--class_weights={config.class_weights}: there are {len(given)}; must be {len(class_names)}, of "
+            f"--class_weights={config.class_weights}: there are {len(weights)}; must be {len(class_names)}, of "
             + ", ".join(class_names)
         )
-    weights = given and normalized(given)
+    normalization = config.class_weight_normalization or "mean"
     counted = {"balanced": balanced, "median_frequency": median_frequency}
     if config.class_weights in counted:
-        weights = counted[config.class_weights](masks(), len(class_names))
-    if weights is not None:
-        shown = ", ".join(f"{name} {weight:.3f}" for name, weight in zip(class_names, weights, strict=True))
-        logger.info("class weights: %s", shown)
-    return weights
+        found = counted[config.class_weights](masks(), len(class_names), normalization)
+    elif weights is not None:
+        found = normalized(weights, normalization)
+    else:
+        return None
+    shown = ", ".join(f"{name} {weight:.3f}" for name, weight in zip(class_names, found, strict=True))
+    logger.info("class weights: %s", shown)
+    return found
 
 
-def normalized(class_weights: Sequence[float]) -> tuple[float, ...]:
-    """Weights scaled to sum to 1."""
-    total = sum(class_weights)
-    return tuple(weight / total for weight in class_weights)
+def normalized(class_weights: Sequence[float], normalization: str = "mean") -> tuple[float, ...]:
+    """Weights scaled to a mean of 1 over the classes, or with the normalization "sum" to a sum of 1."""
+    total, target = sum(class_weights), len(class_weights) if normalization == "mean" else 1
+    return tuple(target * weight / total for weight in class_weights)
 
 
-def balanced(masks: np.ndarray, num_classes: int) -> tuple[float, ...]:
-    """Weights in inverse proportion to how many pixels a class has, summing to 1; 0 for a class with none.
+def balanced(masks: np.ndarray, num_classes: int, normalization: str = "mean") -> tuple[float, ...]:
+    """Weights in inverse proportion to how many pixels a class has.
 
     Args:
       masks: uint8 [N, H, W, 1], class ids or IGNORED.
       num_classes: number of classes C.
+      normalization: as in `normalized`.
 
     Returns:
-      C weights.
+      C weights; 0 for a class with no pixels.
     """
     counts, _ = _pixels_of_images(masks, num_classes)
-    return _inverse(counts.sum(axis=0).astype(np.float64))
+    return normalized(_inverse(counts.sum(axis=0).astype(np.float64)), normalization)
 
 
-def median_frequency(masks: np.ndarray, num_classes: int) -> tuple[float, ...]:
+def median_frequency(masks: np.ndarray, num_classes: int, normalization: str = "mean") -> tuple[float, ...]:
     """Weights in inverse proportion to how many pixels a class has in the images in which it occurs.
 
-    The median-frequency balancing of Eigen and Fergus 2015; the median itself cancels out, for the sum is 1.
+    The median-frequency balancing of Eigen and Fergus 2015; the median itself cancels out in the normalisation.
 
     Args:
       masks: uint8 [N, H, W, 1], class ids or IGNORED.
       num_classes: number of classes C.
+      normalization: as in `normalized`.
 
     Returns:
-      C weights, summing to 1; 0 for a class with no pixels.
+      C weights; 0 for a class with no pixels.
     """
     counts, sizes = _pixels_of_images(masks, num_classes)
     pixels = np.where(counts > 0, sizes[:, None], 0).sum(axis=0)
-    return _inverse(np.divide(counts.sum(axis=0), pixels, out=np.zeros(num_classes), where=pixels > 0))
+    frequencies = np.divide(counts.sum(axis=0), pixels, out=np.zeros(num_classes), where=pixels > 0)
+    return normalized(_inverse(frequencies), normalization)
 
 
 def _pixels_of_images(masks: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -164,6 +170,7 @@ def _pixels_of_images(masks: np.ndarray, num_classes: int) -> tuple[np.ndarray, 
     return np.concatenate(counts), np.concatenate(sizes)
 
 
-def _inverse(frequencies: np.ndarray) -> tuple[float, ...]:
-    inverse = np.divide(1.0, frequencies, out=np.zeros_like(frequencies), where=frequencies > 0)
-    return normalized(inverse.tolist())
+def _inverse(frequencies: np.ndarray) -> list[float]:
+    if not frequencies.any():
+        raise ConfigError("--class_weights: no pixel of the training masks is in a class, so none can be counted")
+    return np.divide(1.0, frequencies, out=np.zeros_like(frequencies), where=frequencies > 0).tolist()

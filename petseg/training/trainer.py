@@ -32,6 +32,7 @@ class Trainer:
       step: int64 variable, the clock: optimizer steps attempted.
       nonfinite_step: int64 variable, the step whose loss or gradients were not finite for another reason than the loss
         scale, and at which `run` stopped; -1 if there was none.
+      nonfinite_steps: int64 variable, number of such steps since the start of the run; part of `state`.
       model: the network, float32 images in [0, 255] -> float32 logits.
       optimizer: optimizer of all trainable weights of the model.
       average: average of the weights, or None.
@@ -101,8 +102,11 @@ class Trainer:
         self._pixels_of_batch = float(batch_size * height * width)
         self.step, self.nonfinite_step = step_variable(0, tf.int64), step_variable(-1, tf.int64)
         self._measured_sums = MeasuredSums(self._num_classes)
+        self.nonfinite_steps = self._measured_sums.nonfinite_steps
         self._requested, self._divisor = step_variable([0.0, 0.0], tf.float32), step_variable(1.0, tf.float32)
-        self._replica_confusion = replica_sum([self._num_classes] * 2, tf.int64)
+        self._replica_confusion, self._confusion_of_step = (
+            replica_sum([self._num_classes] * 2, tf.int64) for _ in range(2)
+        )
         self._nonfinite_replicas = replica_sum([strategy.num_replicas_in_sync], tf.int64)
         # What a replica has added up since the step began: gradients, loss, denominator.
         self._weights = optimizer.weights
@@ -245,6 +249,7 @@ class Trainer:
         self._divisor.assign(denominator * self.loss_scale.value())
         accounted_for = self.loss_scale.update(finite)
         self.nonfinite_step.assign(tf.where(accounted_for, self.nonfinite_step, self.step))
+        self.nonfinite_steps.assign_add(tf.cast(~accounted_for, tf.int64))
         self._requested.assign(requested)
         self._measured_sums.steps.assign_add(1)
         self.step.assign_add(1)
@@ -284,7 +289,7 @@ class Trainer:
     # A step, seen from a replica.
 
     def _begin(self) -> None:
-        for total in self._accumulated:
+        for total in (*self._accumulated, self._confusion_of_step):
             total.assign(tf.zeros_like(total))
         for before, variable in zip(self._statistics_before, self._statistics, strict=True):
             before.assign(variable)
@@ -297,7 +302,7 @@ class Trainer:
         for total, value in zip(self._accumulated, (*gradients, *sums), strict=True):
             total.assign_add(value)
         matrices = confusion_matrix.confusion_matrices(masks[..., 0], predictions, valid, self._num_classes)
-        self._replica_confusion.assign_add(tf.reduce_sum(matrices, axis=0))
+        self._confusion_of_step.assign_add(tf.reduce_sum(matrices, axis=0))
 
     def _slice(self, values: tf.Tensor, part: tf.Tensor) -> tf.Tensor:
         """Every K-th example: then a slice, over all replicas, holds the same examples on any number of them."""
@@ -353,6 +358,8 @@ class Trainer:
         """Makes the update; returns its norm over that of the weights."""
         before = [tf.identity(weight.value) for weight in self._weights]
         self.optimizer.apply(gradients)
+        # Not before: what a skipped step predicted counts as little as its loss.
+        self._replica_confusion.assign_add(tf.identity(self._confusion_of_step))
         if self.average is not None:
             self.average.update(step)
         updates = [weight.value - old for weight, old in zip(self._weights, before, strict=True)]

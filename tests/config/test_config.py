@@ -31,7 +31,7 @@ WRONG_FLAGS = [
     (["--strategy=foo"], "--strategy=foo", "one of auto, one_device, mirrored"),
     (["--image_size=100"], "--image_size=100", "divisible by 32"),
     (["--image_size=0"], "--image_size=0", "at least 32"),
-    (["--epochs=3", "--train_steps=10"], "--epochs=3 and --train_steps=10", "exactly one"),
+    (["--epochs=0", "--train_steps=0"], "--epochs=0 and --train_steps=0", "exactly one"),
     (["--epochs=0"], "--epochs=0", "exactly one"),
     (["--class_weights=0,0,0"], "--class_weights=0,0,0", "not all 0"),
     (["--class_weights=1,-1,1"], "--class_weights=1,-1,1", "at least 0"),
@@ -99,6 +99,42 @@ def test_native_windows_is_refused_in_one_line_that_names_wsl2(monkeypatch, caps
 def test_train_steps_alone_switches_the_default_epochs_off():
     schedule = command_line.parse(["train.py", "--train_steps=7"], Config).schedule
     assert (schedule.epochs, schedule.train_steps) == (0, 7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "epochs", "train_steps"),
+    [
+        (["--epochs=3", "--train_steps=10"], 0, 10),
+        (["--train_steps=10", "--epochs=3"], 3, 0),
+        (["--epochs", "3", "-train_steps", "10"], 0, 10),
+        (["--epochs=3", "--train_steps=10", "--epochs=4"], 4, 0),
+        (["--epochs=3", "--train_steps=0"], 3, 0),  # switched off, it wins nothing
+        (["--train_steps=10", "--epochs=0"], 0, 10),
+    ],
+)
+def test_of_epochs_and_train_steps_the_later_one_counts(arguments, epochs, train_steps):
+    schedule = command_line.parse(["train.py", *arguments], Config).schedule
+    assert (schedule.epochs, schedule.train_steps) == (epochs, train_steps)
+
+
+def test_what_is_changed_from_python_switches_off_what_it_excludes():
+    in_steps = Config.of(epochs=3).changed(schedule={"train_steps": 10, "log_every": 5})
+    assert (in_steps.schedule.epochs, in_steps.schedule.train_steps) == (0, 10)
+    assert in_steps.schedule.log_every == 5
+    assert in_steps.changed(schedule={"epochs": 3}).schedule.train_steps == 0
+    assert in_steps.changed(schedule={"log_every": 6}).schedule.train_steps == 10
+    with pytest.raises(ConfigError, match="--epochs=3 and --train_steps=10: exactly one of the two must be above 0"):
+        Config().changed(schedule={"epochs": 3, "train_steps": 10})
+
+
+def test_of_the_flags_about_the_training_of_the_encoder_the_later_one_counts():
+    model = command_line.parse(["train.py", "--train_encoder", "--train_encoder_from=none"], Config).model
+    assert model.first_trained == "none"
+    model = command_line.parse(["train.py", "--train_encoder_from=none", "--train_encoder"], Config).model
+    assert model.first_trained == "all"
+    model = command_line.parse(["train.py", "--train_encoder_from=stage_4", "--train_encoder"], Config).model
+    assert model.first_trained == "stage_4"
+    assert Config.of(train_encoder=True).changed(model={"train_encoder_from": "none"}).model.first_trained == "none"
 
 
 def test_flags_reach_the_config():

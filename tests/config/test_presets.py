@@ -40,6 +40,21 @@ def test_later_flags_win_over_those_of_a_preset_and_it_over_earlier_ones(preset)
     assert parse("--epochs=3", *preset).schedule.epochs == 10
 
 
+def test_the_length_of_a_run_in_steps_replaces_the_epochs_of_a_preset_wherever_it_is_given(tmp_path):
+    mine = tmp_path / "mine.cfg"
+    mine.write_text("--preset=best\n--train_steps=100\n")
+    expected = parse("--preset=best", "--epochs=0", "--train_steps=100")
+    assert expected.schedule.train_steps == 100
+    assert parse("--preset=best", "--train_steps=100") == expected
+    assert parse("--preset", "best", "--train_steps", "100") == expected
+    assert parse(f"--flagfile={mine}") == expected
+    assert Config.preset("best", train_steps=100) == expected
+    assert Config.of(preset="best", train_steps=100) == expected
+    assert Config.preset("best").changed(schedule={"train_steps": 100}) == expected
+    assert parse("--train_steps=100", "--preset=best") == parse("--preset=best")
+    assert parse(f"--flagfile={mine}", "--epochs=10") == parse("--preset=best")
+
+
 def test_what_a_preset_says_of_one_change_to_examples_can_be_taken_back():
     assert parse("--preset=best").augmentation.crop_area == 1
     assert parse("--preset=best", "--crop_area=").augmentation.crop_area is None

@@ -8,12 +8,20 @@ from petseg.data import example_order, input_pipeline
 from petseg.errors import ConfigError, DataError
 
 
-def ids_of_step(step, *, num_examples, batch_size, seed):
+def ids_of_step(step, *, num_examples, batch_size, seed, **options):
     positions = tf.range(batch_size, dtype=tf.int64)
     step = tf.constant(step, tf.int64)
     return example_order.example_ids(
-        step, positions, num_examples=num_examples, batch_size=batch_size, seed=seed
+        step, positions, num_examples=num_examples, batch_size=batch_size, seed=seed, **options
     ).numpy()
+
+
+def orders_of_epochs(epochs, *, num_examples, seed, **options):
+    """int64 [epochs, num_examples], each a permutation."""
+    positions = tf.range(num_examples, dtype=tf.int64)
+    order = {"num_examples": num_examples, "batch_size": num_examples, "seed": seed, **options}
+    steps = tf.data.Dataset.range(epochs)
+    return np.stack([*steps.map(lambda s: example_order.example_ids(s, positions, **order)).as_numpy_iterator()])
 
 
 @settings(max_examples=25)
@@ -33,6 +41,56 @@ def test_epochs_and_seeds_have_orders_of_their_own():
         ids_of_step(step, num_examples=50, batch_size=50, seed=seed).tolist() for step in (0, 1) for seed in (0, 1)
     ]
     assert len({tuple(order) for order in orders}) == 4
+
+
+def test_no_order_repeats_in_thousands_of_epochs():
+    orders = orders_of_epochs(3000, num_examples=30, seed=5)
+    assert len({order.tobytes() for order in orders}) == 3000
+
+
+def test_seeds_that_are_equal_modulo_a_power_of_2_have_orders_of_their_own():
+    seeds = [0, 2**8, 2**10, 2**16, 2**24, 2**31, 2**8 + 2**16, 2**32 - 1, 2**32 - 1 - 2**8]
+    orders = [orders_of_epochs(2, num_examples=30, seed=seed) for seed in seeds]
+    assert len({order.tobytes() for pair in orders for order in pair}) == 2 * len(seeds)
+
+
+def test_every_example_comes_at_every_place_equally_often():
+    epochs, count = 2000, 5
+    orders = orders_of_epochs(epochs, num_examples=count, seed=1)
+    times = np.stack([(orders == i).sum(axis=0) for i in range(count)])
+    deviation = np.sqrt(epochs / count * (1 - 1 / count))
+    assert np.abs(times - epochs / count).max() < 5 * deviation
+
+
+def test_the_order_of_earlier_versions_stays_for_the_runs_that_began_with_it():
+    size = {"num_examples": 20, "batch_size": 8, "seed": 3}
+    assert [ids_of_step(step, **size, version=1).tolist() for step in (0, 1, 2)] == [
+        [12, 10, 2, 13, 1, 3, 17, 8],
+        [6, 19, 0, 18, 15, 9, 7, 11],
+        [10, 12, 5, 1, 13, 11, 16, 4],
+    ]
+    old = orders_of_epochs(257, num_examples=30, seed=259, version=1)
+    np.testing.assert_array_equal(old[0], old[256])
+    np.testing.assert_array_equal(old, orders_of_epochs(257, num_examples=30, seed=3, version=1))
+
+
+def test_batches_come_in_the_order_of_the_version_that_is_asked_for():
+    examples, options = random_examples(20), {"batch_size": 8, "seed": 3}
+    context = tf.distribute.InputContext()
+    found = {}
+    for version in (1, 2, None):
+        dataset = input_pipeline.training_batches_of_host(
+            context, examples, **options, first_step=0, last_step=3, order_version=version
+        )
+        found[version] = [batch["example_id"].numpy().tolist() for batch in dataset]
+        part = input_pipeline.part_of_batch(
+            examples, tf.constant(2, tf.int64), tf.range(8, dtype=tf.int64), **options, order_version=version
+        )
+        assert part["example_id"].numpy().tolist() == found[version][2]
+        assert found[version] == [
+            ids_of_step(step, num_examples=20, **options, version=version).tolist() for step in range(3)
+        ]
+    assert found[1] != found[2] == found[None]
 
 
 def batches(strategy, examples, *, first_step, last_step, batch_size=8, seed=3):

@@ -98,6 +98,13 @@ def test_substitutes_are_other_examples_in_every_attempt():
     assert len(orders) == 9
 
 
+def test_substitutes_of_seeds_that_are_equal_modulo_256_are_others():
+    where = tf.constant(0, tf.int64), tf.range(64, dtype=tf.int64), tf.constant(1, tf.int64)
+    sizes = {"num_examples": 1000, "batch_size": 64}
+    drawn = {example_order.substitute_ids(*where, **sizes, seed=seed).numpy().tobytes() for seed in (3, 259, 2**31 + 3)}
+    assert len(drawn) == 3
+
+
 @pytest.mark.parametrize(("bad", "what"), [(4, "cannot be decoded"), (7, r"holds value 4, which is in no class")])
 def test_an_example_that_is_looked_at_is_named_with_its_file(spoiled, bad, what):
     examples = load_examples("handmade_pets", "train", 32, str(spoiled), cache="none")

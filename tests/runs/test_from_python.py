@@ -1,5 +1,7 @@
 """Training as a call: what it returns, and what it leaves behind in the process."""
 
+import contextlib
+import gc
 import json
 import logging
 import random
@@ -62,6 +64,38 @@ def test_what_a_training_sets_for_the_process_is_put_back(tiny_config, monkeypat
     assert (random.getstate(), np.random.get_state()[1].tolist()) == expected
     assert tf.config.experimental.tensor_float_32_execution_enabled()
     assert logging.getLogger("petseg").level == logging.NOTSET
+
+
+@pytest.fixture
+def gc_thresholds():
+    """Puts back what the whole test session has."""
+    before = gc.get_threshold()
+    yield
+    gc.set_threshold(*before)
+
+
+@pytest.mark.parametrize("error", [None, ConfigError("cannot be used")])
+def test_garbage_is_collected_afterwards_as_before(tiny_config, monkeypatch, gc_thresholds, error):
+    during = []
+
+    def train(config):
+        during.append(gc.get_threshold())
+        if error:
+            raise error
+        return {}
+
+    monkeypatch.setattr(experiment, "train", train)
+    gc.set_threshold(701, 11, 12)
+    with contextlib.suppress(ConfigError):
+        petseg.train(tiny_config)
+    assert gc.get_threshold() == (701, 11, 12)
+    assert during[0][0] > 10_000  # tracing makes millions of objects, and next to no garbage
+
+
+def test_asking_for_a_function_of_petseg_leaves_the_garbage_collection_alone(gc_thresholds):
+    gc.set_threshold(701, 11, 12)
+    assert callable(petseg.load)
+    assert gc.get_threshold() == (701, 11, 12)
 
 
 def test_the_stop_button_is_a_keyboard_interrupt(tiny_config, monkeypatch):

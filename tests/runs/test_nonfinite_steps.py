@@ -21,23 +21,27 @@ def tensors(path):
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
 
 
-@pytest.fixture
-def poisoned_step(monkeypatch):
-    """From here on, the example at position 5 of the batch of step 3 is not a number."""
+def poison(monkeypatch, *poisoned):
+    """From here on, the example at position 5 of the batches of some steps is not a number."""
     genuine = augmentation.augmentation
 
     def make(*arguments, **options):
         augment = genuine(*arguments, **options)
 
-        def poison(images, masks, step, positions):
+        def spoil(images, masks, step, positions):
             images, masks = augment(images, masks, step, positions)
-            hit = (positions == 5) & (step == 3)
+            hit = (positions == 5) & tf.reduce_any(step == tf.constant(poisoned, tf.int64))
             return tf.where(hit[:, None, None, None], np.float32("nan"), images), masks
 
-        return poison
+        return spoil
 
     monkeypatch.setattr(augmentation, "augmentation", make)
-    return 3
+
+
+@pytest.fixture
+def poisoned_step(monkeypatch):
+    """From here on, step 3 is not finite."""
+    poison(monkeypatch, 3)
 
 
 def poisoned_config(tiny_config, **runtime):
@@ -72,6 +76,29 @@ def test_a_batch_that_is_not_finite_can_be_left_out(tiny_config, poisoned_step, 
     assert final["step/.ATTRIBUTES/VARIABLE_VALUE"] == 6
     iterations = final["optimizer/_optimizers/0/_iterations/.ATTRIBUTES/VARIABLE_VALUE"]
     assert iterations == (5 if mode == "skip" else 4)  # restored, it does not know of step 2 either
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_restart_does_not_forget_how_many_steps_were_not_finite(tiny_config, monkeypatch, killed):
+    poison(monkeypatch, 1, 2, 3, 5)
+    config = poisoned_config(tiny_config, on_nonfinite="skip", nonfinite_limit=3)
+    experiment.train(changed(config, "schedule", train_steps=4))
+    if killed:  # before the last checkpoint: steps 2 and 3 are made, and counted, once more
+        for file in WorkDirectory(config.runtime.workdir).checkpoints.glob("ckpt-4.*"):
+            file.unlink()
+    with pytest.raises(NonFiniteLossError, match=r"at step 5 .*, time 4 of the run, .* --nonfinite_limit=3"):
+        experiment.train(config)
+    results = experiment.train(changed(config, "runtime", nonfinite_limit=4))
+    assert results["step"] == 6
+
+
+def test_going_back_to_a_checkpoint_does_not_undo_the_count(tiny_config, monkeypatch):
+    poison(monkeypatch, 2, 3, 5)
+    config = poisoned_config(tiny_config, on_nonfinite="restore", nonfinite_limit=2)
+    with pytest.raises(NonFiniteLossError, match=r"at step 5 .*, time 3 of the run"):
+        experiment.train(config)
+    with pytest.raises(NonFiniteLossError, match=r"at step 5 .*, time 3 of the run"):  # as often as it is started
+        experiment.train(config)
 
 
 def plant_in_a_weight(monkeypatch, at):

@@ -1,6 +1,7 @@
 """Work directories that earlier versions left, and files from people one need not trust."""
 
 import ast
+import json
 import pickle
 import tarfile
 
@@ -37,6 +38,59 @@ def test_a_run_of_an_earlier_version_goes_on_or_is_refused_with_the_reason(data_
     assert results["step"] == 3
     assert np.isfinite(results["loss"])
     assert checkpoints.newest_intact(workdir.checkpoints) == str(workdir.checkpoints / "ckpt-3")
+
+
+def unpack_run(folder, class_weights=None, **runtime):
+    """A run of this format as an earlier version left it, perhaps with class weights, or other values in its record."""
+    with tarfile.open(ROOT / "tests" / "fixtures" / f"run-format-{CONFIG_FORMAT}.tar.xz") as file:
+        file.extractall(folder, filter="data")
+    workdir = WorkDirectory(folder / "run")
+    record = json.loads(workdir.config_file.read_text())
+    record["config"]["runtime"] |= runtime
+    if class_weights:
+        record["config"]["loss"]["class_weights"] = ",".join(map(str, class_weights))
+        record["class_weights"] = [weight / sum(class_weights) for weight in class_weights]
+    workdir.config_file.write_text(json.dumps(record))
+    return workdir
+
+
+def go_on(data_dir, workdir, *flags):
+    base = [flag for flag in tiny_flags(data_dir, workdir.path) if flag not in ("--deterministic", "--encoder=tiny")]
+    return experiment.train(
+        command_line.parse(["train.py", *base, "--train_steps=5", "--optimizer=sgd", *flags], Config)
+    )
+
+
+def test_a_run_of_an_earlier_version_keeps_its_class_weights(data_dir, tmp_path):
+    workdir = unpack_run(tmp_path, class_weights=(2, 2, 1))
+    go_on(data_dir, workdir, "--class_weights=2,2,1")
+    assert workdir.load_class_weights() == (0.4, 0.4, 0.2)
+    go_on(data_dir, workdir, "--class_weights=1,1,2", "--train_steps=6")
+    assert workdir.load_class_weights() == (0.25, 0.25, 0.5)
+    go_on(data_dir, workdir, "--class_weights=1,1,2", "--class_weight_normalization=mean", "--train_steps=7")
+    assert workdir.load_class_weights() == (0.75, 0.75, 1.5)
+
+
+def test_class_weights_that_a_run_of_an_earlier_version_did_not_have_are_those_of_a_new_run(data_dir, tmp_path):
+    workdir = unpack_run(tmp_path)
+    go_on(data_dir, workdir, "--class_weights=2,2,1")
+    assert workdir.load_class_weights() == pytest.approx((1.2, 1.2, 0.6))
+
+
+def test_a_run_of_an_earlier_version_keeps_its_example_order(data_dir, tmp_path):
+    old, relabelled = unpack_run(tmp_path / "old"), unpack_run(tmp_path / "relabelled", example_order=2)
+    losses = [go_on(data_dir, workdir)["loss"] for workdir in (old, relabelled)]
+    assert losses[0] != losses[1]
+    assert [workdir.load_config().runtime.example_order for workdir in (old, relabelled)] == [1, 2]
+    with pytest.raises(WorkDirectoryError, match="--example_order was 1, is now 2"):
+        go_on(data_dir, old, "--example_order=2")
+
+
+def test_a_new_run_writes_down_what_it_will_keep(tiny_config):
+    experiment.train(tiny_config.changed(schedule={"train_steps": 1}))
+    config = WorkDirectory(tiny_config.runtime.workdir).load_config()
+    assert config.runtime.example_order == 2
+    assert config.loss.class_weight_normalization == "mean"
 
 
 class Payload:

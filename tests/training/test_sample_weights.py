@@ -6,7 +6,8 @@ from hypothesis.extra.numpy import arrays
 
 from petseg.classes import IGNORED
 from petseg.config import LossConfig
-from petseg.training import sample_weights
+from petseg.errors import ConfigError
+from petseg.training import losses, sample_weights
 
 MASK = np.array([0, 1, 2, IGNORED], np.uint8).reshape(1, 2, 2, 1)
 
@@ -23,10 +24,52 @@ def test_each_pixel_gets_the_weight_of_its_class():
 
 
 @given(st.lists(st.just(0.0) | st.floats(1e-6, 1e6), min_size=2, max_size=5).filter(sum))
-def test_normalized_weights_sum_to_1_and_keep_their_ratios(weights):
-    normalized = sample_weights.normalized(weights)
-    assert sum(normalized) == pytest.approx(1)
-    np.testing.assert_allclose(np.array(normalized) * sum(weights), weights, rtol=1e-9)
+def test_normalized_weights_have_a_mean_or_a_sum_of_1_and_keep_their_ratios(weights):
+    for normalization, total in (("mean", len(weights)), ("sum", 1)):
+        normalized = sample_weights.normalized(weights, normalization)
+        assert sum(normalized) == pytest.approx(total)
+        np.testing.assert_allclose(np.array(normalized) * sum(weights) / total, weights, rtol=1e-9)
+
+
+def resolved(class_weights, masks=MASK, num_classes=3, **options):
+    config = LossConfig(class_weights=class_weights, **options)
+    return sample_weights.resolve_class_weights(config, lambda: masks, [f"class {i}" for i in range(num_classes)])
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "dice", "cross_entropy_dice", "focal"])
+@pytest.mark.parametrize("equal", ["1", "0.1", "7"])
+def test_equal_class_weights_are_as_none_whatever_the_loss_and_however_many_classes_there_are(loss, equal):
+    classes, rng = 11, np.random.default_rng(0)
+    masks = rng.integers(0, classes, (2, 16, 16, 1)).astype(np.uint8)
+    logits = tf.constant(rng.normal(size=(2, 16, 16, classes)), tf.float32)
+
+    def value(class_weights):
+        config = LossConfig(loss=loss, class_weights=class_weights, boundary_weight=2.0)
+        weights = sample_weights.weight_map(config, resolved(class_weights, masks, classes))(tf.constant(masks))
+        labels, valid = masks[..., 0], sample_weights.valid_pixels(tf.constant(masks))
+        total, divisor = losses.make_loss(config).sums(tf.constant(labels), logits, weights, valid)
+        return float(total / divisor)
+
+    assert value(",".join([equal] * classes)) == pytest.approx(value(""), rel=1e-6)
+
+
+@pytest.mark.parametrize("counted", ["balanced", "median_frequency"])
+def test_counted_weights_are_as_none_where_all_classes_are_equally_frequent(counted):
+    masks = np.arange(3, dtype=np.uint8).repeat(16).reshape(1, 6, 8, 1)
+    np.testing.assert_allclose(resolved(counted, masks), [1, 1, 1])
+    np.testing.assert_allclose(resolved(counted, masks, class_weight_normalization="sum"), [1 / 3] * 3)
+
+
+def test_the_weights_of_the_tutorial_stay_available():
+    np.testing.assert_allclose(resolved("2,2,1"), [1.2, 1.2, 0.6])
+    tutorials = np.array([2.0, 2.0, 1.0]) / np.sum([2.0, 2.0, 1.0])
+    np.testing.assert_array_equal(resolved("2,2,1", class_weight_normalization="sum"), tutorials)
+
+
+def test_weights_cannot_be_counted_where_no_pixel_is_in_a_class():
+    for counted in ("balanced", "median_frequency"):
+        with pytest.raises(ConfigError, match="--class_weights: no pixel of the training masks is in a class"):
+            resolved(counted, np.full((2, 4, 4, 1), IGNORED, np.uint8))
 
 
 @given(
@@ -44,12 +87,12 @@ def test_a_weight_map_holds_the_weight_of_each_pixels_class_and_0_where_there_is
 def test_balanced_weights_make_all_classes_count_alike():
     masks = np.repeat(np.array([0, 1, 2, IGNORED], np.uint8), [10, 70, 20, 5]).reshape(1, 5, 21, 1)
     weights = sample_weights.balanced(masks, 3)
-    assert sum(weights) == pytest.approx(1)
+    assert sum(weights) == pytest.approx(3)
     np.testing.assert_allclose(np.array(weights) * [10, 70, 20], weights[0] * 10)
 
 
 def test_balanced_weights_of_a_class_that_never_occurs():
-    assert sample_weights.balanced(np.zeros((1, 2, 2, 1), np.uint8), 3) == (1.0, 0.0, 0.0)
+    assert sample_weights.balanced(np.zeros((1, 2, 2, 1), np.uint8), 3) == (3.0, 0.0, 0.0)
 
 
 def test_median_frequency_weights_count_only_images_in_which_a_class_occurs():
@@ -60,8 +103,8 @@ def test_median_frequency_weights_count_only_images_in_which_a_class_occurs():
     counts, pixels = np.array([45 + 50 + 100 + 50, 100, 5]), np.array([350, 200, 100])
     inverse = pixels / counts
     weights = sample_weights.median_frequency(masks, 3)
-    np.testing.assert_allclose(weights, inverse / inverse.sum())
-    assert sample_weights.median_frequency(masks[2:], 3) == (1.0, 0.0, 0.0)
+    np.testing.assert_allclose(weights, inverse / inverse.mean())
+    assert sample_weights.median_frequency(masks[2:], 3) == (3.0, 0.0, 0.0)
 
 
 def distances(mask, reach):

@@ -86,6 +86,32 @@ def test_a_step_that_is_not_finite_changes_no_weight_and_stops_the_loop():
     assert trainer.pop_measurements().scalars["skipped_steps"] == 2
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_a_skipped_step_predicted_counts_as_little_as_its_loss(number):
+    trainer, _, batches = make_trainer(number, examples=random_examples(8, SIZE), learning_rate=1e30)
+    trainer.run(batches, 10)
+    finite = int(trainer.nonfinite_step)
+    measured = trainer.pop_measurements()
+    assert measured.steps == finite + 1
+    assert measured.confusion_matrix.sum() == finite * BATCH * SIZE * SIZE
+    trainer.go_on()
+    trainer.run(batches, 10)
+    measured = trainer.pop_measurements()  # of nothing but a skipped step
+    assert measured.steps == 1
+    assert np.isnan(measured.scalars["loss"])
+    assert not measured.confusion_matrix.any()
+
+
+def test_what_a_step_predicted_that_overflowed_in_float16_counts_nowhere():
+    trainer, _, batches = make_trainer(
+        2, examples=random_examples(8, SIZE), all_reduce_dtype="float16", initial_loss_scale=2.0**100
+    )
+    trainer.run(batches, 2)
+    measured = trainer.pop_measurements()
+    assert (measured.steps, measured.scalars["skipped_steps"]) == (2, 2)
+    assert not measured.confusion_matrix.any()
+
+
 def test_micro_batches_add_up_to_the_batch():
     losses, norms = [], []
     for micro_batches in (1, 2, 4):
