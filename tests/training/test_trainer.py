@@ -86,11 +86,10 @@ def test_a_step_that_is_not_finite_changes_no_weight_and_stops_the_loop():
     assert trainer.pop_measurements().scalars["skipped_steps"] == 2
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_what_a_skipped_step_predicted_counts_as_little_as_its_loss(number):
-    trainer, _, batches = make_trainer(number, examples=random_examples(8, SIZE), learning_rate=1e30)
+def test_what_a_skipped_step_predicted_counts_as_little_as_its_loss():
+    trainer, _, batches = make_trainer(2, examples=random_examples(8, SIZE), learning_rate=1e30)
     trainer.run(batches, 10)
-    finite = int(trainer.nonfinite_step)
+    finite = int(trainer.nonfinite_step.numpy())
     measured = trainer.pop_measurements()
     assert measured.steps == finite + 1
     assert measured.confusion_matrix.sum() == finite * BATCH * SIZE * SIZE
