@@ -9,13 +9,14 @@ import math
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from absl import flags
 
 from petseg.errors import ConfigError
 
 T = TypeVar("T")
+G = TypeVar("G", bound="Group")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Group:
 
     exclusive: ClassVar[tuple["Exclusive", ...]] = ()
 
-    def changed(self, **changes: Any) -> Self:
+    def changed(self: G, **changes: Any) -> G:
         """The group with other values; one of them also switches off a flag that it excludes."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | changes
         for pair in self.exclusive:
