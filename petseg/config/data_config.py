@@ -41,6 +41,11 @@ def picture_size(flag: str, value: str) -> tuple[int, int]:
     return height, width
 
 
+def named_splits(split: str) -> frozenset[str]:
+    """The names in a split of TFDS, without slices: train and val of `train[:90%]+val`."""
+    return frozenset(part.split("[")[0].strip() for part in split.split("+"))
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Group):
     """Which examples, at which size."""
@@ -148,6 +153,11 @@ class DataConfig(Group):
     def size(self) -> tuple[int, int]:
         """Height and width of the network's input, in pixels."""
         return picture_size("image_size", self.image_size)
+
+    @property
+    def named_splits(self) -> frozenset[str]:
+        """The names of the splits in --train_split and --eval_split."""
+        return named_splits(self.train_split) | named_splits(self.eval_split)
 
     @property
     def classes_file(self) -> Path:

@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from petseg import files
 from petseg.classes import PETS, Classes
 from petseg.config import DataConfig
-from petseg.config.data_config import FOLDER, check_dataset_name
+from petseg.config.data_config import FOLDER, check_dataset_name, named_splits
 from petseg.data.records.record_files import ArrayRecordFiles, Stretch
 from petseg.errors import DataError, one_line
 from petseg.runtime import autotuning
@@ -175,8 +175,11 @@ class DataSet:
                 for part in parts
             ]
         except (ValueError, AssertionError, KeyError) as error:
+            metadata = self.builder.info.metadata
+            lacking = metadata.get("left_out", {}) if isinstance(metadata, dict) else {}
+            why = "".join(f" ({text})" for name, text in lacking.items() if name in named_splits(split))
             raise DataError(
-                f"{self.name}: no split {split}; it must be one of {self._split_sizes()}, or a slice such as "
+                f"{self.name}: no split {split}{why}; it must be one of {self._split_sizes()}, or a slice such as "
                 "'train[:90%]'"
             ) from error
 
@@ -246,6 +249,25 @@ def _check_features(data_set: DataSet) -> None:
             f"{data_set.name}: its masks have {channels} channels, and the classes have {what} as values; must be "
             + ("numbers" if classes.colored else "colours")
         )
+
+
+def check_splits(config: DataConfig) -> None:
+    """Whether the splits of --train_split and --eval_split are there; of a folder, before it is read.
+
+    Raises:
+      DataError: if one is not, or as `open_data`; names the flag.
+      ConfigError: as `open_data`.
+    """
+    if config.dataset == FOLDER:
+        from petseg.data.folders import folder_layout
+
+        folder_layout.check_splits(config)
+    data_set = open_data(config)
+    for flag, split in (("train_split", config.train_split), ("eval_split", config.eval_split)):
+        try:
+            data_set.num_examples(split)
+        except DataError as error:
+            raise DataError(f"--{flag}={split}: {error}") from error
 
 
 def size(config: DataConfig, split: str, classes: Classes | None = None) -> int:

@@ -7,15 +7,15 @@ what would be right; writes a sheet of pictures under their masks. Exit code 2 i
 import dataclasses
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from petseg import files
 from petseg.classes import Classes
 from petseg.config import DataConfig, command_line
-from petseg.config.data_config import FOLDER
+from petseg.config.data_config import FOLDER, named_splits
 from petseg.config.options import Group, option
-from petseg.data.folders import folder_files, folder_layout, mask_values
+from petseg.data.folders import faults, folder_files, folder_layout, mask_values
 from petseg.data.folders.faults import Fault
 from petseg.data.folders.inspection import Inspection
 from petseg.data.folders.mask_values import Coding
@@ -54,6 +54,7 @@ class _Source:
       sizes: number of pairs by split.
       pairs: split and pair, one after the other.
       classes: its classes; None if none can be had, and `pairs` then is empty.
+      needed: the splits that must be without faults.
       origin: where splits and classes come from, in words.
       faults: what is wrong before a pair is read.
       notes: what looks odd before a pair is read.
@@ -63,6 +64,7 @@ class _Source:
     sizes: Mapping[str, int]
     pairs: Iterator[tuple[str, PairFiles]]
     classes: Classes | None
+    needed: Collection[str]
     origin: str = ""
     faults: Sequence[Fault] = ()
     notes: Sequence[str] = ()
@@ -81,6 +83,7 @@ def main(config: CheckConfig) -> None:
     for line in source.origin.splitlines():
         print(line)
     found, notes = list(source.faults), list(source.notes)
+    overlays: Overlays | None = None
     if source.classes is not None:
         inspection = Inspection(source.classes, source.faults)
         overlays = Overlays(source.classes, sum(source.sizes.values()), config.check.overlays)
@@ -90,24 +93,33 @@ def main(config: CheckConfig) -> None:
         inspection.finish()
         _print_counts(inspection, config.data)
         found, notes = inspection.faults, [*notes, *inspection.notes()]
-        _write_sheet(overlays, source.name, config.check)
+    if overlays:
+        print(f"overlays: {_sheet_file(source.name, config.check)}")
+    blocking, others = faults.separated(found, source.needed)
+    notes += [faults.left_out(split, of_it) for split, of_it in others.items()]
     for note in notes:
         print(f"note: {note}")
-    _print_faults(found)
+    _print_faults(blocking)
+    if overlays:  # drawn last, since that may fail
+        _write_sheet(overlays, _sheet_file(source.name, config.check), config.check)
+    if blocking:
+        count = len(blocking)
+        raise DataError(f"{count} fault{'s' if count > 1 else ''}, printed above; must be none to train")
 
 
 def _folder(config: DataConfig) -> _Source:
     layout = folder_layout.find(config)
-    classes, faults = folder_files.given_classes(config), list(layout.faults)
+    classes, found = folder_files.given_classes(config), list(layout.faults)
     where = config.classes or folder_files.CLASSES_FILE
     if classes is None:
         classes, bad = folder_files.classes_in_masks(layout)
-        faults += bad
+        found += bad if classes is None else []  # otherwise they are found again when all is read
         where = "the masks themselves"
     pairs = folder_files.read_all(layout, Coding(classes)) if classes else iter(())
     sizes = {split: len(members) for split, members in layout.splits.items()}
     origin = f"splits: {layout.origin}" + (f"\nclasses: {len(classes)} of {where}" if classes else "")
-    return _Source(layout.name, sizes, pairs, classes, origin, faults, layout.notes)
+    notes = [*_missing_splits(config, {**sizes, **layout.left_out}), *layout.notes, *layout.left_out.values()]
+    return _Source(layout.name, sizes, pairs, classes, layout.needed, origin, found, notes)
 
 
 def _tfds(config: CheckConfig) -> _Source:
@@ -115,7 +127,18 @@ def _tfds(config: CheckConfig) -> _Source:
     from petseg.data import record_pairs
 
     name, sizes, classes, pairs = record_pairs.read_all(config.data)
-    return _Source(name, sizes, pairs, classes)
+    needed = faults.needed_splits(config.data, sizes)
+    return _Source(name, sizes, pairs, classes, needed, notes=_missing_splits(config.data, sizes))
+
+
+def _missing_splits(config: DataConfig, there: Collection[str]) -> list[str]:
+    """Notes on flags that name splits which do not exist."""
+    flags = (("train_split", config.train_split), ("eval_split", config.eval_split))
+    return [
+        f"--{flag}={split}: there is no such split; to train, it must be one of {', '.join(there)}"
+        for flag, split in flags
+        if not named_splits(split) <= {"all", *there}
+    ]
 
 
 def _print_counts(inspection: Inspection, config: DataConfig) -> None:
@@ -160,36 +183,29 @@ def _print_classes(inspection: Inspection) -> None:
         print(f"{name:<{wide[0]}}  {value:>{wide[1]}}{cells}")
 
 
-def _write_sheet(overlays: Overlays, name: str, options: CheckOptions) -> None:
-    sheet = overlays.sheet()
-    if sheet is None:
-        return
+def _sheet_file(name: str, options: CheckOptions) -> Path:
     title = re.sub(r"[^\w.]+", "-", name)  # a TFDS name may have a config and a version
-    file = Path(options.output_dir or ".").expanduser() / f"{title}-overlays.jpg"
+    return Path(options.output_dir or ".").expanduser() / f"{title}-overlays.jpg"
+
+
+def _write_sheet(overlays: Overlays, file: Path, options: CheckOptions) -> None:
     flag = f"--output_dir={options.output_dir}"
     with files.naming_what_cannot_be_written(file, flag=flag, error_class=ConfigError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(file, quality=88)
-    print(f"overlays: {file}")
+        overlays.sheet().save(file, quality=88)
 
 
-def _print_faults(faults: Sequence[Fault]) -> None:
-    """Prints faults.
-
-    Raises:
-      DataError: if there are any.
-    """
-    if not faults:
+def _print_faults(found: Sequence[Fault]) -> None:
+    """Prints faults, by kind and one by one."""
+    if not found:
         print("nothing is wrong")
         return
-    kinds = list(dict.fromkeys(fault.kind for fault in faults))
-    for kind in kinds:
-        print(f"wrong: {sum(fault.kind == kind for fault in faults)} {kind.value}")
-    for fault in faults[:SHOWN_FAULTS]:
+    for kind in dict.fromkeys(fault.kind for fault in found):
+        print(f"wrong: {sum(fault.kind == kind for fault in found)} {kind.value}")
+    for fault in found[:SHOWN_FAULTS]:
         print(f"  {fault}")
-    if len(faults) > SHOWN_FAULTS:
-        print(f"  and {len(faults) - SHOWN_FAULTS} more")
-    raise DataError(f"{len(faults)} fault{'s' if len(faults) > 1 else ''}, printed above; must be none to train")
+    if len(found) > SHOWN_FAULTS:
+        print(f"  and {len(found) - SHOWN_FAULTS} more")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from petseg.classes import IGNORED, Classes
 from petseg.data.folders.pair_files import PairFiles
 from petseg.picture_formats import open_picture
 
-TILE_WIDTH, TILES_ACROSS, GAP = 240, 3, 8  # pixels, pairs, pixels
+TILE_WIDTH, MOST_HEIGHT = 240, 480  # pixels of a picture on the sheet; tall ones become narrower, for JPEG's limits
+TILES_ACROSS, GAP = 3, 8  # pairs, pixels
 LINE = 18  # pixels of a line of text
 OPACITY = 0.6
 DIMMED = 0.25  # brightness of what is in no class
@@ -26,9 +27,13 @@ class Overlays:
     """
 
     def __init__(self, classes: Classes, pairs: int, shown: int):
-        self._classes, self._tiles = classes, list[Image.Image]()
+        self._classes, self._shown = classes, list[tuple[str, Image.Image, np.ndarray]]()
         self._due = {round(place) for place in np.linspace(0, pairs - 1, min(shown, pairs))}
         self._owed = self._seen = 0
+
+    def __len__(self) -> int:
+        """The number of pairs that were collected."""
+        return len(self._shown)
 
     def add(self, split: str, pair: PairFiles) -> None:
         """Takes note of the next pair; one with a fault is not shown, but the next is in its place."""
@@ -36,15 +41,19 @@ class Overlays:
         self._seen += 1
         if self._owed and pair.image and pair.ids is not None:
             self._owed -= 1
-            self._tiles.append(self._tile(f"{split}: {pair.name}", pair.image, pair.ids))
+            height, width = pair.ids.shape
+            scale = min(TILE_WIDTH / width, MOST_HEIGHT / height)
+            size = max(1, round(width * scale)), max(1, round(height * scale))
+            picture = open_picture(io.BytesIO(pair.image)).convert("RGB").resize(size)
+            mask = np.asarray(Image.fromarray(pair.ids).resize(size, Image.Resampling.NEAREST))
+            self._shown.append((f"{split}: {pair.name}", picture, mask))
 
-    def sheet(self) -> Image.Image | None:
-        """The sheet; None if there is no pair to show."""
-        if not self._tiles:
-            return None
-        across = min(TILES_ACROSS, len(self._tiles))
-        rows = [self._tiles[i : i + across] for i in range(0, len(self._tiles), across)]
-        width = across * (self._tiles[0].width + 2 * GAP)
+    def sheet(self) -> Image.Image:
+        """The sheet, of at least one pair."""
+        tiles = [self._tile(*each) for each in self._shown]
+        across = min(TILES_ACROSS, len(tiles))
+        rows = [tiles[i : i + across] for i in range(0, len(tiles), across)]
+        width = across * (tiles[0].width + 2 * GAP)
         legend = self._legend(width)
         heights = [max(tile.height for tile in row) + GAP for row in rows]
         sheet = Image.new("RGB", (width, sum(heights) + legend.height), "white")
@@ -56,17 +65,14 @@ class Overlays:
         sheet.paste(legend, (0, top))
         return sheet
 
-    def _tile(self, title: str, image: bytes, ids: np.ndarray) -> Image.Image:
+    def _tile(self, title: str, picture: Image.Image, mask: np.ndarray) -> Image.Image:
         """A picture, and the same under its mask."""
-        size = (TILE_WIDTH, max(1, round(TILE_WIDTH * ids.shape[0] / ids.shape[1])))
-        picture = open_picture(io.BytesIO(image)).convert("RGB").resize(size)
-        mask = np.asarray(Image.fromarray(ids).resize(size, Image.Resampling.NEAREST))
         pixels = np.asarray(picture, np.float32)
         under = OPACITY * self._classes.palette[mask] + (1 - OPACITY) * pixels
         under = np.where((mask == IGNORED)[..., None], DIMMED * pixels, under)
-        tile = Image.new("RGB", (2 * size[0] + 2, size[1] + LINE), "white")
+        tile = Image.new("RGB", (2 * TILE_WIDTH + 2, picture.height + LINE), "white")
         tile.paste(picture, (0, LINE))
-        tile.paste(Image.fromarray(under.astype(np.uint8)), (size[0] + 2, LINE))
+        tile.paste(Image.fromarray(under.astype(np.uint8)), (TILE_WIDTH + 2, LINE))
         text = title if len(title) < 66 else f"{title[:20]} ... {title[-40:]}"
         ImageDraw.Draw(tile).text((2, 2), text, fill="black", font=_font())
         return tile

@@ -43,6 +43,7 @@ def check(config: Config, strategy: tf.distribute.Strategy) -> None:
 
 def load_examples(config: DataConfig) -> tuple[Examples, Examples]:
     """The training split and the evaluation split, decoded."""
+    catalog.check_splits(config)
     train = decoding.load(config, config.train_split, for_training=True)
     evaluation = decoding.load(config, config.eval_split, train.classes)
     catalog.warn_of_shared_examples(catalog.open_data(config, train.classes), config.train_split, config.eval_split)

@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from petseg.config import DataConfig
 from petseg.errors import DataError
@@ -32,14 +32,43 @@ class Fault:
       kind: which kind of fault.
       where: the file or folder, as the user knows it.
       what: what is wrong, and what must be, as it follows "FILE: ".
+      split: the split that it concerns; empty if it concerns all.
     """
 
     kind: Kind
     where: str
     what: str
+    split: str = dataclasses.field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"
+
+
+def needed_splits(config: DataConfig, splits: Collection[str]) -> frozenset[str]:
+    """The splits that must be without faults: those that --train_split and --eval_split name.
+
+    All, where one of these does not exist, since it is then not known which splits are meant.
+    """
+    named = config.named_splits
+    return named if named <= set(splits) else frozenset(splits)
+
+
+def separated(faults: Iterable[Fault], needed: Collection[str]) -> tuple[list[Fault], dict[str, list[Fault]]]:
+    """The faults that stand in the way of a training; and, by split, those of splits that nobody needs."""
+    blocking: dict[Fault, None] = {}
+    others: dict[str, list[Fault]] = {}
+    for fault in faults:
+        if not fault.split or fault.split in needed:
+            blocking[fault] = None
+        else:
+            others.setdefault(fault.split, []).append(fault)
+    return list(blocking), others
+
+
+def left_out(split: str, faults: Sequence[Fault]) -> str:
+    """A note on a split that is not used because of its faults, since no flag names it."""
+    more = f"; and {len(faults) - 1} more" if len(faults) > 1 else ""
+    return f"split {split} is left out: {faults[0]}{more}"
 
 
 def error(faults: Sequence[Fault], dataset: str, command: str) -> DataError:
@@ -57,7 +86,8 @@ def error(faults: Sequence[Fault], dataset: str, command: str) -> DataError:
 
 def check_command(config: DataConfig) -> str:
     """The command that prints everything that is wrong with a data set."""
-    names = ("dataset", "data_dir", "image_files", "mask_files", "image_feature", "mask_feature", "classes")
+    where = ("dataset", "data_dir", "image_files", "mask_files", "image_feature", "mask_feature", "classes")
+    names = (*where, "train_split", "eval_split")  # the splits say which faults count
     values = {name: getattr(config, name) for name in names}
     flags = [f"--{name}={value}" for name, value in values.items() if value != getattr(DataConfig, name)]
     return shlex.join(["python", "-m", "petseg.data.check", *flags])

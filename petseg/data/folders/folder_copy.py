@@ -5,6 +5,7 @@ or time changes, or the names or values of classes do. So a later start opens no
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -12,7 +13,7 @@ import logging
 import random
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from petseg.config import CACHE_DIR, DataConfig
 from petseg.config.data_config import FOLDER
 from petseg.data.folders import faults, folder_files, folder_layout, mask_values
 from petseg.data.folders.faults import Fault
+from petseg.data.folders.file_patterns import printable
 from petseg.data.folders.folder_layout import Layout
 from petseg.data.folders.inspection import without_classes
 from petseg.data.folders.mask_values import Coding
@@ -59,19 +61,21 @@ def prepare(config: DataConfig, classes: Classes | None = None) -> tuple[Any, Cl
     classes = classes or folder_files.given_classes(config)
     builder = _Folder(config, layout, classes, data_dir=cache)
     if not builder.data_path.exists():
-        needed = sum(path.stat().st_size for pair in folder_files.all_pairs(layout) for path in (pair.image, pair.mask))
+        size = sum(path.stat().st_size for pair in folder_files.all_pairs(layout) for path in (pair.image, pair.mask))
         flag = f"--cache_dir={config.cache_dir}"
-        with files.naming_what_cannot_be_written(cache, flag=flag, error_class=ConfigError, needed=needed):
+        with files.naming_what_cannot_be_written(cache, flag=flag, error_class=ConfigError, needed=size):
             cache.mkdir(parents=True, exist_ok=True)
             lock = cache / f".{builder.info.full_name.replace('/', '-')}.lock"
             with files.one_process_at_a_time(lock, f"reads {config.data_dir}"):
                 builder = _Folder(config, layout, classes, data_dir=cache)
                 if not builder.data_path.exists():
                     found, bad = (classes, []) if classes else folder_files.classes_in_masks(layout)
-                    if bad:
+                    if not found:
+                        bad = faults.separated(bad, layout.needed)[0] or bad
                         raise faults.error(bad, config.data_dir, faults.check_command(config))
                     builder = _Folder(config, layout, classes, found, data_dir=cache)
                     builder.write()
+    _refuse_left_out(builder, layout, config)
     stored = classes or _stored_classes(builder)
     if not classes:
         logger.info(
@@ -84,11 +88,25 @@ def prepare(config: DataConfig, classes: Classes | None = None) -> tuple[Any, Cl
 def _with_classes_found(config: DataConfig, layout: Layout, cache: Path) -> tuple[Any, Classes] | None:
     """The data set that was written with the classes in the masks, if it was."""
     builder = _Folder(config, layout, None, data_dir=cache)
+    if builder.data_path.exists():
+        _refuse_left_out(builder, layout, config)
     return (builder, _stored_classes(builder)) if builder.data_path.exists() else None
 
 
 def _stored_classes(builder: "_Folder") -> Classes:
     return Classes.from_dict(builder.info.metadata["classes"], stored=True)
+
+
+def _refuse_left_out(builder: "_Folder", layout: Layout, config: DataConfig) -> None:
+    """Raises DataError if a split that is needed now was left out when the copy was written."""
+    for split, why in left_out(builder).items():
+        if split in layout.needed:
+            raise DataError(f"{config.data_dir}: {why}. Everything: {faults.check_command(config)}")
+
+
+def left_out(builder: Any) -> dict[str, str]:
+    """The faults because of which splits are not in the copy of a folder, by their names."""
+    return dict((builder.info.metadata or {}).get("left_out", {}))
 
 
 class _Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -116,27 +134,47 @@ class _Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
     ):
         self._folder, self._layout, self._classes = config, layout, classes
         self._bad: list[Fault] = []
-        title = re.sub(r"[^A-Za-z0-9_.]+", "-", layout.root.resolve().name).strip("-.")[:60] or FOLDER
+        self._written = layout.splits
+        title = re.sub(r"[^A-Za-z0-9_.]+", "-", layout.name).strip("-.")[:60] or FOLDER
         name = f"{title}-{_fingerprint(layout, given)}"
         log = logging.getLogger("absl")
         level = log.level
         log.setLevel(logging.ERROR)  # TFDS warns of configs that no class lists
         try:
-            super().__init__(data_dir=data_dir, config=tfds.core.BuilderConfig(name=name, description=str(layout.root)))
+            super().__init__(
+                data_dir=data_dir, config=tfds.core.BuilderConfig(name=name, description=printable(str(layout.root)))
+            )
         finally:
             log.setLevel(level)
 
     def write(self) -> None:
-        """Reads every pair, and writes the files of the data set if nothing is wrong.
+        """Reads every pair, and writes the files of the data set; splits with faults that are not needed are left out.
 
         Raises:
-          DataError: if something is.
+          DataError: if something is wrong in a split that is needed.
         """
-        sizes = ", ".join(f"{split} {len(pairs)}" for split, pairs in self._layout.splits.items())
+        layout, where = self._layout, self._folder.data_dir
+        sizes = ", ".join(f"{split} {len(pairs)}" for split, pairs in layout.splits.items())
         logger.info("%s: %s pairs (%s); they are read and checked once, and kept in %s",
-                    self._folder.data_dir, sizes, self._layout.origin, self.data_path)  # fmt: skip
-        for note in self._layout.notes:
-            logger.warning("%s: %s", self._folder.data_dir, note)
+                    where, sizes, layout.origin, self.data_path)  # fmt: skip
+        for note in (*layout.notes, *layout.left_out.values()):
+            logger.warning("%s: %s", where, note)
+        bad = self._try_to_write(layout.left_out)
+        blocking, others = faults.separated(bad, layout.needed)
+        if others and not blocking and len(others) < len(layout.splits):
+            more = {split: faults.left_out(split, of_it) for split, of_it in others.items()}
+            for note in more.values():
+                logger.warning("%s: %s", where, note)
+            bad = blocking = self._try_to_write({**layout.left_out, **more})
+        if bad:
+            raise faults.error(blocking or bad, where, faults.check_command(self._folder))
+
+    def _try_to_write(self, left_out: Mapping[str, str]) -> list[Fault]:
+        """Writes the files, but those of some splits; gives what is wrong, and then nothing is written."""
+        self._written = {split: pairs for split, pairs in self._layout.splits.items() if split not in left_out}
+        if left_out:
+            self.info.metadata["left_out"] = dict(left_out)
+        self._bad = []
         tfds.disable_progress_bar()  # the bar of `read_all` says more
         state = random.getstate()  # from which TFDS draws a name, and Keras the seeds of initial weights
         try:
@@ -148,9 +186,9 @@ class _Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
             if not self._bad:  # TensorFlow's own errors, of a full disk for instance
                 what = f"cannot be written as a data set into {self.data_path} ({one_line(error)})"
                 raise DataError(f"{self._folder.data_dir}: {what}") from error
-            raise faults.error(self._bad, self._folder.data_dir, faults.check_command(self._folder)) from error
         finally:
             random.setstate(state)
+        return self._bad
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
@@ -161,7 +199,7 @@ class _Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         stored = self._classes.to_dict() if self._classes else {}
         return tfds.core.DatasetInfo(
             builder=self,
-            description=f"Pictures and masks in the folder {self._layout.root.name}.",
+            description=f"Pictures and masks in the folder {self._layout.name}.",
             features=tfds.features.FeaturesDict(features),
             metadata=tfds.core.MetadataDict(classes=stored),
             disable_shuffling=True,
@@ -169,15 +207,16 @@ class _Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         assert self._classes is not None
-        pairs = folder_files.read_all(self._layout, Coding(self._classes))
+        written = dataclasses.replace(self._layout, splits=self._written)
+        pairs = folder_files.read_all(written, Coding(self._classes))
         counts = np.zeros(256, np.int64)
-        return {split: self._generate_examples(split, pairs, counts) for split in self._layout.splits}
+        return {split: self._generate_examples(split, pairs, counts) for split in self._written}
 
     def _generate_examples(
         self, split: str, pairs: Iterator[tuple[str, PairFiles]], counts: np.ndarray
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """The examples of a split, the next in an iterator over the pairs of all splits."""
-        for i, _ in enumerate(self._layout.splits[split]):
+        for i, _ in enumerate(self._written[split]):
             _, pair = next(pairs)
             if pair.faults:
                 self._bad = [*pair.faults, *(fault for _, other in pairs for fault in other.faults)]
@@ -185,7 +224,7 @@ class _Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
             assert pair.ids is not None
             counts += np.bincount(pair.ids.ravel(), minlength=256)
             yield i, {"image": pair.image, "segmentation_mask": pair.mask, "file_name": pair.name}
-        if split == list(self._layout.splits)[-1]:
+        if split == list(self._written)[-1]:
             self._bad = without_classes(counts, self._classes)  # type: ignore[arg-type]
             if self._bad:
                 raise DataError("the masks do not have the classes")
@@ -206,6 +245,7 @@ def _fingerprint(layout: Layout, classes: Classes | None) -> str:
             split: [(pair.name, *of_file(pair.image), pair.mask_name, *of_file(pair.mask)) for pair in pairs]
             for split, pairs in layout.splits.items()
         },
+        **({"left_out": sorted(layout.left_out)} if layout.left_out else {}),
     }
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -1,7 +1,9 @@
 """What the files of a folder hold: its classes, and its pairs one after the other. Imports no TensorFlow."""
 
+import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,7 +11,7 @@ import numpy as np
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
-from petseg.data.folders import mask_values, pair_files
+from petseg.data.folders import faults, mask_values, pair_files
 from petseg.data.folders.faults import Fault, Kind
 from petseg.data.folders.folder_layout import Layout, Pair
 from petseg.data.folders.mask_values import Coding
@@ -18,6 +20,7 @@ from petseg.errors import ConfigError, DataError
 from petseg.runtime.cpus import usable_cpus
 from petseg.runtime.progress_bars import progress_bar
 
+_Values = tuple[np.ndarray, bool, bytes]  # as `mask_values.found_classes` wants them
 T = TypeVar("T")
 R = TypeVar("R")
 CLASSES_FILE = "classes.json"
@@ -34,28 +37,48 @@ def given_classes(config: DataConfig) -> Classes | None:
     if config.classes:
         return Classes.read(config.classes_file)
     file = Path(config.data_dir).expanduser() / CLASSES_FILE
-    return Classes.read(file) if file.exists() else None
+    return Classes.read(file) if os.path.lexists(file) else None  # a link to nowhere is an error
 
 
 def classes_in_masks(layout: Layout) -> tuple[Classes | None, list[Fault]]:
-    """Classes made of the values that the masks hold; or what is in the way."""
-    pairs = list(all_pairs(layout))
-    values, bad = [], []
-    for found in watched(pairs, _values, len(pairs), f"looking for classes in {layout.name}"):
-        if isinstance(found, Fault):
-            bad.append(found)
+    """Classes made of the values in the masks, and what is in the way; None if that cannot be left out.
+
+    Masks of a split with a fault that is not needed do not count.
+    """
+    pairs = _pairs_by_split(layout)
+    values: dict[str, list[_Values]] = {}
+    bad: list[Fault] = []
+    found = watched(pairs, lambda each: _values(each[1]), len(pairs), f"looking for classes in {layout.name}")
+    for (split, _), of_mask in zip(pairs, found, strict=True):
+        if isinstance(of_mask, Fault):
+            bad.append(dataclasses.replace(of_mask, split=split))
         else:
-            values.append(found)
-    if bad or not pairs:
+            values.setdefault(split, []).append(of_mask)
+    blocking, others = faults.separated(bad, layout.needed)
+    usable = [each for split, of_split in values.items() if split not in others for each in of_split]
+    needed = [each for split, of_split in values.items() if split in layout.needed for each in of_split]
+    if blocking or not usable:
         return None, bad
+    if needed and any(colored for _, colored, _ in needed) != any(colored for _, colored, _ in usable):
+        usable = needed
     try:
-        return mask_values.found_classes(values), []
+        return _found_classes(usable, needed), bad
     except ConfigError as error:
         return None, [Fault(Kind.CLASSES, CLASSES_FILE, f"there is none, and {error}")]
 
 
-def _values(pair: Pair) -> tuple[np.ndarray, bool, bytes] | Fault:
-    """What a mask holds, as `mask_values.found_classes` wants it."""
+def _found_classes(usable: Sequence[_Values], needed: Sequence[_Values]) -> Classes:
+    """Classes for the values of all usable splits; of those that are needed alone, if the others stand in the way."""
+    try:
+        return mask_values.found_classes(usable)
+    except ConfigError:
+        if not needed or len(needed) == len(usable):
+            raise
+        return mask_values.found_classes(needed)
+
+
+def _values(pair: Pair) -> _Values | Fault:
+    """What a mask holds."""
     data = pair_files.read_bytes(pair.mask_name, pair.mask)
     mask = data if isinstance(data, Fault) else pair_files.opened_mask(pair.mask_name, data)
     if isinstance(mask, Fault):
@@ -79,10 +102,13 @@ def read_pair(pair: Pair, coding: Coding) -> PairFiles:
 
 def read_all(layout: Layout, coding: Coding) -> Iterator[tuple[str, PairFiles]]:
     """Reads all pairs, split by split, with a bar on a terminal: split, and what the files hold."""
-    pairs = [(split, pair) for split, members in layout.splits.items() for pair in members]
+    pairs = _pairs_by_split(layout)
 
     def read(each: tuple[str, Pair]) -> tuple[str, PairFiles]:
-        return each[0], read_pair(each[1], coding)
+        split, pair = each[0], read_pair(each[1], coding)
+        return split, dataclasses.replace(
+            pair, faults=tuple(dataclasses.replace(fault, split=split) for fault in pair.faults)
+        )
 
     return watched(pairs, read, len(pairs), f"reading {layout.name}")
 
@@ -94,6 +120,10 @@ def watched(items: Iterable[T], function: Callable[[T], R], count: int, what: st
         for result in pair_files.in_order(function, items, threads):
             bar.update()
             yield result
+
+
+def _pairs_by_split(layout: Layout) -> list[tuple[str, Pair]]:
+    return [(split, pair) for split, members in layout.splits.items() for pair in members]
 
 
 def all_pairs(layout: Layout) -> Iterator[Pair]:

@@ -5,27 +5,27 @@ for each split; or, where there is neither, four fifths, a tenth and a tenth by 
 """
 
 import dataclasses
-import glob
+import errno
 import hashlib
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+import stat
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from petseg.config import DataConfig
+from petseg.config.data_config import named_splits
+from petseg.data.folders import faults, split_lists
 from petseg.data.folders.faults import Fault, Kind
+from petseg.data.folders.file_patterns import SUFFIXES, Pattern, PictureFile, composed, printable
+from petseg.data.folders.split_lists import SPLIT_NAME, USUAL_SPLITS
 from petseg.errors import ConfigError, DataError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm")
-USUAL_SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "trainval")
-LIST_FOLDERS = ("", "splits", "ImageSets/Segmentation")  # the last is that of PASCAL VOC
-SPLIT_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 HASHED_SPLITS = ("train",) * 8 + ("val", "test")
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A picture and its mask; `name` and `mask_name` are their paths below the folder, with forward slashes."""
+    """A picture and its mask; `name` and `mask_name` are their paths below the folder as messages show them."""
 
     name: str
     image: Path
@@ -41,75 +41,91 @@ class Layout:
       root: the folder.
       splits: pairs by the name of the split, in the order of their names; no split is empty.
       origin: what decided the splits, in words.
-      faults: names that go wrong.
-      notes: what may be meant, and may be not.
+      needed: the splits that must be without faults.
+      faults: what is wrong with the names in these, or in the folder as a whole.
+      left_out: why splits are left out that are not needed, by their names.
+      notes: what may be a mistake.
     """
 
     root: Path
     splits: Mapping[str, tuple[Pair, ...]]
     origin: str
+    needed: frozenset[str]
     faults: tuple[Fault, ...] = ()
+    left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """The folder's own name."""
-        return self.root.resolve().name
+        """The folder's own name, printable."""
+        return printable(self.root.resolve().name)
 
 
 @dataclasses.dataclass(frozen=True)
-class _File:
-    """A file that a pattern matches: its path below the root, and what the parts of the pattern stand for."""
+class _Splits:
+    """Which pictures are in which split.
 
-    path: str
-    name: str
-    split: str = ""
-    folder: str = ""
-
-
-class _Pattern:
-    """A glob in which `{split}` and `{name}` stand for parts of a path, and `**` for any folders.
-
-    Args:
-      text: the pattern, below the root.
+    Attributes:
+      paths: paths of pictures by split.
+      origin: what decided it, in words.
+      faults: lists that go wrong.
+      notes: what may be a mistake.
+      hashed: whether a hash of the names decided it, so that all splits are parts of one.
     """
 
-    def __init__(self, text: str):
-        self.text = text
-        parts = re.split(r"(\{split\}|\{name\}|\*\*/|\*|\?|\[[^]/]+\])", text)
-        self._glob = text.replace("{split}", "*").replace("{name}", "*")
-        self._regex = re.compile("".join(self._of_part(parts, i) for i in range(len(parts))))
+    paths: dict[str, list[str]]
+    origin: str
+    faults: tuple[Fault, ...] = ()
+    notes: tuple[str, ...] = ()
+    hashed: bool = False
 
-    @staticmethod
-    def _of_part(parts: Sequence[str], i: int) -> str:
-        part, before = parts[i], parts[:i]
-        if part in ("{split}", "{name}"):
-            group = part[1:-1]
-            return f"(?P={group})" if part in before else f"(?P<{group}>[^/]+)"
-        if part == "**/":
-            return "(?:.*/)?" if part in before else "(?P<folder>(?:.*/)?)"
-        if part.startswith("["):
-            return part.replace("[!", "[^")
-        return {"*": "[^/]*", "?": "[^/]"}.get(part, re.escape(part))
-
-    def uses(self, part: str) -> bool:
-        return part in self.text
-
-    def files(self, root: Path) -> list[_File]:
-        """Pictures that match, by their paths."""
-        found = []
-        for path in sorted(glob.glob(self._glob, root_dir=root, recursive=True)):
-            path = path.replace(os.sep, "/")
-            match = self._regex.fullmatch(path)
-            if match and path.lower().endswith(SUFFIXES):
-                parts = {key: value for key, value in match.groupdict().items() if value}
-                found.append(_File(path, **{"name": Path(path).stem, **parts}))
+    def members(self) -> dict[str, list[str]]:
+        """The splits of each picture that is in one, by its path."""
+        found: dict[str, list[str]] = {}
+        for split, paths in self.paths.items():
+            for path in paths:
+                found.setdefault(path, []).append(split)
         return found
 
-    def filled(self, file: _File) -> str:
-        """The pattern with what a file stands for."""
-        text = self.text.replace("{split}", file.split).replace("{name}", file.name).replace("**/", file.folder, 1)
-        return f"{text[:-2]}.png" if text.endswith(".*") else text
+
+def check_splits(config: DataConfig) -> None:
+    """Whether a folder has the splits that --train_split and --eval_split name.
+
+    Raises:
+      ConfigError: as `find`.
+      DataError: if it has not; names the flag and the splits that there are.
+    """
+    layout = find(config)
+    there = [*layout.splits, *layout.left_out]
+    lacking = {fault.split: fault for fault in layout.faults}
+    sizes = ", ".join(f"{split} ({len(pairs)} pairs)" for split, pairs in layout.splits.items()) or "none"
+    for flag, value in (("train_split", config.train_split), ("eval_split", config.eval_split)):
+        for name in sorted(named_splits(value)):
+            if name in there or name in lacking or name == "all":
+                continue
+            raise DataError(
+                f"--{flag}={value}: {config.data_dir} has no split {name}; must be one of {sizes}, or a slice such as "
+                "'train[90%:]'"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Matches:
+    """The files that two patterns match.
+
+    Attributes:
+      images: the pattern of pictures.
+      masks: the pattern of masks.
+      pictures: the pictures by their paths, in the order of these.
+      partners: the masks of each picture, by its path.
+      spare: masks of no picture.
+    """
+
+    images: Pattern
+    masks: Pattern
+    pictures: Mapping[str, PictureFile]
+    partners: Mapping[str, Sequence[PictureFile]]
+    spare: Sequence[PictureFile]
 
 
 def find(config: DataConfig) -> Layout:
@@ -122,53 +138,35 @@ def find(config: DataConfig) -> Layout:
     root = Path(config.data_dir).expanduser()
     if not root.is_dir():
         raise ConfigError(f"--data_dir={config.data_dir}: must be a folder, with pictures and masks below it")
-    images, masks, stray = _patterns(config, root)
-    pictures = images.files(root)
-    candidates = masks.files(root)
-    partners = _partners(images, masks, pictures, candidates)
-    used = {mask.path for found in partners.values() for mask in found}
-    pictures = [picture for picture in pictures if picture.path not in used]  # masks that the pictures' pattern matches
-    if not pictures:
-        raise DataError(
-            f"{config.data_dir}: {images.text} matches no picture; --image_files must say where they are; they must "
-            f"end in {', '.join(SUFFIXES[:7])}"
-        )
-    if not candidates:
-        raise DataError(
-            f"{config.data_dir}: {masks.text} matches no mask, and {images.text} {len(pictures)} pictures; "
-            "--mask_files must say where their masks are"
-        )
-    splits, origin, faults, notes = _splits(root, images, pictures)
-    faults += [Fault(Kind.AMBIGUOUS, path, "is beside the folders of the splits; must be in one") for path in stray]
-    meant = {path for paths in splits.values() for path in paths}
-    by_path = {picture.path for picture in pictures}
-    unused = [mask for mask in candidates if mask.path not in used and mask.path not in by_path]
-    faults += [
-        Fault(Kind.NO_PICTURE, mask.path, f"is the mask of no picture that {images.text} matches") for mask in unused
-    ]
-    lonely = [picture for picture in pictures if picture.path in meant and not partners[picture.path]]
-    hint = _hint(images, lonely, unused)
-    faults += [
-        Fault(Kind.NO_MASK, picture.path, f"has no mask; must be {masks.filled(picture)}{hint}") for picture in lonely
-    ]
-    faults += _ambiguous({picture.path: partners[picture.path] for picture in pictures if picture.path in meant})
+    images, masks, found = _patterns(config, root)
+    matches = _matches(config, root, images, masks)
+    splits = _splits(root, images, matches.pictures.values(), config.named_splits)
+    needed = frozenset(splits.paths) if splits.hashed else faults.needed_splits(config, splits.paths)
     pairs = {
-        path: Pair(path, root / path, partners[path][0].path, root / partners[path][0].path)
-        for path in meant
-        if len(partners[path]) == 1
+        path: Pair(picture.shown, root / path, partner.shown, root / partner.path)
+        for path, picture in matches.pictures.items()
+        for partner in matches.partners[path]
+        if len(matches.partners[path]) == 1
     }
+    spare, notes = _spare(matches, splits, needed)
+    found += [*splits.faults, *spare, *_without_mask(matches, splits), *_ambiguous(matches, splits)]
+    found += _unreadable(pairs, splits)
+    found.sort(key=lambda fault: list(Kind).index(fault.kind))
+    blocking, others = faults.separated(found, needed)
+    left_out = {split: faults.left_out(split, of_it) for split, of_it in others.items()}
     whole = {
-        split: tuple(pairs[path] for path in sorted(splits[split]) if path in pairs)
-        for split in sorted(splits, key=lambda split: ([*USUAL_SPLITS, split].index(split), split))
+        split: tuple(pairs[path] for path in sorted(splits.paths[split]) if path in pairs)
+        for split in sorted(splits.paths, key=lambda split: ([*USUAL_SPLITS, split].index(split), split))
+        if split not in left_out
     }
-    faults.sort(key=lambda fault: list(Kind).index(fault.kind))
-    return Layout(root, {split: of_it for split, of_it in whole.items() if of_it}, origin, tuple(faults), notes)
+    whole = {split: of_it for split, of_it in whole.items() if of_it}
+    return Layout(root, whole, splits.origin, needed, tuple(blocking), left_out, (*splits.notes, *notes))
 
 
-def _patterns(config: DataConfig, root: Path) -> tuple[_Pattern, _Pattern, list[str]]:
-    """Patterns of pictures and masks, and pictures that stand beside the folders of splits."""
+def _patterns(config: DataConfig, root: Path) -> tuple[Pattern, Pattern, list[Fault]]:
+    """Patterns of pictures and masks, and what is wrong beside the folders that they match."""
     if config.image_files:
-        images, masks = _Pattern(config.image_files), _Pattern(config.mask_files)
+        images, masks = Pattern(config.image_files, "--image_files"), Pattern(config.mask_files, "--mask_files")
         for part in ("{split}", "**/"):
             if masks.uses(part) and not images.uses(part):
                 raise ConfigError(
@@ -177,117 +175,186 @@ def _patterns(config: DataConfig, root: Path) -> tuple[_Pattern, _Pattern, list[
         return images, masks, []
     for name, flag in (("images", "--image_files"), ("masks", "--mask_files")):
         if not (root / name).is_dir():
-            raise DataError(
-                f"{config.data_dir}: has no folder {name}; must have images and masks, or {flag} say where they are"
-            )
-    flat, nested = _Pattern("images/*"), _Pattern("images/{split}/**/*")
-    if nested.files(root):
-        return nested, _Pattern("masks/{split}/**/{name}.*"), [picture.path for picture in flat.files(root)]
-    return flat, _Pattern("masks/{name}.*"), []
+            what = f"{name} is {_link(root / name)}" if (root / name).is_symlink() else f"has no folder {name}"
+            raise DataError(f"{config.data_dir}: {what}; must have images and masks, or {flag} say where they are")
+    flat, nested = Pattern("images/*"), Pattern("images/{split}/**/*")
+    folders = {picture.split for picture in nested.files(root)}
+    lost = _lost_folders(root)
+    if not folders:
+        if lost and not flat.files(root):
+            raise faults.error(lost, config.data_dir, faults.check_command(config))
+        return flat, Pattern("masks/{name}.*"), []
+    usual = any(name.lower() in USUAL_SPLITS or name in config.named_splits for name in folders)
+    if not usual and split_lists.exist(root, config.named_splits):
+        return Pattern("images/**/*"), Pattern("masks/**/{name}.*"), []  # the folders are no splits, there are lists
+    what = "is beside the folders of the splits; must be in one"
+    stray = [Fault(Kind.AMBIGUOUS, picture.shown, what) for picture in flat.files(root)]
+    return nested, Pattern("masks/{split}/**/{name}.*"), [*stray, *lost]
+
+
+def _lost_folders(root: Path) -> list[Fault]:
+    """Faults of links in the place of a split's folder that lead nowhere."""
+    links = [path for kind in ("images", "masks") for path in sorted((root / kind).iterdir()) if path.is_symlink()]
+    lost = [link for link in links if not link.exists() and not link.name.lower().endswith(SUFFIXES)]
+    must = "must lead to the folder of a split"
+    return [
+        Fault(Kind.UNREADABLE, printable(f"{link.parent.name}/{link.name}"), f"is {_link(link)}; {must}", link.name)
+        for link in lost
+    ]
+
+
+def _matches(config: DataConfig, root: Path, images: Pattern, masks: Pattern) -> _Matches:
+    """Pictures and masks.
+
+    Raises:
+      DataError: if there are no pictures, or no masks.
+    """
+    pictures, candidates = images.files(root), masks.files(root)
+    partners = _partners(images, masks, pictures, candidates)
+    used = {mask.path for several in partners.values() for mask in several}
+    # A mask that the pictures' pattern matches too is no picture.
+    by_path = {picture.path: picture for picture in pictures if picture.path not in used}
+    if not by_path:
+        raise DataError(
+            f"{config.data_dir}: {images.text} matches no picture; --image_files must say where they are; they must "
+            f"end in {', '.join(SUFFIXES[:7])}"
+        )
+    if not candidates:
+        raise DataError(
+            f"{config.data_dir}: {masks.text} matches no mask, and {images.text} {len(by_path)} pictures; "
+            "--mask_files must say where their masks are"
+        )
+    spare = [mask for mask in candidates if mask.path not in used and mask.path not in by_path]
+    return _Matches(images, masks, by_path, partners, spare)
 
 
 def _partners(
-    images: _Pattern, masks: _Pattern, pictures: Iterable[_File], candidates: Iterable[_File]
-) -> dict[str, list[_File]]:
+    images: Pattern, masks: Pattern, pictures: Iterable[PictureFile], candidates: Iterable[PictureFile]
+) -> dict[str, list[PictureFile]]:
     """The masks of each picture, by its path."""
 
-    def key(file: _File) -> tuple[str, str, str]:
+    def key(file: PictureFile) -> tuple[str, str, str]:
         both = [images.uses(part) and masks.uses(part) for part in ("{split}", "**/")]
-        return file.split * both[0], file.folder * both[1], file.name
+        return file.split * both[0], composed(file.folder) * both[1], composed(file.name)
 
-    by_key: dict[tuple[str, str, str], list[_File]] = {}
+    by_key: dict[tuple[str, str, str], list[PictureFile]] = {}
     for mask in candidates:
         by_key.setdefault(key(mask), []).append(mask)
     return {picture.path: by_key.get(key(picture), []) for picture in pictures}
 
 
-def _ambiguous(partners: Mapping[str, Sequence[_File]]) -> list[Fault]:
+def _spare(matches: _Matches, splits: _Splits, needed: Collection[str]) -> tuple[list[Fault], list[str]]:
+    """Masks of no picture: faults in splits that are needed, else a note."""
+    what = f"is the mask of no picture that {matches.images.text} matches"
+    of_split = matches.masks.uses("{split}")
+    bad = [mask for mask in matches.spare if splits.hashed or (of_split and mask.split in needed)]
+    others = [mask.shown for mask in matches.spare if mask not in bad]
+    notes = [f"{len(others)} masks are of no picture and not used, the first is {others[0]}"] if others else []
+    return [Fault(Kind.NO_PICTURE, mask.shown, what, mask.split) for mask in bad], notes
+
+
+def _without_mask(matches: _Matches, splits: _Splits) -> list[Fault]:
+    """Faults of pictures without a mask."""
+    lonely = {path for path in splits.members() if not matches.partners[path]}
+    hint = _hint(matches, [picture for path, picture in matches.pictures.items() if path in lonely])
+    bare = {split for split, paths in splits.paths.items() if lonely.issuperset(paths)}
+    found = []
+    for split, paths in splits.paths.items():
+        more = ""
+        if split in bare and len(bare) < len(splits.paths):
+            labelled = ", ".join(other for other in splits.paths if other not in bare)
+            more = f"; no picture of split {split} has one, and --train_split and --eval_split may name {labelled}"
+        for picture in (matches.pictures[path] for path in paths if path in lonely):
+            what = f"has no mask; must be {matches.masks.filled(picture)}{hint}{more}"
+            found.append(Fault(Kind.NO_MASK, picture.shown, what, split))
+    return found
+
+
+def _ambiguous(matches: _Matches, splits: _Splits) -> list[Fault]:
     """Pictures with several masks, and masks of several pictures."""
-    faults, first = [], dict[str, str]()
-    for path, masks in sorted(partners.items()):
-        names = [mask.path for mask in masks]
-        if len(names) > 1:
-            faults.append(Fault(Kind.AMBIGUOUS, path, f"has {len(names)} masks, {', '.join(names)}; must be one"))
-        elif names and first.setdefault(names[0], path) != path:
-            what = f"has the mask of {first[names[0]]} too, {names[0]}; each must have its own"
-            faults.append(Fault(Kind.AMBIGUOUS, path, what))
-    return faults
+    found, first, members = [], dict[str, str](), splits.members()
+    for path in sorted(members):
+        masks, name = matches.partners[path], matches.pictures[path].shown
+        names = [mask.shown for mask in masks]
+        if len(masks) > 1:
+            what = f"has {len(masks)} masks, {', '.join(names)}; must be one"
+            found += [Fault(Kind.AMBIGUOUS, name, what, split) for split in members[path]]
+        elif masks and (other := first.setdefault(masks[0].path, path)) != path:
+            what = f"has the mask of {matches.pictures[other].shown} too, {names[0]}; each must have its own"
+            found += [Fault(Kind.AMBIGUOUS, name, what, split) for split in (*members[path], *members[other])]
+    return found
 
 
-def _hint(images: _Pattern, pictures: Sequence[_File], masks: Sequence[_File]) -> str:
+def _unreadable(pairs: Mapping[str, Pair], splits: _Splits) -> list[Fault]:
+    """Faults of files that are links to nowhere, folders, or devices."""
+    return [
+        Fault(Kind.UNREADABLE, name, f"cannot be read: {reason}; must be a whole picture", split)
+        for path, of_path in splits.members().items()
+        if path in pairs
+        for name, file in ((pairs[path].name, pairs[path].image), (pairs[path].mask_name, pairs[path].mask))
+        if (reason := _why_unreadable(file))
+        for split in of_path
+    ]
+
+
+def _why_unreadable(file: Path) -> str:
+    """Why a file cannot be opened, or must not be, since that would wait for somebody to write into it."""
+    try:
+        mode = os.stat(file).st_mode
+    except OSError as error:
+        return f"it is {_link(file)}" if file.is_symlink() else str(error.strerror)
+    if stat.S_ISDIR(mode):
+        return os.strerror(errno.EISDIR)
+    return "" if stat.S_ISREG(mode) else "it is no regular file"
+
+
+def _link(path: Path) -> str:
+    return f"a link to {printable(os.readlink(path))}, which cannot be followed"
+
+
+def _hint(matches: _Matches, pictures: Sequence[PictureFile]) -> str:
     """What flags would find the masks, where those of pictures without one have the picture's name and more."""
     for picture in pictures[:1]:
-        for mask in masks:
+        for mask in matches.spare:
             folder, _, file = mask.path.rpartition("/")
             if picture.name in file and (not picture.split or picture.split in folder):
                 pattern = f"{folder}/{file.replace(picture.name, '{name}', 1)}"
                 if picture.split:
                     pattern = pattern.replace(picture.split, "{split}", 1)
-                return f"; if {mask.path} is it: --image_files='{images.text}' --mask_files='{pattern}'"
+                flags = f"--image_files='{matches.images.text}' --mask_files='{printable(pattern)}'"
+                return f"; if {mask.shown} is it: {flags}"
     return ""
 
 
-def _splits(
-    root: Path, images: _Pattern, pictures: Sequence[_File]
-) -> tuple[dict[str, list[str]], str, list[Fault], tuple[str, ...]]:
-    """Paths of pictures by split; what decided it; faults; notes.
+def _splits(root: Path, images: Pattern, pictures: Collection[PictureFile], named: Collection[str]) -> _Splits:
+    """Which pictures are in which split.
 
     Raises:
-      ConfigError: if a split has a name with which it cannot be asked for.
+      ConfigError: if no split has a name with which it can be asked for.
     """
-    splits: dict[str, list[str]] = {}
     if images.uses("{split}"):
-        for picture in pictures:
-            splits.setdefault(picture.split, []).append(picture.path)
-        wrong = sorted(name for name in splits if not SPLIT_NAME.fullmatch(name) or name == "all")
-        if wrong:
-            raise ConfigError(
-                f"{root}: {images.text} finds a split named {wrong[0]!r}; a name must be of letters, digits and _, "
-                "begin with a letter, and not be all"
-            )
-        return splits, f"folders, {images.text}", [], ()
-    lists = next((found for folder in LIST_FOLDERS if (found := _lists(root / folder, pictures))), None)
-    if lists:
-        splits, faults = lists
-        outside = len(pictures) - len(set().union(*splits.values()))
+        return _splits_of_folders(root, images, pictures)
+    lists = split_lists.find(root, pictures, images.fixed_folders, named)
+    if lists.splits:
+        outside = len(pictures) - len(set().union(*lists.splits.values()))
         notes = (f"{outside} pictures are in no list of a split, and so left out",) if outside else ()
-        return splits, "lists, " + ", ".join(f"{split}.txt" for split in splits), faults, notes
-    for picture in pictures:
-        digest = hashlib.sha256(f"{picture.folder}{picture.name}".encode()).digest()
-        splits.setdefault(HASHED_SPLITS[digest[0] % len(HASHED_SPLITS)], []).append(picture.path)
-    return splits, "80/10/10 by a hash of the name", [], ()
-
-
-def _lists(folder: Path, pictures: Sequence[_File]) -> tuple[dict[str, list[str]], list[Fault]] | None:
-    """What the files `<split>.txt` in a folder say; None if there are none.
-
-    A text is such a list if its name is that of a split everywhere, or if one of its lines names a picture.
-    """
-    by_name: dict[str, str] = {}
-    for picture in reversed(pictures):  # so that the first has a name that several would have
-        file = Path(picture.path)
-        for name in (picture.name, file.stem, file.name, os.path.splitext(picture.path)[0], picture.path):
-            by_name[name] = picture.path
+        origin = "lists, " + ", ".join(f"{split}.txt" for split in lists.splits)
+        return _Splits(lists.splits, origin, tuple(lists.faults), notes)
     splits: dict[str, list[str]] = {}
-    faults = []
-    for text in sorted(folder.glob("*.txt")):
-        if not SPLIT_NAME.fullmatch(text.stem) or text.stem == "all":
-            continue
-        lines = [line.strip() for line in text.read_text(errors="replace").splitlines() if line.strip()]
-        found = [next((by_name[name] for name in _names(line) if name in by_name), "") for line in lines]
-        if not any(found) and text.stem not in USUAL_SPLITS:
-            continue
-        splits[text.stem] = sorted({path for path in found if path})
-        for number, (line, path) in enumerate(zip(lines, found, strict=True), 1):
-            if not path:
-                what = f"entry {number} is {line[:80]!r}; must be the name of a picture"
-                faults.append(Fault(Kind.LISTED, text.name, what))
-    return (splits, faults) if splits else None
+    for picture in pictures:
+        digest = hashlib.sha256(os.fsencode(f"{picture.folder}{picture.name}")).digest()
+        splits.setdefault(HASHED_SPLITS[digest[0] % len(HASHED_SPLITS)], []).append(picture.path)
+    return _Splits(splits, "80/10/10 by a hash of the name", (), tuple(lists.notes), hashed=True)
 
 
-def _names(line: str) -> list[str]:
-    """What a line of a list may mean: a name, or a path on another machine; perhaps with more behind a space."""
-    names = [line, line.removeprefix("./")]
-    if line.split()[0] != line:
-        names.append(line.split()[0])
-    return [*names, *(Path(name).name for name in names), *(Path(name).stem for name in names)]
+def _splits_of_folders(root: Path, images: Pattern, pictures: Iterable[PictureFile]) -> _Splits:
+    splits: dict[str, list[str]] = {}
+    for picture in pictures:
+        splits.setdefault(picture.split, []).append(picture.path)
+    wrong = sorted(name for name in splits if not SPLIT_NAME.fullmatch(name) or name == "all")
+    must = "a name must be of letters, digits and _, begin with a letter, and not be all"
+    if len(wrong) == len(splits):
+        raise ConfigError(f"{root}: {images.text} finds a split named {wrong[0]!r}; {must}")
+    notes = tuple(f"{images.text} finds a split named {name!r}, which is left out; {must}" for name in wrong)
+    good = {name: paths for name, paths in splits.items() if name not in wrong}
+    return _Splits(good, f"folders, {images.text}", (), notes)

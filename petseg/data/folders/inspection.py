@@ -72,7 +72,7 @@ class Inspection:
     def add(self, split: str, pair: PairFiles) -> None:
         """Counts a pair of a split."""
         counts = self.splits.setdefault(split, SplitCounts())
-        self.faults += pair.faults
+        self.faults += [dataclasses.replace(fault, split=split) for fault in pair.faults]
         self.modes[pair.modes] += 1
         if pair.size:
             self.sizes[pair.size] += 1

@@ -138,7 +138,7 @@ def _opened(name: str, data: bytes, faults: list[Fault]) -> Image.Image | None:
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)  # noqa: TID251
         picture.load()
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except Exception as error:  # whatever Pillow's readers raise at bytes that they do not expect
         what = " ".join(str(error).split()) if "truncated" in str(error) else one_line(error)
         if "cannot identify" in what:
             what = f"{len(data)} bytes of no known format" if data else "it is empty"
@@ -189,7 +189,10 @@ def _unknown_values(values: np.ndarray, unknown: tuple[tuple[int, int], ...], co
 
 def _is_turned(picture: Image.Image, mask: Image.Image | None) -> bool:
     """Whether a photograph is to be turned as EXIF says; a TIFF file is, by Pillow, before it comes here."""
-    orientation = picture.getexif().get(ORIENTATION, 1)
+    try:
+        orientation = picture.getexif().get(ORIENTATION, 1)
+    except Exception:  # a header that cannot be parsed holds no orientation; its pixels are sound
+        return False
     if orientation not in range(2, 9) or picture.format == "TIFF":
         return False
     swaps = orientation >= 5

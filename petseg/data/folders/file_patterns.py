@@ -1,0 +1,119 @@
+"""Glob patterns with `{split}` and `{name}`: which picture files match, and what the placeholders stand for.
+
+File names are compared in Unicode's composed form (NFC), since one name may be stored composed on one system and
+decomposed on another. Names that are not UTF-8 match like any other.
+"""
+
+import dataclasses
+import glob
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+from petseg.errors import ConfigError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm")
+_PART = re.compile(r"(\{split\}|\{name\}|\*\*/|\*|\?|\[!?[^/][^]/]*\])")
+_NOT_PRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def composed(text: str) -> str:
+    """A name in the form in which names are compared."""
+    return unicodedata.normalize("NFC", text)
+
+
+def printable(path: str) -> str:
+    r"""A path that can be printed and encoded: control characters and bytes that are not UTF-8 become `\xNN`."""
+    return _NOT_PRINTABLE.sub(lambda match: f"\\x{ord(match[0]) & 0xFF:02x}", path)
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureFile:
+    """A file that matches a pattern.
+
+    Attributes:
+      path: its path below the root, with forward slashes.
+      name: what `{name}` stands for; without it, the file's name without its ending.
+      split: what `{split}` stands for; empty without it.
+      folder: what `**/` stands for; empty without it.
+    """
+
+    path: str
+    name: str
+    split: str = ""
+    folder: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The path, for messages."""
+        return printable(self.path)
+
+
+class Pattern:
+    """A glob in which `{split}` and `{name}` stand for parts of a path, and `**/` for any folders.
+
+    Args:
+      text: the pattern, below the root.
+      flag: the flag that gave it; empty for those of the default layout.
+
+    Raises:
+      ConfigError: if it has brackets that describe no characters.
+    """
+
+    def __init__(self, text: str, flag: str = ""):
+        self.text = text
+        parts = _PART.split(composed(text))
+        self._glob = _as_glob(parts)
+        try:
+            self._regex = re.compile("".join(_as_regex(parts, i) for i in range(len(parts))), re.DOTALL)
+        except re.error as error:
+            raise ConfigError(
+                f"{flag}={text}: its brackets describe no characters ({error.msg}); must be such as [0-9] or [!ab]"
+            ) from error
+
+    def uses(self, part: str) -> bool:
+        return part in self.text
+
+    @property
+    def fixed_folders(self) -> int:
+        """The number of folders before the first that is not the same for all files."""
+        return len(re.split(r"[*?\[{]", self.text)[0].split("/")) - 1
+
+    def files(self, root: Path) -> list[PictureFile]:
+        """Files with the ending of a picture that match, in the order of their paths."""
+        found = []
+        for path in sorted(glob.glob(self._glob, root_dir=root, recursive=True)):
+            path = path.replace(os.sep, "/")
+            match = self._regex.fullmatch(path) or self._regex.fullmatch(composed(path))
+            if match and path.lower().endswith(SUFFIXES):
+                parts = {key: value for key, value in match.groupdict().items() if value}
+                found.append(PictureFile(path, **{"name": Path(path).stem, **parts}))
+        return found
+
+    def filled(self, file: PictureFile) -> str:
+        """The pattern with what a file stands for, for messages."""
+        text = self.text.replace("{split}", file.split).replace("{name}", file.name).replace("**/", file.folder, 1)
+        return printable(f"{text[:-2]}.png" if text.endswith(".*") else text)
+
+
+def _as_glob(parts: Sequence[str]) -> str:
+    """A glob that finds at least what the pattern matches, whichever Unicode form the names have."""
+    wild = {"{split}": "*", "{name}": "*", "**/": "\0"}
+    text = "".join("*" if part[:1] == "[" and not part.isascii() else wild.get(part, part) for part in parts)
+    return re.sub(r"\*+", "*", re.sub(r"[^\x00-\x7f]+", "*", text)).replace("\0", "**/")
+
+
+def _as_regex(parts: Sequence[str], i: int) -> str:
+    part, before = parts[i], parts[:i]
+    if part in ("{split}", "{name}"):
+        group = part[1:-1]
+        return f"(?P={group})" if part in before else f"(?P<{group}>[^/]+)"
+    if part == "**/":
+        return "(?:.*/)?" if part in before else "(?P<folder>(?:.*/)?)"
+    if i % 2 and part.startswith("["):
+        negated = part.startswith("[!")
+        characters = re.sub(r"([\\\[\]&~|^])", r"\\\1", part[1 + negated : -1])
+        return f"[^/{characters}]" if negated else f"[{characters}]"
+    return {"*": "[^/]*", "?": "[^/]"}.get(part, re.escape(part))
