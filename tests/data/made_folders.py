@@ -43,4 +43,4 @@ def pairs(*names, folder=""):
 
 
 def config(root, **values):
-    return DataConfig(dataset="folder", data_dir=str(root), **{"cache_dir": str(root.parent / "cache"), **values})
+    return DataConfig(dataset="folder", **{"data_dir": str(root), "cache_dir": str(root.parent / "cache"), **values})

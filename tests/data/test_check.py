@@ -1,4 +1,5 @@
 import io
+import os
 import sys
 
 import numpy as np
@@ -11,7 +12,7 @@ from petseg.config import DataConfig, command_line
 from petseg.data import check
 from petseg.data.check import CheckConfig, CheckOptions
 from petseg.data.folders import inspection
-from petseg.errors import DataError
+from petseg.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -195,3 +196,62 @@ def test_suggested_size(sizes, expected):
     found = inspection.Inspection(None)
     found.sizes.update(sizes)
     assert found.suggested_size() == expected
+
+
+def test_pictures_however_tall_fit_on_the_sheet(root, run, tmp_path):
+    for i, file in enumerate(sorted(root.glob("images/*/*"))):
+        size = {"height": 8, "width": 3000} if i == 0 else {"height": 4000, "width": 8}
+        save(file, picture(**size))
+        save(root / "masks" / file.parent.name / f"{file.stem}.png", mask(**size))
+    printed, error = run(config(root), overlays=120)
+    assert not error
+    assert "nothing is wrong" in printed
+    with Image.open(tmp_path / "out" / "mine-overlays.jpg") as sheet:
+        assert max(sheet.size) < 5000
+
+
+def test_faults_are_printed_before_the_sheet_is_drawn(root, capsys, tmp_path):
+    save(root / "images/test/e.jpg", b"nothing")
+    (tmp_path / "file").write_text("")
+    options = CheckOptions(output_dir=str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"--output_dir=.*cannot be written"):
+        check.main(CheckConfig(config(root), options))
+    assert "images/test/e.jpg: cannot be read: 7 bytes of no known format" in capsys.readouterr().out
+
+
+def test_names_that_are_not_utf_8_can_be_printed(root, run):
+    os.rename(root / "images/train/a.jpg", os.fsencode(root) + b"/images/train/caf\xe9.jpg")
+    os.rename(root / "masks/train/a.png", os.fsencode(root) + b"/masks/train/caf\xe9.png")
+    assert not run(config(root))[1]
+    save(root / "images/train/b.jpg", b"nothing")
+    os.unlink(os.fsencode(root) + b"/masks/train/caf\xe9.png")
+    printed, error = run(config(root))
+    assert error.startswith("2 faults")
+    assert "images/train/caf\\xe9.jpg: has no mask; must be masks/train/caf\\xe9.png" in printed
+
+
+def test_faults_of_a_split_that_no_flag_names_are_a_note(root, run):
+    write(root, pairs("y", "z", folder="val/"))
+    save(root / "masks/val/y.png", mask(0, 9))
+    save(root / "images/val/z.jpg", b"nothing")
+    write(root, {"images/extra/x.jpg": None})
+    printed, error = run(config(root))
+    assert not error
+    assert "note: split val is left out: masks/val/y.png: holds value 9 in no class" in printed
+    assert "; and 1 more\n" in printed
+    assert "note: split extra is left out: images/extra/x.jpg: has no mask" in printed
+    assert "nothing is wrong" in printed
+    printed, error = run(config(root, eval_split="val"))
+    assert error.startswith("2 faults")
+    assert "wrong: 1 masks with values in no class" in printed
+
+
+def test_a_flag_that_names_no_split_is_a_note(root, run):
+    printed, error = run(config(root, eval_split="val"))
+    assert not error
+    assert "note: --eval_split=val: there is no such split; to train, it must be one of train, test\n" in printed
+
+
+def test_a_tfds_data_set_without_the_split_of_a_flag(data_dir, run):
+    printed, _ = run(DataConfig(dataset="synthetic_pets", data_dir=str(data_dir), eval_split="val[:10%]"), overlays=0)
+    assert "note: --eval_split=val[:10%]: there is no such split" in printed

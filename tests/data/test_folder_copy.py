@@ -11,6 +11,8 @@ from made_folders import config, mask, pairs, picture, save, write
 from PIL import Image
 
 from petseg.classes import Classes
+from petseg.data import catalog
+from petseg.data.catalog import DataSet
 from petseg.data.folders import folder_copy, pair_files
 from petseg.errors import ConfigError, DataError
 
@@ -229,3 +231,107 @@ def test_processes_that_start_at_once_prepare_it_once(root, tmp_path):
     command = [sys.executable, "-c", AT_ONCE, str(root), str(tmp_path / "cache")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.stdout == "[3, 3, 3]\n", result.stderr
+
+
+def test_names_that_are_not_utf_8_are_examples_like_others(root):
+    os.rename(root / "images/train/a.jpg", os.fsencode(root) + b"/images/train/caf\xe9.jpg")
+    os.rename(root / "masks/train/a.png", os.fsencode(root) + b"/masks/train/caf\xe9.png")
+    builder, _ = folder_copy.prepare(config(root))
+    assert "images/train/caf\\xe9.jpg" in names(builder, "train")
+
+
+def test_a_folder_whose_own_name_is_not_utf_8(root):
+    other = os.fsdecode(os.fsencode(root.parent) + b"/caf\xe9")
+    os.rename(root, other)
+    builder, _ = folder_copy.prepare(config(root, data_dir=other))
+    assert len(names(builder, "train")) == 3
+
+
+def add_split(root, split, *, bad):
+    """A split of two pairs, one of them with a value in no class."""
+    write(root, pairs("y", "z", folder=f"{split}/"))
+    if bad:
+        save(root / f"masks/{split}/z.png", mask(0, 77))
+
+
+@pytest.mark.parametrize("found", [False, True])
+def test_a_split_with_faults_is_left_out_unless_a_flag_names_it(root, caplog, found):
+    add_split(root, "val", bad=True)
+    save(root / "images/val/y.jpg", b"nothing")
+    if found:
+        (root / "classes.json").unlink()
+        save(root / "masks/val/z.png", b"nothing")
+    with caplog.at_level("WARNING", logger="petseg"):
+        builder, _ = folder_copy.prepare(config(root))
+    assert set(builder.info.splits) == {"train", "test"}
+    assert "split val is left out: " in caplog.text
+    assert len(names(builder, "train")) == 3
+    again, _ = folder_copy.prepare(config(root))
+    assert again.info.full_name == builder.info.full_name
+    for flags in ({"eval_split": "val"}, {"eval_split": "test+val[:1]"}, {"train_split": "val"}):
+        with pytest.raises(DataError, match=r"(images|masks)/val/[yz].*python -m petseg.data.check .*val"):
+            folder_copy.prepare(config(root, **flags))
+
+
+def test_a_split_with_faults_is_left_out_where_a_run_asks_for_classes_that_it_found(root):
+    (root / "classes.json").unlink()
+    add_split(root, "val", bad=True)
+    save(root / "masks/val/y.png", b"nothing")
+    _, classes = folder_copy.prepare(config(root))
+    assert classes.names == ("class_0", "class_1", "class_2")
+    builder, same = folder_copy.prepare(config(root), classes)
+    assert same == classes
+    assert "val" not in builder.info.splits
+    with pytest.raises(DataError, match="masks/val"):
+        folder_copy.prepare(config(root, eval_split="val"), classes)
+
+
+def test_masks_of_a_split_that_no_flag_names_do_not_change_what_kind_of_classes_are_found(root):
+    (root / "classes.json").unlink()
+    write(root, pairs("z", folder="extra/"))
+    save(root / "masks/extra/z.png", picture())
+    builder, classes = folder_copy.prepare(config(root))
+    assert classes.names == ("class_0", "class_1", "class_2")
+    assert set(builder.info.splits) == {"train", "test"}
+
+
+def test_a_split_of_unlabelled_pictures_is_left_out(root):
+    write(root, {"images/extra/z.jpg": None})
+    builder, _ = folder_copy.prepare(config(root))
+    assert set(builder.info.splits) == {"train", "test"}
+    data_set = DataSet("folder", builder, None)
+    with pytest.raises(DataError, match=r"no split extra \(split extra is left out: images/extra/z.jpg: has no mask"):
+        data_set.num_examples("extra")
+
+
+def test_a_split_that_was_left_out_is_there_once_its_files_are_mended(root):
+    add_split(root, "val", bad=True)
+    folder_copy.prepare(config(root))
+    save(root / "masks/val/z.png", mask())
+    builder, _ = folder_copy.prepare(config(root, eval_split="val"))
+    assert len(names(builder, "val")) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({}, "--eval_split=test: {root} has no split test; must be one of train (3 pairs), val (2 pairs)"),
+        ({"eval_split": "val+dev[:1]"}, "--eval_split=val+dev[:1]: {root} has no split dev; must be one of train"),
+        ({"train_split": "training", "eval_split": "val"}, "--train_split=training: {root} has no split training"),
+        ({"eval_split": "val[:x]"}, "--eval_split=val[:x]: folder: no split val[:x]"),
+    ],
+)
+def test_a_split_that_is_not_there_is_told_with_its_flag_and_what_there_is(root, flags, message):
+    os.rename(root / "images/test", root / "images/val")
+    os.rename(root / "masks/test", root / "masks/val")
+    write(root, {"images/extra/z.jpg": None})  # an unlabelled split, which is not what is wrong
+    with pytest.raises(DataError) as caught:
+        catalog.check_splits(config(root, **flags))
+    assert message.format(root=root) in str(caught.value)
+
+
+def test_a_classes_file_that_is_a_link_to_nowhere_is_not_passed_over(root):
+    (root / "classes.json").unlink()
+    (root / "classes.json").symlink_to("nowhere.json")
+    with pytest.raises(ConfigError, match=r"classes.json: cannot be read"):
+        folder_copy.prepare(config(root))

@@ -1,3 +1,6 @@
+import os
+import unicodedata
+
 import made_folders
 import pytest
 from made_folders import config, pairs, write
@@ -154,3 +157,223 @@ def test_a_folder_that_cannot_be_read_is_named_in_one_line(tmp_path, files, flag
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match=r"^--data_dir=.*nowhere: must be a folder"):
         find(tmp_path / "nowhere")
+
+
+FLAT = {"image_files": "images/*", "mask_files": "masks/{name}.*"}
+
+
+@pytest.mark.parametrize("folder", ["", "train/"])
+def test_names_that_are_not_utf_8_are_shown_escaped_and_found(tmp_path, folder):
+    write(tmp_path / "mine", pairs("a", folder=folder))
+    for kind, end in (("images", "jpg"), ("masks", "png")):
+        file = tmp_path / "mine" / kind / folder / f"a.{end}"
+        os.rename(file, os.fsencode(file.parent) + b"/caf\xe9." + end.encode())
+    layout = find(tmp_path / "mine")
+    assert not layout.faults
+    ((pair,),) = layout.splits.values()
+    assert pair.name == f"images/{folder}caf\\xe9.jpg"
+    assert pair.image.exists()
+
+
+def test_a_name_that_is_not_utf_8_in_a_list(tmp_path):
+    root = write(tmp_path / "mine", pairs("a", "b"))
+    for file in (root / "images" / "a.jpg", root / "masks" / "a.png"):
+        os.rename(file, os.fsencode(file.parent) + b"/caf\xe9" + os.fsencode(file.suffix))
+    (root / "train.txt").write_bytes(b"caf\xe9\n")
+    (root / "test.txt").write_bytes(b"b\n\xe8\n")
+    layout = find(root)
+    assert names(layout)["train"] == ["images/caf\\xe9.jpg"]
+    assert faults(layout) == [(Kind.LISTED, "test.txt: entry 2 is '\\xe8'; must be the name of a picture")]
+
+
+@pytest.mark.parametrize(("picture", "partner"), [("NFC", "NFD"), ("NFD", "NFC")])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"image_files": "images/{split}/**/*.jpg", "mask_files": "masks/{split}/**/{name}.png"},
+        {"image_files": "images/{split}/größe/{name}.jpg", "mask_files": "masks/{split}/gr[aö]ße/{name}.png"},
+    ],
+)
+def test_composed_and_decomposed_names_are_the_same(tmp_path, picture, partner, flags):
+    image, mask = (unicodedata.normalize(form, "größe/züge") for form in (picture, partner))
+    write(tmp_path, {f"images/train/{image}.jpg": None, f"masks/train/{mask}.png": None})
+    layout = find(tmp_path, **flags)
+    assert not layout.faults
+    assert [pair.mask_name for pair in layout.splits["train"]] == [f"masks/train/{mask}.png"]
+
+
+def test_composed_and_decomposed_names_in_a_list_are_the_same(tmp_path):
+    write(tmp_path, pairs(unicodedata.normalize("NFD", "züge")))
+    (tmp_path / "train.txt").write_text(unicodedata.normalize("NFC", "züge"), "utf-8")
+    assert len(find(tmp_path).splits["train"]) == 1
+
+
+@pytest.mark.parametrize("folder", ["", "train/"])
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_a_link_to_nowhere_is_a_fault_that_names_it(tmp_path, folder, kind):
+    write(tmp_path, pairs("a", "b", folder=folder))
+    (file,) = (tmp_path / kind / folder).glob("a.*")
+    file.unlink()
+    file.symlink_to("/gone/a.file")
+    name = file.relative_to(tmp_path).as_posix()
+    assert faults(find(tmp_path)) == [
+        (
+            Kind.UNREADABLE,
+            f"{name}: cannot be read: it is a link to /gone/a.file, which cannot be followed; must be a whole picture",
+        )
+    ]
+
+
+def test_links_to_nowhere_in_the_place_of_folders(tmp_path):
+    write(tmp_path, pairs("a", folder="test/"))
+    (tmp_path / "images" / "train").symlink_to("/gone")
+    link = r"images/train: is a link to /gone, which cannot be followed; must lead to the folder of a split"
+    assert faults(find(tmp_path)) == [(Kind.UNREADABLE, link)]
+    os.rename(tmp_path / "images" / "test", tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=link):
+        find(tmp_path)
+    os.rename(tmp_path / "images", tmp_path / "other")
+    (tmp_path / "images").symlink_to("/gone/too")
+    with pytest.raises(DataError, match="images is a link to /gone/too, which cannot be followed"):
+        find(tmp_path)
+
+
+def test_a_pipe_is_no_picture(tmp_path):
+    write(tmp_path, pairs("a", "b", folder="train/"))
+    (tmp_path / "images/train/a.jpg").unlink()
+    os.mkfifo(tmp_path / "images/train/a.jpg")
+    ((kind, text),) = faults(find(tmp_path))
+    assert kind == Kind.UNREADABLE
+    assert "images/train/a.jpg: cannot be read: it is no regular file" in text
+
+
+@pytest.mark.parametrize("brackets", ["[z-a]", "[9-0]", "[!b-a]"])
+@pytest.mark.parametrize("flag", ["image_files", "mask_files"])
+def test_brackets_that_describe_no_characters_are_named_with_their_flag(tmp_path, brackets, flag):
+    write(tmp_path, pairs("a"))
+    flags = {**FLAT, flag: f"{FLAT[flag]}{brackets}*"}
+    with pytest.raises(
+        ConfigError, match=rf"^--{flag}=.*: its brackets describe no characters.*must be such as \[0-9\]"
+    ):
+        find(tmp_path, **flags)
+
+
+@pytest.mark.parametrize("brackets", ["[ab]", "[!c]", "[]a]", "[a^]", "[\\a]", "[[a]", "[&&a-]"])
+def test_brackets_as_in_a_shell(tmp_path, brackets):
+    write(tmp_path, pairs("a", "c", folder="train/"))
+    layout = find(tmp_path, image_files=f"images/{{split}}/{brackets}.jpg", mask_files="masks/{split}/{name}.png")
+    assert names(layout) == {"train": ["images/train/a.jpg"]}
+
+
+UNLABELLED = {"images/test/z.jpg": None, "images/test/y.jpg": None}
+LABELLED = {**pairs("a", folder="train/"), **pairs("b", folder="val/")}
+
+
+def test_a_split_without_masks_is_left_out_unless_a_flag_names_it(tmp_path):
+    write(tmp_path, {**LABELLED, **UNLABELLED})
+    layout = find(tmp_path, eval_split="val[:50%]")
+    assert not layout.faults
+    assert list(layout.splits) == ["train", "val"]
+    assert layout.left_out["test"].startswith(
+        "split test is left out: images/test/y.jpg: has no mask; must be masks/test/y.png"
+    )
+    for flags in ({}, {"eval_split": "val+test"}, {"train_split": "test[:1]", "eval_split": "val"}):
+        (first, _) = faults(find(tmp_path, **flags))
+        assert first[0] == Kind.NO_MASK
+        assert "no picture of split test has one, and --train_split and --eval_split may name train, val" in first[1]
+
+
+def test_where_a_flag_names_a_split_that_does_not_exist_faults_of_all_splits_count(tmp_path):
+    write(tmp_path, {**LABELLED, "images/extra/z.jpg": None})
+    assert faults(find(tmp_path))[0][0] == Kind.NO_MASK
+    assert not find(tmp_path, eval_split="val").faults
+
+
+def test_a_spare_mask_is_a_note_unless_a_flag_names_its_split(tmp_path):
+    write(tmp_path, {**LABELLED, "masks/val/z.png": None})
+    layout = find(tmp_path, eval_split="train")
+    assert not layout.faults
+    assert list(layout.splits) == ["train", "val"]
+    assert layout.notes == ("1 masks are of no picture and not used, the first is masks/val/z.png",)
+    assert faults(find(tmp_path, eval_split="val")) == [
+        (Kind.NO_PICTURE, "masks/val/z.png: is the mask of no picture that images/{split}/**/* matches")
+    ]
+
+
+def test_a_spare_mask_beside_lists_or_in_a_folder_of_no_split_is_a_note(tmp_path):
+    write(tmp_path, {**pairs("a", "b"), "masks/z.png": None})
+    (tmp_path / "train.txt").write_text("a\n")
+    (tmp_path / "test.txt").write_text("b\n")
+    layout = find(tmp_path)
+    assert not layout.faults
+    assert "1 masks are of no picture and not used, the first is masks/z.png" in layout.notes
+
+
+def test_a_folder_whose_name_is_none_of_a_split_does_not_stand_in_the_way(tmp_path):
+    write(tmp_path, {**LABELLED, **pairs("c", folder="my-split/")})
+    layout = find(tmp_path, eval_split="val")
+    assert list(layout.splits) == ["train", "val"]
+    assert "finds a split named 'my-split', which is left out; a name must be of letters" in layout.notes[0]
+
+
+CITYSCAPES = [
+    f"{kind}/{split}/{town}/{town}_{end}.png"
+    for split, town in (("train", "aachen"), ("val", "ulm"), ("test", "bonn"))
+    for kind, end in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds"), ("gtFine", "gtFine_color"))
+]
+PUBLIC_LAYOUTS = {
+    "VOC": (
+        ["JPEGImages/2007_01.jpg", "JPEGImages/2007_02.jpg", "JPEGImages/2008_03.jpg", "SegmentationClass/2007_01.png",
+         "SegmentationClass/2007_02.png"],
+        {"ImageSets/Segmentation/train.txt": "2007_01\n", "ImageSets/Segmentation/val.txt": "2007_02\n",
+         "ImageSets/Segmentation/trainval.txt": "2007_01\n2007_02\n", "ImageSets/Main/cat_train.txt": "2008_03 -1\n"},
+        {"image_files": "JPEGImages/*.jpg", "mask_files": "SegmentationClass/{name}.png", "eval_split": "val"},
+        {"train": 1, "val": 1, "trainval": 2},
+    ),
+    "VOC with paths": (
+        ["JPEGImages/1.jpg", "JPEGImages/2.jpg", "SegmentationClassAug/1.png", "SegmentationClassAug/2.png"],
+        {"train.txt": "/JPEGImages/1.jpg /SegmentationClassAug/1.png", "val.txt": "/JPEGImages/2.jpg /x/2.png"},
+        {"image_files": "JPEGImages/*.jpg", "mask_files": "SegmentationClassAug/{name}.png", "eval_split": "val"},
+        {"train": 1, "val": 1},
+    ),
+    "CamVid": (
+        ["train/1.png", "trainannot/1.png", "val/2.png", "valannot/2.png", "test/3.png", "testannot/3.png"],
+        {"train.txt": "/SegNet/CamVid/train/1.png /SegNet/CamVid/trainannot/1.png\n"},
+        {"image_files": "{split}/*.png", "mask_files": "{split}annot/{name}.png"},
+        {"train": 1, "val": 1, "test": 1},
+    ),
+    "Cityscapes": (
+        [*CITYSCAPES, "leftImg8bit/train_extra/jena/jena_leftImg8bit.png"],
+        {},
+        {"image_files": "leftImg8bit/{split}/**/{name}_leftImg8bit.png",
+         "mask_files": "gtFine/{split}/**/{name}_gtFine_labelIds.png", "eval_split": "val"},
+        {"train": 1, "val": 1, "test": 1},
+    ),
+    "ADE20K": (
+        ["images/training/1.jpg", "annotations/training/1.png", "images/validation/2.jpg",
+         "annotations/validation/2.png", "images/testing/3.jpg"],
+        {"objectInfo150.txt": "Idx\tRatio\n1\t0.2\n"},
+        {"image_files": "images/{split}/*.jpg", "mask_files": "annotations/{split}/{name}.png",
+         "train_split": "training", "eval_split": "validation"},
+        {"training": 1, "validation": 1},
+    ),
+    "Kaggle": (
+        ["train_images/1.jpg", "train_images/2.jpg", "train_masks/1_mask.gif", "train_masks/2_mask.gif", "test/3.jpg"],
+        {"metadata.txt": "1 car\n"},
+        {"image_files": "train_images/*.jpg", "mask_files": "train_masks/{name}_mask.gif"},
+        {"train": 2},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", [*PUBLIC_LAYOUTS])
+def test_usual_layouts_of_public_data_sets(tmp_path, layout):
+    files, texts, flags, sizes = PUBLIC_LAYOUTS[layout]
+    write(tmp_path, dict.fromkeys(files))
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = find(tmp_path, **flags)
+    assert not found.faults
+    assert {split: len(members) for split, members in found.splits.items()} == sizes

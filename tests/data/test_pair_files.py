@@ -1,4 +1,5 @@
 import io
+import struct
 import threading
 
 import numpy as np
@@ -177,3 +178,23 @@ def test_results_come_in_order_and_only_some_ahead_of_time():
     assert next(results) == 0
     assert len(started) < 10
     assert list(results) == list(range(1, 100))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("file_format", ["WEBP", "JPEG", "PNG"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"\xff" * 40])
+def test_a_picture_whose_exif_header_is_broken_is_used_as_it_lies_in_the_file(file_format, exif):
+    pair = read(encoded(picture(), file_format, exif=exif))
+    assert not pair.faults
+    assert pair.size == (12, 16)
+    assert pair.image
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_turned_picture_with_other_exif_entries_that_are_broken_is_turned():
+    entries = [(0x0112, 3, 1, 6), (0x8769, 4, 1, 0xFFFFFF), (0x011A, 5, 1, 0xFFFFF0)]
+    body = b"".join(struct.pack("<HHLL", *entry) for entry in sorted(entries))
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + body + b"\0\0\0\0"
+    pair = read(encoded(picture(), "JPEG", exif=exif), encoded(mask(height=16, width=12)))
+    assert not pair.faults
+    assert pair.size == (16, 12)

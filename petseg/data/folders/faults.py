@@ -50,7 +50,7 @@ def needed_splits(config: DataConfig, splits: Collection[str]) -> frozenset[str]
     All, where one of these does not exist, since it is then not known which splits are meant.
     """
     named = config.named_splits
-    return named if named <= set(splits) else frozenset(splits)
+    return named if named <= set(splits) else named.union(splits)
 
 
 def separated(faults: Iterable[Fault], needed: Collection[str]) -> tuple[list[Fault], dict[str, list[Fault]]]:

@@ -339,7 +339,7 @@ def _splits(root: Path, images: Pattern, pictures: Collection[PictureFile], name
         outside = len(pictures) - len(set().union(*lists.splits.values()))
         notes = (f"{outside} pictures are in no list of a split, and so left out",) if outside else ()
         origin = "lists, " + ", ".join(f"{split}.txt" for split in lists.splits)
-        return _Splits(lists.splits, origin, tuple(lists.faults), notes)
+        return _Splits(lists.splits, origin, tuple(lists.faults), (*notes, *lists.notes))
     splits: dict[str, list[str]] = {}
     for picture in pictures:
         digest = hashlib.sha256(os.fsencode(f"{picture.folder}{picture.name}")).digest()

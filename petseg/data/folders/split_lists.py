@@ -80,8 +80,8 @@ def exist(root: Path, named: Collection[str]) -> bool:
 def find(root: Path, pictures: Iterable[PictureFile], fixed_folders: int, named: Collection[str]) -> Lists:
     """Reads the lists of splits.
 
-    A text is a list if its name is a usual one of a split, or a flag names that split. Beside such lists another text
-    is one too if each of its lines names a picture.
+    A text is a list if its name is a usual one of a split, or a flag names that split. Beside such lists a text with a
+    usual name in its own, such as `train_aug.txt`, is one too if each of its lines names a picture.
 
     Args:
       root: the folder of the data set.
@@ -96,12 +96,17 @@ def find(root: Path, pictures: Iterable[PictureFile], fixed_folders: int, named:
         lists = [text for text in texts if _is_list(text, named)]
         more = [text for text in texts if text not in lists and _names_pictures_alone(text, names)]
         if lists:
-            return _combined({text: _read(root, text, names) for text in texts if text in lists or text in more})
-        others += [text.relative_to(root).as_posix() for text in more]
-    if not others:
-        return Lists()
-    what = f"{', '.join(others)}: each line names a picture, but this is not the usual name of a list of a split"
-    return Lists(notes=[f"{what}; if it is one, --train_split or --eval_split must name it"])
+            lists += [text for text in more if any(usual in text.stem.lower() for usual in USUAL_SPLITS)]
+        others += [text.relative_to(root).as_posix() for text in more if text not in lists]
+        if lists:
+            found = _combined({text: _read(root, text, names) for text in sorted(lists)})
+            break
+    else:
+        found = Lists()
+    if others:
+        what = f"{', '.join(others)}: each line names a picture, but this is not the usual name of a list of a split"
+        found.notes.append(f"{what}; if it is one, --train_split or --eval_split must name it")
+    return found
 
 
 def _texts(folder: Path) -> list[Path]:
