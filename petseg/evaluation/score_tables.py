@@ -9,7 +9,7 @@ from petseg.evaluation.confidence_intervals import RESAMPLES
 def comparison_text(comparison: Mapping[str, Any]) -> str:
     """What `compare` found, in words."""
     low, high = comparison["interval"]
-    verdict = "no difference is proven" if low <= 0 <= high else f"the {'first' if low > 0 else 'second'} is better"
+    verdict = "the first is better" if low > 0 else "the second is better" if high < 0 else "no difference is proven"
     return (
         f"mean IoU, first minus second: {comparison['difference']:+.4f}, 95% interval {low:+.4f} to {high:+.4f} "
         f"(paired {_kind(comparison)}bootstrap, {RESAMPLES} resamples): {verdict}"

@@ -1,7 +1,9 @@
 import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from petseg.evaluation import confidence_intervals, metrics, score_tables
 
@@ -110,3 +112,44 @@ def test_a_bootstrap_of_a_hundred_thousand_images_is_within_200_mebibytes(monkey
     finally:
         tracemalloc.stop()
     assert peak < 200 * 2**20
+
+
+def mirrored(comparison):
+    low, high = comparison["interval"]
+    return {**comparison, "difference": -comparison["difference"], "interval": [-high, -low]}
+
+
+@pytest.mark.parametrize("seeds", [(1, 1), (2, 2), (3, 3), (3, 1), (1, 4), (5, 2)])
+def test_a_comparison_with_the_sides_swapped_is_its_mirror_image(seeds):
+    rng = np.random.default_rng(3)
+    for gap in (0.0, 0.01, 0.03, 0.05):
+        first, second = runs_of(0.8 + gap, rng, seeds[0]), runs_of(0.8, rng, seeds[1])
+        one, other = confidence_intervals.compare(first, second), confidence_intervals.compare(second, first)
+        assert other["interval"] == mirrored(one)["interval"]  # to the last bit, so no verdict depends on the order
+        assert other["difference"] == -one["difference"]
+        assert one["better"] + other["better"] == pytest.approx(1, abs=1e-6)
+        swapped = {"first": "second", "second": "first"}
+        verdicts = [score_tables.comparison_text(each).split("): ")[1] for each in (one, other)]
+        assert verdicts[1] == " ".join(swapped.get(word, word) for word in verdicts[0].split())
+
+
+def test_an_interval_over_seeds_of_images_that_do_not_vary_is_that_of_welchs_test():
+    """Every image of a run is the same, so only the seeds spread: SciPy's interval is the expected one."""
+    rng = np.random.default_rng(4)
+    first, second = (
+        [np.repeat(run[:1], 6, axis=0) for run in runs_of(quality, rng, count)] for quality, count in ((0.82, 4), (0.8, 3))
+    )
+    scores = [[metrics.mean_iou(run.sum(axis=0)) for run in runs] for runs in (first, second)]
+    expected = stats.ttest_ind(*scores, equal_var=False)
+    found = confidence_intervals.compare(first, second)
+    np.testing.assert_allclose(found["interval"], expected.confidence_interval(0.95), rtol=1e-9)
+    two_sided = 2 * min(found["better"], 1 - found["better"])
+    assert two_sided == pytest.approx(expected.pvalue, rel=1e-9)
+
+
+def test_nothing_is_concluded_from_images_without_a_score():
+    empty = [np.zeros((4, 3, 3), np.int64)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        comparison = confidence_intervals.compare(empty, empty)
+    assert "no difference is proven" in score_tables.comparison_text(comparison)
