@@ -29,8 +29,8 @@ class ScoreConfig(Group):
     data_dir: str = option("", "folder of prepared TFDS data sets; empty: the run's --data_dir")
     eval_examples: int = option(
         0,
-        "number of examples of --split to score: a sample that the --seed of the run decides, of several that of the "
-        "first; all if there are no more; 0: all, also where the run's --eval_examples is not",
+        "number of examples of --split to score: a sample that the --seed of the run decides, of several the "
+        "smallest; all if there are no more; 0: all, also where the run's --eval_examples is not",
         unit="examples",
         minimum=0,
     )
@@ -112,6 +112,8 @@ class ScoreConfig(Group):
         unknown = [name for name in self.export_formats() if name not in EXPORT_FORMATS]
         if unknown:
             raise ConfigError(f"--export={unknown[0]}: no such format; must be some of {', '.join(EXPORT_FORMATS)}")
+        if any(part.strip().endswith(PACKED_SUFFIX) for part in self.compare.split(",")):
+            raise ConfigError(f"--compare={self.compare}: is a file of packed weights; must be a work directory")
         if self.compare and (self.watch or self.checkpoint == "all"):
             raise ConfigError(f"--compare={self.compare}: compares one checkpoint, not --watch or --checkpoint=all")
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from petseg.errors import DataError
 from petseg.evaluation import metrics
 from petseg.evaluation.large_splits import ResampledTotals
 
@@ -108,9 +109,13 @@ def compare(first: Sequence[Counts], second: Sequence[Counts]) -> dict[str, Any]
 
     Returns:
       the `difference` in mean IoU, first minus second; its 95% `interval`, paired over images and, where there are
-      several runs, over seeds too; and the probability that the first is `better`, over the same distribution. Where there are too many
-      images for a row each, also the kind of `bootstrap`: Poisson, the same images in both.
+      several runs, over seeds too; and the probability that the first is `better`, over the same distribution. Where
+      there are too many images for a row each, also the kind of `bootstrap`: Poisson, the same images in both.
+
+    Raises:
+      DataError: if the counts show that the true masks were not the same.
     """
+    _check_same_truth([*first, *second])
     scores = [_scores(runs) for runs in (first, second)]
     differences, seeds = _over_images(first) - _over_images(second), _over_seeds(scores)
     return {
@@ -119,6 +124,13 @@ def compare(first: Sequence[Counts], second: Sequence[Counts]) -> dict[str, Any]
         "better": _share_above_zero(differences, seeds),
         **({"bootstrap": POISSON} if isinstance(first[0], ResampledTotals) else {}),
     }
+
+
+def _check_same_truth(runs: Sequence[Counts]) -> None:
+    """Raises DataError if an image has another number of pixels of some true class in one run than in another."""
+    pixels = [(run.confusion_matrix if isinstance(run, ResampledTotals) else run).sum(axis=-1) for run in runs]
+    if not all(np.array_equal(each, pixels[0]) for each in pixels[1:]):
+        raise DataError("the counts to compare are those of different images, classes or masks; they must be the same")
 
 
 def _scores(runs: Sequence[Counts]) -> np.ndarray:

@@ -32,6 +32,8 @@ class Evaluation:
       calibration: float64 [bins, 3], as `metrics.calibration_counts`, over all examples; None where details were not
         asked for.
       large_split: what was made of the counts of all examples, where these are of a sample; None where of all.
+      mask_digests: int64 [N], a digest of the true mask of each example; None where details were not asked for, and of
+        a large split.
     """
 
     loss: float
@@ -39,6 +41,7 @@ class Evaluation:
     boundaries: np.ndarray | None = None
     calibration: np.ndarray | None = None
     large_split: LargeSplit | None = None
+    mask_digests: np.ndarray | None = None
 
     @property
     def examples(self) -> int:
@@ -59,6 +62,14 @@ class Evaluation:
     def confusion_matrix(self) -> np.ndarray:
         """int64 [C, C], over all examples."""
         return self.large_split.confusion_matrix if self.large_split else self.confusion_matrices.sum(axis=0)
+
+    @property
+    def truth(self) -> np.ndarray | None:
+        """Digests of the true masks, int64: two evaluations with equal ones were scored against the same truth.
+
+        One for each example; of a large split, one for all. None where details were not asked for.
+        """
+        return np.array([self.large_split.truth]) if self.large_split else self.mask_digests
 
     @property
     def boundary_total(self) -> np.ndarray | None:
@@ -135,6 +146,7 @@ class Evaluator:
         self._by_example = {"confusion": replica_sum([rows, classes, classes], tf.int64)}
         if details:
             self._by_example["boundaries"] = replica_sum([rows, classes, 4], tf.int64)
+            self._by_example["mask_digests"] = replica_sum([rows], tf.int64)
             self._calibration = replica_sum([metrics.CALIBRATION_BINS, 3], tf.float64)
             self._totals.append(self._calibration)
 
@@ -152,8 +164,18 @@ class Evaluator:
         scored, loss, denominator, *calibration = self._score(iter(batches), count)
         if scored < len(self._examples):
             return None
-        by_example = (rows.numpy()[: len(self._examples)] for rows in self._by_example.values())
-        return Evaluation(float(loss / denominator) if denominator else float("nan"), *by_example, *calibration)
+        counts = self._counted(len(self._examples))
+        return Evaluation(
+            float(loss / denominator) if denominator else float("nan"),
+            counts["confusion"],
+            counts.get("boundaries"),
+            calibration[0] if calibration else None,
+            mask_digests=counts.get("mask_digests"),
+        )
+
+    def _counted(self, count: int) -> dict[str, np.ndarray]:
+        """The rows of the first examples, by what was counted."""
+        return {name: rows.numpy()[:count] for name, rows in self._by_example.items()}
 
     def _evaluate_in_blocks(self, iterator: Any, count: int) -> Evaluation | None:
         """Scores so many batches; what a block counted is folded into totals before the next one."""
@@ -167,7 +189,8 @@ class Evaluator:
                 return None
             losses += loss, denominator
             calibration += sum(more)
-            large.add(first, *(rows.numpy()[:expected] for rows in self._by_example.values()))
+            counts = self._counted(expected)
+            large.add(first, counts["confusion"], counts.get("boundaries"), counts.get("mask_digests"))
         return self._evaluation_of(large, losses[0], losses[1], calibration if self._details else None)
 
     def _large_split(self) -> LargeSplit:
@@ -213,6 +236,7 @@ class Evaluator:
         rows = large_splits.block_size(self._num_classes) if self._is_large else len(self._examples)
         confusions = np.zeros([rows, self._num_classes, self._num_classes], np.int64)
         boundaries = np.zeros([rows, self._num_classes, 4], np.int64)
+        digests = np.zeros([rows], np.int64)
         calibration = np.zeros([metrics.CALIBRATION_BINS, 3])
         large = self._large_split() if self._is_large else None
         for i, (image, mask) in zip(range(len(self._examples)), pairs, strict=True):
@@ -223,11 +247,13 @@ class Evaluator:
             calibration += counts["calibration"].numpy()
             row = i % rows
             confusions[row], boundaries[row] = counts["confusion"].numpy()[0], counts["boundaries"].numpy()[0]
+            digests[row] = counts["mask_digests"].numpy()[0]
             if large and (row + 1 == rows or i + 1 == len(self._examples)):
-                large.add(i - row, confusions[: row + 1], boundaries[: row + 1])
+                large.add(i - row, confusions[: row + 1], boundaries[: row + 1], digests[: row + 1])
         if large:
             return self._evaluation_of(large, loss, denominator, calibration)
-        return Evaluation(loss / denominator if denominator else float("nan"), confusions, boundaries, calibration)
+        mean_loss = loss / denominator if denominator else float("nan")
+        return Evaluation(mean_loss, confusions, boundaries, calibration, mask_digests=digests)
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Class ids, int32 [B, H, W], and their probabilities, float32 [B, H, W], for images uint8 [B, H, W, 3]."""
@@ -288,9 +314,20 @@ class Evaluator:
             tolerance = metrics.boundary_tolerance(*logits.shape[1:3])
             counts["boundaries"] = metrics.boundary_counts(labels, predictions, valid, self._num_classes, tolerance)
             confidences = tf.reduce_max(tf.nn.softmax(logits), axis=-1)
+            counts["mask_digests"] = _mask_digests(masks)
             right = predictions == tf.cast(labels, tf.int32)
             counts["calibration"] = metrics.calibration_counts(confidences, right, valid)
         return counts
+
+
+def _mask_digests(masks: tf.Tensor) -> tf.Tensor:
+    """int64 [B], a number that differs, but for chance, between masks uint8 [B, H, W, 1] of different size or content.
+
+    Computed on the host, which has the only kernel of `tf.fingerprint`.
+    """
+    height, width = tf.unstack(tf.cast(tf.shape(masks)[1:3], tf.int64))
+    of_size = tf.bitwise.bitwise_xor(tf.bitwise.left_shift(height, tf.constant(32, tf.int64)), width)
+    return tf.bitwise.bitwise_xor(tf.bitcast(tf.fingerprint(masks), tf.int64), of_size)
 
 
 def _write_rows(variable: tf.Variable, first: tf.Tensor, values: tf.Tensor) -> None:

@@ -75,6 +75,7 @@ class LargeSplit:
       boundaries: int64 [K, C, 4], their `metrics.boundary_counts`; None without outlines.
       boundary_total: int64 [C, 4], over all images that were added; None without outlines.
       confusion_matrix: int64 [C, C], over all images that were added.
+      truth: digest of the true masks of all images that were added, and of their order.
     """
 
     def __init__(self, count: int, num_classes: int, *, resamples: int, outlines: bool = False, seed: int = SEED):
@@ -84,6 +85,7 @@ class LargeSplit:
         self.boundaries = np.zeros([len(self.ids), num_classes, 4], np.int64) if outlines else None
         self.boundary_total = np.zeros([num_classes, 4], np.int64) if outlines else None
         self.confusion_matrix = np.zeros([num_classes, num_classes], np.int64)
+        self.truth = 0
         self._parts = np.zeros([resamples, 2 * num_classes])
         self._extreme_ids, self._extreme_scores = np.zeros(0, np.int64), np.zeros(0)
 
@@ -97,13 +99,20 @@ class LargeSplit:
         """The worst and the best of all images, and their mean IoUs, from the worst to the best; without NaN."""
         return self._extreme_ids, self._extreme_scores
 
-    def add(self, first: int, confusion_matrices: np.ndarray, boundaries: np.ndarray | None = None) -> None:
+    def add(
+        self,
+        first: int,
+        confusion_matrices: np.ndarray,
+        boundaries: np.ndarray | None = None,
+        mask_digests: np.ndarray | None = None,
+    ) -> None:
         """Adds images that follow each other; each image of the split must be added once, in any order.
 
         Args:
           first: place of the first of them in the split.
           confusion_matrices: int64 [M, C, C].
           boundaries: int64 [M, C, 4], where there are outlines.
+          mask_digests: int64 [M], digests of the true masks; None where nothing will be compared.
         """
         last = first + len(confusion_matrices)
         rows = slice(*np.searchsorted(self.ids, (first, last)))
@@ -113,6 +122,10 @@ class LargeSplit:
         if self.boundaries is not None and self.boundary_total is not None and boundaries is not None:
             self.boundaries[rows] = boundaries[chosen]
             self.boundary_total += boundaries.sum(axis=0)
+        if mask_digests is not None:
+            # A different odd factor for each place; a sum, so that it does not matter how the split is cut.
+            factors = 2 * np.arange(first, last, dtype=np.uint64) + np.uint64(1)
+            self.truth = (self.truth + int((mask_digests.astype(np.uint64) * factors).sum())) % 2**63
         self._add_extremes(first, metrics.mean_iou(confusion_matrices))
         if self._resamples:
             self._add_to_resamples(first, confusion_matrices)

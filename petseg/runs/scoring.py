@@ -5,7 +5,7 @@ import dataclasses
 import io
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,10 @@ from petseg.training.requests import Requests
 
 logger = logging.getLogger(__name__)
 SHEET_EXAMPLES = 12
+MASKS_COMPARED_FIRST = 8  # before anything is scored; afterwards all are compared by their digests
+DIFFERENT_TRUTH = (
+    "so their scores cannot be compared image by image; --resolution=native scores all against the masks as drawn"
+)
 
 
 def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
@@ -54,13 +58,18 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
             _wait_for_config(workdir, score)
         run = TrainedRun.open(workdir, score)
         paths = _paths(run, score)
-        split = checked_split(run, score)
+        others = []
+        if score.compare:
+            others.append(TrainedRun.open_to_compare(run_groups.find_one(score.compare, "compare"), score))
+        split = checked_common_split([run, *others], score)
         placement = process.set_up_runtime(run.config, config.distribution)
         if score.watch and placement.cluster is not None:
             raise ConfigError("--watch: must be a single process, for those of a cluster might not see the same files")
-        seed = run.config.runtime.seed
+        seed = sample_seed([run, *others])
         scorer = Scorer(run, score, split, placement, signals, sample_seed=seed)
-        other = _other(score, split, placement, signals, sample_seed=seed)
+        other = Scorer(others[0], score, split, placement, signals, sample_seed=seed) if others else None
+        if other is not None:
+            check_pairing(scorer.examples, other.examples, native=score.resolution == "native")
         found, rows = [], []
         for path in paths:
             try:
@@ -70,7 +79,7 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
                     raise
                 logger.warning("skipped: %s", error)  # the run deletes old checkpoints while we read
                 continue
-            theirs = None if other is None else _compare(scored, scorer, other)
+            theirs = None if other is None else _compare(scored, other)
             if placement.is_chief:
                 write(scored)
                 if theirs is not None and other is not None:
@@ -240,6 +249,19 @@ def checked_split(run: TrainedRun | PackedRun, score: ScoreConfig) -> str:
     return split
 
 
+def checked_common_split(runs: Sequence[TrainedRun], score: ScoreConfig) -> str:
+    """The split on which all runs are scored, the first one's if none is named; none may have been trained on it."""
+    split = checked_split(runs[0], score)
+    for run in runs[1:]:
+        checked_split(run, dataclasses.replace(score, split=split))
+    return split
+
+
+def sample_seed(runs: Sequence[TrainedRun]) -> int:
+    """The seed of the sample of --eval_examples: the smallest of the runs, so their order does not matter."""
+    return min(run.config.runtime.seed for run in runs)
+
+
 def _wait_for_config(workdir: WorkDirectory, score: ScoreConfig) -> None:
     """Waits for the run to begin."""
     deadline = time.monotonic() + score.watch_timeout
@@ -287,47 +309,82 @@ def _last_step(run: TrainedRun) -> int:
     return Clock.of(schedule, example_order.steps_per_epoch(count, data.batch_size)).total
 
 
-def check_pairing(first: Examples, second: Examples) -> None:
-    """Raises DataError if two runs were not scored on the same images, whose names may be numbers."""
+def check_pairing(first: Examples, second: Examples, *, native: bool = False, flag: str = "compare") -> None:
+    """Raises DataError if it is plain before scoring that the images or the true masks of two runs differ.
+
+    Args:
+      first: the examples on which one run is scored.
+      second: those of the other run.
+      native: whether both are scored at native resolution too, where resized masks do not matter.
+      flag: the flag that brought the runs together.
+    """
     if first.origin != second.origin:
         raise DataError(
-            f"--compare: the two runs must have one data set, for their images to be paired; "
+            f"--{flag}: the two runs must have one data set, for their images to be paired; "
             f"got {first.origin} and {second.origin}"
         )
     if first.names != second.names:
-        raise DataError(f"--compare: the two runs must have the same images; those of {first.origin} differ by name")
+        raise DataError(f"--{flag}: the two runs must have the same images; those of {first.origin} differ by name")
+    if first.classes.names != second.classes.names:
+        one, other = (", ".join(each.classes.names) for each in (first, second))
+        raise DataError(f"--{flag}: the two runs must have the same classes; got {one} and {other}")
     if len({large_splits.is_large(len(each), len(each.classes)) for each in (first, second)}) > 1:
         raise DataError(
-            f"--compare: {len(first)} images are too many for a row each with {len(first.classes)} or "
+            f"--{flag}: {len(first)} images are too many for a row each with {len(first.classes)} or "
             f"{len(second.classes)} classes, so they are not drawn in pairs; --eval_examples must be below that"
         )
+    if native:
+        return
+    sizes = ["{} x {}".format(*each.masks.shape[1:3]) for each in (first, second)]
+    if sizes[0] != sizes[1]:
+        raise DataError(f"--{flag}: the two runs were scored at {sizes[0]} and {sizes[1]} pixels, {DIFFERENT_TRUTH}")
+    some = slice(0, MASKS_COMPARED_FIRST)
+    if not np.array_equal(np.asarray(first.masks[some]), np.asarray(second.masks[some])):
+        raise DataError(f"--{flag}: the masks of the two runs differ, as with another --resize, {DIFFERENT_TRUTH}")
 
 
-def _compare(scored: Scored, scorer: Scorer, other: Scorer) -> Scored:
+def paired_resolutions(runs: Sequence[Scored], *, flag: str = "compare") -> list[int]:
+    """The resolutions at which all runs were scored against the same true masks, by their place in the results.
+
+    Raises:
+      DataError: if there is none.
+    """
+    first, *others = runs
+    paired = []
+    for i, truth in enumerate(evaluation.truth for evaluation in first.evaluations):
+        truths = [each.evaluations[i].truth for each in others]
+        if truth is not None and all(each is not None and np.array_equal(each, truth) for each in truths):
+            paired.append(i)
+        elif len(first.evaluations) > 1:
+            logger.info("--%s: at %s the runs' masks differ: not compared there", flag, first.results[i]["resolution"])
+    if paired:
+        return paired
+    if len(first.evaluations) > 1:
+        raise DataError(
+            f"--{flag}: the runs were scored against different masks, also at native resolution; their masks must be "
+            "read with the same values, colours and ignored values"
+        )
+    raise DataError(f"--{flag}: the masks of the runs differ, as with another --resize, {DIFFERENT_TRUTH}")
+
+
+def _compare(scored: Scored, other: Scorer) -> Scored:
     """Scores the other run's checkpoint, and adds the comparison to the first one's results."""
-    check_pairing(scorer.examples, other.examples)
     theirs = other.score(other.counterpart())
-    parts = (scored.results, scored.evaluations, theirs.results, theirs.evaluations)
-    for results, mine, its_results, its in zip(*parts, strict=True):
-        comparison = confidence_intervals.compare([mine.counts], [its.counts])
-        results["comparison"] = {"other": theirs.path, "weights": its_results["weights"], **comparison}
+    for i in paired_resolutions([scored, theirs]):
+        comparison = confidence_intervals.compare([scored.evaluations[i].counts], [theirs.evaluations[i].counts])
+        weights = theirs.results[i]["weights"]
+        scored.results[i]["comparison"] = {"other": theirs.path, "weights": weights, **comparison}
     return theirs
-
-
-def _other(
-    score: ScoreConfig, split: str, placement: Placement, signals: StopSignals, *, sample_seed: int
-) -> Scorer | None:
-    """What scores the run to compare with."""
-    if not score.compare:
-        return None
-    run = TrainedRun.open_to_compare(run_groups.find_one(score.compare, "compare"), score)
-    return Scorer(run, score, split, placement, signals, sample_seed=sample_seed)
 
 
 def draw_comparison(scorer: Scorer, other: Scorer) -> None:
     """Draws what two runs make of the same images, the other one first, as in before and after."""
     images, masks, mine, names = scorer.predictions(SHEET_EXAMPLES)
-    *_, theirs, _ = other.predictions(SHEET_EXAMPLES)
+    _, their_masks, theirs, _ = other.predictions(SHEET_EXAMPLES)
+    stretched = {each.run.config.data.resize for each in (scorer, other)} == {"stretch"}
+    if not stretched and not np.array_equal(masks, their_masks):
+        logger.info("no pictures of the comparison: the two runs see different parts of the images")
+        return
     theirs = tf.image.resize(theirs[..., None], mine.shape[1:], method="nearest").numpy()[..., 0]
     first, second = (each.run.workdir.path.name for each in (other, scorer))
     titles = (first, second) if first != second else ("second", "first")
@@ -346,7 +403,8 @@ def _print_comparison(scored: Scored, theirs: Scored) -> None:
     names = [f"{each.path} ({each.results[0]['weights']} weights)" for each in (scored, theirs)]
     print(f"first: {names[0]}, second: {names[1]}")
     for results in scored.results:
-        print(f"at {results['resolution']}: {score_tables.comparison_text(results['comparison'])}")
+        if "comparison" in results:
+            print(f"at {results['resolution']}: {score_tables.comparison_text(results['comparison'])}")
 
 
 def write(scored: Scored) -> None:

@@ -59,19 +59,19 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
         others = [TrainedRun.open_to_compare(workdir, score) for workdir in sides["compare"]]
         for workdirs in sides.values():
             run_groups.warn_of_other_recipes(workdirs)
-        split, *_ = [scoring.checked_split(run, score) for run in (*runs, *others)]
+        split = scoring.checked_common_split([*runs, *others], score)
         placement = process.set_up_runtime(runs[0].config, config.distribution)
 
-        seed = runs[0].config.runtime.seed
-        ours = _score(runs, score, split, placement, signals, sample_seed=seed)
-        theirs = _score(others, score, split, placement, signals, sample_seed=seed) if others else None
+        ours, theirs = _score(runs, others, score, split, placement, signals)
+        paired = scoring.paired_resolutions(
+            [*ours.runs, *(theirs.runs if theirs else [])], flag="compare" if theirs else "workdir"
+        )
         if theirs is not None:
-            scoring.check_pairing(ours.scorer.examples, theirs.scorer.examples)
-            _compare(ours, theirs)
+            _compare(ours, theirs, paired)
         if placement.is_chief:
             for run in ours.runs:
                 scoring.write(run)
-            _print(ours, theirs)
+            _print(ours, theirs, paired)
             if theirs is not None:
                 scoring.draw_comparison(ours.scorer, theirs.scorer)
             if score.csv:
@@ -83,22 +83,28 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
 
 def _score(
     runs: Sequence[TrainedRun],
+    others: Sequence[TrainedRun],
     score: ScoreConfig,
     split: str,
     placement: Placement,
     signals: StopSignals,
-    *,
-    sample_seed: int,
-) -> Side:
-    """Scores one run after the other; all but the first are let go of, but for what was counted."""
-    side: Side | None = None
-    for run in runs:
-        scorer = Scorer(run, score, split, placement, signals, sample_seed=sample_seed)
-        side = side or Side([], scorer)
-        scoring.check_pairing(side.scorer.examples, scorer.examples)
-        side.runs.append(scorer.score(scorer.counterpart()))
-    assert side is not None
-    return side
+) -> tuple[Side, Side | None]:
+    """Scores one run after the other; of all but the first of each side, only what was counted is kept.
+
+    All must be scored on the same images, against the same masks.
+    """
+    seed, native = scoring.sample_seed([*runs, *others]), score.resolution == "native"
+    first: Scorer | None = None
+    sides: list[Side] = []
+    for flag, members in {"workdir": runs, "compare": others}.items():
+        for i, run in enumerate(members):
+            scorer = Scorer(run, score, split, placement, signals, sample_seed=seed)
+            first = first or scorer
+            scoring.check_pairing(first.examples, scorer.examples, native=native, flag=flag)
+            if i == 0:
+                sides.append(Side([], scorer))
+            sides[-1].runs.append(scorer.score(scorer.counterpart()))
+    return sides[0], sides[1] if others else None
 
 
 def last_results(config: Config) -> dict[str, Any]:
@@ -116,9 +122,9 @@ def last_results(config: Config) -> dict[str, Any]:
     raise WorkDirectoryError(f"{workdir.path}: there is no results file of {config.data.eval_split} yet")
 
 
-def _compare(ours: Side, theirs: Side) -> None:
-    """Adds to each result of one side how its mean over runs differs from the other's."""
-    for i in range(len(ours.runs[0].results)):
+def _compare(ours: Side, theirs: Side, paired: Sequence[int]) -> None:
+    """Adds to the results of one side, at each paired resolution, how its mean over runs differs from the other's."""
+    for i in paired:
         comparison = confidence_intervals.compare(ours.counts(i), theirs.counts(i))
         for run in ours.runs:
             run.results[i]["comparison"] = {
@@ -129,8 +135,9 @@ def _compare(ours: Side, theirs: Side) -> None:
             }
 
 
-def _print(ours: Side, theirs: Side | None) -> None:
-    for i, results in enumerate(ours.runs[0].results):
+def _print(ours: Side, theirs: Side | None, paired: Sequence[int]) -> None:
+    for i in paired:
+        results = ours.runs[0].results[i]
         print(f"at {results['resolution']}")
         for side in (ours, theirs):
             if side is not None:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from petseg.errors import DataError
 from petseg.evaluation import confidence_intervals, metrics, score_tables
 
 
@@ -137,7 +138,8 @@ def test_an_interval_over_seeds_of_images_that_do_not_vary_is_that_of_welchs_tes
     """Every image of a run is the same, so only the seeds spread: SciPy's interval is the expected one."""
     rng = np.random.default_rng(4)
     first, second = (
-        [np.repeat(run[:1], 6, axis=0) for run in runs_of(quality, rng, count)] for quality, count in ((0.82, 4), (0.8, 3))
+        [np.repeat(run[:1], 6, axis=0) for run in runs_of(quality, rng, count)]
+        for quality, count in ((0.82, 4), (0.8, 3))
     )
     scores = [[metrics.mean_iou(run.sum(axis=0)) for run in runs] for runs in (first, second)]
     expected = stats.ttest_ind(*scores, equal_var=False)
@@ -153,3 +155,12 @@ def test_nothing_is_concluded_from_images_without_a_score():
         warnings.simplefilter("ignore")
         comparison = confidence_intervals.compare(empty, empty)
     assert "no difference is proven" in score_tables.comparison_text(comparison)
+
+
+def test_counts_of_other_true_masks_are_not_compared():
+    counts = matrices()
+    moved = counts.copy()
+    moved[3, 0, 1] += 1
+    for other in (moved, counts[:-1], np.pad(counts, [(0, 0), (0, 1), (0, 1)])):
+        with pytest.raises(DataError, match="different images, classes or masks; they must be the same"):
+            confidence_intervals.compare([counts], [other])

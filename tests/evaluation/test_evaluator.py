@@ -76,6 +76,19 @@ def test_scoring_twice_gives_the_same(scored):
     np.testing.assert_array_equal(first.confusion_matrix, second.confusion_matrix)
 
 
+def test_each_true_mask_has_a_digest_that_depends_on_nothing_but_its_size_and_pixels(scored):
+    examples, models, _ = scored
+    found = [evaluator_of(*models[devices], examples, 4, details=True).evaluate().truth for devices in (1, 3)]
+    np.testing.assert_array_equal(*found)
+    changed = examples.masks.copy()
+    changed[4, 0, 0], changed[7] = 2, changed[7, ::-1]  # an ignored pixel, and a mask with as many pixels of each class
+    pairs = [*zip(examples.images, changed, strict=True)]
+    pairs[9] = tuple(each.reshape(16, 64, -1) for each in pairs[9])
+    evaluator = evaluator_of(*models[1], examples, 4, details=True)
+    native = evaluator.evaluate_native(iter(pairs), lambda image: tf.zeros([*image.shape[:2], 3])).truth
+    assert np.flatnonzero(native != found[0]).tolist() == [4, 7, 9]
+
+
 def test_a_pass_can_be_ended_early_from_another_thread():
     examples, stop = random_examples(1000, 32), tf.Variable(0.0)
     encoder = encoders.build_encoder("tiny", image_size=(32, 32))
@@ -177,6 +190,7 @@ def test_a_large_split_adds_up_to_what_a_small_one_does_in_any_batches_on_any_re
         for part, of_all in zip(evaluation.ranked(), whole.ranked(), strict=True):
             np.testing.assert_array_equal(part, of_all[[0, 1, -2, -1]])
     np.testing.assert_array_equal(found[0].counts.parts, found[1].counts.parts)
+    np.testing.assert_array_equal(found[0].truth, found[1].truth)
     stopped = evaluator_of(*models[1], examples, 2, stop=tf.Variable(1.0))
     assert stopped.evaluate() is None
 

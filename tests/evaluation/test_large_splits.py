@@ -49,6 +49,19 @@ def test_totals_sample_and_ends_are_those_of_all_images_however_the_split_is_cut
     assert len(splits[0].ids) == 16
 
 
+def test_the_truth_of_a_large_split_is_one_digest_of_masks_in_their_order_however_it_is_cut(few_rows):
+    digests, counts = np.random.default_rng(0).integers(-(2**62), 2**62, 300), matrices(300)
+
+    def truth(digests, size):
+        split = LargeSplit(300, 3, resamples=0)
+        for first in range(0, 300, size):
+            split.add(first, counts[first : first + size], mask_digests=digests[first : first + size])
+        return split.truth
+
+    assert truth(digests, 300) == truth(digests, 7)
+    assert len({truth(each, 64) for each in (digests, digests[::-1], digests + (np.arange(300) == 299))}) == 3
+
+
 def test_ends_of_fewer_images_than_two_ends_are_all_of_them_once(few_rows):
     counts = matrices(70)
     counts[7:] = 0

@@ -19,7 +19,8 @@ from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import decoding
 from petseg.errors import CheckpointError, ConfigError, DataError
 from petseg.evaluation import metrics
-from petseg.runs import building, checkpoints, experiment, scoring
+from petseg.evaluation.evaluator import Evaluation
+from petseg.runs import building, checkpoints, experiment, scoring, several
 from petseg.runs.work_directory import WorkDirectory
 from petseg.training import confusion_matrix
 
@@ -167,6 +168,110 @@ def test_runs_on_different_images_are_not_compared(other, message):
         scoring.check_pairing(examples, dataclasses.replace(examples, **other))
 
 
+def variant(workdir, folder, *, classes=None, **data):
+    """A copy of a run whose record says that it was trained on other sizes, masks or classes; the weights fit all."""
+    shutil.copytree(workdir.path, folder)
+    record = json.loads(workdir.config_file.read_text())
+    record["config"]["data"].update(data)
+    record["classes"] = classes or record["classes"]
+    (folder / "config.json").write_text(json.dumps(record))
+    return WorkDirectory(folder)
+
+
+def classes_with(**values):
+    """The classes of pets with other values."""
+    content = PETS.to_dict()
+    for each in content["classes"]:
+        each["value"] = values.get(each["name"], each["value"])
+    return content
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"image_size": "64"}, "the two runs were scored at 32 x 32 and 64 x 64 pixels, .*--resolution=native"),
+        ({"resize": "letterbox"}, "the masks of the two runs differ, as with another --resize, .*--resolution=native"),
+        ({"resize": "crop"}, "the masks of the two runs differ, as with another --resize, .*--resolution=native"),
+        (
+            {"classes": {"classes": [{**each, "name": each["name"] + "s"} for each in PETS.to_dict()["classes"]]}},
+            "the two runs must have the same classes; got pet, background, border and pets, backgrounds, borders",
+        ),
+    ],
+)
+def test_runs_with_other_true_masks_are_not_compared(trained, tmp_path, data, message):
+    other = variant(trained[1], tmp_path / "other", **data)
+    with pytest.raises(DataError, match=f"--compare: {message}"):
+        score(trained[0], compare=str(other.path))
+
+
+def scored(*digests):
+    """A checkpoint that was scored against masks with such digests, at one resolution after the other."""
+    evaluations = [Evaluation(0.5, np.ones((2, 3, 3), np.int64), mask_digests=np.array(each)) for each in digests]
+    return scoring.Scored("run/ckpt-4", evaluations, [{"resolution": "some"} for _ in evaluations], [], [])
+
+
+def test_runs_are_compared_at_the_resolutions_at_which_every_mask_is_the_same():
+    assert scoring.paired_resolutions([scored([1, 2], [3, 4])] * 2) == [0, 1]
+    assert scoring.paired_resolutions([scored([1, 2], [3, 4]), scored([1, 9], [3, 4])]) == [1]
+    with pytest.raises(DataError, match=r"--compare: the masks of the runs differ.*--resolution=native"):
+        scoring.paired_resolutions([scored([1, 2]), scored([1, 2]), scored([1, 3])])
+    with pytest.raises(DataError, match=r"--workdir: .* different masks, also at native resolution; .* same values"):
+        scoring.paired_resolutions([scored([1, 2], [3, 4]), scored([1, 2, 5], [3, 5])], flag="workdir")
+
+
+def test_runs_of_other_sizes_are_compared_at_native_resolution_only(trained, tmp_path, capsys):
+    other = variant(trained[1], tmp_path / "other", image_size="64")
+    small, native = score(trained[0], compare=str(other.path), resolution="native")
+    assert "comparison" not in small
+    _, its_native = score(other, resolution="native")
+    assert native["comparison"]["difference"] == pytest.approx(native["mean_iou"] - its_native["mean_iou"])
+    printed = capsys.readouterr().out
+    assert "at native resolution: mean IoU, first minus second" in printed
+    assert "at 32 x 32: mean IoU, first minus second" not in printed
+
+
+@pytest.mark.slow
+def test_masks_that_are_read_differently_differ_at_native_resolution_too(trained, tmp_path):
+    swapped = variant(trained[1], tmp_path / "swapped", classes=classes_with(pet=2, background=1))
+    for resolution in ("model", "native"):
+        with pytest.raises(DataError, match=r"--compare: the .*masks"):
+            score(trained[0], compare=str(swapped.path), resolution=resolution)
+
+
+@pytest.mark.slow
+def test_runs_of_one_group_must_have_the_same_true_masks(trained, tmp_path, capsys):
+    other = variant(trained[1], tmp_path / "other", image_size="64")
+    both = f"{trained[0].path},{other.path}"
+    with pytest.raises(DataError, match=r"--workdir: the two runs were scored at 32 x 32 and 64 x 64 pixels"):
+        several.evaluate(EvalConfig(ScoreConfig(workdir=both)))
+    with pytest.raises(DataError, match=r"--compare: the two runs were scored at 64 x 64 and 32 x 32 pixels"):
+        several.evaluate(
+            EvalConfig(ScoreConfig(workdir=str(other.path), compare=f"{trained[0].path},{trained[1].path}"))
+        )
+    capsys.readouterr()
+    results = several.evaluate(EvalConfig(ScoreConfig(workdir=both, compare=str(trained[1].path), resolution="native")))
+    assert ["comparison" in each for each in results] == [False, True, False, True]
+    assert "at 32 x 32\n" not in capsys.readouterr().out
+
+
+def test_the_sample_that_two_runs_are_compared_on_does_not_depend_on_their_order(trained, tmp_path):
+    other = variant(trained[1], tmp_path / "other")
+    record = json.loads(other.config_file.read_text())
+    record["config"]["runtime"]["seed"] = 5
+    other.config_file.write_text(json.dumps(record))
+    (one,) = score(trained[0], compare=str(other.path), eval_examples=4)
+    (two,) = score(other, compare=str(trained[0].path), eval_examples=4)
+    assert one["sample"] == two["sample"]
+    (low, high), mirrored = one["comparison"]["interval"], two["comparison"]["interval"]
+    assert mirrored == [-high, -low]
+
+
+def test_the_other_run_must_not_have_trained_on_the_split_either(trained, tmp_path):
+    other = variant(trained[1], tmp_path / "other", train_split="test")
+    with pytest.raises(DataError, match=r"--split=test: .* were trained on"):
+        score(trained[0], compare=str(other.path))
+
+
 @pytest.mark.slow
 def test_examples_wait_where_the_run_keeps_them_or_where_it_is_said(trained, tmp_path, monkeypatch):
     shutil.copytree(trained[0].path, tmp_path / "run")
@@ -196,6 +301,7 @@ def test_examples_wait_where_the_run_keeps_them_or_where_it_is_said(trained, tmp
     ("options", "message"),
     [
         ({"watch": True, "checkpoint": "best"}, "--watch and --checkpoint=best"),
+        ({"compare": "a,b.safetensors"}, "--compare=a,b.safetensors: is a file of packed weights"),
         ({"compare": "other", "checkpoint": "all"}, "--compare=other: compares one checkpoint"),
     ],
 )
