@@ -1,11 +1,18 @@
+import importlib
 import io
 
+import matplotlib
 import numpy as np
+import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
+from matplotlib.figure import Figure
 from PIL import Image
 
 from petseg.classes import PETS, Classes
 from petseg.models import encoders, unet
-from petseg.reporting import model_diagram, pictures
+from petseg.reporting import lettering, model_diagram, pictures
 
 
 def test_masks_get_the_colours_of_their_classes():
@@ -105,3 +112,88 @@ def test_pictures_of_a_hundred_classes_show_those_that_occur():
     rows = [(10, "eval", f"iou/{name}", 0.5) for name in classes.names]
     *_, together = (axis for axis in pictures.training_curves(rows, 10, classes).axes if axis.axison)
     assert len(together.lines) == 100
+
+
+def drawn(names, classes=PETS, model="model"):
+    """A sheet of small pictures with such names, as pixels."""
+    images = np.full((len(names), 32, 32, 3), 128, np.uint8)
+    masks = np.zeros(images.shape[:3], np.uint8)
+    return pictures.to_array(pictures.comparison_sheet(images, masks, {model: masks}, names, classes))
+
+
+def text_drawn(text, **properties):
+    figure = Figure(figsize=(4, 1))
+    figure.text(0.05, 0.5, text, **properties)
+    return pictures.to_array(figure)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["price_$5_$6.jpg", "$x$", "$\\frac{$", "a$", "\\$5^$.png", "\udcff.jpg", "\x00\x07\x7f.jpg", "a\nb", "%_^{}#"],
+)
+def test_any_name_can_be_drawn_and_stands_there_as_it_is(name, monkeypatch):
+    drawn([name], model=name)
+    classes = Classes.from_dict([{"name": "a"}, {"name": "b"}])
+    pictures.to_array(pictures.confusion_matrix(np.eye(2, dtype=np.int64), [name, "b"]))
+    pictures.to_array(pictures.training_curves([], 1, classes))
+    if name == "$x$":
+        np.testing.assert_array_equal(text_drawn("$x$"), text_drawn("$x$", parse_math=False))
+        monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)  # in somebody's matplotlibrc
+        drawn([name])
+
+
+def test_numbers_along_an_axis_may_still_be_mathematics():
+    figure = Figure()
+    axis = figure.subplots()
+    axis.plot([1, 1000], [1, 2])
+    axis.set(xscale="log", xlabel="$a$")
+    pictures.to_array(figure)
+    assert [text.get_parse_math() for text in axis.get_xticklabels()] == [True] * len(axis.get_xticklabels())
+    assert not axis.xaxis.label.get_parse_math()
+
+
+@pytest.fixture
+def han_font(tmp_path):
+    """A font whose only letter is U+732B, a filled square, while the test runs."""
+    builder = FontBuilder(1000)
+    pen = TTGlyphPen(None)
+    for i, point in enumerate([(0, 0), (0, 900), (900, 900), (900, 0)]):
+        (pen.lineTo if i else pen.moveTo)(point)
+    pen.closePath()
+    builder.setupGlyphOrder([".notdef", "cat"])
+    builder.setupCharacterMap({0x732B: "cat"})
+    builder.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "cat": pen.glyph()})
+    builder.setupHorizontalMetrics({".notdef": (1000, 0), "cat": (1000, 0)})
+    builder.setupHorizontalHeader(ascent=900, descent=-100)
+    builder.setupNameTable({"familyName": "Han of the tests", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(tmp_path / "han.ttf")
+    before = list(font_manager.fontManager.ttflist)
+    yield lambda: font_manager.fontManager.addfont(tmp_path / "han.ttf")
+    font_manager.fontManager.ttflist[:] = before
+
+
+def test_names_in_other_scripts_get_a_font_that_has_them(han_font, monkeypatch, caplog):
+    importlib.reload(lettering)  # what it knows of fonts is that of the process
+    boxes = text_drawn("\u732b")
+    han_font()
+    importlib.reload(lettering)
+    caplog.clear()
+    letters = text_drawn("\u732b")
+    assert (letters != boxes).any()
+    assert (letters == 0).all(-1).sum() > 50  # the square
+    assert not caplog.messages
+    importlib.reload(lettering)
+
+
+def test_characters_that_no_font_has_are_named_once(caplog, recwarn):
+    importlib.reload(lettering)
+    classes = Classes.from_dict(["\uabcd", "\u1b05x"])
+    for name in ("\ufdd0.jpg", "\ufdd0\ufdd1.jpg"):
+        drawn([name], classes)
+        pictures.to_png(pictures.confusion_matrix(np.eye(2, dtype=np.int64), classes.names))
+    (message,) = caplog.messages
+    assert message.startswith("pictures show boxes in place of some characters of names (")
+    assert "install one that has them" in message
+    assert not [each for each in recwarn if "Glyph" in str(each.message)]
