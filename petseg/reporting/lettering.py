@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter
+from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 logger = logging.getLogger(__name__)
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -39,7 +39,7 @@ def prepare(figure: Figure) -> None:
 def _numbers(figure: Figure) -> set[Text]:
     """The numbers along axes, which matplotlib itself may write as mathematics."""
     axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis)]
-    numeric = [axis for axis in axes if not isinstance(axis.get_major_formatter(), FixedFormatter)]
+    numeric = [axis for axis in axes if isinstance(axis.get_major_formatter(), (ScalarFormatter, LogFormatter))]
     return {text for axis in numeric for text in axis.findobj(Text) if text is not axis.label}
 
 
