@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +86,20 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file so that a reader sees the old one or the new one, never half of one, also after a power cut."""
+def write_bytes(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Writes a file so that a reader sees the old one or the new one, never half of one, also after a power cut.
+
+    Args:
+      path: the file.
+      data: its content; also in pieces, which are written as they come and may be read from the old file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     if len(os.fsencode(path.name)) <= LONGEST_NAME < len(os.fsencode(temporary.name)):
         temporary = path.with_name(hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32] + ".tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -23,6 +23,7 @@ WRONG_COLOR = (204, 121, 167)  # of the same palette, reddish purple
 SHADES = colormaps["viridis"]
 TILE_INCHES, TITLE_INCHES, SHADES_INCHES, LEGEND_ROW_INCHES = 1.7, 0.25, 0.45, 0.2
 PATCHES_ABREAST, PATCHES_SHOWN = 7, 21  # of a legend; more are shown only if they occur in the sheet
+CHARTS = ("loss", "accuracy", "mean_iou")
 CURVES_OF_CLASSES = 13  # at most; of more classes, all share one chart
 CLASSES_WITH_COUNTS, CLASSES_WITH_SHARES = 5, 20  # at most, in a confusion matrix; of more, there are but shades
 RUN_COLORS = {"train": "#0072B2", "eval": "#D55E00", "ema": "#009E73"}
@@ -140,6 +141,16 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     return figure
 
 
+def is_in_curves(run: str, tag: str, classes: Classes) -> bool:
+    """Whether `training_curves` draws a number: of the IoU of each of many classes, that of evaluations alone."""
+    if run not in RUN_COLORS:
+        return False
+    kind, _, name = tag.partition("/")
+    if kind == "iou":
+        return name in classes.names and (len(classes) <= CURVES_OF_CLASSES or run != "train")
+    return tag in CHARTS
+
+
 def training_curves(rows: Iterable[tuple[int, str, str, float]], steps_per_epoch: int, classes: Classes) -> Figure:
     """Loss, accuracy, mean IoU and the IoU of each class over the epochs, training beside evaluation.
 
@@ -152,7 +163,7 @@ def training_curves(rows: Iterable[tuple[int, str, str, float]], steps_per_epoch
     for step, run, tag, value in rows:
         series.setdefault((tag, run), []).append((step / steps_per_epoch, value))
     tags = [f"iou/{name}" for name in classes.names]
-    charts = ["loss", "accuracy", "mean_iou", *(tags if len(tags) <= CURVES_OF_CLASSES else [])]
+    charts = [*CHARTS, *(tags if len(tags) <= CURVES_OF_CLASSES else [])]
     across = 3 if len(charts) <= 6 else 4
     down = math.ceil((len(charts) + (len(tags) > CURVES_OF_CLASSES)) / across)
     figure = Figure(figsize=(11, 3 * down))

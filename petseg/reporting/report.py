@@ -17,11 +17,13 @@ from petseg.evaluation import metrics, score_tables
 from petseg.evaluation.evaluator import Evaluation, Evaluator
 from petseg.files import write_bytes
 from petseg.reporting import pictures, summaries, tags
+from petseg.reporting.curves import Curves
 from petseg.reporting.progress import Progress
 from petseg.reporting.summaries import EMA, EVAL, FINAL, TRAIN, Summaries, shown_run
 from petseg.training.measurements import Measurements
 
 SHEET_EXAMPLES, EXTREME_EXAMPLES = 6, 4
+PICTURES_AT_FIRST_BITS = 4  # the pictures of fewer than 2**4 evaluations are all logged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Report(NullReport):
       last_step: step at which the run ends.
       steps_per_epoch: number of steps in an epoch.
       evaluates_first: whether an evaluation at `first_step` comes first.
+      evaluate_every: interval of evaluations in steps, so that a long run logs the pictures of some; 0: of all.
     """
 
     def __init__(
@@ -115,15 +118,19 @@ class Report(NullReport):
         last_step: int,
         steps_per_epoch: int,
         evaluates_first: bool = False,
+        evaluate_every: int = 0,
     ):
         self._classes = classes
         self._config, self._shown, self._steps_per_epoch = config, shown_run(config), steps_per_epoch
-        self._directory, self._metrics_file, self._figures = directory, metrics_file, figures
+        self._directory, self._figures = directory, figures
+        self._last_step, self._evaluate_every = last_step, evaluate_every
         self._contents, self._description = contents, description
         runs = dict.fromkeys((TRAIN, EVAL, self._shown, FINAL))
         self._summaries = Summaries(
             directory, metrics_file, first_step, classes, tuple(runs), evaluates_first=evaluates_first
         )
+        self._curves = Curves(classes)
+        self._curves.read(metrics_file)
         shown_as, hyperparameters = group or directory, config_lib.hyperparameters(config)
         if group:
             del hyperparameters["seed"]
@@ -164,7 +171,7 @@ class Report(NullReport):
             **summaries.scalars_of(scores),
             **telemetry,
         }
-        self._summaries.scalars(TRAIN, step, scalars)
+        self._scalars(TRAIN, step, scalars)
         self._summaries.flush()  # who watches sees it now, not when some buffer is full
         speed = telemetry.get("speed/images_per_second", float("nan"))
         self._progress.show(loss=measured.scalars["loss"], mean_iou=scores["mean_iou"], images_per_second=speed)
@@ -195,14 +202,13 @@ class Report(NullReport):
           scorer: evaluator whose model has the weights that are shown.
         """
         for run, scores in results.items():
-            self._summaries.scalars(run, step, summaries.scalars_of(scores))
+            self._scalars(run, step, summaries.scalars_of(scores))
         evaluation = evaluations[self._shown]
         self._scored_sheets(self._shown, step, evaluation, examples, scorer)
         matrix = pictures.confusion_matrix(evaluation.confusion_matrix, self._classes.names)
         self._picture(self._shown, step, "confusion_matrix", matrix, figure=True)
         self._summaries.flush()
-        rows = summaries.read_csv(self._metrics_file)
-        curves = pictures.training_curves(rows, self._steps_per_epoch, self._classes)
+        curves = pictures.training_curves(self._curves.rows(), self._steps_per_epoch, self._classes)
         self._figure("curves", pictures.to_png(curves))
         self._summaries.evaluated(step, summaries.scalars_of(results[self._shown]))
 
@@ -222,11 +228,9 @@ class Report(NullReport):
         if len(finite):
             self._summaries.histogram(run, step, tags.IMAGE_IOU, finite, tags.SCORES)
         ranked, scores = evaluation.ranked()
-        sheets = {
-            "predictions": _shown_examples(examples),
-            "worst": ranked[:EXTREME_EXAMPLES],
-            "best": ranked[::-1][:EXTREME_EXAMPLES],
-        }
+        sheets = {"predictions": _shown_examples(examples)}
+        if self._logs_pictures(step):
+            sheets |= {"worst": ranked[:EXTREME_EXAMPLES], "best": ranked[::-1][:EXTREME_EXAMPLES]}
         known = dict(zip(evaluation.ids, kept.tolist(), strict=True))
         known |= dict(zip(ranked.tolist(), scores.tolist(), strict=True))
         shown = np.unique(np.concatenate(list(sheets.values()))).tolist()
@@ -274,9 +278,28 @@ class Report(NullReport):
         self._progress.close()
         self._summaries.close()
 
+    def _scalars(self, run: str, step: int, scalars: Mapping[str, float]) -> None:
+        self._summaries.scalars(run, step, scalars)
+        for tag, value in scalars.items():
+            self._curves.add(step, run, tag, value)
+
+    def _logs_pictures(self, step: int) -> bool:
+        """Whether the pictures of an evaluation go to the event files.
+
+        Those of the first 15 evaluations and of the last one do, and of all others a share that halves each time their
+        number doubles: 63 of 1,000, so that the size of event files is bounded. `figures/` has the latest all the same.
+        """
+        if not self._evaluate_every or step >= self._last_step:
+            return True
+        number = step // self._evaluate_every
+        return number % 2 ** max(0, number.bit_length() - PICTURES_AT_FIRST_BITS) == 0
+
     def _picture(self, run: str, step: int, tag: str, drawing: Figure, *, figure: bool = False) -> None:
-        png = pictures.to_png(drawing)
-        self._summaries.image(run, step, tag, png)
+        """Logs a drawing, as JPEG where it holds photographs; one that is a figure too is also written to a file."""
+        picture = pictures.to_array(drawing)
+        png = pictures.encode_png(picture) if figure else b""
+        if self._logs_pictures(step):
+            self._summaries.image(run, step, tag, pictures.encode_jpeg(picture) if tag in tags.PHOTOGRAPHS else png)
         if figure:
             self._figure(tag, png)
 

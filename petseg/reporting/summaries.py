@@ -5,7 +5,7 @@ import csv
 import io
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from tensorboard.plugins.image import metadata as image_metadata
 from petseg.classes import Classes
 from petseg.config import Config
 from petseg.errors import WorkDirectoryError
-from petseg.files import write_text
+from petseg.files import write_bytes
 from petseg.picture_formats import open_picture
 from petseg.reporting import tags
 from petseg.runtime import autotuning
@@ -77,11 +77,7 @@ class Summaries:
         for run in runs:
             drop_later_events(directory / run, last_kept[run])
         self._writers = {run: tf.summary.create_file_writer(str(directory / run)) for run in runs}
-        rows = read_csv(metrics_file) if first_step else []
-        kept = [row for row in rows if row[0] <= last_kept.get(row[1], first_step)]
-        text = io.StringIO()
-        csv.writer(text).writerows([COLUMNS, *kept])
-        write_text(metrics_file, text.getvalue())
+        write_bytes(metrics_file, _kept_rows(metrics_file, first_step, last_kept))
         self._csv_file = open(metrics_file, "a", newline="")  # noqa: SIM115 (closed by close)
         self._csv = csv.writer(self._csv_file)
         self._failed = False
@@ -108,10 +104,10 @@ class Summaries:
         """Groups the scalars on TensorBoard's custom-scalars page."""
         self._raw(TRAIN, custom_scalar_summary.pb(tags.layout(self._classes)))
 
-    def image(self, run: str, step: int, tag: str, png: bytes) -> None:
-        """Logs a picture that is encoded already: `tf.summary.image` would take the array and encode it again."""
-        width, height = open_picture(io.BytesIO(png)).size
-        value = tf.constant([str(width).encode(), str(height).encode(), png])
+    def image(self, run: str, step: int, tag: str, picture: bytes) -> None:
+        """Logs a picture that is encoded already, as PNG or JPEG, which is far smaller for photographs."""
+        width, height = open_picture(io.BytesIO(picture)).size
+        value = tf.constant([str(width).encode(), str(height).encode(), picture])
         metadata = image_metadata.create_summary_metadata(display_name=None, description=tags.IMAGES[tag])
         with self.surviving(), self._writers[run].as_default(step=step):
             tf.summary.write(tag, value, metadata=metadata)
@@ -211,23 +207,79 @@ def _records(file: Path) -> Iterator[bytes]:
 
 
 def was_evaluated(metrics_file: Path, step: int) -> bool:
-    """Whether training has evaluated at a step, and told all of it, as far as its CSV file says."""
-    return any(row[:3] == (step, FINAL, tags.LOSS_OF_RUN) for row in read_csv(metrics_file))
+    """Whether training has evaluated at a step and logged all of it, according to its CSV file."""
+    rows = read_csv(metrics_file, lambda run, tag: (run, tag) == (FINAL, tags.LOSS_OF_RUN))
+    return any(row[0] == step for row in rows)
 
 
-def read_csv(metrics_file: Path) -> Iterator[tuple[int, str, str, float]]:
+def _kept_rows(metrics_file: Path, first_step: int, last_kept: Mapping[str, int]) -> Iterator[bytes]:
+    """The lines of a CSV file without the rows that will be logged again; read while they are written elsewhere."""
+    yield f"{','.join(COLUMNS)}\r\n".encode()
+    for step, run, tag, value in read_csv(metrics_file) if first_step else ():
+        if step <= last_kept.get(run, first_step):
+            yield f"{step},{run},{tag},{value!r}\r\n".encode()
+
+
+def read_csv(
+    metrics_file: Path, wanted: Callable[[str, str], bool] = lambda run, tag: True
+) -> Iterator[tuple[int, str, str, float]]:
     """The rows (step, run, tag, value) of a CSV file; none without a file.
 
-    A row that was cut off is left out, also where what is left of its value is a number, and so is what is no row.
+    A row that was cut off is left out, also where what is left of its value is a number; so are malformed rows.
+
+    Args:
+      metrics_file: the file.
+      wanted: (run, tag) -> whether its rows are wanted; the others are passed over quickly.
     """
-    if not metrics_file.exists():
-        return
-    with open(metrics_file, newline="", errors="replace") as file:
-        for line in file:
-            if line.endswith("\n"):
-                with contextlib.suppress(ValueError, csv.Error):  # the header, or what a power cut left
-                    step, run, tag, value = next(csv.reader([line]))
-                    yield int(step), run, tag, float(value)
+    return MetricsReader(metrics_file, wanted).new_rows()
+
+
+class MetricsReader:
+    """Reads a CSV file of numbers while it grows: every row once.
+
+    Args:
+      metrics_file: the file; it may appear later.
+      wanted: (run, tag) -> whether its rows are wanted.
+    """
+
+    def __init__(self, metrics_file: Path, wanted: Callable[[str, str], bool]):
+        self._file, self._wanted = metrics_file, wanted
+        self._identity: tuple[int, int] | None = None
+        self._offset = 0
+
+    def was_replaced(self) -> bool:
+        """Whether another file has taken the place of the one read so far; its rows will be read from the first one."""
+        if self._identity is None or not self._file.exists():
+            return False
+        now = self._file.stat()
+        return (now.st_dev, now.st_ino) != self._identity or now.st_size < self._offset
+
+    def new_rows(self) -> Iterator[tuple[int, str, str, float]]:
+        """The wanted rows that are new since the last call."""
+        if not self._file.exists():
+            return
+        if self.was_replaced():
+            self._offset = 0
+        with open(self._file, "rb") as file:
+            status = os.fstat(file.fileno())
+            self._identity = (status.st_dev, status.st_ino)
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self._offset += len(line)
+                if row := self._row(line.decode(errors="replace")):
+                    yield row
+
+    def _row(self, line: str) -> tuple[int, str, str, float] | None:
+        """The row in a line; None if it is not wanted, or no row: the header, or what a power cut left."""
+        parts = line.rstrip("\r\n").split(",")
+        if len(parts) != len(COLUMNS) or not self._wanted(parts[1], parts[2]):
+            return None
+        try:
+            return int(parts[0]), parts[1], parts[2], float(parts[3])
+        except ValueError:
+            return None
 
 
 def scalars_of(results: Mapping[str, object]) -> dict[str, float]:

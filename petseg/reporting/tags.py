@@ -45,6 +45,8 @@ IMAGES: dict[str, str] = {
     "model": "The stages of the U-Net with their sizes.",
 }
 
+PHOTOGRAPHS = ("predictions", "worst", "best", "training_batch")  # the images that hold photographs
+
 IMAGE_IOU = "image_iou"
 SCORES = "Mean IoU of each image of the evaluation, over the classes that occur in it or were predicted."
 WEIGHTS = "The trained weights of a layer."

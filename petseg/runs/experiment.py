@@ -179,6 +179,7 @@ class Experiment:
         )
         self._nonfinite_steps = NonFiniteSteps(config, placement, self.trainer, self.checkpoints, self._example_ids)
         self._unusable_input = UnusableInput(config, placement, parts.train_examples, self._newest)
+        self._patience = early_stopping.Patience(config, workdir.metrics_file)
         self._report, self._results = NullReport(), dict[str, Any]()
 
     def restore(self, start: StartingPoint) -> None:
@@ -247,6 +248,7 @@ class Experiment:
             last_step=self._clock.total,
             steps_per_epoch=self._parts.steps_per_epoch,
             evaluates_first=evaluates_first,
+            evaluate_every=self._clock.evaluate_every,
         )
 
     @contextlib.contextmanager
@@ -373,7 +375,7 @@ class Experiment:
         """
         found = None
         if self._placement.is_chief and step < self._clock.total:
-            found = early_stopping.standstill(self._config, self._workdir.metrics_file, step)
+            found = self._patience.standstill(step)
         if self._config.schedule.patience and any(self._placement.gather(int(found is not None))):
             self._clock = self._clock.ending_at(step)
         if found:

@@ -1,9 +1,12 @@
 import inspect
+import io
 import logging
 
 import numpy as np
 import pytest
 from conftest import changed, events, random_examples
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from petseg.classes import PETS
 from petseg.evaluation import large_splits
@@ -28,23 +31,30 @@ class Scorer:
         return np.ones(images.shape[:3], np.int32), np.full(images.shape[:3], 0.9, np.float32)
 
 
-@pytest.fixture
-def report(tiny_config):
-    workdir = WorkDirectory(tiny_config.runtime.workdir)
-    workdir.path.mkdir()
-    config = changed(tiny_config, "runtime", quiet=True)
-    report = Report(
-        config,
+def make_report(workdir, config, **options):
+    return Report(
+        changed(config, "runtime", quiet=True),
         PETS,
         directory=workdir.path,
         metrics_file=workdir.metrics_file,
         figures=workdir.figures,
         contents={},
         description="",
-        first_step=0,
-        last_step=4,
         steps_per_epoch=3,
+        **{"first_step": 0, "last_step": 4, **options},
     )
+
+
+@pytest.fixture
+def workdir(tiny_config):
+    workdir = WorkDirectory(tiny_config.runtime.workdir)
+    workdir.path.mkdir()
+    return workdir
+
+
+@pytest.fixture
+def report(workdir, tiny_config):
+    report = make_report(workdir, tiny_config)
     yield report, workdir
     report.close()
 
@@ -91,6 +101,66 @@ def test_figures_are_brought_up_to_date_at_each_evaluation(report):
     assert after["curves.png"] != before["curves.png"]
     assert after["confusion_matrix.png"] == before["confusion_matrix.png"]
     assert [row[0] for row in read_csv(workdir.metrics_file) if row[1:3] == ("eval", "loss")] == [2, 4]
+
+
+def test_curves_of_a_run_that_was_resumed_are_those_of_one_that_was_not(workdir, tiny_config):
+    whole = make_report(workdir, tiny_config)
+    evaluate(whole)
+    evaluate(whole, step=4)
+    whole.close()
+    expected = (workdir.figures / "curves.png").read_bytes()
+    (workdir.figures / "curves.png").unlink()
+    resumed = make_report(workdir, tiny_config, first_step=2)  # the rows of step 4 are dropped
+    evaluate(resumed, step=4)
+    resumed.close()
+    assert (workdir.figures / "curves.png").read_bytes() == expected
+
+
+def test_an_evaluation_does_not_read_the_numbers_of_the_run_anew(workdir, tiny_config):
+    figures = []
+    for is_emptied in (False, True):
+        report = make_report(workdir, tiny_config)
+        evaluate(report)
+        if is_emptied:
+            workdir.metrics_file.write_bytes(b"")
+        evaluate(report, step=4)
+        report.close()
+        figures.append((workdir.figures / "curves.png").read_bytes())
+    assert figures[0] == figures[1]
+
+
+def pictures_logged(workdir, tag):
+    """The pictures of a tag in the event files of evaluations, by step."""
+    accumulator = EventAccumulator(str(workdir.path / "eval"), size_guidance={"tensors": 0})
+    accumulator.Reload()
+    return {event.step: event.tensor_proto.string_val[2] for event in accumulator.Tensors(tag)}
+
+
+def test_event_files_have_photographs_as_jpeg_of_the_size_of_the_figure(report):
+    report, workdir = report
+    evaluate(report)
+    report.flush()
+    figure = Image.open(workdir.figures / "predictions.png")
+    logged = Image.open(io.BytesIO(pictures_logged(workdir, "predictions")[2]))
+    assert (figure.format, logged.format) == ("PNG", "JPEG")
+    assert logged.size == figure.size
+    difference = np.abs(np.asarray(logged, np.int16) - np.asarray(figure, np.int16))
+    assert difference.mean() < 5
+    assert pictures_logged(workdir, "worst")[2].startswith(b"\xff\xd8")
+    assert Image.open(io.BytesIO(pictures_logged(workdir, "confusion_matrix")[2])).format == "PNG"
+
+
+def test_of_many_evaluations_the_first_the_last_and_ever_fewer_others_log_their_pictures(workdir, tiny_config):
+    report = make_report(workdir, tiny_config, last_step=335, evaluate_every=10)
+    for step in (10, 150, 160, 170, 180, 330, 335):
+        evaluate(report, step=step)
+        figure = (workdir.figures / "predictions.png").read_bytes()
+        (workdir.figures / "predictions.png").unlink()
+    assert figure
+    report.close()
+    for tag in ("predictions", "worst", "best", "confusion_matrix"):
+        assert list(pictures_logged(workdir, tag)) == [10, 150, 160, 180, 335]
+    assert events(workdir.path / "eval")["mean_iou"] == [10, 150, 160, 170, 180, 330, 335]
 
 
 def test_figures_that_cannot_be_written_do_not_end_the_training(report, caplog):

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -150,3 +152,40 @@ def test_a_full_disk_under_the_numbers_is_told_with_their_file(tmp_path):
     with pytest.raises(OSError, match="No space left on device") as caught:
         Summaries(tmp_path, tmp_path / "metrics.csv", first_step=0, classes=PETS)
     assert caught.value.filename == str(tmp_path / "metrics.csv")
+
+
+def test_a_run_that_goes_on_holds_no_more_of_its_numbers_in_memory_than_a_few(tmp_path):
+    file = tmp_path / "metrics.csv"
+    with open(file, "w") as stream:
+        stream.write("step,run,tag,value\r\n")
+        stream.writelines(f"{step},train,loss,{step / 7!r}\r\n" for step in range(1, 150_001))
+    before = file.read_bytes()
+    tracemalloc.start()
+    try:
+        Summaries(tmp_path, file, first_step=150_000, classes=PETS).close()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert file.read_bytes() == before
+    assert peak < 8 * 2**20
+
+
+def test_a_growing_file_is_read_row_by_row_once_and_a_new_one_from_its_start(tmp_path):
+    file = tmp_path / "metrics.csv"
+    reader = summaries.MetricsReader(file, lambda run, tag: tag == "loss")
+    assert list(reader.new_rows()) == []
+    with open(file, "w") as stream:
+        for text, expected in (
+            ("step,run,tag,value\n1,train,loss,0.5\n1,train,accuracy,0.5\n2,train,lo", [(1, "train", "loss", 0.5)]),
+            ("", []),
+            ("ss,0.25\n3,train,loss,0.1", [(2, "train", "loss", 0.25)]),
+            ("25\n", [(3, "train", "loss", 0.125)]),
+        ):
+            stream.write(text)
+            stream.flush()
+            assert list(reader.new_rows()) == expected
+    assert not reader.was_replaced()
+    (tmp_path / "new").write_text("step,run,tag,value\n1,train,loss,0.75\n")
+    (tmp_path / "new").rename(file)
+    assert reader.was_replaced()
+    assert list(reader.new_rows()) == [(1, "train", "loss", 0.75)]
