@@ -5,7 +5,14 @@ import dataclasses
 from petseg.config.options import Group, option
 from petseg.errors import ConfigError
 
-STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker_mirrored", "central_storage", "parameter_server", "tpu")
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker_mirrored")
+# Strategies of TensorFlow that petseg does not support, and what to use instead.
+UNSUPPORTED = {
+    "central_storage": "Keras 3's batch norms do not work under it; must be mirrored, which computes the same",
+    "parameter_server": "its workers update the weights without waiting for each other, so N of them do not compute "
+    "what one computes; must be multi_worker_mirrored",
+    "tpu": "TensorFlow finds no TPU here, and petseg has never run on one; must be mirrored or one_device",
+}
 LOCAL_CROSS_DEVICE_OPS = ("nccl", "hierarchical_copy", "reduction_to_one_device")
 
 
@@ -45,6 +52,10 @@ class DistributionConfig(Group):
     )
 
     def __post_init__(self) -> None:
+        if self.strategy in UNSUPPORTED:
+            raise ConfigError(
+                f"--strategy={self.strategy}: {UNSUPPORTED[self.strategy]} (one of {', '.join(STRATEGIES)})"
+            )
         super().__post_init__()
         allowed = {"multi_worker_mirrored": ("ring", "nccl"), "one_device": ()}.get(
             self.strategy, LOCAL_CROSS_DEVICE_OPS

@@ -61,8 +61,8 @@ def train(config: Config) -> dict[str, Any]:
     with StopSignals() as signals:  # not before: in a cluster, TensorFlow puts a SIGTERM handler of its own in place
         lock = workdir.locked() if placement.is_chief else contextlib.nullcontext()
         with (
-            naming_what_cannot_be_written(workdir.path),
             placement.naming_lost_workers(),
+            naming_what_cannot_be_written(workdir.path),
             lock,
             logging_redirect_tqdm(),
         ):

@@ -1,5 +1,7 @@
 """Who takes part in a run on several machines, from TF_CONFIG or from Slurm's environment."""
 
+import collections
+import contextlib
 import dataclasses
 import json
 import logging
@@ -9,12 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.eager import context  # which has no public name
 
-from petseg.errors import ConfigError
+from petseg.errors import ClusterError, ConfigError, PetsegError, one_line
 from petseg.runtime import rendezvous, sockets
 
 TRAINING_JOBS = ("chief", "worker")
 MOST_TASKS_PER_NODE = 20
+MIN_START_SECONDS = 20.0  # after the rendezvous; some processes find and initialize their GPUs later than others
 
 logger = logging.getLogger(__name__)
 
@@ -35,20 +39,53 @@ class Cluster:
     name: str
     is_chief: bool
 
+    def report(self, error: Exception) -> None:
+        """Reports an error that ends this process to the others, so that they end with the same exit code.
+
+        Otherwise they would miss this process, and be started again to fail again.
+        """
+        what = str(error) if isinstance(error, PetsegError) else one_line(error)
+        code = getattr(error, "exit_code", 1)
+        with contextlib.suppress(tf.errors.OpError, ValueError):  # the connection is gone, or was not there yet
+            context.context().report_error_to_cluster(
+                tf.errors.ABORTED, f"petseg: {self.name} ended with exit code {code}: {what}"
+            )
+
+    def explain(self, error: tf.errors.OpError) -> PetsegError | None:
+        """The error of another process that is behind one of TensorFlow's; None if there is none."""
+        if reported := re.search(r"petseg: (\w+ \d+) ended with exit code (\d+): (.*)", str(error)):
+            explanation = PetsegError(f"{reported[1]} ended: {reported[3]}")
+            explanation.exit_code = int(reported[2])
+            return explanation
+        if lost := self.lost(str(error)):
+            return ClusterError(f"lost {', '.join(lost)}; start all again to go on from the last checkpoint")
+        return None
+
     def lost(self, report: str) -> list[str]:
-        """The others that are gone: those that accept no connection, else those that TensorFlow's report names."""
-        named = {f"{job} {index}" for job, index in re.findall(r"/job:(\w+)/replica:\d+/task:(\d+)", report)}
+        """The others that are gone: those that `unreachable` finds, else those that TensorFlow's report names.
+
+        Where the report lists the tasks that did not come in time, it also names some that did.
+        """
+        missing = report.rpartition("timed out task names:")[2]
+        named = {f"{job} {index}" for job, index in re.findall(r"/job:(\w+)/replica:\d+/task:(\d+)", missing)}
         others = named & self.addresses.keys() - {self.name}
         return self.unreachable() or [f"{name} ({self.addresses[name]})" for name in sorted(others)]
 
     def unreachable(self) -> list[str]:
-        """The others that accept no connection, as "worker 1 (host:port)"."""
+        """The others that accept no connection or, restarted, are at the rendezvous, as "worker 1 (host:port)"."""
         others = {name: address for name, address in self.addresses.items() if name != self.name}
-        return [f"{name} ({address})" for name, address in others.items() if not sockets.answers(address)]
+        return [
+            f"{name} ({address})"
+            for name, address in others.items()
+            if not sockets.answers(address) or rendezvous.is_held_at(address)
+        ]
 
 
 def join(*, gpus: int, seconds: float, fewest: int = 0) -> Cluster:
     """The cluster that the environment describes, or what is left of it, once its processes are there.
+
+    A process may still die before TensorFlow has started in it: TensorFlow is told to wait no longer than `seconds`
+    (but at least `MIN_START_SECONDS`) for all to start.
 
     Args:
       gpus: number of GPUs that this process uses.
@@ -70,7 +107,31 @@ def join(*, gpus: int, seconds: float, fewest: int = 0) -> Cluster:
         raise ConfigError(f"{cluster.name} ({address}): cannot listen at its port: {error.strerror}") from error
     with listener:
         members = rendezvous.meet(cluster.addresses, cluster.name, listener, fewest=fewest or number, seconds=seconds)
-    return cluster if len(members) == number else _reduced(cluster, members, gpus)
+    if len(members) < number:
+        cluster = _reduced(cluster, members, gpus)
+    if len(members) > 1:
+        _limit_registration(cluster, max(seconds, MIN_START_SECONDS))
+    return cluster
+
+
+def _limit_registration(cluster: Cluster, seconds: float) -> None:
+    """Limits how long TensorFlow waits at its start until all processes of the cluster have registered with it.
+
+    By default it waits without limit, inside one call that holds Python's lock and ignores signals: no thread of this
+    process could end it. The service is the one that MultiWorkerMirroredStrategy would configure. The barrier makes the
+    limit hold for the process that registers the others, too.
+    """
+    jobs = collections.Counter(name.split()[0] for name in cluster.addresses)
+    tensorflow = context.context()
+    tensorflow.configure_coordination_service(
+        service_type="standalone",
+        service_leader=f"/job:{next(iter(jobs))}/replica:0/task:0",
+        cluster_register_timeout_in_ms=int(seconds * 1000),
+    )
+    service = tensorflow.coordination_service
+    service.cluster_register_with_barrier = True
+    for job, number in jobs.items():
+        service.coordinated_job_list.add(name=job, num_tasks=number)
 
 
 def described_by_environment(gpus: int) -> Cluster:

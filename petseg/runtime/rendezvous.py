@@ -184,13 +184,20 @@ class _Desk:
         connection.settimeout(1.0)
         with connection.makefile("rb") as lines:
             name = json.loads(lines.readline(MOST_BYTES))
-        if not isinstance(name, str) or name not in self._addresses:
+        if not isinstance(name, str) or (name and name not in self._addresses):
             return
         state = self.state
         connection.sendall(json.dumps({"petseg": state}).encode())
+        if not name:  # `is_held_at` only looks
+            return
         self._asked[name] = time.monotonic()
         if isinstance(state, list):
             self.told.add(name)
+
+
+def is_held_at(address: str) -> bool:
+    """Whether the process at an address is at the rendezvous, and so does not train; it is not counted as asked."""
+    return ask(address, "") not in (WORKS, None)
 
 
 def ask(address: str, name: str) -> Answer:

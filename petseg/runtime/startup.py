@@ -31,7 +31,7 @@ def collecting_garbage_rarely() -> Iterator[None]:
 
 
 def load_tensorflow(*, show_greetings: bool = False) -> None:
-    """Imports TensorFlow and lets it look for GPUs.
+    """Imports TensorFlow, lets it look for GPUs, and has it take their memory as it is needed.
 
     Does not import scikit-learn, as Keras would wherever it is installed: nothing here uses what Keras makes of it, and
     it costs 1.1 s and 57 MiB. It can be imported afterwards as ever.
@@ -51,10 +51,14 @@ def load_tensorflow(*, show_greetings: bool = False) -> None:
         with contextlib.nullcontext() if show_greetings else without_greetings():
             import tensorflow as tf
 
-            tf.config.list_physical_devices()
+            gpus = tf.config.list_physical_devices("GPU")
     finally:
         if hidden:
             del sys.modules["sklearn"]
+    for gpu in gpus:
+        # Too late where TensorFlow has run before, or where the GPU was split: then it stays as it is.
+        with contextlib.suppress(RuntimeError, ValueError):
+            tf.config.experimental.set_memory_growth(gpu, True)
 
 
 @contextlib.contextmanager

@@ -3,23 +3,21 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import tensorflow as tf
 
 from petseg.config import DistributionConfig
-from petseg.errors import ClusterError, ConfigError
+from petseg.errors import ClusterError, ConfigError, one_line
 from petseg.runtime import cluster_membership
 from petseg.runtime.cpus import usable_cpus
 
 LINGER_SECONDS = 1.0
-REFUSED = {
-    "central_storage": "Keras 3's batch norms do not work under it; must be mirrored, which computes the same",
-    "parameter_server": "its workers update the weights without waiting for each other, so N of them do not compute "
-    "what one computes; must be multi_worker_mirrored",
-    "tpu": "TensorFlow finds no TPU here, and petseg has never run on one; must be mirrored or one_device",
-}
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,47 +86,62 @@ class Placement:
 
     @contextlib.contextmanager
     def naming_lost_workers(self) -> Iterator[None]:
-        """Turns TensorFlow's report of a lost connection into one that says who was lost.
+        """Reports an error of this process to the others, and explains TensorFlow's report of an error of theirs.
 
         Raises:
           ClusterError: if the block failed because another process of the cluster is gone.
+          PetsegError: if it failed because another process reported an error; it has that error's exit code.
         """
         try:
             yield
         except tf.errors.OpError as error:
-            lost = self.cluster.lost(str(error)) if self.cluster else []
-            if not lost:
+            explanation = self.cluster and self.cluster.explain(error)
+            if not explanation:
                 raise
-            raise ClusterError(f"lost {', '.join(lost)}; start all again to go on from the last checkpoint") from error
+            raise explanation from error
+        except Exception as error:
+            if self.cluster and not isinstance(error, ClusterError):
+                self.cluster.report(error)
+            raise
 
 
 def set_up(config: DistributionConfig) -> Placement:
-    """Prepares the devices and makes the strategy; call it before TensorFlow does anything else.
+    """Configures the devices and creates the strategy.
+
+    TensorFlow fixes its devices when it first computes. If that happened before, a setting that cannot be changed any
+    more is logged as a warning; it is an error only if there are fewer devices than were asked for by number.
 
     Raises:
       ConfigError: if this machine, or the cluster, cannot run what is asked.
+      ClusterError: if another process of the cluster did not come, or was lost.
     """
-    if config.strategy in REFUSED:
-        raise ConfigError(f"--strategy={config.strategy}: {REFUSED[config.strategy]}")
     number = _set_up_devices(config)
     if config.strategy == "multi_worker_mirrored":
         return _multi_worker_mirrored(config, number)
-    devices = [device.name for device in tf.config.list_logical_devices(computing_kind())[:number]]
+    kind = computing_kind()
+    devices = [device.name for device in tf.config.list_logical_devices(kind)[:number]]
+    if len(devices) < number:
+        flag = "virtual_devices" if config.virtual_devices else "num_devices"
+        raise ConfigError(
+            f"--{flag}={getattr(config, flag)}: comes too late, TensorFlow already runs in this process with "
+            f"{len(devices)} {kind} device{'s' if len(devices) > 1 else ''}; must be at most {len(devices)}, or be "
+            "given in a new process"
+        )
     if config.strategy == "one_device" or (config.strategy == "auto" and number == 1):
         return Placement(tf.distribute.OneDeviceStrategy(devices[0]))
     return Placement(tf.distribute.MirroredStrategy(devices, cross_device_ops=_cross_device_ops(config)))
 
 
 def computing_kind() -> str:
-    """What computes: GPUs where TensorFlow sees any, else CPUs."""
-    return "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    """The kind of the devices that compute: "GPU" where TensorFlow may use any, else "CPU"."""
+    return "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
 
 
 def _set_up_devices(config: DistributionConfig) -> int:
     """Splits what is to be split, hides what is not to be used; returns how many devices remain."""
     kind = computing_kind()
-    physical = tf.config.list_physical_devices(kind)
-    found = config.virtual_devices or len(physical)
+    visible = tf.config.get_visible_devices(kind)
+    found = config.virtual_devices or len(visible)
     number = config.num_devices or found
     if number > found:
         raise ConfigError(
@@ -136,22 +149,28 @@ def _set_up_devices(config: DistributionConfig) -> int:
         )
     if config.strategy == "one_device":
         number = 1  # and so the memory of the other GPUs is left to others
-    used = physical[:1] if config.virtual_devices else physical[:number]
-    try:
-        if used != physical:
-            tf.config.set_visible_devices(used, kind)
-        if config.virtual_devices:
-            memory = config.virtual_device_memory if kind == "GPU" else None
-            parts = [tf.config.LogicalDeviceConfiguration(memory_limit=memory)] * config.virtual_devices
-            tf.config.set_logical_device_configuration(used[0], parts)
-        elif kind == "GPU":  # TensorFlow allows parts or growth, not both
-            for device in used:
-                tf.config.experimental.set_memory_growth(device, config.memory_growth)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"--num_devices, --virtual_devices: come too late, TensorFlow runs already ({error})"
-        ) from error
+    used = visible[:1] if config.virtual_devices else visible[:number]
+    if used != visible:
+        _unless_too_late("--num_devices", tf.config.set_visible_devices, used, kind)
+    if config.virtual_devices:
+        memory = config.virtual_device_memory if kind == "GPU" else None
+        parts = [tf.config.LogicalDeviceConfiguration(memory_limit=memory)] * config.virtual_devices
+        _unless_too_late("--virtual_devices", tf.config.set_logical_device_configuration, used[0], parts)
+    elif kind == "GPU":  # TensorFlow allows parts or growth, not both
+        for device in used:
+            _unless_too_late("--memory_growth", tf.config.experimental.set_memory_growth, device, config.memory_growth)
     return number
+
+
+def _unless_too_late(flag: str, change: Callable[..., None], *arguments: Any) -> None:
+    """Changes a setting of TensorFlow's devices, or warns that it is too late; a setting it already has is never late.
+
+    The ValueError is that of memory growth on a GPU that was split earlier in this process.
+    """
+    try:
+        change(*arguments)
+    except (RuntimeError, ValueError) as error:
+        logger.warning("%s: has no effect, TensorFlow's devices are already set up in this process (%s)", flag, error)
 
 
 def _cross_device_ops(config: DistributionConfig) -> tf.distribute.CrossDeviceOps | None:
@@ -197,4 +216,14 @@ def _multi_worker_mirrored(config: DistributionConfig, devices: int) -> Placemen
             "nccl": implementation.NCCL,
         }[config.cross_device_ops]
     )
-    return Placement(tf.distribute.MultiWorkerMirroredStrategy(cluster.resolver, options), cluster)
+    try:
+        return Placement(tf.distribute.MultiWorkerMirroredStrategy(cluster.resolver, options), cluster)
+    except tf.errors.OpError as error:  # a process that was there at the rendezvous did not start TensorFlow
+        raise cluster.explain(error) or ClusterError(
+            f"TensorFlow did not start in all processes ({one_line(error)}); start all again"
+        ) from error
+    except RuntimeError as error:
+        raise ConfigError(
+            "--strategy=multi_worker_mirrored: comes too late, TensorFlow already runs in this process; must be the "
+            f"first use of TensorFlow in a new process ({one_line(error)})"
+        ) from error
