@@ -118,15 +118,8 @@ def set_up(config: DistributionConfig) -> Placement:
     number = _set_up_devices(config)
     if config.strategy == "multi_worker_mirrored":
         return _multi_worker_mirrored(config, number)
-    kind = computing_kind()
-    devices = [device.name for device in tf.config.list_logical_devices(kind)[:number]]
-    if len(devices) < number:
-        flag = "virtual_devices" if config.virtual_devices else "num_devices"
-        raise ConfigError(
-            f"--{flag}={getattr(config, flag)}: comes too late, TensorFlow already runs in this process with "
-            f"{len(devices)} {kind} device{'s' if len(devices) > 1 else ''}; must be at most {len(devices)}, or be "
-            "given in a new process"
-        )
+    devices = _logical_devices(config, number)
+    number = len(devices)
     if config.strategy == "one_device" or (config.strategy == "auto" and number == 1):
         return Placement(tf.distribute.OneDeviceStrategy(devices[0]))
     return Placement(tf.distribute.MirroredStrategy(devices, cross_device_ops=_cross_device_ops(config)))
@@ -149,6 +142,14 @@ def _set_up_devices(config: DistributionConfig) -> int:
         )
     if config.strategy == "one_device":
         number = 1  # and so the memory of the other GPUs is left to others
+    elif len(visible) < len(tf.config.list_physical_devices(kind)) and not (
+        config.num_devices or config.virtual_devices
+    ):
+        logger.warning(
+            "uses %d of this machine's devices (kind %s): the others are hidden from TensorFlow in this process",
+            len(visible),
+            kind,
+        )
     used = visible[:1] if config.virtual_devices else visible[:number]
     if used != visible:
         _unless_too_late("--num_devices", tf.config.set_visible_devices, used, kind)
@@ -160,6 +161,21 @@ def _set_up_devices(config: DistributionConfig) -> int:
         for device in used:
             _unless_too_late("--memory_growth", tf.config.experimental.set_memory_growth, device, config.memory_growth)
     return number
+
+
+def _logical_devices(config: DistributionConfig, number: int) -> list[str]:
+    """The names of the devices that compute, at most so many."""
+    kind = computing_kind()
+    devices = [device.name for device in tf.config.list_logical_devices(kind)[:number]]
+    if len(devices) == number:
+        return devices
+    if flag := "virtual_devices" if config.virtual_devices else "num_devices" if config.num_devices else "":
+        raise ConfigError(
+            f"--{flag}={getattr(config, flag)}: comes too late, TensorFlow already runs in this process with "
+            f"{len(devices)} (kind {kind}); must be at most {len(devices)}, or be given in a new process"
+        )
+    logger.warning("TensorFlow can use %d of %d devices (kind %s)", len(devices), number, kind)
+    return devices or [tf.config.list_logical_devices("CPU")[0].name]
 
 
 def _unless_too_late(flag: str, change: Callable[..., None], *arguments: Any) -> None:

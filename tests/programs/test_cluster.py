@@ -12,6 +12,8 @@ from clusters import slurm, tf_config
 from conftest import tiny_flags
 from programs_in_forks import Program, run
 
+from petseg.runs.work_directory import WorkDirectory
+from petseg.runtime import rendezvous, sockets
 from petseg.runtime.sockets import free_ports
 
 
@@ -116,3 +118,32 @@ def test_three_workers_lose_their_chief_and_two_go_on_stop_and_end_where_one_pro
     matrices = [np.array(each["confusion_matrix"]) for each in results]
     assert np.abs(matrices[0] - matrices[1]).sum() <= 4  # a pixel between two classes may fall on either side
     assert sorted(path.name for path in workdir.iterdir()) == sorted(path.name for path in alone.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_process_that_dies_before_its_tensorflow_starts_is_named_within_a_bound(data_dir, tmp_path, dead):
+    ports = free_ports(2)
+    addresses = [f"localhost:{port}" for port in ports]
+    flags = [*flags_of(data_dir, tmp_path / "run"), "--cluster_timeout=15"]
+    workers = Workers([tf_config(addresses, 1 - dead)], *flags)
+    named = {f"worker {i}": address for i, address in enumerate(addresses)}
+    rendezvous.meet(named, f"worker {dead}", sockets.listen(ports[dead]), fewest=2, seconds=120)
+    began = time.monotonic()
+    ((code, _, stderr),) = workers.finish()
+    assert time.monotonic() - began < 60  # TensorFlow waits for 20 s
+    assert code == 75
+    assert f"train.py: error: lost worker {dead} ({addresses[dead]}); start all again" in stderr
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_all_with_its_exit_code(data_dir, tmp_path):
+    """Not as if that process was lost: a scheduler would start all again, into the same error."""
+    addresses = [f"localhost:{port}" for port in free_ports(2)]
+    with WorkDirectory(tmp_path / "run").locked():
+        workers = Workers([tf_config(addresses, i) for i in range(2)], *flags_of(data_dir, tmp_path / "run"))
+        (code, _, stderr), (other_code, _, other_stderr) = workers.finish()
+    assert (code, other_code) == (2, 2), other_stderr
+    (message,) = re.findall("^train.py: error: (.*)", stderr, re.MULTILINE)
+    assert f"train.py: error: worker 0 ended: {message}\n" in other_stderr

@@ -3,12 +3,14 @@
 import itertools
 import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import tensorflow as tf
 from clusters import slurm, tf_config
 
 from petseg.errors import ClusterError, ConfigError
-from petseg.runtime import cluster_membership
+from petseg.runtime import cluster_membership, rendezvous, sockets
 from petseg.runtime.sockets import free_ports
 
 BAD_TF_CONFIGS = [
@@ -111,3 +113,37 @@ def test_tensorflows_report_names_a_worker_that_still_accepts_connections():
         assert cluster.lost("tasks are unhealthy: /job:worker/replica:0/task:1") == [
             f"worker 1 ({addresses['worker 1']})"
         ]
+
+
+def of_two(address):
+    return cluster_membership.Cluster(None, {"worker 0": "localhost:1", "worker 1": address}, "worker 0", is_chief=True)
+
+
+def test_a_process_that_was_restarted_and_waits_at_the_rendezvous_is_lost():
+    with sockets.listen(0) as listener, ThreadPoolExecutor(1) as pool:
+        cluster = of_two(f"localhost:{listener.getsockname()[1]}")
+        restarted = pool.submit(rendezvous.meet, cluster.addresses, "worker 1", listener, fewest=2, seconds=1)
+        assert cluster.unreachable() == [f"worker 1 ({cluster.addresses['worker 1']})"]
+        with pytest.raises(ClusterError, match="in vain for worker 0"):
+            restarted.result(10)
+
+
+def test_of_the_tasks_in_a_report_those_that_did_not_come_in_time_are_lost():
+    report = (
+        "Barrier timed out. # of tasks that reached the barrier: 2/3.\nThe first task at the barrier: "
+        "/job:worker/replica:0/task:2. Some timed out task names:\n/job:worker/replica:0/task:1\n"
+    )
+    with socket.create_server(("", 0)) as server:
+        address = f"localhost:{server.getsockname()[1]}"
+        addresses = {f"worker {i}": address for i in range(3)}
+        cluster = cluster_membership.Cluster(None, addresses, "worker 0", is_chief=True)
+        assert cluster.lost(report) == [f"worker 1 ({address})"]
+
+
+@pytest.mark.parametrize("code", [1, 2, 3])
+def test_an_error_that_another_process_reported_is_explained_with_its_exit_code(code):
+    text = (
+        f"Collective ops is aborted by: petseg: worker 1 ended with exit code {code}: runs/a: cannot be written\nmore"
+    )
+    error = of_two("localhost:2").explain(tf.errors.AbortedError(None, None, text))
+    assert (str(error), error.exit_code) == ("worker 1 ended: runs/a: cannot be written", code)

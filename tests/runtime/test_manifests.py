@@ -45,6 +45,25 @@ def test_a_job_starts_again_on_the_nodes_that_are_left(tmp_path):
     assert calls == [srun(3, "n[1-3]", 3), srun(2, "n[1,3]", 2)]
 
 
+@pytest.mark.parametrize("code", [1, 75, 134, 135, 137, 139])
+def test_a_job_that_lost_a_process_starts_again(tmp_path, code):
+    assert run_script(tmp_path, nodes=["2 n[1-2]"] * 2, codes=[code, 0])[0] == 0
+
+
+@pytest.mark.parametrize(("code", "why"), [
+    (2, "starting again would not help"),
+    (3, "starting again would not help"),
+    (4, "starting again would not help"),
+    (127, "starting again would not help"),
+    (130, "stopped on request; submit it again to resume"),
+    (143, "stopped on request; submit it again to resume"),
+])  # fmt: skip
+def test_a_job_that_was_stopped_or_would_fail_again_does_not_start_again(tmp_path, code, why):
+    ended, said, calls = run_script(tmp_path, nodes=["2 n[1-2]"] * 2, codes=[code, 0])
+    assert (ended, len(calls)) == (code, 1)
+    assert said == [f"train.sbatch: exit code {code} on 2 nodes: {why}"]
+
+
 def test_a_job_that_cannot_go_on_ends(tmp_path):
     code, said, calls = run_script(tmp_path, nodes=["2 n[1-2]"] * 2, codes=[137, 2])
     assert (code, len(calls)) == (2, 2)

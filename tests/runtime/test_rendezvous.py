@@ -132,3 +132,16 @@ def test_a_stranger_who_asks_is_not_counted(pool, cluster):
             connection.sendall(words)
     with pytest.raises(ClusterError, match=r"in vain for worker 1 .*, worker 2"):
         call.result(10)
+
+
+def test_who_only_looks_whether_a_rendezvous_is_held_is_not_counted(pool, cluster):
+    known = addresses(cluster)
+    lose(cluster, "worker 2")
+    call = start(pool, cluster, "worker 0", known, fewest=2, seconds=0.5)
+    assert rendezvous.is_held_at(known["worker 0"])
+    assert not rendezvous.is_held_at(known["worker 2"])
+    with at_work(cluster["worker 1"]):
+        assert not rendezvous.is_held_at(known["worker 1"])
+    lose(cluster, "worker 1")
+    with pytest.raises(ClusterError, match=r"in vain for worker 1 .*, worker 2"):
+        call.result(10)

@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import pytest
+import tensorflow as tf
 from conftest import ROOT
 
 from petseg.runtime import startup
@@ -90,3 +91,18 @@ assert len(tf.config.list_logical_devices("CPU")) == 2
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("initialized"), ValueError("virtual devices configured")])
+def test_tensorflow_takes_gpu_memory_as_it_needs_it_unless_it_already_runs(monkeypatch, error):
+    asked = []
+
+    def set_memory_growth(device, on):
+        asked.append((device, on))
+        if error:
+            raise error
+
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0", "GPU:1"])
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", set_memory_growth)
+    startup.load_tensorflow()
+    assert asked == [("GPU:0", True), ("GPU:1", True)]

@@ -1,3 +1,4 @@
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -5,7 +6,8 @@ import tensorflow as tf
 from conftest import own_lines, tiny_flags
 from programs_in_forks import run
 
-from petseg.config import DistributionConfig
+from petseg.config import Config, DistributionConfig, command_line
+from petseg.config.eval_config import EvalConfig
 from petseg.errors import ConfigError
 from petseg.runtime import strategies
 
@@ -83,6 +85,81 @@ def test_all_gpus_of_a_machine_are_summed_by_what_tensorflow_chooses(monkeypatch
     assert placement.description() == "8 GPUs (NVIDIA H100); 8 replicas"
 
 
+class DevicesInUse(FakeDevices):
+    """What stands for TensorFlow after it has computed on its GPUs: its devices cannot be changed any more."""
+
+    def __init__(self, monkeypatch, number):
+        super().__init__(monkeypatch, number)
+        for module, name in [
+            (tf.config, "set_visible_devices"),
+            (tf.config, "set_logical_device_configuration"),
+            (tf.config.experimental, "set_memory_growth"),
+        ]:
+            monkeypatch.setattr(module, name, self._refuse)
+
+    def _refuse(self, *_):
+        raise RuntimeError("cannot be modified after being initialized")
+
+
+@pytest.mark.parametrize(
+    ("config", "used", "flags"),
+    [
+        ({}, 2, ["--memory_growth"] * 2),
+        ({"memory_growth": False}, 2, ["--memory_growth"] * 2),
+        ({"strategy": "one_device"}, 1, ["--num_devices", "--memory_growth"]),
+        ({"strategy": "mirrored", "num_devices": 2}, 2, ["--memory_growth"] * 2),
+        ({"virtual_devices": 1}, 1, ["--num_devices", "--virtual_devices"]),
+    ],
+)
+def test_gpus_that_tensorflow_already_uses_are_used_as_they_are_with_a_warning(
+    monkeypatch, caplog, config, used, flags
+):
+    DevicesInUse(monkeypatch, 2)
+    assert len(strategies.set_up(DistributionConfig(**config)).strategy.names) == used
+    assert [message.split(":")[0] for message in caplog.messages] == flags
+    assert all("already set up in this process" in message for message in caplog.messages)
+
+
+def test_a_gpu_that_was_split_before_petseg_came_is_no_error(monkeypatch, caplog):
+    FakeDevices(monkeypatch, 1)
+
+    def refuse(device, on):
+        raise ValueError("Cannot set memory growth on device when virtual devices configured")
+
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", refuse)
+    assert strategies.set_up(DistributionConfig()).strategy.names == ["/device:GPU:0"]
+    assert "--memory_growth: has no effect" in caplog.text
+
+
+@pytest.mark.parametrize("count", [3, 8])
+def test_more_parts_than_tensorflow_already_has_are_refused_by_name(monkeypatch, count):
+    DevicesInUse(monkeypatch, 2)
+    message = (
+        f"--virtual_devices={count}: comes too late, .* with 2 .*; must be at most 2, or be given in a new process"
+    )
+    with pytest.raises(ConfigError, match=message):
+        strategies.set_up(DistributionConfig(virtual_devices=count))
+
+
+def test_parts_that_tensorflow_already_has_are_not_too_late():
+    tf.constant(0)  # TensorFlow runs, with the four parts of all tests
+    placement = strategies.set_up(DistributionConfig(strategy="mirrored", virtual_devices=2))
+    assert placement.strategy.num_replicas_in_sync == 2
+    with pytest.raises(ConfigError, match="--virtual_devices=5: comes too late"):
+        strategies.set_up(DistributionConfig(virtual_devices=5))
+
+
+def test_gpus_that_are_hidden_from_tensorflow_are_not_used(monkeypatch, caplog):
+    devices = FakeDevices(monkeypatch, 4)
+    tf.config.set_visible_devices(devices.physical[1:2], "GPU")
+    assert strategies.set_up(DistributionConfig()).strategy.names == ["/device:GPU:0"]
+    assert "uses 1 of this machine's devices" in caplog.text
+    with pytest.raises(ConfigError, match="--num_devices=2: there are 1"):
+        strategies.set_up(DistributionConfig(strategy="mirrored", num_devices=2))
+    tf.config.set_visible_devices([], "GPU")
+    assert strategies.computing_kind() == "CPU"
+
+
 @pytest.mark.parametrize("number", [1, 2, 8])
 def test_parts_of_one_gpu_are_never_summed_by_nccl(monkeypatch, number):
     """TensorFlow itself looks only whether there are more parts than the machine has GPUs."""
@@ -120,6 +197,16 @@ def test_how_a_cluster_sums(monkeypatch, flags, implementation):
         tf.distribute.experimental.CommunicationImplementation, implementation)]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["central_storage", "parameter_server", "tpu"])
+@pytest.mark.parametrize("config_class", [Config, EvalConfig])
+def test_a_strategy_that_is_not_supported_is_not_in_the_help_and_refused_with_those_that_are(config_class, name):
+    assert not re.search(rf"\b{name}\b", command_line.help_text("train.py", "", config_class))
+    with pytest.raises(ConfigError) as caught:
+        command_line.parse(["train.py", "--workdir=runs/a", f"--strategy={name}"], config_class)
+    assert str(caught.value).startswith(f"--strategy={name}: ")
+    assert str(caught.value).endswith("(one of auto, one_device, mirrored, multi_worker_mirrored)")
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -141,7 +228,6 @@ def test_what_this_machine_cannot_run_is_refused(config, message):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--strategy=tpu"], "--strategy=tpu: TensorFlow finds no TPU here, and petseg has never run on one"),
         (["--virtual_devices=3"], "--batch_size=8: must be a multiple of the 3 replicas"),
         (["--virtual_devices=2", "--micro_batches=3"], "--micro_batches=3: must divide the 4 examples"),
         (["--virtual_devices=2", "--jit_compile"], "--jit_compile: with 2 replicas --nosync_batch_norm must be given"),
