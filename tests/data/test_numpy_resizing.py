@@ -1,4 +1,4 @@
-"""Resizing by NumPy is that by TensorFlow, but for the rounding of sums."""
+"""Resizing without TensorFlow gives TensorFlow's results, except for the rounding of sums."""
 
 import tracemalloc
 
@@ -37,7 +37,7 @@ def test_what_is_said_comes_back_to_the_pictures_size(method, monkeypatch):
         assert max(part.size for part in parts) <= max(5000, 5 * width)
 
 
-def test_of_a_large_picture_only_a_few_rows_are_floats():
+def test_a_large_image_is_not_converted_to_floats_as_a_whole():
     image = np.zeros((2000, 3000, 3), np.uint8)
     tracemalloc.start()
     NumpyResizing((128, 128)).image(image)
