@@ -27,7 +27,7 @@ from petseg.benchmark import decoding_speed, scaling, scaling_tables, time_to
 from petseg.benchmark.decoding_speed import DecodingConfig
 from petseg.benchmark.scaling import ScalingConfig
 from petseg.benchmark.spread import spread
-from petseg.benchmark.time_to import TimeToConfig
+from petseg.benchmark.time_to_config import TimeToConfig
 from petseg.config import Config, command_line
 from petseg.config.model_config import DECODERS, ENCODERS
 from petseg.config.options import Group, option

@@ -4,7 +4,6 @@ Each trains in a process of its own, one after the other, and is scored every so
 counted. A target is reached where it holds at two scores in a row.
 """
 
-import dataclasses
 import logging
 import multiprocessing
 import time
@@ -12,64 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from petseg.config import Config, command_line, presets
-from petseg.config.options import Group, option
-from petseg.errors import ConfigError, PetsegError
+from petseg.benchmark.time_to_config import FIT, TimeToConfig
+from petseg.config import Config
+from petseg.errors import PetsegError
 
-FIT, TUTORIAL = "model.fit", "tutorial"
 SHOWN_BELOW = 0.1  # how far a curve is drawn below the target, or below the lowest of the contestants' best scores
 logger = logging.getLogger("petseg.benchmark")
-
-
-@dataclasses.dataclass(frozen=True)
-class TimeToConfig(Group):
-    """What --measure=time_to measures."""
-
-    target: float = option(0.0, "mean IoU to reach, with --measure=time_to", minimum=0, maximum=1)
-    contestants: str = option(
-        f"{FIT},fast",
-        f"who trains: `{FIT}`, which is Keras's loop with the tutorial's recipe; names of presets; files of flags; "
-        "separated by commas",
-        required=True,
-    )
-    score_every: int = option(0, "interval of scores; 0: once an epoch", unit="images", minimum=0)
-    fit_steps: int = option(
-        0,
-        f"steps of {FIT} from whose speed the time of all its epochs is computed, at whose end the target is taken to "
-        "be reached; 0: train until it is",
-        unit="steps",
-        minimum=0,
-    )
-    curve: str = option("", "file for a picture of the scores over time, as PNG; empty: none")
-
-    def configs(self, flags: Sequence[str]) -> dict[str, Config]:
-        """What each contestant trains, by its name.
-
-        Args:
-          flags: flags that all are given, such as where the data are; they win over those of presets.
-
-        Raises:
-          ConfigError: if there is no such preset, or a contestant is named twice.
-        """
-        names = [name.strip() for name in self.contestants.split(",")]
-        if len(set(names)) < len(names):
-            raise ConfigError(f"--contestants={self.contestants}: each must be named once")
-        return {name: self._config(name, flags) for name in names}
-
-    def _config(self, name: str, flags: Sequence[str]) -> Config:
-        file = presets.FOLDER / f"{TUTORIAL if name == FIT else name}.cfg"
-        file = file if file.is_file() else Path(name)
-        if not file.is_file():
-            known = ", ".join(presets.names())
-            raise ConfigError(f"--contestants={name}: must be {FIT}, a file of flags, or one of the presets {known}")
-        return command_line.parse(["train.py", f"--flagfile={file}", *flags], Config)
-
-    def check(self) -> None:
-        """Raises ConfigError if there is nothing to reach."""
-        if not self.target:
-            raise ConfigError("--target=0: must be above 0 with --measure=time_to")
-        if self.curve and not Path(self.curve).absolute().parent.is_dir():
-            raise ConfigError(f"--curve={self.curve}: its folder does not exist")
 
 
 def race(config: TimeToConfig, flags: Sequence[str], scratch: Path) -> list[dict[str, Any]]:

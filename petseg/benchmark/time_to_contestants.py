@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from petseg.benchmark import arithmetic
 from petseg.benchmark.contestants import tutorials_batches
-from petseg.benchmark.time_to import TimeToConfig
+from petseg.benchmark.time_to_config import TimeToConfig
 from petseg.config import Config
 from petseg.data import catalog, decoding, example_order
 from petseg.errors import PetsegError, one_line
