@@ -85,7 +85,7 @@ def _shrunk(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     As floats, one channel at a time: Pillow rounds uint8 images twice, which changes every sixth value by one level.
     """
     channels = (Image.fromarray(image[..., i]).convert("F") for i in range(image.shape[2]))
-    resized = [channel.resize(size[::-1], Image.Resampling.BILINEAR) for channel in channels]
+    resized = [np.asarray(channel.resize(size[::-1], Image.Resampling.BILINEAR)) for channel in channels]
     return np.stack(resized, axis=-1).round().clip(0, 255).astype(np.uint8)
 
 
@@ -102,4 +102,4 @@ def _grown(planes: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
             parts = [image.transform(shape, Image.Transform.EXTENT, box, Image.Resampling.BILINEAR) for image in images]
         else:
             parts = [image.resize(shape, Image.Resampling.BILINEAR, box) for image in images]
-        yield np.stack(parts)
+        yield np.stack([np.asarray(part) for part in parts])
