@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from petseg.config.eval_config import ScoreConfig
+from petseg.config.eval_config import PACKAGED, ScoreConfig
 from petseg.errors import WorkDirectoryError
 from petseg.runs import packed_run
 from petseg.runs.packed_run import PackedRun
@@ -17,7 +17,9 @@ def open_run(score: ScoreConfig) -> TrainedRun | PackedRun:
     Raises:
       PetsegError: if there is none.
     """
-    source = score.packed or score.workdir
+    if score.pretrained:
+        return PackedRun.open(packed_run.packaged(PACKAGED), score)
+    source = score.workdir
     if file := packed_run.find(source):
         return PackedRun.open(file, score)
     if not Path(source).exists() and not os.path.dirname(source):

@@ -5,7 +5,9 @@ The file is a safetensors file, which other programs read too, and which holds n
 
 import dataclasses
 import json
+import logging
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +22,15 @@ from petseg.config.eval_config import PACKED_SUFFIX, ScoreConfig
 from petseg.errors import CheckpointError, ConfigError, ExportError, one_line
 from petseg.files import write_bytes
 from petseg.runs import trained_run
+from petseg.runs.work_directory import WorkDirectory
 
 if TYPE_CHECKING:
     import keras
 
+logger = logging.getLogger(__name__)
 SUFFIX = PACKED_SUFFIX
 FOLDER = Path(__file__).parent.parent / "pretrained"
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # raised by JSON of another structure
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob(f"*{SUFFIX}")))
 
 
@@ -54,19 +59,26 @@ class PackedRun:
           score: precision, data folder and cache that are asked for instead of the run's; None: nothing.
 
         Raises:
-          CheckpointError: if there is no such file, or petseg has not written it.
+          CheckpointError: if there is no such file, petseg has not written it, or its network would be code.
         """
         try:
             with safetensors.safe_open(path, framework="numpy") as file:
-                record = json.loads((file.metadata() or {})["petseg"])
+                # Infinity and NaN, which are no JSON, become null, so that a model card can repeat what is here.
+                record = json.loads((file.metadata() or {})["petseg"], parse_constant=lambda _: None)
             if record["format"] != CONFIG_FORMAT:
                 raise CheckpointError(f"{path}: has format {record['format']}; this petseg reads {CONFIG_FORMAT}")
             classes = Classes.from_dict(record["classes"], stored=True)
-            config = config_lib.from_dict(record["config"])
-            config = config if score is None else trained_run.with_what_is_asked(config, score)
-            return cls(path, config, classes, record["card"])
-        except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError, ConfigError) as error:
+            config = _without_paths(config_lib.from_dict(record["config"]))  # anybody may have written the file
+            _check_card(record["card"])
+        except (OSError, safetensors.SafetensorError, *MALFORMED, ConfigError) as error:
             raise CheckpointError(f"{path}: not a file of packed weights: {one_line(error)}") from error
+        if config.model.network:
+            raise CheckpointError(
+                f"{path}: its metadata names the network {config.model.network}, which is Python code; must be a file "
+                "of a network that petseg builds itself, as --export=weights writes it"
+            )
+        config = config if score is None else trained_run.with_what_is_asked(config, score)
+        return cls(path, config, classes, record["card"])
 
     @property
     def weights(self) -> str:
@@ -93,14 +105,14 @@ class PackedRun:
             tensors = safetensors.numpy.load_file(path)
             for name, variable in _by_name(model).items():
                 variable.assign(tensors[name].astype(np.float32))
-        except (OSError, safetensors.SafetensorError, ValueError, KeyError) as error:
+        except (OSError, safetensors.SafetensorError, *MALFORMED) as error:
             raise CheckpointError(f"{path}: its weights do not fit its network: {one_line(error)}") from error
         return self.card["step"]
 
     def model_card(self, checkpoint: str, split: str, step: int) -> dict[str, Any]:
         """What a model card says of the run."""
         classes, config = self.classes.to_dict()["classes"], config_lib.to_dict(self.config)
-        return {"classes": classes, "checkpoint": checkpoint, **self.card, "run": {"config": config}}
+        return {**self.card, "classes": classes, "checkpoint": checkpoint, "run": {"config": config}}
 
 
 def pack(path: Path, model: "keras.Model", config: Config, classes: Classes, card: dict[str, Any]) -> PackedRun:
@@ -132,11 +144,41 @@ def pack(path: Path, model: "keras.Model", config: Config, classes: Classes, car
     return PackedRun.open(path)
 
 
+def packaged(name: str) -> Path:
+    """The file of a packaged model, one of NAMES."""
+    return FOLDER / f"{name}{SUFFIX}"
+
+
 def find(source: str) -> Path | None:
-    """The file that a name of a packaged model, or a path, stands for; None if it is something else."""
-    if source in NAMES:
-        return FOLDER / f"{source}{SUFFIX}"
-    return Path(source) if source.endswith(SUFFIX) and not Path(source).is_dir() else None
+    """The file of packed weights that a user's text names; None if the text is the path of something else.
+
+    A run in a work directory comes before a packaged model of the same name.
+
+    Args:
+      source: a path, or the name of a packaged model.
+
+    Raises:
+      ConfigError: if the text is the name of a packaged model, and also of a file or folder that is no run.
+    """
+    path = Path(source)
+    if source not in NAMES:
+        return path if source.endswith(SUFFIX) and not path.is_dir() else None
+    if WorkDirectory(path).config_file.is_file():
+        logger.warning("%s: the run in this folder is used; %s is the packaged model", source, packaged(source))
+        return None
+    if os.path.lexists(path):
+        raise ConfigError(
+            f"{source}: is a path here, but no run, and also the name of a packaged model; must be "
+            f"{os.path.join(os.curdir, source)} for the path, or {packaged(source)} for the packaged model"
+        )
+    return packaged(source)
+
+
+def _check_card(card: Any) -> None:
+    """Raises ConfigError if the card of a packed file is not an object with a step and the kind of weights."""
+    is_known = isinstance(card, dict) and type(card.get("step")) is int and isinstance(card.get("weights"), str)
+    if not is_known or card["step"] < 0:
+        raise ConfigError(f'card: got {str(card)[:100]}; must be an object with a "step" of at least 0 and "weights"')
 
 
 def _in_half_precision(values: np.ndarray) -> np.ndarray:

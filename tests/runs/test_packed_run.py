@@ -1,15 +1,20 @@
 """A run in one file: what it holds, and that it is read back as it was."""
 
 import dataclasses
+import json
+import sys
 
 import numpy as np
 import pytest
 import safetensors.numpy
 from conftest import changed, random_examples
 
+import petseg
 from petseg.classes import PETS
-from petseg.config import ModelConfig
-from petseg.errors import CheckpointError, ConfigError, ExportError
+from petseg.config import Config, ModelConfig
+from petseg.config.eval_config import EvalConfig, ScoreConfig
+from petseg.deployment import commands, prediction_command
+from petseg.errors import CheckpointError, ConfigError, DataError, ExportError
 from petseg.runs import building, packed_run, starting_point
 from petseg.runs.packed_run import PackedRun
 from petseg.runs.starting_point import StartingPoint
@@ -108,3 +113,79 @@ def test_a_start_from_another_encoder_or_a_damaged_file_is_refused_early(packed,
     config = changed(tiny_config, "model", init_from="nothing of the kind")
     with pytest.raises(ConfigError, match="nor a file of packed weights, nor a packaged model"):
         starting_point.find(config, WorkDirectory(config.runtime.workdir))
+
+
+def rewrite(path, change):
+    """Passes the metadata of a packed file through a function that changes it in place, as a stranger could."""
+    with safetensors.safe_open(path, framework="numpy") as file:
+        record = json.loads(file.metadata()["petseg"])
+    tensors = safetensors.numpy.load_file(path)
+    change(record)
+    safetensors.numpy.save_file(tensors, path, metadata={"petseg": json.dumps(record)})
+
+
+@pytest.fixture
+def with_code(packed, tmp_path, monkeypatch):
+    """A packed file whose metadata names a package in the current folder, and a file that is there if that was run."""
+    was_run = tmp_path / "was_run"
+    (tmp_path / "evil_package").mkdir()
+    (tmp_path / "evil_package" / "__init__.py").write_text(f"open({str(was_run)!r}, 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    model = {"network": "evil_package.part:build", "encoder_weights": "none"}
+    rewrite(packed.path, lambda record: record["config"].update(model=model))
+    yield packed.path, was_run
+    sys.modules.pop("evil_package", None)
+
+
+@pytest.mark.parametrize("allow_code", [False, True])
+@pytest.mark.parametrize("way", ["load", "score", "predict", "export", "init_from"])
+def test_a_file_that_names_a_network_is_refused_on_every_way_in(with_code, tiny_config, tmp_path, way, allow_code):
+    path, was_run = with_code
+    options = {"workdir": str(path), "allow_code": allow_code}
+    out = {"output_dir": str(tmp_path / "out")}
+    config = changed(tiny_config, "model", init_from=str(path))
+    ways = {
+        "load": lambda: petseg.load(path, allow_code=allow_code),
+        "score": lambda: commands.evaluate(EvalConfig(ScoreConfig(**options))),
+        "predict": lambda: prediction_command.predict(EvalConfig(ScoreConfig(**options, **out, predict=str(tmp_path)))),
+        "export": lambda: commands.export(EvalConfig(ScoreConfig(**options, **out, export="saved_model"))),
+        "init_from": lambda: starting_point.find(config, WorkDirectory(config.runtime.workdir)),
+    }
+    with pytest.raises(CheckpointError, match=r"run\.safetensors: .*network evil_package\.part:build") as caught:
+        ways[way]()
+    assert "\n" not in str(caught.value)
+    assert not was_run.exists()
+
+
+def test_paths_that_a_file_names_are_not_used(packed, tmp_path):
+    elsewhere = str(tmp_path / "elsewhere")
+    paths = {"data_dir": elsewhere, "cache_dir": elsewhere, "classes": elsewhere}
+    rewrite(packed.path, lambda record: record["config"]["data"].update(paths))
+    for score in (None, ScoreConfig(workdir=str(packed.path))):
+        assert elsewhere not in str(PackedRun.open(packed.path, score).config)
+
+
+@pytest.mark.parametrize(
+    "card",
+    [[], ["step", "weights"], "text", None, {}, {"step": 12}, {"step": "12", "weights": "trained"},
+     {"step": -1, "weights": "trained"}, {"step": True, "weights": "trained"}, {"step": 12, "weights": ["trained"]}],
+)  # fmt: skip
+def test_a_card_that_says_too_little_is_refused(packed, card):
+    rewrite(packed.path, lambda record: record.update(card=card))
+    with pytest.raises(CheckpointError, match=r"not a file of packed weights: .*card"):
+        PackedRun.open(packed.path)
+
+
+@pytest.mark.parametrize("metadata", ["[]", "3", '"text"', "null", "[" * 100_000, "{}"])
+def test_metadata_of_another_kind_are_refused(tmp_path, metadata):
+    path = tmp_path / "other.safetensors"
+    safetensors.numpy.save_file({"x": np.zeros(2)}, path, metadata={"petseg": metadata})
+    with pytest.raises(CheckpointError, match=r"other\.safetensors: not a file of packed weights") as caught:
+        PackedRun.open(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_in_a_card_that_json_lacks_are_null(packed):
+    rewrite(packed.path, lambda record: record["card"].update(scores={"iou": [0.5, float("nan")]}))
+    assert PackedRun.open(packed.path).card["scores"] == {"iou": [0.5, None]}
