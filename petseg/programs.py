@@ -16,6 +16,7 @@ def evaluate() -> None:
 
 
 def _train(config: Config) -> None:
+    config.data.check_data_dir()  # at once: otherwise found only when the data set is opened
     startup.load_tensorflow(show_greetings=config.runtime.debug)  # after the flags are checked
     from petseg.runs import experiment
 

@@ -165,19 +165,25 @@ class DataConfig(Group):
         return presets.file_at(self.classes)
 
     def _check_folder(self) -> None:
-        """Raises ConfigError if the flags do not say where pictures and masks are."""
+        """Raises ConfigError if the flags that say where in a folder pictures and masks are contradict each other."""
         if self.dataset != FOLDER:
             for name in ("image_files", "mask_files"):
                 if value := getattr(self, name):
                     raise ConfigError(f"--{name}={value}: must be empty without --dataset={FOLDER}")
-        elif not self.data_dir:
-            raise ConfigError(f"--dataset={FOLDER}: --data_dir must be the folder of the pictures")
         elif bool(self.image_files) != bool(self.mask_files):
             raise ConfigError(
                 f"--image_files={self.image_files} and --mask_files={self.mask_files}: both must be given, or neither"
             )
         elif self.mask_files and "{name}" not in self.mask_files:
             raise ConfigError(f"--mask_files={self.mask_files}: must contain {{name}}")
+
+    def check_data_dir(self) -> None:
+        """Raises ConfigError if the data set is a folder and none is given.
+
+        Not part of the other checks, because packed weights of such a run have a config without paths.
+        """
+        if self.dataset == FOLDER and not self.data_dir:
+            raise ConfigError(f"--dataset={FOLDER}: --data_dir must be the folder of the pictures")
 
     def service_addresses(self) -> tuple[str, ...]:
         """The addresses in --data_service, each HOST:PORT."""

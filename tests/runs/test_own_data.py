@@ -10,11 +10,12 @@ import pytest
 from conftest import changed, tiny_flags
 from PIL import Image
 
+import petseg
 from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data.drawings import drawn_folders
 from petseg.data.drawings.drawn_folders import WriteConfig
-from petseg.deployment import prediction_command
+from petseg.deployment import commands, prediction_command
 from petseg.errors import ConfigError, WorkDirectoryError
 from petseg.runs import experiment, scoring
 from petseg.runs.work_directory import WorkDirectory
@@ -113,3 +114,30 @@ def test_with_two_classes_there_is_a_foreground(animals, tmp_path, trained):
     results = experiment.train(config_of(animals, tmp_path / "run", *flags))
     assert list(results["iou"]) == ["background", "animal"]
     assert results["foreground_iou"] == results["iou"]["animal"]
+
+
+def test_packed_weights_need_no_folder(trained, animals, tmp_path):
+    config, results = trained
+    out = tmp_path / "out"
+    run = ScoreConfig(workdir=config.runtime.workdir, export="weights", output_dir=str(out))
+    (agreement,) = commands.export(EvalConfig(run))
+    assert agreement.mask_agreement >= 0.999
+    file = shutil.move(out / "weights.safetensors", tmp_path / "animals.safetensors")
+    photograph = next((animals / "images" / "test").glob("*.jpg"))
+    first, packed = (petseg.load(source)(photograph) for source in (config.runtime.workdir, file))
+    assert packed.classes.names == ("background", "cat", "dog")
+    np.testing.assert_allclose(packed.probabilities, first.probabilities, atol=0.02)
+    predict = ScoreConfig(workdir=str(file), predict=str(photograph), output_dir=str(tmp_path / "masks"))
+    (mask,) = prediction_command.predict(EvalConfig(predict))
+    assert Image.open(mask).size == Image.open(photograph).size
+
+    commands.export(EvalConfig(ScoreConfig(workdir=str(file), export="saved_model,weights", output_dir=str(out))))
+    card = json.loads((out / "model_card.json").read_text())
+    assert "drawings" in card["compared_on"]
+    with pytest.raises(ConfigError, match="--dataset=folder: --data_dir must be the folder of the pictures"):
+        petseg.load(out / "weights.safetensors").evaluate("test")
+    scores = petseg.load(out / "weights.safetensors").evaluate("test", data_dir=str(animals))
+    assert scores["examples"] == results["examples"]
+
+    begun = config_of(animals, tmp_path / "begun", f"--init_from={file}", "--resize=letterbox")
+    assert experiment.train(begun)["step"] == 2

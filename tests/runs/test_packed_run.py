@@ -11,10 +11,10 @@ from conftest import changed, random_examples
 
 import petseg
 from petseg.classes import PETS
-from petseg.config import Config, ModelConfig
+from petseg.config import Config, ModelConfig, presets
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.deployment import commands, prediction_command
-from petseg.errors import CheckpointError, ConfigError, DataError, ExportError
+from petseg.errors import CheckpointError, ConfigError, ExportError
 from petseg.runs import building, packed_run, starting_point
 from petseg.runs.packed_run import PackedRun
 from petseg.runs.starting_point import StartingPoint
@@ -113,6 +113,27 @@ def test_a_start_from_another_encoder_or_a_damaged_file_is_refused_early(packed,
     config = changed(tiny_config, "model", init_from="nothing of the kind")
     with pytest.raises(ConfigError, match="nor a file of packed weights, nor a packaged model"):
         starting_point.find(config, WorkDirectory(config.runtime.workdir))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(Config.preset(name, data_dir="here") for name in presets.names()),
+        Config.of(dataset="folder", data_dir="here", encoder_weights="none"),
+        Config.of(dataset="folder", data_dir="here", image_files="a/*", mask_files="b/{name}.png", resize="crop"),
+        Config.of(dataset="folder", data_dir="here", cache="none", on_bad_example="skip"),
+        Config.of(data_dir="here", cache="disk", cache_dir="there", data_service="grpc://localhost:5050"),
+        Config.of(strategy="multi_worker_mirrored", workdir="shared"),
+    ],
+)
+def test_the_config_of_every_kind_of_run_can_be_packed_and_read_back(model, config, tmp_path):
+    packed = packed_run.pack(tmp_path / "run.safetensors", model, config, PETS, CARD)
+    for score in (None, ScoreConfig(workdir=str(packed.path)), ScoreConfig(workdir=str(packed.path), cache="memory")):
+        again = PackedRun.open(packed.path, score).config
+        assert again.data.data_dir == ""
+        paths = {"data_dir": "", "classes": "", "cache_dir": "", "data_service": "", "cache": "", "on_bad_example": ""}
+        assert vars(again.data) | paths == vars(config.data) | paths
+        assert vars(again.model) | {"encoder_weights": ""} == vars(config.model) | {"encoder_weights": ""}
 
 
 def rewrite(path, change):

@@ -135,6 +135,7 @@ def find(config: DataConfig) -> Layout:
       ConfigError: if there is no such folder, or a pattern cannot be used.
       DataError: if there is no picture.
     """
+    config.check_data_dir()
     root = Path(config.data_dir).expanduser()
     if not root.is_dir():
         raise ConfigError(f"--data_dir={config.data_dir}: must be a folder, with pictures and masks below it")
