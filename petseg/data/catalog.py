@@ -317,14 +317,9 @@ def prepare(dataset: str, data_dir: str) -> Any:
       ConfigError: if the name is not a plain one.
       DataError: if the data set is unknown, or can neither be found nor be downloaded.
     """
-    check_dataset_name(dataset)
-    builder = _builder(dataset, data_dir)
-    if builder.data_path.exists():
+    builder, is_there = _on_disk(dataset, data_dir)
+    if is_there:
         return builder
-    if builder.data_path.parent.exists() and ":" not in dataset:
-        older = _builder(f"{dataset}:*.*.*", data_dir)  # perhaps another version than TFDS's newest lies on disk
-        if older.data_path.exists():
-            return older
     try:
         with _one_process_at_a_time(builder):
             builder = _builder(dataset, data_dir)
@@ -339,6 +334,29 @@ def prepare(dataset: str, data_dir: str) -> Any:
             "no download, with --dataset=synthetic_pets."
         ) from error
     return builder
+
+
+def is_on_disk(config: DataConfig) -> bool:
+    """Whether the files of a data set are there, so that opening it downloads and draws nothing."""
+    if config.dataset == FOLDER:
+        return bool(config.data_dir) and Path(config.data_dir).expanduser().is_dir()
+    try:
+        return _on_disk(config.dataset, config.data_dir)[1]
+    except DataError:  # there is no such data set
+        return False
+
+
+def _on_disk(dataset: str, data_dir: str) -> tuple[Any, bool]:
+    """A builder, and whether its files are there; of a version that is, if any is and none is asked for."""
+    check_dataset_name(dataset)
+    builder = _builder(dataset, data_dir)
+    if builder.data_path.exists():
+        return builder, True
+    if builder.data_path.parent.exists() and ":" not in dataset:
+        older = _builder(f"{dataset}:*.*.*", data_dir)  # perhaps another version than TFDS's newest lies on disk
+        if older.data_path.exists():
+            return older, True
+    return builder, False
 
 
 def _builder(dataset: str, data_dir: str) -> Any:

@@ -1,21 +1,26 @@
 """What eval.py does with --export, and with packed weights: from a trained run to models for elsewhere, and scores."""
 
+import logging
 from typing import Any
 
 import numpy as np
 
-from petseg.config.eval_config import EvalConfig
-from petseg.data import decoding
+from petseg.config.eval_config import EvalConfig, ScoreConfig
+from petseg.data import catalog, decoding
+from petseg.data.drawings import animal_drawing
+from petseg.data.resizing import Resizing
 from petseg.deployment import export as export_lib
 from petseg.deployment.segmenter import Segmenter
+from petseg.errors import PetsegError
 from petseg.evaluation import score_tables
-from petseg.runs import scoring
+from petseg.runs import building, scoring
 from petseg.runs.opening import open_run
 from petseg.runs.packed_run import PackedRun
 from petseg.runs.trained_run import TrainedRun
 from petseg.runtime import process
 from petseg.runtime.signals import StopSignals
 
+logger = logging.getLogger(__name__)
 COMPARED_IMAGES, CALIBRATION_IMAGES = 64, 100
 
 
@@ -41,6 +46,9 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 def export(config: EvalConfig) -> list[export_lib.Agreement]:
     """Writes the model in other formats and compares each with the original on images of the evaluation split.
 
+    Where that data set is not on disk, it is not downloaded for this: drawings take its place. Calibration images,
+    which only `tflite_int8` needs, are loaded as for training.
+
     Returns:
       how close each is.
 
@@ -52,26 +60,53 @@ def export(config: EvalConfig) -> list[export_lib.Agreement]:
     path = run.checkpoint(score.checkpoint)
     formats = score.export_formats()
     export_lib.check_formats(formats)
+    export_lib.check_replaceable(formats, score.output_dir)
     split = score.split or run.config.data.eval_split
     with StopSignals():
         process.set_up_runtime(run.config, config.distribution, one_device=True)
         model = run.build_model()
         step = run.restore(path, model)
+        calibration = _calibration_images(run) if export_lib.needs_calibration(formats) else None
+        examples, what_they_are = _images_to_compare_on(run, score)
         agreements = export_lib.export(
             model,
             formats,
             score.output_dir,
-            _images_to_compare_on(run, split),
-            calibration=_calibration_images(run) if export_lib.needs_calibration(formats) else None,
+            examples,
+            calibration=calibration,
             resize=run.config.data.resize,
             card=run.model_card(path, split, step),
+            compared_on=what_they_are,
+            rebuild=building.rebuild_for_export(run.config, run.classes),
         )
     print(export_lib.table(agreements))
     return agreements
 
 
-def _images_to_compare_on(run: TrainedRun | PackedRun, split: str) -> np.ndarray:
-    return decoding.load_first(run.config.data, split, run.classes, count=COMPARED_IMAGES).images
+def _images_to_compare_on(run: TrainedRun | PackedRun, score: ScoreConfig) -> tuple[np.ndarray, str]:
+    """Images uint8 [N, H, W, 3] of the evaluation split, or drawings where there are none on disk; and what they are.
+
+    Raises:
+      DataError: if the data set is on disk and has no split that --split names.
+    """
+    data = run.config.data
+    reason = f"{data.dataset} is not on disk"
+    if catalog.is_on_disk(data):
+        try:
+            split = score.split or data.eval_split
+            return decoding.load_first(data, split, run.classes, count=COMPARED_IMAGES).images, "images"
+        except PetsegError as error:
+            if score.split:
+                raise
+            reason = str(error)
+    logger.warning("exports are compared on drawings instead of images of the data set: %s", reason)
+    return _drawings(data.size, COMPARED_IMAGES), "drawings"
+
+
+def _drawings(size: tuple[int, int], count: int) -> np.ndarray:
+    """Drawn cats and dogs, uint8 [count, H, W, 3]."""
+    resizing = Resizing(size)
+    return np.stack([resizing.image(animal_drawing.draw(np.random.default_rng(i)).image) for i in range(count)])
 
 
 def _calibration_images(run: TrainedRun | PackedRun) -> np.ndarray:

@@ -4,7 +4,9 @@ To load `model.keras` or `model.h5`, Keras has to know the layers that are defin
 """
 
 import dataclasses
+import hashlib
 import importlib.util
+import json
 import logging
 import math
 import os
@@ -32,6 +34,7 @@ from petseg.runs.packed_run import PackedRun
 
 logger = logging.getLogger(__name__)
 SIGNATURE, CARD = "serving_default", "model_card.json"
+WRITTEN = "written"  # in the card: digests of the files that petseg wrote, which it may replace
 MASK_AGREEMENT, MASK_AGREEMENT_INT8 = 0.999, 0.97
 ONNX_OPSET, BATCH_SIZE = 18, 16
 
@@ -97,65 +100,130 @@ def export(
     calibration: np.ndarray | None,
     card: Mapping[str, Any],
     resize: str = "stretch",
+    compared_on: str = "images",
+    rebuild: Callable[[], keras.Model] | None = None,
 ) -> list[Agreement]:
     """Writes a model in some formats, reads each back with its own runtime, and compares it with the model.
 
     All have the input and output of `Serving`, and compute in float32, but for what `tflite_int8` quantises; a model of
     mixed precision is compared as it would compute in float32. Beside them lies a `model_card.json`.
 
+    Only files that petseg wrote, and that are unchanged since, are replaced, and only by an export that agrees with the
+    model.
+
     Args:
       model: float32 images [B, H, W, 3] in [0, 255] -> float32 logits [B, H, W, C].
       formats: some of EXPORT_FORMATS.
-      output_dir: folder to write to; exports of the same formats that lie there are replaced.
+      output_dir: folder to write to.
       examples: images to compare on, uint8 [N, H, W, 3].
       calibration: images from which `tflite_int8` learns the ranges of activations, uint8 [M, H, W, 3]; None if no
         format needs them.
       card: what the model card is to say besides: classes, scores, versions.
       resize: how pictures come to the model's size, which the card says, for that is not in the exports.
+      compared_on: what `examples` are, for the card.
+      rebuild: builds the network once more, in float32, without synchronised batch norms, and with any weights; None:
+        Keras copies the model, which needs a `get_config` of each layer.
 
     Raises:
       ConfigError: if a format is unknown, or needs a package that is not installed; then nothing is written.
       WorkDirectoryError: if the output cannot be written.
-      ExportError: after all formats were tried, if one could not be made, which leaves no file of it, or does not agree
-        with the model, whose file stays.
+      ExportError: before anything is written, if a file is in the way that petseg did not write; after all formats were
+        tried, if one could not be made or does not agree with the model. The file of the latter is written only where
+        there was none.
     """
     check_formats(formats)
-    layer = Serving(_float32_twin(model), trainable=False, name="petseg")
+    check_replaceable(formats, output_dir)
+    layer = Serving(_float32_twin(model, rebuild), trainable=False, name="petseg")
     original = model if model.dtype_policy.name == "float32" else layer.model
     expected = _run(lambda images: _predictions(original, images), examples, BATCH_SIZE)
-    agreements, failures = [], {}
+    agreements, failures, placed = [], {}, []
     with naming_what_cannot_be_written(output_dir, flag=f"--output_dir={output_dir}"):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
+        written = _written(Path(output_dir))
         with tempfile.TemporaryDirectory(prefix=".export-", dir=output_dir) as scratch:
             for name in dict.fromkeys(formats):
                 path = Path(output_dir, _FORMATS[name].file)
+                made = Path(scratch, path.name)
                 try:
-                    _write(layer, name, path, Path(scratch), _Given(calibration, card))
-                    agreements.append(_compare(name, path, expected, examples))
+                    _FORMATS[name].write(layer, made, _Given(calibration, card))
+                    agreement = dataclasses.replace(_compare(name, made, expected, examples), path=str(path))
+                    agreements.append(agreement)
+                    if not _agrees(agreement):
+                        failures[name] = _disagreement(agreement)
+                    if name not in failures or not os.path.lexists(path):
+                        digest = _digest(made)
+                        _put(made, path, written)
+                        written[path.name] = digest
+                        placed.append(agreement)
                 except Exception as error:  # converters and runtimes raise classes of their own, and bare ones
                     failures[name] = f"{path}: {one_line(error)}"
-        failures.update({a.format: _disagreement(a) for a in agreements if not _agrees(a)})
         calibrated_on = 0 if calibration is None else len(calibration)
-        facts = _facts(layer, agreements, resize, compared_on=len(examples), calibrated_on=calibrated_on)
-        write_json(Path(output_dir) / CARD, {**card, **facts, "failures": failures})
+        facts = _facts(layer, placed, resize, f"{len(examples)} {compared_on}", calibrated_on=calibrated_on)
+        write_json(Path(output_dir) / CARD, {**card, **facts, "failures": failures, WRITTEN: written})
     if failures:
         logger.warning("exports in %s:\n%s", output_dir, table(agreements))
         raise ExportError("; ".join(f"--export={name}: {reason}" for name, reason in failures.items()))
     return agreements
 
 
-def write_onnx(model: keras.Model, path: Path) -> None:
-    """Writes a model as ONNX, as `export` does, but compares nothing.
+def write_onnx(model: keras.Model, path: Path, rebuild: Callable[[], keras.Model] | None = None) -> None:
+    """Writes a model as ONNX, as `export` does, but compares nothing, and replaces any file at the path.
 
     Raises:
       ExportError: if it cannot be converted.
     """
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as scratch:
-        layer = Serving(_float32_twin(model), trainable=False, name="petseg")
+        layer, made = Serving(_float32_twin(model, rebuild), trainable=False, name="petseg"), Path(scratch, path.name)
         try:
-            _write(layer, "onnx", path, Path(scratch), _Given(None, {}))
+            _write_onnx(layer, made, _Given(None, {}))
+            os.replace(made, path)
         except Exception as error:  # converters raise classes of their own, and bare ones
             raise ExportError(f"{path}: {one_line(error)}") from error
+
+
+def check_replaceable(formats: Sequence[str], output_dir: str) -> None:
+    """Raises ExportError if a file is where an export would be, and is not one that petseg wrote and nobody changed."""
+    folder = Path(output_dir)
+    card = folder / CARD
+    if os.path.lexists(card) and _card(folder) is None:
+        raise ExportError(f"{card}: is no card of a petseg export; must be moved away, or be another --output_dir")
+    written = _written(folder)
+    for name in formats:
+        _check_own(folder / _FORMATS[name].file, written)
+
+
+def _check_own(path: Path, written: Mapping[str, str]) -> None:
+    if os.path.lexists(path) and (path.name not in written or _digest(path) != written[path.name]):
+        raise ExportError(
+            f"{path}: is there, and petseg did not write it, or it was changed since; must be moved away, or be "
+            "another --output_dir"
+        )
+
+
+def _card(folder: Path) -> dict[str, Any] | None:
+    """The model card of earlier exports into a folder; None if there is none."""
+    try:
+        card = json.loads((folder / CARD).read_text())
+    except (OSError, ValueError):
+        return None
+    return card if isinstance(card, dict) and {"formats", "compared_on", "failures"} <= set(card) else None
+
+
+def _written(folder: Path) -> dict[str, str]:
+    """Digests by the names of files that earlier exports wrote into a folder."""
+    digests = (_card(folder) or {}).get(WRITTEN)
+    digests = digests if isinstance(digests, dict) else {}
+    return {name: digest for name, digest in digests.items() if os.path.lexists(folder / name)}
+
+
+def _digest(path: Path) -> str:
+    """Differs where two files do, or the names or contents of what is in two folders."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(path)}\0".encode())
+        digest.update(hashlib.sha256(file.read_bytes() if file.is_file() else b"").digest())
+    return digest.hexdigest()
 
 
 def check_formats(formats: Sequence[str]) -> None:
@@ -183,8 +251,15 @@ def table(agreements: Sequence[Agreement]) -> str:
     return "\n".join(lines)
 
 
-def _float32_twin(model: keras.Model) -> keras.Model:
+def _float32_twin(model: keras.Model, rebuild: Callable[[], keras.Model] | None) -> keras.Model:
     """A copy that computes in float32, and whose batch norms wait for no other replica."""
+    if rebuild is not None:
+        twin = rebuild()
+        shapes = [[tuple(weight.shape) for weight in each.weights] for each in (model, twin)]
+        if shapes[0] != shapes[1]:
+            raise ExportError("the network's function returned a model with other weights when it was called again")
+        twin.set_weights(model.get_weights())
+        return twin
     try:
         twin = type(model).from_config(_in_float32(model.get_config()))
     except Exception as error:  # a network of one's own may have layers that Keras cannot copy
@@ -210,13 +285,18 @@ def _predictions(model: keras.Model, images: tf.Tensor) -> dict[str, tf.Tensor]:
     return {"probabilities": tf.nn.softmax(logits), "mask": tf.cast(tf.argmax(logits, axis=-1), tf.uint8)}
 
 
-def _write(layer: Serving, name: str, path: Path, scratch: Path, given: _Given) -> None:
-    """Writes one export where nobody looks, then puts it in its place."""
-    made = scratch / path.name
-    _FORMATS[name].write(layer, made, given)
+def _put(made: Path, path: Path, written: Mapping[str, str]) -> None:
+    """Moves an export from a temporary folder to its place, where it replaces an earlier one."""
+    _check_own(path, written)  # again: making an export takes a while
+    before = made.with_name(f"{made.name}.before")
     if path.is_dir():  # cannot be replaced as a file can
-        path.rename(scratch / f"{path.name}.before")
-    os.replace(made, path)
+        path.rename(before)
+    try:
+        os.replace(made, path)
+    except OSError:
+        if before.exists():
+            before.rename(path)
+        raise
 
 
 def _compare(name: str, path: Path, expected: dict[str, np.ndarray], examples: np.ndarray) -> Agreement:
@@ -244,7 +324,7 @@ def _disagreement(agreement: Agreement) -> str:
 
 
 def _facts(
-    layer: Serving, agreements: Sequence[Agreement], resize: str, *, compared_on: int, calibrated_on: int
+    layer: Serving, agreements: Sequence[Agreement], resize: str, compared_on: str, *, calibrated_on: int
 ) -> dict[str, Any]:
     """What the model card says of inputs, outputs and files."""
     _, height, width, classes = layer.model.output_shape
@@ -261,7 +341,7 @@ def _facts(
     probabilities = {"name": "probabilities", "dtype": "float32", "shape": [*pixels, classes], "range": [0, 1]}
     mask = {"name": "mask", "dtype": "uint8", "shape": pixels, "range": [0, classes - 1], "content": "class ids"}
     outputs = [probabilities, mask]
-    return {"input": image, "outputs": outputs, "compared_on": f"{compared_on} images", "formats": exports}
+    return {"input": image, "outputs": outputs, "compared_on": compared_on, "formats": exports}
 
 
 def _run(runner: Runner, images: np.ndarray, batch_size: int) -> dict[str, np.ndarray]:
@@ -357,7 +437,8 @@ def _write_weights(layer: Serving, path: Path, given: _Given) -> None:
     record = given.card["run"]
     config, classes = config_lib.from_dict(record["config"]), Classes.from_dict({"classes": given.card["classes"]})
     said = {name: given.card[name] for name in ("step", "weights", "scores") if name in given.card}
-    said |= {name: record[name] for name in ("versions", "git_commit") if name in record}
+    known = {**given.card, **record}
+    said |= {name: known[name] for name in ("versions", "git_commit") if name in known}
     packed_run.pack(path, layer.model, config, classes, said)
 
 

@@ -34,6 +34,7 @@ def find_or_make(run: TrainedRun | PackedRun, which: str, distribution: Distribu
 
     startup.load_tensorflow()
     from petseg.deployment import export
+    from petseg.runs import building
     from petseg.runtime import process
 
     export.check_formats(["onnx"])
@@ -46,7 +47,7 @@ def find_or_make(run: TrainedRun | PackedRun, which: str, distribution: Distribu
         run.restore(path, model)
         with naming_what_cannot_be_written(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            export.write_onnx(model, file)
+            export.write_onnx(model, file, building.rebuild_for_export(run.config, run.classes))
     return file
 
 

@@ -1,6 +1,6 @@
 """Config -> the objects that a run is made of."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -105,6 +105,18 @@ def build_model(config: Config, classes: Classes, encoder_weights: str | None = 
             batch_norm_momentum=model.batch_norm_momentum,
             sync_batch_norm=model.sync_batch_norm,  # on one replica too, for then the arithmetic is that of several
         )
+
+
+def rebuild_for_export(config: Config, classes: Classes) -> Callable[[], keras.Model] | None:
+    """Calls the function of a custom network again, for a float32 model whose batch norms do not wait for replicas.
+
+    Returns:
+      what builds the model, with random weights; None for other networks, which Keras can copy.
+    """
+    if not config.model.network:
+        return None
+    plain = config.changed(compute={"precision": "float32"}, model={"sync_batch_norm": False})
+    return lambda: build_model(plain, classes)
 
 
 def build_average(config: Config, model: keras.Model) -> WeightAverage | None:

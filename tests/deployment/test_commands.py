@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_datasets as tfds
 from conftest import NUM_TEST, NUM_TRAIN, load_examples, own_lines, run_program, tiny_flags
 
 from petseg.classes import PETS
@@ -13,6 +15,7 @@ from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import pair_decoding
 from petseg.deployment import commands
+from petseg.errors import DataError
 from petseg.models import inference
 from petseg.runs import building, checkpoints, experiment
 from petseg.runs.work_directory import WorkDirectory
@@ -81,3 +84,41 @@ def test_an_export_decodes_the_images_that_it_needs_and_no_others(
         assert given["calibration"] is None
     else:
         np.testing.assert_array_equal(given["calibration"], images["train"][:: NUM_TRAIN // calibration])
+
+
+@pytest.mark.parametrize("data", ["nowhere", "empty", "unprepared", "folder that is gone", "folder without pictures"])
+def test_without_the_data_set_an_export_is_compared_on_drawings_and_nothing_is_fetched(
+    workdir, tmp_path, monkeypatch, caplog, data
+):
+    def refuse(*arguments, **options):
+        raise AssertionError("the data set is prepared")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", refuse)
+    (tmp_path / "here").mkdir()
+    values = {
+        "nowhere": {"dataset": "oxford_iiit_pet", "data_dir": str(tmp_path / "nowhere")},
+        "empty": {"dataset": "oxford_iiit_pet", "data_dir": str(tmp_path / "here")},
+        "unprepared": {"dataset": "synthetic_pets", "data_dir": str(tmp_path / "here")},
+        "folder that is gone": {"dataset": "folder", "data_dir": str(tmp_path / "nowhere")},
+        "folder without pictures": {"dataset": "folder", "data_dir": str(tmp_path / "here")},
+    }
+    theirs = tmp_path / "theirs"
+    shutil.copytree(workdir.path, theirs)
+    record = json.loads((theirs / "config.json").read_text())
+    record["config"]["data"] |= values[data]
+    (theirs / "config.json").write_text(json.dumps(record))
+    score = ScoreConfig(workdir=str(theirs), export="saved_model", output_dir=str(tmp_path / "out"))
+    with caplog.at_level("WARNING", logger="petseg"):
+        (agreement,) = commands.export(EvalConfig(score))
+    assert agreement.mask_agreement >= 0.999
+    assert "exports are compared on drawings" in caplog.text
+    assert json.loads((tmp_path / "out" / "model_card.json").read_text())["compared_on"] == "64 drawings"
+    assert not (tmp_path / "nowhere").exists()
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_a_split_that_is_asked_for_must_be_in_a_data_set_that_is_there(workdir, tmp_path):
+    score = ScoreConfig(workdir=str(workdir.path), export="keras", output_dir=str(tmp_path / "out"), split="tets")
+    with pytest.raises(DataError, match="no split tets"):
+        commands.export(EvalConfig(score))
+    assert not (tmp_path / "out").exists()

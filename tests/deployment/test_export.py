@@ -237,24 +237,23 @@ def test_an_export_that_disagrees_is_named_after_all_are_made(tiny, tmp_path, mo
 
 
 def test_a_conversion_that_fails_leaves_what_was_there_and_the_next_replaces_it(tiny, tmp_path, monkeypatch):
-    (tmp_path / "saved_model").mkdir()
-    (tmp_path / "saved_model" / "old").write_text("")
+    images = pictures(5, 32)
+    export.export(tiny, ["saved_model"], str(tmp_path), images, calibration=images, card={})
+    before = (tmp_path / "saved_model" / "saved_model.pb").read_bytes()
 
     def save_half(module, path, **options):
         Path(path).mkdir()
         Path(path, "saved_model.pb").write_bytes(b"half")
         raise RuntimeError("no space\nleft")
 
-    images = pictures(5, 32)
     with monkeypatch.context() as patched:
         patched.setattr(tf.saved_model, "save", save_half)
         with pytest.raises(PetsegError, match=r"--export=saved_model: .*/saved_model: RuntimeError: no space left$"):
             export.export(tiny, ["saved_model"], str(tmp_path), images, calibration=images, card={})
     assert {path.name for path in tmp_path.iterdir()} == {"saved_model", "model_card.json"}
-    assert {path.name for path in (tmp_path / "saved_model").iterdir()} == {"old"}
+    assert (tmp_path / "saved_model" / "saved_model.pb").read_bytes() == before
     export.export(tiny, ["saved_model"], str(tmp_path), images, calibration=images, card={})
     assert {path.name for path in tmp_path.iterdir()} == {"saved_model", "model_card.json"}
-    assert not (tmp_path / "saved_model" / "old").exists()
 
 
 @pytest.mark.parametrize(

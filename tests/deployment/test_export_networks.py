@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from petseg.config.eval_config import EXPORT_FORMATS
-from petseg.deployment import export
+from petseg.classes import PETS
+from petseg.config import ModelConfig
+from petseg.config.eval_config import EXPORT_FORMATS, EvalConfig, ScoreConfig
+from petseg.deployment import commands, export
 from petseg.errors import ExportError
 from petseg.models import encoders, unet
+from petseg.runs import building
+from petseg.runs.checkpoints import Checkpoints
+from petseg.runs.work_directory import WorkDirectory
 
 MODULES = {
     "tflite": ("ai_edge_litert",),
@@ -61,3 +66,60 @@ def test_a_network_with_layers_that_keras_cannot_copy_says_what_they_need(tmp_pa
     ) as caught:
         export.export(model, ["keras"], str(tmp_path), examples, calibration=None, card={})
     assert "\n" not in str(caught.value)
+
+
+WITHOUT_GET_CONFIG = """
+import keras
+
+class Block(keras.layers.Layer):
+    def __init__(self, activation):
+        super().__init__()
+        self.convolution = keras.layers.Conv2D(4, 3, padding="same")
+        self.norm = keras.layers.BatchNormalization()
+        self.activation = activation
+
+    def call(self, x, training=None):
+        return self.activation(self.norm(self.convolution(x), training=training))
+
+def build(image_size, num_classes, channels):
+    images = keras.Input([*image_size, channels])
+    x = Block(lambda x: keras.ops.relu(x))(keras.layers.Rescaling(1 / 255)(images))
+    return keras.Model(images, keras.layers.Conv2D(num_classes, 1, dtype="float32")(x))
+"""
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_a_custom_network_is_built_again_from_its_function(tiny_config, tmp_path, precision):
+    (tmp_path / "own.py").write_text(WITHOUT_GET_CONFIG)
+    model = vars(ModelConfig(network=f"{tmp_path}/own.py:build"))
+    config = tiny_config.changed(model=model, compute={"precision": precision})
+    workdir = WorkDirectory(config.runtime.workdir)
+    workdir.save_config(config, classes=PETS, class_weights=None, devices=[])
+    trained = building.build_model(config, PETS)
+    Checkpoints(workdir.checkpoints, keep=1, model=trained, step=tf.Variable(3, dtype=tf.int64)).save(3)
+
+    formats = [
+        "saved_model",
+        *(name for name in ("onnx", "tflite") if all(map(importlib.util.find_spec, MODULES[name]))),
+    ]
+    score = ScoreConfig(
+        workdir=str(workdir.path), export=",".join(formats), output_dir=str(tmp_path / "out"), allow_code=True
+    )
+    agreements = commands.export(EvalConfig(score))
+    assert [agreement.format for agreement in agreements] == formats
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    served = tf.saved_model.load(str(tmp_path / "out" / "saved_model")).signatures["serving_default"]
+    expected = tf.nn.softmax(trained(images.astype(np.float32)))
+    atol = 1e-5 if precision == "float32" else 0.02
+    np.testing.assert_allclose(served(image=tf.constant(images))["probabilities"], expected, atol=atol)
+
+
+def test_a_format_that_keras_cannot_write_is_named_and_the_others_are_made(tiny_config, tmp_path):
+    (tmp_path / "own.py").write_text(WITHOUT_GET_CONFIG)
+    config = tiny_config.changed(model=vars(ModelConfig(network=f"{tmp_path}/own.py:build")))
+    rebuild = building.rebuild_for_export(config, PETS)
+    images, formats = np.zeros([1, 32, 32, 3], np.uint8), ["keras", "saved_model"]
+    with pytest.raises(ExportError, match=r"--export=keras: .*get_config") as caught:
+        export.export(rebuild(), formats, str(tmp_path / "out"), images, calibration=None, card={}, rebuild=rebuild)
+    assert "--export=saved_model" not in str(caught.value)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"saved_model", "model_card.json"}
