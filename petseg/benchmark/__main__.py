@@ -38,6 +38,7 @@ MOST_AT_ONCE = 5  # processes; with a trained encoder and batches of 32 at 128 p
 GROUPS = ("training", "variants", "networks", "input", "evaluation", "limit", "programs")
 # What takes long, or many processes, and so must be asked for.
 TIME_TO, DECODING, SCALING = "time_to", "decoding", "scaling"
+TRAIN = "import sys; sys.argv[0] = 'train.py'; from petseg import programs; programs.train()"  # needs no checkout
 logger = logging.getLogger("petseg.benchmark")
 
 
@@ -285,7 +286,7 @@ def _programs(config: BenchmarkConfig, scratch: Path) -> list[dict[str, Any]]:
             logger.info("round %d of %d: %s", number + 1, config.measure.rounds, title)
             began = time.perf_counter()
             process = subprocess.Popen(
-                [sys.executable, "train.py", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                [sys.executable, "-c", TRAIN, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )
             lines = []
             for line in process.stdout or ():

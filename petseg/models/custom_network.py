@@ -82,6 +82,8 @@ def build(network: str, *, image_size: tuple[int, int], num_classes: int, sync_b
         raise ConfigError(
             f"--network={network}: its input, output and the output's dtype are {found}; must be {wanted}"
         )
+    if not model.trainable_variables:
+        raise ConfigError(f"--network={network}: its model has no weights to train; must have some")
     _set_learning_rate_factors(network, model, groups)
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization):

@@ -1,5 +1,6 @@
 """One training step, and the compiled loop around it."""
 
+import logging
 import time
 from typing import Any
 
@@ -19,6 +20,8 @@ from petseg.training.sample_weights import WeightMap
 from petseg.training.step_checks import check_step
 from petseg.training.variables import moving_statistics, replica_sum, step_variable
 from petseg.training.weight_averaging import WeightAverage
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -110,6 +113,7 @@ class Trainer:
         self._nonfinite_replicas = replica_sum([strategy.num_replicas_in_sync], tf.int64)
         # What a replica has added up since the step began: gradients, loss, denominator.
         self._weights = optimizer.weights
+        self._warned_of_unused = False
         self._accumulated = [replica_sum(v.shape, v.dtype) for v in self._weights]
         self._accumulated += [replica_sum([], tf.float32) for _ in range(2)]
         # What the forward pass changes by itself, and how it was when the step began.
@@ -318,8 +322,19 @@ class Trainer:
             # Divided by a constant, the pixels of the global batch, to keep sums near 1; `_decide` divides truly.
             loss, denominator = loss / self._pixels_of_batch, denominator / self._pixels_of_batch
             scaled = loss * scale
-        gradients = tape.gradient(scaled, self._weights)
+        gradients = self._zero_where_none(tape.gradient(scaled, self._weights))
         return gradients, loss, denominator, tf.argmax(logits, axis=-1, output_type=tf.int32)
+
+    def _zero_where_none(self, gradients: list[tf.Tensor | None]) -> list[tf.Tensor]:
+        """Gradients, zero for weights on which the loss does not depend; warns of these once, when they are found."""
+        unused = [weight.path for weight, gradient in zip(self._weights, gradients, strict=True) if gradient is None]
+        if unused and not self._warned_of_unused:  # each replica traces this
+            self._warned_of_unused = True
+            logger.warning("the loss does not depend on these weights, whose gradients are 0: %s", ", ".join(unused))
+        return [
+            tf.zeros(weight.shape, weight.dtype) if gradient is None else gradient
+            for weight, gradient in zip(self._weights, gradients, strict=True)
+        ]
 
     def reduce(self, is_last: tf.Tensor | float = 0.0) -> tuple[list[tf.Tensor], tf.Tensor]:
         """The one all-reduce: accumulated sums, and requests, over all replicas; `is_last` of any asks all to stop."""

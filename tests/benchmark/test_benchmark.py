@@ -1,6 +1,7 @@
 """The benchmark: what it counts, that contestants do what they claim, and that it runs as a program."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -68,6 +69,22 @@ def test_the_program_prints_tables_and_writes_numbers(data_dir, tmp_path):
     for row in groups["input"]:
         assert len(row["images_per_second"]) == 2
         assert min(row["images_per_second"]) > 0
+
+
+@pytest.mark.slow
+def test_programs_are_measured_outside_a_checkout(data_dir, tmp_path):
+    flags = [*tiny_flags(data_dir, tmp_path / "run"), "--measure=programs", "--rounds=1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "petseg.benchmark", *flags],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| train.py --help |" in done.stdout
+    assert "| train.py until the first step is done |" in done.stdout
 
 
 def test_the_limit_is_the_share_of_what_the_machine_can_do():

@@ -105,6 +105,13 @@ def test_a_function_in_a_module_is_found_by_its_name(tmp_path, monkeypatch):
             "build",
             "learning-rate factor -1: must be a number of at least",
         ),
+        (
+            WITHOUT_NORMS.replace("Model(", "Model(trainable=False, inputs=").replace(
+                "images, keras.layers", "images, outputs=keras.layers"
+            ),
+            "build",
+            "its model has no weights to train",
+        ),
         (WITH_NORMS_INSIDE.replace("[block]", "[Block(3)]"), "build", ".*: must be a layer of the model"),
     ],
 )

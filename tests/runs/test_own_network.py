@@ -3,13 +3,18 @@
 import keras
 import numpy as np
 import pytest
-from conftest import changed
+from conftest import changed, random_examples
 
+import petseg
+from petseg.classes import PETS
 from petseg.config import ModelConfig
-from petseg.config.eval_config import ScoreConfig
+from petseg.config.eval_config import EvalConfig, ScoreConfig
+from petseg.deployment import commands, prediction_command
 from petseg.errors import ConfigError, WorkDirectoryError
 from petseg.models import encoders, unet
-from petseg.runs import experiment, starting_point
+from petseg.runs import experiment, scoring, several, starting_point
+from petseg.runs.opening import open_run
+from petseg.runs.starting_point import StartingPoint
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
 
@@ -56,6 +61,94 @@ def test_a_run_of_ones_own_network_on_two_replicas_goes_on_with_the_same_code_on
     ):
         with pytest.raises(WorkDirectoryError, match=r"own\.py has changed since the run in .* began"):
             attempt()
+
+
+WITH_UNUSED_WEIGHTS = """
+import keras
+
+class Block(keras.layers.Layer):
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=[1, 1, shape[-1], 4], name="kernel")
+        self.unused = self.add_weight(shape=[3, 5], name="unused")
+        self.stopped = self.add_weight(shape=[4], name="stopped")
+        self.scales = keras.layers.Embedding(3, 4)
+        self.scales.build()
+
+    def call(self, x):
+        features = keras.ops.conv(x, self.kernel, padding="same") * self.scales(keras.ops.convert_to_tensor([1]))
+        return features + keras.ops.stop_gradient(self.stopped)
+
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], 4)
+
+def build(image_size, num_classes, channels):
+    images = keras.Input([*image_size, channels])
+    x = Block(name="block")(keras.layers.Rescaling(1 / 255)(images))
+    return keras.Model(images, keras.layers.Conv2D(num_classes, 1, dtype="float32")(x))
+"""
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {"compute": {"micro_batches": 2}, "optimizer": {"clip_norm": 1.0}},
+        {
+            "distribution": {"strategy": "mirrored", "virtual_devices": 4},
+            "optimizer": {"ema_decay": 0.5},
+            "schedule": {"histogram_every": 2},
+        },
+        {"compute": {"precision": "mixed_float16"}},
+        {"compute": {"jit_compile": True}},
+    ],
+    ids=["micro-batches", "replicas", "float16", "XLA"],
+)
+def test_weights_that_do_not_reach_the_loss_stay_and_are_named_once(tiny_config, tmp_path, caplog, groups):
+    (tmp_path / "own.py").write_text(WITH_UNUSED_WEIGHTS)
+    model = vars(ModelConfig(network=f"{tmp_path}/own.py:build"))
+    config = tiny_config.changed(model=model, **groups)
+    with caplog.at_level("WARNING", logger="petseg"):
+        experiment.train(config)
+    (warning,) = (text for text in caplog.messages if "loss does not depend" in text)
+    assert warning.endswith(": block/unused, block/stopped")
+    workdir = WorkDirectory(config.runtime.workdir)
+    run = TrainedRun.open(workdir, ScoreConfig(workdir=str(workdir.path), allow_code=True))
+    trained, first = run.build_model(), run.build_model()
+    run.restore(run.path_of(4), trained)
+    run.restore(run.path_of(2), first)
+    moved = {
+        after.path: not np.array_equal(after.numpy(), before.numpy())
+        for after, before in zip(trained.weights, first.weights, strict=True)
+    }
+    assert not moved["block/unused"]
+    assert not moved["block/stopped"]
+    assert moved["block/kernel"]
+
+
+@pytest.mark.parametrize("way", ["load", "score", "predict", "export", "compare", "page", "init_from"])
+def test_the_code_that_a_foreign_work_directory_names_is_not_run(tiny_config, tmp_path, monkeypatch, way):
+    was_run, out = tmp_path / "was_run", str(tmp_path / "out")
+    (tmp_path / "evil_code.py").write_text(f"open({str(was_run)!r}, 'w').close()\n{CODE}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    ours, theirs = WorkDirectory(tmp_path / "ours"), WorkDirectory(tmp_path / "theirs")
+    evil = tiny_config.changed(model=vars(ModelConfig(network="evil_code:build")))
+    for workdir, config in ((theirs, evil), (ours, tiny_config)):
+        workdir.save_config(config, classes=PETS, class_weights=None, devices=[])
+    path = str(theirs.path)
+    ways = {
+        "load": lambda: petseg.load(path),
+        "score": lambda: scoring.evaluate(EvalConfig(ScoreConfig(workdir=path))),
+        "predict": lambda: prediction_command.predict(EvalConfig(ScoreConfig(workdir=path, predict=out))),
+        "export": lambda: commands.export(EvalConfig(ScoreConfig(workdir=path, export="onnx", output_dir=out))),
+        "compare": lambda: several.evaluate(EvalConfig(ScoreConfig(workdir=str(ours.path), compare=path))),
+        "page": lambda: open_run(ScoreConfig(workdir=path)),
+        "init_from": lambda: starting_point.build_model(
+            StartingPoint(init_from=path), changed(tiny_config, "model", init_from=path), random_examples(2)
+        ),
+    }
+    with pytest.raises(ConfigError, match=r"evil_code:build"):
+        ways[way]()
+    assert not was_run.exists()
 
 
 def build(num_classes, decoder):
