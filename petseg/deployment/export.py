@@ -435,7 +435,8 @@ def _read_onnx(path: Path) -> Runner:
 
 def _write_weights(layer: Serving, path: Path, given: _Given) -> None:
     record = given.card["run"]
-    config, classes = config_lib.from_dict(record["config"]), Classes.from_dict({"classes": given.card["classes"]})
+    config = config_lib.from_dict(record["config"])
+    classes = Classes.from_dict(record.get("classes", {"classes": given.card["classes"]}), stored=True)
     said = {name: given.card[name] for name in ("step", "weights", "scores") if name in given.card}
     known = {**given.card, **record}
     said |= {name: known[name] for name in ("versions", "git_commit") if name in known}

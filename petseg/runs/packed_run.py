@@ -111,8 +111,9 @@ class PackedRun:
 
     def model_card(self, checkpoint: str, split: str, step: int) -> dict[str, Any]:
         """What a model card says of the run."""
-        classes, config = self.classes.to_dict()["classes"], config_lib.to_dict(self.config)
-        return {**self.card, "classes": classes, "checkpoint": checkpoint, "run": {"config": config}}
+        classes = self.classes.to_dict()
+        record = {"config": config_lib.to_dict(self.config), "classes": classes}
+        return {**self.card, "classes": classes["classes"], "checkpoint": checkpoint, "run": record}
 
 
 def pack(path: Path, model: "keras.Model", config: Config, classes: Classes, card: dict[str, Any]) -> PackedRun:

@@ -13,7 +13,7 @@ import petseg
 from petseg.classes import PETS
 from petseg.config import Config, ModelConfig, presets
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.deployment import commands, prediction_command
+from petseg.deployment import commands, export, prediction_command
 from petseg.errors import CheckpointError, ConfigError, ExportError
 from petseg.runs import building, packed_run, starting_point
 from petseg.runs.packed_run import PackedRun
@@ -210,3 +210,21 @@ def test_metadata_of_another_kind_are_refused(tmp_path, metadata):
 def test_numbers_in_a_card_that_json_lacks_are_null(packed):
     rewrite(packed.path, lambda record: record["card"].update(scores={"iou": [0.5, float("nan")]}))
     assert PackedRun.open(packed.path).card["scores"] == {"iou": [0.5, None]}
+
+
+def test_a_packed_file_is_packed_again_with_all_that_it_says(model, tiny_config, images, tmp_path):
+    classes = dataclasses.replace(PETS, ignored=(0, 7))
+    card = {**CARD, "scores": {"mean_iou": 0.5}, "versions": {"petseg": "0.1"}, "git_commit": "abc"}
+    first = packed_run.pack(tmp_path / "run.safetensors", model, tiny_config, classes, card)
+    first.restore(str(first.path), model)
+    pictures = images.astype(np.uint8)
+    export.export(
+        model,
+        ["weights"],
+        str(tmp_path / "out"),
+        pictures,
+        calibration=None,
+        card=first.model_card(str(first.path), "test", 12),
+    )
+    again = PackedRun.open(tmp_path / "out" / "weights.safetensors")
+    assert (again.classes, again.card, again.config) == (classes, card, first.config)
