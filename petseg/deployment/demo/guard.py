@@ -17,8 +17,9 @@ MULTIPART = 2**16  # bytes that a form adds to the file in it
 RESULTS = 32 * 2**20  # bytes that the pictures of one segmentation take at most, for which room is made
 API = "/gradio_api"
 UPLOAD, JOIN, FILE = f"{API}/upload", f"{API}/queue/join", f"{API}/file="
-# All that the page in the browser asks for. gradio serves much more, such as calls that wait for no queue.
-POSTED = (UPLOAD, JOIN, f"{API}/reset", f"{API}/cancel")
+RUN = f"{API}/run/predict"  # without the queue, for which the page has only the choice of a drawing
+# All that the page in the browser asks for; gradio serves much more.
+POSTED = (UPLOAD, JOIN, RUN, f"{API}/reset", f"{API}/cancel")
 READ = (
     "", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", f"{API}/theme.css", f"{API}/info",
     f"{API}/app_id", f"{API}/startup-events", f"{API}/queue/data", f"{API}/upload_progress",

@@ -122,7 +122,7 @@ def _serve(config: DemoConfig, networks: Networks, folder: Path) -> "gr.Blocks":
 
     from petseg.deployment.demo import page as page_lib
 
-    page = page_lib.build(networks, folder, uploads).queue(max_size=MOST_WAITING)
+    page = page_lib.build(networks, folder, uploads).queue(max_size=MOST_WAITING, api_open=False)
     guard = Middleware(Guard, hosts=_hosts(config), uploads=uploads, max_upload=config.max_upload * 2**20)
     try:
         with warnings.catch_warnings():

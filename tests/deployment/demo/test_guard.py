@@ -67,7 +67,7 @@ def test_what_the_page_sends_comes_through(uploads, tmp_path):
         (JOIN, b"not JSON", {b"content-length": b"8"}, 403),
         (JOIN, b"[" * 200_000, {b"content-length": b"200000"}, 403),
         ("/gradio_api/call/segment", b"{}", {b"content-length": b"2"}, 404),
-        ("/gradio_api/run/predict", b"{}", {b"content-length": b"2"}, 404),
+        ("/gradio_api/api/predict", b"{}", {b"content-length": b"2"}, 404),
         ("/gradio_api/component_server", b"{}", {b"content-length": b"2"}, 404),
         ("/login", b"", {b"content-length": b"0"}, 404),
     ],
