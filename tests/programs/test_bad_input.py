@@ -64,7 +64,7 @@ FLAGS = [
     ("--strategy=foo", "--strategy=foo: must be one of auto, one_device"),
     ("--image_size=100", "--image_size=100: must be a whole number of at least 32, divisible by 32"),
     ("--image_size=64.5", "--image_size=64.5: must be a whole number"),
-    ("--epochs=3 --train_steps=10", "--epochs=3 and --train_steps=10: exactly one of the two must be above 0"),
+    ("--epochs=0 --train_steps=0", "--epochs=0 and --train_steps=0: exactly one of the two must be above 0"),
     ("--epochs=0", "exactly one"),
     ("--class_weights=1,2", "--class_weights=1,2: there are 2; must be 3, of pet, background, border"),
     ("--class_weights=1,nan,1", "must be comma-separated numbers"),
