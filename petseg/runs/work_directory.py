@@ -108,7 +108,7 @@ class WorkDirectory:
                 None if weights is None else tuple(map(float, weights)),
                 PETS if classes is None else Classes.from_dict(classes, stored=True),
             )
-        except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
             raise WorkDirectoryError(f"{self.config_file}: not a config that can be read: {error}") from error
 
     def reconcile(self, config: Config) -> dict[str, tuple[Any, Any]]:

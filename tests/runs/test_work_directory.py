@@ -58,7 +58,16 @@ def test_an_address_is_refused_and_no_folder_of_that_name_is_made(tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", f'{{"format": {CONFIG_FORMAT}, "config": {{"data": {{"batchsize": 3}}}}}}']
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        f'{{"format": {CONFIG_FORMAT}, "config": {{"data": {{"batchsize": 3}}}}}}',
+        f'{{"format": {CONFIG_FORMAT}, "config": [], "class_weights": null}}',
+        f'{{"format": {CONFIG_FORMAT}, "config": {{"runtime": 3}}, "class_weights": null}}',
+    ],
 )
 def test_a_garbled_config_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
