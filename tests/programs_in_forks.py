@@ -42,6 +42,10 @@ class Program:
         self.wait(timeout)
         return tuple((self._folder / name).read_text() for name in ("stdout", "stderr"))
 
+    def stderr_so_far(self):
+        file = self._folder / "stderr"
+        return file.read_text(errors="replace") if file.exists() else ""
+
     def send_signal(self, number):
         if self._process.exitcode is None:
             os.kill(self.pid, number)

@@ -1,5 +1,6 @@
 """Scores what a run has trained: checkpoints as they are, as they come, or beside those of another run."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -53,7 +54,7 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
     score = config.score
     workdir = run_groups.find_one(score.workdir, "workdir")
     check_csv(score)
-    with StopSignals() as signals:
+    with StopSignals() as signals, contextlib.ExitStack() as stack:
         if score.watch:
             _wait_for_config(workdir, score)
         run = TrainedRun.open(workdir, score)
@@ -63,6 +64,7 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
             others.append(TrainedRun.open_to_compare(run_groups.find_one(score.compare, "compare"), score))
         split = checked_common_split([run, *others], score)
         placement = process.set_up_runtime(run.config, config.distribution)
+        stack.enter_context(placement.naming_lost_workers())
         if score.watch and placement.cluster is not None:
             raise ConfigError("--watch: must be a single process, for those of a cluster might not see the same files")
         seed = sample_seed([run, *others])

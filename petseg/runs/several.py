@@ -1,5 +1,6 @@
 """Scores several runs as one experiment, or one experiment beside another: mean, spread, intervals over seeds too."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,13 +55,14 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
     score = config.score
     scoring.check_csv(score)
     sides = {flag: run_groups.find(getattr(score, flag), flag) for flag in ("workdir", "compare")}
-    with StopSignals() as signals:
+    with StopSignals() as signals, contextlib.ExitStack() as stack:
         runs = [TrainedRun.open(workdir, score) for workdir in sides["workdir"]]
         others = [TrainedRun.open_to_compare(workdir, score) for workdir in sides["compare"]]
         for workdirs in sides.values():
             run_groups.warn_of_other_recipes(workdirs)
         split = scoring.checked_common_split([*runs, *others], score)
         placement = process.set_up_runtime(runs[0].config, config.distribution)
+        stack.enter_context(placement.naming_lost_workers())
 
         ours, theirs = _score(runs, others, score, split, placement, signals)
         paired = scoring.paired_resolutions(

@@ -11,6 +11,23 @@ from petseg.errors import StoppedError
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Puts Python's handlers of the signals back after a block in which a library may replace them in C.
+
+    TensorFlow's coordination service installs a SIGTERM handler that only sets a flag, of which Python knows nothing: a
+    process of a cluster would ignore SIGTERM. Where Python has no handler, the system's default is put back.
+    """
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                handler = signal.getsignal(number)
+                if handler is not None:
+                    signal.signal(number, handler)
+
+
 class StopSignals:
     """Catches the signals inside ``with``.
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from petseg.config import DistributionConfig
 from petseg.errors import ClusterError, ConfigError, one_line
-from petseg.runtime import cluster_membership
+from petseg.runtime import cluster_membership, signals
 from petseg.runtime.cpus import usable_cpus
 
 LINGER_SECONDS = 1.0
@@ -233,7 +233,8 @@ def _multi_worker_mirrored(config: DistributionConfig, devices: int) -> Placemen
         }[config.cross_device_ops]
     )
     try:
-        return Placement(tf.distribute.MultiWorkerMirroredStrategy(cluster.resolver, options), cluster)
+        with signals.handlers_kept():
+            return Placement(tf.distribute.MultiWorkerMirroredStrategy(cluster.resolver, options), cluster)
     except tf.errors.OpError as error:  # a process that was there at the rendezvous did not start TensorFlow
         raise cluster.explain(error) or ClusterError(
             f"TensorFlow did not start in all processes ({one_line(error)}); start all again"

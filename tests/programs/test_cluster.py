@@ -147,3 +147,27 @@ def test_an_error_of_one_process_ends_all_with_its_exit_code(data_dir, tmp_path)
     assert (code, other_code) == (2, 2), other_stderr
     (message,) = re.findall("^train.py: error: (.*)", stderr, re.MULTILINE)
     assert f"train.py: error: worker 0 ended: {message}\n" in other_stderr
+
+
+@pytest.mark.slow
+def test_a_worker_that_scores_is_stopped_by_sigterm_and_the_other_says_who_was_lost(data_dir, tmp_path):
+    trained = run("train.py", *tiny_flags(data_dir, tmp_path / "run"), "--train_steps=1")
+    assert trained.returncode == 0, trained.stderr
+    addresses = [f"localhost:{port}" for port in free_ports(2)]
+    flags = [f"--workdir={tmp_path / 'run'}", "--strategy=multi_worker_mirrored"]
+    workers = [Program("eval.py", *flags, env=tf_config(addresses, index)) for index in range(2)]
+    try:
+        deadline = time.monotonic() + 120
+        while "computes on" not in workers[0].stderr_so_far():  # so TensorFlow's coordination has begun
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        workers[0].send_signal(signal.SIGTERM)
+        _, stderr = workers[0].communicate(timeout=120)
+        assert workers[0].returncode == 143, stderr
+        assert "eval.py: stopped by SIGTERM" in stderr
+        _, stderr = workers[1].communicate(timeout=120)
+        assert workers[1].returncode in (75, -signal.SIGABRT), stderr  # TensorFlow aborts where its service is gone
+        assert "Traceback" not in stderr
+    finally:
+        for worker in workers:
+            worker.kill()

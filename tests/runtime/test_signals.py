@@ -1,3 +1,4 @@
+import ctypes
 import os
 import signal
 import threading
@@ -6,7 +7,7 @@ import time
 import pytest
 
 from petseg.errors import StoppedError
-from petseg.runtime.signals import StopSignals
+from petseg.runtime.signals import StopSignals, handlers_kept
 
 
 def send(number):
@@ -40,3 +41,19 @@ def test_afterwards_signals_are_what_they_were():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
     assert signal.set_wakeup_fd(-1) == -1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_handler_that_a_library_installs_behind_pythons_back_does_not_stay(number):
+    ignore, told = ctypes.c_void_p(1), threading.Event()
+    libc = ctypes.CDLL(None)
+    with StopSignals() as signals:
+        signals.call(told.set)
+        with handlers_kept():
+            libc.signal(int(number), ignore)
+            send(number)
+            assert not told.is_set()  # that one is lost
+        with pytest.raises(StoppedError) as caught:
+            send(number)
+    assert caught.value.exit_code == 128 + number
+    assert told.is_set()
