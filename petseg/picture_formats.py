@@ -15,6 +15,8 @@ FORMATS = (
     "MPO", "DIB", "TGA", "PCX", "SGI", "QOI", "PSD", "DDS", "ICO", "ICNS",
 )  # fmt: skip
 
+ORIENTATION = 0x0112  # EXIF's tag
+
 
 def open_picture(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
     """Opens a picture as `PIL.Image.open` does, in one of `FORMATS` only; pixels are decoded later.
@@ -24,6 +26,15 @@ def open_picture(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
     """
     Image.init()
     return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])  # noqa: TID251
+
+
+def exif_orientation(picture: Image.Image) -> int:
+    """The orientation in a picture's EXIF data, 1 to 8; 1, upright, without it or where its header cannot be parsed."""
+    try:
+        orientation = picture.getexif().get(ORIENTATION, 1)
+    except Exception:  # Pillow raises many classes; the pixels are sound, and other programs show them too
+        return 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def suffixes() -> frozenset[str]:

@@ -251,11 +251,11 @@ def _check_features(data_set: DataSet) -> None:
         )
 
 
-def check_splits(config: DataConfig) -> None:
-    """Whether the splits of --train_split and --eval_split are there; of a folder, before it is read.
+def open_with_splits(config: DataConfig) -> DataSet:
+    """Opens a data set that must have the splits of --train_split and --eval_split; a folder must before it is read.
 
     Raises:
-      DataError: if one is not, or as `open_data`; names the flag.
+      DataError: if one is not there, which names the flag, or as `open_data`.
       ConfigError: as `open_data`.
     """
     if config.dataset == FOLDER:
@@ -268,6 +268,7 @@ def check_splits(config: DataConfig) -> None:
             data_set.num_examples(split)
         except DataError as error:
             raise DataError(f"--{flag}={split}: {error}") from error
+    return data_set
 
 
 def size(config: DataConfig, split: str, classes: Classes | None = None) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from petseg.errors import DataError
-from petseg.picture_formats import open_picture
+from petseg.picture_formats import exif_orientation, open_picture
 
 logger = logging.getLogger(__name__)
 MOST_PIXELS = 89_000_000  # of one picture; Pillow too warns of more, for a small file can unpack to many gigabytes
@@ -42,7 +42,8 @@ def as_people_see_it(opened: Image.Image) -> np.ndarray:
     if getattr(opened, "is_animated", False) and opened.format != "MPO":
         name, count = getattr(opened, "filename", "") or "image", getattr(opened, "n_frames", 1)
         logger.info("%s: has %d frames; the first is taken", name, count)
-    picture: Image.Image = ImageOps.exif_transpose(opened)
+    opened.load()
+    picture: Image.Image = opened if exif_orientation(opened) == 1 else ImageOps.exif_transpose(opened)
     if picture.mode.startswith("I"):  # 16 bits of grey, or 32 that hold 16
         values = np.asarray(picture).astype(np.int64)
         picture = Image.fromarray((np.clip(values, 0, 65535) / 257).round().astype(np.uint8))

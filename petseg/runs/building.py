@@ -43,8 +43,8 @@ def check(config: Config, strategy: tf.distribute.Strategy) -> None:
 
 def load_examples(config: DataConfig) -> tuple[Examples, Examples]:
     """The training split and the evaluation split, decoded."""
-    catalog.check_splits(config)
-    train = decoding.load(config, config.train_split, for_training=True)
+    classes = catalog.open_with_splits(config).classes
+    train = decoding.load(config, config.train_split, classes, for_training=True)
     evaluation = decoding.load(config, config.eval_split, train.classes)
     catalog.warn_of_shared_examples(catalog.open_data(config, train.classes), config.train_split, config.eval_split)
     return train, evaluation

@@ -326,7 +326,7 @@ def test_a_split_that_is_not_there_is_told_with_its_flag_and_what_there_is(root,
     os.rename(root / "masks/test", root / "masks/val")
     write(root, {"images/extra/z.jpg": None})  # an unlabelled split, which is not what is wrong
     with pytest.raises(DataError) as caught:
-        catalog.check_splits(config(root, **flags))
+        catalog.open_with_splits(config(root, **flags))
     assert message.format(root=root) in str(caught.value)
 
 

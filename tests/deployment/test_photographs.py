@@ -84,3 +84,10 @@ def test_a_folder_is_no_picture(tmp_path):
     for read in (photographs.count_pixels, photographs.read_image):
         with pytest.raises(DataError, match="is a folder; must be a picture's file"):
             read(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("name", ["a.webp", "a.png", "a.jpg"])
+def test_a_picture_whose_exif_header_is_broken_is_used_as_it_lies_in_the_file(tmp_path, name):
+    picture = Image.fromarray(photograph())
+    assert saved(tmp_path, name, picture, exif=b"Exif\0\0garbage").shape == (90, 120, 3)

@@ -16,7 +16,7 @@ from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data.drawings import drawn_folders
 from petseg.data.drawings.drawn_folders import WriteConfig
 from petseg.deployment import commands, prediction_command
-from petseg.errors import ConfigError, WorkDirectoryError
+from petseg.errors import ConfigError, DataError, WorkDirectoryError
 from petseg.runs import experiment, scoring
 from petseg.runs.work_directory import WorkDirectory
 
@@ -141,3 +141,14 @@ def test_packed_weights_need_no_folder(trained, animals, tmp_path):
 
     begun = config_of(animals, tmp_path / "begun", f"--init_from={file}", "--resize=letterbox")
     assert experiment.train(begun)["step"] == 2
+
+
+def test_a_run_without_its_evaluation_split_is_told_the_flag_and_what_there_is(animals, tmp_path):
+    shutil.copytree(animals, tmp_path / "mine")
+    for kind in ("images", "masks"):
+        (tmp_path / "mine" / kind / "test").rename(tmp_path / "mine" / kind / "val")
+    config = changed(config_of(animals, tmp_path / "run"), "data", data_dir=str(tmp_path / "mine"))
+    with pytest.raises(
+        DataError, match=r"--eval_split=test: .* has no split test; must be one of train \(8 pairs\), val"
+    ):
+        experiment.train(config)

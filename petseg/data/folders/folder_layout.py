@@ -150,7 +150,7 @@ def find(config: DataConfig) -> Layout:
         if len(matches.partners[path]) == 1
     }
     spare, notes = _spare(matches, splits, needed)
-    found += [*splits.faults, *spare, *_without_mask(matches, splits), *_ambiguous(matches, splits)]
+    found += [*splits.faults, *spare, *_without_mask(matches, splits, needed), *_ambiguous(matches, splits)]
     found += _unreadable(pairs, splits)
     found.sort(key=lambda fault: list(Kind).index(fault.kind))
     blocking, others = faults.separated(found, needed)
@@ -254,7 +254,7 @@ def _spare(matches: _Matches, splits: _Splits, needed: Collection[str]) -> tuple
     return [Fault(Kind.NO_PICTURE, mask.shown, what, mask.split) for mask in bad], notes
 
 
-def _without_mask(matches: _Matches, splits: _Splits) -> list[Fault]:
+def _without_mask(matches: _Matches, splits: _Splits, needed: frozenset[str]) -> list[Fault]:
     """Faults of pictures without a mask."""
     lonely = {path for path in splits.members() if not matches.partners[path]}
     hint = _hint(matches, [picture for path, picture in matches.pictures.items() if path in lonely])
@@ -262,7 +262,7 @@ def _without_mask(matches: _Matches, splits: _Splits) -> list[Fault]:
     found = []
     for split, paths in splits.paths.items():
         more = ""
-        if split in bare and len(bare) < len(splits.paths):
+        if split in bare & needed and len(bare) < len(splits.paths):
             labelled = ", ".join(other for other in splits.paths if other not in bare)
             more = f"; no picture of split {split} has one, and --train_split and --eval_split may name {labelled}"
         for picture in (matches.pictures[path] for path in paths if path in lonely):

@@ -18,11 +18,11 @@ from petseg.data.folders import mask_values
 from petseg.data.folders.faults import Fault, Kind
 from petseg.data.folders.mask_values import Coding
 from petseg.errors import DataError, one_line
+from petseg.picture_formats import ORIENTATION as ORIENTATION, exif_orientation
 
 T = TypeVar("T")
 R = TypeVar("R")
 SMALLEST_SIDE = 8
-ORIENTATION = 0x0112  # EXIF's tag
 END_OF_PNG = b"IEND\xaeB`\x82"
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM")  # others may start other programs
 LOSSY = ("JPEG", "MPO")
@@ -189,11 +189,8 @@ def _unknown_values(values: np.ndarray, unknown: tuple[tuple[int, int], ...], co
 
 def _is_turned(picture: Image.Image, mask: Image.Image | None) -> bool:
     """Whether a photograph is to be turned as EXIF says; a TIFF file is, by Pillow, before it comes here."""
-    try:
-        orientation = picture.getexif().get(ORIENTATION, 1)
-    except Exception:  # a header that cannot be parsed holds no orientation; its pixels are sound
-        return False
-    if orientation not in range(2, 9) or picture.format == "TIFF":
+    orientation = exif_orientation(picture)
+    if orientation == 1 or picture.format == "TIFF":
         return False
     swaps = orientation >= 5
     return not (swaps and mask and mask.size == picture.size and picture.width != picture.height)
