@@ -72,7 +72,7 @@ def _free_bytes(path: Path) -> int:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON as whole as `write_bytes` does; NaN becomes null."""
+    """Writes JSON as whole as `write_bytes` does; NaN and infinities become null, at any depth."""
     write_text(path, json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")
 
 
@@ -135,12 +135,18 @@ def one_process_at_a_time(lock_file: Path, what: str) -> Iterator[None]:
 
 
 def _without_nan(value: Any) -> Any:
+    """JSON values with None for numbers that JSON does not have: NaN and infinities, at any depth."""
     if isinstance(value, Mapping):
         return {key: _without_nan(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _with_nan(value: Any) -> Any:
+    """JSON values with NaN for None, at any depth."""
     if isinstance(value, Mapping):
         return {key: _with_nan(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_with_nan(part) for part in value]
     return math.nan if value is None else value

@@ -10,10 +10,12 @@ import logging
 import os
 import random
 import sys
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
@@ -21,6 +23,8 @@ from petseg import files
 from petseg.classes import PETS, Classes
 from petseg.config import DataConfig
 from petseg.config.data_config import FOLDER, check_dataset_name, named_splits
+from petseg.data import digests
+from petseg.data.digests import Digests
 from petseg.data.records.record_files import ArrayRecordFiles, Stretch
 from petseg.errors import DataError, one_line
 from petseg.runtime import autotuning
@@ -30,6 +34,24 @@ EMBEDDED = "synthetic_pets"
 KNOWN_CLASSES = {"oxford_iiit_pet": PETS, EMBEDDED: PETS}
 NAME_FEATURE = "file_name"
 TFRECORD, ARRAY_RECORD = "tfrecord", "array_record"
+SHOWN_NAMES = 3
+
+
+class Overlap(NamedTuple):
+    """The examples that a split shares with another one.
+
+    Attributes:
+      examples: their number.
+      names: the names of the first few, where their contents were compared.
+    """
+
+    examples: int
+    names: tuple[str, ...] = ()
+
+    @property
+    def listed(self) -> str:
+        """The names in brackets, with a space before them; empty without names."""
+        return listed(self.names, self.examples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,28 +97,78 @@ class DataSet:
         """
         count = sum(stop - start for _, start, stop in self._ranges(split))
         if count == 0:
-            raise DataError(f"{self.name}: split {split} is empty; sizes are {self._split_sizes()}")
+            raise DataError(f"{self.name}: split {split} is empty; sizes are {self.split_sizes()}")
         return count
 
-    def overlap(self, first: str, second: str) -> int:
-        """The number of examples that two splits share.
+    def overlap(self, split: str, other: str) -> "Overlap":
+        """The examples of a split whose pictures another split has too.
+
+        The copy of a folder is compared by the contents of its pictures, any other data set by the positions of its
+        examples.
 
         Raises:
           DataError: if there is no such split.
         """
-        return sum(
-            max(0, min(stop, other_stop) - max(start, other_start))
-            for name, start, stop in self._ranges(first)
-            for other_name, other_start, other_stop in self._ranges(second)
-            if name == other_name
+        theirs = self.digests_of(other)
+        if theirs is not None:
+            return self.overlap_with(split, theirs.pictures)
+        return Overlap(
+            sum(
+                max(0, min(stop, other_stop) - max(start, other_start))
+                for name, start, stop in self._ranges(split)
+                for other_name, other_start, other_stop in self._ranges(other)
+                if name == other_name
+            )
         )
+
+    def overlap_with(self, split: str, pictures: np.ndarray) -> "Overlap":
+        """The examples of a split of a folder's copy whose pictures are among those of some digests, uint64 [M]."""
+        mine = self.digests_of(split)
+        assert mine is not None
+        positions = np.flatnonzero(np.isin(mine.pictures, pictures))
+        return Overlap(len(positions), self.names_at(split, positions[:SHOWN_NAMES].tolist()))
+
+    def digests_of(self, split: str) -> Digests | None:
+        """The digests of a split's examples; None where there are none: only the copy of a folder has them.
+
+        Raises:
+          DataError: if there is no such split, or the file of the digests cannot be read.
+        """
+        ranges = self._ranges(split)
+        if self.name != FOLDER:
+            return None
+        file = Path(self.builder.data_path) / digests.FILE
+        try:
+            stored = digests.read(file)
+            return digests.joined([stored[name].part(start, stop) for name, start, stop in ranges])
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            what = f"{file}: cannot be read ({one_line(error)})"
+            raise DataError(f"{what}; delete {file.parent}, and it is written anew from the folder") from error
+
+    def names_at(self, split: str, positions: Iterable[int]) -> tuple[str, ...]:
+        """The names of a few examples of a split; no picture is decoded."""
+        names: list[str] = []
+        for position in positions:
+            for name, start, stop in self._ranges(split):
+                if position < stop - start:
+                    at = start + position
+                    (example,) = self.raw_examples(f"{name}[{at}:{at + 1}]")
+                    names.append(example["name"].numpy().decode() or f"{name}/{at}")
+                    break
+                position -= stop - start
+        return tuple(names)
+
+    def split_sizes(self) -> str:
+        """The splits and the numbers of their examples, in words."""
+        splits = sorted(self.builder.info.splits.items())
+        return ", ".join(f"{name} ({part.num_examples} examples)" for name, part in splits)
 
     def card(self) -> str:
         """What is known about it, as markdown: description, sizes of its splits, classes, license, citation."""
         info = self.builder.info
         facts = {
             "name": info.full_name,
-            "splits": self._split_sizes(),
+            "splits": self.split_sizes(),
             "classes": ", ".join(self.classes.names),
             "homepage": info.homepage,
             "license": info.redistribution_info.license,
@@ -179,13 +251,9 @@ class DataSet:
             lacking = metadata.get("left_out", {}) if isinstance(metadata, dict) else {}
             why = "".join(f" ({text})" for name, text in lacking.items() if name in named_splits(split))
             raise DataError(
-                f"{self.name}: no split {split}{why}; it must be one of {self._split_sizes()}, or a slice such as "
+                f"{self.name}: no split {split}{why}; it must be one of {self.split_sizes()}, or a slice such as "
                 "'train[:90%]'"
             ) from error
-
-    def _split_sizes(self) -> str:
-        splits = sorted(self.builder.info.splits.items())
-        return ", ".join(f"{name} ({part.num_examples} examples)" for name, part in splits)
 
 
 def open_data(config: DataConfig, classes: Classes | None = None) -> DataSet:
@@ -286,13 +354,19 @@ def warn_of_shared_examples(data_set: DataSet, train_split: str, eval_split: str
     Raises:
       DataError: if there is no such split.
     """
-    shared = data_set.overlap(train_split, eval_split)
-    if shared:
+    shared = data_set.overlap(eval_split, train_split)
+    if shared.examples:
         logger.warning(
-            "--eval_split=%s: %d of its %d examples are in --train_split=%s too; scores on them, and the checkpoint "
+            "--eval_split=%s: %d of its %d examples are in --train_split=%s too%s; scores on them, and the checkpoint "
             "that is the best by them, say little about other images",
-            eval_split, shared, data_set.num_examples(eval_split), train_split,
+            eval_split, shared.examples, data_set.num_examples(eval_split), train_split, shared.listed,
         )  # fmt: skip
+
+
+def listed(names: Sequence[str], count: int) -> str:
+    """The first few of so many names in brackets, with a space before them; empty without names."""
+    more = ", ..." if count > len(names) else ""
+    return f" ({', '.join(names)}{more})" if names else ""
 
 
 def as_tfds_gives_it(config: DataConfig, split: str) -> tuple[tf.data.Dataset, int]:

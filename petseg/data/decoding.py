@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from petseg.classes import Classes
+from petseg.classes import IGNORED, Classes
 from petseg.config import DataConfig
 from petseg.data import catalog, pair_decoding, sample
 from petseg.data.catalog import TFRECORD
@@ -25,6 +25,7 @@ from petseg.errors import ConfigError, DataError, one_line
 from petseg.runtime.progress_bars import progress_bar
 
 Gather = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+LOOKED_AT_TOGETHER = 64  # masks
 COUNTED_MASKS = 2048  # where each must be decoded for it: a few seconds
 TENSOR_ALIGNMENT = 64  # bytes
 logger = logging.getLogger(__name__)
@@ -65,12 +66,47 @@ class Examples:
     def __len__(self) -> int:
         return len(self.images)
 
+    def has_labels(self) -> bool:
+        """Whether a pixel of any mask is in a class; looks at masks until one has such a pixel."""
+        first, count = 0, 1
+        while first < len(self):
+            if (self.masks[first : first + count] != IGNORED).any():
+                return True
+            first, count = first + count, min(2 * count, LOOKED_AT_TOGETHER)
+        return False
+
     def counted_masks(self) -> np.ndarray:
         """The masks by which classes are counted: all; where each would have to be decoded, some from all over."""
         if self.on_demand is None or len(self) <= COUNTED_MASKS:
             return self.masks
         logger.info("classes are counted in %d of %d masks, from all over %s", COUNTED_MASKS, len(self), self.origin)
         return self.masks.spread(COUNTED_MASKS)  # type: ignore[attr-defined]
+
+
+def check_labels(examples: Examples, config: DataConfig, *, flag: str, split: str) -> None:
+    """Refuses examples of which no pixel is in a class: there is nothing to train on, and every score is 0 / 0.
+
+    Args:
+      examples: the examples of a split, or a sample of them.
+      config: config of their data.
+      flag: what named the split, for the error.
+      split: the split.
+
+    Raises:
+      DataError: if no pixel is in a class.
+    """
+    try:
+        if examples.has_labels():
+            return
+    except DataError:  # an example that cannot be used, which is named when its turn comes
+        return
+    drawn = f" that --eval_examples={len(examples)} draws" if examples.sample else ""
+    height, width = config.size
+    raise DataError(
+        f"{flag}{split}: none of its {len(examples)} masks{drawn} has a pixel in a class at {height} x {width}, as in "
+        f"a split without labels; must be one with labels; there are "
+        f"{catalog.open_data(config, examples.classes).split_sizes()}"
+    )
 
 
 def load(config: DataConfig, split: str, classes: Classes | None = None, *, for_training: bool = False) -> Examples:

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from petseg.classes import Classes
+from petseg.classes import IGNORED, Classes
 from petseg.config import Config
 from petseg.config.eval_config import ScoreConfig
 from petseg.data import decoding, sample
@@ -25,8 +25,9 @@ from petseg.evaluation.any_size import AnySizeModel
 from petseg.evaluation.evaluator import Evaluation
 from petseg.evaluation.keras_runner import KerasRunner
 from petseg.evaluation.results import split_results
-from petseg.runs import building
+from petseg.runs import building, training_data
 from petseg.runs.opening import open_run
+from petseg.runs.training_data import TrainingData
 from petseg.runs.work_directory import WorkDirectory
 from petseg.training.requests import Requests
 
@@ -136,6 +137,7 @@ class Segmenter:
       step: step at which the run had these weights.
       tile: height and width of tiles in which pictures are gone over; None: as a whole.
       flip_tta: whether to average the probabilities of a picture and of its mirror image.
+      trained_on: what is known of the data that it was trained on; None if nothing is but the config.
 
     Attributes:
       model, config, classes, step: as given.
@@ -150,9 +152,10 @@ class Segmenter:
         step: int = 0,
         tile: tuple[int, int] | None = None,
         flip_tta: bool = False,
+        trained_on: TrainingData | None = None,
     ):
         self.model, self.config, self.classes, self.step = model, config, classes, step
-        self._flip_tta = flip_tta
+        self._flip_tta, self._trained_on = flip_tta, trained_on
         self._any_size = AnySizeModel(KerasRunner(model, resize=config.data.resize, flip_tta=flip_tta), tile=tile)
 
     @overload
@@ -174,28 +177,45 @@ class Segmenter:
         return self([picture])[0]
 
     def evaluate(
-        self, dataset: str | Iterable[tuple[Any, Any]], *, data_dir: str = "", eval_examples: int = 0
+        self,
+        dataset: str | Iterable[tuple[Any, Any]],
+        *,
+        data_dir: str = "",
+        eval_examples: int = 0,
+        allow_training_images: bool = False,
     ) -> dict[str, Any]:
         """Scores of the network, as a results file has them: `mean_iou`, `accuracy`, `iou` by class, and more.
 
         Args:
-          dataset: pairs of a picture uint8 [H, W, 3] and its mask uint8 [H, W] of class ids (255 is not counted),
+          dataset: pairs of a picture uint8 [H, W, 3] and its mask, integers [H, W], of class ids (255 is not counted),
             each scored at its own size; or the name of a split of the data set of the run, such as "test", scored at
             the network's size.
           data_dir: where that data set lies; empty: where it lay in training.
           eval_examples: how many examples of the split are scored, a sample that the run's seed decides; 0: all.
+          allow_training_images: whether to score a split even if the network was trained on some of it.
 
         Raises:
-          DataError: if there is no such split, or a pair is no such pair.
+          DataError: if there is no such split, it was trained on, a pair is no such pair, or no mask has a pixel in a
+            class.
         """
         if isinstance(dataset, str):
             data = self.config.changed(data={"data_dir": data_dir or self.config.data.data_dir}).data
+            if not allow_training_images:
+                remedy = "allow_training_images=True"
+                training_data.check_not_trained_on(
+                    dataset, data, self.classes, self._trained_on, flag="dataset=", remedy=remedy
+                )
             whole = decoding.load(data, dataset, self.classes)
             examples = sample.sample(whole, eval_examples, self.config.runtime.seed)
+            decoding.check_labels(examples, data, flag="dataset=", split=dataset)
             return self._results(self._evaluator(examples).evaluate(), dataset, examples)
-        pairs = [_checked_pair(*pair) for pair in dataset]
+        pairs = [_checked_pair(i, pair, self.classes) for i, pair in enumerate(dataset)]
         if not pairs:
             raise DataError("dataset: holds no pairs of picture and mask")
+        if all((mask == IGNORED).all() for _, mask in pairs):
+            raise DataError(
+                f"dataset: none of its {len(pairs)} masks has a pixel in a class; must be pairs with labels"
+            )
         none = np.zeros([len(pairs), *self.model.input_shape[1:3], 3], np.uint8)  # only their number counts
         examples = Examples(none, none[..., :1], self.classes, tuple(map(str, range(len(pairs)))), {}, origin="pairs")
         evaluation = self._evaluator(examples).evaluate_native(pairs, self._any_size.logits)
@@ -270,7 +290,13 @@ def load(
     model = run.build_model()
     step = run.restore(run.checkpoint(checkpoint), model)
     return Segmenter(
-        model, run.config, run.classes, step=step, tile=score.tile_size(run.config.data), flip_tta=flip_tta
+        model,
+        run.config,
+        run.classes,
+        step=step,
+        tile=score.tile_size(run.config.data),
+        flip_tta=flip_tta,
+        trained_on=run.training_data,
     )
 
 
@@ -330,12 +356,27 @@ def _as_colors(image: np.ndarray) -> np.ndarray | None:
     return None
 
 
-def _checked_pair(image: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
-    """A picture uint8 [H, W, 3] and its mask uint8 [H, W, 1]."""
+def _checked_pair(number: int, pair: Any, classes: Classes) -> tuple[np.ndarray, np.ndarray]:
+    """A picture uint8 [H, W, 3] and its mask uint8 [H, W, 1].
+
+    Raises:
+      DataError: if it is no pair of a picture and a mask of class ids.
+    """
+    try:
+        image, mask = pair
+    except (TypeError, ValueError):
+        raise DataError(f"pair {number}: got {type(pair).__name__}; must be a picture and its mask") from None
     picture, mask = as_array(image), np.asarray(mask)
     mask = mask[..., 0] if mask.ndim == 3 and mask.shape[-1] == 1 else mask
     if mask.dtype.kind not in "iu" or mask.shape != picture.shape[:2]:
         raise DataError(
-            f"mask: got {mask.dtype} {list(mask.shape)}; must be whole numbers {list(picture.shape[:2])}, class ids"
+            f"pair {number}: mask: got {mask.dtype} {list(mask.shape)}; must be whole numbers "
+            f"{list(picture.shape[:2])}, class ids"
+        )
+    wrong = mask[(mask != IGNORED) & ((mask < 0) | (mask >= len(classes)))]
+    if wrong.size:
+        raise DataError(
+            f"pair {number}: mask: holds {wrong[0]}, which is no class, in {(wrong == wrong[0]).sum()} pixels; must be "
+            f"class ids, 0 to {len(classes) - 1}, or {IGNORED} where there is none"
         )
     return picture, mask[..., None].astype(np.uint8)

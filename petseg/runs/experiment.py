@@ -13,7 +13,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from petseg import config as config_lib
 from petseg.config import Config
-from petseg.data import catalog, example_order, input_pipeline, sample, service_client
+from petseg.data import catalog, decoding, example_order, input_pipeline, sample, service_client
 from petseg.data.decoding import Examples
 from petseg.errors import ClusterError, DataError, StoppedError
 from petseg.evaluation.evaluator import Evaluator
@@ -21,12 +21,13 @@ from petseg.files import naming_what_cannot_be_written
 from petseg.reporting import model_diagram, pictures, summaries, telemetry
 from petseg.reporting.report import SHEET_EXAMPLES, Introduction, NullReport, Report
 from petseg.reporting.telemetry import Profiler, Stopwatch
-from petseg.runs import building, checkpoints, early_stopping, run_groups, starting_point
+from petseg.runs import building, checkpoints, early_stopping, run_groups, starting_point, training_data
 from petseg.runs.checkpoints import BestCheckpoint, Checkpoints
 from petseg.runs.evaluations import Evaluations
 from petseg.runs.nonfinite_steps import NonFiniteSteps
 from petseg.runs.schedule import Action, Alarm, Clock, Pause
 from petseg.runs.starting_point import StartingPoint
+from petseg.runs.training_data import TrainingData
 from petseg.runs.unusable_input import UnusableInput
 from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime import process
@@ -76,6 +77,7 @@ class Parts:
     Attributes:
       train_examples: the training split.
       eval_examples: the evaluation split.
+      data: both as the work directory remembers them.
       class_weights: class weights in use, normalised, or None.
       clock: when things happen.
       steps_per_epoch: number of steps in an epoch.
@@ -87,6 +89,7 @@ class Parts:
 
     train_examples: Examples
     eval_examples: Examples
+    data: TrainingData
     class_weights: tuple[float, ...] | None
     clock: Clock
     steps_per_epoch: int
@@ -107,16 +110,33 @@ def set_up(config: Config, workdir: WorkDirectory, placement: Placement, signals
     building.check(config, placement.strategy)
     start = starting_point.find(config, workdir)
     service_client.wait_for(config.data.service_addresses(), config.distribution.cluster_timeout)
+    data = _checked_data(config, workdir, start)
     train, evaluation = building.load_examples(config.data)
-    workdir.check_classes(train.classes)
     evaluation = sample.sample(evaluation, config.schedule.eval_examples, config.runtime.seed)
     with input_pipeline.naming_lost_files(train, evaluation):
-        parts = _build(config, placement.strategy, start, train, evaluation)
+        decoding.check_labels(train, config.data, flag="--train_split=", split=config.data.train_split)
+        decoding.check_labels(evaluation, config.data, flag="--eval_split=", split=config.data.eval_split)
+        parts = _build(config, placement.strategy, start, train, evaluation, data)
     signals.call(lambda: parts.requests.stop.assign(1.0))
     experiment = Experiment(config, workdir, placement, signals, parts)
     experiment.restore(start)
     experiment.check_agreement()
     return experiment
+
+
+def _checked_data(config: Config, workdir: WorkDirectory, start: StartingPoint) -> TrainingData:
+    """The data that a run is trained and scored on, which must be what it began with.
+
+    Raises:
+      PetsegError: if it cannot be used, or is not.
+    """
+    data_set = catalog.open_data(config.data)
+    workdir.check_classes(data_set.classes)
+    data = TrainingData.of(data_set, config.data, starting_point.data_of_initial_weights(start))
+    if start.checkpoint:
+        training_data.check_unchanged(data, data_set, config.data, workdir)
+    training_data.warn_of_seen_images(data, data_set, config.data, start.init_from)
+    return data
 
 
 def _build(
@@ -125,6 +145,7 @@ def _build(
     start: StartingPoint,
     train_examples: Examples,
     eval_examples: Examples,
+    data: TrainingData,
 ) -> Parts:
     steps_per_epoch = example_order.steps_per_epoch(len(train_examples), config.data.batch_size)
     clock = Clock.of(config.schedule, steps_per_epoch)
@@ -136,7 +157,9 @@ def _build(
         model = starting_point.build_model(start, config, train_examples)
         trainer = building.build_trainer(config, strategy, model, weights, clock.total, requests)
         evaluator = building.build_evaluator(config, strategy, model, eval_examples, weights, requests)
-    return Parts(train_examples, eval_examples, weights, clock, steps_per_epoch, requests, model, trainer, evaluator)
+    return Parts(
+        train_examples, eval_examples, data, weights, clock, steps_per_epoch, requests, model, trainer, evaluator
+    )
 
 
 class Experiment:
@@ -235,6 +258,8 @@ class Experiment:
         workdir, devices = self._workdir, [device.name for device in tf.config.list_logical_devices()]
         classes = self._parts.train_examples.classes
         workdir.save_config(self._config, classes=classes, class_weights=self._parts.class_weights, devices=devices)
+        if step == 0 or not workdir.data_file.exists():  # of an older version's run, what it goes on with
+            self._parts.data.write(workdir.data_file)
         return Report(
             self._config,
             classes,

@@ -81,6 +81,11 @@ class PackedRun:
         return cls(path, config, classes, record["card"])
 
     @property
+    def training_data(self) -> None:
+        """What is known of the data that the run was trained on: nothing but its config."""
+        return None
+
+    @property
     def weights(self) -> str:
         """Which weights they are, in words."""
         return self.card["weights"]

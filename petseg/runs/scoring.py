@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.data import catalog, decoding, example_order, sample
+from petseg.data import catalog, decoding, example_order, input_pipeline, sample
 from petseg.data.decoding import Examples
 from petseg.errors import CheckpointError, ConfigError, DataError
 from petseg.evaluation import confidence_intervals, large_splits, score_tables
@@ -24,7 +24,7 @@ from petseg.evaluation.keras_runner import KerasRunner
 from petseg.evaluation.results import image_rows, split_results
 from petseg.files import naming_what_cannot_be_written, write_bytes, write_json, write_text
 from petseg.reporting import pictures
-from petseg.runs import building, early_stopping, run_groups
+from petseg.runs import building, early_stopping, run_groups, training_data
 from petseg.runs.packed_run import PackedRun
 from petseg.runs.schedule import Clock
 from petseg.runs.trained_run import TrainedRun
@@ -143,6 +143,8 @@ class Scorer:
         self.run, self._score, self._split, self._signals = run, score, split, signals
         self._tile = score.tile_size(run.config.data)
         self.examples = sample.sample(run.load(split), score.eval_examples, sample_seed)
+        with input_pipeline.naming_lost_files(self.examples):
+            decoding.check_labels(self.examples, run.config.data, flag="--split=", split=split)
         if score.csv and large_splits.is_large(len(self.examples), len(run.classes)):
             logger.warning("--csv=%s: %d images are too many; it gets a sample of them", score.csv, len(self.examples))
         requests = Requests()
@@ -239,15 +241,11 @@ def check_csv(score: ScoreConfig) -> None:
 
 
 def checked_split(run: TrainedRun | PackedRun, score: ScoreConfig) -> str:
-    """The split to score, which must not be one that was trained on."""
+    """The split to score, which the run must not have been trained on."""
     data = run.config.data
     split = score.split or data.eval_split
-    shared = catalog.open_data(data, run.classes).overlap(split, data.train_split)
-    if shared and not score.allow_training_images:
-        raise DataError(
-            f"--split={split}: {shared} of its images were trained on ({data.train_split}); "
-            "a score on them says little; --allow_training_images scores them all the same"
-        )
+    if not score.allow_training_images:
+        training_data.check_not_trained_on(split, data, run.classes, run.training_data)
     return split
 
 
@@ -306,8 +304,8 @@ def _ends_at(run: TrainedRun, step: int) -> bool:
 
 def _last_step(run: TrainedRun) -> int:
     """The step at which the run will end, as it was last started."""
-    data, schedule = run.config.data, run.workdir.load_config().schedule
-    count = catalog.size(data, data.train_split, run.classes)
+    data, schedule, record = run.config.data, run.workdir.load_config().schedule, run.training_data
+    count = record.examples["train_split"] if record else catalog.size(data, data.train_split, run.classes)
     return Clock.of(schedule, example_order.steps_per_epoch(count, data.batch_size)).total
 
 

@@ -15,6 +15,7 @@ from petseg.models import encoders, pretrained_weights
 from petseg.reporting.summaries import EMA, shown_run
 from petseg.runs import building, checkpoints, packed_run
 from petseg.runs.packed_run import PackedRun
+from petseg.runs.training_data import TrainingData
 from petseg.runs.work_directory import WorkDirectory
 
 CALIBRATION_IMAGES, CALIBRATION_PIXELS = 64, 64 * 128**2  # at most; memory grows with the pixels
@@ -67,6 +68,19 @@ def find(config: Config, workdir: WorkDirectory) -> StartingPoint:
     return StartingPoint(encoder_weights=config.model.encoder_weights)
 
 
+def data_of_initial_weights(start: StartingPoint) -> TrainingData | None:
+    """What the run of --init_from was trained on; None if there is none, or nothing is known of it.
+
+    Raises:
+      PetsegError: if the file that says so cannot be read.
+    """
+    if not start.init_from:
+        return None
+    if file := packed_run.find(start.init_from):
+        return PackedRun.open(file).training_data
+    return TrainingData.read(_workdir_of(start.init_from).data_file)
+
+
 def build_model(start: StartingPoint, config: Config, examples: Examples) -> keras.Model:
     """The network with the weights of a starting point, but for those of the run's own checkpoint.
 
@@ -98,10 +112,9 @@ def build_model(start: StartingPoint, config: Config, examples: Examples) -> ker
 
 def _fill_from_other_run(source: str, config: Config, model: keras.Model) -> None:
     """Fills a new model with the weights of another run, and says what that is and what it is not."""
-    workdir, averaged = WorkDirectory(source), False
-    is_checkpoint = not workdir.config_file.is_file()
-    if is_checkpoint:
-        path, workdir = source.removesuffix(".index"), WorkDirectory(Path(source).absolute().parent.parent)
+    workdir, averaged = _workdir_of(source), False
+    is_checkpoint = not WorkDirectory(source).config_file.is_file()
+    path = source.removesuffix(".index")
     if not workdir.config_file.is_file():  # a checkpoint that lies elsewhere: of what model it is, nobody knows
         step, left = checkpoints.restore_model(path, model=model), []
     else:
@@ -116,6 +129,12 @@ def _fill_from_other_run(source: str, config: Config, model: keras.Model) -> Non
         step = building.restore(path, theirs, original, averaged=averaged)
         left = take_over(original, model, same_layers=_is_same_network(config.model, theirs.model))
     _say_what_was_taken("averaged weights" if averaged else "weights", path, step, left)
+
+
+def _workdir_of(source: str) -> WorkDirectory:
+    """The work directory that --init_from names, or in which the checkpoint that it names lies, if that lies in one."""
+    workdir = WorkDirectory(source)
+    return workdir if workdir.config_file.is_file() else WorkDirectory(Path(source).absolute().parent.parent)
 
 
 def _fill_from_packed_run(source: str, packed: PackedRun, config: Config, model: keras.Model) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import keras
 
     from petseg.data.decoding import Examples
+    from petseg.runs.training_data import TrainingData
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,17 @@ class TrainedRun:
         """
         has_averages = workdir.load_config().optimizer.ema_decay > 0
         return cls.open(workdir, dataclasses.replace(score, ema=score.ema and has_averages))
+
+    @property
+    def training_data(self) -> "TrainingData | None":
+        """What is known of the data that the run was trained on; None if nothing is.
+
+        Raises:
+          WorkDirectoryError: if the file that says so cannot be read.
+        """
+        from petseg.runs.training_data import TrainingData
+
+        return TrainingData.read(self.workdir.data_file)
 
     @property
     def weights(self) -> str:

@@ -32,6 +32,7 @@ class WorkDirectory:
     Attributes:
       path: path of the folder.
       config_file: the resolved config, with versions, devices and git commit.
+      data_file: what the run is trained and scored on, see `training_data`; not there in runs of older versions.
       checkpoints: folder of the newest checkpoints.
       best: folder of the checkpoint with the highest mean IoU.
       results: folder of scores, one JSON file for each evaluation.
@@ -42,6 +43,7 @@ class WorkDirectory:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         self.config_file = self.path / "config.json"
+        self.data_file = self.path / "training_data.npz"
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"
         self.results = self.path / "results"
@@ -200,6 +202,7 @@ class WorkDirectory:
             "train/, eval/, ...": "what TensorBoard shows",
             "metrics.csv": "every number that was logged",
             "config.json": "flags, versions, devices, git commit",
+            "training_data.npz": "digests by which a change of the data is noticed, and a score on training images",
         }
 
     def results_file(self, split: str, step: int, variant: str = "") -> Path:

@@ -1,7 +1,8 @@
 """A folder of pictures and masks as a TFDS data set: written once, then one path behind both.
 
 What is written lies in petseg's cache folder, never in the user's, under a name that changes when any file's name, size
-or time changes, or the names or values of classes do. So a later start opens no picture.
+or time changes, or the names or values of classes do. So a later start opens no picture. Beside the records lie the
+digests of all pictures and masks, by which leaks between splits and changes of the data are found.
 """
 
 import contextlib
@@ -25,6 +26,7 @@ from petseg import files
 from petseg.classes import Classes
 from petseg.config import CACHE_DIR, DataConfig
 from petseg.config.data_config import FOLDER
+from petseg.data import digests
 from petseg.data.folders import faults, folder_files, folder_layout, mask_values
 from petseg.data.folders.faults import Fault
 from petseg.data.folders.file_patterns import printable
@@ -34,7 +36,7 @@ from petseg.data.folders.mask_values import Coding
 from petseg.data.folders.pair_files import PairFiles
 from petseg.errors import ConfigError, DataError, one_line
 
-FORMAT = 1  # another one when the same folder would give other records
+FORMAT = 2  # another one when the same folder would give other records
 logger = logging.getLogger(__name__)
 
 
@@ -134,6 +136,7 @@ class _Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
     ):
         self._folder, self._layout, self._classes = config, layout, classes
         self._bad: list[Fault] = []
+        self._digests: dict[str, list[tuple[int, int]]] = {}
         self._written = layout.splits
         title = re.sub(r"[^A-Za-z0-9_.]+", "-", layout.name).strip("-.")[:60] or FOLDER
         name = f"{title}-{_fingerprint(layout, given)}"
@@ -210,6 +213,7 @@ class _Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         written = dataclasses.replace(self._layout, splits=self._written)
         pairs = folder_files.read_all(written, Coding(self._classes))
         counts = np.zeros(256, np.int64)
+        self._digests = {}
         return {split: self._generate_examples(split, pairs, counts) for split in self._written}
 
     def _generate_examples(
@@ -223,11 +227,16 @@ class _Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
                 raise DataError("some pairs cannot be used")  # `write` says which
             assert pair.ids is not None
             counts += np.bincount(pair.ids.ravel(), minlength=256)
+            of_picture = int.from_bytes(pair.digest[:8], "little")
+            self._digests.setdefault(split, []).append((of_picture, digests.of_ids(pair.ids)))
             yield i, {"image": pair.image, "segmentation_mask": pair.mask, "file_name": pair.name}
         if split == list(self._written)[-1]:
             self._bad = without_classes(counts, self._classes)  # type: ignore[arg-type]
             if self._bad:
                 raise DataError("the masks do not have the classes")
+            # Into the folder that TFDS renames when all of the data set is written.
+            found = {name: digests.from_rows(rows) for name, rows in self._digests.items()}
+            digests.write(Path(self.data_path) / digests.FILE, found)
 
 
 def _fingerprint(layout: Layout, classes: Classes | None) -> str:

@@ -1,0 +1,231 @@
+"""The data of a run as its work directory remembers it: what it was trained on, and whether that is still there.
+
+For the folders of --dataset=folder these are digests of all pictures and masks, which were computed when the folder was
+copied; for other data sets, name and version and the numbers of examples. The file is not there in runs of older
+versions: what they were trained on is then what their config names today.
+"""
+
+import dataclasses
+import logging
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from petseg.classes import Classes
+from petseg.config import DataConfig
+from petseg.config.data_config import FOLDER
+from petseg.data import catalog
+from petseg.data.catalog import SHOWN_NAMES, DataSet, Overlap, listed
+from petseg.data.digests import Digests, write_arrays
+from petseg.errors import DataError, WorkDirectoryError, one_line
+from petseg.runs import checkpoint_files
+from petseg.runs.work_directory import WorkDirectory
+
+logger = logging.getLogger(__name__)
+SPLITS = ("train_split", "eval_split")  # names of flags
+NOTHING = np.zeros(0, np.uint64)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """What a run is trained and scored on.
+
+    Attributes:
+      data_set: name and version of the data set; `folder` for one of folders.
+      examples: number of examples by the flag that names their split.
+      digests: digests of the examples by that flag; empty where there are none.
+      seen_before: digests of the pictures that its initial weights were trained on, those of --init_from, uint64 [M].
+    """
+
+    data_set: str
+    examples: dict[str, int]
+    digests: dict[str, Digests]
+    seen_before: np.ndarray = dataclasses.field(default_factory=lambda: NOTHING)
+
+    @classmethod
+    def of(cls, data_set: DataSet, config: DataConfig, initial: "TrainingData | None" = None) -> "TrainingData":
+        """What a run with a config would be trained and scored on now; reads no record.
+
+        Args:
+          data_set: the data set of the config.
+          config: the config.
+          initial: what the run of --init_from was trained on; None if there is none, or nothing is known of it.
+
+        Raises:
+          DataError: if there is no such split.
+        """
+        splits = {flag: getattr(config, flag) for flag in SPLITS}
+        found = {flag: data_set.digests_of(split) for flag, split in splits.items()}
+        return cls(
+            FOLDER if config.dataset == FOLDER else data_set.full_name,
+            {flag: data_set.num_examples(split) for flag, split in splits.items()},
+            {flag: digests for flag, digests in found.items() if digests is not None},
+            NOTHING if initial is None else initial.seen,
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> "TrainingData | None":
+        """Reads what `write` wrote; None if there is no such file.
+
+        Raises:
+          WorkDirectoryError: if it cannot be read.
+        """
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                digests = {
+                    flag: Digests(*np.ascontiguousarray(arrays[f"{flag}_digests"].T))
+                    for flag in SPLITS
+                    if f"{flag}_digests" in arrays
+                }
+                examples = {flag: int(arrays[f"{flag}_examples"]) for flag in SPLITS}
+                return cls(str(arrays["data_set"]), examples, digests, arrays["seen_before"])
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise WorkDirectoryError(
+                f"{path}: cannot be read ({one_line(error)}); must be as training wrote it; without it, images that "
+                "were trained on are found by the splits of the data set alone"
+            ) from error
+
+    def write(self, path: Path) -> None:
+        """Writes it, whole or not at all."""
+        arrays = {
+            "data_set": self.data_set,
+            "seen_before": self.seen_before,
+            **{f"{flag}_examples": count for flag, count in self.examples.items()},
+            **{f"{flag}_digests": np.stack(digests, axis=1) for flag, digests in self.digests.items()},
+        }
+        write_arrays(path, arrays)
+
+    @property
+    def seen(self) -> np.ndarray:
+        """Digests of all pictures that its weights were trained on, uint64."""
+        trained_on = [self.digests["train_split"].pictures] if "train_split" in self.digests else []
+        return np.concatenate([*trained_on, self.seen_before])
+
+    def changes_to(self, now: "TrainingData", data_set: DataSet, config: DataConfig) -> str:
+        """What has changed since this was recorded, in words; empty if nothing has.
+
+        Args:
+          now: what there is now.
+          data_set: the data set as it is now.
+          config: the config, with the splits of both.
+        """
+        if self.data_set != now.data_set:
+            return f"the data set was {self.data_set}, and is now {now.data_set}"
+        for flag in SPLITS:
+            split = getattr(config, flag)
+            if flag in self.digests and flag in now.digests:
+                what = _changes(self.digests[flag], now.digests[flag], data_set, split)
+            else:
+                before, after = self.examples[flag], now.examples[flag]
+                what = "" if before == after else f"it had {before} examples, and has now {after}"
+            if what:
+                where = f" of --data_dir={config.data_dir}" if config.data_dir else ""
+                return f"--{flag}={split}{where}: {what}"
+        return ""
+
+
+def _changes(before: Digests, now: Digests, data_set: DataSet, split: str) -> str:
+    """What has changed in the examples of a split, in words; empty if nothing has."""
+    changes = before.changes_to(now)
+
+    def of(positions: np.ndarray) -> str:
+        return listed(data_set.names_at(split, positions[:SHOWN_NAMES].tolist()), len(positions))
+
+    parts = []
+    if len(changes.added):
+        parts.append(f"{_counted(len(changes.added), 'picture')} added{of(changes.added)}")
+    if changes.removed:
+        parts.append(f"{_counted(changes.removed, 'picture')} removed")
+    if changes.growth and not parts:  # copies of pictures that were there
+        parts.append(f"it had {len(before.pictures)} examples, and has now {len(now.pictures)}")
+    if changes.reordered:
+        parts.append("the pictures were renamed, which changes their order")
+    if len(changes.masks):
+        parts.append(f"{_counted(len(changes.masks), 'mask')} changed{of(changes.masks)}")
+    return ", ".join(parts)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"1 {noun} was" if count == 1 else f"{count} {noun}s were"
+
+
+def check_unchanged(now: TrainingData, data_set: DataSet, config: DataConfig, workdir: WorkDirectory) -> None:
+    """Checks that a run which goes on has the data that it began with.
+
+    Args:
+      now: the data that there is now.
+      data_set: the data set of the config.
+      config: config of the run.
+      workdir: its work directory, with a checkpoint.
+
+    Raises:
+      WorkDirectoryError: if the data has changed since; not for runs of older versions, which did not record it.
+    """
+    before = TrainingData.read(workdir.data_file)
+    what = "" if before is None else before.changes_to(now, data_set, config)
+    if what:
+        best = checkpoint_files.best_record(workdir.best)
+        source = workdir.path if best else checkpoint_files.newest(workdir.checkpoints)
+        raise WorkDirectoryError(
+            f"--workdir={workdir.path}: belongs to a run that cannot go on with other data: {what}. Restore the data, "
+            f"or start a new run from its weights: another --workdir, and --init_from={source}"
+        )
+
+
+def warn_of_seen_images(data: TrainingData, data_set: DataSet, config: DataConfig, init_from: str) -> None:
+    """Warns if a run would be scored on images that its initial weights were trained on."""
+    if len(data.seen_before) and "eval_split" in data.digests:
+        shared = data_set.overlap_with(config.eval_split, data.seen_before)
+        if shared.examples:
+            logger.warning(
+                "--eval_split=%s: %d of its %d examples were trained on by --init_from=%s%s; scores on them say little "
+                "about other images",
+                config.eval_split, shared.examples, data.examples["eval_split"], init_from, shared.listed,
+            )  # fmt: skip
+
+
+def trained_on(data_set: DataSet, split: str, config: DataConfig, record: TrainingData | None) -> Overlap:
+    """The examples of a split that a run was trained on.
+
+    Args:
+      data_set: the data set of the split.
+      split: the split.
+      config: config of the run.
+      record: what is known of the run's data; None: nothing, so it is what the config names today.
+
+    Raises:
+      DataError: if there is no such split.
+    """
+    if record is not None and record.digests and data_set.digests_of(split) is not None:
+        return data_set.overlap_with(split, record.seen)
+    return data_set.overlap(split, config.train_split)
+
+
+def check_not_trained_on(
+    split: str,
+    config: DataConfig,
+    classes: Classes,
+    record: TrainingData | None,
+    *,
+    flag: str = "--split=",
+    remedy: str = "--allow_training_images",
+) -> None:
+    """Raises DataError if a run was trained on some of a split.
+
+    Args:
+      split: the split.
+      config: config of the run.
+      classes: its classes.
+      record: what is known of its data; None if nothing is.
+      flag: what named the split, for the error.
+      remedy: what allows the split to be scored all the same, for the error.
+    """
+    shared = trained_on(catalog.open_data(config, classes), split, config, record)
+    if shared.examples:
+        raise DataError(
+            f"{flag}{split}: {shared.examples} of its images were trained on ({config.train_split}){shared.listed}; "
+            f"a score on them says little; {remedy} scores them all the same"
+        )
