@@ -1,4 +1,5 @@
 import errno
+import json
 import math
 import os
 import shutil
@@ -59,3 +60,13 @@ def test_a_file_of_the_longest_name_is_written_whole(tmp_path):
         files.write_bytes(tmp_path / name, b"2")
         assert (tmp_path / name).read_bytes() == b"2"
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_nan_and_infinities_at_any_depth_are_null(tmp_path):
+    value = {"interval": [math.nan, 0.5], "rows": [{"iou": math.inf}, (1, -math.inf)], "names": ["a"], "none": None}
+    files.write_json(tmp_path / "a.json", value)
+    text = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
+    assert text == {"interval": [None, 0.5], "rows": [{"iou": None}, [1, None]], "names": ["a"], "none": None}
+    low, high = files.read_json(tmp_path / "a.json")["interval"]
+    assert math.isnan(low)
+    assert high == 0.5

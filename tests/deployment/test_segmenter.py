@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -170,8 +171,46 @@ def test_pairs_that_are_none_are_refused(loaded, photograph):
     for mask in (np.zeros((3, 3), np.uint8), np.zeros((45, 60)), np.zeros((45, 60, 3), np.uint8)):
         with pytest.raises(DataError, match=r"mask: got .* must be whole numbers \[45, 60\], class ids"):
             loaded.evaluate([(photograph, mask)])
+    with pytest.raises(DataError, match=r"^pair 0: got ndarray; must be a picture and its mask"):
+        loaded.evaluate([photograph])
     with pytest.raises(DataError, match="holds no pairs"):
         loaded.evaluate([])
+
+
+@pytest.mark.parametrize(
+    ("ids", "found"),
+    [
+        (np.array([0, 1, 3], np.uint8), "3"),  # ids + 1, as in trimaps
+        (np.array([0, 1, 258], np.int64), "258"),  # which as uint8 were 2
+        (np.array([0, 1, -1], np.int32), "-1"),
+        (np.array([254, 0, 1], np.uint16), "254"),
+    ],
+)
+def test_masks_with_ids_of_no_class_are_refused(loaded, photograph, ids, found):
+    right, wrong = (np.resize(each, photograph.shape[:2]) for each in (ids.clip(0, 2), ids))
+    with pytest.raises(DataError, match=rf"^pair 1: mask: holds {found}, which is no class, in \d+ pixels; must be"):
+        loaded.evaluate([(photograph, right), (photograph, wrong)])
+
+
+def test_class_ids_of_any_integer_type_score_the_same_and_255_is_not_counted(loaded, photograph):
+    mask = np.resize(np.array([0, 1, 2, 255, 1]), photograph.shape[:2])
+    scores = [loaded.evaluate([(photograph, mask.astype(kind))]) for kind in (np.uint8, np.int64)]
+    assert scores[0]["confusion_matrix"] == scores[1]["confusion_matrix"]
+    assert np.sum(scores[0]["confusion_matrix"]) == (mask != 255).sum()
+
+
+def test_pairs_of_which_no_pixel_is_in_a_class_are_refused(loaded, photograph):
+    nothing = np.full(photograph.shape[:2], 255, np.uint8)
+    with pytest.raises(DataError, match="none of its 2 masks has a pixel in a class"):
+        loaded.evaluate([(photograph, nothing)] * 2)
+    assert loaded.evaluate([(photograph, nothing), (photograph, nothing * 0)])["examples"] == 2
+
+
+def test_a_split_that_was_trained_on_is_refused_unless_allowed(loaded):
+    for split, count in (("train", 24), ("train[:3]", 3), ("test+train[:2]", 2)):
+        with pytest.raises(DataError, match=rf"^dataset={re.escape(split)}: {count} of its images were trained on "):
+            loaded.evaluate(split)
+    assert loaded.evaluate("train[:3]", allow_training_images=True)["examples"] == 3
 
 
 def test_what_is_no_run_is_refused(tmp_path, run):
@@ -207,8 +246,13 @@ def test_packed_weights_predict_score_and_export_as_the_run_does(run, loaded, ph
     scores = commands.evaluate(score_config(workdir=str(file), data_dir=str(loaded.config.data.data_dir)))
     assert scores["mean_iou"] == pytest.approx(loaded.evaluate("test")["mean_iou"], abs=0.02)
     assert "mean IoU" in capsys.readouterr().out
-    with pytest.raises(DataError, match="of its images were trained on"):
-        commands.evaluate(score_config(workdir=str(file), data_dir=str(loaded.config.data.data_dir), split="train"))
+    where = {"data_dir": str(loaded.config.data.data_dir)}
+    with pytest.raises(DataError, match="--split=train: 24 of its images were trained on"):
+        commands.evaluate(score_config(workdir=str(file), split="train", **where))
+    with pytest.raises(DataError, match="dataset=train: 24 of its images were trained on"):
+        packed.evaluate("train", **where)
+    allowed = {"split": "train[:3]", "allow_training_images": True}
+    assert commands.evaluate(score_config(workdir=str(file), **allowed, **where))["examples"] == 3
 
 
 def test_packed_weights_are_one_checkpoint():
