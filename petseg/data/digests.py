@@ -104,5 +104,5 @@ def read(path: Path) -> dict[str, Digests]:
     Raises:
       OSError, ValueError, KeyError, zipfile.BadZipFile: if the file is not there or not such a file.
     """
-    with np.load(path, allow_pickle=False) as arrays:
+    with np.load(path) as arrays:
         return {key.removesuffix(SUFFIX): Digests(*np.ascontiguousarray(arrays[key].T)) for key in arrays.files}

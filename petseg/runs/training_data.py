@@ -74,7 +74,7 @@ class TrainingData:
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with np.load(path) as arrays:
                 digests = {
                     flag: Digests(*np.ascontiguousarray(arrays[f"{flag}_digests"].T))
                     for flag in SPLITS
