@@ -66,7 +66,11 @@ def reason_in(log: str) -> str:
 
 
 def _asked_again() -> str:
-    """What TensorFlow writes in another process, with everything it can say; here its log level hid the reason."""
+    """What TensorFlow logs in a second process at its most verbose level.
+
+    TensorFlow looks for GPUs and logs the reason once per process, at the log level that it read while loading; in this
+    process both are past. Only machines with an NVIDIA driver and no usable GPU pay for the second process.
+    """
     loud = {"TF_CPP_MIN_LOG_LEVEL": "0", "TF_CPP_VMODULE": "dso_loader=1,cuda_diagnostics=1"}
     try:
         command, environment = [sys.executable, "-c", QUESTION], {**os.environ, **loud}

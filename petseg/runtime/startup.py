@@ -67,6 +67,9 @@ def without_greetings() -> Iterator[None]:
 
     TensorFlow's log level does not reach these lines: they are written while its libraries load. If the block fails,
     or the process dies in it (TensorFlow aborts on a CPU that it was not built for), everything is let through.
+
+    If TensorFlow aborts, no Python code of this process runs any more, so another process must show the text: a shell,
+    which starts in a millisecond.
     """
     with contextlib.ExitStack() as stack:
         try:
