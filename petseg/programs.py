@@ -6,7 +6,7 @@ from petseg.runtime import startup
 
 
 def train() -> None:
-    """Trains: flags -> Config -> petseg.runs.experiment.train."""
+    """Trains: flags -> Config -> petseg.runs.train.train."""
     command_line.run(_train, Config, "Trains a network that says of each pixel of a picture what it shows.")
 
 
@@ -18,9 +18,9 @@ def evaluate() -> None:
 def _train(config: Config) -> None:
     config.data.check_data_dir()  # at once: otherwise found only when the data set is opened
     startup.load_tensorflow(show_greetings=config.runtime.debug)  # after the flags are checked
-    from petseg.runs import experiment
+    from petseg.runs import train
 
-    experiment.train(config)
+    train.train(config)
 
 
 def _evaluate(config: EvalConfig) -> None:

@@ -30,9 +30,11 @@ from petseg.config import (
     RuntimeConfig,
     ScheduleConfig,
 )
-from petseg.data import decoding, input_pipeline
-from petseg.data.decoding import Examples
+from petseg.data import decoding, input_pipeline, to_array_record
+from petseg.data.backends.memory import MemoryExamples
+from petseg.data.examples import Examples
 from petseg.data.synthetic_pets import SyntheticPets
+from petseg.data.to_array_record import ConversionConfig
 from petseg.models import encoders, unet
 from petseg.runtime import startup
 from petseg.training import augmentation, learning_rates, optimizers, sample_weights
@@ -62,6 +64,12 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tfds")
     SyntheticPets(num_train=NUM_TRAIN, num_test=NUM_TEST, data_dir=folder).download_and_prepare()
     return folder
+
+
+@pytest.fixture(scope="session")
+def array_record_dir(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the same data set in array_record files, which --cache=none needs."""
+    return as_array_records("synthetic_pets", data_dir, tmp_path_factory.mktemp("array_record"))
 
 
 @pytest.fixture(scope="session")
@@ -175,16 +183,22 @@ def data_config(dataset, size, data_dir, **more):
     return DataConfig(dataset=dataset, image_size=str(size), data_dir=str(data_dir), **more)
 
 
+def as_array_records(dataset: str, data_dir: Path, target: Path) -> Path:
+    """Converts a data set to array_record files in another folder, which it returns."""
+    to_array_record.main(ConversionConfig(dataset=dataset, data_dir=str(data_dir), output_dir=str(target)))
+    return target
+
+
 def load_examples(dataset, split, size, data_dir, **more):
     """A split, decoded; its masks are coded as those of pets."""
     return decoding.load(data_config(dataset, size, data_dir, **more), split, PETS)
 
 
-def random_examples(count: int, size: int = 32, seed: int = 0) -> Examples:
+def random_examples(count: int, size: int = 32, seed: int = 0) -> MemoryExamples:
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (count, size, size, 3), np.uint8)
     masks = rng.integers(0, 3, (count, size, size, 1), np.uint8)
-    return Examples(images, masks, PETS, tuple(str(i) for i in range(count)))
+    return MemoryExamples(images, masks, PETS)
 
 
 def make_trainer(
@@ -209,7 +223,7 @@ def make_trainer(
     **options: Any,
 ) -> tuple[Trainer, tf.distribute.Strategy, Any]:
     """A trainer of the smallest model over so many replicas, its strategy, and the batches of 100 steps."""
-    size, strategy = examples.images.shape[1], replicas(number)
+    size, strategy = examples.read([0])[0].shape[1], replicas(number)
     options = {"sync_batch_norm": True, **options}
     keras.utils.set_random_seed(0)
     requests = Requests()

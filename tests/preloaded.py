@@ -8,4 +8,4 @@ startup.collect_garbage_rarely()
 
 from petseg.data import synthetic_pets
 from petseg.deployment import commands, prediction_command
-from petseg.runs import experiment, scoring
+from petseg.runs import scoring, train

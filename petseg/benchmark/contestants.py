@@ -22,8 +22,8 @@ from petseg.data import catalog, decoding, input_pipeline
 from petseg.errors import one_line
 from petseg.models import inference
 from petseg.reporting import telemetry
-from petseg.runs import building
-from petseg.runs.experiment import Experiment, set_up
+from petseg.runs import building, train
+from petseg.runs.setup import Run, set_up
 from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime import host_allocator, process
 from petseg.runtime.signals import StopSignals
@@ -124,7 +124,7 @@ def whole_loop(config: Config) -> Contestant:
     yield from _paused(experiment, config.data.batch_size)
 
 
-def _paused(experiment: Experiment, batch_size: int) -> Contestant:
+def _paused(experiment: Run, batch_size: int) -> Contestant:
     """Lets an experiment run in a thread, and holds it before each call of the loop that is beyond its turn."""
     asked: queue.Queue[int] = queue.Queue()
     told: queue.Queue[Any] = queue.Queue()
@@ -142,7 +142,7 @@ def _paused(experiment: Experiment, batch_size: int) -> Contestant:
 
     def go() -> None:
         try:
-            experiment.run()
+            train.train_run(experiment)
             told.put(RuntimeError("the run is over"))
         except Exception as error:
             told.put(error)

@@ -1,18 +1,13 @@
-"""How fast examples are decoded, by a core, a process and data services: python -m petseg.benchmark --measure=decoding.
+"""How fast examples are decoded, by a core and by a process: python -m petseg.benchmark --measure=decoding.
 
-Ways to decode take turns in one process. Beside images a second by the wall clock, which other work on the machine
-slows down, stand images for each second of processor time, which hardly depends on it: from those follows how many
-cores keep up with a GPU.
+The ways to decode take turns in one process. Images per second of wall-clock time depend on other work on the machine;
+images per second of processor time hardly do, and tell how many cores keep up with a GPU.
 """
 
-import contextlib
 import dataclasses
 import logging
 import math
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,11 +16,9 @@ from petseg.benchmark.spread import spread
 from petseg.config import DataConfig
 from petseg.config.options import Group, option
 from petseg.errors import ConfigError, DataError
-from petseg.runtime import sockets
 
 DECODED = 512  # examples that take turns, at most
-SPARE = 0.2  # share of cores beyond those that just keep up, for what else a host does
-SERVICE_SECONDS = 60.0
+SPARE = 0.2  # share of cores beyond those that just keep up, for the other work of a host
 WARM_UP, IDLE_SECONDS = 4, 0.3
 SEED = 0
 logger = logging.getLogger("petseg.benchmark")
@@ -35,15 +28,10 @@ logger = logging.getLogger("petseg.benchmark")
 class DecodingConfig(Group):
     """What --measure=decoding measures."""
 
-    services: int = option(
-        3,
-        "most data services to start for --measure=decoding, each on a core of its own as far as there are",
-        minimum=0,
-    )
     gpu_speeds: str = option(
         "100,400,1600,6400",
-        "images a second that GPUs train on, for which --measure=decoding says how many cores decode as many; numbers "
-        "separated by commas",
+        "images per second of GPUs for which --measure=decoding states the number of cores that decode as many; "
+        "numbers separated by commas",
         required=True,
     )
 
@@ -52,7 +40,7 @@ class DecodingConfig(Group):
         self.speeds()
 
     def speeds(self) -> tuple[float, ...]:
-        """The GPUs' images a second."""
+        """The GPUs' images per second."""
         try:
             speeds = tuple(float(part) for part in self.gpu_speeds.split(","))
         except ValueError:
@@ -63,7 +51,7 @@ class DecodingConfig(Group):
 
 
 class Turn(NamedTuple):
-    """What so many images took: by the wall clock, and of processor time, both in seconds."""
+    """One measurement: number of images, wall-clock seconds, and seconds of processor time."""
 
     images: int
     seconds: float
@@ -74,31 +62,30 @@ Lane = Callable[[int], Turn]  # number of batches -> what they took
 
 
 def cores_needed(images_per_second: float, images_per_core_second: float) -> int:
-    """How many cores decode as many images a second as a GPU trains on, and have some of their time to spare."""
+    """The number of cores that decode as many images per second as a GPU trains on, with some time to spare."""
     return math.ceil(images_per_second * (1 + SPARE) / images_per_core_second)
 
 
 def measure(config: DecodingConfig, data: DataConfig, rounds: int, steps: int) -> list[dict[str, Any]]:
-    """Lets all ways to decode the training split take turns of so many batches.
+    """Lets all ways to decode the training split take turns of `steps` batches.
 
     Returns:
-      a row for each way; all have the GPUs' speeds and the cores that they need.
+      a row for each way, with the cores that each of the GPUs needs.
 
     Raises:
-      PetsegError: if the data cannot be had, or no data service starts.
+      PetsegError: if the data cannot be had.
     """
     from petseg.runtime import host_allocator, startup
 
     startup.load_tensorflow()
     host_allocator.keep_freed_memory()
-    data = dataclasses.replace(data, cache="none", on_bad_example="stop", data_service="")
-    with contextlib.ExitStack() as stack:
-        lanes = dict(_lanes(data, stack, config.services))
-        turns: dict[str, list[Turn]] = {title: [] for title in lanes}
-        for number in range(rounds):
-            for title, lane in lanes.items():
-                logger.info("round %d of %d: %s", number + 1, rounds, title)
-                turns[title].append(lane(steps))
+    data = dataclasses.replace(data, cache="memory", on_bad_example="stop", data_service="")
+    lanes = dict(_lanes(data))
+    turns: dict[str, list[Turn]] = {title: [] for title in lanes}
+    for number in range(rounds):
+        for title, lane in lanes.items():
+            logger.info("round %d of %d: %s", number + 1, rounds, title)
+            turns[title].append(lane(steps))
     return [_row(title, taken, config.speeds()) for title, taken in turns.items()]
 
 
@@ -117,7 +104,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     speeds = [*rows[0]["cores"]]
     needed = " | ".join(f"cores for {speed} images/s" for speed in speeds)
     lines = [
-        f"| | images/s | images for a core's second | {needed} |",
+        f"| | images/s | images per core second | {needed} |",
         "| --- | --- | --- |" + " --- |" * len(speeds),
     ]
     for row in rows:
@@ -127,8 +114,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines, "", f"cores: {SPARE:.0%} more than just keep up"])
 
 
-def _lanes(data: DataConfig, stack: contextlib.ExitStack, services: int) -> Iterator[tuple[str, Lane]]:
-    """The ways to decode, by their titles; what runs for them ends with the stack."""
+def _lanes(data: DataConfig) -> Iterator[tuple[str, Lane]]:
+    """The ways to decode, by their titles."""
     import tensorflow as tf
 
     from petseg.data import decoding
@@ -153,20 +140,11 @@ def _lanes(data: DataConfig, stack: contextlib.ExitStack, services: int) -> Iter
             )
         except DataError as error:
             logger.warning("not measured: %s", error)
-
-    examples = decoding.load(data, data.train_split, for_training=True)
-    yield f"batches of this process, --decode={data.decode}", _of_input(examples, data.batch_size, [], [])
-    if not services:
+    if whole.records is None:
+        logger.warning("batches of --cache=none are not measured: they need array_record files")
         return
-    if examples.on_demand is None or examples.on_demand.fetch_anywhere is None:
-        logger.warning("no data services: none can read files of this format without --cache=disk")
-        return
-    started = [stack.enter_context(_service(number)) for number in range(services)]
-    _wait_for([address for _, address in started])
-    for count in range(1, services + 1):
-        processes, addresses = zip(*started[:count], strict=True)
-        title = f"batches of {count} data service{'s' * (count > 1)}, --decode={data.decode}"
-        yield title, _of_input(examples, data.batch_size, processes, addresses)
+    examples = decoding.load(dataclasses.replace(data, cache="none"), data.train_split, for_training=True)
+    yield f"batches of --cache=none, --decode={data.decode}", _of_input(examples, data.batch_size)
 
 
 def _on_one_core(undecoded: Any, decode: Callable[[Any], Any], batch_size: int) -> Lane:
@@ -191,18 +169,14 @@ def _on_one_core(undecoded: Any, decode: Callable[[Any], Any], batch_size: int) 
     return turn
 
 
-def _of_input(examples: Any, batch_size: int, processes: Sequence[Any], addresses: Sequence[str]) -> Lane:
-    """Batches as a training gets them, of this process or from the services at some addresses."""
+def _of_input(examples: Any, batch_size: int) -> Lane:
+    """Batches as training gets them."""
     import tensorflow as tf
 
     from petseg.data import input_pipeline
 
-    def core_seconds() -> float:
-        return time.process_time() + sum(sum(process.cpu_times()[:2]) for process in processes)
-
     def turn(steps: int) -> Turn:
-        # Another iterator each time: the rest of an old one would be made while others have their turn.
-        first = WARM_UP * max(1, len(processes))
+        # A new iterator each time: an old one would go on making batches during the turns of others.
         batches = iter(
             input_pipeline.distributed_training_batches(
                 tf.distribute.OneDeviceStrategy("/cpu:0"),
@@ -211,63 +185,27 @@ def _of_input(examples: Any, batch_size: int, processes: Sequence[Any], addresse
                 seed=SEED,
                 first_step=0,
                 last_step=10**6,
-                addresses=addresses,
             )
         )
-        for _ in range(first):
+        for _ in range(WARM_UP):
             next(batches)
-        began, cpu = time.perf_counter(), core_seconds()
+        began, cpu = time.perf_counter(), time.process_time()
         for _ in range(steps):
             next(batches)
-        taken = Turn(steps * batch_size, time.perf_counter() - began, core_seconds() - cpu)
+        taken = Turn(steps * batch_size, time.perf_counter() - began, time.process_time() - cpu)
         del batches
-        _until_idle(core_seconds)
+        _until_idle()
         return taken
 
     return turn
 
 
-def _until_idle(core_seconds: Callable[[], float]) -> None:
+def _until_idle() -> None:
+    """Waits until this process no longer computes, 10 s at most."""
     before = -math.inf
     for _ in range(int(10 / IDLE_SECONDS)):
-        now = core_seconds()
+        now = time.process_time()
         if now - before < IDLE_SECONDS / 10:
             return
         before = now
         time.sleep(IDLE_SECONDS)
-
-
-@contextlib.contextmanager
-def _service(number: int) -> Iterator[tuple[Any, str]]:
-    """A data service in a process of its own, kept to one core where the system can do that, and its address."""
-    import psutil
-
-    (port,) = sockets.free_ports(1)
-    command = [sys.executable, "-m", "petseg.data.service", f"--port={port}", "--host=localhost"]
-    with _on_core(number):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield psutil.Process(process.pid), f"localhost:{port}"
-    finally:
-        process.kill()
-        process.wait()
-
-
-@contextlib.contextmanager
-def _on_core(number: int) -> Iterator[None]:
-    """Keeps this thread, and processes that it starts, to one core."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    usable = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {sorted(usable)[number % len(usable)]})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, usable)
-
-
-def _wait_for(addresses: Sequence[str]) -> None:
-    from petseg.data import service_client
-
-    service_client.wait_for(addresses, SERVICE_SECONDS)

@@ -19,9 +19,8 @@ from petseg.errors import PetsegError, one_line
 from petseg.evaluation import metrics
 from petseg.evaluation.evaluator import Evaluator
 from petseg.reporting.report import NullReport
-from petseg.reporting.summaries import EMA, shown_run
-from petseg.runs import building
-from petseg.runs.experiment import set_up
+from petseg.runs import building, model_selection, train
+from petseg.runs.setup import set_up
 from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime import process
 from petseg.runtime.signals import StopSignals
@@ -129,7 +128,7 @@ def whole_loop(config: Config, time_to: TimeToConfig, timer: Timer) -> dict[str,
 
         def mean_iou() -> float:
             results.update(evaluate(step, report) or {})
-            return (results[EMA] if shown_run(config) == EMA else results)["mean_iou"]
+            return model_selection.selected_results(config, results)["mean_iou"]
 
         timer.score(step * size, mean_iou)
         if timer.reached:
@@ -139,7 +138,7 @@ def whole_loop(config: Config, time_to: TimeToConfig, timer: Timer) -> dict[str,
     experiment.trainer.run = timed_run  # type: ignore[method-assign, assignment]
     experiment.evaluations.evaluate = scored  # type: ignore[method-assign]
     with contextlib.suppress(Reached):
-        experiment.run()
+        train.train_run(experiment)
     images = int(experiment.trainer.step.numpy()) * size
     return timer.result(images, _flops(config))
 

@@ -9,7 +9,7 @@ from petseg.config.options import Group, option, sides
 from petseg.errors import ConfigError
 
 CACHES = ("memory", "disk", "none")
-ON_BAD_EXAMPLE = ("stop", "skip")
+ON_BAD_EXAMPLE = ("stop", "ignore")
 DECODES = ("full", "scaled")
 RESIZES = ("stretch", "letterbox", "crop")
 FOLDER = "folder"
@@ -108,25 +108,24 @@ class DataConfig(Group):
     )
     cache: str = option(
         "memory",
-        "where decoded examples are kept: in host memory; in files under --cache_dir; nowhere, decoded for each batch",
+        "where decoded examples are kept: in host memory; in files under --cache_dir; nowhere, decoded for each batch "
+        "from array_record files, to which `python -m petseg.data.to_array_record` converts others",
         choices=CACHES,
     )
     cache_dir: str = option(
         "",
-        "folder of --cache=disk, which later runs use too, and of the index of --cache=none where none can be written "
-        f"beside the data; empty: `{CACHE_DIR}`",
+        f"folder of --cache=disk, which later runs use too; empty: `{CACHE_DIR}`",
     )
     on_bad_example: str = option(
         "stop",
-        "what follows an example that cannot be used: `stop`: the run ends and names it; `skip`, only with "
-        "--cache=none, where it is found when its turn comes: another one takes its place",
+        "what happens when --cache=none meets an example that cannot be decoded or whose mask is invalid: `stop`: the "
+        "run ends and names it; `ignore`: it is logged and has no weight, in at most 1% of the examples",
         choices=ON_BAD_EXAMPLE,
     )
     data_service: str = option(
         "",
         "processes of `python -m petseg.data.service` that make the training batches: `grpc://HOST:PORT`, several "
-        "separated by commas; with --cache=disk in a folder that they see too, or --cache=none; empty: this process "
-        "makes them",
+        "separated by commas; needs --cache=disk in a folder that they see too; empty: this process makes them",
     )
 
     def __post_init__(self) -> None:
@@ -134,19 +133,19 @@ class DataConfig(Group):
         check_dataset_name(self.dataset)
         self.size  # noqa: B018 (raises)
         self._check_folder()
-        if self.service_addresses() and self.cache == "memory":
+        if self.service_addresses() and self.cache != "disk":
             raise ConfigError(
                 f"--data_service={self.data_service}: with it --cache must be disk, in a --cache_dir that the "
-                f"service sees too, or none; got --cache={self.cache}"
+                f"service sees too; got --cache={self.cache}"
             )
         if self.decode == "scaled" and self.resize == "crop":
             raise ConfigError(
                 "--decode=scaled: must be full with --resize=crop, which needs pictures at the size that they have"
             )
-        if self.on_bad_example == "skip" and self.cache != "none":
+        if self.on_bad_example == "ignore" and self.cache != "none":
             raise ConfigError(
-                f"--on_bad_example=skip: with it --cache must be none, for otherwise every example is looked at before "
-                f"the first step; got --cache={self.cache}"
+                f"--on_bad_example=ignore: with it --cache must be none, since otherwise every example is checked "
+                f"before the first step; got --cache={self.cache}"
             )
 
     @property

@@ -44,9 +44,16 @@ def from_dict(values: Mapping[str, Mapping[str, Any]]) -> Config:
     augmentation = values.get("augmentation", {})
     # Before there were flags without a value, -1 meant "as --augment says".
     augmentation = {name: None if value == -1.0 else value for name, value in augmentation.items()}
-    data = {name: str(value) if name == "image_size" else value for name, value in values.get("data", {}).items()}
-    values = {**values, "augmentation": augmentation, "data": data}  # a size was a number when all were square
+    values = {**values, "augmentation": augmentation, "data": _upgraded(values.get("data", {}))}
     return Config(**{name: group(**values.get(name, {})) for name, group in known.items()})  # type: ignore[arg-type]
+
+
+def _upgraded(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The data group as today's flags have it: once, a size was a number, and bad examples could be skipped."""
+    data = {name: str(value) if name == "image_size" else value for name, value in data.items()}
+    if data.get("on_bad_example") == "skip":
+        data["on_bad_example"] = "ignore"
+    return data
 
 
 def _refuse_unknown(values: Any, known: Sequence[str] | Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ from petseg.config import DataConfig
 from petseg.config.data_config import FOLDER, check_dataset_name, named_splits
 from petseg.data import digests
 from petseg.data.digests import Digests
-from petseg.data.records.record_files import ArrayRecordFiles, Stretch
+from petseg.data.record_files import RecordFiles, Stretch
 from petseg.errors import DataError, one_line
 from petseg.runtime import autotuning
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 EMBEDDED = "synthetic_pets"
 KNOWN_CLASSES = {"oxford_iiit_pet": PETS, EMBEDDED: PETS}
 NAME_FEATURE = "file_name"
-TFRECORD, ARRAY_RECORD = "tfrecord", "array_record"
+ARRAY_RECORD = "array_record"
 SHOWN_NAMES = 3
 
 
@@ -184,7 +184,7 @@ class DataSet:
         File after file: then the position of an example says where its record is.
         """
         if self.file_format == ARRAY_RECORD:  # which TensorFlow cannot read
-            records = ArrayRecordFiles(self.stretches(split))
+            records = RecordFiles(self.stretches(split))
             return self.parsed(records.in_order(range(len(records))))
         examples = self.builder.as_dataset(
             split=split,

@@ -4,11 +4,9 @@ import tensorflow as tf
 
 from petseg.errors import DataError
 
-ATTEMPTS = 8  # of a hundred examples one may be unusable; that eight in a row are, nobody will see
-# Added to the seed, which is below, as `random_parts.PLACES` is: nobody else draws from these seeds.
-SUBSTITUTES = 1 << 33
-# The same for the keys of permutations. Three are applied in turn: of each key `index_shuffle` uses two words of 8 bits
-# (up to 65,536 examples) or little more, so that one alone would soon come twice.
+# Added to the seed, which is below, as `random_crops.STREAM` is, for the keys of permutations. Three keys are applied in
+# turn: `index_shuffle` uses two words of 8 bits of each (up to 65,536 examples) or little more, so that the permutations
+# of one alone would soon repeat.
 PERMUTATIONS, KEYS = 1 << 34, 3
 VERSIONS = (1, 2)  # of `example_ids`; a run keeps the one that it began with
 
@@ -70,22 +68,3 @@ def _permutation_keys(seed: int, epoch: tf.Tensor) -> list[tf.Tensor]:
         alg="philox",
     )
     return tf.unstack(keys)
-
-
-def substitute_ids(
-    step: tf.Tensor, positions: tf.Tensor, attempt: tf.Tensor, *, num_examples: int, batch_size: int, seed: int
-) -> tf.Tensor:
-    """The examples that are tried, in an attempt counted from 1, where those of `example_ids` cannot be used.
-
-    Drawn one by one from (seed, step, attempt), each example as likely as the others: an epoch may hold one twice.
-
-    Returns:
-      int64 [K], indices into the split.
-    """
-    drawn = tf.random.stateless_uniform(
-        [batch_size],
-        seed=tf.stack([tf.constant(seed + SUBSTITUTES, tf.int64), step * ATTEMPTS + attempt - 1]),
-        maxval=num_examples,
-        dtype=tf.int64,
-    )
-    return tf.gather(drawn, positions)

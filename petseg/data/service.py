@@ -50,7 +50,7 @@ def main(config: ServiceConfig) -> None:
                 heartbeat_interval_ms=1000,
             )
         )
-        logger.info("the data service is ready: --data_service=grpc://%s:%d --cache=disk (or none)", host, config.port)
+        logger.info("the data service is ready: --data_service=grpc://%s:%d --cache=disk", host, config.port)
         threading.Event().wait()  # and not `worker.join`, during which no signal handler runs
         del worker, dispatcher
 

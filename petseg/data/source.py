@@ -1,18 +1,18 @@
-"""Which examples of a data set are to be decoded, at which size: what every way to keep them starts from."""
+"""The examples of a split, not decoded yet: which ones, from which files, to which size."""
 
 import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
-from petseg.data import catalog, pair_decoding
-from petseg.data.catalog import ARRAY_RECORD, TFRECORD, DataSet
-from petseg.data.random_parts import RandomParts
-from petseg.data.records.record_files import ArrayRecordFiles, RecordFiles, TFRecordFiles
+from petseg.data import catalog, pair_decoding, random_crops
+from petseg.data.catalog import ARRAY_RECORD, DataSet
+from petseg.data.record_files import RecordFiles
 from petseg.data.resizing import Resizing
 from petseg.errors import DataError, one_line
 from petseg.runtime import strategies
@@ -24,23 +24,23 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Examples of a split of a data set, to be decoded at a size.
+    """Examples of a split, to be decoded at a size.
 
     Attributes:
       data_set: the data set.
       split: its split, or a slice.
-      resizing: how pictures come to their size.
-      positions: places of the examples in the split, rising; all of them, or some.
-      parts: which parts of them a training sees; None where it sees them as a whole.
-      scaled: whether JPEGs are decoded only as large as they are needed.
-      records: its records by position, where they are read so; None where they are read one after the other.
+      resizing: how pictures are brought to their size.
+      positions: ascending positions of the examples in the split; all of them, or some.
+      picture_sizes: int32 [N, 2], heights and widths in the headers of pictures that lie on canvases; else None.
+      scaled: whether JPEGs are decoded at a reduced size.
+      records: its records by position if they are in array_record files; else None, and they are read in order.
     """
 
     data_set: DataSet
     split: str
     resizing: Resizing
     positions: range
-    parts: RandomParts | None = None
+    picture_sizes: np.ndarray | None = None
     scaled: bool = False
     records: RecordFiles | None = None
 
@@ -49,23 +49,29 @@ class Source:
         """A split of the data set of a config.
 
         Raises:
-          PetsegError: if there is none, or its records are wanted by position and cannot be had so.
+          PetsegError: if there is none, or --cache=none needs its records in another file format.
         """
         data_set = catalog.open_data(config, classes)
         positions = range(data_set.num_examples(split))
-        records = _records(data_set, split, config)
+        records = RecordFiles(data_set.stretches(split)) if data_set.file_format == ARRAY_RECORD else None
+        if config.cache == "none" and records is None:
+            raise DataError(
+                f"--cache=none: {data_set.name} is stored as {data_set.file_format}; must be {ARRAY_RECORD}; "
+                "`python -m petseg.data.to_array_record` converts it, and --cache=disk reads any format"
+            )
         return cls(data_set, split, Resizing(config.size, config.resize), positions, records=records)
 
     def on_canvases(self) -> "Source":
-        """The same pictures, not cut to the network's size, but laid on canvases that hold the largest."""
-        logger.info("%s: the headers of %d pictures are read, for their sizes", self.split, self.count)
+        """The same pictures at their own size, each on a canvas that holds the largest, to take crops from."""
+        logger.info("%s: reading the sizes of %d pictures from their headers", self.split, self.count)
         files = self.undecoded().map(lambda example: example["image"]).as_numpy_iterator()
         with self._naming_unreadable_files():
-            parts = RandomParts.of_files(self.resizing.size, files, self.count)
-        return dataclasses.replace(self, resizing=Resizing(parts.canvas, "crop"), parts=parts)
+            sizes = random_crops.sizes_in_headers(files, self.count)
+        canvas = random_crops.canvas_size(sizes, self.resizing.size)
+        return dataclasses.replace(self, resizing=Resizing(canvas, "crop"), picture_sizes=sizes)
 
     def decoding_smaller(self) -> "Source":
-        """The same pictures, JPEGs among them decoded only as large as they are needed.
+        """The same pictures, JPEGs among them decoded at a reduced size.
 
         Raises:
           DataError: if there seem to be no JPEGs among them.
@@ -102,11 +108,11 @@ class Source:
         return (self.count, *self.resizing.size, channels)
 
     def where(self, position: int) -> str:
-        """An example in words."""
+        """Data set, split and number of an example, for messages."""
         return f"{self.data_set.name}, split {self.split}, example {position}"
 
     def undecoded(self) -> tf.data.Dataset:
-        """The examples one after the other, as `DataSet.raw_examples` gives them."""
+        """The examples in order, as `DataSet.raw_examples` gives them."""
         if self.records is not None:
             return self.data_set.parsed(self.records.in_order(self.positions))
         return self.data_set.raw_examples(self.split).take(self.positions.stop).shard(self.positions.step, 0)
@@ -124,17 +130,3 @@ class Source:
 def parallel_decodes() -> int:
     """How many pictures are decoded at one time: as many as this process may use CPUs, within bounds."""
     return min(strategies.usable_cpus(), DECODED_AT_ONCE)
-
-
-def _records(data_set: DataSet, split: str, config: DataConfig) -> RecordFiles | None:
-    """The records of a split by position, where they are read so."""
-    if data_set.file_format == ARRAY_RECORD:
-        return ArrayRecordFiles(data_set.stretches(split))
-    if config.cache != "none":
-        return None
-    if data_set.file_format != TFRECORD:
-        raise DataError(
-            f"--cache=none: {data_set.name} lies in files of format {data_set.file_format}; "
-            f"must be {TFRECORD} or {ARRAY_RECORD}; --cache=disk reads any"
-        )
-    return TFRecordFiles(data_set.stretches(split), config.cache_dir, split)

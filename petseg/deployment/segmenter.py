@@ -17,7 +17,8 @@ from petseg.classes import IGNORED, Classes
 from petseg.config import Config
 from petseg.config.eval_config import ScoreConfig
 from petseg.data import decoding, sample
-from petseg.data.decoding import Examples
+from petseg.data.backends.memory import MemoryExamples
+from petseg.data.examples import Examples
 from petseg.deployment.photograph_files import blended, check_foreground
 from petseg.deployment.photographs import as_people_see_it, read_image
 from petseg.errors import DataError, PetsegError, one_line
@@ -217,7 +218,7 @@ class Segmenter:
                 f"dataset: none of its {len(pairs)} masks has a pixel in a class; must be pairs with labels"
             )
         none = np.zeros([len(pairs), *self.model.input_shape[1:3], 3], np.uint8)  # only their number counts
-        examples = Examples(none, none[..., :1], self.classes, tuple(map(str, range(len(pairs)))), {}, origin="pairs")
+        examples = MemoryExamples(none, none[..., :1], self.classes, origin="pairs")
         evaluation = self._evaluator(examples).evaluate_native(pairs, self._any_size.logits)
         return self._results(evaluation, "pairs", examples)
 
@@ -245,7 +246,7 @@ class Segmenter:
 
     def _results(self, evaluation: Evaluation | None, split: str, examples: Examples) -> dict[str, Any]:
         assert evaluation is not None  # nobody ends it early
-        groups, sample = examples.groups, examples.sample
+        groups, sample = examples.groups, examples.sampling
         return split_results(evaluation, self.step, split, self.classes, groups=groups, sample=sample)
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from petseg.data import input_pipeline
-from petseg.data.decoding import Examples
+from petseg.data.bad_examples import BadExampleLog
+from petseg.data.examples import Examples
 from petseg.evaluation import confidence_intervals, large_splits, metrics
 from petseg.evaluation.confidence_intervals import Counts
 from petseg.evaluation.large_splits import LargeSplit
@@ -127,7 +128,7 @@ class Evaluator:
         self._replica_batch_size = math.ceil(batch_size / strategy.num_replicas_in_sync)
         self._stop = tf.constant(0.0) if stop is None else stop
         self._weight_map, self._loss = weight_map, loss
-        self._flip_tta, self._details = flip_tta, details
+        self._flip_tta, self._details, self._bad_examples = flip_tta, details, BadExampleLog()
         _, height, width, self._num_classes = model.output_shape
         images = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8, "images")
         self._predict = tf.function(self._classify, input_signature=[images], autograph=False)
@@ -154,10 +155,10 @@ class Evaluator:
         """Scores all examples; None if the pass was ended early.
 
         Raises:
-          DataError: if one cannot be used, which is found only now where they are decoded on demand.
+          DataError: if one is bad, which is found only now where examples are decoded on demand.
         """
         batches, count = input_pipeline.distributed_evaluation_batches(
-            self._strategy, self._examples, batch_size=self._batch_size
+            self._strategy, self._examples, batch_size=self._batch_size, bad_examples=self._bad_examples
         )
         if self._is_large:
             return self._evaluate_in_blocks(iter(batches), count)
@@ -214,6 +215,7 @@ class Evaluator:
             total.assign(tf.zeros_like(total))
         with input_pipeline.naming_lost_files(self._examples):
             self._loop(iterator, tf.constant(count, tf.int64), first)
+        self._bad_examples.raise_first(self._examples)
         return [total.numpy() for total in self._totals]
 
     def evaluate_native(

@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 from petseg import config as config_lib
 from petseg.classes import Classes
 from petseg.config import Config, command_line
-from petseg.data.decoding import Examples
+from petseg.data.examples import Examples
 from petseg.evaluation import metrics, score_tables
 from petseg.evaluation.evaluator import Evaluation, Evaluator
 from petseg.files import write_bytes
 from petseg.reporting import pictures, summaries, tags
 from petseg.reporting.curves import Curves
 from petseg.reporting.progress import Progress
-from petseg.reporting.summaries import EMA, EVAL, FINAL, TRAIN, Summaries, shown_run
+from petseg.reporting.summaries import EMA, EVAL, FINAL, TRAIN, Summaries
 from petseg.training.measurements import Measurements
 
 SHEET_EXAMPLES, EXTREME_EXAMPLES = 6, 4
@@ -90,6 +90,7 @@ class Report(NullReport):
     Args:
       config: config of the run.
       classes: the classes.
+      selected: the evaluations whose scores and pictures represent the run: `eval`, or `ema` of averaged weights.
       directory: work directory, with a folder of event files for each of `train`, `eval`, `ema` and `final`.
       group: folder of the runs that are one experiment with this one, with other seeds; None for none.
       metrics_file: CSV file of all numbers.
@@ -108,6 +109,7 @@ class Report(NullReport):
         config: Config,
         classes: Classes,
         *,
+        selected: str,
         directory: Path,
         group: Path | None = None,
         metrics_file: Path,
@@ -121,7 +123,7 @@ class Report(NullReport):
         evaluate_every: int = 0,
     ):
         self._classes = classes
-        self._config, self._shown, self._steps_per_epoch = config, shown_run(config), steps_per_epoch
+        self._config, self._shown, self._steps_per_epoch = config, selected, steps_per_epoch
         self._directory, self._figures = directory, figures
         self._last_step, self._evaluate_every = last_step, evaluate_every
         self._contents, self._description = contents, description
@@ -246,14 +248,16 @@ class Report(NullReport):
         examples: Examples,
         scorer: Evaluator,
     ) -> None:
-        classes, confidences = scorer.predict(examples.images[np.concatenate(list(sheets.values()))])
+        classes, confidences = scorer.predict(examples.read(np.concatenate(list(sheets.values())))[0])
         first = 0
         for tag, ids in sheets.items():
             part, first = slice(first, first + len(ids)), first + len(ids)
             if len(ids):
-                images, masks = examples.images[ids], examples.masks[ids, ..., 0]
+                images, masks = examples.read(ids)
                 names = [captions[i] for i in ids]
-                sheet = pictures.prediction_sheet(images, masks, classes[part], confidences[part], names, self._classes)
+                sheet = pictures.prediction_sheet(
+                    images, masks[..., 0], classes[part], confidences[part], names, self._classes
+                )
                 self._picture(run, step, tag, sheet, figure=tag == "predictions")
 
     def finish(self, results: dict[str, Any]) -> None:

@@ -23,7 +23,6 @@ from tensorboard.plugins.hparams import (
 from tensorboard.plugins.image import metadata as image_metadata
 
 from petseg.classes import Classes
-from petseg.config import Config
 from petseg.errors import WorkDirectoryError
 from petseg.files import write_bytes
 from petseg.picture_formats import open_picture
@@ -37,14 +36,6 @@ FINAL = "final"  # the run's row of the HParams page, which takes all scalars of
 HISTOGRAM_BUCKETS = 30
 SESSION_TAGS = (hparams_metadata.SESSION_START_INFO_TAG, hparams_metadata.SESSION_END_INFO_TAG)
 COLUMNS = ("step", "run", "tag", "value")
-
-
-def shown_run(config: Config) -> str:
-    """The run whose scores and pictures speak for a training, and choose its best checkpoint.
-
-    That of the averaged weights where they are kept, for they are often better than the last ones.
-    """
-    return EMA if config.optimizer.ema_decay else EVAL
 
 
 class Summaries:

@@ -9,8 +9,8 @@ import tensorflow as tf
 from petseg.classes import Classes
 from petseg.config import Config, DataConfig
 from petseg.data import catalog, decoding, input_pipeline
-from petseg.data.decoding import Examples
-from petseg.data.unusable_examples import Skipped
+from petseg.data.bad_examples import BadExampleLog
+from petseg.data.examples import Examples
 from petseg.errors import ConfigError
 from petseg.evaluation.evaluator import Evaluator
 from petseg.models import custom_network, encoders, unet
@@ -51,9 +51,9 @@ def load_examples(config: DataConfig) -> tuple[Examples, Examples]:
 
 
 def training_batches(
-    config: Config, strategy: tf.distribute.Strategy, examples: Examples, *, steps: range, skipped: Skipped
+    config: Config, strategy: tf.distribute.Strategy, examples: Examples, *, steps: range, bad_examples: BadExampleLog
 ) -> Iterator[Any]:
-    """The batches of some steps of a run, dealt to the replicas; `skipped` is told what is skipped."""
+    """The batches of some steps of a run, distributed over the replicas."""
     return iter(
         input_pipeline.distributed_training_batches(
             strategy,
@@ -63,7 +63,7 @@ def training_batches(
             first_step=steps.start,
             last_step=steps.stop,
             addresses=config.data.service_addresses(),
-            skipped=skipped,
+            bad_examples=bad_examples,
             order_version=config.runtime.example_order,
         )
     )

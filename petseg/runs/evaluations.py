@@ -1,4 +1,4 @@
-"""The evaluations of a run while it trains: scored, the best kept, results written, told; and those that are owed."""
+"""Evaluations during training, including one that an interrupted process missed; keeps the best checkpoint."""
 
 import contextlib
 import logging
@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from petseg.config import Config
-from petseg.data.decoding import Examples
+from petseg.data.examples import Examples
 from petseg.evaluation.evaluator import Evaluation, Evaluator
 from petseg.evaluation.results import split_results
 from petseg.files import read_json, write_json
 from petseg.reporting.report import NullReport
-from petseg.reporting.summaries import EMA, EVAL, shown_run, was_evaluated
+from petseg.reporting.summaries import EMA, EVAL, was_evaluated
 from petseg.reporting.telemetry import Stopwatch
+from petseg.runs import model_selection
 from petseg.runs.checkpoints import BestCheckpoint
-from petseg.runs.schedule import Clock
+from petseg.runs.early_stopping import EarlyStopping
+from petseg.runs.schedule import Schedule
 from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime.strategies import Placement
 from petseg.training.weight_averaging import WeightAverage
@@ -23,15 +25,15 @@ logger = logging.getLogger(__name__)
 
 
 class Evaluations:
-    """Scores the evaluation split with the weights of a run, and with their averages where it keeps them.
+    """Scores the evaluation split with a run's weights, and with their averages if it keeps them.
 
     Args:
       config: config of the run.
-      workdir: work directory of the run, where results go.
-      placement: devices and cluster of the run; in a cluster, all processes score together, and the chief writes.
+      workdir: work directory of the run, for the results files.
+      placement: devices and cluster; all processes score together, and the chief writes.
       evaluator: evaluator of the run's model on the evaluation split.
       average: average of the weights, or None.
-      best: the best checkpoint so far.
+      best: the best checkpoint.
       examples: the examples of the evaluation split.
       stopwatch: stopwatch of the run.
     """
@@ -50,21 +52,23 @@ class Evaluations:
         self._config, self._workdir, self._placement = config, workdir, placement
         self._evaluator, self._average, self._best = evaluator, average, best
         self._examples, self._stopwatch = examples, stopwatch
+        self._early_stopping = EarlyStopping(config, workdir.metrics_file)
 
-    def owes(self, step: int, clock: Clock) -> bool:
-        """Whether an evaluation comes first: at the start if asked for, else one that a stopped process left undone.
+    def due_before_training(self, step: int, schedule: Schedule) -> bool:
+        """Whether to evaluate before the first step of this process.
 
-        What was done is told by files that only training writes; results may be those of eval.py.
+        At the start of a run with --eval_at_start; later, if an earlier process stopped before it finished the
+        evaluation of this step. Only files that training writes count, since results files may be those of eval.py.
         """
         if step == 0:
-            owes = self._config.schedule.eval_at_start
+            due = self._config.schedule.eval_at_start
         else:
             done = was_evaluated(self._workdir.metrics_file, step) and self._results_file(step, EVAL).exists()
-            owes = clock.due(step, clock.evaluate_every) and not done
-        return any(self._placement.gather(int(owes)))
+            due = schedule.due(step, schedule.eval_every) and not done
+        return any(self._placement.gather(int(due)))
 
-    def written(self, step: int) -> dict[str, Any]:
-        """What `evaluate` returned at a step, from its files; nothing if there are none."""
+    def earlier_results(self, step: int) -> dict[str, Any]:
+        """What `evaluate` returned at a step in an earlier process, from its files; empty if there are none."""
         results, averaged = (
             read_json(file) if file.exists() else {}
             for file in (self._results_file(step, EVAL), self._results_file(step, EMA))
@@ -72,24 +76,26 @@ class Evaluations:
         return {**results, EMA: averaged} if averaged else results
 
     def evaluate(self, step: int, report: NullReport) -> dict[str, Any] | None:
-        """Scores the split, keeps what is best, writes results and tells all; None if a signal ended it early.
+        """Scores the split, keeps the best checkpoint, writes results and reports them.
 
-        Where weights are averaged, both are scored; the results of the averaged ones stand under "ema" in the others.
+        Returns:
+          the scores, with those of averaged weights under "ema"; None if a stop request ended the evaluation.
         """
         with self._stopwatch.timing("evaluation"):
             evaluations = self._score()
         if evaluations is None:
             return None
-        split, shown = self._config.data.eval_split, shown_run(self._config)
-        classes = self._examples.classes
+        split, classes = self._config.data.eval_split, self._examples.classes
         by_run = {
-            run: split_results(evaluation, step, split, classes, sample=self._examples.sample)
+            run: split_results(evaluation, step, split, classes, sample=self._examples.sampling)
             for run, evaluation in evaluations.items()
         }
+        results = {**by_run[EVAL], **{run: scores for run, scores in by_run.items() if run != EVAL}}
         if self._placement.is_chief:
             if step:
                 with self._stopwatch.timing("checkpoints"):
-                    self._best.offer(by_run[shown]["mean_iou"], step)
+                    selected = model_selection.selected_results(self._config, results)
+                    self._best.offer(selected[model_selection.SCORE], step)
             for run, scores in reversed(by_run.items()):
                 write_json(self._results_file(step, run), scores)
                 logger.info(
@@ -99,10 +105,22 @@ class Evaluations:
                 )  # fmt: skip
             with self._stopwatch.timing("summaries"), self._averaged_weights():
                 report.evaluation(step, evaluations, by_run, self._examples, self._evaluator)
-        return {**by_run[EVAL], **{run: scores for run, scores in by_run.items() if run != EVAL}}
+        return results
+
+    def ends_early(self, step: int, schedule: Schedule) -> bool:
+        """Whether the run ends at a step because its score no longer improves. All processes call this together.
+
+        The chief decides, since it is the one that wrote the scores.
+        """
+        found = None
+        if self._placement.is_chief and step < schedule.last_step:
+            found = self._early_stopping.no_improvement(step)
+        if found:
+            logger.info("step %d: %s: the run ends here", step, found)
+        return bool(self._config.schedule.patience) and any(self._placement.gather(int(found is not None)))
 
     def _score(self) -> dict[str, Evaluation] | None:
-        """Evaluates the weights, and their averages where there are any; None if a signal ended it early."""
+        """Evaluates the weights, and their averages if there are any; None if a stop request ended it."""
         evaluation = self._evaluator.evaluate()
         if self._average is None:
             return None if evaluation is None else {EVAL: evaluation}
@@ -111,7 +129,7 @@ class Evaluations:
         return None if evaluation is None or averaged is None else {EVAL: evaluation, EMA: averaged}
 
     def _averaged_weights(self) -> contextlib.AbstractContextManager[None]:
-        """Has the averages in the model for a while, where there are any."""
+        """Swaps the averages into the model for a while, if there are any."""
         return contextlib.nullcontext() if self._average is None else self._average.in_place()
 
     def _results_file(self, step: int, run: str) -> Path:

@@ -13,8 +13,9 @@ import tensorflow as tf
 from tensorflow.python.framework.config import is_op_determinism_enabled  # which has no public name
 
 from petseg.config import Config
+from petseg.errors import StoppedError
 from petseg.reporting import summaries
-from petseg.runs import experiment
+from petseg.runs import train as training
 from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime import startup
 
@@ -62,8 +63,8 @@ def train(config: Config) -> Run:
     config = config.changed(runtime={"workdir": str(workdir.path)})
     with _put_back(), startup.collecting_garbage_rarely():
         try:
-            scores = experiment.train(config)
-        except experiment.StoppedError as stopped:
+            scores = training.train(config)
+        except StoppedError as stopped:
             raise KeyboardInterrupt(str(stopped)) from None
     return Run(workdir.path, scores)
 

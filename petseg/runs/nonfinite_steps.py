@@ -1,11 +1,12 @@
 """What follows a step whose loss or gradients are not finite: --on_nonfinite."""
 
 import logging
-from collections.abc import Callable
 
 import numpy as np
+import tensorflow as tf
 
 from petseg.config import Config
+from petseg.data import example_order
 from petseg.errors import NonFiniteLossError
 from petseg.runs.checkpoints import Checkpoints
 from petseg.runtime.strategies import Placement
@@ -22,7 +23,7 @@ class NonFiniteSteps:
       placement: devices and cluster of the run.
       trainer: trainer that makes the steps.
       checkpoints: checkpoints to go back to.
-      examples_at: a function, step and positions in its batch -> numbers of the examples there.
+      num_examples: size of the training split.
     """
 
     def __init__(
@@ -31,10 +32,10 @@ class NonFiniteSteps:
         placement: Placement,
         trainer: Trainer,
         checkpoints: Checkpoints,
-        examples_at: Callable[[int, np.ndarray], np.ndarray],
+        num_examples: int,
     ):
         self._config, self._placement, self._trainer = config, placement, trainer
-        self._checkpoints, self._examples_at = checkpoints, examples_at
+        self._checkpoints, self._num_examples = checkpoints, num_examples
 
     def check(self) -> None:
         """Does what is to be done, if the last step was not finite. All processes of a cluster call this together.
@@ -78,5 +79,13 @@ class NonFiniteSteps:
             return " (in the sum over all replicas)"
         size = self._config.data.batch_size // self._placement.strategy.num_replicas_in_sync
         positions = np.concatenate([np.arange(size) + replica * size for replica in replicas])
-        ids = self._examples_at(step, positions)
+        with tf.device("cpu:0"):
+            ids = example_order.example_ids(
+                tf.constant(step, tf.int64),
+                tf.constant(positions, tf.int64),
+                num_examples=self._num_examples,
+                batch_size=self._config.data.batch_size,
+                seed=self._config.runtime.seed,
+                version=self._config.runtime.example_order,
+            ).numpy()
         return f" on replica {', '.join(map(str, replicas))} (examples {', '.join(map(str, ids))})"

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import catalog, decoding, example_order, input_pipeline, sample
-from petseg.data.decoding import Examples
+from petseg.data.examples import Examples
 from petseg.errors import CheckpointError, ConfigError, DataError
 from petseg.evaluation import confidence_intervals, large_splits, score_tables
 from petseg.evaluation.any_size import AnySizeModel
@@ -26,7 +26,7 @@ from petseg.files import naming_what_cannot_be_written, write_bytes, write_json,
 from petseg.reporting import pictures
 from petseg.runs import building, early_stopping, run_groups, training_data
 from petseg.runs.packed_run import PackedRun
-from petseg.runs.schedule import Clock
+from petseg.runs.schedule import Schedule
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime import process
@@ -200,20 +200,20 @@ class Scorer:
           images uint8 [N, H, W, 3], masks and predicted class ids [N, H, W], names.
         """
         ids = np.unique(np.linspace(0, len(self.examples) - 1, count).round().astype(int))
-        images = self.examples.images[ids]
+        images, masks = self.examples.read(ids)
         classes, _ = self._evaluator.predict(images)
-        return images, self.examples.masks[ids, ..., 0], classes, [self.examples.names[i] for i in ids]
+        return images, masks[..., 0], classes, self.examples.names_of(ids.tolist())
 
     def _sampled_ids(self) -> np.ndarray | None:
         """The positions in the split of the examples that are scored; None where all are."""
-        drawn = self.examples.sample
+        drawn = self.examples.sampling
         return sample.positions(drawn["of"], len(self.examples), drawn["seed"]) if drawn else None
 
     def _differences(self, native: bool) -> list[str]:
         """What is done otherwise than in training."""
         precision, tile = self._score.precision, self._score.tile.replace(",", "x")
         differences = {
-            f"sample{len(self.examples)}": bool(self.examples.sample),
+            f"sample{len(self.examples)}": bool(self.examples.sampling),
             "flip": self._score.flip_tta,
             precision: precision != "run",
             "native": native,
@@ -222,7 +222,7 @@ class Scorer:
         return [name for name, is_so in differences.items() if is_so]
 
     def _results(self, evaluation: Evaluation, step: int, resolution: str) -> dict[str, Any]:
-        groups, sampled = self.examples.groups, self.examples.sample
+        groups, sampled = self.examples.groups, self.examples.sampling
         scores = split_results(
             evaluation, step, self._split, self.run.classes, resolution=resolution, groups=groups, sample=sampled
         )
@@ -299,14 +299,14 @@ def _ends_at(run: TrainedRun, step: int) -> bool:
     """Whether a run, as it was last started, is complete at the step of a checkpoint."""
     if step >= _last_step(run):
         return True
-    return early_stopping.standstill(run.workdir.load_config(), run.workdir.metrics_file, step) is not None
+    return early_stopping.no_improvement(run.workdir.load_config(), run.workdir.metrics_file, step) is not None
 
 
 def _last_step(run: TrainedRun) -> int:
     """The step at which the run will end, as it was last started."""
     data, schedule, record = run.config.data, run.workdir.load_config().schedule, run.training_data
     count = record.examples["train_split"] if record else catalog.size(data, data.train_split, run.classes)
-    return Clock.of(schedule, example_order.steps_per_epoch(count, data.batch_size)).total
+    return Schedule.of(schedule, example_order.steps_per_epoch(count, data.batch_size)).last_step
 
 
 def check_pairing(first: Examples, second: Examples, *, native: bool = False, flag: str = "compare") -> None:

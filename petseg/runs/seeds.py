@@ -118,9 +118,9 @@ def _train(flags: list[str]) -> None:
 
 def _train_one(config: Config) -> None:
     startup.load_tensorflow(show_greetings=config.runtime.debug)
-    from petseg.runs import experiment
+    from petseg.runs import train
 
-    experiment.train(config)
+    train.train(config)
 
 
 def _end_with_the_parent() -> None:

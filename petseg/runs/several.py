@@ -12,8 +12,8 @@ from petseg.errors import WorkDirectoryError
 from petseg.evaluation import confidence_intervals, score_tables, several_runs
 from petseg.evaluation.confidence_intervals import Counts
 from petseg.files import read_json
-from petseg.reporting.summaries import EVAL, shown_run
-from petseg.runs import checkpoints, run_groups, scoring
+from petseg.reporting.summaries import EVAL
+from petseg.runs import checkpoints, model_selection, run_groups, scoring
 from petseg.runs.scoring import Scored, Scorer
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
@@ -116,7 +116,8 @@ def last_results(config: Config) -> dict[str, Any]:
       WorkDirectoryError: if there is none.
     """
     workdir = WorkDirectory(config.runtime.workdir)
-    variant = "" if shown_run(config) == EVAL else shown_run(config)
+    selected = model_selection.selected_weights(config)
+    variant = "" if selected == EVAL else selected
     for step in checkpoints.steps(workdir.checkpoints):
         file = workdir.results_file(config.data.eval_split, step, variant)
         if file.exists():

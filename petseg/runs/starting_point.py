@@ -9,11 +9,11 @@ import keras
 import tensorflow as tf
 
 from petseg.config import Config, ModelConfig
-from petseg.data.decoding import Examples
+from petseg.data.examples import Examples
 from petseg.errors import CheckpointError, ConfigError
 from petseg.models import encoders, pretrained_weights
-from petseg.reporting.summaries import EMA, shown_run
-from petseg.runs import building, checkpoints, packed_run
+from petseg.reporting.summaries import EMA
+from petseg.runs import building, checkpoints, model_selection, packed_run
 from petseg.runs.packed_run import PackedRun
 from petseg.runs.training_data import TrainingData
 from petseg.runs.work_directory import WorkDirectory
@@ -103,8 +103,8 @@ def build_model(start: StartingPoint, config: Config, examples: Examples) -> ker
             _fill_from_other_run(start.init_from, config, model)
     elif not start.checkpoint and start.encoder_weights == "none" and not config.model.network:
         pixels = math.prod(config.model.working_size(config.data.size))
-        images = examples.images[: max(1, min(CALIBRATION_IMAGES, CALIBRATION_PIXELS // pixels))]
-        images = images if examples.parts is None else examples.parts.middles(images)
+        count = max(1, min(CALIBRATION_IMAGES, CALIBRATION_PIXELS // pixels, len(examples)))
+        images, _ = examples.read(range(count))
         scaled = keras.Model(model.input, model.get_layer("scaling").output)(tf.cast(images, tf.float32))
         encoders.calibrate_batch_norm(model.get_layer("encoder").model, scaled)
     return model
@@ -124,7 +124,7 @@ def _fill_from_other_run(source: str, config: Config, model: keras.Model) -> Non
             if not checkpoints.steps(workdir.best):
                 raise CheckpointError(f"--init_from={source}: there is no checkpoint in {workdir.best} yet")
             path = checkpoints.find(workdir.checkpoints, workdir.best, "best")
-            averaged = shown_run(theirs) == EMA
+            averaged = model_selection.selected_weights(theirs) == EMA
         original = building.build_model(theirs, workdir.load_classes())  # averages are known by what was trained there
         step = building.restore(path, theirs, original, averaged=averaged)
         left = take_over(original, model, same_layers=_is_same_network(config.model, theirs.model))

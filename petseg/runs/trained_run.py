@@ -19,7 +19,7 @@ from petseg.runs.work_directory import WorkDirectory
 if TYPE_CHECKING:
     import keras
 
-    from petseg.data.decoding import Examples
+    from petseg.data.examples import Examples
     from petseg.runs.training_data import TrainingData
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ A function of your own multiplies it in `runs.building.build_weight_map`.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -14,7 +14,6 @@ from petseg.classes import IGNORED
 from petseg.config import LossConfig
 from petseg.errors import ConfigError
 
-COUNTED_AT_ONCE = 64
 logger = logging.getLogger(__name__)
 WeightMap = Callable[[tf.Tensor], tf.Tensor]
 
@@ -88,13 +87,14 @@ def _touches_another_class(masks: tf.Tensor) -> tf.Tensor:
 
 
 def resolve_class_weights(
-    config: LossConfig, masks: Callable[[], np.ndarray], class_names: Sequence[str]
+    config: LossConfig, masks: Callable[[], Iterable[np.ndarray]], class_names: Sequence[str]
 ) -> tuple[float, ...] | None:
     """The class weights that flags ask for, normalised; None where none are asked for.
 
     Args:
       config: the weights themselves, or how they are counted; and how they are normalised.
-      masks: gives masks of the training split, uint8 [N, H, W, 1], class ids or IGNORED; called if they are counted.
+      masks: returns masks of the training split, uint8 [k, H, W, 1] at a time, class ids or IGNORED; called only if
+        classes are counted.
       class_names: names of the classes.
 
     Raises:
@@ -125,11 +125,11 @@ def normalized(class_weights: Sequence[float], normalization: str = "mean") -> t
     return tuple(target * weight / total for weight in class_weights)
 
 
-def balanced(masks: np.ndarray, num_classes: int, normalization: str = "mean") -> tuple[float, ...]:
+def balanced(masks: Iterable[np.ndarray], num_classes: int, normalization: str = "mean") -> tuple[float, ...]:
     """Weights in inverse proportion to how many pixels a class has.
 
     Args:
-      masks: uint8 [N, H, W, 1], class ids or IGNORED.
+      masks: uint8 [k, H, W, 1] at a time, class ids or IGNORED.
       num_classes: number of classes C.
       normalization: as in `normalized`.
 
@@ -140,13 +140,13 @@ def balanced(masks: np.ndarray, num_classes: int, normalization: str = "mean") -
     return normalized(_inverse(counts.sum(axis=0).astype(np.float64)), normalization)
 
 
-def median_frequency(masks: np.ndarray, num_classes: int, normalization: str = "mean") -> tuple[float, ...]:
+def median_frequency(masks: Iterable[np.ndarray], num_classes: int, normalization: str = "mean") -> tuple[float, ...]:
     """Weights in inverse proportion to how many pixels a class has in the images in which it occurs.
 
     The median-frequency balancing of Eigen and Fergus 2015; the median itself cancels out in the normalisation.
 
     Args:
-      masks: uint8 [N, H, W, 1], class ids or IGNORED.
+      masks: uint8 [k, H, W, 1] at a time, class ids or IGNORED.
       num_classes: number of classes C.
       normalization: as in `normalized`.
 
@@ -159,11 +159,10 @@ def median_frequency(masks: np.ndarray, num_classes: int, normalization: str = "
     return normalized(_inverse(frequencies), normalization)
 
 
-def _pixels_of_images(masks: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def _pixels_of_images(masks: Iterable[np.ndarray], num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """How many pixels of each image are in each class, int64 [N, C], and how many are in any, int64 [N]."""
     counts, sizes = [], []
-    for first in range(0, len(masks), COUNTED_AT_ONCE):  # masks may lie in a file that is larger than the memory
-        of_images = masks[first : first + COUNTED_AT_ONCE]
+    for of_images in masks:  # a few at a time, since they may lie in a file that is larger than the memory
         of_images = of_images.reshape(len(of_images), -1)
         counts.append(np.stack([(of_images == label).sum(axis=1) for label in range(num_classes)], axis=1))
         sizes.append((of_images != IGNORED).sum(axis=1))

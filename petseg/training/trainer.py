@@ -243,7 +243,7 @@ class Trainer:
         """Accumulate, reduce, decide, apply; returns what is known only when the gradients are."""
         self.optimizer.set_learning_rates(self.step)
         self._accumulate(batch)
-        gradients, loss, denominator, norm, requested = self._reduce_and_decide(batch)
+        gradients, loss, denominator, norm, requested = self._reduce_and_decide()
         finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
         tf.cond(
             finite,
@@ -270,9 +270,9 @@ class Trainer:
         else:
             add_slice(0)  # a loop in the graph costs a few percent of speed, and memory
 
-    def _reduce_and_decide(self, batch: Any) -> tuple[Any, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    def _reduce_and_decide(self) -> tuple[Any, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         """Each replica's gradients, all alike; loss, denominator, norm of the gradients and requests."""
-        gradients, *results = self._strategy.run(lambda part: self._decide(self.reduce(_is_last(part))), args=(batch,))
+        gradients, *results = self._strategy.run(lambda: self._decide(self.reduce()))
         # Every replica returns the same numbers, for they were computed from reduced sums.
         loss, denominator, norm, requested = (self._of_first_replica(value) for value in results)
         return gradients, loss, denominator, norm, requested
@@ -336,22 +336,22 @@ class Trainer:
             for weight, gradient in zip(self._weights, gradients, strict=True)
         ]
 
-    def reduce(self, is_last: tf.Tensor | float = 0.0) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """The one all-reduce: accumulated sums, and requests, over all replicas; `is_last` of any asks all to stop."""
+    def reduce(self) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """The one all-reduce: accumulated sums, and requests, over all replicas."""
         reduced: dict[str, Any] = {}
-        for part in self.to_reduce(is_last):
+        for part in self.to_reduce():
             reduced |= tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, part)
         for variable, total in zip(self._statistics, reduced["averages"], strict=False):
             variable.assign(total / self._strategy.num_replicas_in_sync)
         return [*(tf.cast(total, tf.float32) for total in reduced["gradients"]), *reduced["sums"]], reduced["asked"]
 
-    def to_reduce(self, is_last: tf.Tensor | float = 0.0) -> list[dict[str, Any]]:
+    def to_reduce(self) -> list[dict[str, Any]]:
         """What a replica gives to the one all-reduce. In float16, two parts, for TensorFlow packs only one dtype."""
         values, count = [tf.identity(total) for total in self._accumulated], len(self._weights)
         # TensorFlow packs in alphabetical order, and sums over three replicas or more round by what lies where.
         gradients = {"gradients": [tf.cast(value, self._all_reduce_dtype) for value in values[:count]]}
         others = {
-            "asked": tf.stack([self._requests.stop + is_last, self._requests.save]),
+            "asked": tf.stack([self._requests.stop, self._requests.save]),
             "averages": [tf.identity(v.value) for v in self._statistics if self._average_statistics],
             "sums": values[count:],  # of them what divides gradients, which must not be rounded
         }
@@ -387,11 +387,6 @@ class Trainer:
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         number = self._strategy.num_replicas_in_sync
         self._nonfinite_replicas.assign(tf.one_hot(replica, number, dtype=tf.int64) * tf.cast(~finite, tf.int64))
-
-
-def _is_last(batch: dict[str, tf.Tensor]) -> tf.Tensor | float:
-    """Whether the input can make no batch after this one; what it does not say is no."""
-    return tf.cast(tf.reduce_any(batch["last"]), tf.float32) if "last" in batch else 0.0
 
 
 def _time_after(value: Any) -> tf.Tensor:

@@ -18,7 +18,7 @@ from test_disk_cache import equal, outcome, training_batches
 
 from petseg.data import input_pipeline, service_client
 from petseg.errors import ClusterError
-from petseg.runs import experiment
+from petseg.runs import train
 from petseg.runs.work_directory import WorkDirectory
 
 
@@ -41,7 +41,7 @@ def serving(log):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        assert f"is ready: --data_service=grpc://localhost:{port} --cache=disk (or none)" in log.read_text()
+        assert f"is ready: --data_service=grpc://localhost:{port} --cache=disk" in log.read_text()
         yield process, f"localhost:{port}"
     finally:
         process.kill()
@@ -114,7 +114,7 @@ def test_where_nobody_answers_the_run_ends_in_time_and_touches_nothing(tiny_conf
     config = changed(changed(tiny_config, "data", **data), "distribution", cluster_timeout=1.0)
     begin = time.monotonic()
     with pytest.raises(ClusterError, match=rf"waited 1 s in vain for {service}; `python -m petseg.data.service`"):
-        experiment.train(config)
+        train.train(config)
     assert time.monotonic() - begin < 20
     assert not (tmp_path / "cache").exists()
     assert not WorkDirectory(config.runtime.workdir).path.exists()
@@ -150,8 +150,8 @@ def test_a_service_that_dies_ends_the_run_in_one_line(data_dir, cache_dir, tmp_p
     assert training.returncode == 75, stderr
     line = own_lines(stderr)[-1]
     assert line == (
-        f"train.py: error: --data_service: lost grpc://{address}; start it again, then the same command goes on from "
-        f"the newest checkpoint in {tmp_path}/run/checkpoints"
+        f"train.py: error: --data_service: lost grpc://{address}; start it again, then rerun to resume from the "
+        f"newest checkpoint in {tmp_path}/run/checkpoints"
     )
     assert "Traceback" not in stderr
 

@@ -96,9 +96,10 @@ def test_some_examples_of_a_split_are_decoded_without_the_others(data_dir, monke
     assert len(decoding.load_spread(data_config("synthetic_pets", 32, data_dir), "train", count=100)) == NUM_TRAIN
 
 
-def test_examples_say_where_they_come_from(data_dir, tmp_path):
+def test_examples_say_where_they_come_from(array_record_dir, tmp_path):
+    folder = str(array_record_dir)
     for cache in ("memory", "disk", "none"):
-        examples = load_examples("synthetic_pets", "test[:3]", 32, str(data_dir), cache=cache, cache_dir=str(tmp_path))
+        examples = load_examples("synthetic_pets", "test[:3]", 32, folder, cache=cache, cache_dir=str(tmp_path))
         assert examples.origin == "synthetic_pets/1.0.0, test[:3]"
 
 

@@ -9,16 +9,17 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import NUM_TRAIN, ROOT, changed, load_examples, replicas
+from conftest import NUM_TRAIN, ROOT, as_array_records, changed, load_examples, replicas
 from test_decoding import picture, png, write_data_set
 
-from petseg.data import decoding, disk_cache, input_pipeline
-from petseg.data.disk_cache import Cache
-from petseg.data.on_demand import Decoded
+from petseg.data import decoding, input_pipeline
+from petseg.data.backends import disk
+from petseg.data.backends.disk import Cache
 from petseg.errors import ConfigError, DataError
-from petseg.runs import experiment
+from petseg.runs import train
 from petseg.runs.work_directory import WorkDirectory
 
+ARRAY_RECORD = "array_record"  # folder, below that of the TFRecord files, of the converted data sets
 SPLITS = ["train", "train[10%:50%]", "train[:5]+train[9:]", "train[20:22]+train[3:4]"]
 
 
@@ -33,13 +34,14 @@ def shards(tmp_path_factory):
         ]
         write_data_set(folder, examples, name=name, shards=3, ordered=ordered)
         assert len(list((folder / name).glob("**/*.tfrecord*"))) == 3
+        as_array_records(name, folder, folder / ARRAY_RECORD)
     return folder
 
 
-def in_all_modes(dataset, split, data_dir, cache_dir, size=32):
+def in_all_modes(dataset, split, data_dir, converted, cache_dir, size=32):
     return {
-        cache: load_examples(dataset, split, size, str(data_dir), cache=cache, cache_dir=str(cache_dir))
-        for cache in ("memory", "disk", "none")
+        cache: load_examples(dataset, split, size, str(folder), cache=cache, cache_dir=str(cache_dir))
+        for cache, folder in (("memory", data_dir), ("disk", data_dir), ("none", converted))
     }
 
 
@@ -53,14 +55,12 @@ def equal(one, other):
 def training_batches(examples, **options):
     options = {"batch_size": 4, "seed": 3, "first_step": 0, "last_step": 4, **options}
     context = tf.distribute.InputContext(1, 0, 1)
-    found = list(input_pipeline.training_batches_of_host(context, examples, **options).as_numpy_iterator())
-    assert not any(batch.pop("last", np.array([False])).any() for batch in found)
-    return found
+    return list(input_pipeline.training_batches_of_host(context, examples, **options).as_numpy_iterator())
 
 
 @pytest.mark.parametrize("split", SPLITS[:3])
-def test_batches_are_the_same_bits_in_all_modes(data_dir, tmp_path, split):
-    memory, *others = in_all_modes("synthetic_pets", split, data_dir, tmp_path).values()
+def test_batches_are_the_same_bits_in_all_modes(data_dir, array_record_dir, tmp_path, split):
+    memory, *others = in_all_modes("synthetic_pets", split, data_dir, array_record_dir, tmp_path).values()
     expected = training_batches(memory)
     evaluated = list(input_pipeline.distributed_evaluation_batches(replicas(1), memory, batch_size=7)[0])
     for examples in others:
@@ -75,14 +75,15 @@ def test_batches_are_the_same_bits_in_all_modes(data_dir, tmp_path, split):
 @pytest.mark.parametrize("dataset", ["in_order", "shuffled"])
 @pytest.mark.parametrize("split", SPLITS)
 def test_several_shards_and_slices_keep_the_order(shards, tmp_path, dataset, split):
-    memory, *others = in_all_modes(dataset, split, shards, tmp_path).values()
+    memory, *others = in_all_modes(dataset, split, shards, shards / ARRAY_RECORD, tmp_path).values()
     for examples in others:
-        np.testing.assert_array_equal(examples.images[:], memory.images)
-        np.testing.assert_array_equal(examples.masks[:], memory.masks)
+        images, masks = examples.read(range(len(examples)))
+        np.testing.assert_array_equal(images, memory.images)
+        np.testing.assert_array_equal(masks, memory.masks)
 
 
-def test_replicas_get_the_same_from_their_records(data_dir, tmp_path):
-    memory, _, records = in_all_modes("synthetic_pets", "train", data_dir, tmp_path).values()
+def test_replicas_get_the_same_from_their_records(data_dir, array_record_dir, tmp_path):
+    memory, _, records = in_all_modes("synthetic_pets", "train", data_dir, array_record_dir, tmp_path).values()
     parts = []
     for examples in (memory, records):
         strategy = replicas(2)
@@ -93,14 +94,6 @@ def test_replicas_get_the_same_from_their_records(data_dir, tmp_path):
     np.testing.assert_array_equal(*parts)
 
 
-def test_what_is_decoded_on_demand_is_indexed_like_an_array():
-    array = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 1), np.uint8)
-    decoded = Decoded(lambda ids: array[ids], array.shape)
-    assert (len(decoded), decoded.shape, decoded.dtype) == (9, array.shape, array.dtype)
-    for key in (slice(2, 5), slice(None, None, 4), 3, -1, np.array([5, 5, 0]), (np.array([1, 2]), ..., 0), (2, 1)):
-        np.testing.assert_array_equal(decoded[key], array[key])
-
-
 def outcome(workdir):
     of_the_machine = ("speed/", "time_share/", "memory/")
     rows = [row for row in workdir.metrics_file.read_text().splitlines() if not any(t in row for t in of_the_machine)]
@@ -108,12 +101,14 @@ def outcome(workdir):
 
 
 @pytest.mark.slow
-def test_whole_runs_end_in_the_same_numbers(tiny_config, tmp_path):
+def test_whole_runs_end_in_the_same_numbers(tiny_config, array_record_dir, tmp_path):
     found = []
     for cache in ("memory", "disk", "none"):
         config = changed(tiny_config, "data", cache=cache, cache_dir=str(tmp_path / "cache"))
+        if cache == "none":
+            config = changed(config, "data", data_dir=str(array_record_dir))
         config = changed(config, "loss", class_weights="median_frequency")
-        experiment.train(changed(config, "runtime", workdir=str(tmp_path / cache)))
+        train.train(changed(config, "runtime", workdir=str(tmp_path / cache)))
         found.append(outcome(WorkDirectory(tmp_path / cache)))
     assert len(found[0][0]) > 50
     assert found[0] == found[1] == found[2]
@@ -129,7 +124,8 @@ def test_a_second_run_reuses_what_the_first_one_decoded(data_dir, tmp_path, capl
     assert line.startswith(
         f"{NUM_TRAIN} examples at 32x32 px were decoded before: {tmp_path}/synthetic_pets-1.0.0-train"
     )
-    np.testing.assert_array_equal(first.images, again.images)
+    for one, other in zip(first.read(range(NUM_TRAIN)), again.read(range(NUM_TRAIN)), strict=True):
+        np.testing.assert_array_equal(one, other)
     assert (first.names, first.groups) == (again.names, again.groups)
 
 
@@ -162,10 +158,13 @@ def test_a_changed_data_set_is_noticed(tmp_path):
         found.append(
             load_examples("handmade_pets", "train", 32, str(tmp_path / "data"), cache="disk", cache_dir=str(tmp_path))
         )
-    assert [examples.images.max() for examples in found] == [10, 200]  # and the first run's files are still its own
+    assert [examples.read([0])[0].max() for examples in found] == [
+        10,
+        200,
+    ]  # and the first run's files are still its own
 
 
-@pytest.mark.parametrize("name", ["images.u8", "masks.u8", disk_cache.RECORD])
+@pytest.mark.parametrize("name", ["images.u8", "masks.u8", disk.RECORD])
 @pytest.mark.parametrize("harm", [lambda file: os.truncate(file, 20), os.remove], ids=["truncated", "removed"])
 def test_damaged_files_are_written_anew(tmp_path, caplog, name, harm):
     cache = cache_of(tmp_path)
@@ -182,7 +181,7 @@ def test_damaged_files_are_written_anew(tmp_path, caplog, name, harm):
 def test_a_process_that_was_killed_leaves_nothing_that_is_believed(tmp_path):
     script = f"""
 import os, signal, numpy as np
-from petseg.data.disk_cache import Cache
+from petseg.data.backends.disk import Cache
 def fill(keep):
     keep(np.ones((4, 4, 3), np.uint8), np.ones((4, 4, 1), np.uint8))
     os.kill(os.getpid(), signal.SIGKILL)
@@ -210,7 +209,7 @@ def test_what_fails_in_the_middle_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_is_too_small_is_named_before_anything_is_decoded(tmp_path, monkeypatch, data_dir):
-    monkeypatch.setattr(disk_cache.shutil, "disk_usage", lambda path: Usage(2**20))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: Usage(2**20))
     with pytest.raises(ConfigError, match=r"No space left on device: it takes 24\.0 MiB, 1\.0 MiB are free"):
         load_examples("synthetic_pets", "train", 512, str(data_dir), cache="disk", cache_dir=str(tmp_path))
 
@@ -230,14 +229,15 @@ def test_a_bad_example_leaves_no_files(tmp_path):
 
 def test_files_that_vanish_during_a_run_are_named(tmp_path):
     write_data_set(tmp_path / "data", [(png(picture()), png(np.full((40, 30), 2, np.uint8))) for _ in range(4)])
-    disk, records = (
-        load_examples("handmade_pets", "train", 32, str(tmp_path / "data"), cache=cache, cache_dir=str(tmp_path))
-        for cache in ("disk", "none")
+    as_array_records("handmade_pets", tmp_path / "data", tmp_path / "converted")
+    cached, records = (
+        load_examples("handmade_pets", "train", 32, str(tmp_path / folder), cache=cache, cache_dir=str(tmp_path))
+        for cache, folder in (("disk", "data"), ("none", "converted"))
     )
-    for file in [*tmp_path.glob("*px*/images.u8"), *tmp_path.glob("data/**/*.tfrecord*")]:
+    for file in [*tmp_path.glob("*px*/images.u8"), *tmp_path.glob("converted/**/*.array_record*")]:
         os.truncate(file, 30)
-    with pytest.raises(DataError, match=r"images\.u8: has 30 bytes"), input_pipeline.naming_lost_files(disk):
-        training_batches(disk, last_step=1)
+    with pytest.raises(DataError, match=r"images\.u8: has 30 bytes"), input_pipeline.naming_lost_files(cached):
+        training_batches(cached, last_step=1)
     with pytest.raises(DataError, match="was changed or removed"), input_pipeline.naming_lost_files(records):
         training_batches(records, last_step=1)
 
@@ -254,7 +254,13 @@ def anonymous():
         return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) / 1024
 def work(cache, split):
     examples = decoding.load(
-        DataConfig(dataset="handmade_pets", image_size="256", data_dir=sys.argv[1], cache=cache, cache_dir=sys.argv[2]),
+        DataConfig(
+            dataset="handmade_pets",
+            image_size="256",
+            data_dir=sys.argv[3 if cache == "none" else 1],
+            cache=cache,
+            cache_dir=sys.argv[2],
+        ),
         split,
         PETS,
     )
@@ -278,7 +284,8 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
         for _ in range(600)
     ]
     write_data_set(tmp_path / "data", examples)  # 150 MiB, once decoded
-    command = [sys.executable, "-c", MEASURE, str(tmp_path / "data"), str(tmp_path / "cache")]
+    converted = as_array_records("handmade_pets", tmp_path / "data", tmp_path / "converted")
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "data"), str(tmp_path / "cache"), str(converted)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     growth = json.loads(result.stdout)
     assert growth["memory"] > 140, growth

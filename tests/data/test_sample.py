@@ -28,16 +28,18 @@ def test_over_seeds_each_example_is_drawn_as_often_as_any_other():
 
 
 @pytest.mark.parametrize("cache", ["memory", "disk", "none"])
-def test_a_sample_holds_the_same_examples_wherever_they_wait(data_dir, tmp_path, cache):
+def test_a_sample_holds_the_same_examples_in_every_cache(data_dir, array_record_dir, tmp_path, cache):
     whole = load_examples("synthetic_pets", "test", 32, data_dir)
     ids = sample.positions(NUM_TEST, 4, seed=3)
     config = {"cache": cache, "cache_dir": str(tmp_path)}
-    examples = sample.sample(load_examples("synthetic_pets", "test", 32, data_dir, **config), 4, seed=3)
+    examples = sample.sample(load_examples("synthetic_pets", "test", 32, array_record_dir, **config), 4, seed=3)
     assert len(examples) == 4
-    np.testing.assert_array_equal(examples.images[np.arange(4)], whole.images[ids])
-    np.testing.assert_array_equal(examples.masks[np.array([2, 0]), ..., 0], whole.masks[ids[[2, 0]], ..., 0])
+    np.testing.assert_array_equal(examples.read(np.arange(4))[0], whole.images[ids])
+    np.testing.assert_array_equal(examples.read([2, 0])[1], whole.masks[ids[[2, 0]]])
+    np.testing.assert_array_equal(np.concatenate([*examples.masks_to_count()]), whole.masks[ids])
+    assert examples.sampling == {"seed": 3, "of": NUM_TEST}
     assert examples.names[1] == whole.names[ids[1]]
-    assert list(examples.names[:]) == list(examples.names) == [whole.names[i] for i in ids]
+    assert list(examples.names) == examples.names_of(range(4)) == [whole.names[i] for i in ids]
     assert list(examples.groups) == list(whole.groups)
     assert list(examples.groups["label"]) == [whole.groups["label"][i] for i in ids]
     assert examples.origin == f"{whole.origin}, 4 of {NUM_TEST} by seed 3"

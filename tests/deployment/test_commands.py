@@ -17,7 +17,7 @@ from petseg.data import pair_decoding
 from petseg.deployment import commands
 from petseg.errors import DataError
 from petseg.models import inference
-from petseg.runs import building, checkpoints, experiment
+from petseg.runs import building, checkpoints, train
 from petseg.runs.work_directory import WorkDirectory
 
 
@@ -26,7 +26,7 @@ def workdir(data_dir, tmp_path_factory):
     """The work directory of a finished run of two steps."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
     config = command_line.parse(["train.py", *tiny_flags(data_dir, workdir), "--train_steps=2"], Config)
-    experiment.train(config)
+    train.train(config)
     return WorkDirectory(workdir)
 
 

@@ -21,7 +21,7 @@ from petseg.deployment import prediction
 from petseg.deployment.photograph_files import Plan
 from petseg.errors import ConfigError, UnreadableFilesError, WorkDirectoryError
 from petseg.models import encoders, unet
-from petseg.runs import experiment
+from petseg.runs import train
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +293,7 @@ def test_in_tiles_24_megapixels_take_little_memory():
 @pytest.mark.slow
 def test_as_a_program(data_dir, tmp_path):
     workdir = tmp_path / "run"
-    experiment.train(command_line.parse(["train.py", *tiny_flags(data_dir, workdir), "--train_steps=1"], Config))
+    train.train(command_line.parse(["train.py", *tiny_flags(data_dir, workdir), "--train_steps=1"], Config))
     (tmp_path / "photos").mkdir()
     Image.fromarray(photograph()).save(tmp_path / "photos" / "cat.jpg")
     flags = [f"--workdir={workdir}", f"--output_dir={tmp_path / 'out'}"]

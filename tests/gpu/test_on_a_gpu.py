@@ -119,7 +119,7 @@ OVERFLOW = """
 import sys
 import tensorflow as tf
 from petseg.config import Config, command_line
-from petseg.runs import experiment
+from petseg.runs import train
 from petseg.training.trainer import Trainer
 
 genuine = Trainer.prepare
@@ -130,7 +130,7 @@ def prepare(self, batch, step):
     return (tf.where(hit[:, None, None, None], float("inf"), images), *rest)
 
 Trainer.prepare = prepare
-command_line.run(experiment.train, Config, "")
+command_line.run(train.train, Config, "")
 """
 
 
@@ -150,10 +150,10 @@ def test_an_overflow_on_one_of_two_virtual_replicas_is_skipped_by_both(data_dir,
 MEMORY = """
 import subprocess
 from petseg.config import Config, command_line
-from petseg.runs import experiment
+from petseg.runs import train
 
 def main(config):
-    experiment.train(config)
+    train.train(config)
     query = ["nvidia-smi", "--query-gpu=memory.used,memory.total", "--format=csv,noheader,nounits", "--id=0"]
     used, total = map(float, subprocess.run(query, capture_output=True, text=True, check=True).stdout.split(","))
     print("share:", used / total)

@@ -116,7 +116,7 @@ FLAGS = [
         "--data_service=grpc://localhost:5050",
         "with it --cache must be disk, in a --cache_dir that the service sees too",
     ),
-    ("--on_bad_example=skip --cache=disk", "with it --cache must be none"),
+    ("--on_bad_example=ignore --cache=disk", "with it --cache must be none"),
     ("--cache=disk --data_service=localhost:5050", "must be grpc://HOST:PORT, or several"),
     ("--cache=disk --data_service=grpc://localhost:70000", "must be grpc://HOST:PORT, or several"),
     ("--cache=disk --data_service=grpc://a:1,grpc://a:1", "each another"),

@@ -15,7 +15,7 @@ import tensorflow as tf
 from conftest import changed, events, own_lines, tiny_flags
 from programs_in_forks import Program
 
-from petseg.runs import checkpoints, experiment
+from petseg.runs import checkpoints, train
 from petseg.runs.work_directory import WorkDirectory
 
 STEPS = 30
@@ -148,9 +148,7 @@ def test_a_run_that_is_told_to_stop_saves_where_it_is(data_dir, tmp_path, number
     assert time.monotonic() - begin < 20
     assert process.returncode == code
     line = own_lines(stderr)[-1]
-    match = re.fullmatch(
-        rf"train\.py: stopped by {number.name} at step (\d+); the same command goes on from (\S+)", line
-    )
+    match = re.fullmatch(rf"train\.py: stopped by {number.name} at step (\d+); rerun to resume from (\S+)", line)
     assert match, line
     assert match[2] == str(workdir / "checkpoints" / f"ckpt-{match[1]}")
     assert checkpoints.damage(match[2]) is None
@@ -222,19 +220,19 @@ def test_on_a_full_disk_the_run_ends_with_a_message_and_the_last_checkpoint_stay
 def test_the_checkpoint_alarm_saves_between_the_intervals(tiny_config):
     config = changed(tiny_config, "schedule", checkpoint_every=100, checkpoint_every_minutes=1e-9, steps_per_loop=1,
                      train_steps=6, keep_checkpoints=10)  # fmt: skip
-    experiment.train(config)
+    train.train(config)
     assert len(checkpoints.steps(WorkDirectory(config.runtime.workdir).checkpoints)) > 3
 
 
 @pytest.mark.slow
 def test_an_evaluation_whose_results_were_lost_is_made_again(tiny_config):
     config = changed(tiny_config, "schedule", train_steps=4, eval_every=2)
-    expected = experiment.train(config)
+    expected = train.train(config)
     workdir = WorkDirectory(config.runtime.workdir)
     file = workdir.results_file("test", 4)
     text = file.read_text()
     file.unlink()
-    again = experiment.train(config)
+    again = train.train(config)
     assert again == expected
     assert file.read_text() == text
     assert os.path.exists(workdir.best / "best.json")

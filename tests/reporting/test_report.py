@@ -35,6 +35,7 @@ def make_report(workdir, config, **options):
     return Report(
         changed(config, "runtime", quiet=True),
         PETS,
+        selected=EVAL,
         directory=workdir.path,
         metrics_file=workdir.metrics_file,
         figures=workdir.figures,

@@ -4,10 +4,10 @@ import keras
 import pytest
 
 from petseg.errors import ClusterError
-from petseg.runs.experiment import Experiment
+from petseg.runs import setup
 
 MESSAGES = [
-    "worker 1 stands at step 5, another process elsewhere: --workdir=runs/pets must be the same folder for all",
+    "worker 1 is at step 5, another process elsewhere: --workdir=runs/pets must be the same folder for all",
     "worker 1 was started with other flags than another process",
     "worker 1 begins with other weights than another process",
 ]
@@ -22,14 +22,8 @@ def check(config, differs_at):
         return [value, value + (len(questions) - 1 == differs_at)]
 
     model = keras.Sequential([keras.Input([2]), keras.layers.Dense(1)])
-    experiment = SimpleNamespace(
-        _step=lambda: 5,
-        _config=config,
-        _workdir=SimpleNamespace(path="runs/pets"),
-        _placement=SimpleNamespace(name="worker 1", gather=gather),
-        _parts=SimpleNamespace(model=model),
-    )
-    Experiment.check_agreement(experiment)
+    placement = SimpleNamespace(name="worker 1", gather=gather)
+    setup.check_agreement(config, 5, model, SimpleNamespace(path="runs/pets"), placement)
     return questions
 
 

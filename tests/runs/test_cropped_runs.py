@@ -10,14 +10,14 @@ from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import decoding
 from petseg.deployment import prediction_command
 from petseg.errors import ConfigError
-from petseg.runs import experiment, scoring
+from petseg.runs import scoring, train
 
 
 @pytest.mark.slow
 def test_it_is_trained_scored_and_used(tiny_config, tmp_path):
     data = {"resize": "crop", "image_size": "64", "eval_split": "test[:3]"}
     config = tiny_config.changed(data=data, schedule={"train_steps": 2})
-    results = experiment.train(config)
+    results = train.train(config)
     assert np.sum(results["confusion_matrix"]) == 3 * 64 * 64
     score = ScoreConfig(workdir=config.runtime.workdir, resolution="native")
     pairs = list(decoding.native(config.data, "test[:3]"))

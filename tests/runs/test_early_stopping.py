@@ -12,7 +12,7 @@ from petseg.config.eval_config import ScoreConfig
 from petseg.errors import ConfigError
 from petseg.evaluation.evaluator import Evaluator
 from petseg.reporting.summaries import Summaries
-from petseg.runs import early_stopping, evaluations, experiment, scoring
+from petseg.runs import early_stopping, evaluations, scoring, train
 from petseg.runs.checkpoints import Checkpoints
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
@@ -49,7 +49,7 @@ def patient(data_dir, workdir, *flags):
 def ended(data_dir, tmp_path_factory):
     """The work directory of a run that has ended early, and what `train` returned."""
     workdir = tmp_path_factory.mktemp("ended") / "run"
-    return workdir, experiment.train(patient(data_dir, workdir))
+    return workdir, train.train(patient(data_dir, workdir))
 
 
 def left(workdir):
@@ -75,8 +75,8 @@ def test_a_run_ends_when_its_scores_get_no_better_and_is_complete(data_dir, ende
     monkeypatch.setattr(Trainer, "run", None)
     monkeypatch.setattr(Evaluator, "evaluate", None)
     with caplog.at_level("INFO", logger="petseg"):
-        assert experiment.train(patient(data_dir, workdir)) == results
-    assert "step 4: no better mean IoU than the 0.5000 of step 2 in 1 evaluations: the run ends here" in caplog.messages
+        assert train.train(patient(data_dir, workdir)) == results
+    assert "step 4: mean IoU has not improved on 0.5000 (step 2) in 1 evaluations: the run ends here" in caplog.messages
     assert f"{workdir} is complete: step 4 of 4" in caplog.messages
     assert left(workdir) == expected
     assert f"score it:       petseg-eval --workdir={workdir} --checkpoint=best" in capsys.readouterr().out
@@ -92,14 +92,14 @@ def test_an_evaluation_that_was_cut_short_ends_the_run_when_it_is_made_up_for(da
     workdir = shutil.copytree(ended[0], tmp_path / "run")
     WorkDirectory(workdir).results_file("test", 4).unlink()
     monkeypatch.setattr(Trainer, "run", None)
-    assert experiment.train(patient(data_dir, workdir)) == ended[1]
+    assert train.train(patient(data_dir, workdir)) == ended[1]
     assert left(workdir) == left(ended[0])
 
 
 @pytest.mark.slow
 def test_with_more_patience_it_goes_on_to_the_end_of_its_epochs(data_dir, ended, tmp_path):
     workdir = shutil.copytree(ended[0], tmp_path / "run")
-    assert experiment.train(patient(data_dir, workdir, "--patience=2"))["step"] == 8
+    assert train.train(patient(data_dir, workdir, "--patience=2"))["step"] == 8
     assert json.loads((workdir / "best" / "best.json").read_text()) == {"step": 6, "mean_iou": 0.6}
 
 
@@ -114,8 +114,8 @@ def test_killed_and_started_again_it_ends_where_it_would_have_ended(data_dir, en
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, killing(getattr(owner, name), number))
             with pytest.raises(Killed):
-                experiment.train(patient(data_dir, workdir))
-    assert experiment.train(patient(data_dir, workdir)) == ended[1]
+                train.train(patient(data_dir, workdir))
+    assert train.train(patient(data_dir, workdir)) == ended[1]
     assert left(workdir) == left(ended[0])
 
 
@@ -137,13 +137,13 @@ def test_the_score_that_chooses_the_best_checkpoint_decides(tiny_config, tmp_pat
     file.write_text("".join(f"{step},{run},mean_iou,{score}\n" for step, run, score in rows))
     plain = changed(tiny_config, "schedule", patience=2)
     averaged = changed(plain, "optimizer", ema_decay=0.9)
-    assert early_stopping.standstill(plain, file, 15) is None
-    assert early_stopping.standstill(averaged, file, 15) == (5, 95, 2)  # the start is no evaluation that counts
-    assert early_stopping.standstill(averaged, file, 10) is None
-    assert early_stopping.standstill(averaged, file, 14) is None  # it was not evaluated there
-    assert early_stopping.standstill(tiny_config, file, 15) is None
+    assert early_stopping.no_improvement(plain, file, 15) is None
+    assert early_stopping.no_improvement(averaged, file, 15) == (5, 95, 2)  # the start is no evaluation that counts
+    assert early_stopping.no_improvement(averaged, file, 10) is None
+    assert early_stopping.no_improvement(averaged, file, 14) is None  # it was not evaluated there
+    assert early_stopping.no_improvement(tiny_config, file, 15) is None
     patient = changed(averaged, "schedule", patience=3)
-    assert early_stopping.standstill(patient, file, 15) is None
+    assert early_stopping.no_improvement(patient, file, 15) is None
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "polynomial"])

@@ -15,8 +15,8 @@ from conftest import changed, run_program, tiny_flags
 
 import petseg
 from petseg.config import command_line
-from petseg.errors import ConfigError
-from petseg.runs import experiment
+from petseg.errors import ConfigError, StoppedError
+from petseg.runs import train
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_what_a_training_sets_for_the_process_is_put_back(tiny_config, monkeypat
         logging.getLogger("petseg").setLevel(logging.WARNING)
         return {}
 
-    monkeypatch.setattr(experiment, "train", set_everything)
+    monkeypatch.setattr(train, "train", set_everything)
     monkeypatch.setattr(logging.getLogger("petseg"), "level", logging.NOTSET)
     tf.config.experimental.enable_tensor_float_32_execution(True)  # whatever other tests left
     random.seed(3)
@@ -100,15 +100,15 @@ def test_asking_for_a_function_of_petseg_leaves_the_garbage_collection_alone(gc_
 
 def test_the_stop_button_is_a_keyboard_interrupt(tiny_config, monkeypatch):
     def stop(config):
-        raise experiment.StoppedError(signal.SIGINT, "; step 3 is saved")
+        raise StoppedError(signal.SIGINT, "; step 3 is saved")
 
-    monkeypatch.setattr(experiment, "train", stop)
+    monkeypatch.setattr(train, "train", stop)
     with pytest.raises(KeyboardInterrupt, match="stopped by SIGINT; step 3 is saved"):
         petseg.train(tiny_config)
 
 
 def test_determinism_that_cannot_be_undone_is_warned_of(run, tiny_config, monkeypatch, caplog):
-    monkeypatch.setattr(experiment, "train", lambda config: {})
+    monkeypatch.setattr(train, "train", lambda config: {})
     petseg.train(changed(tiny_config, "runtime", deterministic=False))
     assert "op determinism is on since an earlier training" in caplog.text
 

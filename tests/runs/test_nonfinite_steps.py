@@ -9,7 +9,7 @@ import tensorflow as tf
 from conftest import changed
 
 from petseg.errors import NonFiniteLossError
-from petseg.runs import checkpoints, experiment
+from petseg.runs import checkpoints, train
 from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime.strategies import Placement
 from petseg.training import augmentation
@@ -51,7 +51,7 @@ def poisoned_config(tiny_config, **runtime):
 def test_a_batch_that_is_not_finite_ends_the_run_and_is_named(tiny_config, poisoned_step):
     config = poisoned_config(tiny_config)
     with pytest.raises(NonFiniteLossError) as caught:
-        experiment.train(config)
+        train.train(config)
     workdir = WorkDirectory(config.runtime.workdir)
     message = str(caught.value)
     assert caught.value.exit_code == 3
@@ -67,7 +67,7 @@ def test_a_batch_that_is_not_finite_ends_the_run_and_is_named(tiny_config, poiso
 def test_a_batch_that_is_not_finite_can_be_left_out(tiny_config, poisoned_step, mode, caplog):
     config = poisoned_config(tiny_config, on_nonfinite=mode)
     with caplog.at_level(logging.WARNING):
-        results = experiment.train(config)
+        results = train.train(config)
     (message,) = [message for message in caplog.messages if "not finite" in message]
     assert message.endswith("; skipped" if mode == "skip" else "ckpt-2")
     assert np.isfinite(results["loss"])
@@ -123,9 +123,9 @@ def test_a_weight_that_is_not_finite_ends_a_run_that_skips_and_heals_in_one_that
     config = changed(tiny_config, "schedule", train_steps=20, eval_every=20)
     skipping = changed(config, "runtime", on_nonfinite="skip", nonfinite_limit=3)
     with pytest.raises(NonFiniteLossError, match="not finite at step 5"):
-        experiment.train(skipping)
+        train.train(skipping)
     restoring = changed(config, "runtime", on_nonfinite="restore", workdir=str(tmp_path / "other"))
-    assert np.isfinite(experiment.train(restoring)["loss"])
+    assert np.isfinite(train.train(restoring)["loss"])
 
 
 @pytest.mark.slow
@@ -137,6 +137,6 @@ def test_a_cluster_goes_back_to_a_checkpoint_that_all_of_its_processes_have(
     # Another process sees the checkpoint of step 3 later than this one.
     monkeypatch.setattr(Placement, "gather", lambda self, value: [value, 2] if value == 3 else [value])
     with caplog.at_level(logging.WARNING):
-        experiment.train(config)
+        train.train(config)
     assert [message for message in caplog.messages if message.endswith("back to the weights of "
             f"{WorkDirectory(config.runtime.workdir).checkpoints}/ckpt-2")]  # fmt: skip

@@ -12,7 +12,7 @@ from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.errors import StoppedError
 from petseg.evaluation.evaluator import Evaluator
 from petseg.reporting.summaries import Summaries
-from petseg.runs import checkpoints, experiment, scoring
+from petseg.runs import checkpoints, scoring, train
 from petseg.runs.checkpoints import Checkpoints
 from petseg.runs.work_directory import WorkDirectory
 from petseg.training.trainer import Trainer
@@ -22,10 +22,10 @@ class Killed(BaseException):
     """What no program catches."""
 
 
-def train(data_dir, workdir):
+def trained(data_dir, workdir):
     """Four steps, the last two of them evaluated: weights and averages."""
     flags = [*tiny_flags(data_dir, workdir), "--train_steps=4", "--eval_every=4", "--checkpoint_every=2"]
-    return experiment.train(command_line.parse(["train.py", *flags, "--ema_decay=0.9"], Config))
+    return train.train(command_line.parse(["train.py", *flags, "--ema_decay=0.9"], Config))
 
 
 def told(workdir):
@@ -45,7 +45,7 @@ def told(workdir):
 def undisturbed(data_dir, tmp_path_factory):
     """The work directory of a run that nobody stopped, and what `train` returned."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    return workdir, train(data_dir, workdir)
+    return workdir, trained(data_dir, workdir)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def stopped_run(data_dir, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Evaluator, "evaluate", lambda self: None)
         with pytest.raises(StoppedError, match="at step 4"):
-            train(data_dir, workdir)
+            trained(data_dir, workdir)
     assert checkpoints.steps(workdir / "checkpoints") == [4, 2]
     assert not (workdir / "results").exists()
     return workdir
@@ -111,10 +111,10 @@ def test_a_run_that_is_to_end_earlier_than_it_stands_is_scored_where_it_stands(t
     with monkeypatch.context() as patch:
         patch.setattr(*after(Checkpoints, "save"))
         with pytest.raises(Killed):
-            experiment.train(config)
+            train.train(config)
     monkeypatch.setattr(Trainer, "run", None)
     with caplog.at_level("INFO", logger="petseg"):
-        results = experiment.train(changed(config, "schedule", train_steps=2, eval_every=2))
+        results = train.train(changed(config, "schedule", train_steps=2, eval_every=2))
     assert results["step"] == 3
     workdir = WorkDirectory(config.runtime.workdir)
     assert json.loads((workdir.best / "best.json").read_text())["step"] == 3

@@ -17,7 +17,7 @@ from petseg.data.drawings import drawn_folders
 from petseg.data.drawings.drawn_folders import WriteConfig
 from petseg.deployment import commands, prediction_command
 from petseg.errors import ConfigError, DataError, WorkDirectoryError
-from petseg.runs import experiment, scoring
+from petseg.runs import scoring, train
 from petseg.runs.work_directory import WorkDirectory
 
 
@@ -45,7 +45,7 @@ def trained(animals, tmp_path_factory):
         "--resize=letterbox",
         "--class_weights=balanced",
     )
-    return config, experiment.train(config)
+    return config, train.train(config)
 
 
 def score(workdir, **options):
@@ -95,13 +95,13 @@ def test_a_run_does_not_go_on_with_other_classes(trained, tmp_path, animals):
     (tmp_path / "other.json").write_text(json.dumps(other))
     message = "belongs to a run whose classes are background, cat, dog; now they are background, tiger, dog"
     with pytest.raises(WorkDirectoryError, match=message):
-        experiment.train(changed(config, "data", classes=str(tmp_path / "other.json")))
+        train.train(changed(config, "data", classes=str(tmp_path / "other.json")))
 
 
 def test_class_weights_must_be_as_many_as_classes(animals, tmp_path):
     flags = ["--class_weights=1,2", f"--classes={animals / 'classes.json'}"]
     with pytest.raises(ConfigError, match=r"--class_weights=1,2: there are 2; must be 3, of background, cat, dog"):
-        experiment.train(config_of(animals, tmp_path / "run", *flags))
+        train.train(config_of(animals, tmp_path / "run", *flags))
 
 
 def test_with_two_classes_there_is_a_foreground(animals, tmp_path, trained):
@@ -111,7 +111,7 @@ def test_with_two_classes_there_is_a_foreground(animals, tmp_path, trained):
         f"--classes={animals / 'classes_0_255.json'}",
         f"--init_from={trained[0].runtime.workdir}",  # which has three: all but the last layer is of use
     ]
-    results = experiment.train(config_of(animals, tmp_path / "run", *flags))
+    results = train.train(config_of(animals, tmp_path / "run", *flags))
     assert list(results["iou"]) == ["background", "animal"]
     assert results["foreground_iou"] == results["iou"]["animal"]
 

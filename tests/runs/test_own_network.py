@@ -12,7 +12,7 @@ from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.deployment import commands, prediction_command
 from petseg.errors import ConfigError, WorkDirectoryError
 from petseg.models import encoders, unet
-from petseg.runs import experiment, scoring, several, starting_point
+from petseg.runs import scoring, several, starting_point, train
 from petseg.runs.opening import open_run
 from petseg.runs.starting_point import StartingPoint
 from petseg.runs.trained_run import TrainedRun
@@ -46,9 +46,9 @@ def test_a_run_of_ones_own_network_on_two_replicas_goes_on_with_the_same_code_on
     config = tiny_config.changed(
         distribution={"strategy": "mirrored", "virtual_devices": 4}, optimizer={"ema_decay": 0.5}, model=vars(model)
     )
-    assert experiment.train(config)["step"] == 4
+    assert train.train(config)["step"] == 4
     longer = changed(config, "schedule", train_steps=6)
-    assert experiment.train(longer)["step"] == 6
+    assert train.train(longer)["step"] == 6
     workdir = WorkDirectory(config.runtime.workdir)
     with pytest.raises(ConfigError, match=r"its network is the code .*own\.py:build; --allow_code must be given"):
         TrainedRun.open(workdir, ScoreConfig(workdir=str(workdir.path)))
@@ -56,7 +56,7 @@ def test_a_run_of_ones_own_network_on_two_replicas_goes_on_with_the_same_code_on
     assert run.restore(run.checkpoint("latest"), run.build_model()) == 6
     (tmp_path / "own.py").write_text(CODE + "# other\n")
     for attempt in (
-        lambda: experiment.train(longer),
+        lambda: train.train(longer),
         lambda: TrainedRun.open(workdir, ScoreConfig(workdir=str(workdir.path), allow_code=True)),
     ):
         with pytest.raises(WorkDirectoryError, match=r"own\.py has changed since the run in .* began"):
@@ -107,7 +107,7 @@ def test_weights_that_do_not_reach_the_loss_stay_and_are_named_once(tiny_config,
     model = vars(ModelConfig(network=f"{tmp_path}/own.py:build"))
     config = tiny_config.changed(model=model, **groups)
     with caplog.at_level("WARNING", logger="petseg"):
-        experiment.train(config)
+        train.train(config)
     (warning,) = (text for text in caplog.messages if "loss does not depend" in text)
     assert warning.endswith(": block/unused, block/stopped")
     workdir = WorkDirectory(config.runtime.workdir)

@@ -17,7 +17,7 @@ from petseg.deployment import commands, prediction_command
 from petseg.errors import CheckpointError, ConfigError
 from petseg.models import inference
 from petseg.reporting.summaries import read_csv
-from petseg.runs import building, experiment, scoring
+from petseg.runs import building, scoring, train
 from petseg.runs.work_directory import WorkDirectory
 from petseg.training import optimizers
 
@@ -32,7 +32,7 @@ def tiny(data_dir, workdir, *flags):
 def averaged(data_dir, tmp_path_factory):
     """A finished run that averages its weights: work directory, what `train` returned, its results files."""
     config = tiny(data_dir, tmp_path_factory.mktemp("averaged") / "run", "--ema_decay=0.5", "--learning_rate=0.01")
-    workdir, results = WorkDirectory(config.runtime.workdir), experiment.train(config)
+    workdir, results = WorkDirectory(config.runtime.workdir), train.train(config)
     files = {
         (kind, step): json.loads((workdir.results / f"test-{step}{kind}.json").read_text())
         for kind in ("", ".ema")
@@ -103,7 +103,7 @@ def test_a_run_that_begins_with_anothers_weights_is_a_new_run_and_says_so(averag
     ]
     for i, (origin, flags, expected) in enumerate(origins):
         with caplog.at_level("INFO", logger="petseg"):
-            results = experiment.train(tiny(data_dir, tmp_path / str(i), f"--init_from={origin}", *flags))
+            results = train.train(tiny(data_dir, tmp_path / str(i), f"--init_from={origin}", *flags))
         assert results["step"] == 1
         initial = json.loads((tmp_path / str(i) / "results" / "test-0.json").read_text())
         assert initial["confusion_matrix"] == expected["confusion_matrix"]
@@ -120,11 +120,11 @@ def test_weights_that_do_not_fit_are_refused(averaged, data_dir, tmp_path):
     source, _, _ = averaged
     for flag, value in (("encoder_alpha", "0.5"), ("input_scaling", "symmetric")):
         with pytest.raises(ConfigError, match=f"--{flag}={value}: must be .*, as in the run of --init_from="):
-            experiment.train(tiny(data_dir, tmp_path / "run", f"--init_from={source.path}", f"--{flag}={value}"))
+            train.train(tiny(data_dir, tmp_path / "run", f"--init_from={source.path}", f"--{flag}={value}"))
     checkpoint = tmp_path / "elsewhere" / "ckpt-4"  # where nothing says what model it is of
     shutil.copytree(source.checkpoints, checkpoint.parent)
     with pytest.raises(CheckpointError, match="cannot be restored"):
-        experiment.train(tiny(data_dir, tmp_path / "run", f"--init_from={checkpoint}", "--encoder_alpha=0.5"))
+        train.train(tiny(data_dir, tmp_path / "run", f"--init_from={checkpoint}", "--encoder_alpha=0.5"))
     assert not (tmp_path / "run").exists()
 
 

@@ -15,7 +15,7 @@ from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import decoding
 from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
 from petseg.reporting import tags
-from petseg.runs import experiment, scoring
+from petseg.runs import scoring, train
 from petseg.runs.work_directory import WorkDirectory
 
 SCORES = [
@@ -30,7 +30,7 @@ SCORES = [
 def finished(tmp_path_factory, data_dir):
     """A finished run of four steps: its config, its work directory, and what `train` returned."""
     config = tiny(data_dir, tmp_path_factory.mktemp("finished") / "run")
-    return config, WorkDirectory(config.runtime.workdir), experiment.train(config)
+    return config, WorkDirectory(config.runtime.workdir), train.train(config)
 
 
 def tiny(data_dir, workdir):
@@ -130,7 +130,7 @@ def test_a_work_directory_of_another_model_is_refused_by_name_and_left_alone(fin
     with pytest.raises(
         WorkDirectoryError, match=r"--image_size was '32', is now '64'; --encoder_alpha was 0.35, is now 0.5"
     ):
-        experiment.train(changed(changed(config, "data", image_size="64"), "model", encoder_alpha=0.5))
+        train.train(changed(changed(config, "data", image_size="64"), "model", encoder_alpha=0.5))
     assert {path: path.stat().st_mtime_ns for path in workdir.path.rglob("*")} == before
 
 
@@ -144,7 +144,7 @@ def test_a_work_directory_of_another_model_is_refused_by_name_and_left_alone(fin
 )
 def test_data_that_cannot_be_trained_on_leaves_no_work_directory(tiny_config, values, message):
     with pytest.raises(DataError, match=message):
-        experiment.train(changed(tiny_config, "data", **values))
+        train.train(changed(tiny_config, "data", **values))
     assert not WorkDirectory(tiny_config.runtime.workdir).path.exists()
 
 
@@ -152,7 +152,7 @@ def test_data_that_cannot_be_trained_on_leaves_no_work_directory(tiny_config, va
 def test_balanced_class_weights(tiny_config, caplog):
     config = changed(changed(tiny_config, "loss", class_weights="balanced"), "schedule", train_steps=1)
     with caplog.at_level("INFO", logger="petseg"):
-        experiment.train(config)
+        train.train(config)
     (line,) = [line for line in caplog.messages if line.startswith("class weights: pet ")]
     weights = [float(part.split()[-1]) for part in line.removeprefix("class weights: ").split(", ")]
     assert sum(weights) == pytest.approx(3, abs=2e-3)
@@ -210,7 +210,7 @@ def test_only_what_cannot_be_written_is_said_to_be_so(tiny_config, monkeypatch):
 
     fail(errno.EMFILE)
     with pytest.raises(OSError, match="Too many open files"):
-        experiment.train(tiny_config)
+        train.train(tiny_config)
     fail(errno.EROFS)
     with pytest.raises(WorkDirectoryError, match=r"^some file: cannot be written: Read-only file system$"):
-        experiment.train(tiny_config)
+        train.train(tiny_config)

@@ -1,6 +1,6 @@
 from hypothesis import given, strategies as st
 
-from petseg.runs.schedule import Clock
+from petseg.runs.schedule import Schedule
 
 intervals = st.integers(1, 50)
 
@@ -15,13 +15,14 @@ intervals = st.integers(1, 50)
     first=st.integers(0, 200),
     profiled=st.integers(0, 20),
 )
-def test_the_clock_stops_wherever_something_is_due_and_at_the_end(
+def test_the_schedule_stops_wherever_something_is_due_and_at_the_end(
     total, per_loop, summary, evaluation, checkpoint, histogram, first, profiled
 ):
-    clock = Clock(total, per_loop, summary, evaluation, checkpoint, histogram, (first, first + profiled))
+    profile = (first, first + profiled)
+    schedule = Schedule(total, 10, per_loop, summary, histogram, evaluation, checkpoint, profile)
     step, stops = 0, []
     while step < total:
-        count = clock.steps_to_next(step)
+        count = schedule.steps_to_next(step)
         assert 1 <= count <= per_loop
         step += count
         stops.append(step)
@@ -30,4 +31,4 @@ def test_the_clock_stops_wherever_something_is_due_and_at_the_end(
     for every in (summary, evaluation, checkpoint, histogram):
         due = [*range(every, total + 1, every), total]
         assert set(due) <= set(stops)
-        assert {stop for stop in stops if clock.due(stop, every)} == set(due)
+        assert {stop for stop in stops if schedule.due(stop, every)} == set(due)

@@ -10,7 +10,7 @@ from conftest import NUM_TEST, changed
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import decoding, sample
 from petseg.evaluation import large_splits
-from petseg.runs import experiment, scoring, several
+from petseg.runs import scoring, several, train
 from petseg.runs.work_directory import WorkDirectory
 
 
@@ -19,7 +19,7 @@ def runs(tiny_config, tmp_path):
     """A finished run whose evaluations scored four of the ten examples, and the same run with another seed."""
     config = changed(tiny_config, "schedule", train_steps=1, eval_every=1, eval_examples=4)
     config = changed(config, "runtime", seed=3)
-    assert experiment.train(config)["examples"] == 4
+    assert train.train(config)["examples"] == 4
     shutil.copytree(config.runtime.workdir, tmp_path / "other")
     record = json.loads((tmp_path / "other" / "config.json").read_text())
     record["config"]["runtime"]["seed"] = 5
@@ -28,10 +28,13 @@ def runs(tiny_config, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_sample_is_scored_in_training_by_eval_and_of_runs_of_other_seeds(runs, tmp_path, monkeypatch, capsys):
+def test_one_sample_is_scored_in_training_by_eval_and_of_runs_of_other_seeds(
+    runs, array_record_dir, tmp_path, monkeypatch, capsys
+):
     config, first, other = runs
     trained, table = json.loads((first.results / "test-1.json").read_text()), tmp_path / "images.csv"
     asked = {"eval_examples": 4, "csv": str(table), "cache": "none", "resolution": "native"}
+    asked["data_dir"] = str(array_record_dir)
     both = several.evaluate(EvalConfig(ScoreConfig(workdir=f"{first.path},{other.path}", **asked)))
     assert both[0]["confusion_matrix"] == trained["confusion_matrix"]
     assert [(each["examples"], each["sample"]) for each in both] == [(4, {"seed": 3, "of": NUM_TEST})] * 4

@@ -20,7 +20,7 @@ from petseg.data import decoding
 from petseg.errors import CheckpointError, ConfigError, DataError
 from petseg.evaluation import metrics
 from petseg.evaluation.evaluator import Evaluation
-from petseg.runs import building, checkpoints, experiment, scoring, several
+from petseg.runs import building, checkpoints, scoring, several, train
 from petseg.runs.work_directory import WorkDirectory
 from petseg.training import confusion_matrix
 
@@ -33,7 +33,7 @@ def trained(data_dir, tmp_path_factory):
         workdir = tmp_path_factory.mktemp("trained") / "run"
         flags = [*tiny_flags(data_dir, workdir), "--train_steps=4", "--checkpoint_every=2", f"--learning_rate={rate}"]
         config = command_line.parse(["train.py", *flags], Config)
-        experiment.train(config)
+        train.train(config)
         workdirs.append(WorkDirectory(workdir))
     return workdirs
 
@@ -273,7 +273,7 @@ def test_the_other_run_must_not_have_trained_on_the_split_either(trained, tmp_pa
 
 
 @pytest.mark.slow
-def test_examples_wait_where_the_run_keeps_them_or_where_it_is_said(trained, tmp_path, monkeypatch):
+def test_examples_are_cached_as_in_the_run_or_as_flags_say(trained, array_record_dir, tmp_path, monkeypatch):
     shutil.copytree(trained[0].path, tmp_path / "run")
     record = json.loads(trained[0].config_file.read_text())
     record["config"]["data"].update(
@@ -288,11 +288,12 @@ def test_examples_wait_where_the_run_keeps_them_or_where_it_is_said(trained, tmp
         genuine = getattr(decoding, name)
         monkeypatch.setattr(decoding, name, lambda *args, **options: (used.append(name), genuine(*args, **options))[1])
 
-    for name in ("_in_memory", "_on_disk", "_on_demand"):
+    for name in ("_in_memory", "_on_disk", "OnDemandExamples"):
         watched(name)
-    for options in ({}, {"cache": "none"}, {"cache": "memory"}, {"cache_dir": str(tmp_path / "b")}):
+    records = {"cache": "none", "data_dir": str(array_record_dir)}
+    for options in ({}, records, {"cache": "memory"}, {"cache_dir": str(tmp_path / "b")}):
         scored += score(run, **options)
-    assert used == ["_on_disk", "_on_demand", "_in_memory", "_on_disk"]
+    assert used == ["_on_disk", "OnDemandExamples", "_in_memory", "_on_disk"]
     assert all(results["confusion_matrix"] == scored[0]["confusion_matrix"] for results in scored)
     assert len(list((tmp_path / "a").iterdir())) == len(list((tmp_path / "b").iterdir())) == 1
 

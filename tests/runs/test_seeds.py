@@ -21,7 +21,7 @@ from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.errors import ConfigError
 from petseg.evaluation import several_runs
-from petseg.runs import experiment, run_groups, seeds, several
+from petseg.runs import run_groups, seeds, several, train
 from petseg.runs.seeds import SeedsConfig
 from petseg.runs.work_directory import WorkDirectory
 
@@ -36,7 +36,7 @@ def folder(data_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     config = parse(*tiny_flags(data_dir, folder / "a"), "--seeds=0,1", "--train_steps=2")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seeds, "train_in_a_process", experiment.train)
+        patch.setattr(seeds, "train_in_a_process", train.train)
         seeds.main(config)
     shutil.copytree(folder / "a" / "seed-1", folder / "b" / "seed-1")
     return folder

@@ -14,7 +14,7 @@ from petseg import config as config_lib
 from petseg.config import CONFIG_FORMAT, Config, command_line
 from petseg.errors import ConfigError, WorkDirectoryError
 from petseg.models import encoders
-from petseg.runs import checkpoints, experiment
+from petseg.runs import checkpoints, train
 from petseg.runs.work_directory import WorkDirectory
 
 FIXTURES = sorted((ROOT / "tests" / "fixtures").glob("run-format-*.tar.xz"))
@@ -33,9 +33,9 @@ def test_a_run_of_an_earlier_version_goes_on_or_is_refused_with_the_reason(data_
     config = command_line.parse(["train.py", *flags, "--train_steps=3", "--optimizer=sgd"], Config)
     if archive.name != f"run-format-{CONFIG_FORMAT}.tar.xz":
         with pytest.raises(WorkDirectoryError, match=f"has format .*; this petseg reads format {CONFIG_FORMAT}"):
-            experiment.train(config)
+            train.train(config)
         return
-    results = experiment.train(config)
+    results = train.train(config)
     assert results["step"] == 3
     assert np.isfinite(results["loss"])
     assert checkpoints.newest_intact(workdir.checkpoints) == str(workdir.checkpoints / "ckpt-3")

@@ -139,13 +139,15 @@ class _Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         self._digests: dict[str, list[tuple[int, int]]] = {}
         self._written = layout.splits
         title = re.sub(r"[^A-Za-z0-9_.]+", "-", layout.name).strip("-.")[:60] or FOLDER
-        name = f"{title}-{_fingerprint(layout, given)}"
+        name = f"{title}-{_fingerprint(layout, given, _file_format(config))}"
         log = logging.getLogger("absl")
         level = log.level
         log.setLevel(logging.ERROR)  # TFDS warns of configs that no class lists
         try:
             super().__init__(
-                data_dir=data_dir, config=tfds.core.BuilderConfig(name=name, description=printable(str(layout.root)))
+                data_dir=data_dir,
+                config=tfds.core.BuilderConfig(name=name, description=printable(str(layout.root))),
+                file_format=_file_format(config),
             )
         finally:
             log.setLevel(level)
@@ -239,7 +241,12 @@ class _Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
             digests.write(Path(self.data_path) / digests.FILE, found)
 
 
-def _fingerprint(layout: Layout, classes: Classes | None) -> str:
+def _file_format(config: DataConfig) -> str | None:
+    """The file format of a copy; None for TFDS's own. --cache=none needs records by position."""
+    return "array_record" if config.cache == "none" else None
+
+
+def _fingerprint(layout: Layout, classes: Classes | None, file_format: str | None) -> str:
     """Tells a folder with its classes from any other, and from itself after a change; opens no file."""
 
     def of_file(path: Path) -> tuple[int, int]:
@@ -255,6 +262,7 @@ def _fingerprint(layout: Layout, classes: Classes | None) -> str:
             for split, pairs in layout.splits.items()
         },
         **({"left_out": sorted(layout.left_out)} if layout.left_out else {}),
+        **({"file_format": file_format} if file_format else {}),
     }
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -23,7 +23,7 @@ from petseg.config import Config, command_line
 from petseg.data.drawings import animal_drawing
 from petseg.deployment.demo import server as demo_server
 from petseg.errors import ConfigError, WorkDirectoryError
-from petseg.runs import experiment
+from petseg.runs import train
 
 PHOTOGRAPH = animal_drawing.draw(np.random.default_rng(7)).image
 JOIN = "/gradio_api/queue/join"
@@ -56,7 +56,7 @@ class Server:
     def __init__(self, folder, data_dir):
         self.workdir = folder / "run"
         flags = [*tiny_flags(data_dir, self.workdir), "--train_steps=1", "--ema_decay=0.9"]
-        experiment.train(command_line.parse(["train.py", *flags], Config))
+        train.train(command_line.parse(["train.py", *flags], Config))
         Image.fromarray(PHOTOGRAPH).save(folder / "my cat.png")
         (folder / "text.jpg").write_text("this is a text")
         header = struct.pack(">IIBBBBB", 12_000, 12_000, 8, 2, 0, 0, 0)

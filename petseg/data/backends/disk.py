@@ -1,7 +1,7 @@
-"""Decoded examples in files, made once and mapped into memory by every run that needs them.
+"""Decoded examples in files (--cache=disk), written once and mapped into memory by every run that uses them.
 
-A folder holds `images.u8` and `masks.u8`, raw bytes, one example after the other, and `examples.json`. It is written
-under another name and renamed when it is complete; from then on nobody changes it, for runs read it by its path.
+A folder holds `images.u8` and `masks.u8`, raw bytes of one example after the other, and `examples.json`. It is written
+under a temporary name and renamed when it is complete; it never changes after that, since runs read it by its path.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ import numpy as np
 import tensorflow as tf
 
 from petseg import files
+from petseg.classes import Classes
 from petseg.config import CACHE_DIR
+from petseg.data.examples import Examples, Fetched, all_usable
 from petseg.errors import ConfigError, DataError
 
 FORMAT = 2  # another one when the same data set would give other bytes
@@ -107,47 +109,27 @@ class Cache:
         if damage := self._damage():
             raise DataError(f"{damage}; the same command writes it anew")
 
-    def gather(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Images and masks of some examples, int64 [K], as a graph of this process.
+    def read(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Images uint8 [K, H, W, 3] and masks uint8 [K, H, W, 1] of some examples, int64 [K].
 
-        Files are mapped anew for each batch, so that one that was cut short is an error and not the end of the process.
+        Maps the files anew for each batch: a file that was truncated meanwhile is then an error, not a SIGBUS.
         """
-        # Not stateful: the same ids give the same bytes. What is stateful, op determinism would not run in parallel.
-        images, masks = tf.numpy_function(self._read, [ids], [tf.uint8, tf.uint8], stateful=False)
-        images.set_shape([*ids.shape, *self._shape("images.u8")[1:]])
-        masks.set_shape([*ids.shape, *self._shape("masks.u8")[1:]])
-        return images, masks
-
-    def _read(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.images[ids], self.masks[ids]
 
-    def gather_anywhere(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Images and masks of some examples, int64 [K], as a graph that any process can run that sees the folder.
+    def file_of(self, name: str) -> str:
+        """Path of one of the files of pixels."""
+        return str(self.folder / name)
 
-        The operation maps the file anew for each batch, which costs next to nothing. But when the graph is set up,
-        TensorFlow folds constants and so copies the whole file once, only to find that it is too large to be kept.
-        """
-        images, masks = (
-            tf.gather(
-                tf.raw_ops.ImmutableConst(
-                    dtype=tf.uint8, shape=self._shape(name), memory_region_name=str(self.folder / name)
-                ),
-                ids,
-            )
-            for name in CHANNELS
-        )
-        return images, masks
-
-    def _shape(self, name: str) -> tuple[int, int, int, int]:
+    def shape(self, name: str) -> tuple[int, int, int, int]:
         return (self.count, *self.image_size, CHANNELS[name])
 
     def _mapped(self, name: str) -> np.ndarray:
-        return np.memmap(self.folder / name, np.uint8, mode="r", shape=self._shape(name))
+        return np.memmap(self.folder / name, np.uint8, mode="r", shape=self.shape(name))
 
     def _damage(self) -> str:
         """What is wrong with the files; empty if nothing is to be seen."""
         for name in CHANNELS:
-            file, expected = self.folder / name, int(np.prod(self._shape(name), dtype=np.int64))
+            file, expected = self.folder / name, int(np.prod(self.shape(name), dtype=np.int64))
             size = file.stat().st_size if file.is_file() else -1
             if size != expected:
                 return f"{file}: " + ("is missing" if size < 0 else f"has {size} bytes instead of {expected}")
@@ -183,7 +165,7 @@ class Cache:
                 for file in (images, masks):
                     file.flush()
                     os.fsync(file.fileno())
-            record = {"format": FORMAT, "key": self.key, "shapes": {name: self._shape(name) for name in CHANNELS}}
+            record = {"format": FORMAT, "key": self.key, "shapes": {name: self.shape(name) for name in CHANNELS}}
             (unfinished / RECORD).write_text(json.dumps({**record, "names": names, "groups": groups}))
             unfinished.rename(self.folder)
         except BaseException:
@@ -196,3 +178,54 @@ class Cache:
 
     def _bytes(self) -> int:
         return self.count * self.image_size[0] * self.image_size[1] * sum(CHANNELS.values())
+
+
+class DiskExamples(Examples):
+    """The examples of a cache.
+
+    Args:
+      cache: the cache, filled.
+      classes: the classes.
+      names: names of the examples.
+      groups: class labels of the examples.
+      origin: data set and split.
+    """
+
+    def __init__(self, cache: Cache, classes: Classes, names: Names, groups: Groups, origin: str):
+        self._cache = cache
+        self.classes, self.names, self.groups, self.origin = classes, names, groups, origin
+        self.fetch_anywhere = self._fetch_anywhere
+
+    def __len__(self) -> int:
+        return self._cache.count
+
+    def fetch(self, ids: tf.Tensor) -> Fetched:
+        # Declared stateless, which it is (the same ids give the same bytes): op determinism would run a stateful
+        # function sequentially.
+        image, mask = tf.numpy_function(self._cache.read, [ids], [tf.uint8, tf.uint8], stateful=False)
+        image.set_shape([*ids.shape, *self._cache.shape("images.u8")[1:]])
+        mask.set_shape([*ids.shape, *self._cache.shape("masks.u8")[1:]])
+        return Fetched(image, mask, all_usable(ids))
+
+    def _fetch_anywhere(self, ids: tf.Tensor) -> Fetched:
+        """Any process that sees the folder can run this graph.
+
+        The operation maps the file for each batch, which is cheap. But constant folding copies the whole file once when
+        the graph is set up; hence `fetch` does not use it.
+        """
+        image, mask = (
+            tf.gather(
+                tf.raw_ops.ImmutableConst(
+                    dtype=tf.uint8, shape=self._cache.shape(name), memory_region_name=self._cache.file_of(name)
+                ),
+                ids,
+            )
+            for name in CHANNELS
+        )
+        return Fetched(image, mask, all_usable(ids))
+
+    def read(self, ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self._cache.read(np.asarray(ids, np.int64))
+
+    def check(self) -> None:
+        self._cache.check()

@@ -1,0 +1,79 @@
+"""Decoded examples in host memory."""
+
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from petseg.classes import Classes
+from petseg.data.examples import COUNTED_AT_ONCE, Examples, Fetched, all_usable
+
+TENSOR_ALIGNMENT = 64  # bytes
+
+
+class MemoryExamples(Examples):
+    """Examples in two arrays, whose memory the tensors of batches share.
+
+    Args:
+      images: uint8 [N, H, W, 3].
+      masks: uint8 [N, H, W, 1], class ids, or IGNORED.
+      classes: the classes.
+      names: names of the examples; their ids if None.
+      groups: class labels of the examples.
+      origin: data set and split.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        masks: np.ndarray,
+        classes: Classes,
+        names: Sequence[str] | None = None,
+        groups: Mapping[str, Sequence[str]] | None = None,
+        origin: str = "",
+    ):
+        self.images, self.masks, self.classes, self.origin = images, masks, classes, origin
+        self.names = tuple(map(str, range(len(images)))) if names is None else tuple(names)
+        self.groups = groups or {}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @functools.cached_property
+    def _tensors(self) -> tuple[tf.Tensor, tf.Tensor]:
+        return _without_copy(self.images), _without_copy(self.masks)
+
+    def fetch(self, ids: tf.Tensor) -> Fetched:
+        images, masks = self._tensors
+        return Fetched(tf.gather(images, ids), tf.gather(masks, ids), all_usable(ids))
+
+    def read(self, ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        ids = np.asarray(ids, np.int64)
+        return self.images[ids], self.masks[ids]
+
+    def masks_to_count(self) -> Iterator[np.ndarray]:
+        for first in range(0, len(self), COUNTED_AT_ONCE):
+            yield self.masks[first : first + COUNTED_AT_ONCE]
+
+    def subset(self, ids: np.ndarray) -> Examples:
+        """A copy, so that the other examples need not stay in memory."""
+        names, groups = self.names_of(ids.tolist()), self.groups_of(ids.tolist())
+        return MemoryExamples(*self.read(ids), self.classes, names, groups, self.origin)
+
+
+def aligned_array(shape: tuple[int, ...]) -> np.ndarray:
+    """An uninitialised uint8 array whose memory a tensor can share."""
+    size = math.prod(shape)
+    buffer = np.empty(size + TENSOR_ALIGNMENT, np.uint8)
+    first = -buffer.ctypes.data % TENSOR_ALIGNMENT
+    return buffer[first : first + size].reshape(shape)
+
+
+def _without_copy(array: np.ndarray) -> tf.Tensor:
+    """A tensor on the host that shares the memory of an array, where its alignment allows it."""
+    if array.flags.c_contiguous and array.flags.writeable and array.ctypes.data % TENSOR_ALIGNMENT == 0:
+        return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+    with tf.device("cpu:0"):
+        return tf.convert_to_tensor(array)

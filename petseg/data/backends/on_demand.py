@@ -1,0 +1,224 @@
+"""Examples decoded from their records whenever they are asked for (--cache=none).
+
+Memory and start-up time do not grow with the number of examples: records are found by arithmetic, and names or labels
+are read when they are asked for.
+"""
+
+import functools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from petseg.classes import IGNORED
+from petseg.data import pair_decoding, random_crops
+from petseg.data.examples import Examples, Fetched
+from petseg.data.numpy_resizing import GREY
+from petseg.data.pair_decoding import UnusableExampleError
+from petseg.data.record_files import RecordFiles
+from petseg.data.source import Source, parallel_decodes
+from petseg.errors import DataError, one_line
+from petseg.runtime import autotuning
+
+READ_AT_ONCE = 64
+COUNTED_MASKS = 2048  # a few seconds of decoding
+logger = logging.getLogger(__name__)
+
+
+class OnDemandExamples(Examples):
+    """The examples of a source, by position.
+
+    Args:
+      source: the examples.
+      records: all records of the split.
+      ignore_bad: whether `read` returns bad examples as `fetch` does, instead of raising an error.
+      check_command: the command that reports all faults of the data, for messages.
+    """
+
+    def __init__(self, source: Source, records: RecordFiles, *, ignore_bad: bool, check_command: str):
+        self._source, self._records = source, records
+        self._ignore_bad, self._check_command = ignore_bad, check_command
+        self.classes, self.origin, self.names = source.data_set.classes, source.origin, Names(self)
+        signature = [tf.TensorSpec([None], tf.int64)]
+        self._fetch_now = tf.function(self.fetch, input_signature=signature, autograph=False)
+        self._read_now = tf.function(self._facts, input_signature=signature, autograph=False)
+
+    def __len__(self) -> int:
+        return self._source.count
+
+    # As graphs.
+
+    def fetch(self, ids: tf.Tensor) -> Fetched:
+        size = ids.shape[0] or tf.shape(ids, tf.int64)[0]
+        records = tf.data.Dataset.from_tensor_slices((self._records.read(ids), ids))
+        without_conversion = tf.autograph.experimental.do_not_convert
+        decoded, safely = without_conversion(self._decoded), without_conversion(self._decoded_or_blank)
+        # In one data set, and only if an example of it cannot be decoded, in a data set for each, which takes longer.
+        whole = records.map(decoded, parallel_decodes()).batch(size, drop_remainder=True).ignore_errors()
+        one_by_one = records.map(safely, parallel_decodes()).batch(size, drop_remainder=True)
+        first = whole.concatenate(one_by_one).take(1).with_options(autotuning.off())
+        images, masks, usable = first.get_single_element()
+        images, masks = tf.cond(
+            tf.reduce_all(usable),
+            lambda: (images, masks),
+            lambda: (_where(usable, images, GREY), _where(usable, masks, IGNORED)),
+        )
+        images = tf.ensure_shape(images, [ids.shape[0], *self._source.resizing.size, 3])
+        return Fetched(images, tf.ensure_shape(masks, [*images.shape[:3], 1]), tf.ensure_shape(usable, ids.shape))
+
+    def _decoded(self, record: tf.Tensor, position: tf.Tensor) -> Fetched:
+        source = self._source
+        example = source.decode(source.data_set.parser()(record))
+        usable = pair_decoding.is_usable(example)
+        if source.picture_sizes is not None:
+            usable &= tf.reduce_all(example["image_size"] == tf.gather(source.picture_sizes, position))
+        return Fetched(example["image"], example["mask"], usable)
+
+    def _decoded_or_blank(self, record: tf.Tensor, position: tf.Tensor) -> Fetched:
+        height, width = self._source.resizing.size
+        blank = Fetched(
+            tf.fill([height, width, 3], np.uint8(GREY)),
+            tf.fill([height, width, 1], np.uint8(IGNORED)),
+            tf.constant(False),
+        )
+        decode = tf.autograph.experimental.do_not_convert(self._decoded)
+        decoded = tf.data.Dataset.from_tensors((record, position)).map(decode).ignore_errors()
+        return Fetched(*decoded.concatenate(tf.data.Dataset.from_tensors(blank)).take(1).get_single_element())
+
+    def _facts(self, ids: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Names and labels of examples, without decoding pictures."""
+        parser, keys = self._source.data_set.parser(), ("name", *self._source.data_set.label_names())
+
+        def facts(record: tf.Tensor) -> dict[str, tf.Tensor]:
+            example = parser(record)
+            return {key: example[key] for key in keys}
+
+        read = tf.data.Dataset.from_tensor_slices(self._records.read(ids))
+        read = (
+            read.map(tf.autograph.experimental.do_not_convert(facts))
+            .batch(tf.size(ids, tf.int64))
+            .with_options(autotuning.off())
+        )
+        return read.get_single_element()
+
+    # Now.
+
+    def read(self, ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        ids = np.asarray(ids, np.int64)
+        found = self._fetch_now(tf.constant(ids))
+        if not self._ignore_bad:
+            for i in ids[~found.usable.numpy()].tolist():
+                self.check_example(i)
+        return found.image.numpy(), found.mask.numpy()
+
+    def masks_to_count(self) -> Iterator[np.ndarray]:
+        """All masks; of a large split, evenly spaced ones, since each must be decoded."""
+        if len(self) <= COUNTED_MASKS:
+            return super().masks_to_count()
+        logger.info("classes are counted in %d of the %d masks of %s", COUNTED_MASKS, len(self), self.origin)
+        ids = np.unique(np.linspace(0, len(self) - 1, COUNTED_MASKS).round().astype(np.int64))
+        return self.subset(ids).masks_to_count()
+
+    def check_example(self, i: int) -> None:
+        source, place = self._source, self._records.place(i)
+        where = f"{source.where(i)} ({place})"
+        try:
+            example = source.data_set.parser()(self._records.read(tf.constant([i], tf.int64))[0])
+            where = f"{source.where(i)} ({self._name(i, example['name'].numpy())}, {place})"
+            decoded = source.decode(example)
+        except tf.errors.InvalidArgumentError as error:
+            raise self._error(f"{where}: {pair_decoding.UNDECODABLE}") from error
+        except tf.errors.OpError as error:
+            raise DataError(f"{where}: cannot be read: {one_line(error)}") from error
+        facts = {key: value.numpy() for key, value in decoded.items()}
+        try:
+            pair_decoding.check_example(facts, where, source.data_set.classes)
+            if source.picture_sizes is not None:
+                random_crops.check_size(source.picture_sizes[i], facts["image_size"], where)
+        except UnusableExampleError as error:
+            raise self._error(str(error)) from error
+
+    def check(self) -> None:
+        self._records.check()
+
+    @functools.cached_property
+    def groups(self) -> Mapping[str, Sequence[str]]:  # type: ignore[override]
+        """Class labels, by a pass over all records."""
+        return self.groups_of(range(len(self)))
+
+    def groups_of(self, ids: Sequence[int]) -> Mapping[str, Sequence[str]]:
+        label_names = self._source.data_set.label_names()
+        if not label_names:
+            return {}
+        parts = [self._read_now(tf.constant(some)) for some in _chunks(ids)]
+        return distinguishing_labels(
+            label_names, {key: np.concatenate([part[key].numpy() for part in parts]) for key in label_names}
+        )
+
+    def names_of(self, ids: Sequence[int]) -> list[str]:
+        found: list[str] = []
+        for some in _chunks(ids):
+            names = self._read_now(tf.constant(some))["name"].numpy()
+            found += [self._name(i, name) for i, name in zip(some.tolist(), names, strict=True)]
+        return found
+
+    def same_files(self, other: "OnDemandExamples") -> bool:
+        """Whether both are one split of one data set, in the same files."""
+        return self._source.origin == other._source.origin and self._records.states == other._records.states
+
+    def _name(self, position: int, name: bytes) -> str:
+        return name.decode() or f"{self._source.split}/{position}"
+
+    def _error(self, what: str) -> UnusableExampleError:
+        return UnusableExampleError(f"{what}. All faults: {self._check_command}")
+
+
+class Names(Sequence[str]):
+    """The names of examples, read from their records when they are asked for."""
+
+    def __init__(self, examples: OnDemandExamples):
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, slice):
+            return tuple(self._examples.names_of(range(len(self))[key]))
+        return self._examples.names_of([range(len(self))[key]])[0]
+
+    def __iter__(self) -> Iterator[str]:
+        for some in _chunks(range(len(self))):
+            yield from self._examples.names_of(some.tolist())
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Names) and self._examples.same_files(other._examples):
+            return True
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(str.__eq__, self, other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def distinguishing_labels(
+    label_names: Mapping[str, Sequence[str]], labels: Mapping[str, np.ndarray]
+) -> dict[str, tuple[str, ...]]:
+    """Labels by name, without those that are all alike, unknown (-1), or equal to another's."""
+    groups: dict[str, tuple[str, ...]] = {}
+    for key, names in label_names.items():
+        values = labels[key]
+        if values.min() >= 0 and len(set(values.tolist())) > 1:
+            group = tuple(names[value] for value in values)
+            if group not in groups.values():
+                groups[key] = group
+    return groups
+
+
+def _where(usable: tf.Tensor, pictures: tf.Tensor, filling: int) -> tf.Tensor:
+    return tf.where(usable[:, None, None, None], pictures, tf.constant(filling, pictures.dtype))
+
+
+def _chunks(ids: Sequence[int]) -> Iterator[np.ndarray]:
+    for first in range(0, len(ids), READ_AT_ONCE):
+        yield np.array(ids[first : first + READ_AT_ONCE], np.int64)

@@ -1,0 +1,114 @@
+"""Random crops at the pictures' own scale (--resize=crop)."""
+
+import contextlib
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from petseg.data.examples import BatchPosition, Examples, Fetched
+from petseg.data.pair_decoding import UnusableExampleError
+from petseg.picture_formats import open_picture
+
+# Added to the seed, which is below: augmentation draws from (seed, step) too, and must be independent of the crops.
+STREAM = 1 << 32
+
+
+class RandomCrops(Examples):
+    """Random crops of pictures in training, another one in each step; their centre crops otherwise.
+
+    Args:
+      canvases: the pictures, each in the middle of a canvas of one size, as `Resizing` of method `crop` places it.
+      size: height h and width w of a crop.
+      sizes: int32 [N, 2], height and width of each picture.
+    """
+
+    def __init__(self, canvases: Examples, size: tuple[int, int], sizes: np.ndarray):
+        self._canvases, self._size, self._sizes = canvases, size, sizes
+        self.classes, self.names, self.origin = canvases.classes, canvases.names, canvases.origin
+        self.fetch_anywhere = canvases.fetch_anywhere
+
+    def __len__(self) -> int:
+        return len(self._canvases)
+
+    @property
+    def groups(self) -> Mapping[str, Sequence[str]]:  # type: ignore[override]
+        return self._canvases.groups
+
+    def fetch(self, ids: tf.Tensor) -> Fetched:
+        """The centre crops."""
+        image, mask, usable = self._canvases.fetch(ids)
+        return Fetched(self._centre(image), self._centre(mask), usable)
+
+    def batch(self, ids: tf.Tensor, at: BatchPosition, *, anywhere: bool = False) -> Fetched:
+        """The random crops of a step, each position in its picture equally likely.
+
+        Along a side on which the picture is smaller than the crop, it is centred in the crop.
+        """
+        image, mask, usable = self._canvases.batch(ids, at, anywhere=anywhere)
+        drawn = tf.random.stateless_uniform(
+            [at.batch_size, 2], seed=tf.stack([tf.constant(at.seed + STREAM, tf.int64), at.step])
+        )
+        starts = self._starts(tf.gather(self._sizes, ids), tf.shape(image)[1:3], tf.gather(drawn, at.positions))
+        return Fetched(self._cropped(image, starts), self._cropped(mask, starts), usable)
+
+    def read(self, ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        image, mask = self._canvases.read(ids)
+        return self._centre(image), self._centre(mask)
+
+    def masks_to_count(self) -> Iterator[np.ndarray]:
+        return self._canvases.masks_to_count()
+
+    def has_labels(self) -> bool:
+        return self._canvases.has_labels()
+
+    def check(self) -> None:
+        self._canvases.check()
+
+    def check_example(self, i: int) -> None:
+        self._canvases.check_example(i)
+
+    def _centre(self, canvases: tf.Tensor | np.ndarray) -> tf.Tensor | np.ndarray:
+        top, left = ((side - wanted) // 2 for side, wanted in zip(canvases.shape[1:3], self._size, strict=True))
+        return canvases[:, top : top + self._size[0], left : left + self._size[1]]
+
+    def _starts(self, sizes: tf.Tensor, canvas: tf.Tensor, drawn: tf.Tensor) -> tf.Tensor:
+        """Top left corners of crops in their canvases, int32 [K, 2], from uniform numbers `drawn` in [0, 1), [K, 2]."""
+        room = sizes - tf.constant(self._size)
+        inside = tf.minimum(tf.cast(drawn * tf.cast(room + 1, tf.float32), tf.int32), room)  # rounding may reach 1
+        return (canvas - sizes) // 2 + tf.where(room >= 0, inside, -(-room // 2))
+
+    def _cropped(self, canvases: tf.Tensor, starts: tf.Tensor) -> tf.Tensor:
+        shape = [*self._size, canvases.shape[-1]]
+
+        def crop(canvas_and_start: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+            canvas, start = canvas_and_start
+            return tf.slice(canvas, [start[0], start[1], 0], shape)
+
+        # One slice for each: tf.gather of rows and columns would copy pixel by pixel, and take ten times as long.
+        return tf.map_fn(crop, (canvases, starts), fn_output_signature=tf.TensorSpec(shape, canvases.dtype))
+
+
+def sizes_in_headers(files: Iterable[bytes], count: int) -> np.ndarray:
+    """Height and width of pictures by the headers of their files, int32 [count, 2]; 1 x 1 for what is no picture."""
+    sizes = np.ones((count, 2), np.int32)
+    for i, file in enumerate(files):
+        with contextlib.suppress(Exception), open_picture(io.BytesIO(file)) as picture:  # decoding it gives the reason
+            sizes[i] = picture.height, picture.width
+    return sizes
+
+
+def canvas_size(sizes: np.ndarray, crop: tuple[int, int]) -> tuple[int, int]:
+    """The smallest height and width that hold each picture and a crop."""
+    height, width = np.maximum(sizes.max(axis=0), crop).tolist()
+    return height, width
+
+
+def check_size(in_header: np.ndarray, size: np.ndarray, where: str) -> None:
+    """Raises UnusableExampleError if a decoded picture has another size than its header says."""
+    if (size != in_header).any():
+        raise UnusableExampleError(
+            f"{where}: its header says {tuple(in_header.tolist())} (height, width); must be {tuple(size.tolist())}, "
+            "the size of the decoded picture"
+        )

@@ -1,1 +1,0 @@
-"""Single records of TFDS data sets, by position."""

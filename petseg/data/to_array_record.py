@@ -1,0 +1,83 @@
+"""Converts a TFDS data set to array_record files, which --cache=none reads.
+
+    python -m petseg.data.to_array_record --dataset=NAME --data_dir=DIR --output_dir=OTHER
+
+Then train with --data_dir=OTHER --cache=none.
+"""
+
+import dataclasses
+import json
+import logging
+import shutil
+from pathlib import Path
+
+from petseg.config import command_line
+from petseg.config.options import Group, option
+from petseg.errors import ConfigError
+from petseg.runtime import startup
+
+logger = logging.getLogger("petseg.data.to_array_record")  # whose __name__ is __main__
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversionConfig(Group):
+    """What is converted, and where the copy goes."""
+
+    dataset: str = option("oxford_iiit_pet", "TFDS data set", required=True)
+    data_dir: str = option("", "folder of prepared TFDS data sets; empty: TFDS's own default")
+    output_dir: str = option("", "folder for the converted data set, another one than --data_dir")
+    debug: bool = option(False, "show the traceback of an error that is otherwise one line")
+
+
+def main(config: ConversionConfig) -> None:
+    """Writes the files of a data set again as array_record, with the same records in the same order.
+
+    Raises:
+      ConfigError: if there is no output folder, or the data set is there already.
+      PetsegError: if the data set cannot be had, or the files cannot be written.
+    """
+    if not config.output_dir:
+        raise ConfigError("--output_dir: must be a folder for the converted data set")
+    startup.load_tensorflow(show_greetings=config.debug)  # after the flags are checked
+    from petseg import files
+    from petseg.data import catalog
+
+    builder = catalog.prepare(config.dataset, config.data_dir)
+    source = Path(builder.data_path)
+    target = Path(config.output_dir).expanduser() / builder.info.full_name
+    if target.exists():
+        raise ConfigError(f"--output_dir={config.output_dir}: {target} exists; must be another folder")
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    with files.naming_what_cannot_be_written(target, flag=f"--output_dir={config.output_dir}", error_class=ConfigError):
+        unfinished.mkdir(parents=True)
+        for file in sorted(source.iterdir()):
+            if f".{builder.info.file_format.value}-" in file.name:
+                _convert(file, unfinished, builder.info.file_format.value)
+            elif file.is_file():
+                shutil.copy(file, unfinished)
+        info = json.loads((unfinished / "dataset_info.json").read_text())
+        info["fileFormat"] = catalog.ARRAY_RECORD
+        (unfinished / "dataset_info.json").write_text(json.dumps(info, indent=2))
+        unfinished.rename(target)
+    print(f"{builder.info.full_name}: {target}\ntrain with --data_dir={config.output_dir} --cache=none")
+
+
+def _convert(file: Path, folder: Path, file_format: str) -> None:
+    """Writes the records of one TFRecord file as array_record."""
+    import tensorflow as tf
+    from array_record.python import array_record_module
+
+    from petseg.data.catalog import ARRAY_RECORD
+
+    # One record a group: random access then decompresses no neighbours.
+    path = folder / file.name.replace(f".{file_format}-", f".{ARRAY_RECORD}-")
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
+        writer.write(record)
+    writer.close()
+    logger.info("%s is written", path.name)
+
+
+if __name__ == "__main__":
+    command_line.run(main, ConversionConfig, __doc__)

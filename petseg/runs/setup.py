@@ -1,0 +1,190 @@
+"""Builds everything that a training run consists of, and restores its latest checkpoint."""
+
+import dataclasses
+import logging
+
+import keras
+
+from petseg import config as config_lib
+from petseg.config import Config
+from petseg.data import catalog, decoding, example_order, input_pipeline, sample, service_client
+from petseg.data.examples import Examples
+from petseg.errors import ClusterError, StoppedError
+from petseg.evaluation.evaluator import Evaluator
+from petseg.reporting.telemetry import Stopwatch
+from petseg.runs import building, checkpoints, starting_point, training_data
+from petseg.runs.bad_examples import BadExamples
+from petseg.runs.checkpoints import BestCheckpoint, Checkpoints
+from petseg.runs.evaluations import Evaluations
+from petseg.runs.nonfinite_steps import NonFiniteSteps
+from petseg.runs.schedule import Schedule
+from petseg.runs.starting_point import StartingPoint
+from petseg.runs.training_data import TrainingData
+from petseg.runs.work_directory import WorkDirectory
+from petseg.runtime.signals import StopSignals
+from petseg.runtime.strategies import Placement
+from petseg.training import sample_weights
+from petseg.training.requests import Requests
+from petseg.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The parts of a training run.
+
+    Attributes:
+      config: config of the run.
+      workdir: its work directory.
+      placement: its devices and cluster.
+      signals: signals that stop it.
+      requests: requests to the compiled loop, to stop or to save.
+      train_examples: the training split.
+      eval_examples: the evaluation split, or a sample of it.
+      data: both as the work directory records them.
+      class_weights: class weights in use, normalised, or None.
+      schedule: its length and intervals.
+      model: the network.
+      trainer: makes the steps.
+      evaluator: scores the model on the evaluation split.
+      checkpoints: its latest checkpoints.
+      evaluations: evaluates during training and keeps the best checkpoint.
+      nonfinite_steps: handles steps whose loss or gradients are not finite.
+      bad_examples: handles examples that cannot be used.
+      stopwatch: measures where the time goes.
+    """
+
+    config: Config
+    workdir: WorkDirectory
+    placement: Placement
+    signals: StopSignals
+    requests: Requests
+    train_examples: Examples
+    eval_examples: Examples
+    data: TrainingData
+    class_weights: tuple[float, ...] | None
+    schedule: Schedule
+    model: keras.Model
+    trainer: Trainer
+    evaluator: Evaluator
+    checkpoints: Checkpoints
+    evaluations: Evaluations
+    nonfinite_steps: NonFiniteSteps
+    bad_examples: BadExamples
+    stopwatch: Stopwatch
+
+    @property
+    def step(self) -> int:
+        """Number of optimizer steps attempted so far."""
+        return int(self.trainer.step.numpy())
+
+    def stopped(self) -> StoppedError:
+        """The error that ends a run after a stop request."""
+        newest = self.checkpoints.newest() or "the start"
+        return self.signals.stopped(f"at step {self.step}; rerun to resume from {newest}")
+
+
+def set_up(config: Config, workdir: WorkDirectory, placement: Placement, signals: StopSignals) -> Run:
+    """Builds a run and restores its latest checkpoint.
+
+    Checks that need neither data nor a model come first.
+
+    Raises:
+      PetsegError: if something cannot be used.
+    """
+    building.check(config, placement.strategy)
+    start = starting_point.find(config, workdir)
+    service_client.wait_for(config.data.service_addresses(), config.distribution.cluster_timeout)
+    data = _checked_data(config, workdir, start)
+    train_examples, eval_examples = building.load_examples(config.data)
+    eval_examples = sample.sample(eval_examples, config.schedule.eval_examples, config.runtime.seed)
+    with input_pipeline.naming_lost_files(train_examples, eval_examples):
+        decoding.check_labels(train_examples, config.data, flag="--train_split=", split=config.data.train_split)
+        decoding.check_labels(eval_examples, config.data, flag="--eval_split=", split=config.data.eval_split)
+        run = _build(config, workdir, placement, signals, start, train_examples, eval_examples, data)
+    signals.call(lambda: run.requests.stop.assign(1.0))
+    if start.checkpoint:
+        run.checkpoints.restore(start.checkpoint)
+        logger.info("resumed from %s", start.checkpoint)
+    check_agreement(config, run.step, run.model, workdir, placement)
+    return run
+
+
+def _checked_data(config: Config, workdir: WorkDirectory, start: StartingPoint) -> TrainingData:
+    """The data of a run, which must be the data that it began with.
+
+    Raises:
+      PetsegError: if it cannot be used, or has changed.
+    """
+    data_set = catalog.open_data(config.data)
+    workdir.check_classes(data_set.classes)
+    data = TrainingData.of(data_set, config.data, starting_point.data_of_initial_weights(start))
+    if start.checkpoint:
+        training_data.check_unchanged(data, data_set, config.data, workdir)
+    training_data.warn_of_seen_images(data, data_set, config.data, start.init_from)
+    return data
+
+
+def _build(
+    config: Config,
+    workdir: WorkDirectory,
+    placement: Placement,
+    signals: StopSignals,
+    start: StartingPoint,
+    train_examples: Examples,
+    eval_examples: Examples,
+    data: TrainingData,
+) -> Run:
+    schedule = Schedule.of(config.schedule, example_order.steps_per_epoch(len(train_examples), config.data.batch_size))
+    class_weights = sample_weights.resolve_class_weights(
+        config.loss, train_examples.masks_to_count, train_examples.classes.names
+    )
+    requests, stopwatch, strategy = Requests(), Stopwatch(), placement.strategy
+    with strategy.scope():
+        model = starting_point.build_model(start, config, train_examples)
+        trainer = building.build_trainer(config, strategy, model, class_weights, schedule.last_step, requests)
+        evaluator = building.build_evaluator(config, strategy, model, eval_examples, class_weights, requests)
+    latest = Checkpoints(
+        workdir.checkpoints, keep=config.schedule.keep_checkpoints, saves=placement.is_chief, **trainer.state()
+    )
+    best = BestCheckpoint(workdir.best, saves=placement.is_chief, **trainer.scored_state())
+    return Run(
+        config=config,
+        workdir=workdir,
+        placement=placement,
+        signals=signals,
+        requests=requests,
+        train_examples=train_examples,
+        eval_examples=eval_examples,
+        data=data,
+        class_weights=class_weights,
+        schedule=schedule,
+        model=model,
+        trainer=trainer,
+        evaluator=evaluator,
+        checkpoints=latest,
+        evaluations=Evaluations(config, workdir, placement, evaluator, trainer.average, best, eval_examples, stopwatch),
+        nonfinite_steps=NonFiniteSteps(config, placement, trainer, latest, len(train_examples)),
+        bad_examples=BadExamples(config, placement, train_examples, lambda: latest.newest() or "the start"),
+        stopwatch=stopwatch,
+    )
+
+
+def check_agreement(
+    config: Config, step: int, model: keras.Model, workdir: WorkDirectory, placement: Placement
+) -> None:
+    """Raises ClusterError if processes of a cluster differ in step, flags or weights.
+
+    They would train different models, or wait for each other indefinitely.
+    """
+    name, gather = placement.name, placement.gather
+    if len(set(gather(step))) > 1:
+        raise ClusterError(
+            f"{name} is at step {step}, another process elsewhere: "
+            f"--workdir={workdir.path} must be the same folder for all of them"
+        )
+    if len(set(gather(config_lib.fingerprint(config)))) > 1:
+        raise ClusterError(f"{name} was started with other flags than another process; they must be the same")
+    if len(set(gather(checkpoints.checksum(model)))) > 1:
+        raise ClusterError(f"{name} begins with other weights than another process; the files must be the same")
