@@ -43,7 +43,8 @@ class MemoryExamples(Examples):
 
     @functools.cached_property
     def _tensors(self) -> tuple[tf.Tensor, tf.Tensor]:
-        return _without_copy(self.images), _without_copy(self.masks)
+        with tf.init_scope():  # eager tensors, also if the first call traces a graph
+            return _without_copy(self.images), _without_copy(self.masks)
 
     def fetch(self, ids: tf.Tensor) -> Fetched:
         images, masks = self._tensors
