@@ -5,6 +5,7 @@ from conftest import random_examples, replicas
 from hypothesis import given, settings, strategies as st
 
 from petseg.data import example_order, input_pipeline
+from petseg.data.examples import BatchPosition
 from petseg.errors import ConfigError, DataError
 
 
@@ -83,9 +84,8 @@ def test_batches_come_in_the_order_of_the_version_that_is_asked_for():
             context, examples, **options, first_step=0, last_step=3, order_version=version
         )
         found[version] = [batch["example_id"].numpy().tolist() for batch in dataset]
-        part = input_pipeline.part_of_batch(
-            examples, tf.constant(2, tf.int64), tf.range(8, dtype=tf.int64), **options, order_version=version
-        )
+        at = BatchPosition(tf.constant(2, tf.int64), tf.range(8, dtype=tf.int64), **options, order_version=version)
+        part = input_pipeline.part_of_batch(examples, at)
         assert part["example_id"].numpy().tolist() == found[version][2]
         assert found[version] == [
             ids_of_step(step, num_examples=20, **options, version=version).tolist() for step in range(3)

@@ -157,14 +157,14 @@ def test_patience_beside_a_rate_that_falls_to_0_must_be_asked_for(tiny_config, s
 
 def test_patience_follows_a_file_that_grows_and_one_that_is_written_anew(tiny_config, tmp_path):
     file = tmp_path / "metrics.csv"
-    patience = early_stopping.Patience(changed(tiny_config, "schedule", patience=2), file)
+    patience = early_stopping.EarlyStopping(changed(tiny_config, "schedule", patience=2), file)
     rows = [(2, 0.5), (4, 0.9), (6, 0.8), (8, 0.7)]
     found = []
     for step, score in rows:
         with open(file, "a") as stream:
             stream.write(f"{step},train,loss,1.0\n{step},eval,mean_iou,{score}\n")
-        found.append(patience.standstill(step))
+        found.append(patience.no_improvement(step))
     assert found == [None, None, None, (4, 0.9, 2)]
     (tmp_path / "new").write_text("2,eval,mean_iou,0.5\n4,eval,mean_iou,0.1\n6,eval,mean_iou,0.6\n")
     (tmp_path / "new").replace(file)
-    assert patience.standstill(6) is None
+    assert patience.no_improvement(6) is None

@@ -78,13 +78,13 @@ def gc_thresholds():
 def test_garbage_is_collected_afterwards_as_before(tiny_config, monkeypatch, gc_thresholds, error):
     during = []
 
-    def train(config):
+    def trained(config):
         during.append(gc.get_threshold())
         if error:
             raise error
         return {}
 
-    monkeypatch.setattr(experiment, "train", train)
+    monkeypatch.setattr(train, "train", trained)
     gc.set_threshold(701, 11, 12)
     with contextlib.suppress(ConfigError):
         petseg.train(tiny_config)

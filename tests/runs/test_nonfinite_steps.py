@@ -82,14 +82,14 @@ def test_a_batch_that_is_not_finite_can_be_left_out(tiny_config, poisoned_step, 
 def test_a_restart_does_not_forget_how_many_steps_were_not_finite(tiny_config, monkeypatch, killed):
     poison(monkeypatch, 1, 2, 3, 5)
     config = poisoned_config(tiny_config, on_nonfinite="skip", nonfinite_limit=3)
-    experiment.train(changed(config, "schedule", train_steps=4))
+    train.train(changed(config, "schedule", train_steps=4))
     if killed:  # before the last checkpoint: steps 2 and 3 are made, and counted, once more
         for file in WorkDirectory(config.runtime.workdir).checkpoints.glob("ckpt-4.*"):
             file.unlink()
     with pytest.raises(NonFiniteLossError, match=r"at step 5 .*, time 4 of the run, .* --nonfinite_limit=3"):
-        experiment.train(config)
+        train.train(config)
     if killed:
-        results = experiment.train(changed(config, "runtime", nonfinite_limit=4))
+        results = train.train(changed(config, "runtime", nonfinite_limit=4))
         assert results["step"] == 6
 
 
@@ -97,9 +97,9 @@ def test_going_back_to_a_checkpoint_does_not_undo_the_count(tiny_config, monkeyp
     poison(monkeypatch, 2, 3, 5)
     config = poisoned_config(tiny_config, on_nonfinite="restore", nonfinite_limit=2)
     with pytest.raises(NonFiniteLossError, match=r"at step 5 .*, time 3 of the run"):
-        experiment.train(config)
+        train.train(config)
     with pytest.raises(NonFiniteLossError, match=r"at step 5 .*, time 3 of the run"):  # as often as it is started
-        experiment.train(config)
+        train.train(config)
 
 
 def plant_in_a_weight(monkeypatch, at):

@@ -1,7 +1,6 @@
 """What eval.py does with a trained run, beyond the score that training gave it."""
 
 import csv
-import dataclasses
 import json
 import shutil
 import time
@@ -162,10 +161,18 @@ def test_two_runs_are_compared_on_the_same_images(trained, capsys):
     ],
 )
 def test_runs_on_different_images_are_not_compared(other, message):
-    examples = dataclasses.replace(random_examples(3), origin="pets/1.0.0, test")
+    examples = as_named(origin="pets/1.0.0, test")
     scoring.check_pairing(examples, examples)
     with pytest.raises(DataError, match=message):
-        scoring.check_pairing(examples, dataclasses.replace(examples, **other))
+        scoring.check_pairing(examples, as_named(**{"origin": "pets/1.0.0, test"} | other))
+
+
+def as_named(**attributes):
+    """Three examples with other names or origin."""
+    examples = random_examples(3)
+    for name, value in attributes.items():
+        setattr(examples, name, value)
+    return examples
 
 
 def variant(workdir, folder, *, classes=None, **data):

@@ -57,7 +57,7 @@ def unpack_run(folder, class_weights=None, **runtime):
 
 def go_on(data_dir, workdir, *flags):
     base = [flag for flag in tiny_flags(data_dir, workdir.path) if flag not in ("--deterministic", "--encoder=tiny")]
-    return experiment.train(
+    return train.train(
         command_line.parse(["train.py", *base, "--train_steps=5", "--optimizer=sgd", *flags], Config)
     )
 
@@ -87,7 +87,7 @@ def test_a_run_of_an_earlier_version_keeps_its_example_order(data_dir, tmp_path)
 
 
 def test_a_new_run_writes_down_what_it_will_keep(tiny_config):
-    experiment.train(tiny_config.changed(schedule={"train_steps": 1}))
+    train.train(tiny_config.changed(schedule={"train_steps": 1}))
     config = WorkDirectory(tiny_config.runtime.workdir).load_config()
     assert config.runtime.example_order == 2
     assert config.loss.class_weight_normalization == "mean"
