@@ -340,7 +340,7 @@ def check_pairing(first: Examples, second: Examples, *, native: bool = False, fl
     sizes = ["{} x {}".format(*each.shape[1:3]) for each in masks]
     if sizes[0] != sizes[1]:
         raise DataError(f"--{flag}: the two runs were scored at {sizes[0]} and {sizes[1]} pixels, {DIFFERENT_TRUTH}")
-    if not np.array_equal(*masks):
+    if not np.array_equal(masks[0], masks[1]):
         raise DataError(f"--{flag}: the masks of the two runs differ, as with another --resize, {DIFFERENT_TRUTH}")
 
 

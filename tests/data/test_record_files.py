@@ -59,9 +59,7 @@ def test_a_conversion_overwrites_nothing_and_leaves_nothing_half_done(folder, tm
 
 
 def test_without_a_cache_other_file_formats_are_refused_with_the_command_that_converts_them(folder):
-    refused = (
-        r"--cache=none: handmade_pets is stored as tfrecord; must be array_record; `python -m petseg"
-    )
+    refused = r"--cache=none: handmade_pets is stored as tfrecord; must be array_record; `python -m petseg"
     with pytest.raises(DataError, match=refused):
         decoding.load(data_config("handmade_pets", 32, folder, cache="none"), "train", PETS)
 

@@ -140,7 +140,7 @@ def test_packed_weights_need_no_folder(trained, animals, tmp_path):
     assert scores["examples"] == results["examples"]
 
     begun = config_of(animals, tmp_path / "begun", f"--init_from={file}", "--resize=letterbox")
-    assert experiment.train(begun)["step"] == 2
+    assert train.train(begun)["step"] == 2
 
 
 def test_a_run_without_its_evaluation_split_is_told_the_flag_and_what_there_is(animals, tmp_path):
@@ -151,4 +151,4 @@ def test_a_run_without_its_evaluation_split_is_told_the_flag_and_what_there_is(a
     with pytest.raises(
         DataError, match=r"--eval_split=test: .* has no split test; must be one of train \(8 pairs\), val"
     ):
-        experiment.train(config)
+        train.train(config)

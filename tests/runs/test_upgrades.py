@@ -57,9 +57,7 @@ def unpack_run(folder, class_weights=None, **runtime):
 
 def go_on(data_dir, workdir, *flags):
     base = [flag for flag in tiny_flags(data_dir, workdir.path) if flag not in ("--deterministic", "--encoder=tiny")]
-    return train.train(
-        command_line.parse(["train.py", *base, "--train_steps=5", "--optimizer=sgd", *flags], Config)
-    )
+    return train.train(command_line.parse(["train.py", *base, "--train_steps=5", "--optimizer=sgd", *flags], Config))
 
 
 def test_a_run_of_an_earlier_version_keeps_its_class_weights(data_dir, tmp_path):
