@@ -4,8 +4,8 @@ import tensorflow as tf
 
 from petseg.errors import DataError
 
-# Added to the seed, which is below, as `random_crops.STREAM` is, for the keys of permutations. Three are applied in turn:
-# of each key, `index_shuffle` uses two words of 8 bits (up to 65,536 examples) or little more, so one would soon repeat.
+# Added to the seed, which is below, as `random_crops.STREAM` is, for keys of permutations. Three are applied in turn:
+# of each key, `index_shuffle` uses two words of 8 bits (up to 65,536 examples) or little more, so one soon repeats.
 PERMUTATIONS, KEYS = 1 << 34, 3
 VERSIONS = (1, 2)  # of `example_ids`; a run keeps the one that it began with
 
