@@ -15,7 +15,7 @@ from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import catalog
 from petseg.data.catalog import DataSet
 from petseg.errors import DataError, WorkDirectoryError
-from petseg.runs import experiment, scoring
+from petseg.runs import scoring, train
 from petseg.runs.training_data import TrainingData
 
 LISTS = {"train": "abcdef", "val": "gh", "trainval": "abcdefgh", "test": "ij"}
@@ -48,7 +48,7 @@ def finished(tmp_path_factory):
     for i, name in enumerate("abcdefghij"):
         save_pair(folder / "mine", name, i)
     write_lists(folder / "mine", **LISTS)
-    experiment.train(config_of(folder / "mine", folder / "run"))
+    train.train(config_of(folder / "mine", folder / "run"))
     return folder
 
 
@@ -66,7 +66,7 @@ def score(root, split, **options):
 
 
 def go_on(root, *flags):
-    return experiment.train(config_of(root, root.parent / "run", *flags))
+    return train.train(config_of(root, root.parent / "run", *flags))
 
 
 def test_a_split_that_holds_pictures_of_the_training_split_is_refused_with_their_names(root):
@@ -189,7 +189,7 @@ def test_a_new_run_from_the_weights_remembers_what_they_were_trained_on(root, ca
     write_lists(root, trainval=[*"bcdefgh", "new"], test="ija")
     workdir = root.parent / "second"
     with caplog.at_level("WARNING", logger="petseg"):
-        experiment.train(config_of(root, workdir, f"--init_from={root.parent / 'run'}"))
+        train.train(config_of(root, workdir, f"--init_from={root.parent / 'run'}"))
     (warning,) = [message for message in caplog.messages if "--init_from" in message]
     assert warning.startswith("--eval_split=test: 1 of its 3 examples were trained on by --init_from=")
     with pytest.raises(DataError, match=r"--split=test: 1 of its images were trained on .*\(images/a.jpg\)"):

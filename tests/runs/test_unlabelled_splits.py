@@ -11,7 +11,7 @@ import petseg
 from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.errors import DataError
-from petseg.runs import experiment, scoring, several
+from petseg.runs import scoring, several, train
 
 NONE = 255
 
@@ -40,7 +40,7 @@ def config_of(root, workdir, *more):
 @pytest.fixture(scope="module")
 def workdir(root):
     """A run that was scored on the few labels of `val`."""
-    results = experiment.train(config_of(root, root.parent / "run", "--eval_split=val"))
+    results = train.train(config_of(root, root.parent / "run", "--eval_split=val"))
     assert results["examples"] == 4
     assert np.sum(results["confusion_matrix"]) == 32 * 32
     return root.parent / "run"
@@ -52,10 +52,10 @@ def test_training_refuses_it_by_name_and_leaves_nothing(root, tmp_path, cache):
         r"^--eval_split=test: none of its 3 masks has a pixel in a class .*; there are test \(3 .*, val \(4 examples"
     )
     with pytest.raises(DataError, match=message) as caught:
-        experiment.train(config_of(root, tmp_path / "run", f"--cache={cache}"))
+        train.train(config_of(root, tmp_path / "run", f"--cache={cache}"))
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match=r"^--train_split=test: none of its 3 masks"):
-        experiment.train(config_of(root, tmp_path / "run", f"--cache={cache}", "--train_split=test"))
+        train.train(config_of(root, tmp_path / "run", f"--cache={cache}", "--train_split=test"))
     assert not (tmp_path / "run").exists()
 
 
@@ -63,7 +63,7 @@ def test_a_sample_without_labels_is_refused_by_the_flag_that_draws_it(root, tmp_
     for seed in range(2):
         flags = ["--eval_split=val[:3]+val[3:]", "--eval_examples=1", f"--seed={seed}"]
         with pytest.raises(DataError, match="none of its 1 masks that --eval_examples=1 draws has a pixel in a class"):
-            experiment.train(config_of(root, tmp_path / "run", *flags))
+            train.train(config_of(root, tmp_path / "run", *flags))
 
 
 @pytest.mark.parametrize("options", [{}, {"resolution": "native"}, {"cache": "none"}, {"checkpoint": "all"}])
