@@ -117,7 +117,7 @@ def _checked_data(config: Config, workdir: WorkDirectory, start: StartingPoint) 
     Raises:
       PetsegError: if it cannot be used, or has changed.
     """
-    data_set = catalog.open_data(config.data)
+    data_set = catalog.open_with_splits(config.data)
     workdir.check_classes(data_set.classes)
     data = TrainingData.of(data_set, config.data, starting_point.data_of_initial_weights(start))
     if start.checkpoint:

@@ -69,7 +69,7 @@ def stopped(stopped_run, tmp_path):
 def test_scores_that_somebody_else_wrote_are_no_evaluation_of_the_run(data_dir, stopped, undisturbed):
     for ema in (False, True):
         scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(stopped), ema=ema)))
-    train(data_dir, stopped)
+    trained(data_dir, stopped)
     assert told(stopped) == told(undisturbed[0])
 
 
@@ -95,15 +95,15 @@ def test_an_evaluation_that_was_killed_halfway_is_made_again_and_told_once(
         if name == "scalars":  # the last word was said, but did not reach the file
             patch.setattr(Summaries, "close", lambda self: None)
         with pytest.raises(Killed):
-            train(data_dir, stopped)
-    train(data_dir, stopped)
+            trained(data_dir, stopped)
+    trained(data_dir, stopped)
     assert told(stopped) == told(undisturbed[0])
 
 
 def test_an_evaluation_that_was_told_is_not_made_again(data_dir, undisturbed, monkeypatch):
     workdir, results = undisturbed
     monkeypatch.setattr(Evaluator, "evaluate", None)
-    assert train(data_dir, workdir) == results
+    assert trained(data_dir, workdir) == results
 
 
 def test_a_run_that_is_to_end_earlier_than_it_stands_is_scored_where_it_stands(tiny_config, monkeypatch, caplog):
@@ -118,4 +118,4 @@ def test_a_run_that_is_to_end_earlier_than_it_stands_is_scored_where_it_stands(t
     assert results["step"] == 3
     workdir = WorkDirectory(config.runtime.workdir)
     assert json.loads((workdir.best / "best.json").read_text())["step"] == 3
-    assert any("stands at step 3" in message for message in caplog.messages)
+    assert any("is at step 3" in message for message in caplog.messages)
