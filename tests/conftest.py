@@ -41,7 +41,7 @@ from petseg.training import augmentation, learning_rates, optimizers, sample_wei
 from petseg.training.augmentation import Augmentation
 from petseg.training.loss_scale import LossScale
 from petseg.training.losses import Loss
-from petseg.training.requests import Requests
+from petseg.training.stop_requests import StopRequests
 from petseg.training.trainer import Trainer
 from petseg.training.weight_averaging import WeightAverage
 
@@ -226,7 +226,7 @@ def make_trainer(
     size, strategy = examples.read([0])[0].shape[1], replicas(number)
     options = {"sync_batch_norm": True, **options}
     keras.utils.set_random_seed(0)
-    requests = Requests()
+    requests = StopRequests()
     with strategy.scope():
         with unet.dtype_policy(precision):
             alpha = 1.0 if encoder == "tiny" else 0.35

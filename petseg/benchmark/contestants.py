@@ -27,7 +27,7 @@ from petseg.runs.setup import Run, set_up
 from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime import host_allocator, process
 from petseg.runtime.signals import StopSignals
-from petseg.training.requests import Requests
+from petseg.training.stop_requests import StopRequests
 from petseg.training.trainer import Trainer
 
 WARM_UP = 2  # steps
@@ -92,7 +92,7 @@ def trainer_and_batches(config: Config, strategy: tf.distribute.Strategy) -> tup
     """The loop of a config under a strategy, and an iterator over one batch that is there."""
     with strategy.scope():
         model = _model(config)
-        trainer = building.build_trainer(config, strategy, model, None, 10**6, Requests())
+        trainer = building.build_trainer(config, strategy, model, None, 10**6, StopRequests())
     per_replica = config.data.batch_size // strategy.num_replicas_in_sync
     batch = {
         "image": _random([per_replica, *config.data.size, 3], 256),
@@ -274,7 +274,7 @@ def evaluation(config: Config) -> Contestant:
     strategy = process.set_up_runtime(config, config.distribution).strategy
     examples = decoding.load(data, data.eval_split)
     with strategy.scope():
-        evaluator = building.build_evaluator(config, strategy, _model(config), examples, None, Requests())
+        evaluator = building.build_evaluator(config, strategy, _model(config), examples, None, StopRequests())
     yield from passes(len(examples), evaluator.evaluate)
 
 

@@ -24,7 +24,7 @@ from petseg.runs.setup import set_up
 from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime import process
 from petseg.runtime.signals import StopSignals
-from petseg.training.requests import Requests
+from petseg.training.stop_requests import StopRequests
 
 
 class Reached(Exception):  # noqa: N818 (no error)
@@ -204,7 +204,7 @@ class _Scoring(keras.callbacks.Callback):
 
 def _evaluator(config: Config, model: keras.Model) -> Evaluator:
     examples = decoding.load(config.data, config.data.eval_split)
-    return building.build_evaluator(config, tf.distribute.get_strategy(), model, examples, None, Requests())
+    return building.build_evaluator(config, tf.distribute.get_strategy(), model, examples, None, StopRequests())
 
 
 def _flops(config: Config) -> float:

@@ -30,7 +30,7 @@ from petseg.runs import building, training_data
 from petseg.runs.opening import open_run
 from petseg.runs.training_data import TrainingData
 from petseg.runs.work_directory import WorkDirectory
-from petseg.training.requests import Requests
+from petseg.training.stop_requests import StopRequests
 
 # What a picture may be: uint8 [H, W, 3], a path, or Pillow's.
 Picture = np.ndarray | str | os.PathLike[str] | Image.Image
@@ -239,7 +239,7 @@ class Segmenter:
             self.model,
             examples,
             None,
-            Requests(),
+            StopRequests(),
             flip_tta=self._flip_tta,
             details=True,
         )

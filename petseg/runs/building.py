@@ -17,8 +17,8 @@ from petseg.models import custom_network, encoders, unet
 from petseg.runs import checkpoints
 from petseg.training import augmentation, losses, optimizers, sample_weights, step_checks, trainer
 from petseg.training.loss_scale import LossScale
-from petseg.training.requests import Requests
 from petseg.training.sample_weights import WeightMap
+from petseg.training.stop_requests import StopRequests
 from petseg.training.weight_averaging import WeightAverage
 
 
@@ -130,7 +130,7 @@ def build_trainer(
     model: keras.Model,
     class_weights: tuple[float, ...] | None,
     total_steps: int,
-    requests: Requests,
+    requests: StopRequests,
 ) -> trainer.Trainer:
     """The loop of a config; inside ``strategy.scope()``."""
     compute, batch_size = config.compute, config.data.batch_size
@@ -166,7 +166,7 @@ def build_evaluator(
     model: keras.Model,
     examples: Examples,
     class_weights: tuple[float, ...] | None,
-    requests: Requests,
+    requests: StopRequests,
     *,
     batch_size: int = 0,
     flip_tta: bool = False,

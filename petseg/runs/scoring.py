@@ -32,7 +32,7 @@ from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime import process
 from petseg.runtime.signals import StopSignals
 from petseg.runtime.strategies import Placement
-from petseg.training.requests import Requests
+from petseg.training.stop_requests import StopRequests
 
 logger = logging.getLogger(__name__)
 SHEET_EXAMPLES = 12
@@ -147,7 +147,7 @@ class Scorer:
             decoding.check_labels(self.examples, run.config.data, flag="--split=", split=split)
         if score.csv and large_splits.is_large(len(self.examples), len(run.classes)):
             logger.warning("--csv=%s: %d images are too many; it gets a sample of them", score.csv, len(self.examples))
-        requests = Requests()
+        requests = StopRequests()
         signals.call(lambda: requests.stop.assign(1.0))
         with placement.strategy.scope():
             self._model = run.build_model()

@@ -24,7 +24,7 @@ from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime.signals import StopSignals
 from petseg.runtime.strategies import Placement
 from petseg.training import sample_weights
-from petseg.training.requests import Requests
+from petseg.training.stop_requests import StopRequests
 from petseg.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Run:
     workdir: WorkDirectory
     placement: Placement
     signals: StopSignals
-    requests: Requests
+    requests: StopRequests
     train_examples: Examples
     eval_examples: Examples
     data: TrainingData
@@ -140,7 +140,7 @@ def _build(
     class_weights = sample_weights.resolve_class_weights(
         config.loss, train_examples.masks_to_count, train_examples.classes.names
     )
-    requests, stopwatch, strategy = Requests(), Stopwatch(), placement.strategy
+    requests, stopwatch, strategy = StopRequests(), Stopwatch(), placement.strategy
     with strategy.scope():
         model = starting_point.build_model(start, config, train_examples)
         trainer = building.build_trainer(config, strategy, model, class_weights, schedule.last_step, requests)

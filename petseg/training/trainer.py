@@ -15,9 +15,9 @@ from petseg.training.loss_scale import LossScale
 from petseg.training.losses import Loss
 from petseg.training.measurements import MeasuredSums, Measurements
 from petseg.training.optimizers import Optimizer
-from petseg.training.requests import Requests
 from petseg.training.sample_weights import WeightMap
 from petseg.training.step_checks import check_step
+from petseg.training.stop_requests import StopRequests
 from petseg.training.variables import moving_statistics, replica_sum, step_variable
 from petseg.training.weight_averaging import WeightAverage
 
@@ -52,7 +52,7 @@ class Trainer:
         weight_map: WeightMap,
         loss: Loss,
         loss_scale: LossScale,
-        requests: Requests,
+        requests: StopRequests,
         *,
         batch_size: int,
         average: WeightAverage | None = None,

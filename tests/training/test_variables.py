@@ -11,7 +11,7 @@ from petseg.models import encoders, unet
 from petseg.models.layers import InferenceMode
 from petseg.training import augmentation, learning_rates, loss_scale, optimizers, sample_weights
 from petseg.training.losses import Loss
-from petseg.training.requests import Requests
+from petseg.training.stop_requests import StopRequests
 from petseg.training.trainer import Trainer
 from petseg.training.variables import moving_statistics
 from petseg.training.weight_averaging import WeightAverage
@@ -47,7 +47,7 @@ def model_of_blocks():
 def trainer_of_blocks(number, *, learning_rate=0.01, ema_decay=0.0, sync_batch_norm=True):
     strategy, examples = replicas(number), random_examples(8, 8)
     keras.utils.set_random_seed(0)
-    requests = Requests()
+    requests = StopRequests()
     with strategy.scope():
         model = model_of_blocks()
         sgd = OptimizerConfig(optimizer="sgd", learning_rate=learning_rate)
