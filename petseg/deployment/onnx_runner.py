@@ -9,11 +9,11 @@ import numpy as np
 
 from petseg.data.numpy_resizing import NumpyResizing
 from petseg.errors import ConfigError, ExportError, one_line
-from petseg.evaluation.any_size import SMALLEST, batch_size
+from petseg.evaluation.tiled_inference import MIN_PROBABILITY, inference_batch_size
 
 
 class OnnxRunner:
-    """An ONNX file that petseg exported, as `any_size.Runner`.
+    """An ONNX file that petseg exported, as `tiled_inference.Runner`.
 
     Args:
       path: the file: `image`, uint8 [B, h, w, 3] -> `probabilities`, float32 [B, h, w, C].
@@ -43,19 +43,19 @@ class OnnxRunner:
             self.size = (int(height), int(width))
         except Exception as error:  # ONNX Runtime raises classes of its own, and bare ones
             raise ExportError(f"{path}: is no ONNX file that petseg exported: {one_line(error)}") from error
-        self.batch_size = batch_size(self.size)
+        self.batch_size = inference_batch_size(self.size)
         self._resizing, self._flip_tta = NumpyResizing(self.size, resize), flip_tta
 
-    def shrink(self, image: np.ndarray) -> np.ndarray:
+    def resize_image(self, image: np.ndarray) -> np.ndarray:
         return self._resizing.image(image)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         said = self._probabilities(images)
         if self._flip_tta:
             said = (said + self._probabilities(images[:, :, ::-1])[:, :, ::-1]) / 2
-        return np.log(np.maximum(said, SMALLEST))  # logits, but for a constant of each pixel
+        return np.log(np.maximum(said, MIN_PROBABILITY))  # logits, but for a constant of each pixel
 
-    def grow(self, logits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    def resize_logits(self, logits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         return np.moveaxis(np.concatenate(list(self._resizing.back(logits, shape)), axis=1), 0, -1)
 
     def probabilities(self, logits: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:

@@ -19,7 +19,7 @@ from petseg.classes import Classes
 from petseg.deployment.photograph_files import Photograph, Plan, check_foreground
 from petseg.deployment.photographs import count_pixels, read_image
 from petseg.errors import UnreadableFilesError
-from petseg.evaluation.any_size import AnySizeModel, Runner
+from petseg.evaluation.tiled_inference import AnySizeModel, Runner
 from petseg.runtime.progress_bars import progress_bar
 
 if TYPE_CHECKING:
@@ -98,12 +98,12 @@ class Predictor:
 
     def prepare(self, image: np.ndarray) -> "Prepared":
         """Brings a photograph to the network's size, if it is taken as a whole."""
-        return Prepared(image, self._model.runner.shrink(image) if self._model.is_whole(image.shape) else None)
+        return Prepared(image, self._model.runner.resize_image(image) if self._model.is_whole(image.shape) else None)
 
     def say(self, batch: Sequence["Prepared"]) -> list["Said"]:
         """Has the network say what photographs show, those that are taken as a whole all at once."""
         small = [each.small for each in batch if each.small is not None]
-        logits = iter(self._model.logits_of(small) if small else ())
+        logits = iter(self._model.network_logits(small) if small else ())
         return [
             Said(each.image, self(each.image)) if each.small is None else Said(each.image, next(logits))
             for each in batch

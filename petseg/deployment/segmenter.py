@@ -22,10 +22,10 @@ from petseg.data.examples import Examples
 from petseg.deployment.photograph_files import blended, check_foreground
 from petseg.deployment.photographs import as_people_see_it, read_image
 from petseg.errors import DataError, PetsegError, one_line
-from petseg.evaluation.any_size import AnySizeModel
 from petseg.evaluation.evaluator import Evaluation
 from petseg.evaluation.keras_runner import KerasRunner
 from petseg.evaluation.results import split_results
+from petseg.evaluation.tiled_inference import AnySizeModel
 from petseg.runs import building, training_data
 from petseg.runs.opening import open_run
 from petseg.runs.training_data import TrainingData
@@ -173,7 +173,7 @@ class Segmenter:
         """
         if isinstance(picture, list):
             images = [as_array(each) for each in picture]
-            kept = self._any_size.several([image for image in images if self._is_kept(image)])
+            kept = self._any_size.batch_probabilities([image for image in images if self._is_kept(image)])
             return [self._segmentation(image, kept) for image in images]
         return self([picture])[0]
 

@@ -8,12 +8,12 @@ import tensorflow as tf
 
 from petseg.data.numpy_resizing import NumpyResizing
 from petseg.data.resizing import Resizing
-from petseg.evaluation.any_size import batch_size
+from petseg.evaluation.tiled_inference import inference_batch_size
 from petseg.models import inference
 
 
 class KerasRunner:
-    """A Keras model as `any_size.Runner`.
+    """A Keras model as `tiled_inference.Runner`.
 
     Args:
       model: the network, float32 images in [0, 255] of one size -> float32 logits.
@@ -23,7 +23,7 @@ class KerasRunner:
 
     def __init__(self, model: keras.Model, *, resize: str = "stretch", flip_tta: bool = False):
         *size, channels = model.input_shape[1:]
-        self.batch_size = batch_size(size)
+        self.batch_size = inference_batch_size(size)
         self._model, self._flip_tta = model, flip_tta
         self._resizing = Resizing(tuple(size), resize)
         # By stripes, where TensorFlow has all rows in memory three times; equal but for the rounding of sums.
@@ -35,13 +35,13 @@ class KerasRunner:
         self._logits = tf.function(self._said, input_signature=[images], autograph=False)
         self._grow = tf.function(self._back, input_signature=[logits, shape], autograph=False)
 
-    def shrink(self, image: np.ndarray) -> np.ndarray:
+    def resize_image(self, image: np.ndarray) -> np.ndarray:
         return self._shrink(image).numpy()
 
     def logits(self, images: np.ndarray) -> tf.Tensor:
         return self._logits(images)
 
-    def grow(self, logits: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
+    def resize_logits(self, logits: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
         return self._grow(logits, shape[:2])
 
     def probabilities(self, logits: tf.Tensor, shape: tuple[int, ...]) -> Iterator[np.ndarray]:

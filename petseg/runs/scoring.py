@@ -18,10 +18,10 @@ from petseg.data import catalog, decoding, example_order, input_pipeline, sample
 from petseg.data.examples import Examples
 from petseg.errors import CheckpointError, ConfigError, DataError
 from petseg.evaluation import confidence_intervals, large_splits, score_tables
-from petseg.evaluation.any_size import AnySizeModel
 from petseg.evaluation.evaluator import Evaluation
 from petseg.evaluation.keras_runner import KerasRunner
 from petseg.evaluation.results import image_rows, split_results
+from petseg.evaluation.tiled_inference import AnySizeModel
 from petseg.files import naming_what_cannot_be_written, write_bytes, write_json, write_text
 from petseg.reporting import pictures
 from petseg.runs import building, early_stopping, run_groups, training_data

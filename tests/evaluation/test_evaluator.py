@@ -10,10 +10,10 @@ from petseg.classes import IGNORED, PETS
 from petseg.config import LossConfig
 from petseg.data import input_pipeline
 from petseg.evaluation import large_splits
-from petseg.evaluation.any_size import AnySizeModel
 from petseg.evaluation.evaluator import Evaluator
 from petseg.evaluation.keras_runner import KerasRunner
 from petseg.evaluation.results import split_results
+from petseg.evaluation.tiled_inference import AnySizeModel
 from petseg.models import encoders, unet
 from petseg.training import confusion_matrix, sample_weights
 from petseg.training.losses import Loss

@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from petseg.evaluation.any_size import AnySizeModel
 from petseg.evaluation.keras_runner import KerasRunner
+from petseg.evaluation.tiled_inference import AnySizeModel
 from petseg.models import encoders, inference, unet
 
 
