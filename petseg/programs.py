@@ -32,13 +32,13 @@ def _evaluate(config: EvalConfig) -> None:
         return
     from petseg.runs import run_groups
 
-    several_runs = run_groups.are_asked_for(score)
+    several_runs = run_groups.names_several_runs(score)
     startup.load_tensorflow(show_greetings=score.debug)  # after the flags are checked
     from petseg.deployment import commands
-    from petseg.runs import scoring, several
+    from petseg.runs import group_scoring, scoring
 
     if several_runs:
-        several.evaluate(config)
+        group_scoring.evaluate(config)
     elif score.export:
         commands.export(config)
     elif score.packed:

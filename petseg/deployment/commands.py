@@ -14,7 +14,7 @@ from petseg.deployment.segmenter import Segmenter
 from petseg.errors import PetsegError
 from petseg.evaluation import score_tables
 from petseg.runs import building, scoring
-from petseg.runs.opening import open_run
+from petseg.runs.open_run import open_run
 from petseg.runs.packed_run import PackedRun
 from petseg.runs.trained_run import TrainedRun
 from petseg.runtime import process

@@ -7,7 +7,7 @@ from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.deployment import onnx_files, prediction
 from petseg.deployment.photograph_files import Plan, check_foreground
 from petseg.deployment.prediction import Predictor
-from petseg.runs import opening
+from petseg.runs import open_run
 from petseg.runs.packed_run import PackedRun
 from petseg.runs.trained_run import TrainedRun
 from petseg.runtime import startup
@@ -25,7 +25,7 @@ def predict(config: EvalConfig) -> list[Path]:
     """
     score = config.score
     with StopSignals():
-        run = opening.open_run(score)
+        run = open_run.open_run(score)
         tile = score.tile_size(run.config.data)
         if score.cutout:
             check_foreground(run.classes)

@@ -22,7 +22,7 @@ from petseg.training.stop_requests import StopRequests
 from petseg.training.weight_averaging import WeightAverage
 
 
-def check(config: Config, strategy: tf.distribute.Strategy) -> None:
+def check_replicas(config: Config, strategy: tf.distribute.Strategy) -> None:
     """Raises ConfigError if the replicas of a strategy cannot make the steps of a config."""
     input_pipeline.check_divides(strategy, config.data.batch_size)
     step_checks.check_step(
@@ -41,7 +41,7 @@ def check(config: Config, strategy: tf.distribute.Strategy) -> None:
         )
 
 
-def load_examples(config: DataConfig) -> tuple[Examples, Examples]:
+def load_splits(config: DataConfig) -> tuple[Examples, Examples]:
     """The training split and the evaluation split, decoded."""
     classes = catalog.open_with_splits(config).classes
     train = decoding.load(config, config.train_split, classes, for_training=True)

@@ -61,7 +61,7 @@ def newest(directory: Path) -> str | None:
     return next((path_of(directory, step) for step in steps(directory)), None)
 
 
-def find(checkpoints: Path, best: Path, which: str, newest: Callable[[Path], str | None]) -> str:
+def resolve_checkpoint(checkpoints: Path, best: Path, which: str, newest: Callable[[Path], str | None]) -> str:
     """The path that `latest`, `best` or a path names.
 
     Args:

@@ -90,7 +90,7 @@ class Checkpoints:
         """
         return newest_intact(self._directory)
 
-    def newest_of_all(self, gather: Callable[[int], list[int]]) -> str | None:
+    def newest_common(self, gather: Callable[[int], list[int]]) -> str | None:
         """Path of the newest checkpoint that every process of a cluster can read; None if one of them sees none.
 
         The disk that they share may show what the chief has written to one of them earlier than to another.
@@ -185,13 +185,13 @@ def newest_intact(directory: Path) -> str | None:
     return None
 
 
-def find(checkpoints: Path, best: Path, which: str) -> str:
+def resolve_checkpoint(checkpoints: Path, best: Path, which: str) -> str:
     """The path that `latest`, `best` or a path names; the latest is one that can be read.
 
     Raises:
       CheckpointError: if it does not exist.
     """
-    return checkpoint_files.find(checkpoints, best, which, newest_intact)
+    return checkpoint_files.resolve_checkpoint(checkpoints, best, which, newest_intact)
 
 
 def restore_model(path: str, **objects: Any) -> int:

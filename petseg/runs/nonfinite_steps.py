@@ -47,7 +47,7 @@ class NonFiniteSteps:
         if step < 0:
             return
         count, limit = int(self._trainer.nonfinite_steps.numpy()), self._config.runtime.nonfinite_limit
-        newest = self._checkpoints.newest_of_all(self._placement.gather)
+        newest = self._checkpoints.newest_common(self._placement.gather)
         what = f"the loss or its gradient is not finite at step {step}{self._origin(step)}"
         too_often = mode != "halt" and count > limit
         if mode == "halt" or too_often or (mode == "restore" and newest is None):

@@ -77,7 +77,7 @@ class PackedRun:
                 f"{path}: its metadata names the network {config.model.network}, which is Python code; must be a file "
                 "of a network that petseg builds itself, as --export=weights writes it"
             )
-        config = config if score is None else trained_run.with_what_is_asked(config, score)
+        config = config if score is None else trained_run.with_score_options(config, score)
         return cls(path, config, classes, record["card"])
 
     @property
@@ -150,12 +150,12 @@ def pack(path: Path, model: "keras.Model", config: Config, classes: Classes, car
     return PackedRun.open(path)
 
 
-def packaged(name: str) -> Path:
+def packaged_file(name: str) -> Path:
     """The file of a packaged model, one of NAMES."""
     return FOLDER / f"{name}{SUFFIX}"
 
 
-def find(source: str) -> Path | None:
+def packed_file(source: str) -> Path | None:
     """The file of packed weights that a user's text names; None if the text is the path of something else.
 
     A run in a work directory comes before a packaged model of the same name.
@@ -170,14 +170,14 @@ def find(source: str) -> Path | None:
     if source not in NAMES:
         return path if source.endswith(SUFFIX) and not path.is_dir() else None
     if WorkDirectory(path).config_file.is_file():
-        logger.warning("%s: the run in this folder is used; %s is the packaged model", source, packaged(source))
+        logger.warning("%s: the run in this folder is used; %s is the packaged model", source, packaged_file(source))
         return None
     if os.path.lexists(path):
         raise ConfigError(
             f"{source}: is a path here, but no run, and also the name of a packaged model; must be "
-            f"{os.path.join(os.curdir, source)} for the path, or {packaged(source)} for the packaged model"
+            f"{os.path.join(os.curdir, source)} for the path, or {packaged_file(source)} for the packaged model"
         )
-    return packaged(source)
+    return packaged_file(source)
 
 
 def _check_card(card: Any) -> None:

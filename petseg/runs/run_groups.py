@@ -30,7 +30,7 @@ def group_folder(config: Config) -> Path | None:
     return workdir.parent if workdir.name == seed_folder(Path(), config.runtime.seed).name else None
 
 
-def find(text: str, flag: str) -> list[WorkDirectory]:
+def find_runs(text: str, flag: str) -> list[WorkDirectory]:
     """The work directories that a flag names: several may be given with commas between them, by a glob, or by a folder.
 
     A folder that is no work directory stands for those that are directly in it.
@@ -56,19 +56,19 @@ def find(text: str, flag: str) -> list[WorkDirectory]:
     return [WorkDirectory(path) for path in found]
 
 
-def find_one(text: str, flag: str) -> WorkDirectory:
+def find_single_run(text: str, flag: str) -> WorkDirectory:
     """The work directory that a flag names.
 
     Raises:
       ConfigError: if it names several.
     """
-    found = find(text, flag)
+    found = find_runs(text, flag)
     if len(found) > 1:
         raise ConfigError(f"--{flag}={text}: must be one run; holds {len(found)}")
     return found[0]
 
 
-def warn_of_other_recipes(workdirs: Sequence[WorkDirectory]) -> None:
+def warn_of_different_recipes(workdirs: Sequence[WorkDirectory]) -> None:
     """Warns where runs that are scored together differ in more than their seed."""
     configs = [workdir.load_config() for workdir in workdirs]
     for workdir, config in zip(workdirs[1:], configs[1:], strict=True):
@@ -92,13 +92,13 @@ def _in_order(path: Path) -> tuple[int, str]:
     return (int(number), "") if number.isdecimal() else (2**32, path.name)
 
 
-def are_asked_for(score: ScoreConfig) -> bool:
+def names_several_runs(score: ScoreConfig) -> bool:
     """Whether the flags name several runs, on either side.
 
     Raises:
       ConfigError: if they do, and ask for what only one run can give; or name a run twice.
     """
-    counts = {flag: len(find(getattr(score, flag), flag)) for flag in ("workdir", "compare")}
+    counts = {flag: len(find_runs(getattr(score, flag), flag)) for flag in ("workdir", "compare")}
     if max(counts.values()) < 2:
         return False
     flag = max(counts, key=lambda name: counts[name])

@@ -52,8 +52,8 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
       PetsegError: if work directory, checkpoint or split cannot be used, or a signal came.
     """
     score = config.score
-    workdir = run_groups.find_one(score.workdir, "workdir")
-    check_csv(score)
+    workdir = run_groups.find_single_run(score.workdir, "workdir")
+    check_csv_path(score)
     with StopSignals() as signals, contextlib.ExitStack() as stack:
         if score.watch:
             _wait_for_config(workdir, score)
@@ -61,7 +61,7 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
         paths = _paths(run, score)
         others = []
         if score.compare:
-            others.append(TrainedRun.open_to_compare(run_groups.find_one(score.compare, "compare"), score))
+            others.append(TrainedRun.open_to_compare(run_groups.find_single_run(score.compare, "compare"), score))
         split = checked_common_split([run, *others], score)
         placement = process.set_up_runtime(run.config, config.distribution)
         stack.enter_context(placement.naming_lost_workers())
@@ -83,7 +83,7 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
                 continue
             theirs = None if other is None else _compare(scored, other)
             if placement.is_chief:
-                write(scored)
+                write_results(scored)
                 if theirs is not None and other is not None:
                     _print_comparison(scored, theirs)
                     draw_comparison(scorer, other)
@@ -96,7 +96,7 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
 
 
 @dataclasses.dataclass
-class Scored:
+class CheckpointScores:
     """A checkpoint's scores.
 
     Attributes:
@@ -165,11 +165,11 @@ class Scorer:
             runner = KerasRunner(self._model, resize=run.config.data.resize, flip_tta=score.flip_tta)
             self._any_size = AnySizeModel(runner, tile=self._tile)
 
-    def counterpart(self) -> str:
+    def latest_or_best(self) -> str:
         """The best checkpoint if the best one was asked for, else the latest."""
         return self.run.checkpoint("best" if self._score.checkpoint == "best" else "latest")
 
-    def score(self, path: str) -> Scored:
+    def score(self, path: str) -> CheckpointScores:
         """Scores a checkpoint.
 
         Raises:
@@ -191,7 +191,7 @@ class Scorer:
         files = [self.run.results_file(self._split, step, *self._differences(i > 0)) for i in range(len(results))]
         names, groups = self.examples.names, self.examples.groups
         rows = image_rows(complete[-1], self.run.classes, names, groups) if self._score.csv else []
-        return Scored(path, complete, results, files, [{"step": step, **row} for row in rows])
+        return CheckpointScores(path, complete, results, files, [{"step": step, **row} for row in rows])
 
     def predictions(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
         """What the weights that were scored last say of examples from all over the split.
@@ -234,7 +234,7 @@ class Scorer:
         return evaluation
 
 
-def check_csv(score: ScoreConfig) -> None:
+def check_csv_path(score: ScoreConfig) -> None:
     """Raises ConfigError if --csv cannot be written."""
     if score.csv and not Path(score.csv).absolute().parent.is_dir():
         raise ConfigError(f"--csv={score.csv}: its folder does not exist")
@@ -344,7 +344,7 @@ def check_pairing(first: Examples, second: Examples, *, native: bool = False, fl
         raise DataError(f"--{flag}: the masks of the two runs differ, as with another --resize, {DIFFERENT_TRUTH}")
 
 
-def paired_resolutions(runs: Sequence[Scored], *, flag: str = "compare") -> list[int]:
+def paired_resolutions(runs: Sequence[CheckpointScores], *, flag: str = "compare") -> list[int]:
     """The resolutions at which all runs were scored against the same true masks, by their place in the results.
 
     Raises:
@@ -368,9 +368,9 @@ def paired_resolutions(runs: Sequence[Scored], *, flag: str = "compare") -> list
     raise DataError(f"--{flag}: the masks of the runs differ, as with another --resize, {DIFFERENT_TRUTH}")
 
 
-def _compare(scored: Scored, other: Scorer) -> Scored:
+def _compare(scored: CheckpointScores, other: Scorer) -> CheckpointScores:
     """Scores the other run's checkpoint, and adds the comparison to the first one's results."""
-    theirs = other.score(other.counterpart())
+    theirs = other.score(other.latest_or_best())
     for i in paired_resolutions([scored, theirs]):
         comparison = confidence_intervals.compare([scored.evaluations[i].counts], [theirs.evaluations[i].counts])
         weights = theirs.results[i]["weights"]
@@ -397,7 +397,7 @@ def draw_comparison(scorer: Scorer, other: Scorer) -> None:
     print(f"pictures:   {file}")
 
 
-def _print_comparison(scored: Scored, theirs: Scored) -> None:
+def _print_comparison(scored: CheckpointScores, theirs: CheckpointScores) -> None:
     for results in theirs.results:
         print(score_tables.table(results))
         print(f"\ncheckpoint: {theirs.path}\n")
@@ -408,7 +408,7 @@ def _print_comparison(scored: Scored, theirs: Scored) -> None:
             print(f"at {results['resolution']}: {score_tables.comparison_text(results['comparison'])}")
 
 
-def write(scored: Scored) -> None:
+def write_results(scored: CheckpointScores) -> None:
     """Writes the results files of a checkpoint, and prints their tables."""
     for results, file in zip(scored.results, scored.files, strict=True):
         write_json(file, results)

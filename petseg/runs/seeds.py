@@ -151,9 +151,9 @@ def _tell(configs: list[Config]) -> None:
     """Prints the scores of the runs' last evaluations, with mean and spread."""
     startup.load_tensorflow()
     from petseg.evaluation import seed_statistics
-    from petseg.runs import several
+    from petseg.runs import group_scoring
 
-    results = {config.runtime.workdir: several.last_results(config) for config in configs}
+    results = {config.runtime.workdir: group_scoring.last_results(config) for config in configs}
     weights = "averaged" if configs[0].optimizer.ema_decay else "trained"
     print(f"\n{seed_statistics.table(results)}\n\n{weights} weights, as of each run's last evaluation")
     folder = Path(configs[0].runtime.workdir).parent

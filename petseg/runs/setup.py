@@ -93,11 +93,11 @@ def set_up(config: Config, workdir: WorkDirectory, placement: Placement, signals
     Raises:
       PetsegError: if something cannot be used.
     """
-    building.check(config, placement.strategy)
-    start = starting_point.find(config, workdir)
+    building.check_replicas(config, placement.strategy)
+    start = starting_point.find_starting_point(config, workdir)
     service_client.wait_for(config.data.service_addresses(), config.distribution.cluster_timeout)
     data = _checked_data(config, workdir, start)
-    train_examples, eval_examples = building.load_examples(config.data)
+    train_examples, eval_examples = building.load_splits(config.data)
     eval_examples = sample.sample(eval_examples, config.schedule.eval_examples, config.runtime.seed)
     with input_pipeline.naming_lost_files(train_examples, eval_examples):
         decoding.check_labels(train_examples, config.data, flag="--train_split=", split=config.data.train_split)
@@ -119,7 +119,7 @@ def _checked_data(config: Config, workdir: WorkDirectory, start: StartingPoint) 
     """
     data_set = catalog.open_with_splits(config.data)
     workdir.check_classes(data_set.classes)
-    data = TrainingData.of(data_set, config.data, starting_point.data_of_initial_weights(start))
+    data = TrainingData.of(data_set, config.data, starting_point.initial_training_data(start))
     if start.checkpoint:
         training_data.check_unchanged(data, data_set, config.data, workdir)
     training_data.warn_of_seen_images(data, data_set, config.data, start.init_from)
@@ -142,7 +142,7 @@ def _build(
     )
     requests, stopwatch, strategy = StopRequests(), Stopwatch(), placement.strategy
     with strategy.scope():
-        model = starting_point.build_model(start, config, train_examples)
+        model = starting_point.build_initial_model(start, config, train_examples)
         trainer = building.build_trainer(config, strategy, model, class_weights, schedule.last_step, requests)
         evaluator = building.build_evaluator(config, strategy, model, eval_examples, class_weights, requests)
     latest = Checkpoints(

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class StartingPoint:
-    """What a run starts from, found by `find`.
+    """What a run starts from, found by `find_starting_point`.
 
     Attributes:
       checkpoint: path of the run's own checkpoint; empty if there is none.
@@ -37,7 +37,7 @@ class StartingPoint:
     encoder_weights: str = "none"
 
 
-def find(config: Config, workdir: WorkDirectory) -> StartingPoint:
+def find_starting_point(config: Config, workdir: WorkDirectory) -> StartingPoint:
     """What a run starts from: the first of these that there is.
 
     1. Its own newest checkpoint. Everything goes on as if it had not stopped.
@@ -54,7 +54,7 @@ def find(config: Config, workdir: WorkDirectory) -> StartingPoint:
         return StartingPoint(checkpoint=own)
     source = config.model.init_from
     if source:
-        if file := packed_run.find(source):
+        if file := packed_run.packed_file(source):
             PackedRun.open(file)
         elif not WorkDirectory(source).config_file.is_file() and not _checkpoint_file(source).is_file():
             raise ConfigError(
@@ -68,7 +68,7 @@ def find(config: Config, workdir: WorkDirectory) -> StartingPoint:
     return StartingPoint(encoder_weights=config.model.encoder_weights)
 
 
-def data_of_initial_weights(start: StartingPoint) -> TrainingData | None:
+def initial_training_data(start: StartingPoint) -> TrainingData | None:
     """What the run of --init_from was trained on; None if there is none, or nothing is known of it.
 
     Raises:
@@ -76,12 +76,12 @@ def data_of_initial_weights(start: StartingPoint) -> TrainingData | None:
     """
     if not start.init_from:
         return None
-    if file := packed_run.find(start.init_from):
+    if file := packed_run.packed_file(start.init_from):
         return PackedRun.open(file).training_data
     return TrainingData.read(_workdir_of(start.init_from).data_file)
 
 
-def build_model(start: StartingPoint, config: Config, examples: Examples) -> keras.Model:
+def build_initial_model(start: StartingPoint, config: Config, examples: Examples) -> keras.Model:
     """The network with the weights of a starting point, but for those of the run's own checkpoint.
 
     These are restored with all else that the checkpoint holds, once that is built. Call it inside
@@ -97,7 +97,7 @@ def build_model(start: StartingPoint, config: Config, examples: Examples) -> ker
     """
     model = building.build_model(config, examples.classes, start.encoder_weights)
     if start.init_from:
-        if file := packed_run.find(start.init_from):
+        if file := packed_run.packed_file(start.init_from):
             _fill_from_packed_run(start.init_from, PackedRun.open(file), config, model)
         else:
             _fill_from_other_run(start.init_from, config, model)
@@ -123,11 +123,11 @@ def _fill_from_other_run(source: str, config: Config, model: keras.Model) -> Non
         if not is_checkpoint:
             if not checkpoints.steps(workdir.best):
                 raise CheckpointError(f"--init_from={source}: there is no checkpoint in {workdir.best} yet")
-            path = checkpoints.find(workdir.checkpoints, workdir.best, "best")
+            path = checkpoints.resolve_checkpoint(workdir.checkpoints, workdir.best, "best")
             averaged = model_selection.selected_weights(theirs) == EMA
         original = building.build_model(theirs, workdir.load_classes())  # averages are known by what was trained there
         step = building.restore(path, theirs, original, averaged=averaged)
-        left = take_over(original, model, same_layers=_is_same_network(config.model, theirs.model))
+        left = transfer_weights(original, model, same_layers=_is_same_network(config.model, theirs.model))
     _say_what_was_taken("averaged weights" if averaged else "weights", path, step, left)
 
 
@@ -142,7 +142,7 @@ def _fill_from_packed_run(source: str, packed: PackedRun, config: Config, model:
     _check_same_beginning(source, config.model, packed.config.model)
     original = packed.build_model()
     step = packed.restore(str(packed.path), original)
-    left = take_over(original, model, same_layers=_is_same_network(config.model, packed.config.model))
+    left = transfer_weights(original, model, same_layers=_is_same_network(config.model, packed.config.model))
     _say_what_was_taken(f"{packed.weights} weights", str(packed.path), step, left)
 
 
@@ -165,7 +165,7 @@ def _is_same_network(ours: ModelConfig, theirs: ModelConfig) -> bool:
     return ours.decoder == theirs.decoder and bool(ours.inner_size) == bool(theirs.inner_size)
 
 
-def take_over(original: keras.Model, model: keras.Model, *, same_layers: bool) -> list[str]:
+def transfer_weights(original: keras.Model, model: keras.Model, *, same_layers: bool) -> list[str]:
     """Fills a model with those weights of another that have their place and shape in it.
 
     The weights of an encoder are matched by their order, for Keras numbers layers without a name as they come.

@@ -61,7 +61,7 @@ class TrainedRun:
             raise ConfigError(f"--ema: {workdir.path} kept no averaged weights (its --ema_decay is 0)")
         if config.optimizer.ema_decay and not score.ema:
             logger.info("%s has averaged weights too; --ema uses them", workdir.path)
-        return cls(workdir, with_what_is_asked(config, score), workdir.load_classes(), averaged=score.ema)
+        return cls(workdir, with_score_options(config, score), workdir.load_classes(), averaged=score.ema)
 
     @classmethod
     def open_to_compare(cls, workdir: WorkDirectory, score: ScoreConfig) -> "TrainedRun":
@@ -121,8 +121,10 @@ class TrainedRun:
         if intact:
             from petseg.runs import checkpoints
 
-            return checkpoints.find(self.workdir.checkpoints, self.workdir.best, which)
-        return checkpoint_files.find(self.workdir.checkpoints, self.workdir.best, which, checkpoint_files.newest)
+            return checkpoints.resolve_checkpoint(self.workdir.checkpoints, self.workdir.best, which)
+        return checkpoint_files.resolve_checkpoint(
+            self.workdir.checkpoints, self.workdir.best, which, checkpoint_files.newest
+        )
 
     def all_checkpoints(self) -> list[str]:
         """The paths of the checkpoints that the run keeps as it goes, oldest first.
@@ -172,7 +174,7 @@ class TrainedRun:
         return building.restore(path, self.config, model, averaged=self.averaged)
 
 
-def with_what_is_asked(config: Config, score: ScoreConfig) -> Config:
+def with_score_options(config: Config, score: ScoreConfig) -> Config:
     """The config of a run with the precision, the data folder and the cache that are asked for instead."""
     data = {
         "data_dir": score.data_dir or config.data.data_dir,

@@ -21,7 +21,7 @@ from petseg.deployment.onnx_runner import OnnxRunner
 from petseg.deployment.prediction import Predictor
 from petseg.errors import ExportError
 from petseg.models import encoders, unet
-from petseg.runs import building, opening, packed_run
+from petseg.runs import building, open_run, packed_run
 from petseg.runs.checkpoints import Checkpoints
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
@@ -150,7 +150,7 @@ def test_a_checkpoint_is_exported_once_and_then_tensorflow_is_not_needed(tiny_co
 def test_a_packaged_model_answers_without_tensorflow_unless_it_is_asked_for(monkeypatch, tiny_config, tmp_path):
     def runtime(**flags):
         score = ScoreConfig(**{"pretrained": True, "predict": "cat.jpg", **flags})
-        return prediction_command._runtime(opening.open_run(score), score)
+        return prediction_command._runtime(open_run.open_run(score), score)
 
     assert runtime() == "onnx"
     assert runtime(runtime="tensorflow") == "tensorflow"

@@ -28,7 +28,7 @@ def photograph(tmp_path):
 
 
 def test_it_is_small_and_says_what_it_is():
-    packed = packed_run.PackedRun.open(packed_run.find("pets"))
+    packed = packed_run.PackedRun.open(packed_run.packed_file("pets"))
     assert packed.path.stat().st_size <= 6 * MIB
     assert packed.path.with_suffix(".onnx").stat().st_size <= 6 * MIB
     assert packed.weights == "averaged"

@@ -185,19 +185,19 @@ def test_a_damaged_record_of_the_best_is_written_anew(tmp_path, text):
     best.offer(0.9, 2)
     (tmp_path / "best.json").write_text(text)
     assert best.offer(0.1, 3)
-    assert checkpoints.find(tmp_path, tmp_path, "best") == str(tmp_path / "ckpt-3")
+    assert checkpoints.resolve_checkpoint(tmp_path, tmp_path, "best") == str(tmp_path / "ckpt-3")
 
 
 def test_find(tmp_path):
     model, step = small_model()
     folder = tmp_path / "checkpoints"
     with pytest.raises(CheckpointError, match="--checkpoint=latest: there is no checkpoint in"):
-        checkpoints.find(folder, tmp_path / "best", "latest")
+        checkpoints.resolve_checkpoint(folder, tmp_path / "best", "latest")
     Checkpoints(folder, keep=1, model=model, step=step).save(7)
     path = str(folder / "ckpt-7")
-    assert checkpoints.find(folder, tmp_path / "best", "latest") == path
-    assert checkpoints.find(folder, tmp_path / "best", path + ".index") == path
+    assert checkpoints.resolve_checkpoint(folder, tmp_path / "best", "latest") == path
+    assert checkpoints.resolve_checkpoint(folder, tmp_path / "best", path + ".index") == path
     with pytest.raises(CheckpointError, match="nowhere/ckpt-1: there is no such checkpoint"):
-        checkpoints.find(folder, tmp_path / "best", "nowhere/ckpt-1")
+        checkpoints.resolve_checkpoint(folder, tmp_path / "best", "nowhere/ckpt-1")
     with pytest.raises(CheckpointError, match="--checkpoint=best"):
-        checkpoints.find(folder, tmp_path / "best", "best")
+        checkpoints.resolve_checkpoint(folder, tmp_path / "best", "best")

@@ -12,8 +12,8 @@ from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.deployment import commands, prediction_command
 from petseg.errors import ConfigError, WorkDirectoryError
 from petseg.models import encoders, unet
-from petseg.runs import scoring, several, starting_point, train
-from petseg.runs.opening import open_run
+from petseg.runs import group_scoring, scoring, starting_point, train
+from petseg.runs.open_run import open_run
 from petseg.runs.starting_point import StartingPoint
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
@@ -140,9 +140,9 @@ def test_the_code_that_a_foreign_work_directory_names_is_not_run(tiny_config, tm
         "score": lambda: scoring.evaluate(EvalConfig(ScoreConfig(workdir=path))),
         "predict": lambda: prediction_command.predict(EvalConfig(ScoreConfig(workdir=path, predict=out))),
         "export": lambda: commands.export(EvalConfig(ScoreConfig(workdir=path, export="onnx", output_dir=out))),
-        "compare": lambda: several.evaluate(EvalConfig(ScoreConfig(workdir=str(ours.path), compare=path))),
+        "compare": lambda: group_scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(ours.path), compare=path))),
         "page": lambda: open_run(ScoreConfig(workdir=path)),
-        "init_from": lambda: starting_point.build_model(
+        "init_from": lambda: starting_point.build_initial_model(
             StartingPoint(init_from=path), changed(tiny_config, "model", init_from=path), random_examples(2)
         ),
     }
@@ -167,7 +167,7 @@ def test_weights_that_fit_are_taken_over_and_the_others_named(classes, decoder, 
     original, model = build(3, "light"), build(classes, decoder)
     for weight in original.weights:
         weight.assign(np.full(weight.shape, 7.0, np.float32))
-    names = starting_point.take_over(original, model, same_layers=decoder == "light")
+    names = starting_point.transfer_weights(original, model, same_layers=decoder == "light")
     assert len(names) == left
     assert left != 2 or names == ["logits/kernel", "logits/bias"]
     taken = [weight for weight in model.weights if weight.path not in names]

@@ -92,10 +92,10 @@ def test_what_does_not_go_into_a_file_is_refused(model, tiny_config, tmp_path):
 
 def test_a_run_starts_from_it(packed, tiny_config, images, caplog):
     config = changed(tiny_config, "model", init_from=str(packed.path))
-    start = starting_point.find(config, WorkDirectory(config.runtime.workdir))
+    start = starting_point.find_starting_point(config, WorkDirectory(config.runtime.workdir))
     assert start == StartingPoint(init_from=str(packed.path))
     with caplog.at_level("INFO", logger="petseg"):
-        model = starting_point.build_model(start, config, random_examples(2))
+        model = starting_point.build_initial_model(start, config, random_examples(2))
     twin = packed.build_model()
     packed.restore(str(packed.path), twin)
     np.testing.assert_array_equal(model(images), twin(images))
@@ -106,13 +106,13 @@ def test_a_run_starts_from_it(packed, tiny_config, images, caplog):
 def test_a_start_from_another_encoder_or_a_damaged_file_is_refused_early(packed, tiny_config, images):
     config = changed(tiny_config, "model", init_from=str(packed.path), input_scaling="symmetric")
     with pytest.raises(ConfigError, match=r"--input_scaling=symmetric: must be unit"):
-        starting_point.build_model(StartingPoint(init_from=str(packed.path)), config, random_examples(2))
+        starting_point.build_initial_model(StartingPoint(init_from=str(packed.path)), config, random_examples(2))
     packed.path.write_text("{}")
     with pytest.raises(CheckpointError, match="not a file of packed weights"):
-        starting_point.find(config, WorkDirectory(config.runtime.workdir))
+        starting_point.find_starting_point(config, WorkDirectory(config.runtime.workdir))
     config = changed(tiny_config, "model", init_from="nothing of the kind")
     with pytest.raises(ConfigError, match="nor a file of packed weights, nor a packaged model"):
-        starting_point.find(config, WorkDirectory(config.runtime.workdir))
+        starting_point.find_starting_point(config, WorkDirectory(config.runtime.workdir))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_file_that_names_a_network_is_refused_on_every_way_in(with_code, tiny_
         "score": lambda: commands.evaluate(EvalConfig(ScoreConfig(**options))),
         "predict": lambda: prediction_command.predict(EvalConfig(ScoreConfig(**options, **out, predict=str(tmp_path)))),
         "export": lambda: commands.export(EvalConfig(ScoreConfig(**options, **out, export="saved_model"))),
-        "init_from": lambda: starting_point.find(config, WorkDirectory(config.runtime.workdir)),
+        "init_from": lambda: starting_point.find_starting_point(config, WorkDirectory(config.runtime.workdir)),
     }
     with pytest.raises(CheckpointError, match=r"run\.safetensors: .*network evil_package\.part:build") as caught:
         ways[way]()

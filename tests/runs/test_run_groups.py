@@ -34,7 +34,7 @@ def folder(tmp_path):
     ],
 )
 def test_runs_are_named_by_their_folders_by_the_one_around_them_or_by_a_glob(folder, text, expected):
-    found = run_groups.find(text.replace("{}", str(folder)), "workdir")
+    found = run_groups.find_runs(text.replace("{}", str(folder)), "workdir")
     assert [str(run.path.relative_to(folder)) for run in found] == expected
 
 
@@ -47,13 +47,13 @@ def test_runs_are_named_by_their_folders_by_the_one_around_them_or_by_a_glob(fol
 )
 def test_what_names_no_run_or_one_twice_is_refused(folder, text, message):
     with pytest.raises(ConfigError, match=message.replace("{}", str(folder))):
-        run_groups.find(text.replace("{}", str(folder)), "compare")
+        run_groups.find_runs(text.replace("{}", str(folder)), "compare")
 
 
 def test_where_one_run_is_meant_several_are_refused(folder):
     with pytest.raises(ConfigError, match=r"--workdir=.*/a: must be one run; holds 3"):
-        run_groups.find_one(f"{folder}/a", "workdir")
-    assert run_groups.find_one(f"{folder}/b", "workdir").path == folder / "b" / "seed-0"
+        run_groups.find_single_run(f"{folder}/a", "workdir")
+    assert run_groups.find_single_run(f"{folder}/b", "workdir").path == folder / "b" / "seed-0"
 
 
 def test_a_run_belongs_to_a_group_if_its_folder_is_named_by_its_seed(tiny_config):
@@ -72,5 +72,5 @@ def test_runs_of_one_recipe_differ_in_their_seed_only(folder, tiny_config, caplo
         values = config_lib.to_dict(changed(config, "optimizer", learning_rate=rate))
         record = {"format": config_lib.CONFIG_FORMAT, "config": values, "class_weights": None}
         (workdir / "config.json").write_text(json.dumps(record))
-    run_groups.warn_of_other_recipes(run_groups.find(str(folder / "a"), "workdir"))
+    run_groups.warn_of_different_recipes(run_groups.find_runs(str(folder / "a"), "workdir"))
     assert caplog.messages == [f"{folder}/a/seed-10 differs from {folder}/a/seed-0 in --learning_rate"]

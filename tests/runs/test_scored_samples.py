@@ -10,7 +10,7 @@ from conftest import NUM_TEST, changed
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import decoding, sample
 from petseg.evaluation import large_splits
-from petseg.runs import scoring, several, train
+from petseg.runs import group_scoring, scoring, train
 from petseg.runs.work_directory import WorkDirectory
 
 
@@ -35,7 +35,7 @@ def test_one_sample_is_scored_in_training_by_eval_and_of_runs_of_other_seeds(
     trained, table = json.loads((first.results / "test-1.json").read_text()), tmp_path / "images.csv"
     asked = {"eval_examples": 4, "csv": str(table), "cache": "none", "resolution": "native"}
     asked["data_dir"] = str(array_record_dir)
-    both = several.evaluate(EvalConfig(ScoreConfig(workdir=f"{first.path},{other.path}", **asked)))
+    both = group_scoring.evaluate(EvalConfig(ScoreConfig(workdir=f"{first.path},{other.path}", **asked)))
     assert both[0]["confusion_matrix"] == trained["confusion_matrix"]
     assert [(each["examples"], each["sample"]) for each in both] == [(4, {"seed": 3, "of": NUM_TEST})] * 4
     assert json.loads((first.results / "test-1.sample4.json").read_text())["examples"] == 4

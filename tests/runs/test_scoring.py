@@ -19,7 +19,7 @@ from petseg.data import decoding
 from petseg.errors import CheckpointError, ConfigError, DataError
 from petseg.evaluation import metrics
 from petseg.evaluation.evaluator import Evaluation
-from petseg.runs import building, checkpoints, scoring, several, train
+from petseg.runs import building, checkpoints, group_scoring, scoring, train
 from petseg.runs.work_directory import WorkDirectory
 from petseg.training import confusion_matrix
 
@@ -214,7 +214,7 @@ def test_runs_with_other_true_masks_are_not_compared(trained, tmp_path, data, me
 def scored(*digests):
     """A checkpoint that was scored against masks with such digests, at one resolution after the other."""
     evaluations = [Evaluation(0.5, np.ones((2, 3, 3), np.int64), mask_digests=np.array(each)) for each in digests]
-    return scoring.Scored("run/ckpt-4", evaluations, [{"resolution": "some"} for _ in evaluations], [], [])
+    return scoring.CheckpointScores("run/ckpt-4", evaluations, [{"resolution": "some"} for _ in evaluations], [], [])
 
 
 def test_runs_are_compared_at_the_resolutions_at_which_every_mask_is_the_same():
@@ -250,13 +250,15 @@ def test_runs_of_one_group_must_have_the_same_true_masks(trained, tmp_path, caps
     other = variant(trained[1], tmp_path / "other", image_size="64")
     both = f"{trained[0].path},{other.path}"
     with pytest.raises(DataError, match=r"--workdir: the two runs were scored at 32 x 32 and 64 x 64 pixels"):
-        several.evaluate(EvalConfig(ScoreConfig(workdir=both)))
+        group_scoring.evaluate(EvalConfig(ScoreConfig(workdir=both)))
     with pytest.raises(DataError, match=r"--compare: the two runs were scored at 64 x 64 and 32 x 32 pixels"):
-        several.evaluate(
+        group_scoring.evaluate(
             EvalConfig(ScoreConfig(workdir=str(other.path), compare=f"{trained[0].path},{trained[1].path}"))
         )
     capsys.readouterr()
-    results = several.evaluate(EvalConfig(ScoreConfig(workdir=both, compare=str(trained[1].path), resolution="native")))
+    results = group_scoring.evaluate(
+        EvalConfig(ScoreConfig(workdir=both, compare=str(trained[1].path), resolution="native"))
+    )
     assert ["comparison" in each for each in results] == [False, True, False, True]
     assert "at 32 x 32\n" not in capsys.readouterr().out
 

@@ -21,7 +21,7 @@ from petseg.config import Config, command_line, with_kept
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.errors import ConfigError
 from petseg.evaluation import seed_statistics
-from petseg.runs import run_groups, seeds, several, train
+from petseg.runs import group_scoring, run_groups, seeds, train
 from petseg.runs.seeds import SeedsConfig
 from petseg.runs.work_directory import WorkDirectory
 
@@ -93,13 +93,15 @@ def score(**options):
 
 def test_experiments_are_scored_and_compared_over_their_seeds(folder, capsys, tmp_path):
     flags = score(workdir=folder / "a", compare=folder / "b", csv=tmp_path / "images.csv")
-    assert run_groups.are_asked_for(flags)
-    results = several.evaluate(EvalConfig(flags))
+    assert run_groups.names_several_runs(flags)
+    results = group_scoring.evaluate(EvalConfig(flags))
     assert len(results) == 2
     comparison = results[0]["comparison"]
     assert comparison["runs"] == [f"{folder}/a/seed-{seed}/checkpoints/ckpt-2" for seed in (0, 1)]
     assert comparison["other"] == [f"{folder}/b/seed-1/checkpoints/ckpt-2"]
-    trained = [several.last_results(WorkDirectory(folder / "a" / f"seed-{seed}").load_config()) for seed in (0, 1)]
+    trained = [
+        group_scoring.last_results(WorkDirectory(folder / "a" / f"seed-{seed}").load_config()) for seed in (0, 1)
+    ]
     scores = [run["mean_iou"] for run in trained]
     assert comparison["difference"] == pytest.approx(np.mean(scores) - scores[1])
     low, high = comparison["interval"]
@@ -114,11 +116,11 @@ def test_experiments_are_scored_and_compared_over_their_seeds(folder, capsys, tm
 
 
 def test_a_single_run_is_scored_as_ever_and_what_needs_one_refuses_several(folder):
-    assert not run_groups.are_asked_for(score(workdir=folder / "b", compare=folder / "a" / "seed-0"))
+    assert not run_groups.names_several_runs(score(workdir=folder / "b", compare=folder / "a" / "seed-0"))
     with pytest.raises(ConfigError, match=r"--workdir=.*/a: holds 2 runs; must be one with --watch, --predict"):
-        run_groups.are_asked_for(score(workdir=folder / "a", checkpoint="all"))
+        run_groups.names_several_runs(score(workdir=folder / "a", checkpoint="all"))
     with pytest.raises(ConfigError, match=r"--compare=.*/a: holds 2 runs"):
-        run_groups.are_asked_for(score(workdir=folder / "b", compare=folder / "a", checkpoint="some/ckpt-4"))
+        run_groups.names_several_runs(score(workdir=folder / "b", compare=folder / "a", checkpoint="some/ckpt-4"))
 
 
 def test_tensorboard_shows_the_runs_of_an_experiment_as_one_group_with_their_mean(folder):
@@ -133,7 +135,7 @@ def test_tensorboard_shows_the_runs_of_an_experiment_as_one_group_with_their_mea
     assert group.name == f"a ({folder})"
     assert sorted(session.name for session in group.sessions) == ["seed-0/final", "seed-1/final"]
     assert "seed" not in group.hparams
-    scores = [several.last_results(WorkDirectory(folder / "a" / f"seed-{seed}").load_config()) for seed in (0, 1)]
+    scores = [group_scoring.last_results(WorkDirectory(folder / "a" / f"seed-{seed}").load_config()) for seed in (0, 1)]
     (mean,) = [value.value for value in group.metric_values if value.name.tag == "final/IoU"]
     assert mean == pytest.approx(np.mean([run["mean_iou"] for run in scores]))
 

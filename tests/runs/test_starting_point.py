@@ -19,27 +19,29 @@ def save_checkpoint(workdir, step):
 
 def test_a_run_starts_from_the_first_of_four_things_that_there_is(tiny_config, tmp_path):
     workdir, other = WorkDirectory(tmp_path / "run"), WorkDirectory(tmp_path / "other")
-    assert starting_point.find(tiny_config, workdir) == StartingPoint()
+    assert starting_point.find_starting_point(tiny_config, workdir) == StartingPoint()
     weights = tmp_path / "weights.h5"
     weights.write_text("")
     config = changed(tiny_config, "model", encoder_weights=str(weights))
-    assert starting_point.find(config, workdir) == StartingPoint(encoder_weights=str(weights))
+    assert starting_point.find_starting_point(config, workdir) == StartingPoint(encoder_weights=str(weights))
     other.save_config(tiny_config, classes=PETS, class_weights=None, devices=[])
     config = changed(config, "model", init_from=str(other.path))
-    assert starting_point.find(config, workdir) == StartingPoint(init_from=str(other.path))
+    assert starting_point.find_starting_point(config, workdir) == StartingPoint(init_from=str(other.path))
     save_checkpoint(other, 3)
     config = changed(config, "model", init_from=str(other.checkpoints / "ckpt-3.index"))
-    assert starting_point.find(config, workdir) == StartingPoint(init_from=config.model.init_from)
+    assert starting_point.find_starting_point(config, workdir) == StartingPoint(init_from=config.model.init_from)
     save_checkpoint(workdir, 5)
     config = changed(config, "model", init_from="gone since", encoder_weights="gone since")
-    assert starting_point.find(config, workdir) == StartingPoint(checkpoint=str(workdir.checkpoints / "ckpt-5"))
+    assert starting_point.find_starting_point(config, workdir) == StartingPoint(
+        checkpoint=str(workdir.checkpoints / "ckpt-5")
+    )
 
 
 @pytest.mark.parametrize("name", ["init_from", "encoder_weights"])
 def test_what_is_not_there_is_refused_before_anything_is_built(tiny_config, tmp_path, name):
     config = changed(tiny_config, "model", **{name: str(tmp_path / "gone")})
     with pytest.raises(ConfigError, match=f"--{name}={tmp_path}/gone: "):
-        starting_point.find(config, WorkDirectory(tmp_path / "run"))
+        starting_point.find_starting_point(config, WorkDirectory(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(("start", "images"), [(StartingPoint(), 5), (StartingPoint(checkpoint="ckpt-5"), 0)])
@@ -47,7 +49,7 @@ def test_a_random_encoder_is_calibrated_on_so_many_images_as_memory_is_fit_for(t
     seen = []
     monkeypatch.setattr(encoders, "calibrate_batch_norm", lambda encoder, images: seen.append(images.shape))
     monkeypatch.setattr(starting_point, "CALIBRATION_PIXELS", 5 * 32**2 + 1)
-    starting_point.build_model(start, tiny_config, random_examples(8))
+    starting_point.build_initial_model(start, tiny_config, random_examples(8))
     assert seen == ([tf.TensorShape([images, 32, 32, 3])] if images else [])
 
 

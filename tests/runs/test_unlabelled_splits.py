@@ -11,7 +11,7 @@ import petseg
 from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.errors import DataError
-from petseg.runs import scoring, several, train
+from petseg.runs import group_scoring, scoring, train
 
 NONE = 255
 
@@ -76,7 +76,7 @@ def test_several_runs_and_python_refuse_it_too(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "other")
     both = ScoreConfig(workdir=f"{workdir},{tmp_path / 'other'}", split="test")
     with pytest.raises(DataError, match=r"^--split=test: none of its 3 masks has a pixel in a class"):
-        several.evaluate(EvalConfig(both))
+        group_scoring.evaluate(EvalConfig(both))
     with pytest.raises(DataError, match=r"^dataset=test: none of its 3 masks has a pixel in a class"):
         petseg.load(workdir).evaluate("test")
 

@@ -55,9 +55,9 @@ def test_a_run_goes_on_in_the_dtype_it_was_written_with_and_old_ones_in_float32(
 
 def test_one_replica_is_refused_but_not_the_one_that_is_left_of_a_cluster():
     config = Config.of(all_reduce_dtype="float16")
-    building.check(config, replicas(2))
+    building.check_replicas(config, replicas(2))
     with pytest.raises(ConfigError, match="--all_reduce_dtype=float16: must be float32 with one replica"):
-        building.check(config, replicas(1))
+        building.check_replicas(config, replicas(1))
     cluster = mock.create_autospec(tf.distribute.MultiWorkerMirroredStrategy, instance=True)
     cluster.num_replicas_in_sync = 1
-    building.check(config, cluster)
+    building.check_replicas(config, cluster)

@@ -20,7 +20,7 @@ from petseg.deployment.demo.networks import Networks
 from petseg.deployment.demo.uploads import Uploads
 from petseg.errors import ConfigError
 from petseg.runs import packed_run
-from petseg.runs.opening import open_run
+from petseg.runs.open_run import open_run
 from petseg.runtime import startup
 from petseg.runtime.signals import StopSignals
 
@@ -90,7 +90,7 @@ def main(config: DemoConfig) -> None:
     if importlib.util.find_spec("gradio") is None:
         raise ConfigError("the page needs the package gradio, which is not there: pip install 'petseg[demo]'")
     with StopSignals(), tempfile.TemporaryDirectory(prefix="petseg-demo-") as folder:
-        source = config.workdir or str(packed_run.packaged(PACKAGED))
+        source = config.workdir or str(packed_run.packaged_file(PACKAGED))
         run = open_run(ScoreConfig(workdir=source, allow_code=config.allow_code))
         startup.load_tensorflow(show_greetings=config.debug)
         from petseg.runtime import process

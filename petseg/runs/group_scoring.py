@@ -14,7 +14,7 @@ from petseg.evaluation.confidence_intervals import Counts
 from petseg.files import read_json
 from petseg.reporting.summaries import EVAL
 from petseg.runs import checkpoints, model_selection, run_groups, scoring
-from petseg.runs.scoring import Scored, Scorer
+from petseg.runs.scoring import CheckpointScores, Scorer
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime import process
@@ -31,7 +31,7 @@ class Side:
       scorer: what scored the first of them, for pictures.
     """
 
-    runs: list[Scored]
+    runs: list[CheckpointScores]
     scorer: Scorer
 
     def names(self) -> list[str]:
@@ -53,13 +53,13 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
       PetsegError: if a work directory, checkpoint or split cannot be used, or a signal came.
     """
     score = config.score
-    scoring.check_csv(score)
-    sides = {flag: run_groups.find(getattr(score, flag), flag) for flag in ("workdir", "compare")}
+    scoring.check_csv_path(score)
+    sides = {flag: run_groups.find_runs(getattr(score, flag), flag) for flag in ("workdir", "compare")}
     with StopSignals() as signals, contextlib.ExitStack() as stack:
         runs = [TrainedRun.open(workdir, score) for workdir in sides["workdir"]]
         others = [TrainedRun.open_to_compare(workdir, score) for workdir in sides["compare"]]
         for workdirs in sides.values():
-            run_groups.warn_of_other_recipes(workdirs)
+            run_groups.warn_of_different_recipes(workdirs)
         split = scoring.checked_common_split([*runs, *others], score)
         placement = process.set_up_runtime(runs[0].config, config.distribution)
         stack.enter_context(placement.naming_lost_workers())
@@ -72,7 +72,7 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
             _compare(ours, theirs, paired)
         if placement.is_chief:
             for run in ours.runs:
-                scoring.write(run)
+                scoring.write_results(run)
             _print(ours, theirs, paired)
             if theirs is not None:
                 scoring.draw_comparison(ours.scorer, theirs.scorer)
@@ -105,7 +105,7 @@ def _score(
             scoring.check_pairing(first.examples, scorer.examples, native=native, flag=flag)
             if i == 0:
                 sides.append(Side([], scorer))
-            sides[-1].runs.append(scorer.score(scorer.counterpart()))
+            sides[-1].runs.append(scorer.score(scorer.latest_or_best()))
     return sides[0], sides[1] if others else None
 
 

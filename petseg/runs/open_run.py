@@ -18,9 +18,9 @@ def open_run(score: ScoreConfig) -> TrainedRun | PackedRun:
       PetsegError: if there is none.
     """
     if score.pretrained:
-        return PackedRun.open(packed_run.packaged(PACKAGED), score)
+        return PackedRun.open(packed_run.packaged_file(PACKAGED), score)
     source = score.workdir
-    if file := packed_run.find(source):
+    if file := packed_run.packed_file(source):
         return PackedRun.open(file, score)
     if not Path(source).exists() and not os.path.dirname(source):
         names = ", ".join(packed_run.NAMES) or "none"

@@ -12,7 +12,7 @@ from petseg.classes import PETS
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.deployment import commands, prediction_command
 from petseg.errors import ConfigError
-from petseg.runs import building, opening, packed_run, starting_point
+from petseg.runs import building, open_run, packed_run, starting_point
 from petseg.runs.checkpoints import Checkpoints
 from petseg.runs.packed_run import PackedRun
 from petseg.runs.starting_point import StartingPoint
@@ -43,7 +43,7 @@ def ways(tiny_config, out):
 
     def start():
         config = changed(tiny_config, "model", init_from="pets")
-        return starting_point.find(config, WorkDirectory(config.runtime.workdir))
+        return starting_point.find_starting_point(config, WorkDirectory(config.runtime.workdir))
 
     return {
         "load": lambda: petseg.load("pets"),
@@ -62,11 +62,11 @@ def test_a_run_called_like_the_packaged_model_is_the_one_that_is_used(run, tiny_
         segmenter = petseg.load("pets", checkpoint="latest")
     assert segmenter.model.input_shape[1:3] == (32, 32)
     assert "pets: the run in this folder is used" in caplog.text
-    assert isinstance(opening.open_run(ScoreConfig(workdir="pets")), TrainedRun)
+    assert isinstance(open_run.open_run(ScoreConfig(workdir="pets")), TrainedRun)
     config = changed(tiny_config, "model", init_from="pets")
-    start = starting_point.find(config, WorkDirectory(config.runtime.workdir))
+    start = starting_point.find_starting_point(config, WorkDirectory(config.runtime.workdir))
     assert start == StartingPoint(init_from="pets")
-    assert packed_run.find("pets") is None
+    assert packed_run.packed_file("pets") is None
 
 
 @pytest.mark.parametrize("what", ["empty folder", "folder of pictures", "file", "dangling link"])
@@ -89,11 +89,11 @@ def test_a_path_that_is_no_run_is_not_mistaken_for_the_packaged_model(here, tiny
 
 
 def test_the_packaged_model_is_there_by_its_flag_its_file_and_where_nothing_has_its_name(here):
-    file = packed_run.packaged("pets")
-    assert packed_run.find("pets") == file
+    file = packed_run.packaged_file("pets")
+    assert packed_run.packed_file("pets") == file
     (here / "pets").mkdir()
     for score in (ScoreConfig(pretrained=True), ScoreConfig(workdir=str(file))):
-        run = opening.open_run(score)
+        run = open_run.open_run(score)
         assert isinstance(run, PackedRun)
         assert run.path == file
-    assert packed_run.find(os.path.join(".", "pets")) is None
+    assert packed_run.packed_file(os.path.join(".", "pets")) is None
