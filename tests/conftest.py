@@ -30,7 +30,7 @@ from petseg.config import (
     RuntimeConfig,
     ScheduleConfig,
 )
-from petseg.data import decoding, input_pipeline, to_array_record
+from petseg.data import input_pipeline, loading, to_array_record
 from petseg.data.backends.memory import MemoryExamples
 from petseg.data.examples import Examples
 from petseg.data.synthetic_pets import SyntheticPets
@@ -191,7 +191,7 @@ def as_array_records(dataset: str, data_dir: Path, target: Path) -> Path:
 
 def load_examples(dataset, split, size, data_dir, **more):
     """A split, decoded; its masks are coded as those of pets."""
-    return decoding.load(data_config(dataset, size, data_dir, **more), split, PETS)
+    return loading.load(data_config(dataset, size, data_dir, **more), split, PETS)
 
 
 def random_examples(count: int, size: int = 32, seed: int = 0) -> MemoryExamples:

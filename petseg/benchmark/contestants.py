@@ -18,7 +18,7 @@ import tqdm
 
 from petseg.benchmark import arithmetic
 from petseg.config import Config
-from petseg.data import catalog, decoding, input_pipeline
+from petseg.data import catalog, input_pipeline, loading
 from petseg.errors import one_line
 from petseg.models import inference
 from petseg.reporting import telemetry
@@ -184,7 +184,7 @@ def our_input(config: Config) -> Contestant:
     """Batches as training gets them."""
     data = config.data
     before = telemetry.memory()["memory/host"]
-    examples = decoding.load(data, data.train_split)
+    examples = loading.load(data, data.train_split)
     batches = iter(
         input_pipeline.distributed_training_batches(
             tf.distribute.OneDeviceStrategy("/cpu:0"),
@@ -228,7 +228,7 @@ def forward_pass(config: Config) -> Contestant:
     """The compiled network alone, over as many images as the evaluation split has."""
     process.set_up_runtime(config, config.distribution)
     data, model = config.data, _model(config)
-    count = catalog.size(data, data.eval_split)
+    count = catalog.num_examples(data, data.eval_split)
     images = _random([data.batch_size, *model.input_shape[1:]], 256)
 
     @tf.function
@@ -272,7 +272,7 @@ def evaluation(config: Config) -> Contestant:
     """A pass of the evaluator over the evaluation split."""
     data = config.data
     strategy = process.set_up_runtime(config, config.distribution).strategy
-    examples = decoding.load(data, data.eval_split)
+    examples = loading.load(data, data.eval_split)
     with strategy.scope():
         evaluator = building.build_evaluator(config, strategy, _model(config), examples, None, StopRequests())
     yield from passes(len(examples), evaluator.evaluate)
@@ -329,7 +329,7 @@ def tutorials_batches(config: Config) -> tuple[Any, int]:
     network scales them itself.
     """
     data = config.data
-    raw, count = catalog.as_tfds_gives_it(data, data.train_split)
+    raw, count = catalog.tfds_dataset(data, data.train_split)
     size = list(data.size)
     flip_images = keras.layers.RandomFlip("horizontal", seed=42)
     flip_masks = keras.layers.RandomFlip("horizontal", seed=42)

@@ -118,10 +118,10 @@ def _lanes(data: DataConfig) -> Iterator[tuple[str, Lane]]:
     """The ways to decode, by their titles."""
     import tensorflow as tf
 
-    from petseg.data import decoding
-    from petseg.data.source import Source
+    from petseg.data import loading
+    from petseg.data.split_source import SplitSource
 
-    whole = Source.open(data, data.train_split, None)
+    whole = SplitSource.open(data, data.train_split, None)
     if data.resize == "crop":
         whole = whole.on_canvases()
     undecoded = next(iter(whole.undecoded().batch(min(DECODED, whole.count))))
@@ -136,14 +136,14 @@ def _lanes(data: DataConfig) -> Iterator[tuple[str, Lane]]:
         try:
             yield (
                 "an example, --decode=scaled",
-                _on_one_core(undecoded, whole.decoding_smaller().decode, data.batch_size),
+                _on_one_core(undecoded, whole.with_scaled_decoding().decode, data.batch_size),
             )
         except DataError as error:
             logger.warning("not measured: %s", error)
     if whole.records is None:
         logger.warning("batches of --cache=none are not measured: they need array_record files")
         return
-    examples = decoding.load(dataclasses.replace(data, cache="none"), data.train_split, for_training=True)
+    examples = loading.load(dataclasses.replace(data, cache="none"), data.train_split, for_training=True)
     yield f"batches of --cache=none, --decode={data.decode}", _of_input(examples, data.batch_size)
 
 

@@ -14,7 +14,7 @@ from petseg.benchmark import arithmetic
 from petseg.benchmark.contestants import tutorials_batches
 from petseg.benchmark.time_to_config import TimeToConfig
 from petseg.config import Config
-from petseg.data import catalog, decoding, example_order
+from petseg.data import catalog, example_order, loading
 from petseg.errors import PetsegError, one_line
 from petseg.evaluation import metrics
 from petseg.evaluation.evaluator import Evaluator
@@ -203,7 +203,7 @@ class _Scoring(keras.callbacks.Callback):
 
 
 def _evaluator(config: Config, model: keras.Model) -> Evaluator:
-    examples = decoding.load(config.data, config.data.eval_split)
+    examples = loading.load(config.data, config.data.eval_split)
     return building.build_evaluator(config, tf.distribute.get_strategy(), model, examples, None, StopRequests())
 
 

@@ -25,7 +25,7 @@ from petseg.config import DataConfig
 from petseg.config.data_config import FOLDER, check_dataset_name, named_splits
 from petseg.data import digests
 from petseg.data.digests import Digests
-from petseg.data.record_files import RecordFiles, Stretch
+from petseg.data.record_files import RecordFiles, RecordRange
 from petseg.errors import DataError, one_line
 from petseg.runtime import autotuning
 
@@ -184,7 +184,7 @@ class DataSet:
         File after file: then the position of an example says where its record is.
         """
         if self.file_format == ARRAY_RECORD:  # which TensorFlow cannot read
-            records = RecordFiles(self.stretches(split))
+            records = RecordFiles(self.record_ranges(split))
             return self.parsed(records.in_order(range(len(records))))
         examples = self.builder.as_dataset(
             split=split,
@@ -199,7 +199,7 @@ class DataSet:
         """The format of its files as TFDS calls it, such as `tfrecord`."""
         return str(self.builder.info.file_format.value)
 
-    def stretches(self, split: str) -> list[Stretch]:
+    def record_ranges(self, split: str) -> list[RecordRange]:
         """Where the records of a split are, in the order of its examples.
 
         Raises:
@@ -207,7 +207,7 @@ class DataSet:
         """
         self._ranges(split)
         return [
-            Stretch(Path(part.filename), part.skip, part.take, part.examples_in_shard)
+            RecordRange(Path(part.filename), part.skip, part.take, part.examples_in_shard)
             for part in self.builder.info.splits[split].file_instructions
         ]
 
@@ -339,7 +339,7 @@ def open_with_splits(config: DataConfig) -> DataSet:
     return data_set
 
 
-def size(config: DataConfig, split: str, classes: Classes | None = None) -> int:
+def num_examples(config: DataConfig, split: str, classes: Classes | None = None) -> int:
     """The number of examples of a split.
 
     Raises:
@@ -369,7 +369,7 @@ def listed(names: Sequence[str], count: int) -> str:
     return f" ({', '.join(names)}{more})" if names else ""
 
 
-def as_tfds_gives_it(config: DataConfig, split: str) -> tuple[tf.data.Dataset, int]:
+def tfds_dataset(config: DataConfig, split: str) -> tuple[tf.data.Dataset, int]:
     """A split as other programs get it, decoded at the pictures' own sizes, and the number of its examples.
 
     Raises:

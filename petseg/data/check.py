@@ -124,9 +124,9 @@ def _folder(config: DataConfig) -> _Source:
 
 def _tfds(config: CheckConfig) -> _Source:
     startup.load_tensorflow(show_greetings=config.check.debug)
-    from petseg.data import record_pairs
+    from petseg.data import tfds_pairs
 
-    name, sizes, classes, pairs = record_pairs.read_all(config.data)
+    name, sizes, classes, pairs = tfds_pairs.read_all(config.data)
     needed = faults.needed_splits(config.data, sizes)
     return _Source(name, sizes, pairs, classes, needed, notes=_missing_splits(config.data, sizes))
 

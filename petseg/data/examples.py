@@ -60,7 +60,7 @@ class Examples(abc.ABC):
       groups: for each class label in which examples differ, such as `species`, its value for each of the N.
       origin: data set with config and version, and split: `oxford_iiit_pet/4.0.0, test`.
       sampling: `seed` and `of`, the size of the split, if this is a random sample of it; else empty.
-      fetch_anywhere: like `fetch`, as a graph that a data service in another process can run; None if there is none.
+      fetch_portable: like `fetch`, as a graph that a data service in another process can run; None if there is none.
     """
 
     classes: Classes
@@ -68,7 +68,7 @@ class Examples(abc.ABC):
     groups: Mapping[str, Sequence[str]] = {}
     origin: str = ""
     sampling: Mapping[str, int] = {}
-    fetch_anywhere: Fetch | None = None
+    fetch_portable: Fetch | None = None
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -78,9 +78,9 @@ class Examples(abc.ABC):
     def fetch(self, ids: tf.Tensor) -> Fetched:
         """Examples by id, int64 [K], as a graph of this process; the same ids always give the same pixels."""
 
-    def batch(self, ids: tf.Tensor, at: BatchPosition, *, anywhere: bool = False) -> Fetched:
-        """Examples as training sees them at a place of a batch, as a graph; with `anywhere`, one for a data service."""
-        fetch = self.fetch_anywhere if anywhere and self.fetch_anywhere is not None else self.fetch
+    def batch(self, ids: tf.Tensor, at: BatchPosition, *, portable: bool = False) -> Fetched:
+        """Examples as training sees them at a place of a batch, as a graph; with `portable`, one for a data service."""
+        fetch = self.fetch_portable if portable and self.fetch_portable is not None else self.fetch
         return fetch(ids)
 
     def read(self, ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -140,8 +140,8 @@ class Subset(Examples):
     def __init__(self, examples: Examples, ids: np.ndarray):
         self._examples, self._ids = examples, ids
         self.classes, self.origin = examples.classes, examples.origin
-        if (fetch_anywhere := examples.fetch_anywhere) is not None:
-            self.fetch_anywhere = lambda chosen: fetch_anywhere(self._in_split(chosen))
+        if (fetch_portable := examples.fetch_portable) is not None:
+            self.fetch_portable = lambda chosen: fetch_portable(self._in_split(chosen))
 
     def __len__(self) -> int:
         return len(self._ids)

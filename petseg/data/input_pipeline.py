@@ -24,7 +24,7 @@ Batch = dict[str, tf.Tensor]
 PARALLEL_BATCHES, PREFETCHED_BATCHES = 2, 2
 
 
-def check_divides(strategy: tf.distribute.Strategy, batch_size: int) -> None:
+def check_batch_divides(strategy: tf.distribute.Strategy, batch_size: int) -> None:
     """Raises ConfigError if the replicas do not divide a batch evenly."""
     number = strategy.num_replicas_in_sync
     if batch_size % number:
@@ -62,7 +62,7 @@ def distributed_training_batches(
       ConfigError: if the replicas do not divide the batch.
       DataError: if the split does not fill one.
     """
-    check_divides(strategy, batch_size)
+    check_batch_divides(strategy, batch_size)
     return strategy.distribute_datasets_from_function(
         lambda context: training_batches_of_host(
             context,
@@ -104,18 +104,18 @@ def training_batches_of_host(
         step, replica = element // local, context.input_pipeline_id * local + element % local
         positions = replica * size + tf.range(size, dtype=tf.int64)
         at = BatchPosition(step, positions, batch_size, seed, order_version)
-        return part_of_batch(examples, at, anywhere=bool(addresses))
+        return part_of_batch(examples, at, portable=bool(addresses))
 
     first, last = first_step * local, last_step * local
     if addresses:
-        parts = service_client.made_elsewhere(addresses, first, last, part)
+        parts = service_client.remote_batches(addresses, first, last, part)
     else:
         parts = tf.data.Dataset.range(first, last).map(part, PARALLEL_BATCHES)
     return _in_order((bad_examples or BadExampleLog()).recorded(parts))
 
 
-def part_of_batch(examples: Examples, at: BatchPosition, *, anywhere: bool = False) -> Batch:
-    """The examples at some positions of the batch of a step, as a graph; with `anywhere`, one for a data service.
+def part_of_batch(examples: Examples, at: BatchPosition, *, portable: bool = False) -> Batch:
+    """The examples at some positions of the batch of a step, as a graph; with `portable`, one for a data service.
 
     Returns:
       `image`, `mask`, `example_id` and `position`, and for `BadExampleLog.recorded` also `step` and `usable`.
@@ -128,7 +128,7 @@ def part_of_batch(examples: Examples, at: BatchPosition, *, anywhere: bool = Fal
         seed=at.seed,
         version=at.order_version,
     )
-    image, mask, usable = examples.batch(ids, at, anywhere=anywhere)
+    image, mask, usable = examples.batch(ids, at, portable=portable)
     return {
         "image": image, "mask": mask, "example_id": ids, "position": at.positions, "step": at.step, "usable": usable
     }  # fmt: skip

@@ -39,7 +39,7 @@ class NumpyResizing:
         there[top : top + part.shape[0], left : left + part.shape[1]] = part
         return there
 
-    def back(self, logits: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    def to_image_size(self, logits: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
         """What was said of the network's input, as said of the picture, from top to bottom.
 
         Args:
@@ -56,7 +56,7 @@ class NumpyResizing:
 
     def probabilities(self, logits: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
         """The softmax of `back`, from top to bottom: float32 [rows, W, C]."""
-        for planes in self.back(logits, shape):
+        for planes in self.to_image_size(logits, shape):
             planes -= planes.max(axis=0)
             np.exp(planes, out=planes)
             planes /= planes.sum(axis=0)

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
+from petseg.data.example_decoding import BadExampleError
 from petseg.data.examples import BatchPosition, Examples, Fetched
-from petseg.data.pair_decoding import UnusableExampleError
 from petseg.picture_formats import open_picture
 
 # Added to the seed, which is below: augmentation draws from (seed, step) too, and must be independent of the crops.
@@ -27,7 +27,7 @@ class RandomCrops(Examples):
     def __init__(self, canvases: Examples, size: tuple[int, int], sizes: np.ndarray):
         self._canvases, self._size, self._sizes = canvases, size, sizes
         self.classes, self.names, self.origin = canvases.classes, canvases.names, canvases.origin
-        self.fetch_anywhere = canvases.fetch_anywhere
+        self.fetch_portable = canvases.fetch_portable
 
     def __len__(self) -> int:
         return len(self._canvases)
@@ -41,12 +41,12 @@ class RandomCrops(Examples):
         image, mask, usable = self._canvases.fetch(ids)
         return Fetched(self._centre(image), self._centre(mask), usable)
 
-    def batch(self, ids: tf.Tensor, at: BatchPosition, *, anywhere: bool = False) -> Fetched:
+    def batch(self, ids: tf.Tensor, at: BatchPosition, *, portable: bool = False) -> Fetched:
         """The random crops of a step, each position in its picture equally likely.
 
         Along a side on which the picture is smaller than the crop, it is centred in the crop.
         """
-        image, mask, usable = self._canvases.batch(ids, at, anywhere=anywhere)
+        image, mask, usable = self._canvases.batch(ids, at, portable=portable)
         drawn = tf.random.stateless_uniform(
             [at.batch_size, 2], seed=tf.stack([tf.constant(at.seed + STREAM, tf.int64), at.step])
         )
@@ -106,9 +106,9 @@ def canvas_size(sizes: np.ndarray, crop: tuple[int, int]) -> tuple[int, int]:
 
 
 def check_size(in_header: np.ndarray, size: np.ndarray, where: str) -> None:
-    """Raises UnusableExampleError if a decoded picture has another size than its header says."""
+    """Raises BadExampleError if a decoded picture has another size than its header says."""
     if (size != in_header).any():
-        raise UnusableExampleError(
+        raise BadExampleError(
             f"{where}: its header says {tuple(in_header.tolist())} (height, width); must be {tuple(size.tolist())}, "
             "the size of the decoded picture"
         )

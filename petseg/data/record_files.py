@@ -23,7 +23,7 @@ UNREADABLE = "cannot be read"
 
 
 @dataclasses.dataclass(frozen=True)
-class Stretch:
+class RecordRange:
     """Consecutive records of a split in one file.
 
     Attributes:
@@ -46,7 +46,7 @@ class RecordFiles:
       states: size and modification time of each file when this was made.
     """
 
-    def __init__(self, stretches: Sequence[Stretch]):
+    def __init__(self, stretches: Sequence[RecordRange]):
         """Opens no file yet.
 
         Raises:

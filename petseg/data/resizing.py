@@ -51,7 +51,7 @@ class Resizing:
             mask = tf.image.resize(mask, self.resized_size(tf.shape(mask)), method="nearest")
         return self._in_the_middle(mask, IGNORED)
 
-    def back(self, values: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+    def to_image_size(self, values: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
         """What was said of the network's input, float32 [B, h, w, C], as said of the picture, [B, H, W, C].
 
         Args:
@@ -66,7 +66,7 @@ class Resizing:
         values = values[:, top : top + height, left : left + width]
         return values if self.method == "crop" else tf.image.resize(values, shape[:2], method="bilinear")
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """What the network expects of a picture, for a model card."""
         size = f"{self.size[0]} x {self.size[1]} (height x width)"
         return {

@@ -22,7 +22,7 @@ OUT_OF_ORDER = "data service: batch out of order"
 logger = logging.getLogger(__name__)
 
 
-def made_elsewhere(
+def remote_batches(
     addresses: Sequence[str], first: int, last: int, make: Callable[[tf.Tensor], Any]
 ) -> tf.data.Dataset:
     """The batches `make(first)` to `make(last - 1)`, in this order, made by the processes that listen at addresses.
@@ -68,7 +68,7 @@ def made_elsewhere(
     return tf.data.Dataset.zip(tf.data.Dataset.range(first, last), dealt).map(checked)
 
 
-def wait_for(addresses: Sequence[str], seconds: float) -> None:
+def wait_for_services(addresses: Sequence[str], seconds: float) -> None:
     """Returns when somebody listens at each address.
 
     Raises:
@@ -87,7 +87,7 @@ def wait_for(addresses: Sequence[str], seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def watched(addresses: Sequence[str], what_remains: str) -> Iterator[None]:
+def watch_services(addresses: Sequence[str], what_remains: str) -> Iterator[None]:
     """Ends the process, with one line, when an address has not been answering for a while.
 
     TensorFlow goes on asking for ever, in calls that no signal, no exception and no end of the program interrupts. So

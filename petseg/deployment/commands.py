@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.data import catalog, decoding
+from petseg.data import catalog, loading
 from petseg.data.drawings import animal_drawing
 from petseg.data.resizing import Resizing
 from petseg.deployment import export as export_lib
@@ -95,7 +95,7 @@ def _images_to_compare_on(run: TrainedRun | PackedRun, score: ScoreConfig) -> tu
     if catalog.is_on_disk(data):
         try:
             split = score.split or data.eval_split
-            return decoding.load_first(data, split, run.classes, count=COMPARED_IMAGES).images, "images"
+            return loading.load_first(data, split, run.classes, count=COMPARED_IMAGES).images, "images"
         except PetsegError as error:
             if score.split:
                 raise
@@ -112,4 +112,4 @@ def _drawings(size: tuple[int, int], count: int) -> np.ndarray:
 
 def _calibration_images(run: TrainedRun | PackedRun) -> np.ndarray:
     data = run.config.data
-    return decoding.load_spread(data, data.train_split, run.classes, count=CALIBRATION_IMAGES).images
+    return loading.load_spread(data, data.train_split, run.classes, count=CALIBRATION_IMAGES).images

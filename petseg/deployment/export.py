@@ -328,7 +328,7 @@ def _facts(
 ) -> dict[str, Any]:
     """What the model card says of inputs, outputs and files."""
     _, height, width, classes = layer.model.output_shape
-    preparation = f"RGB, {Resizing((height, width), resize).in_words()}"
+    preparation = f"RGB, {Resizing((height, width), resize).describe()}"
     pixels = ["batch", height, width]
     exports: dict[str, dict[str, Any]] = {
         a.format: {**dataclasses.asdict(a), "path": Path(a.path).name, "batch": _FORMATS[a.format].batch_size or "any"}

@@ -56,7 +56,7 @@ class OnnxRunner:
         return np.log(np.maximum(said, MIN_PROBABILITY))  # logits, but for a constant of each pixel
 
     def resize_logits(self, logits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        return np.moveaxis(np.concatenate(list(self._resizing.back(logits, shape)), axis=1), 0, -1)
+        return np.moveaxis(np.concatenate(list(self._resizing.to_image_size(logits, shape)), axis=1), 0, -1)
 
     def probabilities(self, logits: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
         return self._resizing.probabilities(logits, shape)

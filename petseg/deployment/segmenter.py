@@ -16,7 +16,7 @@ from PIL import Image
 from petseg.classes import IGNORED, Classes
 from petseg.config import Config
 from petseg.config.eval_config import ScoreConfig
-from petseg.data import decoding, sample
+from petseg.data import loading, subsampling
 from petseg.data.backends.memory import MemoryExamples
 from petseg.data.examples import Examples
 from petseg.deployment.photograph_files import blended, check_foreground
@@ -206,9 +206,9 @@ class Segmenter:
                 training_data.check_not_trained_on(
                     dataset, data, self.classes, self._trained_on, flag="dataset=", remedy=remedy
                 )
-            whole = decoding.load(data, dataset, self.classes)
-            examples = sample.sample(whole, eval_examples, self.config.runtime.seed)
-            decoding.check_labels(examples, data, flag="dataset=", split=dataset)
+            whole = loading.load(data, dataset, self.classes)
+            examples = subsampling.subsample(whole, eval_examples, self.config.runtime.seed)
+            loading.check_labels(examples, data, flag="dataset=", split=dataset)
             return self._results(self._evaluator(examples).evaluate(), dataset, examples)
         pairs = [_checked_pair(i, pair, self.classes) for i, pair in enumerate(dataset)]
         if not pairs:

@@ -51,4 +51,4 @@ class KerasRunner:
         return inference.logits(self._model, images, flip_tta=self._flip_tta)
 
     def _back(self, logits: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
-        return self._resizing.back(logits[None], shape)[0]
+        return self._resizing.to_image_size(logits[None], shape)[0]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from petseg.data import sample
+from petseg.data import subsampling
 from petseg.evaluation import metrics
 
 # Images up to which the counts of each are kept, and what their confusion matrices may take; beyond, parts of that are
@@ -80,7 +80,7 @@ class LargeSplit:
 
     def __init__(self, count: int, num_classes: int, *, resamples: int, outlines: bool = False, seed: int = SEED):
         self.count, self._resamples, self._seed = count, resamples, seed
-        self.ids = sample.positions(count, max(1, most_rows(num_classes) // SAMPLE_PART), SEED)
+        self.ids = subsampling.positions(count, max(1, most_rows(num_classes) // SAMPLE_PART), SEED)
         self.confusion_matrices = np.zeros([len(self.ids), num_classes, num_classes], np.int64)
         self.boundaries = np.zeros([len(self.ids), num_classes, 4], np.int64) if outlines else None
         self.boundary_total = np.zeros([num_classes, 4], np.int64) if outlines else None

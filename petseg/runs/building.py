@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from petseg.classes import Classes
 from petseg.config import Config, DataConfig
-from petseg.data import catalog, decoding, input_pipeline
+from petseg.data import catalog, input_pipeline, loading
 from petseg.data.bad_examples import BadExampleLog
 from petseg.data.examples import Examples
 from petseg.errors import ConfigError
@@ -24,7 +24,7 @@ from petseg.training.weight_averaging import WeightAverage
 
 def check_replicas(config: Config, strategy: tf.distribute.Strategy) -> None:
     """Raises ConfigError if the replicas of a strategy cannot make the steps of a config."""
-    input_pipeline.check_divides(strategy, config.data.batch_size)
+    input_pipeline.check_batch_divides(strategy, config.data.batch_size)
     step_checks.check_step(
         strategy,
         batch_size=config.data.batch_size,
@@ -44,8 +44,8 @@ def check_replicas(config: Config, strategy: tf.distribute.Strategy) -> None:
 def load_splits(config: DataConfig) -> tuple[Examples, Examples]:
     """The training split and the evaluation split, decoded."""
     classes = catalog.open_with_splits(config).classes
-    train = decoding.load(config, config.train_split, classes, for_training=True)
-    evaluation = decoding.load(config, config.eval_split, train.classes)
+    train = loading.load(config, config.train_split, classes, for_training=True)
+    evaluation = loading.load(config, config.eval_split, train.classes)
     catalog.warn_of_shared_examples(catalog.open_data(config, train.classes), config.train_split, config.eval_split)
     return train, evaluation
 

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.data import catalog, decoding, example_order, input_pipeline, sample
+from petseg.data import catalog, example_order, input_pipeline, loading, subsampling
 from petseg.data.examples import Examples
 from petseg.errors import CheckpointError, ConfigError, DataError
 from petseg.evaluation import confidence_intervals, large_splits, score_tables
@@ -142,9 +142,9 @@ class Scorer:
     ):
         self.run, self._score, self._split, self._signals = run, score, split, signals
         self._tile = score.tile_size(run.config.data)
-        self.examples = sample.sample(run.load(split), score.eval_examples, sample_seed)
+        self.examples = subsampling.subsample(run.load(split), score.eval_examples, sample_seed)
         with input_pipeline.naming_lost_files(self.examples):
-            decoding.check_labels(self.examples, run.config.data, flag="--split=", split=split)
+            loading.check_labels(self.examples, run.config.data, flag="--split=", split=split)
         if score.csv and large_splits.is_large(len(self.examples), len(run.classes)):
             logger.warning("--csv=%s: %d images are too many; it gets a sample of them", score.csv, len(self.examples))
         requests = StopRequests()
@@ -179,7 +179,7 @@ class Scorer:
         step, data = self.run.restore(path, self._model), self.run.config.data
         evaluations = {"{} x {}".format(*data.size): self._evaluator.evaluate()}
         if self._score.resolution == "native":
-            pairs = decoding.native(data, self._split, self.run.classes, ids=self._sampled_ids())
+            pairs = loading.native_pairs(data, self._split, self.run.classes, ids=self._sampled_ids())
             tiles = " in tiles of {} x {}".format(*self._tile) if self._tile else ""
             native = self._evaluator.evaluate_native(pairs, self._any_size.logits)
             evaluations[f"native resolution{tiles}"] = native
@@ -207,7 +207,7 @@ class Scorer:
     def _sampled_ids(self) -> np.ndarray | None:
         """The positions in the split of the examples that are scored; None where all are."""
         drawn = self.examples.sampling
-        return sample.positions(drawn["of"], len(self.examples), drawn["seed"]) if drawn else None
+        return subsampling.positions(drawn["of"], len(self.examples), drawn["seed"]) if drawn else None
 
     def _differences(self, native: bool) -> list[str]:
         """What is done otherwise than in training."""
@@ -305,7 +305,7 @@ def _ends_at(run: TrainedRun, step: int) -> bool:
 def _last_step(run: TrainedRun) -> int:
     """The step at which the run will end, as it was last started."""
     data, schedule, record = run.config.data, run.workdir.load_config().schedule, run.training_data
-    count = record.examples["train_split"] if record else catalog.size(data, data.train_split, run.classes)
+    count = record.examples["train_split"] if record else catalog.num_examples(data, data.train_split, run.classes)
     return Schedule.of(schedule, example_order.steps_per_epoch(count, data.batch_size)).last_step
 
 

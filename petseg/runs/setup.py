@@ -7,7 +7,7 @@ import keras
 
 from petseg import config as config_lib
 from petseg.config import Config
-from petseg.data import catalog, decoding, example_order, input_pipeline, sample, service_client
+from petseg.data import catalog, example_order, input_pipeline, loading, service_client, subsampling
 from petseg.data.examples import Examples
 from petseg.errors import ClusterError, StoppedError
 from petseg.evaluation.evaluator import Evaluator
@@ -95,13 +95,13 @@ def set_up(config: Config, workdir: WorkDirectory, placement: Placement, signals
     """
     building.check_replicas(config, placement.strategy)
     start = starting_point.find_starting_point(config, workdir)
-    service_client.wait_for(config.data.service_addresses(), config.distribution.cluster_timeout)
+    service_client.wait_for_services(config.data.service_addresses(), config.distribution.cluster_timeout)
     data = _checked_data(config, workdir, start)
     train_examples, eval_examples = building.load_splits(config.data)
-    eval_examples = sample.sample(eval_examples, config.schedule.eval_examples, config.runtime.seed)
+    eval_examples = subsampling.subsample(eval_examples, config.schedule.eval_examples, config.runtime.seed)
     with input_pipeline.naming_lost_files(train_examples, eval_examples):
-        decoding.check_labels(train_examples, config.data, flag="--train_split=", split=config.data.train_split)
-        decoding.check_labels(eval_examples, config.data, flag="--eval_split=", split=config.data.eval_split)
+        loading.check_labels(train_examples, config.data, flag="--train_split=", split=config.data.train_split)
+        loading.check_labels(eval_examples, config.data, flag="--eval_split=", split=config.data.eval_split)
         run = _build(config, workdir, placement, signals, start, train_examples, eval_examples, data)
     signals.call(lambda: run.requests.stop.assign(1.0))
     if start.checkpoint:

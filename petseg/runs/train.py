@@ -184,5 +184,5 @@ def _naming_lost_input(run: Run) -> Iterator[None]:
     """Replaces TensorFlow's errors for lost files and data services by one line each."""
     remains = f"rerun to resume from the newest checkpoint in {run.workdir.checkpoints}"
     lost_files = input_pipeline.naming_lost_files(run.train_examples, run.eval_examples)
-    with lost_files, service_client.watched(run.config.data.service_addresses(), remains):
+    with lost_files, service_client.watch_services(run.config.data.service_addresses(), remains):
         yield

@@ -104,9 +104,9 @@ class TrainedRun:
 
     def load(self, split: str) -> "Examples":
         """The examples of a split, kept as the config's `cache` says."""
-        from petseg.data import decoding
+        from petseg.data import loading
 
-        return decoding.load(self.config.data, split, self.classes)
+        return loading.load(self.config.data, split, self.classes)
 
     def checkpoint(self, which: str, *, intact: bool = True) -> str:
         """The path of a checkpoint: the `latest`, the `best`, or a path.

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import as_array_records, data_config, load_examples, replicas
-from test_decoding import picture, png, write_data_set
+from test_loading import picture, png, write_data_set
 
 from petseg.classes import PETS
-from petseg.data import decoding, example_order, input_pipeline
+from petseg.data import example_order, input_pipeline, loading
 from petseg.data.bad_examples import BadExampleLog
 from petseg.errors import DataError
 
@@ -33,7 +33,7 @@ def spoiled(tmp_path_factory):
 
 def loaded(folder, policy):
     config = data_config("handmade_pets", 32, folder, cache="none", on_bad_example=policy)
-    return decoding.load(config, "train", PETS, for_training=True)
+    return loading.load(config, "train", PETS, for_training=True)
 
 
 def batches(examples, devices=1, *, first_step=0, last_step=6, log=None):

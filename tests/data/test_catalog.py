@@ -17,14 +17,14 @@ AT_ONCE = """
 import os, sys, traceback
 import keras
 from petseg.config import DataConfig
-from petseg.data import decoding
+from petseg.data import loading
 from petseg.data.synthetic_pets import SyntheticPets
 SyntheticPets.__init__.__kwdefaults__.update(num_train=60, num_test=4)
 
 def train():
     keras.utils.set_random_seed(0)  # as every run does; TFDS draws the name of its temporary folder from it
     data = DataConfig(dataset="synthetic_pets", image_size="32", data_dir=sys.argv[1])
-    print(len(decoding.load(data, "train")))
+    print(len(loading.load(data, "train")))
 
 processes = []
 for _ in range(3):

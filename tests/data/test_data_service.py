@@ -96,7 +96,7 @@ def test_two_workers_behind_one_address_are_found_out(data_dir, cache_dir):
     address = dispatcher.target.removeprefix("grpc://")
     workers = [service.WorkerServer(service.WorkerConfig(dispatcher_address=address)) for _ in range(2)]
     named = pytest.raises(ClusterError, match=r"out of order; there must be one worker behind each address; go on")
-    with named, service_client.watched([address], "go on"):
+    with named, service_client.watch_services([address], "go on"):
         training_batches(disk, last_step=50, addresses=[address])
     assert len(workers) == 2
 
@@ -104,7 +104,7 @@ def test_two_workers_behind_one_address_are_found_out(data_dir, cache_dir):
 def test_a_service_that_was_started_anew_is_named(addresses):
     error = tf.errors.NotFoundError(None, None, "Unknown iteration client id; perhaps a dispatcher restart")
     named = pytest.raises(ClusterError, match=rf"grpc://{addresses[0]} was started anew.*; go on")
-    with named, service_client.watched(addresses[:1], "go on"):
+    with named, service_client.watch_services(addresses[:1], "go on"):
         raise error
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import NUM_TRAIN, ROOT, as_array_records, changed, load_examples, replicas
-from test_decoding import picture, png, write_data_set
+from test_loading import picture, png, write_data_set
 
-from petseg.data import decoding, input_pipeline
+from petseg.data import input_pipeline, loading
 from petseg.data.backends import disk
 from petseg.data.backends.disk import Cache
 from petseg.errors import ConfigError, DataError
@@ -116,7 +116,7 @@ def test_whole_runs_end_in_the_same_numbers(tiny_config, array_record_dir, tmp_p
 
 def test_a_second_run_reuses_what_the_first_one_decoded(data_dir, tmp_path, caplog, monkeypatch):
     first = load_examples("synthetic_pets", "train", 32, str(data_dir), cache="disk", cache_dir=str(tmp_path))
-    monkeypatch.setattr(decoding, "_decode_all", None)
+    monkeypatch.setattr(loading, "_decode_all", None)
     caplog.clear()
     with caplog.at_level("INFO", logger="petseg"):
         again = load_examples("synthetic_pets", "train", 32, str(data_dir), cache="disk", cache_dir=str(tmp_path))
@@ -246,14 +246,14 @@ MEASURE = """
 import json, sys, tensorflow as tf
 from petseg.classes import PETS
 from petseg.config import DataConfig
-from petseg.data import decoding, input_pipeline
+from petseg.data import input_pipeline, loading
 from petseg.runtime import host_allocator
 host_allocator.keep_freed_memory()  # as every run does; and so what was needed for a moment is seen
 def anonymous():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) / 1024
 def work(cache, split):
-    examples = decoding.load(
+    examples = loading.load(
         DataConfig(
             dataset="handmade_pets",
             image_size="256",

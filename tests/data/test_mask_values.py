@@ -5,7 +5,7 @@ from hypothesis import given, strategies as st
 from PIL import Image
 
 from petseg.classes import IGNORED, UNKNOWN, Classes
-from petseg.data import mask_coding
+from petseg.data import mask_decoding
 from petseg.data.folders import mask_values
 from petseg.data.folders.mask_values import Coding
 from petseg.errors import ConfigError, DataError
@@ -87,16 +87,16 @@ def test_tensorflow_codes_as_numpy_does(numbers, colored):
         if colored
         else array[..., None].astype(np.uint16)
     )
-    ids = mask_coding.code(tf.constant(pixels), classes)
+    ids = mask_decoding.code(tf.constant(pixels), classes)
     assert ids.dtype == tf.uint8
     np.testing.assert_array_equal(ids[..., 0], Coding(classes).ids(array))
 
 
 def test_a_value_that_means_nothing_is_told():
     pixels = tf.constant([[[3], [4]]], tf.uint8)
-    number = mask_coding.an_unknown_value(pixels, mask_coding.code(pixels, NUMBERS))
-    assert mask_coding.shown(int(number), NUMBERS) == "value 4"
-    assert mask_coding.an_unknown_value(pixels, tf.zeros_like(pixels)) == mask_coding.NONE
+    number = mask_decoding.an_unknown_value(pixels, mask_decoding.code(pixels, NUMBERS))
+    assert mask_decoding.shown(int(number), NUMBERS) == "value 4"
+    assert mask_decoding.an_unknown_value(pixels, tf.zeros_like(pixels)) == mask_decoding.NONE
 
 
 def found(*masks):

@@ -30,9 +30,9 @@ def test_what_is_said_comes_back_to_the_pictures_size(method, monkeypatch):
     for height, width in SIZES:
         if method == "crop" and (height > size[0] or width > size[1]):
             continue
-        parts = list(NumpyResizing(size, method).back(logits, (height, width, 3)))
+        parts = list(NumpyResizing(size, method).to_image_size(logits, (height, width, 3)))
         found = np.moveaxis(np.concatenate(parts, axis=1), 0, -1)
-        expected = Resizing(size, method).back(logits[None], np.int32([height, width]))[0]
+        expected = Resizing(size, method).to_image_size(logits[None], np.int32([height, width]))[0]
         np.testing.assert_allclose(found, expected, atol=1e-4)
         assert max(part.size for part in parts) <= max(5000, 5 * width)
 

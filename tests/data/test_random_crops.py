@@ -7,7 +7,7 @@ from conftest import data_config, replicas
 from test_disk_cache import equal, training_batches
 
 from petseg.classes import IGNORED, PETS
-from petseg.data import decoding, input_pipeline
+from petseg.data import input_pipeline, loading
 from petseg.data.backends.memory import MemoryExamples
 from petseg.data.examples import BatchPosition
 from petseg.data.random_crops import RandomCrops
@@ -72,17 +72,17 @@ def test_crops_are_functions_of_seed_step_and_position(crops):
 
 def load(data_dir, **more):
     config = data_config("synthetic_pets", 64, str(data_dir), resize="crop", **more)
-    return decoding.load(config, "train", PETS, for_training=True)
+    return loading.load(config, "train", PETS, for_training=True)
 
 
 def test_read_examples_are_centre_crops_and_classes_are_counted_in_whole_pictures(data_dir):
     config = data_config("synthetic_pets", 64, str(data_dir), resize="crop")
-    pairs = list(decoding.native(config, "train", PETS))
+    pairs = list(loading.native_pairs(config, "train", PETS))
     assert len({image.shape for image, _ in pairs}) > 1
     counted = np.concatenate([*load(data_dir).masks_to_count()])
     assert counted.shape[1:3] == tuple(np.max([image.shape[:2] for image, _ in pairs], axis=0))
     assert (counted != IGNORED).sum() == sum((mask != IGNORED).sum() for _, mask in pairs)
-    for examples in (load(data_dir), decoding.load(config, "train", PETS)):  # as trained on, and as scored
+    for examples in (load(data_dir), loading.load(config, "train", PETS)):  # as trained on, and as scored
         images, masks = examples.read(range(len(pairs)))
         for i, (image, mask) in enumerate(pairs):
             top, left = ((side - 64) // 2 for side in image.shape[:2])
@@ -114,6 +114,6 @@ def test_the_graph_for_a_data_service_makes_the_same_crops(data_dir, tmp_path):
     examples = load(data_dir, cache="disk", cache_dir=str(tmp_path))
     for step, expected in enumerate(training_batches(examples)):
         at = BatchPosition(tf.constant(step, tf.int64), tf.range(4, dtype=tf.int64), 4, 3)
-        found = input_pipeline.part_of_batch(examples, at, anywhere=True)
+        found = input_pipeline.part_of_batch(examples, at, portable=True)
         for key, value in expected.items():
             np.testing.assert_array_equal(found[key], value)

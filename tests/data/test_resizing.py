@@ -68,7 +68,7 @@ def test_what_comes_back_is_that_of_the_picture_and_of_no_filling(height, width,
         return
     inside = np.zeros((1, *size, 1), np.float32)
     inside[0, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = 1
-    back = Resizing(size, method).back(tf.constant(inside), tf.constant([height, width, 3]))
+    back = Resizing(size, method).to_image_size(tf.constant(inside), tf.constant([height, width, 3]))
     assert back.shape == (1, height, width, 1)
     np.testing.assert_allclose(back, 1, rtol=1e-6)
 
@@ -79,7 +79,7 @@ def test_crop_keeps_the_scale():
     np.testing.assert_array_equal(resizing.image(tf.constant(image)), image[4:36, 18:82])
     small = picture(20, 31)
     np.testing.assert_array_equal(resizing.image(tf.constant(small))[6:26, 16:47], small)
-    there = resizing.back(tf.cast(resizing.image(tf.constant(small)), tf.float32)[None], tf.constant([20, 31]))
+    there = resizing.to_image_size(tf.cast(resizing.image(tf.constant(small)), tf.float32)[None], tf.constant([20, 31]))
     np.testing.assert_array_equal(there[0], small)
 
 
@@ -94,4 +94,4 @@ def test_as_a_graph_for_pictures_of_any_size(method):
     pair = function(picture(40, 90), picture(40, 90, 1))
     for found, eager in zip(pair, (resizing.image(picture(40, 90)), resizing.mask(picture(40, 90, 1))), strict=True):
         np.testing.assert_array_equal(found, eager)
-    assert "32 x 64" in resizing.in_words()
+    assert "32 x 64" in resizing.describe()

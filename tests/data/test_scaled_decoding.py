@@ -7,11 +7,11 @@ import pytest
 import tensorflow as tf
 from conftest import as_array_records, data_config, load_examples, replicas
 from PIL import Image
-from test_decoding import png, write_data_set
+from test_loading import png, write_data_set
 
 from petseg.classes import IGNORED, PETS
 from petseg.config import DataConfig
-from petseg.data import decoding, input_pipeline, pair_decoding
+from petseg.data import example_decoding, input_pipeline, loading
 from petseg.data.resizing import GREY, Resizing
 from petseg.errors import ConfigError, DataError
 
@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
 
 
 def load(folder, **more):
-    return decoding.load(data_config("handmade_pets", "32,64", folder, **more), **DECODE)
+    return loading.load(data_config("handmade_pets", "32,64", folder, **more), **DECODE)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_a_picture_is_as_small_as_it_may_be_and_no_smaller(method, target):
     resizing = Resizing(target, method)
     ratios = set()
     for size in SIZES:
-        image, own_size, ratio = pair_decoding.decoded_smaller(tf.constant(jpeg(*size).read()), resizing)
+        image, own_size, ratio = example_decoding.decode_reduced(tf.constant(jpeg(*size).read()), resizing)
         needed = resizing.resized_size(tf.constant(size)).numpy()
         height, width = image.shape[:2]
         assert tuple(own_size.numpy()) == size

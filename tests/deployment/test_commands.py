@@ -13,7 +13,7 @@ from conftest import NUM_TEST, NUM_TRAIN, load_examples, own_lines, run_program,
 from petseg.classes import PETS
 from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.data import pair_decoding
+from petseg.data import example_decoding
 from petseg.deployment import commands
 from petseg.errors import DataError
 from petseg.models import inference
@@ -64,7 +64,7 @@ def test_an_export_decodes_the_images_that_it_needs_and_no_others(
     workdir, data_dir, tmp_path, monkeypatch, formats, compared, calibration
 ):
     given, decoded = {}, []
-    genuine = pair_decoding.check_example
+    genuine = example_decoding.check_example
 
     def export(model, formats, output_dir, examples, **options):
         given.update(options, examples=examples)
@@ -72,7 +72,7 @@ def test_an_export_decodes_the_images_that_it_needs_and_no_others(
 
     monkeypatch.setattr(commands.export_lib, "check_formats", lambda formats: None)
     monkeypatch.setattr(commands.export_lib, "export", export)
-    monkeypatch.setattr(pair_decoding, "check_example", lambda *args: (decoded.append(args), genuine(*args)))
+    monkeypatch.setattr(example_decoding, "check_example", lambda *args: (decoded.append(args), genuine(*args)))
     monkeypatch.setattr(commands, "COMPARED_IMAGES", compared)
     monkeypatch.setattr(commands, "CALIBRATION_IMAGES", 10)
     score = ScoreConfig(workdir=str(workdir.path), export=formats, output_dir=str(tmp_path / "out"))

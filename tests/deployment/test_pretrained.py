@@ -8,7 +8,7 @@ from conftest import data_config, run_program
 from PIL import Image
 
 import petseg
-from petseg.data import decoding
+from petseg.data import loading
 from petseg.data.drawings.animal_drawing import draw
 from petseg.runs import packed_run
 
@@ -38,14 +38,14 @@ def test_it_is_small_and_says_what_it_is():
 
 
 def test_on_the_photographs_it_scores_what_its_card_says(pets, real_data_dir):
-    pairs = decoding.native(data_config("oxford_iiit_pet", 128, real_data_dir), "test[:100]", pets.classes)
+    pairs = loading.native_pairs(data_config("oxford_iiit_pet", 128, real_data_dir), "test[:100]", pets.classes)
     scores = pets.evaluate([(image, mask) for image, mask in pairs])
     assert scores["mean_iou"] >= 0.81
     assert scores["iou"]["border"] >= 0.59
 
 
 def test_on_drawings_it_is_nowhere_near_random(pets, data_dir):
-    pairs = decoding.native(data_config("synthetic_pets", 128, data_dir), "test", pets.classes)
+    pairs = loading.native_pairs(data_config("synthetic_pets", 128, data_dir), "test", pets.classes)
     scores = pets.evaluate(list(itertools.islice(pairs, 8)))
     assert scores["accuracy"] >= 0.75
     assert scores["iou"]["pet"] >= 0.5

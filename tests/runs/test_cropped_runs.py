@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.data import decoding
+from petseg.data import loading
 from petseg.deployment import prediction_command
 from petseg.errors import ConfigError
 from petseg.runs import scoring, train
@@ -20,7 +20,7 @@ def test_it_is_trained_scored_and_used(tiny_config, tmp_path):
     results = train.train(config)
     assert np.sum(results["confusion_matrix"]) == 3 * 64 * 64
     score = ScoreConfig(workdir=config.runtime.workdir, resolution="native")
-    pairs = list(decoding.native(config.data, "test[:3]"))
+    pairs = list(loading.native_pairs(config.data, "test[:3]"))
     middles, native = scoring.evaluate(EvalConfig(score))
     assert middles["confusion_matrix"] == results["confusion_matrix"]
     assert native["resolution"] == "native resolution in tiles of 64 x 64"

@@ -12,7 +12,7 @@ from conftest import NUM_TEST, changed, own_lines, run_program, tiny_flags
 from petseg.classes import PETS
 from petseg.config import Config, command_line, with_kept
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.data import decoding
+from petseg.data import loading
 from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
 from petseg.reporting import tags
 from petseg.runs import scoring, train
@@ -206,7 +206,7 @@ def test_only_what_cannot_be_written_is_said_to_be_so(tiny_config, monkeypatch):
         def load(*arguments, **options):
             raise OSError(number, os.strerror(number), "some file")
 
-        monkeypatch.setattr(decoding, "load", load)
+        monkeypatch.setattr(loading, "load", load)
 
     fail(errno.EMFILE)
     with pytest.raises(OSError, match="Too many open files"):

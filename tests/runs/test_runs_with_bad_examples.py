@@ -10,7 +10,7 @@ from array_record.python import array_record_module
 from conftest import NUM_TRAIN, changed, tiny_flags
 from programs_in_forks import Program
 
-from petseg.data import decoding, example_order
+from petseg.data import example_order, loading
 from petseg.errors import DataError
 from petseg.runs import starting_point, train
 from petseg.runs.bad_examples import BadExamples
@@ -93,7 +93,7 @@ def test_a_run_ends_at_a_bad_example_and_resumes_to_the_same_bits_when_it_is_fix
 def test_ignored_examples_are_logged_once_and_bounded(config, tmp_path, caplog):
     spoil(tmp_path / "data", 5)
     config = changed(config, "data", on_bad_example="ignore")
-    examples = decoding.load(config.data, "train", for_training=True)
+    examples = loading.load(config.data, "train", for_training=True)
     checked = BadExamples(config, Placement(tf.distribute.get_strategy()), examples, lambda: "the start")
     assert checked.limit == 10
     record(checked.log, {0: [5], 3: [5], 7: range(10, 20)})
@@ -108,7 +108,7 @@ def test_ignored_examples_are_logged_once_and_bounded(config, tmp_path, caplog):
 
 
 def test_an_example_that_can_be_read_by_now_is_named_too(config):
-    examples = decoding.load(config.data, "train", for_training=True)
+    examples = loading.load(config.data, "train", for_training=True)
     checked = BadExamples(config, Placement(tf.distribute.get_strategy()), examples, lambda: "the start")
     record(checked.log, {5: [3]})
     checked.check(5)  # the batch of step 5 is not trained on yet

@@ -8,7 +8,7 @@ import pytest
 from conftest import NUM_TEST, changed
 
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.data import decoding, sample
+from petseg.data import loading, subsampling
 from petseg.evaluation import large_splits
 from petseg.runs import group_scoring, scoring, train
 from petseg.runs.work_directory import WorkDirectory
@@ -40,10 +40,10 @@ def test_one_sample_is_scored_in_training_by_eval_and_of_runs_of_other_seeds(
     assert [(each["examples"], each["sample"]) for each in both] == [(4, {"seed": 3, "of": NUM_TEST})] * 4
     assert json.loads((first.results / "test-1.sample4.json").read_text())["examples"] == 4
     assert json.loads((first.results / "test-1.json").read_text()) == trained
-    names = decoding.load(config.data, "test").names
+    names = loading.load(config.data, "test").names
     with open(table, newline="") as file:
         found = [row["name"] for row in csv.DictReader(file)]
-    assert found == [names[i] for i in sample.positions(NUM_TEST, 4, 3)] * 2
+    assert found == [names[i] for i in subsampling.positions(NUM_TEST, 4, 3)] * 2
 
     monkeypatch.setattr(large_splits, "MOST_ROWS", 8)
     capsys.readouterr()

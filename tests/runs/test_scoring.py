@@ -15,7 +15,7 @@ from programs_in_forks import Program, run
 from petseg.classes import PETS
 from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.data import decoding
+from petseg.data import loading
 from petseg.errors import CheckpointError, ConfigError, DataError
 from petseg.evaluation import metrics
 from petseg.evaluation.evaluator import Evaluation
@@ -44,7 +44,7 @@ def score(workdir, **options):
 def probabilities(workdir, *, flip=False):
     """What the newest checkpoint says of the test images, computed here."""
     config = workdir.load_config()
-    examples = decoding.load(config.data, "test")
+    examples = loading.load(config.data, "test")
     model = building.build_model(config, PETS)
     checkpoints.restore_model(str(workdir.checkpoints / "ckpt-4"), model=model)
     images = examples.images.astype(np.float32)
@@ -77,7 +77,7 @@ def test_native_resolution_compares_with_the_masks_as_they_were_drawn(trained, f
     small, native = score(trained[0], resolution="native", batch_size=4, flip_tta=flip)
     _, found = probabilities(trained[0], flip=flip)
     config = trained[0].load_config()
-    masks = [mask for _, mask in decoding.native(config.data, "test")]
+    masks = [mask for _, mask in loading.native_pairs(config.data, "test")]
     assert {mask.shape for mask in masks} != {(32, 32, 1)}
     expected = np.zeros((3, 3), np.int64)
     for mask, logits in zip(masks, np.log(found), strict=True):
@@ -294,8 +294,8 @@ def test_examples_are_cached_as_in_the_run_or_as_flags_say(trained, array_record
     run, used, scored = WorkDirectory(tmp_path / "run"), [], []
 
     def watched(name):
-        genuine = getattr(decoding, name)
-        monkeypatch.setattr(decoding, name, lambda *args, **options: (used.append(name), genuine(*args, **options))[1])
+        genuine = getattr(loading, name)
+        monkeypatch.setattr(loading, name, lambda *args, **options: (used.append(name), genuine(*args, **options))[1])
 
     for name in ("_in_memory", "_on_disk", "OnDemandExamples"):
         watched(name)

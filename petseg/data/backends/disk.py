@@ -194,7 +194,7 @@ class DiskExamples(Examples):
     def __init__(self, cache: Cache, classes: Classes, names: Names, groups: Groups, origin: str):
         self._cache = cache
         self.classes, self.names, self.groups, self.origin = classes, names, groups, origin
-        self.fetch_anywhere = self._fetch_anywhere
+        self.fetch_portable = self._fetch_portable
 
     def __len__(self) -> int:
         return self._cache.count
@@ -207,7 +207,7 @@ class DiskExamples(Examples):
         mask.set_shape([*ids.shape, *self._cache.shape("masks.u8")[1:]])
         return Fetched(image, mask, all_usable(ids))
 
-    def _fetch_anywhere(self, ids: tf.Tensor) -> Fetched:
+    def _fetch_portable(self, ids: tf.Tensor) -> Fetched:
         """Any process that sees the folder can run this graph.
 
         The operation maps the file for each batch, which is cheap. But constant folding copies the whole file once when

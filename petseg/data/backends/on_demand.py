@@ -13,12 +13,12 @@ import numpy as np
 import tensorflow as tf
 
 from petseg.classes import IGNORED
-from petseg.data import pair_decoding, random_crops
+from petseg.data import example_decoding, random_crops
+from petseg.data.example_decoding import BadExampleError
 from petseg.data.examples import Examples, Fetched
 from petseg.data.numpy_resizing import GREY
-from petseg.data.pair_decoding import UnusableExampleError
 from petseg.data.record_files import RecordFiles
-from petseg.data.source import Source, parallel_decodes
+from petseg.data.split_source import SplitSource, parallel_decodes
 from petseg.errors import DataError, one_line
 from petseg.runtime import autotuning
 
@@ -37,7 +37,7 @@ class OnDemandExamples(Examples):
       check_command: the command that reports all faults of the data, for messages.
     """
 
-    def __init__(self, source: Source, records: RecordFiles, *, ignore_bad: bool, check_command: str):
+    def __init__(self, source: SplitSource, records: RecordFiles, *, ignore_bad: bool, check_command: str):
         self._source, self._records = source, records
         self._ignore_bad, self._check_command = ignore_bad, check_command
         self.classes, self.origin, self.names = source.data_set.classes, source.origin, Names(self)
@@ -71,7 +71,7 @@ class OnDemandExamples(Examples):
     def _decoded(self, record: tf.Tensor, position: tf.Tensor) -> Fetched:
         source = self._source
         example = source.decode(source.data_set.parser()(record))
-        usable = pair_decoding.is_usable(example)
+        usable = example_decoding.is_usable(example)
         if source.picture_sizes is not None:
             usable &= tf.reduce_all(example["image_size"] == tf.gather(source.picture_sizes, position))
         return Fetched(example["image"], example["mask"], usable)
@@ -129,15 +129,15 @@ class OnDemandExamples(Examples):
             where = f"{source.where(i)} ({self._name(i, example['name'].numpy())}, {place})"
             decoded = source.decode(example)
         except tf.errors.InvalidArgumentError as error:
-            raise self._error(f"{where}: {pair_decoding.UNDECODABLE}") from error
+            raise self._error(f"{where}: {example_decoding.UNDECODABLE}") from error
         except tf.errors.OpError as error:
             raise DataError(f"{where}: cannot be read: {one_line(error)}") from error
         facts = {key: value.numpy() for key, value in decoded.items()}
         try:
-            pair_decoding.check_example(facts, where, source.data_set.classes)
+            example_decoding.check_example(facts, where, source.data_set.classes)
             if source.picture_sizes is not None:
                 random_crops.check_size(source.picture_sizes[i], facts["image_size"], where)
-        except UnusableExampleError as error:
+        except BadExampleError as error:
             raise self._error(str(error)) from error
 
     def check(self) -> None:
@@ -171,8 +171,8 @@ class OnDemandExamples(Examples):
     def _name(self, position: int, name: bytes) -> str:
         return name.decode() or f"{self._source.split}/{position}"
 
-    def _error(self, what: str) -> UnusableExampleError:
-        return UnusableExampleError(f"{what}. All faults: {self._check_command}")
+    def _error(self, what: str) -> BadExampleError:
+        return BadExampleError(f"{what}. All faults: {self._check_command}")
 
 
 class Names(Sequence[str]):

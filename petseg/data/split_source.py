@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
-from petseg.data import catalog, pair_decoding, random_crops
+from petseg.data import catalog, example_decoding, random_crops
 from petseg.data.catalog import ARRAY_RECORD, DataSet
 from petseg.data.record_files import RecordFiles
 from petseg.data.resizing import Resizing
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class SplitSource:
     """Examples of a split, to be decoded at a size.
 
     Attributes:
@@ -45,7 +45,7 @@ class Source:
     records: RecordFiles | None = None
 
     @classmethod
-    def open(cls, config: DataConfig, split: str, classes: Classes | None) -> "Source":
+    def open(cls, config: DataConfig, split: str, classes: Classes | None) -> "SplitSource":
         """A split of the data set of a config.
 
         Raises:
@@ -53,7 +53,7 @@ class Source:
         """
         data_set = catalog.open_data(config, classes)
         positions = range(data_set.num_examples(split))
-        records = RecordFiles(data_set.stretches(split)) if data_set.file_format == ARRAY_RECORD else None
+        records = RecordFiles(data_set.record_ranges(split)) if data_set.file_format == ARRAY_RECORD else None
         if config.cache == "none" and records is None:
             raise DataError(
                 f"--cache=none: {data_set.name} is stored as {data_set.file_format}; must be {ARRAY_RECORD}; "
@@ -61,7 +61,7 @@ class Source:
             )
         return cls(data_set, split, Resizing(config.size, config.resize), positions, records=records)
 
-    def on_canvases(self) -> "Source":
+    def on_canvases(self) -> "SplitSource":
         """The same pictures at their own size, each on a canvas that holds the largest, to take crops from."""
         logger.info("%s: reading the sizes of %d pictures from their headers", self.split, self.count)
         files = self.undecoded().map(lambda example: example["image"]).as_numpy_iterator()
@@ -70,7 +70,7 @@ class Source:
         canvas = random_crops.canvas_size(sizes, self.resizing.size)
         return dataclasses.replace(self, resizing=Resizing(canvas, "crop"), picture_sizes=sizes)
 
-    def decoding_smaller(self) -> "Source":
+    def with_scaled_decoding(self) -> "SplitSource":
         """The same pictures, JPEGs among them decoded at a reduced size.
 
         Raises:
@@ -118,8 +118,8 @@ class Source:
         return self.data_set.raw_examples(self.split).take(self.positions.stop).shard(self.positions.step, 0)
 
     def decode(self, example: dict[str, tf.Tensor], keys: Sequence[str] = ()) -> dict[str, tf.Tensor]:
-        """An example as `pair_decoding.decode` gives it."""
-        return pair_decoding.decode(self.data_set, self.resizing, example, keys, scaled=self.scaled)
+        """An example as `example_decoding.decode` gives it."""
+        return example_decoding.decode(self.data_set, self.resizing, example, keys, scaled=self.scaled)
 
     def decoded(self, examples: tf.data.Dataset, keys: Sequence[str] = ()) -> tf.data.Dataset:
         """Examples as `decode` gives them, several at one time."""

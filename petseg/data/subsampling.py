@@ -30,7 +30,7 @@ def positions(num_examples: int, count: int, seed: int) -> np.ndarray:
     return np.sort(drawn.numpy())
 
 
-def sample(examples: Examples, count: int, seed: int) -> Examples:
+def subsample(examples: Examples, count: int, seed: int) -> Examples:
     """A sample of `count` examples of a split, in their order; the split itself if `count` is 0 or not smaller."""
     if not 0 < count < len(examples):
         return examples
@@ -40,7 +40,7 @@ def sample(examples: Examples, count: int, seed: int) -> Examples:
     return sampled
 
 
-def only(dataset: tf.data.Dataset, ids: np.ndarray) -> tf.data.Dataset:
+def elements_at(dataset: tf.data.Dataset, ids: np.ndarray) -> tf.data.Dataset:
     """The elements of a data set at ascending positions, int64 [K]; nothing after the last one is read."""
     wanted = tf.constant(ids, tf.int64)
 

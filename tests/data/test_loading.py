@@ -8,9 +8,9 @@ import tensorflow_datasets as tfds
 from conftest import NUM_TEST, NUM_TRAIN, data_config, load_examples
 from PIL import Image
 
-from petseg.data import catalog, decoding, pair_decoding
+from petseg.data import catalog, example_decoding, loading
 from petseg.data.drawings import animal_drawing
-from petseg.data.source import Source
+from petseg.data.split_source import SplitSource
 from petseg.errors import DataError
 
 
@@ -83,17 +83,17 @@ def test_slices(data_dir):
 def test_some_examples_of_a_split_are_decoded_without_the_others(data_dir, monkeypatch):
     whole = load_examples("synthetic_pets", "train", 32, str(data_dir))
     decoded = []
-    genuine = pair_decoding.check_example
-    monkeypatch.setattr(pair_decoding, "check_example", lambda *args: (decoded.append(args), genuine(*args)))
-    first = decoding.load_first(data_config("synthetic_pets", 32, data_dir), "train", count=5)
-    spread = decoding.load_spread(data_config("synthetic_pets", 32, data_dir), "train", count=10)
+    genuine = example_decoding.check_example
+    monkeypatch.setattr(example_decoding, "check_example", lambda *args: (decoded.append(args), genuine(*args)))
+    first = loading.load_first(data_config("synthetic_pets", 32, data_dir), "train", count=5)
+    spread = loading.load_spread(data_config("synthetic_pets", 32, data_dir), "train", count=10)
     for some, positions in ((first, slice(5)), (spread, slice(None, None, 3))):
         np.testing.assert_array_equal(some.images, whole.images[positions])
         np.testing.assert_array_equal(some.masks, whole.masks[positions])
         assert some.names == whole.names[positions]
     assert len(decoded) == 5 + 8
-    assert len(decoding.load_first(data_config("synthetic_pets", 32, data_dir), "train", count=100)) == NUM_TRAIN
-    assert len(decoding.load_spread(data_config("synthetic_pets", 32, data_dir), "train", count=100)) == NUM_TRAIN
+    assert len(loading.load_first(data_config("synthetic_pets", 32, data_dir), "train", count=100)) == NUM_TRAIN
+    assert len(loading.load_spread(data_config("synthetic_pets", 32, data_dir), "train", count=100)) == NUM_TRAIN
 
 
 def test_examples_say_where_they_come_from(array_record_dir, tmp_path):
@@ -103,7 +103,7 @@ def test_examples_say_where_they_come_from(array_record_dir, tmp_path):
         assert examples.origin == "synthetic_pets/1.0.0, test[:3]"
 
 
-@pytest.mark.parametrize(("cpus", "expected"), [(3, 3), (200, decoding.DECODED_AT_ONCE)])
+@pytest.mark.parametrize(("cpus", "expected"), [(3, 3), (200, loading.DECODED_AT_ONCE)])
 def test_as_many_pictures_are_decoded_at_one_time_as_the_process_may_use_cpus_but_not_many(
     data_dir, monkeypatch, cpus, expected
 ):
@@ -117,9 +117,9 @@ def test_as_many_pictures_are_decoded_at_one_time_as_the_process_may_use_cpus_bu
     monkeypatch.setattr("os.cpu_count", lambda: 96)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cpus)), raising=False)
     monkeypatch.setattr(tf.data.Dataset, "map", watched)
-    source = Source.open(data_config("synthetic_pets", 32, data_dir), "test", None)
+    source = SplitSource.open(data_config("synthetic_pets", 32, data_dir), "test", None)
     source.decoded(source.undecoded())
-    next(decoding.native(data_config("synthetic_pets", 32, data_dir), "test"))
+    next(loading.native_pairs(data_config("synthetic_pets", 32, data_dir), "test"))
     assert used.count(expected) == 2
     assert 96 not in used
 
@@ -154,12 +154,12 @@ def test_features_of_any_name_and_masks_of_any_kind_are_coded_by_the_classes(tmp
     (tmp_path / "classes.json").write_text(json.dumps({"classes": classes, "ignored": ignored}))
     flags = {"classes": str(tmp_path / "classes.json"), "image_feature": "photo", "mask_feature": "labels"}
     config = data_config("streets", 64, tmp_path, resize="letterbox", **flags)
-    examples = decoding.load(config, "train")
+    examples = loading.load(config, "train")
     assert examples.classes.names == ("road", "sky")
-    ((_, ids),) = decoding.native(config, "train")
+    ((_, ids),) = loading.native_pairs(config, "train")
     np.testing.assert_array_equal(ids[..., 0], np.tile(np.array([0, 1, 255], np.uint8), (36, 12)))
     with pytest.raises(DataError, match="streets: its classes are not known here; --classes must be a file"):
-        decoding.load(data_config("streets", 64, tmp_path), "train")
+        loading.load(data_config("streets", 64, tmp_path), "train")
 
 
 def test_images_keep_their_pixels_at_their_own_size(tmp_path):

@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from petseg.classes import Classes
-from petseg.data import mask_coding
+from petseg.data import mask_decoding
 from petseg.data.catalog import DataSet
 from petseg.data.folders import mask_values
 from petseg.data.resizing import Resizing
@@ -16,7 +16,7 @@ SMALLER = (2, 4, 8)  # by which JPEG's transform can divide the sides of a pictu
 UNDECODABLE = "image or mask cannot be decoded; each must be a JPEG, PNG, GIF or BMP file"
 
 
-class UnusableExampleError(DataError):
+class BadExampleError(DataError):
     """An example cannot be trained on; others may be like it."""
 
 
@@ -35,12 +35,12 @@ def _decoded_mask(data_set: DataSet, file: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
     values = tf.io.decode_image(file, data_set.mask_channels, data_set.mask_dtype, expand_animations=False)
     values.set_shape([None, None, data_set.mask_channels])
     if data_set.holds_ids:
-        return values, tf.constant(mask_coding.NONE)
-    mask = mask_coding.code(values, data_set.classes)
-    return mask, mask_coding.an_unknown_value(values, mask)
+        return values, tf.constant(mask_decoding.NONE)
+    mask = mask_decoding.code(values, data_set.classes)
+    return mask, mask_decoding.an_unknown_value(values, mask)
 
 
-def decoded_smaller(file: tf.Tensor, resizing: Resizing) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def decode_reduced(file: tf.Tensor, resizing: Resizing) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """A picture decoded only as large as it is needed.
 
     A JPEG's sides are divided by 8, 4 or 2, the most that leaves both at least as long as they are after resizing;
@@ -80,7 +80,7 @@ def decode(
     """
     mask, unknown = _decoded_mask(data_set, example["mask"])
     if scaled:
-        image, image_size, divisor = decoded_smaller(example["image"], resizing)
+        image, image_size, divisor = decode_reduced(example["image"], resizing)
     else:
         image = _decoded_image(example["image"])
         image_size, divisor = tf.shape(image)[:2], tf.constant(1)
@@ -101,18 +101,18 @@ def decode(
 
 def is_usable(example: dict[str, tf.Tensor]) -> tf.Tensor:
     """Whether `check_example` finds nothing wrong with a decoded example; bool scalar, as a graph."""
-    return tf.reduce_all(example["image_size"] == example["mask_size"]) & (example["unknown"] == mask_coding.NONE)
+    return tf.reduce_all(example["image_size"] == example["mask_size"]) & (example["unknown"] == mask_decoding.NONE)
 
 
 def check_example(example: dict[str, Any], where: str, classes: Classes) -> None:
     """Raises DataError for an example that would train in silence and teach nonsense."""
     image_size, mask_size = tuple(example["image_size"].tolist()), tuple(example["mask_size"].tolist())
     if image_size != mask_size:
-        raise UnusableExampleError(
+        raise BadExampleError(
             f"{where}: the image is {image_size} (height, width), its mask {mask_size}; both must be one size"
         )
-    if example["unknown"] != mask_coding.NONE:
-        found = mask_coding.shown(example["unknown"], classes)
-        raise UnusableExampleError(
+    if example["unknown"] != mask_decoding.NONE:
+        found = mask_decoding.shown(example["unknown"], classes)
+        raise BadExampleError(
             f"{where}: the mask holds {found}, which is in no class; must be {mask_values.shown_values(classes)}"
         )

@@ -5,24 +5,24 @@ import pytest
 import tensorflow as tf
 from conftest import NUM_TEST, data_config, load_examples, random_examples, replicas
 
-from petseg.data import decoding, input_pipeline, sample
+from petseg.data import input_pipeline, loading, subsampling
 
 
 def test_positions_are_a_sample_without_replacement_that_the_seed_decides():
-    found = {seed: sample.positions(1_000_000, 1000, seed) for seed in (0, 1, 256)}
+    found = {seed: subsampling.positions(1_000_000, 1000, seed) for seed in (0, 1, 256)}
     for ids in found.values():
         assert (np.diff(ids) > 0).all()  # rising, so none is there twice
         assert ids[0] >= 0
         assert ids[-1] < 1_000_000
         # The mean of 1,000 draws has the standard error 1e6 / sqrt(12 * 1000): five of them.
         assert abs(ids.mean() - 5e5) < 5 * 1e6 / np.sqrt(12_000)
-    np.testing.assert_array_equal(found[0], sample.positions(1_000_000, 1000, 0))
+    np.testing.assert_array_equal(found[0], subsampling.positions(1_000_000, 1000, 0))
     assert len({tuple(ids) for ids in found.values()}) == 3
-    np.testing.assert_array_equal(sample.positions(7, 7, 3), np.arange(7))
+    np.testing.assert_array_equal(subsampling.positions(7, 7, 3), np.arange(7))
 
 
 def test_over_seeds_each_example_is_drawn_as_often_as_any_other():
-    drawn = np.bincount(np.concatenate([sample.positions(12, 3, seed) for seed in range(400)]), minlength=12)
+    drawn = np.bincount(np.concatenate([subsampling.positions(12, 3, seed) for seed in range(400)]), minlength=12)
     # Binomial, of 400 with chance 1/4: five standard deviations of each count.
     assert np.abs(drawn - 100).max() < 5 * np.sqrt(400 * 3 / 16)
 
@@ -30,9 +30,9 @@ def test_over_seeds_each_example_is_drawn_as_often_as_any_other():
 @pytest.mark.parametrize("cache", ["memory", "disk", "none"])
 def test_a_sample_holds_the_same_examples_in_every_cache(data_dir, array_record_dir, tmp_path, cache):
     whole = load_examples("synthetic_pets", "test", 32, data_dir)
-    ids = sample.positions(NUM_TEST, 4, seed=3)
+    ids = subsampling.positions(NUM_TEST, 4, seed=3)
     config = {"cache": cache, "cache_dir": str(tmp_path)}
-    examples = sample.sample(load_examples("synthetic_pets", "test", 32, array_record_dir, **config), 4, seed=3)
+    examples = subsampling.subsample(load_examples("synthetic_pets", "test", 32, array_record_dir, **config), 4, seed=3)
     assert len(examples) == 4
     np.testing.assert_array_equal(examples.read(np.arange(4))[0], whole.images[ids])
     np.testing.assert_array_equal(examples.read([2, 0])[1], whole.masks[ids[[2, 0]]])
@@ -62,15 +62,15 @@ def zip_parts(batch, devices):
 
 def test_no_sample_is_all_and_so_is_one_of_more_than_there_are():
     examples = random_examples(5)
-    assert all(sample.sample(examples, count, 0) is examples for count in (0, 5, 6))
+    assert all(subsampling.subsample(examples, count, 0) is examples for count in (0, 5, 6))
 
 
 def test_samples_of_one_split_have_equal_names_and_others_have_not():
     examples = random_examples(30)
-    first, again, other = (sample.sample(examples, 5, seed).names for seed in (1, 1, 2))
+    first, again, other = (subsampling.subsample(examples, 5, seed).names for seed in (1, 1, 2))
     assert first == again
     assert first != other
-    assert first != sample.sample(examples, 6, 1).names
+    assert first != subsampling.subsample(examples, 6, 1).names
 
 
 def test_only_what_stands_at_the_positions_is_handed_on_and_nothing_after_the_last_is_read():
@@ -79,12 +79,12 @@ def test_only_what_stands_at_the_positions_is_handed_on_and_nothing_after_the_la
             return tf.identity(i) * 10
 
     numbers = tf.data.Dataset.range(100).map(read)
-    assert list(sample.only(numbers, np.array([0, 3, 4, 7])).as_numpy_iterator()) == [0, 30, 40, 70]
+    assert list(subsampling.elements_at(numbers, np.array([0, 3, 4, 7])).as_numpy_iterator()) == [0, 30, 40, 70]
 
 
 def test_pairs_at_their_own_sizes_are_those_of_the_sample(data_dir):
     config, ids = data_config("synthetic_pets", 32, data_dir), np.array([1, 2, 8])
-    whole = list(decoding.native(config, "test"))
-    for i, (image, mask) in zip(ids, decoding.native(config, "test", ids=ids), strict=True):
+    whole = list(loading.native_pairs(config, "test"))
+    for i, (image, mask) in zip(ids, loading.native_pairs(config, "test", ids=ids), strict=True):
         np.testing.assert_array_equal(image, whole[i][0])
         np.testing.assert_array_equal(mask, whole[i][1])

@@ -13,15 +13,15 @@ import tensorflow as tf
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
-from petseg.data import catalog, pair_decoding, random_crops, sample
+from petseg.data import catalog, example_decoding, random_crops, subsampling
 from petseg.data.backends.disk import Cache, DiskExamples
 from petseg.data.backends.memory import MemoryExamples, aligned_array
 from petseg.data.backends.on_demand import OnDemandExamples, distinguishing_labels
+from petseg.data.example_decoding import BadExampleError
 from petseg.data.examples import Examples
 from petseg.data.folders import faults
-from petseg.data.pair_decoding import UnusableExampleError
 from petseg.data.random_crops import RandomCrops
-from petseg.data.source import DECODED_AT_ONCE, Source, parallel_decodes
+from petseg.data.split_source import DECODED_AT_ONCE, SplitSource, parallel_decodes
 from petseg.errors import DataError, one_line
 from petseg.runtime.progress_bars import progress_bar
 
@@ -68,19 +68,19 @@ def load(config: DataConfig, split: str, classes: Classes | None = None, *, for_
       DataError: if the data set cannot be had, lacks a feature, or holds a bad example.
       ConfigError: if classes cannot be used, or decoded examples cannot be written.
     """
-    source = Source.open(config, split, classes)
+    source = SplitSource.open(config, split, classes)
     if for_training and config.resize == "crop":
         source = source.on_canvases()
     if for_training and config.decode == "scaled":
-        source = source.decoding_smaller()
+        source = source.with_scaled_decoding()
     try:
         examples = _kept(source, config, ignore_bad=for_training and config.on_bad_example == "ignore")
-    except UnusableExampleError as error:
+    except BadExampleError as error:
         raise DataError(f"{error}. All faults: {faults.check_command(config)}") from error
     return examples if source.picture_sizes is None else RandomCrops(examples, config.size, source.picture_sizes)
 
 
-def _kept(source: Source, config: DataConfig, *, ignore_bad: bool) -> Examples:
+def _kept(source: SplitSource, config: DataConfig, *, ignore_bad: bool) -> Examples:
     """The examples of a source in the backend that --cache names."""
     if config.cache == "disk":
         return _on_disk(source, config.cache_dir)
@@ -98,7 +98,7 @@ def load_first(config: DataConfig, split: str, classes: Classes | None = None, *
     Raises:
       DataError: as `load`.
     """
-    source = Source.open(_in_order(config), split, classes)
+    source = SplitSource.open(_in_order(config), split, classes)
     return _in_memory(dataclasses.replace(source, positions=source.positions[:count]))
 
 
@@ -108,7 +108,7 @@ def load_spread(config: DataConfig, split: str, classes: Classes | None = None, 
     Raises:
       DataError: as `load`.
     """
-    source = Source.open(_in_order(config), split, classes)
+    source = SplitSource.open(_in_order(config), split, classes)
     step = math.ceil(source.count / count)
     return _in_memory(dataclasses.replace(source, positions=source.positions[::step]))
 
@@ -118,7 +118,7 @@ def _in_order(config: DataConfig) -> DataConfig:
     return dataclasses.replace(config, cache="memory", on_bad_example="stop", data_service="")
 
 
-def _in_memory(source: Source) -> MemoryExamples:
+def _in_memory(source: SplitSource) -> MemoryExamples:
     size = math.prod(source.shape(4)) / 2**20
     logger.info("%s: %d examples at %d x %d take %.0f MiB of memory", source.split, *source.shape(4)[:3], size)
     images, masks = aligned_array(source.shape(3)), aligned_array(source.shape(1))
@@ -130,7 +130,7 @@ def _in_memory(source: Source) -> MemoryExamples:
     return MemoryExamples(images, masks, source.data_set.classes, names, groups, source.origin)
 
 
-def _on_disk(source: Source, cache_dir: str) -> Examples:
+def _on_disk(source: SplitSource, cache_dir: str) -> Examples:
     data_set = source.data_set
     files = [file for file in sorted(Path(data_set.builder.data_path).iterdir()) if file.is_file()]
     key = {
@@ -152,7 +152,7 @@ def _on_disk(source: Source, cache_dir: str) -> Examples:
 
 
 def _decode_all(
-    source: Source, keep: Callable[[int, dict[str, Any]], None]
+    source: SplitSource, keep: Callable[[int, dict[str, Any]], None]
 ) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
     """Decodes the examples of a split in order, passes each to `keep`, and returns their names and groups.
 
@@ -168,13 +168,13 @@ def _decode_all(
         try:
             example = next(iterator)
         except tf.errors.InvalidArgumentError as error:
-            raise UnusableExampleError(f"{where}: {pair_decoding.UNDECODABLE}") from error
+            raise BadExampleError(f"{where}: {example_decoding.UNDECODABLE}") from error
         except (tf.errors.OpError, StopIteration) as error:
             raise DataError(
                 f"{where}: the files under {data_set.builder.data_path} cannot be read: {one_line(error)}"
             ) from error
         name = example["name"].decode() or f"{split}/{position}"
-        pair_decoding.check_example(example, f"{where} ({name})", data_set.classes)
+        example_decoding.check_example(example, f"{where} ({name})", data_set.classes)
         if source.picture_sizes is not None:
             random_crops.check_size(source.picture_sizes[i], example["image_size"], f"{where} ({name})")
         keep(i, example)
@@ -184,7 +184,7 @@ def _decode_all(
     return tuple(names), distinguishing_labels(data_set.label_names(), labels)
 
 
-def _fetched(source: Source, raw: tf.data.Dataset, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _fetched(source: SplitSource, raw: tf.data.Dataset, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Decoded examples as arrays, fetched in batches, since fetching one takes as long as decoding it."""
     count = 0
     with contextlib.suppress(tf.errors.OpError):
@@ -196,7 +196,7 @@ def _fetched(source: Source, raw: tf.data.Dataset, keys: Sequence[str]) -> Itera
         yield from source.decoded(raw.skip(count), keys).as_numpy_iterator()
 
 
-def native(
+def native_pairs(
     config: DataConfig, split: str, classes: Classes | None = None, *, ids: np.ndarray | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The pairs of a split at their own sizes, in order: image uint8 [H, W, 3], class ids uint8 [H, W, 1].
@@ -208,7 +208,8 @@ def native(
     """
     data_set = catalog.open_data(config, classes)
     at_once = parallel_decodes()
-    decode = tf.autograph.experimental.do_not_convert(lambda example: pair_decoding.decoded_pair(data_set, example)[:2])
+    without_conversion = tf.autograph.experimental.do_not_convert
+    decode = without_conversion(lambda example: example_decoding.decoded_pair(data_set, example)[:2])
     raw = data_set.raw_examples(split)
-    raw = raw if ids is None else sample.only(raw, ids)
+    raw = raw if ids is None else subsampling.elements_at(raw, ids)
     yield from raw.map(decode, at_once).prefetch(at_once).as_numpy_iterator()
