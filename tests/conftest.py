@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from petseg.classes import PETS
 from petseg.config import (
+    AugmentationConfig,
     ComputeConfig,
     Config,
     DataConfig,
@@ -254,9 +255,9 @@ def make_trainer(
             strategy,
             model,
             optimizers.Optimizer(options_of_optimizer, [optimizers.Group(part, rate) for part in parts]),
-            augment or augmentation.augmentation(augmentation.SETS["flip"], seed=0, batch_size=batch_size),
+            augment or augmentation.build_augmentation(AugmentationConfig(), seed=0, batch_size=batch_size),
             sample_weights.weight_map(LossConfig(), class_weights),
-            loss or Loss(),
+            loss or Loss(LossConfig()),
             LossScale(
                 ComputeConfig(
                     precision=precision,

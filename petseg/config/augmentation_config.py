@@ -1,12 +1,26 @@
-"""Flags of augmentation: a set of changes, and single ones that differ from it."""
+"""Flags of augmentation: a named set of changes, and single strengths that differ from it."""
 
 import dataclasses
 from typing import Any
 
 from petseg.config.options import Group, option
 
+# The strengths that --augment sets. A strength of 0 (of a crop: 1) switches its change off.
+SETS: dict[str, dict[str, float]] = {
+    "none": {"crop_area": 1.0, "crop_aspect": 1.0},
+    "flip": {"flip": 0.5},
+    "standard": {
+        "flip": 0.5, "crop_area": 0.5, "crop_aspect": 1.2, "rotation": 10.0,
+        "brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.02,
+    },
+    "strong": {
+        "flip": 0.5, "crop_area": 0.25, "crop_aspect": 1.33, "rotation": 20.0,
+        "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.05, "cutout": 0.25,
+    },
+}  # fmt: skip
 
-def _part(help: str, **allowed: Any) -> Any:
+
+def _strength(help: str, **allowed: Any) -> Any:
     return option(None, f"{help}; empty: as --augment says", kind=float, **allowed)
 
 
@@ -16,23 +30,27 @@ class AugmentationConfig(Group):
 
     augment: str = option(
         "flip",
-        "`flip`; `standard`: also crops, small turns and colours; `strong`: more of it, and cutout",
-        choices=("none", "flip", "standard", "strong"),
+        "`flip`; `standard`: also crops, small rotations and colour changes; `strong`: larger ones, and cutout",
+        choices=tuple(SETS),
     )
-    flip: float | None = _part("share of examples that are mirrored", minimum=0, maximum=1)
-    crop_area: float | None = _part(
+    flip: float | None = _strength("share of examples that are mirrored", minimum=0, maximum=1)
+    crop_area: float | None = _strength(
         "smallest area of a crop, as a share of the image's, to which its sides are cut", above=0, maximum=1
     )
-    crop_aspect: float | None = _part("largest factor by which a crop is wider or narrower than the image", minimum=1)
-    rotation: float | None = _part("largest angle, either way", unit="degrees", minimum=0, maximum=180)
-    brightness: float | None = _part("largest change, as a share", minimum=0, maximum=1)
-    contrast: float | None = _part("largest change, as a share", minimum=0, maximum=1)
-    saturation: float | None = _part("largest change, as a share", minimum=0, maximum=1)
-    hue: float | None = _part("largest rotation of colours, either way", unit="turns", minimum=0, maximum=0.5)
-    cutout: float | None = _part("side of a square painted grey, as a share of the image's side", minimum=0, below=1)
+    crop_aspect: float | None = _strength(
+        "largest factor by which a crop is wider or narrower than the image", minimum=1
+    )
+    rotation: float | None = _strength("largest angle, either way", unit="degrees", minimum=0, maximum=180)
+    brightness: float | None = _strength("largest change, as a share", minimum=0, maximum=1)
+    contrast: float | None = _strength("largest change, as a share", minimum=0, maximum=1)
+    saturation: float | None = _strength("largest change, as a share", minimum=0, maximum=1)
+    hue: float | None = _strength("largest rotation of colours, either way", unit="turns", minimum=0, maximum=0.5)
+    cutout: float | None = _strength(
+        "side of a square painted grey, as a share of the image's side", minimum=0, below=1
+    )
 
-    def changed_parts(self) -> dict[str, float]:
-        """What was given, and so is not as the set says, by name."""
-        parts = dataclasses.asdict(self)
-        del parts["augment"]
-        return {name: value for name, value in parts.items() if value is not None}
+    def strengths(self) -> dict[str, float]:
+        """The strength of each change by field name: as given, else as in the set of --augment."""
+        given = dataclasses.asdict(self)
+        chosen = {**dict.fromkeys(given, 0.0), **SETS["none"], **SETS[given.pop("augment")]}
+        return {name: chosen[name] if value is None else value for name, value in given.items()}

@@ -138,11 +138,9 @@ def build_trainer(
         strategy,
         model,
         optimizers.build(config.optimizer, model, total_steps),
-        augmentation.augmentation(
-            augmentation.parts_of(config.augmentation), seed=config.runtime.seed, batch_size=batch_size
-        ),
+        augmentation.build_augmentation(config.augmentation, seed=config.runtime.seed, batch_size=batch_size),
         build_weight_map(config, class_weights),
-        losses.make_loss(config.loss),
+        losses.Loss(config.loss),
         LossScale(compute),
         requests,
         batch_size=batch_size,
@@ -190,7 +188,7 @@ def build_evaluator(
         model,
         examples,
         build_weight_map(config, class_weights),
-        losses.make_loss(config.loss),
+        losses.Loss(config.loss),
         batch_size=batch_size or config.data.batch_size,
         stop=requests.stop,
         flip_tta=flip_tta,

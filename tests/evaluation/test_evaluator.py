@@ -45,7 +45,7 @@ def scored():
 def evaluator_of(strategy, model, examples, batch_size, **options):
     weight_map = sample_weights.weight_map(LossConfig())
     with strategy.scope():
-        return Evaluator(strategy, model, examples, weight_map, Loss(), batch_size=batch_size, **options)
+        return Evaluator(strategy, model, examples, weight_map, Loss(LossConfig()), batch_size=batch_size, **options)
 
 
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 1), (1, 4), (1, 64), (2, 4), (3, 4), (4, 1), (4, 4), (4, 64)])

@@ -23,7 +23,7 @@ def tensors(path):
 
 def poison(monkeypatch, *poisoned):
     """From here on, the example at position 5 of the batches of some steps is not a number."""
-    genuine = augmentation.augmentation
+    genuine = augmentation.build_augmentation
 
     def make(*arguments, **options):
         augment = genuine(*arguments, **options)
@@ -35,7 +35,7 @@ def poison(monkeypatch, *poisoned):
 
         return spoil
 
-    monkeypatch.setattr(augmentation, "augmentation", make)
+    monkeypatch.setattr(augmentation, "build_augmentation", make)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from petseg.training import losses, sample_weights
 from petseg.training.losses import Loss
 
 LOSSES = {
-    name: losses.make_loss(
+    name: losses.Loss(
         LossConfig(
             loss=name.split("+")[0],
             label_smoothing=0.1 if "smoothing" in name else 0.0,
@@ -42,7 +42,7 @@ def test_the_whole_loss_is_that_of_keras(class_weights):
     mask = rng.integers(0, 3, (4, 16, 16, 1), np.uint8)
     logits = rng.normal(size=(4, 16, 16, 3)).astype(np.float32) * 3
     weights = sample_weights.weight_map(LossConfig(), class_weights)(tf.constant(mask))
-    total, count = Loss().sums(mask[..., 0], logits, weights, sample_weights.valid_pixels(mask))
+    total, count = Loss(LossConfig()).sums(mask[..., 0], logits, weights, sample_weights.valid_pixels(mask))
     keras_loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     np.testing.assert_allclose(total / count, keras_loss(mask[..., 0], logits, sample_weight=weights), rtol=1e-6)
 

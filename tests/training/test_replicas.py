@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 from conftest import load_examples, make_trainer, random_examples
 
+from petseg.config import AugmentationConfig, LossConfig
 from petseg.errors import ConfigError
 from petseg.training import augmentation
 from petseg.training.losses import Loss
@@ -39,7 +40,7 @@ def runs(request, pets):
             batch_size=BATCH,
             calibrated_on=pets.images,
             class_weights=(0.4, 0.4, 0.2),
-            loss=Loss(normalization=normalization),
+            loss=Loss(LossConfig(loss_normalization=normalization)),
             encoder=encoder_name,
             decoder=decoder,
         )
@@ -198,8 +199,8 @@ def test_what_recipes_add_does_not_depend_on_the_number_of_replicas(pets):
             batch_size=BATCH,
             calibrated_on=pets.images,
             class_weights=(0.4, 0.4, 0.2),
-            loss=Loss(dice=0.5, label_smoothing=0.1, normalization="weights"),
-            augment=augmentation.augmentation(augmentation.SETS["strong"], seed=0, batch_size=BATCH),
+            loss=Loss(LossConfig(loss="cross_entropy_dice", label_smoothing=0.1, loss_normalization="weights")),
+            augment=augmentation.build_augmentation(AugmentationConfig(augment="strong"), seed=0, batch_size=BATCH),
             ema_decay=0.5,
             weight_decay=0.1,
             clip_norm=1.0,

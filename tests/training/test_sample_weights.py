@@ -47,7 +47,7 @@ def test_equal_class_weights_are_as_none_whatever_the_loss_and_however_many_clas
         config = LossConfig(loss=loss, class_weights=class_weights, boundary_weight=2.0)
         weights = sample_weights.weight_map(config, resolved(class_weights, masks, classes))(tf.constant(masks))
         labels, valid = masks[..., 0], sample_weights.valid_pixels(tf.constant(masks))
-        total, divisor = losses.make_loss(config).sums(tf.constant(labels), logits, weights, valid)
+        total, divisor = losses.Loss(config).sums(tf.constant(labels), logits, weights, valid)
         return float(total / divisor)
 
     assert value(",".join([equal] * classes)) == pytest.approx(value(""), rel=1e-6)

@@ -4,6 +4,7 @@ import tensorflow as tf
 from conftest import make_trainer, random_examples
 
 from petseg.classes import IGNORED
+from petseg.config import AugmentationConfig, LossConfig
 from petseg.data import example_order
 from petseg.errors import ConfigError
 from petseg.training import augmentation
@@ -49,14 +50,14 @@ def test_the_loss_is_divided_once_by_what_was_asked(loss_normalization):
     examples = random_examples(BATCH, SIZE)
     examples.masks[0, :10] = IGNORED
     trainer, _, batches = make_trainer(
-        examples=examples, class_weights=class_weights, loss=Loss(normalization=loss_normalization)
+        examples=examples, class_weights=class_weights, loss=Loss(LossConfig(loss_normalization=loss_normalization))
     )
     images, masks = examples.images.astype(np.float32), examples.masks
     positions = tf.range(BATCH, dtype=tf.int64)
     ids = example_order.example_ids(
         tf.constant(0, tf.int64), positions, num_examples=BATCH, batch_size=BATCH, seed=0
     ).numpy()
-    augment = augmentation.augmentation(augmentation.SETS["flip"], seed=0, batch_size=BATCH)
+    augment = augmentation.build_augmentation(AugmentationConfig(augment="flip"), seed=0, batch_size=BATCH)
     images, masks = augment(tf.constant(images[ids]), tf.constant(masks[ids]), tf.constant(0, tf.int64), positions)
     masks = masks.numpy()[..., 0]
     log_probabilities = tf.nn.log_softmax(trainer.model(images, training=True)).numpy()
@@ -119,7 +120,7 @@ def test_micro_batches_add_up_to_the_batch():
             batch_size=8,
             learning_rate=0.1,
             class_weights=(0.4, 0.4, 0.2),
-            loss=Loss(normalization="weights"),
+            loss=Loss(LossConfig(loss_normalization="weights")),
             micro_batches=micro_batches,
             freeze_batch_norm=True,  # in training mode each slice would be normalised by its own statistics
         )

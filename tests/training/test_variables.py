@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 from conftest import random_examples, replicas
 
-from petseg.config import ComputeConfig, LossConfig, OptimizerConfig
+from petseg.config import AugmentationConfig, ComputeConfig, LossConfig, OptimizerConfig
 from petseg.data import input_pipeline
 from petseg.models import encoders, unet
 from petseg.models.layers import InferenceMode
@@ -56,9 +56,9 @@ def trainer_of_blocks(number, *, learning_rate=0.01, ema_decay=0.0, sync_batch_n
             strategy,
             model,
             optimizers.Optimizer(sgd, [optimizers.Group(model.trainable_variables, rate)]),
-            augmentation.augmentation(augmentation.SETS["flip"], seed=0, batch_size=4),
+            augmentation.build_augmentation(AugmentationConfig(augment="flip"), seed=0, batch_size=4),
             sample_weights.weight_map(LossConfig()),
-            Loss(),
+            Loss(LossConfig()),
             loss_scale.LossScale(ComputeConfig()),
             requests,
             batch_size=4,
