@@ -14,7 +14,7 @@ from petseg.deployment.segmenter import Segmenter
 from petseg.errors import PetsegError
 from petseg.evaluation import score_tables
 from petseg.runs import building, scoring
-from petseg.runs.open_run import open_run
+from petseg.runs.open_run import load_model, open_run
 from petseg.runs.packed_run import PackedRun
 from petseg.runs.trained_run import TrainedRun
 from petseg.runtime import process
@@ -35,8 +35,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     split = scoring.checked_split(run, score)
     with StopSignals():
         process.set_up_runtime(run.config, config.distribution, one_device=True)
-        model = run.build_model()
-        step = run.restore(run.checkpoint(score.checkpoint), model)
+        model, step = load_model(run, run.checkpoint(score.checkpoint))
         segmenter = Segmenter(model, run.config, run.classes, step=step, flip_tta=score.flip_tta)
         # That it was not trained on, or may be scored all the same, was checked before the model was built.
         results = segmenter.evaluate(split, eval_examples=score.eval_examples, allow_training_images=True)
@@ -65,8 +64,7 @@ def export(config: EvalConfig) -> list[export_lib.Agreement]:
     split = score.split or run.config.data.eval_split
     with StopSignals():
         process.set_up_runtime(run.config, config.distribution, one_device=True)
-        model = run.build_model()
-        step = run.restore(path, model)
+        model, step = load_model(run, path)
         calibration = _calibration_images(run) if export_lib.needs_calibration(formats) else None
         examples, what_they_are = _images_to_compare_on(run, score)
         agreements = export_lib.export(

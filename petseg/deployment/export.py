@@ -30,6 +30,7 @@ from petseg.files import naming_what_cannot_be_written, write_json
 from petseg.models import inference
 from petseg.models.layers import InferenceMode
 from petseg.runs import packed_run
+from petseg.runs.open_run import load_model
 from petseg.runs.packed_run import PackedRun
 
 logger = logging.getLogger(__name__)
@@ -444,9 +445,7 @@ def _write_weights(layer: Serving, path: Path, given: _Given) -> None:
 
 
 def _read_weights(path: Path) -> Runner:
-    packed = PackedRun.open(path)
-    model = packed.build_model()
-    packed.restore(str(path), model)
+    model, _ = load_model(PackedRun.open(path), str(path))
     return lambda images: _predictions(model, images)
 
 

@@ -58,6 +58,5 @@ def _tensorflow_predictor(
 
     path = run.checkpoint(score.checkpoint)
     process.set_up_runtime(run.config, distribution, one_device=True)
-    model = run.build_model()
-    run.restore(path, model)
+    model, _ = open_run.load_model(run, path)
     return Predictor(model, run.classes, resize=run.config.data.resize, tile=tile, flip_tta=score.flip_tta)

@@ -27,7 +27,7 @@ from petseg.evaluation.keras_runner import KerasRunner
 from petseg.evaluation.results import split_results
 from petseg.evaluation.tiled_inference import AnySizeModel
 from petseg.runs import building, training_data
-from petseg.runs.open_run import open_run
+from petseg.runs.open_run import load_model, open_run
 from petseg.runs.training_data import TrainingData
 from petseg.runs.work_directory import WorkDirectory
 from petseg.training.stop_requests import StopRequests
@@ -288,8 +288,7 @@ def load(
         allow_code=allow_code,
     )
     run = open_run(score)
-    model = run.build_model()
-    step = run.restore(run.checkpoint(checkpoint), model)
+    model, step = load_model(run, run.checkpoint(checkpoint))
     return Segmenter(
         model,
         run.config,

@@ -1,7 +1,8 @@
-"""A trained run, wherever it is: in a work directory, or in a file of packed weights. Imports no TensorFlow."""
+"""Opens a trained run, in a work directory or a file of packed weights, and loads its model. Imports no TensorFlow."""
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from petseg.config.eval_config import PACKAGED, ScoreConfig
 from petseg.errors import WorkDirectoryError
@@ -10,9 +11,12 @@ from petseg.runs.packed_run import PackedRun
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
 
+if TYPE_CHECKING:
+    import keras
+
 
 def open_run(score: ScoreConfig) -> TrainedRun | PackedRun:
-    """The trained run in a work directory, or in a file of packed weights.
+    """Opens the trained run that --workdir or --pretrained names.
 
     Raises:
       PetsegError: if there is none.
@@ -29,3 +33,13 @@ def open_run(score: ScoreConfig) -> TrainedRun | PackedRun:
             f"packaged model; there are {names}"
         )
     return TrainedRun.open(WorkDirectory(source), score)
+
+
+def load_model(run: TrainedRun | PackedRun, checkpoint: str) -> "tuple[keras.Model, int]":
+    """Builds a run's network, restores a checkpoint and returns both the network and its training step.
+
+    Raises:
+      CheckpointError: if the checkpoint is damaged, belongs to another model, or has no averaged weights.
+    """
+    model = run.build_model()
+    return model, run.restore(checkpoint, model)
