@@ -14,7 +14,7 @@ from petseg.errors import ConfigError
 
 IGNORED = 255  # class id of a pixel that is in no class: weight 0, counted nowhere
 UNKNOWN = 254  # class id, while data is read, of a pixel whose value in the mask means nothing
-FEWEST, MOST = 2, 254
+MIN_CLASSES, MAX_CLASSES = 2, 254
 
 Color = tuple[int, int, int]
 # Okabe and Ito's colours, which colour-blind readers can tell apart, for classes that bring none.
@@ -57,8 +57,8 @@ class Classes:
     ignored: tuple[int | Color, ...] = (IGNORED,)
 
     def __post_init__(self) -> None:
-        if not FEWEST <= len(self.members) <= MOST:
-            raise ConfigError(f"classes: there are {len(self.members)}; must be {FEWEST} to {MOST}")
+        if not MIN_CLASSES <= len(self.members) <= MAX_CLASSES:
+            raise ConfigError(f"classes: there are {len(self.members)}; must be {MIN_CLASSES} to {MAX_CLASSES}")
         if self.colored and _is_color(self.ignored):
             object.__setattr__(self, "ignored", (_value(self.ignored, "ignored"),))
         for what in ("name", "value", "color"):
@@ -114,7 +114,7 @@ class Classes:
         return np.flatnonzero((self.foreground > 0) & (self.foreground < 1))
 
     @property
-    def meaning(self) -> "Classes":
+    def without_display_colors(self) -> "Classes":
         """The same classes without their display colours, to compare what masks and scores mean."""
         plain = (dataclasses.replace(each, color=distinct_color(i)) for i, each in enumerate(self.members))
         return dataclasses.replace(self, members=tuple(plain))

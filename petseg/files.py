@@ -29,7 +29,7 @@ LONGEST_NAME = 255  # bytes of a file name, on the usual file systems
 
 
 @contextlib.contextmanager
-def naming_what_cannot_be_written(
+def explain_write_errors(
     where: str | os.PathLike[str],
     *,
     flag: str = "",
@@ -109,7 +109,7 @@ def write_bytes(path: Path, data: bytes | Iterable[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def one_process_at_a_time(lock_file: Path, what: str) -> Iterator[None]:
+def process_lock(lock_file: Path, what: str) -> Iterator[None]:
     """Keeps other processes out of the block, those of other machines that see the file too; waits while one is inside.
 
     The system frees the lock when a process ends, however it ends.

@@ -131,7 +131,7 @@ def test_classes_that_differ_in_display_colours_alone_mean_the_same():
         for color, value in (([255, 0, 0], 7), ([0, 0, 255], 7), ([0, 0, 255], 8))
     )
     assert red != blue
-    assert red.meaning == blue.meaning != other.meaning
+    assert red.without_display_colors == blue.without_display_colors != other.without_display_colors
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])

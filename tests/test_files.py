@@ -15,10 +15,10 @@ from petseg.errors import ConfigError, WorkDirectoryError
 )
 def test_a_file_that_cannot_be_written_is_named_with_the_reason(number):
     reason = os.strerror(number)
-    with pytest.raises(WorkDirectoryError) as caught, files.naming_what_cannot_be_written("run"):
+    with pytest.raises(WorkDirectoryError) as caught, files.explain_write_errors("run"):
         raise OSError(number, reason, "run/metrics.csv")
     assert str(caught.value) == f"run/metrics.csv: cannot be written: {reason}"
-    naming = files.naming_what_cannot_be_written("run", flag="--csv=run", error_class=ConfigError)
+    naming = files.explain_write_errors("run", flag="--csv=run", error_class=ConfigError)
     with pytest.raises(ConfigError) as caught, naming:
         raise OSError(number, reason)
     assert str(caught.value) == f"--csv=run: run: cannot be written: {reason}"
@@ -27,14 +27,14 @@ def test_a_file_that_cannot_be_written_is_named_with_the_reason(number):
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.EMFILE, errno.EPIPE, errno.ECONNRESET, None])
 def test_an_error_that_means_something_else_is_let_through(number):
     error = OSError("decoder: broken data") if number is None else OSError(number, os.strerror(number))
-    with pytest.raises(OSError) as caught, files.naming_what_cannot_be_written("run"):  # noqa: PT011
+    with pytest.raises(OSError) as caught, files.explain_write_errors("run"):  # noqa: PT011
         raise error
     assert caught.value is error
 
 
 def test_a_full_disk_is_told_with_what_is_needed(tmp_path):
     free = shutil.disk_usage(tmp_path).free / 2**20
-    naming = files.naming_what_cannot_be_written(tmp_path / "not" / "there", needed=3 * 2**20)
+    naming = files.explain_write_errors(tmp_path / "not" / "there", needed=3 * 2**20)
     with pytest.raises(WorkDirectoryError, match=r"it takes 3\.0 MiB, \d+\.\d MiB are free$") as caught, naming:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert float(str(caught.value).split()[-4]) == pytest.approx(free, rel=0.5)
@@ -43,7 +43,7 @@ def test_a_full_disk_is_told_with_what_is_needed(tmp_path):
 def test_a_disk_that_fills_up_under_a_file_is_told_with_its_name(tmp_path):
     (tmp_path / "results.json.tmp").symlink_to("/dev/full")
     message = rf"^{tmp_path}/results\.json: cannot be written: No space left"
-    with pytest.raises(WorkDirectoryError, match=message), files.naming_what_cannot_be_written("run"):
+    with pytest.raises(WorkDirectoryError, match=message), files.explain_write_errors("run"):
         files.write_json(tmp_path / "results.json", {"loss": 1})
 
 

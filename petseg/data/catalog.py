@@ -458,7 +458,7 @@ def _one_process_at_a_time(builder: Any) -> contextlib.AbstractContextManager[No
         return contextlib.nullcontext()
     Path(root).mkdir(parents=True, exist_ok=True)
     name = builder.info.full_name.replace("/", "-")
-    return files.one_process_at_a_time(Path(root, f".{name}.lock"), f"prepares {builder.data_path}")
+    return files.process_lock(Path(root, f".{name}.lock"), f"prepares {builder.data_path}")
 
 
 def _write(builder: Any) -> None:

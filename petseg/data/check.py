@@ -190,7 +190,7 @@ def _sheet_file(name: str, options: CheckOptions) -> Path:
 
 def _write_sheet(overlays: Overlays, file: Path, options: CheckOptions) -> None:
     flag = f"--output_dir={options.output_dir}"
-    with files.naming_what_cannot_be_written(file, flag=flag, error_class=ConfigError):
+    with files.explain_write_errors(file, flag=flag, error_class=ConfigError):
         file.parent.mkdir(parents=True, exist_ok=True)
         overlays.sheet().save(file, quality=88)
 

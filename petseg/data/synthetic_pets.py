@@ -1,17 +1,15 @@
-"""`synthetic_pets`: a TFDS data set that draws itself, so that petseg runs where nothing can be downloaded.
+"""`synthetic_pets`: a TFDS data set of drawn cats and dogs, so that petseg runs where nothing can be downloaded.
 
-Its features and its trimap coding are those of `oxford_iiit_pet`. The same drawings as folders of pictures and masks,
-to try out what somebody's own data takes: python -m petseg.data.synthetic_pets --write=DIR.
+It has the features and the trimap values of `oxford_iiit_pet`. The same drawings as folders of images and masks, as an
+example of a data set of one's own: python -m petseg.data.synthetic_pets --write=DIR.
 """
 
-import io
 import logging
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from petseg.config import command_line
 from petseg.data.drawings import animal_drawing, drawn_folders
@@ -26,11 +24,11 @@ class SyntheticPets(tfds.core.GeneratorBasedBuilder):
     Args:
       num_train: number of training images.
       num_test: number of test images.
-      seed: decides every picture; an example depends on the seed, its split and its number alone.
+      seed: together with an example's split and number, determines its image.
       **kwargs: arguments of `tfds.core.GeneratorBasedBuilder`.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
 
     def __init__(self, *, num_train: int = 1000, num_test: int = 200, seed: int = 0, **kwargs: Any):
         self._sizes, self._seed = {"train": num_train, "test": num_test}, seed
@@ -50,30 +48,20 @@ class SyntheticPets(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        return {split: self._generate_examples(split) for split in self._sizes}
+        return {split: self._generate_examples(number, split) for number, split in enumerate(self._sizes)}
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self, number: int, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         for i in progress_bar(range(self._sizes[split]), logger, what=f"drawing {split}", unit="images"):
-            rng = np.random.default_rng([self._seed, list(self._sizes).index(split), i])
-            drawing = animal_drawing.draw(rng)
-            yield (
-                i,
-                {
-                    "image": _encoded(drawing.image, "JPEG", quality=92),
-                    "label": drawing.species,
-                    "species": drawing.species,
-                    "file_name": f"{animal_drawing.SPECIES[drawing.species].lower()}_{split}_{i:04d}.jpg",
-                    "segmentation_mask": _encoded(drawing.trimap, "PNG"),
-                    "head_bbox": tfds.features.BBox(0.0, 0.0, 0.0, 0.0),
-                },
-            )
-
-
-def _encoded(picture: np.ndarray, file_format: str, **options: Any) -> io.BytesIO:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, file_format, **options)
-    buffer.seek(0)
-    return buffer
+            drawing = animal_drawing.draw(np.random.default_rng([self._seed, number, i]))
+            example = {
+                "image": drawing.image,
+                "label": drawing.species,
+                "species": drawing.species,
+                "file_name": f"{animal_drawing.SPECIES[drawing.species].lower()}_{split}_{i:04d}.jpg",
+                "segmentation_mask": drawing.trimap[..., None],
+                "head_bbox": tfds.features.BBox(0.0, 0.0, 0.0, 0.0),
+            }
+            yield i, example
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def main(config: ConversionConfig) -> None:
         raise ConfigError(f"--output_dir={config.output_dir}: {target} exists; must be another folder")
     unfinished = target.with_name(f".{target.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    with files.naming_what_cannot_be_written(target, flag=f"--output_dir={config.output_dir}", error_class=ConfigError):
+    with files.explain_write_errors(target, flag=f"--output_dir={config.output_dir}", error_class=ConfigError):
         unfinished.mkdir(parents=True)
         for file in sorted(source.iterdir()):
             if f".{builder.info.file_format.value}-" in file.name:

@@ -26,7 +26,7 @@ from petseg.config.eval_config import EXPORT_FORMATS
 from petseg.data.resizing import Resizing
 from petseg.deployment.half_precision import half_precision
 from petseg.errors import ConfigError, ExportError, one_line
-from petseg.files import naming_what_cannot_be_written, write_json
+from petseg.files import explain_write_errors, write_json
 from petseg.models import inference
 from petseg.models.layers import InferenceMode
 from petseg.runs import packed_run
@@ -138,7 +138,7 @@ def export(
     original = model if model.dtype_policy.name == "float32" else layer.model
     expected = _run(lambda images: _predictions(original, images), examples, BATCH_SIZE)
     agreements, failures, placed = [], {}, []
-    with naming_what_cannot_be_written(output_dir, flag=f"--output_dir={output_dir}"):
+    with explain_write_errors(output_dir, flag=f"--output_dir={output_dir}"):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         written = _written(Path(output_dir))
         with tempfile.TemporaryDirectory(prefix=".export-", dir=output_dir) as scratch:

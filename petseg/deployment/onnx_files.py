@@ -6,7 +6,7 @@ from pathlib import Path
 
 from petseg.config import DistributionConfig
 from petseg.deployment import onnx_runner
-from petseg.files import naming_what_cannot_be_written
+from petseg.files import explain_write_errors
 from petseg.runs import packed_run
 from petseg.runs.open_run import load_model
 from petseg.runs.packed_run import PackedRun
@@ -45,7 +45,7 @@ def find_or_make(run: TrainedRun | PackedRun, which: str, distribution: Distribu
         logger.info("makes %s, once for this checkpoint: later calls start without TensorFlow", file)
         process.set_up_runtime(run.config, distribution, one_device=True)
         model, _ = load_model(run, path)
-        with naming_what_cannot_be_written(file):
+        with explain_write_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             export.write_onnx(model, file, building.rebuild_for_export(run.config, run.classes))
     return file

@@ -177,7 +177,7 @@ def predict_files(
 def carry_out(plan: Plan, predictor: Predictor) -> list[Path]:
     """Does what is planned; see `predict_files`."""
     began = time.monotonic()
-    with files_lib.naming_what_cannot_be_written(plan.output_dir, flag=f"--output_dir={plan.output_dir}"):
+    with files_lib.explain_write_errors(plan.output_dir, flag=f"--output_dir={plan.output_dir}"):
         Path(plan.output_dir).mkdir(parents=True, exist_ok=True)
         with _Work(plan, predictor) as work:
             masks = work.do()

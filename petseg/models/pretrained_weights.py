@@ -26,7 +26,7 @@ def build_with_weights(build: Callable[[str | None], keras.Model], weights: str)
     """
     if weights == "imagenet":
         try:
-            with files.one_process_at_a_time(_folder_of_keras() / ".petseg.lock", "fetches the encoder's weights"):
+            with files.process_lock(_folder_of_keras() / ".petseg.lock", "fetches the encoder's weights"):
                 return build("imagenet")
         except Exception as error:  # Keras lets every kind of network error through
             raise ConfigError(

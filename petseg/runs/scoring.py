@@ -22,7 +22,7 @@ from petseg.evaluation.evaluator import Evaluation
 from petseg.evaluation.keras_runner import KerasRunner
 from petseg.evaluation.results import image_rows, split_results
 from petseg.evaluation.tiled_inference import AnySizeModel
-from petseg.files import naming_what_cannot_be_written, write_bytes, write_json, write_text
+from petseg.files import explain_write_errors, write_bytes, write_json, write_text
 from petseg.reporting import pictures
 from petseg.runs import building, early_stopping, run_groups, training_data
 from petseg.runs.packed_run import PackedRun
@@ -423,6 +423,6 @@ def write_csv(path: str, rows: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(text, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    with naming_what_cannot_be_written(path, flag=f"--csv={path}"):
+    with explain_write_errors(path, flag=f"--csv={path}"):
         write_text(Path(path), text.getvalue())
     print(f"images:     {path}")

@@ -15,7 +15,7 @@ from petseg import config as config_lib
 from petseg.config import Config
 from petseg.data import input_pipeline, service_client
 from petseg.errors import DataError
-from petseg.files import naming_what_cannot_be_written
+from petseg.files import explain_write_errors
 from petseg.reporting import summaries, telemetry
 from petseg.reporting.report import NullReport
 from petseg.reporting.telemetry import Profiler
@@ -52,7 +52,7 @@ def train(config: Config) -> dict[str, Any]:
         lock = workdir.locked() if placement.is_chief else contextlib.nullcontext()
         with (
             placement.naming_lost_workers(),
-            naming_what_cannot_be_written(workdir.path),
+            explain_write_errors(workdir.path),
             lock,
             logging_redirect_tqdm(),
         ):

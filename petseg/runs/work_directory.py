@@ -149,7 +149,7 @@ class WorkDirectory:
         if not self.config_file.is_file():
             return
         before = self.load_classes()
-        if before.meaning != classes.meaning:
+        if before.without_display_colors != classes.without_display_colors:
             was, now = (", ".join(each.names) for each in (before, classes))
             said = f"{was}; now they are {now}" if was != now else f"{was}, but with other values or foreground"
             raise WorkDirectoryError(f"--workdir={self.path}: belongs to a run whose classes are {said}")

@@ -59,7 +59,7 @@ def few_drawings(monkeypatch):
 def test_the_embedded_data_set_is_drawn_without_a_word_of_downloads(few_drawings, tmp_path, capfd, caplog):
     with caplog.at_level("INFO", logger="petseg"):
         catalog.prepare("synthetic_pets", str(tmp_path))
-    assert caplog.messages == [f"synthetic_pets is drawn into {tmp_path}/synthetic_pets/1.0.0"]
+    assert caplog.messages == [f"synthetic_pets is drawn into {tmp_path}/synthetic_pets/2.0.0"]
     assert capfd.readouterr().out == ""
     assert capfd.readouterr().err == ""
 
@@ -75,7 +75,7 @@ def test_a_run_that_prepares_its_data_draws_the_same_random_numbers_as_one_that_
 
 def test_an_embedded_data_set_that_cannot_be_written_is_no_matter_of_downloads(few_drawings, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=rf"^synthetic_pets cannot be drawn into {tmp_path}/file/synthetic_pets/1.0.0 "):
+    with pytest.raises(DataError, match=rf"^synthetic_pets cannot be drawn into {tmp_path}/file/synthetic_pets/2.0.0 "):
         catalog.prepare("synthetic_pets", str(tmp_path / "file"))
 
 

@@ -122,7 +122,7 @@ def test_a_second_run_reuses_what_the_first_one_decoded(data_dir, tmp_path, capl
         again = load_examples("synthetic_pets", "train", 32, str(data_dir), cache="disk", cache_dir=str(tmp_path))
     (line,) = caplog.messages
     assert line.startswith(
-        f"{NUM_TRAIN} examples at 32x32 px were decoded before: {tmp_path}/synthetic_pets-1.0.0-train"
+        f"{NUM_TRAIN} examples at 32x32 px were decoded before: {tmp_path}/synthetic_pets-2.0.0-train"
     )
     for one, other in zip(first.read(range(NUM_TRAIN)), again.read(range(NUM_TRAIN)), strict=True):
         np.testing.assert_array_equal(one, other)

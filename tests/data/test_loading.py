@@ -100,7 +100,7 @@ def test_examples_say_where_they_come_from(array_record_dir, tmp_path):
     folder = str(array_record_dir)
     for cache in ("memory", "disk", "none"):
         examples = load_examples("synthetic_pets", "test[:3]", 32, folder, cache=cache, cache_dir=str(tmp_path))
-        assert examples.origin == "synthetic_pets/1.0.0, test[:3]"
+        assert examples.origin == "synthetic_pets/2.0.0, test[:3]"
 
 
 @pytest.mark.parametrize(("cpus", "expected"), [(3, 3), (200, loading.DECODED_AT_ONCE)])

@@ -210,6 +210,6 @@ def test_nothing_is_read_for_it_of_any_other_data_set_and_its_size_must_stay(tin
     assert now.changes_to(now, data_set, tiny_config.data) == ""
     grown = dataclasses.replace(now, examples={"train_split": 30, "eval_split": 10})
     assert now.changes_to(grown, data_set, tiny_config.data).endswith("it had 24 examples, and has now 30")
-    other = dataclasses.replace(now, data_set="synthetic_pets/2.0.0")
-    message = "the data set was synthetic_pets/1.0.0, and is now synthetic_pets/2.0.0"
+    other = dataclasses.replace(now, data_set="synthetic_pets/3.0.0")
+    message = "the data set was synthetic_pets/2.0.0, and is now synthetic_pets/3.0.0"
     assert now.changes_to(other, data_set, tiny_config.data) == message

@@ -89,7 +89,7 @@ class Cache:
           ConfigError: if the files cannot be written.
         """
         if not self.folder.exists() or self._damage():
-            with files.naming_what_cannot_be_written(
+            with files.explain_write_errors(
                 self.folder.parent,
                 flag=f"--cache_dir={self.directory}",
                 error_class=ConfigError,
@@ -97,7 +97,7 @@ class Cache:
             ):
                 self.folder.parent.mkdir(parents=True, exist_ok=True)
                 lock = self.folder.with_name(self.folder.name + ".lock")
-                with files.one_process_at_a_time(lock, f"writes {self.folder}"):
+                with files.process_lock(lock, f"writes {self.folder}"):
                     self._write(fill)
         else:
             logger.info("%d examples at %s px were decoded before: %s", self.count, self._size, self.folder)

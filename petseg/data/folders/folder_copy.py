@@ -65,10 +65,10 @@ def prepare(config: DataConfig, classes: Classes | None = None) -> tuple[Any, Cl
     if not builder.data_path.exists():
         size = sum(path.stat().st_size for pair in folder_files.all_pairs(layout) for path in (pair.image, pair.mask))
         flag = f"--cache_dir={config.cache_dir}"
-        with files.naming_what_cannot_be_written(cache, flag=flag, error_class=ConfigError, needed=size):
+        with files.explain_write_errors(cache, flag=flag, error_class=ConfigError, needed=size):
             cache.mkdir(parents=True, exist_ok=True)
             lock = cache / f".{builder.info.full_name.replace('/', '-')}.lock"
-            with files.one_process_at_a_time(lock, f"reads {config.data_dir}"):
+            with files.process_lock(lock, f"reads {config.data_dir}"):
                 builder = _Folder(config, layout, classes, data_dir=cache)
                 if not builder.data_path.exists():
                     found, bad = (classes, []) if classes else folder_files.classes_in_masks(layout)

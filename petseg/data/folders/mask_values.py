@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from petseg.classes import FEWEST, IGNORED, MOST, UNKNOWN, Classes, Color, SegmentationClass, distinct_color
+from petseg.classes import IGNORED, MAX_CLASSES, MIN_CLASSES, UNKNOWN, Classes, Color, SegmentationClass, distinct_color
 from petseg.errors import ConfigError, DataError
 
 PALETTED = ("P", "PA")
@@ -121,9 +121,11 @@ def found_classes(found: Sequence[tuple[np.ndarray, bool, bytes]]) -> Classes:
             f"must be {ZERO_AND_255}"
         )
     used = sorted(numbers if colored else numbers - {IGNORED})
-    if not FEWEST <= len(used) <= MOST:
+    if not MIN_CLASSES <= len(used) <= MAX_CLASSES:
         what = "colours" if colored else "values"
-        raise ConfigError(f"the masks hold {len(used)} {what}; must be {FEWEST} to {MOST}, one for each class")
+        raise ConfigError(
+            f"the masks hold {len(used)} {what}; must be {MIN_CLASSES} to {MAX_CLASSES}, one for each class"
+        )
     palette = next((palette for _, _, palette in found if palette), b"")
     members, taken = [], set()
     for i, number in enumerate(used):
