@@ -131,7 +131,9 @@ class Evaluator:
         self._flip_tta, self._details, self._bad_examples = flip_tta, details, BadExampleLog()
         _, height, width, self._num_classes = model.output_shape
         images = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8, "images")
+        # Per instance: a tf.function on the class keeps the graphs and models of all instances.
         self._predict = tf.function(self._classify, input_signature=[images], autograph=False)
+        self._loop = tf.function(self._trace_loop, reduce_retracing=True, autograph=False)
         self._pixels = float(height * width)
         self._scored = replica_sum([], tf.int64)
         self._summed_loss, self._denominator = replica_sum([], tf.float32), replica_sum([], tf.float32)
@@ -278,8 +280,7 @@ class Evaluator:
         """Float32 [B, H, W, C] for images uint8 [B, H, W, 3]."""
         return inference.logits(self._model, images, flip_tta=self._flip_tta)
 
-    @tf.function(reduce_retracing=True, autograph=False)
-    def _loop(self, iterator: Any, count: tf.Tensor, first: tf.Tensor | int = 0) -> None:
+    def _trace_loop(self, iterator: Any, count: tf.Tensor, first: tf.Tensor | int = 0) -> None:
         def score(done: tf.Tensor) -> tuple[tf.Tensor]:
             self._strategy.run(self._replica_step, args=(next(iterator), first))
             return (done + 1,)

@@ -47,6 +47,20 @@ def test_a_second_training_gives_what_a_process_of_its_own_gives(run, data_dir, 
     assert second == alone
 
 
+def live(kind):
+    gc.collect()
+    return sum(issubclass(type(thing), kind) for thing in gc.get_objects())
+
+
+def test_a_training_leaves_no_graph_and_no_model_behind(data_dir, tmp_path):
+    """Only what the `TrainedRun` needs may stay, and that goes with it."""
+    before = live(tf.Graph), live(keras.Model)
+    for name in ("first", "second"):
+        flags = ["", *tiny_flags(data_dir, tmp_path / name), "--train_steps=2", "--eval_every=2"]
+        petseg.train(command_line.parse(flags, petseg.Config))
+    assert (live(tf.Graph), live(keras.Model)) == before
+
+
 def test_what_a_training_sets_for_the_process_is_put_back(tiny_config, monkeypatch):
     def set_everything(config):
         keras.utils.set_random_seed(config.runtime.seed)
