@@ -1,4 +1,4 @@
-"""How sure a score is: bootstrap over images, spread over seeds, and paired comparison of two models or recipes."""
+"""Confidence intervals of the mean IoU: bootstrap over images, spread over seeds, paired comparison of two recipes."""
 
 import math
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ from petseg.evaluation import metrics
 from petseg.evaluation.large_splits import ResampledTotals
 
 RESAMPLES, POISSON = 2000, "Poisson"
-TAIL = 0.025  # share of a distribution on each side of a 95% interval
-DRAWN_AT_ONCE = 2**21  # how often each image is in each of some resamples; numbers of 8 bytes
+TAIL = 0.025  # probability on each side of a 95% interval
+DRAWN_AT_ONCE = 2**21  # bound on resamples x images whose int64 weights are in memory at once
 
-# int64 [N, C, C], the confusion matrix of each image; or what was resampled of more images than that can be kept of.
+# Confusion matrices of all images, int64 [N, C, C]; or the resampled totals of a large split.
 Counts = np.ndarray | ResampledTotals
 
 
 class SeedSpread(NamedTuple):
-    """Student's distribution of the deviation that other seeds would cause.
+    """Student's t distribution of the deviation due to the choice of seeds.
 
     Attributes:
-      scale: standard error of the mean, or of the difference of two means; above 0.
+      scale: standard error of the mean, or of the difference of two means; positive.
       freedom: degrees of freedom.
     """
 
@@ -31,13 +31,13 @@ class SeedSpread(NamedTuple):
 
 
 def resampled_mean_iou(counts: Counts, seed: int = 0) -> np.ndarray:
-    """Mean IoU of `RESAMPLES` splits that are drawn from this one with replacement, image by image.
+    """Mean IoU of `RESAMPLES` bootstrap resamples of a split's images.
 
-    With the same seed and number of images, the same images are drawn, so two models' scores can be paired.
+    The same seed and number of images give the same resamples, so two models' scores are paired.
 
     Args:
-      counts: the counts of the split's images.
-      seed: seed of the drawing; of totals, which were drawn before, it is theirs.
+      counts: the counts of the split.
+      seed: seed of the resampling; ignored for `ResampledTotals`.
 
     Returns:
       float64 [RESAMPLES].
@@ -46,7 +46,7 @@ def resampled_mean_iou(counts: Counts, seed: int = 0) -> np.ndarray:
         return counts.mean_iou()
     matrices, count = counts, len(counts)
     generator, chances = np.random.default_rng(seed), np.full(count, 1 / count)
-    # All that IoU needs of a matrix. Sums of whole numbers below 2**53, they do not depend on the order of adding.
+    # IoU needs nothing else. Integers below 2**53 in float64 have exact sums in any order.
     parts = np.concatenate(metrics.intersections_and_unions(matrices), axis=-1).astype(np.float64)
     scores = np.empty(RESAMPLES)
     chunk = max(1, DRAWN_AT_ONCE // max(count, parts.shape[-1]))
@@ -58,13 +58,13 @@ def resampled_mean_iou(counts: Counts, seed: int = 0) -> np.ndarray:
 
 
 def interval(samples: np.ndarray, seeds: SeedSpread | None = None) -> tuple[float, float]:
-    """The middle 95% of bootstrap samples (Efron's percentile interval), widened by the spread over seeds.
+    """The 95% percentile interval of bootstrap samples (Efron), widened by the spread over seeds.
 
-    Of negated samples it is the mirror image to the last bit, so a comparison does not depend on its order.
+    Negated samples give exactly the mirrored interval, so a comparison does not depend on the order of its sides.
 
     Args:
-      samples: bootstrap samples; NaN is left out.
-      seeds: how far the value might be off with other seeds, independent of the images; None if that is unknown.
+      samples: bootstrap samples; NaN is ignored.
+      seeds: deviation due to the seeds, independent of the images; None if unknown.
     """
     finite = samples[np.isfinite(samples)]
     if not len(finite):
@@ -73,49 +73,42 @@ def interval(samples: np.ndarray, seeds: SeedSpread | None = None) -> tuple[floa
 
 
 def _quantile(samples: np.ndarray, share: float, seeds: SeedSpread | None) -> float:
-    """The value below which a share of samples lies; with `seeds`, of the exact distribution of sample plus deviation.
-
-    That distribution is a mixture of Student distributions, one around each sample, so nothing is drawn at random.
-    """
+    """Quantile of the samples; with `seeds`, of the mixture of Student's t distributions centred on them (exact)."""
     if seeds is None:
         return float(np.quantile(samples, share))
-    from scipy import optimize, special  # 0.2 s, which only a comparison of several seeds needs
+    from scipy import optimize, special  # takes 0.2 s, and only comparisons of several seeds need it
 
     def excess(value: float) -> float:
         return float(special.stdtr(seeds.freedom, (value - samples) / seeds.scale).mean()) - share
 
     deviation = seeds.scale * float(special.stdtrit(seeds.freedom, share))
     low, high = samples.min() + deviation, samples.max() + deviation
-    if excess(low) >= 0 or excess(high) <= 0:  # all samples are equal, but for rounding
+    if excess(low) >= 0 or excess(high) <= 0:  # all samples are equal up to rounding
         return float(low + high) / 2
     return float(optimize.brentq(excess, low, high, xtol=1e-14))
 
 
 def interval_of_runs(runs: Sequence[Counts]) -> tuple[float, float]:
-    """The 95% interval of a recipe's mean IoU, the mean over its runs, over images and seeds.
-
-    Args:
-      runs: the counts of the split's images by each run.
-    """
+    """The 95% interval, over images and seeds, of a recipe's mean IoU averaged over its runs' counts."""
     return interval(_over_images(runs), _over_seeds([_scores(runs)]))
 
 
 def compare(first: Sequence[Counts], second: Sequence[Counts]) -> dict[str, Any]:
-    """Whether a recipe is better than another on the same images.
+    """Paired comparison of two recipes on the same images.
 
     Args:
-      first: the counts of the images by each run of one recipe.
-      second: the counts of the same images by the other's runs.
+      first: counts of each run of one recipe.
+      second: counts of each run of the other recipe.
 
     Returns:
-      the `difference` in mean IoU, first minus second; its 95% `interval`, paired over images and, where there are
-      several runs, over seeds too; and the probability that the first is `better`, over the same distribution. Where
-      there are too many images for a row each, also the kind of `bootstrap`: Poisson, the same images in both.
+      the `difference` in mean IoU, first minus second; its 95% `interval` over images and, with several runs, seeds;
+      `better`, the probability under the same distribution that the first is better; for large splits also
+      `bootstrap`, "Poisson".
 
     Raises:
-      DataError: if the counts show that the true masks were not the same.
+      DataError: if the counts show that the true masks differ.
     """
-    _check_same_truth([*first, *second])
+    _check_same_masks([*first, *second])
     scores = [_scores(runs) for runs in (first, second)]
     differences, seeds = _over_images(first) - _over_images(second), _over_seeds(scores)
     return {
@@ -126,11 +119,11 @@ def compare(first: Sequence[Counts], second: Sequence[Counts]) -> dict[str, Any]
     }
 
 
-def _check_same_truth(runs: Sequence[Counts]) -> None:
-    """Raises DataError if an image has another number of pixels of some true class in one run than in another."""
+def _check_same_masks(runs: Sequence[Counts]) -> None:
+    """Raises DataError if the runs differ in an image's number of pixels of a true class."""
     pixels = [(run.confusion_matrix if isinstance(run, ResampledTotals) else run).sum(axis=-1) for run in runs]
     if not all(np.array_equal(each, pixels[0]) for each in pixels[1:]):
-        raise DataError("the counts to compare are those of different images, classes or masks; they must be the same")
+        raise DataError("the two sides were scored on different images, classes or masks; they must be the same")
 
 
 def _scores(runs: Sequence[Counts]) -> np.ndarray:
@@ -139,7 +132,7 @@ def _scores(runs: Sequence[Counts]) -> np.ndarray:
 
 
 def _over_images(runs: Sequence[Counts]) -> np.ndarray:
-    """The mean over runs as it might be on other images, which are drawn anew, the same for all runs: [RESAMPLES]."""
+    """Mean IoU averaged over runs, in resamples of images that all runs share: float64 [RESAMPLES]."""
     return np.mean([resampled_mean_iou(counts) for counts in runs], axis=0)
 
 
@@ -152,10 +145,10 @@ def _share_above_zero(differences: np.ndarray, seeds: SeedSpread | None) -> floa
 
 
 def _over_seeds(scores: Sequence[np.ndarray]) -> SeedSpread | None:
-    """How far the mean of one recipe, or the difference of two means, might be off with other seeds; None if unknown.
+    """Standard error over runs of one recipe's mean, or of the difference of two recipes' means; None if unknown.
 
-    The standard error of the runs; of two recipes, as in Welch's test, where one with a single run is taken to vary as
-    the other does. Resampling three runs instead would make intervals a third as wide as they must be.
+    For two recipes as in Welch's test; a recipe with a single run is assumed to have the other's variance.
+    Bootstrapping three runs instead would give intervals a third as wide as they must be.
     """
     counts = np.array([len(each) for each in scores])
     variances = np.array([each.var(ddof=1) for each in scores if len(each) > 1])

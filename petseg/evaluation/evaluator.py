@@ -1,4 +1,4 @@
-"""The pass over a split that counts every example once."""
+"""Distributed evaluation of a split: every example is counted once, for any batch size and number of replicas."""
 
 import dataclasses
 import math
@@ -24,17 +24,16 @@ from petseg.training.variables import replica_sum
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What a pass over a split counted.
+    """Counts of one pass over a split.
 
     Attributes:
-      loss: summed loss over its divisor, as in training.
-      confusion_matrices: int64 [K, C, C], one for each example of `ids`, rows true, columns predicted.
-      boundaries: int64 [K, C, 4], as `metrics.boundary_counts`; None where details were not asked for.
-      calibration: float64 [bins, 3], as `metrics.calibration_counts`, over all examples; None where details were not
-        asked for.
-      large_split: what was made of the counts of all examples, where these are of a sample; None where of all.
-      mask_digests: int64 [N], a digest of the true mask of each example; None where details were not asked for, and of
-        a large split.
+      loss: summed loss over its denominator, as in training.
+      confusion_matrices: int64 [K, C, C], one per example of `ids`, rows true, columns predicted.
+      boundaries: int64 [K, C, 4], as `metrics.boundary_counts`; None without details.
+      calibration: float64 [bins, 3], as `metrics.calibration_counts`, over all examples; None without details.
+      large_split: totals of a large split, for which the counts above are those of a sample; None if they are of all
+        examples.
+      mask_digests: int64 [N], a digest of each true mask; None without details, and of a large split.
     """
 
     loss: float
@@ -46,43 +45,43 @@ class Evaluation:
 
     @property
     def examples(self) -> int:
-        """Number of examples N that were scored."""
+        """Number N of scored examples."""
         return self.large_split.count if self.large_split else len(self.confusion_matrices)
 
     @property
     def ids(self) -> Sequence[int]:
-        """The K examples whose counts were kept, rising: all, or a sample."""
+        """Sorted ids of the K examples whose counts were kept: all, or a sample."""
         return self.large_split.ids.tolist() if self.large_split else range(len(self.confusion_matrices))
 
     @property
     def counts(self) -> Counts:
-        """What intervals and comparisons need of all examples."""
+        """Counts of all examples, for intervals and comparisons."""
         return self.large_split.totals if self.large_split else self.confusion_matrices
 
     @property
     def confusion_matrix(self) -> np.ndarray:
-        """int64 [C, C], over all examples."""
+        """int64 [C, C], summed over all examples."""
         return self.large_split.confusion_matrix if self.large_split else self.confusion_matrices.sum(axis=0)
 
     @property
     def truth(self) -> np.ndarray | None:
-        """Digests of the true masks, int64: two evaluations with equal ones were scored against the same truth.
+        """Digests of the true masks, int64: equal for evaluations against the same masks; None without details.
 
-        One for each example; of a large split, one for all. None where details were not asked for.
+        One per example; one in all for a large split.
         """
         return np.array([self.large_split.truth]) if self.large_split else self.mask_digests
 
     @property
     def boundary_total(self) -> np.ndarray | None:
-        """int64 [C, 4], over all examples; None where details were not asked for."""
+        """int64 [C, 4], summed over all examples; None without details."""
         if self.large_split:
             return self.large_split.boundary_total
         return None if self.boundaries is None else self.boundaries.sum(axis=0)
 
     def ranked(self) -> tuple[np.ndarray, np.ndarray]:
-        """Examples from the worst to the best, int64, and their mean IoUs, without those that have none.
+        """Ids of examples from worst to best, int64, and their mean IoUs, without examples whose score is undefined.
 
-        All; of a large split, the two ends.
+        Of a large split, only the worst and the best ones.
         """
         if self.large_split:
             return self.large_split.extremes
@@ -92,9 +91,9 @@ class Evaluation:
 
 
 class Evaluator:
-    """Scores a model on a split under a strategy. Make it inside ``strategy.scope()``.
+    """Scores a model on a split under a strategy. Must be constructed inside ``strategy.scope()``.
 
-    The loss is the training loss without augmentation: same weights, same normalisation.
+    The loss is the training loss without augmentation: same pixel weights, same normalisation.
     """
 
     def __init__(
@@ -110,19 +109,18 @@ class Evaluator:
         flip_tta: bool = False,
         details: bool = False,
     ):
-        """Sets up the pass and its sums, and compiles nothing yet.
+        """Allocates the counters; compiles nothing yet.
 
         Args:
-          strategy: a strategy of any number of replicas.
+          strategy: any strategy.
           model: the network, float32 images in [0, 255] -> float32 logits.
           examples: the examples of the split.
-          weight_map: a function, masks -> the weight of each pixel.
-          loss: the loss that training minimises.
-          batch_size: examples per step over all replicas; any number. What runs on one device has no larger batches
-            than a replica.
-          stop: float32 variable; set to 1 from another thread, it ends a pass early.
-          flip_tta: whether to average the probabilities of an image and of its mirror image.
-          details: whether to count outlines and calibration too.
+          weight_map: masks -> pixel weights.
+          loss: the training loss.
+          batch_size: global batch size, any number. `predict` runs on one device with a replica's batch size.
+          stop: float32 variable; setting it to 1 from another thread ends a pass early.
+          flip_tta: whether to average the probabilities of each image and its mirror image.
+          details: whether to count boundaries, calibration and mask digests too.
         """
         self._strategy, self._model, self._examples, self._batch_size = strategy, model, examples, batch_size
         self._replica_batch_size = math.ceil(batch_size / strategy.num_replicas_in_sync)
@@ -139,12 +137,12 @@ class Evaluator:
         self._summed_loss, self._denominator = replica_sum([], tf.float32), replica_sum([], tf.float32)
         self._totals = [self._scored, self._summed_loss, self._denominator]
         self._is_large, self._rows = large_splits.is_large(len(examples), self._num_classes), len(examples)
-        if self._is_large:  # Rows of a block of batches: all blocks have a row written by the same replica.
+        if self._is_large:  # rows for one block of batches, so that each replica writes the same rows in every block
             replicas = strategy.num_replicas_in_sync
             batch = replicas * input_pipeline.evaluation_batch_of_replica(len(examples), batch_size, replicas)
             self._batches_of_block = max(1, large_splits.block_size(self._num_classes) // batch)
             self._rows = self._batches_of_block * batch
-        # A row for each example, which the replica that has it writes, and rows for what only fills up a batch.
+        # A row per example, written by the replica that has the example, then rows for the padding of a batch.
         rows, classes = self._rows + self._replica_batch_size, self._num_classes
         self._by_example = {"confusion": replica_sum([rows, classes, classes], tf.int64)}
         if details:
@@ -154,10 +152,10 @@ class Evaluator:
             self._totals.append(self._calibration)
 
     def evaluate(self) -> Evaluation | None:
-        """Scores all examples; None if the pass was ended early.
+        """Scores all examples; None if the pass was stopped early.
 
         Raises:
-          DataError: if one is bad, which is found only now where examples are decoded on demand.
+          DataError: if an example that is decoded on demand is bad.
         """
         batches, count = input_pipeline.distributed_evaluation_batches(
             self._strategy, self._examples, batch_size=self._batch_size, bad_examples=self._bad_examples
@@ -169,7 +167,7 @@ class Evaluator:
             return None
         counts = self._counted(len(self._examples))
         return Evaluation(
-            float(loss / denominator) if denominator else float("nan"),
+            _mean_loss(loss, denominator),
             counts["confusion"],
             counts.get("boundaries"),
             calibration[0] if calibration else None,
@@ -177,11 +175,11 @@ class Evaluator:
         )
 
     def _counted(self, count: int) -> dict[str, np.ndarray]:
-        """The rows of the first examples, by what was counted."""
+        """The first `count` rows of each counter."""
         return {name: rows.numpy()[:count] for name, rows in self._by_example.items()}
 
     def _evaluate_in_blocks(self, iterator: Any, count: int) -> Evaluation | None:
-        """Scores so many batches; what a block counted is folded into totals before the next one."""
+        """Scores `count` batches in blocks; the counts of each block are added to the totals of a `LargeSplit`."""
         large, losses, calibration = self._large_split(), np.zeros(2), np.zeros([metrics.CALIBRATION_BINS, 3])
         for first in range(0, len(self._examples), self._rows):
             done = first // self._rows * self._batches_of_block
@@ -194,7 +192,13 @@ class Evaluator:
             calibration += sum(more)
             counts = self._counted(expected)
             large.add(first, counts["confusion"], counts.get("boundaries"), counts.get("mask_digests"))
-        return self._evaluation_of(large, losses[0], losses[1], calibration if self._details else None)
+        return Evaluation(
+            _mean_loss(*losses),
+            large.confusion_matrices,
+            large.boundaries,
+            calibration if self._details else None,
+            large,
+        )
 
     def _large_split(self) -> LargeSplit:
         return LargeSplit(
@@ -204,15 +208,8 @@ class Evaluator:
             outlines=self._details,
         )
 
-    @staticmethod
-    def _evaluation_of(
-        large: LargeSplit, loss: float, denominator: float, calibration: np.ndarray | None
-    ) -> Evaluation:
-        mean_loss = float(loss / denominator) if denominator else float("nan")
-        return Evaluation(mean_loss, large.confusion_matrices, large.boundaries, calibration, large)
-
     def _score(self, iterator: Any, count: int, first: tf.Tensor | int = 0) -> list[Any]:
-        """Scores so many batches, the first of which begins with example `first`; returns the totals of these alone."""
+        """Scores `count` batches, the first of which starts at example `first`; returns the totals of these batches."""
         for total in self._totals:
             total.assign(tf.zeros_like(total))
         with input_pipeline.naming_lost_files(self._examples):
@@ -223,18 +220,16 @@ class Evaluator:
     def evaluate_native(
         self, pairs: Iterable[tuple[np.ndarray, np.ndarray]], logits: Callable[[np.ndarray], tf.Tensor]
     ) -> Evaluation | None:
-        """Scores all examples at their own sizes, against masks that were never resized.
+        """Scores all examples at native resolution, against the original masks, on one device.
 
-        Needs `details`. Runs on one device; memory does not grow with the number of examples, but for their counts,
-        up to `large_splits.most_rows`.
+        Needs `details`. Only the counts grow with the number of examples, up to `large_splits.most_rows`.
 
         Args:
-          pairs: images uint8 [H, W, 3] and their masks uint8 [H, W, 1], class ids, any size, in the order of the
-            examples.
+          pairs: images uint8 [H, W, 3] and masks uint8 [H, W, 1] of any size, in the order of the examples.
           logits: image -> float32 [H, W, C], as `AnySizeModel.logits`.
 
         Returns:
-          what was counted; None if the pass was ended early.
+          the counts; None if the pass was stopped early.
         """
         loss, denominator = 0.0, 0.0
         rows = large_splits.block_size(self._num_classes) if self._is_large else len(self._examples)
@@ -254,14 +249,14 @@ class Evaluator:
             digests[row] = counts["mask_digests"].numpy()[0]
             if large and (row + 1 == rows or i + 1 == len(self._examples)):
                 large.add(i - row, confusions[: row + 1], boundaries[: row + 1], digests[: row + 1])
+        mean_loss = _mean_loss(loss, denominator)
         if large:
-            return self._evaluation_of(large, loss, denominator, calibration)
-        mean_loss = loss / denominator if denominator else float("nan")
+            return Evaluation(mean_loss, large.confusion_matrices, large.boundaries, calibration, large)
         return Evaluation(mean_loss, confusions, boundaries, calibration, mask_digests=digests)
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Class ids, int32 [B, H, W], and their probabilities, float32 [B, H, W], for images uint8 [B, H, W, 3]."""
-        if not len(images):  # which a convolution of oneDNN gives a wrong shape
+        if not len(images):  # a oneDNN convolution returns a wrong shape for an empty batch
             return np.zeros(images.shape[:3], np.int32), np.zeros(images.shape[:3], np.float32)
         size = self._replica_batch_size
         parts = [self._predict(tf.constant(images[i : i + size])) for i in range(0, len(images), size)]
@@ -288,12 +283,11 @@ class Evaluator:
         tf.while_loop(lambda done: (done < count) & (self._stop == 0), score, (tf.constant(0, tf.int64),))
 
     def _replica_step(self, batch: dict[str, tf.Tensor], first: tf.Tensor | int) -> None:
-        """Counts a part of a batch; `first` is the example that has the first row."""
+        """Counts a replica's part of a batch; row 0 of the counters belongs to example `first`."""
         counts = self._counts(batch["mask"], self._logits(batch["image"]), batch["valid"])
         self._summed_loss.assign_add(counts["loss"])
         self._denominator.assign_add(counts["denominator"])
-        # The examples of a batch follow each other; where it is filled up, the rest has no row of an example, or this
-        # replica has none at all.
+        # Examples of a batch are consecutive; padding follows them and is written to the rows after the last example.
         row = tf.where(batch["valid"][0], batch["example_id"][0] - first, self._rows)
         for name, rows in self._by_example.items():
             _write_rows(rows, row, counts[name])
@@ -302,7 +296,7 @@ class Evaluator:
         self._scored.assign_add(tf.reduce_sum(tf.cast(batch["valid"], tf.int64)))
 
     def _counts(self, masks: tf.Tensor, logits: tf.Tensor, is_counted: tf.Tensor) -> dict[str, tf.Tensor]:
-        """What a batch adds to the sums; an example whose `is_counted` is False adds nothing."""
+        """Contributions of a batch to the counters; padding, where `is_counted` is False, contributes nothing."""
         is_counted, labels = is_counted[:, None, None], masks[..., 0]
         valid = sample_weights.valid_pixels(masks) & is_counted
         weights = self._weight_map(masks) * tf.cast(is_counted, tf.float32)
@@ -323,8 +317,12 @@ class Evaluator:
         return counts
 
 
+def _mean_loss(loss: float, denominator: float) -> float:
+    return float(loss / denominator) if denominator else math.nan
+
+
 def _mask_digests(masks: tf.Tensor) -> tf.Tensor:
-    """int64 [B], a number that differs, but for chance, between masks uint8 [B, H, W, 1] of different size or content.
+    """Hashes of the size and content of masks uint8 [B, H, W, 1]: int64 [B].
 
     Computed on the host, which has the only kernel of `tf.fingerprint`.
     """
@@ -334,10 +332,9 @@ def _mask_digests(masks: tf.Tensor) -> tf.Tensor:
 
 
 def _write_rows(variable: tf.Variable, first: tf.Tensor, values: tf.Tensor) -> None:
-    """Overwrites as many rows of a replica's own part of a variable as there are values, from the first on.
+    """Overwrites rows `first` to `first + len(values)` of a replica's copy of a variable, in place.
 
-    In place: adding to all rows would take as much memory again with each batch, and a GPU scatters integers by way of
-    the host.
+    Adding to all rows would copy the variable for each batch, and a GPU scatters integers through the host.
     """
     last = first + tf.shape(values, tf.int64)[0]
     tf.raw_ops.ResourceStridedSliceAssign(

@@ -1,4 +1,4 @@
-"""A Keras model on pictures of any size, resized by TensorFlow as in training."""
+"""Runs a Keras model on images of any size, resized by TensorFlow as in training."""
 
 from collections.abc import Iterator
 
@@ -17,38 +17,37 @@ class KerasRunner:
 
     Args:
       model: the network, float32 images in [0, 255] of one size -> float32 logits.
-      resize: how pictures come to the network's size, one of RESIZES.
-      flip_tta: whether to average the probabilities of a picture and of its mirror image.
+      resize: method of resizing to the network's input size, one of RESIZES.
+      flip_tta: whether to average the probabilities of an image and of its mirror image.
     """
 
     def __init__(self, model: keras.Model, *, resize: str = "stretch", flip_tta: bool = False):
         *size, channels = model.input_shape[1:]
         self.batch_size = inference_batch_size(size)
-        self._model, self._flip_tta = model, flip_tta
         self._resizing = Resizing(tuple(size), resize)
-        # By stripes, where TensorFlow has all rows in memory three times; equal but for the rounding of sums.
-        self._by_stripes = NumpyResizing(tuple(size), resize)
+        # Resizes row by row, where TensorFlow would hold three copies of all rows; equal up to rounding.
+        self._numpy_resizing = NumpyResizing(tuple(size), resize)
         image = tf.TensorSpec([None, None, channels], tf.uint8)
         images = tf.TensorSpec([None, *size, channels], tf.uint8)
         logits, shape = tf.TensorSpec(model.output_shape[1:], tf.float32), tf.TensorSpec([2], tf.int32)
-        self._shrink = tf.function(self._resizing.image, input_signature=[image], autograph=False)
-        self._logits = tf.function(self._said, input_signature=[images], autograph=False)
-        self._grow = tf.function(self._back, input_signature=[logits, shape], autograph=False)
+        self._resize_image = tf.function(self._resizing.image, input_signature=[image], autograph=False)
+        self._logits = tf.function(
+            lambda images: inference.logits(model, images, flip_tta=flip_tta), input_signature=[images], autograph=False
+        )
+        self._resize_logits = tf.function(
+            lambda logits, shape: self._resizing.to_image_size(logits[None], shape)[0],
+            input_signature=[logits, shape],
+            autograph=False,
+        )
 
     def resize_image(self, image: np.ndarray) -> np.ndarray:
-        return self._shrink(image).numpy()
+        return self._resize_image(image).numpy()
 
     def logits(self, images: np.ndarray) -> tf.Tensor:
         return self._logits(images)
 
     def resize_logits(self, logits: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
-        return self._grow(logits, shape[:2])
+        return self._resize_logits(logits, shape[:2])
 
     def probabilities(self, logits: tf.Tensor, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-        return self._by_stripes.probabilities(logits.numpy(), shape)
-
-    def _said(self, images: tf.Tensor) -> tf.Tensor:
-        return inference.logits(self._model, images, flip_tta=self._flip_tta)
-
-    def _back(self, logits: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
-        return self._resizing.to_image_size(logits[None], shape)[0]
+        return self._numpy_resizing.probabilities(logits.numpy(), shape)

@@ -1,8 +1,6 @@
-"""What is kept of the counts of images where there are too many for a row each: totals, a bootstrap, a sample, ends.
+"""Evaluation of splits with too many images to keep the counts of each: streaming totals in constant memory."""
 
-Memory depends on the number of classes alone, not on the number of images.
-"""
-
+import functools
 import math
 from typing import NamedTuple
 
@@ -11,71 +9,70 @@ import numpy as np
 from petseg.data import subsampling
 from petseg.evaluation import metrics
 
-# Images up to which the counts of each are kept, and what their confusion matrices may take; beyond, parts of that are
-# the images of a sample, and those whose counts are there at one time.
+# Limits on the images whose counts are all kept: their number, and the bytes of their confusion matrices. Larger splits
+# keep the counts of a sample, and of a block at a time; both are fractions of the limit.
 MOST_ROWS, MOST_BYTES = 2**16, 2**31
 SAMPLE_PART, BLOCK_PART = 4, 16
-EXTREMES = 16  # images whose scores are kept at each end
-DRAWN_TOGETHER = 2**10  # images whose weights in all resamples come from one generator
+EXTREMES = 16  # worst and best images that are kept
+DRAWN_TOGETHER = 2**10  # images whose resampling weights come from one generator
 POISSON_STEPS = 2**16
 SEED = 0
 
 
 class ResampledTotals(NamedTuple):
-    """What scores need of a split and of its resamples, instead of the counts of each image.
+    """Totals of a split and of its bootstrap resamples, in place of the counts of each image.
 
     Attributes:
       confusion_matrix: int64 [C, C], over all images, rows true, columns predicted.
-      parts: float64 [resamples, 2C], the intersection of each class in each resample, then the unions.
+      parts: float64 [resamples, 2C], intersections of each class, then unions, in each resample.
     """
 
     confusion_matrix: np.ndarray
     parts: np.ndarray
 
     def mean_iou(self) -> np.ndarray:
-        """Of each resample, float64 [resamples]."""
+        """Mean IoU of each resample, float64 [resamples]."""
         intersections, unions = np.split(self.parts, 2, axis=-1)
         return metrics.mean_over_classes(metrics.ratio(intersections, unions))
 
 
 def most_rows(num_classes: int) -> int:
-    """The most images that a split can have for the counts of each to be kept: 65,536 of up to 64 classes."""
+    """Largest split whose per-image counts are all kept: 65,536 images with up to 64 classes."""
     return max(1, min(MOST_ROWS, MOST_BYTES // (8 * num_classes**2)))
 
 
 def is_large(count: int, num_classes: int) -> bool:
-    """Whether so many images are too many for a row each."""
+    """Whether a split of `count` images exceeds `most_rows`."""
     return count > most_rows(num_classes)
 
 
 def block_size(num_classes: int) -> int:
-    """About how many images of a large split have their counts in memory at one time."""
+    """Approximate number of images of a large split whose counts are in memory at once."""
     return max(1, most_rows(num_classes) // BLOCK_PART)
 
 
 class LargeSplit:
-    """Folds the counts of images into totals, sums of resamples, the rows of a sample, and the best and worst images.
+    """Accumulates counts: totals, Poisson bootstrap resamples, the counts of a sample, the best and worst images.
 
-    A resample is one of a Poisson bootstrap: an image is in it as often as a number drawn from Poisson(1) says, which
-    depends on the image's place in the split and the seed, and on nothing else. So resamples are the same however the
-    split is cut, and the same images are drawn for any two models. After Chamandy et al., "Estimating Uncertainty for
-    Massive Data Streams", 2012.
+    In each resample an image is weighted by a draw from Poisson(1) that depends only on the seed and the image's
+    position in the split. So resamples do not depend on how the split is divided into blocks, and two models are
+    compared on the same resamples. Chamandy et al., "Estimating Uncertainty for Massive Data Streams", 2012.
 
     Args:
       count: number of images N.
       num_classes: number of classes C.
-      resamples: number of resamples; 0 if no interval will be asked for.
-      outlines: whether there are counts of outlines too.
-      seed: seed of the drawing.
+      resamples: number of resamples; 0 if no interval is needed.
+      outlines: whether boundaries are counted.
+      seed: seed of the resampling.
 
     Attributes:
       count: number of images N.
-      ids: int64 [K], the images whose rows are kept, rising; a sample that is a function of N and C.
+      ids: int64 [K], sorted ids of the images whose counts are kept; a sample that is a function of N and C.
       confusion_matrices: int64 [K, C, C], their confusion matrices.
-      boundaries: int64 [K, C, 4], their `metrics.boundary_counts`; None without outlines.
-      boundary_total: int64 [C, 4], over all images that were added; None without outlines.
-      confusion_matrix: int64 [C, C], over all images that were added.
-      truth: digest of the true masks of all images that were added, and of their order.
+      boundaries: int64 [K, C, 4], their `metrics.boundary_counts`; None without `outlines`.
+      boundary_total: int64 [C, 4], over all added images; None without `outlines`.
+      confusion_matrix: int64 [C, C], over all added images.
+      truth: digest of the true masks of all added images and their positions.
     """
 
     def __init__(self, count: int, num_classes: int, *, resamples: int, outlines: bool = False, seed: int = SEED):
@@ -91,12 +88,12 @@ class LargeSplit:
 
     @property
     def totals(self) -> ResampledTotals:
-        """What intervals and comparisons need of all images."""
+        """Totals of all images, for intervals and comparisons."""
         return ResampledTotals(self.confusion_matrix, self._parts)
 
     @property
     def extremes(self) -> tuple[np.ndarray, np.ndarray]:
-        """The worst and the best of all images, and their mean IoUs, from the worst to the best; without NaN."""
+        """Ids of the worst and the best images, from worst to best, and their mean IoUs; without NaN."""
         return self._extreme_ids, self._extreme_scores
 
     def add(
@@ -106,13 +103,13 @@ class LargeSplit:
         boundaries: np.ndarray | None = None,
         mask_digests: np.ndarray | None = None,
     ) -> None:
-        """Adds images that follow each other; each image of the split must be added once, in any order.
+        """Adds consecutive images; each image of the split must be added once, in any order of blocks.
 
         Args:
-          first: place of the first of them in the split.
+          first: position of the first of them in the split.
           confusion_matrices: int64 [M, C, C].
-          boundaries: int64 [M, C, 4], where there are outlines.
-          mask_digests: int64 [M], digests of the true masks; None where nothing will be compared.
+          boundaries: int64 [M, C, 4]; needed with `outlines`.
+          mask_digests: int64 [M], digests of the true masks; None if the evaluation will not be compared.
         """
         last = first + len(confusion_matrices)
         rows = slice(*np.searchsorted(self.ids, (first, last)))
@@ -123,7 +120,7 @@ class LargeSplit:
             self.boundaries[rows] = boundaries[chosen]
             self.boundary_total += boundaries.sum(axis=0)
         if mask_digests is not None:
-            # A different odd factor for each place; a sum, so that it does not matter how the split is cut.
+            # A sum with a distinct odd factor per position does not depend on the division into blocks.
             factors = 2 * np.arange(first, last, dtype=np.uint64) + np.uint64(1)
             self.truth = (self.truth + int((mask_digests.astype(np.uint64) * factors).sum())) % 2**63
         self._add_extremes(first, metrics.mean_iou(confusion_matrices))
@@ -134,13 +131,13 @@ class LargeSplit:
         found = np.flatnonzero(np.isfinite(scores))
         ids = np.concatenate([self._extreme_ids, first + found])
         scores = np.concatenate([self._extreme_scores, scores[found]])
-        order = np.lexsort((ids, scores))  # equal scores by place, as a stable sort of all images has them
+        order = np.lexsort((ids, scores))  # ties by position, like a stable sort of all images
         ends = np.concatenate([order[:EXTREMES], order[EXTREMES:][-EXTREMES:]])
         self._extreme_ids, self._extreme_scores = ids[ends], scores[ends]
 
     def _add_to_resamples(self, first: int, confusion_matrices: np.ndarray) -> None:
         last = first + len(confusion_matrices)
-        # Whole numbers below 2**53 in float64: sums do not depend on the order of adding.
+        # Integers below 2**53 in float64: exact sums in any order.
         parts = np.concatenate(metrics.intersections_and_unions(confusion_matrices), axis=-1).astype(np.float64)
         for chunk in range(first // DRAWN_TOGETHER, math.ceil(last / DRAWN_TOGETHER)):
             begin = chunk * DRAWN_TOGETHER
@@ -150,20 +147,17 @@ class LargeSplit:
 
 
 def poisson_weights(resamples: int, seed: int, chunk: int) -> np.ndarray:
-    """How often each image of a chunk is in each resample; uint8 [resamples, DRAWN_TOGETHER].
+    """Draws from Poisson(1), the weight of each image of a chunk in each resample: uint8 [resamples, DRAWN_TOGETHER].
 
-    By the inverse of the distribution in `POISSON_STEPS` steps: several times as fast as NumPy's own, and as exact as
-    the number of resamples can show.
+    Inverse sampling from 16-bit uniforms is six times as fast as `Generator.poisson`.
     """
     uniform = np.random.default_rng((seed, chunk)).integers(0, POISSON_STEPS, (resamples, DRAWN_TOGETHER), np.uint16)
-    return _QUANTILES[uniform]
+    return _poisson_quantiles()[uniform]
 
 
+@functools.cache
 def _poisson_quantiles() -> np.ndarray:
-    """The smallest k with P(X <= k) above u, X of Poisson(1), at the middles of the steps of u; uint8."""
-    chances = [math.exp(-1) / math.factorial(k) for k in range(20)]
-    middles = (np.arange(POISSON_STEPS) + 0.5) / POISSON_STEPS
-    return np.searchsorted(np.cumsum(chances), middles, side="right").astype(np.uint8)
+    """Quantiles of Poisson(1) at `POISSON_STEPS` evenly spaced probabilities, uint8."""
+    from scipy.stats import poisson  # imported here because it takes 0.5 s, and only large splits need it
 
-
-_QUANTILES = _poisson_quantiles()
+    return poisson.ppf((np.arange(POISSON_STEPS) + 0.5) / POISSON_STEPS, 1).astype(np.uint8)

@@ -1,7 +1,7 @@
-"""Segmentation metrics: of confusion matrices, of outlines, of confidences."""
+"""Segmentation metrics from confusion matrices, class boundaries and confidences."""
 
 import math
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import tensorflow as tf
@@ -11,23 +11,40 @@ from petseg.classes import Classes
 
 CALIBRATION_BINS = 15
 
+# Descriptions in TensorBoard, of scores by class with the class's {name}; a score that is missing here is described by
+# its name.
+DESCRIPTIONS = {
+    "accuracy": "Share of valid pixels whose class is predicted correctly.",
+    "mean_iou": "Mean intersection over union (IoU) of the classes.",
+    "foreground_iou": "Intersection over union of all foreground classes, borders included, against the rest.",
+    "iou": "Intersection over union of {name}: pixels that are and are predicted {name}, over pixels that are either.",
+    "dice": "Dice score of {name}: twice the intersection over the sum of the true and the predicted area.",
+    "precision": "Share of the pixels predicted {name} that are {name}.",
+    "recall": "Share of the pixels of {name} that are predicted {name}.",
+}
+
 
 def from_confusion_matrix(matrix: np.ndarray, classes: Classes) -> dict[str, Any]:
-    """Accuracy, IoU (Jaccard), Dice (F1), precision and recall.
+    """Accuracy, IoU (Jaccard), Dice (F1), precision and recall; a new score is a line in `overall` or `by_class`.
 
-    A ratio whose denominator is 0 is NaN, and `mean_iou` averages over the classes that occur in truth or prediction,
-    as `keras.metrics.MeanIoU` does.
+    Ratios with denominator 0 are NaN, and `mean_iou` averages over the classes that occur in truth or prediction, as
+    `keras.metrics.MeanIoU` does. Results files, tables, `metrics.csv` and TensorBoard take all scores from here.
 
     Args:
       matrix: int64 [C, C], rows true, columns predicted.
       classes: the C classes.
 
     Returns:
-      `accuracy`, `mean_iou` and, where classes are foreground, `foreground_iou` as numbers; `iou`, `dice`, `precision`
-      and `recall` as dictionaries by class name.
+      overall scores as floats, `foreground_iou` only if classes are marked as foreground; scores by class as
+      dictionaries of floats by class name.
     """
     counts = np.asarray(matrix, np.float64)
     hit, true, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
+    overall: dict[str, SupportsFloat] = {
+        "accuracy": ratio(hit.sum(), counts.sum()),
+        "mean_iou": mean_iou(matrix),
+        **({"foreground_iou": foreground_iou(matrix, classes)} if classes.foreground_name else {}),
+    }
     by_class = {
         "iou": iou(matrix),
         "dice": ratio(2 * hit, true + predicted),
@@ -35,9 +52,7 @@ def from_confusion_matrix(matrix: np.ndarray, classes: Classes) -> dict[str, Any
         "recall": ratio(hit, true),
     }
     return {
-        "accuracy": float(ratio(hit.sum(), counts.sum())),
-        "mean_iou": float(mean_iou(matrix)),
-        **({"foreground_iou": foreground_iou(matrix, classes)} if classes.foreground_name else {}),
+        **{name: float(value) for name, value in overall.items()},
         **{name: dict(zip(classes.names, values.tolist(), strict=True)) for name, values in by_class.items()},
     }
 
@@ -45,32 +60,32 @@ def from_confusion_matrix(matrix: np.ndarray, classes: Classes) -> dict[str, Any
 def boundary_counts(
     labels: tf.Tensor, predictions: tf.Tensor, valid: tf.Tensor, num_classes: int, tolerance: int
 ) -> tf.Tensor:
-    """Counts the pixels on the outlines of classes, and how many of them have the other outline nearby.
+    """Counts boundary pixels of each class, and how many of them match the other boundary within a tolerance.
 
-    A pixel is on the outline of its class if one of its four neighbours is of another. What lies at the edge of the
-    image, or at pixels without a class, is no outline. After Perazzi et al., "A Benchmark Dataset and Evaluation
-    Methodology for Video Object Segmentation" (DAVIS), 2016, with a square in place of the disk.
+    A pixel is on the boundary of its class if one of its four neighbours is of another class. Image edges and edges of
+    ignored pixels are no boundaries. After Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video
+    Object Segmentation" (DAVIS), 2016, with a square in place of the disk.
 
     Args:
       labels: integer [B, H, W], class ids.
       predictions: integer [B, H, W], class ids.
       valid: bool [B, H, W].
       num_classes: number of classes C.
-      tolerance: how far two pixels that match may lie apart, in pixels, across or down.
+      tolerance: largest distance of matching pixels along either axis, in pixels.
 
     Returns:
       int64 [B, C, 4]: predicted, predicted and matched, true, true and matched.
     """
-    predictions, labels = (tf.cast(ids, tf.uint8) for ids in (predictions, labels))  # int32 is left to the host
+    predictions, labels = (tf.cast(ids, tf.uint8) for ids in (predictions, labels))  # int32 kernels run on the host
     known = valid & _same_as_neighbours(valid)
     outlines = [known & ~_same_as_neighbours(ids) for ids in (predictions, labels)]
 
     def counts_of(number: tf.Tensor) -> tf.Tensor:
-        """Int64 [B, 4] for one class; the maps of all classes at once would not fit a large photograph's memory."""
+        """Int64 [B, 4] for one class; maps of all classes at once would take too much memory for large images."""
         predicted, true = (
             outline & (ids == number) for outline, ids in zip(outlines, (predictions, labels), strict=True)
         )
-        near_predicted, near_true = (_grown(outline, tolerance) for outline in (predicted, true))
+        near_predicted, near_true = (_dilated(outline, tolerance) for outline in (predicted, true))
         counted = (predicted, predicted & near_true, true, true & near_predicted)
         return tf.stack([_count_true(each) for each in counted], axis=-1)
 
@@ -80,7 +95,7 @@ def boundary_counts(
 
 
 def _same_as_neighbours(ids: tf.Tensor) -> tf.Tensor:
-    """Whether a pixel equals those above, below, left and right of it, as far as there are any; bool [B, H, W]."""
+    """Whether each pixel equals its four neighbours, ignoring those outside the image; bool [B, H, W]."""
     down, across = ids[:, 1:] == ids[:, :-1], ids[:, :, 1:] == ids[:, :, :-1]
     pads = [[0, 0], [1, 0], [0, 0]], [[0, 0], [0, 1], [0, 0]], [[0, 0], [0, 0], [1, 0]], [[0, 0], [0, 0], [0, 1]]
     above, below, left, right = (
@@ -89,10 +104,10 @@ def _same_as_neighbours(ids: tf.Tensor) -> tf.Tensor:
     return above & below & left & right
 
 
-def _grown(marked: tf.Tensor, reach: int) -> tf.Tensor:
-    """What lies at most `reach` pixels across and down from a marked one, bool [B, H, W]; a square is grown by axis.
+def _dilated(marked: tf.Tensor, reach: int) -> tf.Tensor:
+    """Dilates marked pixels by a square of `reach` pixels in each direction, bool [B, H, W], one axis at a time.
 
-    A window of n pixels is made of windows of half as many, so the work grows with log(reach).
+    Windows are built from windows of half their size, so the cost grows with log(reach).
     """
     for axis in (1, 2):
         pads = [[0, 0], [0, 0], [0, 0]]
@@ -112,35 +127,35 @@ def _part(values: tf.Tensor, axis: int, begin: Any, end: Any) -> tf.Tensor:
 
 
 def _count_true(marked: tf.Tensor) -> tf.Tensor:
-    """How many pixels of each image are marked, int64 [B]."""
-    rows = tf.reduce_sum(tf.cast(marked, tf.float32), axis=2)  # exact: a row is shorter than 2**24
+    """Number of marked pixels of each image, int64 [B]."""
+    rows = tf.reduce_sum(tf.cast(marked, tf.float32), axis=2)  # exact: rows are shorter than 2**24
     return tf.reduce_sum(tf.cast(rows, tf.int64), axis=1)
 
 
 def boundary_tolerance(height: int, width: int) -> int:
-    """The tolerance of DAVIS: 0.8% of the diagonal, at least one pixel."""
+    """The tolerance of DAVIS in pixels: 0.8% of the diagonal, at least 1."""
     return max(1, round(0.008 * math.hypot(height, width)))
 
 
 def boundary_f_scores(counts: np.ndarray) -> np.ndarray:
-    """Harmonic mean of precision and recall of outlines, float64 [...], of counts [..., 4]; NaN without an outline."""
+    """Boundary F scores, float64 [...], of counts [..., 4]; NaN if there are no boundaries."""
     predicted, predicted_matched, true, true_matched = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
     precision, recall = ratio(predicted_matched, predicted), ratio(true_matched, true)
-    missed = (predicted > 0) != (true > 0)  # one of the two has no outline: nothing of the other's is found
+    missed = (predicted > 0) != (true > 0)  # only one of the two has a boundary: nothing matches
     precision, recall = np.where(missed, 0.0, precision), np.where(missed, 0.0, recall)
     return np.where(precision + recall == 0, 0.0, ratio(2 * precision * recall, precision + recall))
 
 
 def calibration_counts(confidences: tf.Tensor, correct: tf.Tensor, valid: tf.Tensor) -> tf.Tensor:
-    """Sorts pixels into bins by the probability of their predicted class.
+    """Histogram of pixels over the confidence, the probability of their predicted class.
 
     Args:
       confidences: float32 [B, H, W] in [0, 1].
       correct: bool [B, H, W].
-      valid: bool [B, H, W]; other pixels are not counted.
+      valid: bool [B, H, W], pixels to count.
 
     Returns:
-      float64 [CALIBRATION_BINS, 3]: pixels, sum of confidences, right pixels.
+      float64 [CALIBRATION_BINS, 3]: pixels, sum of confidences, correct pixels.
     """
     bins = tf.clip_by_value(tf.cast(confidences * CALIBRATION_BINS, tf.int32), 0, CALIBRATION_BINS - 1)
     bins = tf.reshape(tf.where(valid, bins, CALIBRATION_BINS), [-1])
@@ -154,25 +169,25 @@ def calibration_counts(confidences: tf.Tensor, correct: tf.Tensor, valid: tf.Ten
 
 
 def calibration_error(counts: np.ndarray) -> float:
-    """Expected calibration error: mean distance of confidence and accuracy over the bins, weighted by their pixels.
+    """Expected calibration error: mean of |confidence - accuracy| over the bins, weighted by their pixels.
 
     After Guo et al., "On Calibration of Modern Neural Networks", 2017, with `CALIBRATION_BINS` equal bins.
 
     Args:
       counts: [CALIBRATION_BINS, 3], as `calibration_counts`.
     """
-    pixels, confidence, right = np.asarray(counts, np.float64).T
-    return float(np.abs(confidence - right).sum() / pixels.sum()) if pixels.sum() else float("nan")
+    pixels, confidence, correct = np.asarray(counts, np.float64).T
+    return float(np.abs(confidence - correct).sum() / pixels.sum()) if pixels.sum() else float("nan")
 
 
 def foreground_iou(matrix: np.ndarray, classes: Classes, *, without_borders: bool = False) -> float:
-    """IoU of all that is foreground against the rest, as binary benchmarks score it.
+    """IoU of foreground against the rest, as in binary segmentation benchmarks.
 
     Args:
       matrix: int64 [C, C], rows true, columns predicted.
-      classes: the C classes; what is at least half foreground counts as foreground, so a border does.
-      without_borders: whether pixels that truly are of a border are left out. Where a border is predicted elsewhere, it
-        still counts as foreground.
+      classes: the C classes; those with a foreground share of at least 0.5, such as borders, count as foreground.
+      without_borders: whether to leave out pixels whose true class is a border; a border predicted elsewhere still
+        counts as foreground.
     """
     matrix, is_foreground = np.asarray(matrix, np.float64).copy(), classes.foreground >= 0.5
     if without_borders:
@@ -182,29 +197,29 @@ def foreground_iou(matrix: np.ndarray, classes: Classes, *, without_borders: boo
 
 
 def iou(matrices: np.ndarray) -> np.ndarray:
-    """Intersection over union of each class, float64 [..., C], of confusion matrices [..., C, C]; NaN for 0 over 0."""
+    """IoU of each class, float64 [..., C], of confusion matrices [..., C, C]; NaN for classes that do not occur."""
     return ratio(*intersections_and_unions(matrices))
 
 
 def intersections_and_unions(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels of each class that were found, and those that are of it in truth or prediction; [..., C] each."""
+    """Pixels in the intersection and in the union of truth and prediction of each class; [..., C] each."""
     counts = np.asarray(matrices)
     hit = np.diagonal(counts, axis1=-2, axis2=-1)
     return hit, counts.sum(-1) + counts.sum(-2) - hit
 
 
 def mean_iou(matrices: np.ndarray) -> np.ndarray:
-    """Mean over the classes that occur in truth or prediction, float64 [...], of confusion matrices [..., C, C]."""
+    """Mean IoU over the classes that occur in truth or prediction, float64 [...], of matrices [..., C, C]."""
     return mean_over_classes(iou(matrices))
 
 
 def mean_over_classes(scores: np.ndarray) -> np.ndarray:
-    """Mean over those classes that have a score, float64 [...], of scores [..., C], where the others are NaN."""
+    """Mean over the classes whose score is not NaN, float64 [...], of scores [..., C]."""
     occurs = ~np.isnan(scores)
     return ratio(np.where(occurs, scores, 0.0).sum(-1), occurs.sum(-1))
 
 
 def ratio(numerator: ArrayLike, denominator: ArrayLike) -> np.ndarray:
-    """Float64; NaN where the denominator is 0."""
+    """Elementwise quotient, float64; NaN where the denominator is 0."""
     numerator, denominator = np.broadcast_arrays(np.asarray(numerator, float), np.asarray(denominator, float))
     return np.divide(numerator, denominator, out=np.full(denominator.shape, np.nan), where=denominator > 0)

@@ -1,4 +1,4 @@
-"""What a results file and a table of images hold: every score that follows from the counts of an evaluation."""
+"""Contents of results files and of the per-image CSV table, computed from the counts of an evaluation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,16 +23,16 @@ def split_results(
     groups: Mapping[str, Sequence[str]] | None = None,
     sample: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """What a results file holds: the counts, and every score that follows from them.
+    """Content of a results file: the confusion matrix and all scores.
 
     Args:
-      evaluation: what was counted. If it was detailed, so are the results.
+      evaluation: the counts; those of an evaluation with details give more scores.
       step: step of the checkpoint.
-      split: name of the split that was scored.
+      split: name of the split.
       classes: the classes.
-      resolution: resolution at which it was scored, in words.
-      groups: the group of each example, for each grouping, such as species.
-      sample: which sample of the split was scored, as `Examples` has it; nothing if all of it was.
+      resolution: description of the resolution.
+      groups: label of each example, by the name of the labelling, such as species.
+      sample: `Examples.sampling` of the split; None or empty if all of it was scored.
     """
     matrix = evaluation.confusion_matrix
     scores = {
@@ -57,7 +57,7 @@ def split_results(
         **({"bootstrap": POISSON, "sampled_images": len(evaluation.ids)} if evaluation.large_split else {}),
         "image_iou_percentiles": {str(percent): float(np.nanpercentile(of_images, percent)) for percent in PERCENTILES},
         "boundary_f": dict(zip(classes.names, by_class.tolist(), strict=True)),
-        **_of_foreground(matrix, classes),
+        **_foreground(matrix, classes),
         "calibration_error": metrics.calibration_error(evaluation.calibration),
         "groups": {
             name: by_group(evaluation.confusion_matrices, [members[i] for i in evaluation.ids], classes)
@@ -66,8 +66,8 @@ def split_results(
     }
 
 
-def _of_foreground(matrix: np.ndarray, classes: Classes) -> dict[str, Any]:
-    """What is foreground, and its IoU without borders, where there are any."""
+def _foreground(matrix: np.ndarray, classes: Classes) -> dict[str, Any]:
+    """Names of the foreground and of its borders, and the IoU without borders, as far as there are any."""
     if not classes.foreground_name:
         return {}
     names = [classes.names[i] for i in classes.borders]
@@ -81,7 +81,7 @@ def _of_foreground(matrix: np.ndarray, classes: Classes) -> dict[str, Any]:
 
 
 def by_group(matrices: np.ndarray, members: Sequence[str], classes: Classes) -> dict[str, dict[str, float]]:
-    """Number of examples, mean IoU and, where there is one, IoU of the foreground alone, for each group that occurs."""
+    """Number of examples, mean IoU and, if there is one foreground class, its IoU, for each label that occurs."""
     scores = {}
     for name in sorted(set(members)):
         chosen = matrices[np.array(members) == name]
@@ -96,7 +96,7 @@ def by_group(matrices: np.ndarray, members: Sequence[str], classes: Classes) -> 
 def image_rows(
     evaluation: Evaluation, classes: Classes, names: Sequence[str], groups: Mapping[str, Sequence[str]]
 ) -> list[dict[str, str | float]]:
-    """A row for each image whose counts were kept: name, groups, mean IoU, IoU of each class, accuracy, boundary F."""
+    """Rows of the per-image table: name, labels, mean IoU, accuracy, IoU and boundary F of each class."""
     matrices = evaluation.confusion_matrices
     outlines = None if evaluation.boundaries is None else metrics.boundary_f_scores(evaluation.boundaries)
     table: list[dict[str, str | float]] = []

@@ -169,7 +169,7 @@ class Report(NullReport):
         """Logs what the steps since the last summary did, and what they took."""
         scores = metrics.from_confusion_matrix(measured.confusion_matrix, self._classes)
         scalars = {
-            **{tags.of_measurement(name): value for name, value in measured.scalars.items()},
+            **{tags.measurement_tag(name): value for name, value in measured.scalars.items()},
             **summaries.scalars_of(scores),
             **telemetry,
         }

@@ -1,64 +1,56 @@
-"""What is logged under which name: a description with its unit for each scalar, and the page that groups them."""
+"""TensorBoard tags: descriptions with units, and the layout of the custom-scalars page."""
 
 import re
 
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from petseg.classes import Classes
+from petseg.evaluation import metrics
 from petseg.training import measurements
 
-_SCORES = {
-    "iou": "Intersection over union of {name}: pixels that are and were called it, over pixels that are or were.",
-    "dice": "Dice score of {name}: twice the common pixels over the sum of both areas.",
-    "precision": "Of the pixels called {name}, the share that are.",
-    "recall": "Of the pixels that are {name}, the share called so.",
-}
 
-
-def of_measurement(name: str) -> str:
-    """The tag of what a step measures: that of the loss is shared with evaluation."""
+def measurement_tag(name: str) -> str:
+    """The tag of a measurement of the training step; `loss` shares its chart with evaluation."""
     return name if name == "loss" else f"optimization/{name}"
 
 
 SCALARS: dict[str, str] = {
-    "accuracy": "Share of valid pixels whose class was right.",
-    "mean_iou": "Mean of the classes' intersection over union.",
-    "foreground_iou": "Intersection over union of all that is foreground, borders too, against the rest.",
-    **{of_measurement(name): text for name, text in {**measurements.MEANS, **measurements.STATE}.items()},
-    "speed/images_per_second": "Images per second of training, without compiling, evaluation and checkpoints.",
-    "speed/step_time_median": "Median time of a step in the interval, in milliseconds.",
-    "speed/step_time_p95": "95th percentile of the time of a step in the interval, in milliseconds.",
-    "time_share/input": "Share of the wall clock, 0 to 1, that steps waited for input; unknown with --deterministic.",
-    "time_share/evaluation": "Share of the wall clock, 0 to 1, spent in evaluation.",
-    "time_share/checkpoints": "Share of the wall clock, 0 to 1, spent in writing checkpoints.",
-    "time_share/summaries": "Share of the wall clock, 0 to 1, spent in summaries, pictures and figures.",
-    "memory/host": "Resident memory of the process that writes this, in MiB.",
-    "memory/device": "The most memory that any one GPU of this process has held, in MiB; only where there is one.",
+    **{name: text for name, text in metrics.DESCRIPTIONS.items() if "{name}" not in text},
+    **{measurement_tag(name): text for name, text in {**measurements.MEANS, **measurements.STATE}.items()},
+    "speed/images_per_second": "Training images per second, without compilation, evaluation and checkpoints.",
+    "speed/step_time_median": "Median step time since the last summary, in milliseconds.",
+    "speed/step_time_p95": "95th percentile of the step time since the last summary, in milliseconds.",
+    "time_share/input": "Share of wall-clock time, 0 to 1, waiting for input; unknown with --deterministic.",
+    "time_share/evaluation": "Share of wall-clock time, 0 to 1, spent in evaluation.",
+    "time_share/checkpoints": "Share of wall-clock time, 0 to 1, spent writing checkpoints.",
+    "time_share/summaries": "Share of wall-clock time, 0 to 1, spent on summaries and figures.",
+    "memory/host": "Resident memory of the chief process, in MiB.",
+    "memory/device": "Highest peak memory of the GPUs of the chief process, in MiB; only with a GPU.",
 }
 
 IMAGES: dict[str, str] = {
-    "predictions": "The same examples each time: image, truth, prediction, where it is wrong, and how sure it was.",
-    "worst": "The examples of the last evaluation with the lowest mean IoU, which stands beside their names.",
-    "best": "The examples of the last evaluation with the highest mean IoU, which stands beside their names.",
-    "confusion_matrix": "Pixels by true class (rows) and predicted class (columns): share of the row, and count.",
-    "training_batch": "The first examples of the first batch as the model sees them: augmented, with the weight map.",
+    "predictions": "The same examples each time: image, true mask, predicted mask, errors, confidence.",
+    "worst": "The examples with the lowest mean IoU in this evaluation, with their scores.",
+    "best": "The examples with the highest mean IoU in this evaluation, with their scores.",
+    "confusion_matrix": "Pixels by true class (rows) and predicted class (columns): share of the row and count.",
+    "training_batch": "The first examples of the first batch, augmented as in training, with their pixel weights.",
     "model": "The stages of the U-Net with their sizes.",
 }
 
-PHOTOGRAPHS = ("predictions", "worst", "best", "training_batch")  # the images that hold photographs
+PHOTOGRAPHS = ("predictions", "worst", "best", "training_batch")  # images that contain photographs, logged as JPEG
 
 IMAGE_IOU = "image_iou"
-SCORES = "Mean IoU of each image of the evaluation, over the classes that occur in it or were predicted."
+SCORES = "Mean IoU of each image, over the classes that occur in its true or predicted mask."
 WEIGHTS = "The trained weights of a layer."
-GRADIENTS = "The gradient of a layer's weights in the last step, reduced and unscaled, before clipping."
+GRADIENTS = "Gradients of a layer's weights in the last step, reduced and unscaled, before clipping."
 
 LOSS_OF_RUN = "final/loss"
 
 
 def final(classes: Classes) -> dict[str, str]:
-    """The scores that stand for the whole run: their tags, and those of the scores; the loss comes last.
+    """The metrics of the HParams page: their tags, and the tags of the scores they show; the loss comes last.
 
-    The HParams page shows the first five metrics by name, capitals before small letters, the first beside the flags.
+    TensorBoard shows the first five in ASCII order, the first beside the flags.
     """
     shown = [each.name for each in classes.members if each.foreground]
     of_classes = {f"final/IoU_{name}": f"iou/{name}" for name in shown}
@@ -66,21 +58,22 @@ def final(classes: Classes) -> dict[str, str]:
 
 
 def describe(tag: str) -> str:
-    """What a scalar is, with its unit.
-
-    Raises:
-      KeyError: if there is no such scalar.
-    """
+    """Description of a scalar with its unit; by default the words of its tag."""
+    if tag in SCALARS:
+        return SCALARS[tag]
     kind, _, name = tag.partition("/")
     if kind == "final":
         scores = {"IoU": "mean_iou", "accuracy": "accuracy", "loss": "loss"}
-        of = scores[name] if name in scores else f"iou/{name.removeprefix('IoU_')}"
-        return f"At the last evaluation: {describe(of)}"
-    return _SCORES[kind].format(name=name) if kind in _SCORES else SCALARS[tag]
+        score = scores[name] if name in scores else f"iou/{name.removeprefix('IoU_')}"
+        return f"At the last evaluation: {describe(score)}"
+    if kind in metrics.DESCRIPTIONS:
+        return metrics.DESCRIPTIONS[kind].format(name=name)
+    words = kind.replace("_", " ").capitalize()
+    return f"{words} of {name}." if name else f"{words}."
 
 
 def _charts(classes: Classes) -> dict[str, dict[str, list[str]]]:
-    """The charts of the custom-scalars page: category, title, tags."""
+    """Charts of the custom-scalars page: category -> title -> tags."""
     optimization = [tag for tag in SCALARS if tag.startswith("optimization/")]
     return {
         "overview": {"loss": ["loss"], "mean IoU": ["mean_iou"], "accuracy": ["accuracy"]},
@@ -99,7 +92,7 @@ def _charts(classes: Classes) -> dict[str, dict[str, list[str]]]:
 
 
 def layout(classes: Classes) -> layout_pb2.Layout:
-    """The arrangement of TensorBoard's custom-scalars page."""
+    """Layout of TensorBoard's custom-scalars page."""
     return layout_pb2.Layout(
         category=[
             layout_pb2.Category(

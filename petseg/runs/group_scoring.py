@@ -9,7 +9,7 @@ from typing import Any
 from petseg.config import Config
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.errors import WorkDirectoryError
-from petseg.evaluation import confidence_intervals, score_tables, seed_statistics
+from petseg.evaluation import confidence_intervals, score_tables
 from petseg.evaluation.confidence_intervals import Counts
 from petseg.files import read_json
 from petseg.reporting.summaries import EVAL
@@ -145,7 +145,7 @@ def _print(ours: Side, theirs: Side | None, paired: Sequence[int]) -> None:
         for side in (ours, theirs):
             if side is not None:
                 low, high = confidence_intervals.interval_of_runs(side.counts(i))
-                print(seed_statistics.table({run.path: run.results[i] for run in side.runs}))
+                print(score_tables.runs_table({run.path: run.results[i] for run in side.runs}))
                 over = "images and seeds" if len(side.runs) > 1 else "images, of one seed"
                 print(f"95% interval of the mean IoU over {over}: {low:.4f} to {high:.4f}\n")
         if theirs is not None:

@@ -150,12 +150,12 @@ def _signals_sent_to(process: multiprocessing.process.BaseProcess) -> Iterator[N
 def _tell(configs: list[Config]) -> None:
     """Prints the scores of the runs' last evaluations, with mean and spread."""
     startup.load_tensorflow()
-    from petseg.evaluation import seed_statistics
+    from petseg.evaluation import score_tables
     from petseg.runs import group_scoring
 
     results = {config.runtime.workdir: group_scoring.last_results(config) for config in configs}
     weights = "averaged" if configs[0].optimizer.ema_decay else "trained"
-    print(f"\n{seed_statistics.table(results)}\n\n{weights} weights, as of each run's last evaluation")
+    print(f"\n{score_tables.runs_table(results)}\n\n{weights} weights, as of each run's last evaluation")
     folder = Path(configs[0].runtime.workdir).parent
     ema = " --ema" if configs[0].optimizer.ema_decay else ""
     print(f"\nscore them:     {command_line.invocation('eval.py')} --workdir={folder}{ema} [--compare=ANOTHER_FOLDER]")

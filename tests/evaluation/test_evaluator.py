@@ -21,7 +21,7 @@ from petseg.training.losses import Loss
 
 @pytest.fixture(scope="module")
 def scored():
-    """Examples, a model under one to four replicas with its strategy, and its logits."""
+    """Examples, (strategy, model) for one to four replicas with the same weights, and the model's logits."""
     examples = random_examples(11, 32)
     examples.masks[4, :7] = IGNORED
     models: dict[int, tuple] = {}
@@ -42,14 +42,20 @@ def scored():
     return examples, models, logits
 
 
-def evaluator_of(strategy, model, examples, batch_size, **options):
-    weight_map = sample_weights.weight_map(LossConfig())
+def evaluator_of(strategy, model, examples, batch_size, weight_map=None, **options):
+    weight_map = weight_map or sample_weights.weight_map(LossConfig())
     with strategy.scope():
         return Evaluator(strategy, model, examples, weight_map, Loss(LossConfig()), batch_size=batch_size, **options)
 
 
+def calling(function, argument, result):
+    """A tensor equal to `result` whose computation calls a Python function with an argument."""
+    with tf.control_dependencies([tf.py_function(function, [argument], [])]):
+        return tf.identity(result)
+
+
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 1), (1, 4), (1, 64), (2, 4), (3, 4), (4, 1), (4, 4), (4, 64)])
-def test_every_example_counts_once_whatever_the_batch_and_the_replicas(scored, devices, batch_size):
+def test_every_example_counts_once_for_any_batch_size_and_number_of_replicas(scored, devices, batch_size):
     examples, models, logits = scored
     labels = examples.masks[..., 0]
     valid = labels != IGNORED
@@ -68,7 +74,7 @@ def test_every_example_counts_once_whatever_the_batch_and_the_replicas(scored, d
     assert evaluation.loss == pytest.approx(-chosen[valid].mean(), rel=1e-5)
 
 
-def test_scoring_twice_gives_the_same(scored):
+def test_evaluating_twice_gives_the_same_scores(scored):
     examples, models, _ = scored
     evaluator = evaluator_of(*models[1], examples, 4)
     first, second = (evaluator.evaluate() for _ in range(2))
@@ -76,7 +82,7 @@ def test_scoring_twice_gives_the_same(scored):
     np.testing.assert_array_equal(first.confusion_matrix, second.confusion_matrix)
 
 
-def test_each_true_mask_has_a_digest_that_depends_on_nothing_but_its_size_and_pixels(scored):
+def test_mask_digests_depend_only_on_the_size_and_the_pixels_of_each_true_mask(scored):
     examples, models, _ = scored
     found = [evaluator_of(*models[devices], examples, 4, details=True).evaluate().truth for devices in (1, 3)]
     np.testing.assert_array_equal(*found)
@@ -89,33 +95,46 @@ def test_each_true_mask_has_a_digest_that_depends_on_nothing_but_its_size_and_pi
     assert np.flatnonzero(native != found[0]).tolist() == [4, 7, 9]
 
 
-def test_a_pass_can_be_ended_early_from_another_thread():
-    examples, stop = random_examples(1000, 32), tf.Variable(0.0)
-    encoder = encoders.build_encoder("tiny", image_size=(32, 32))
-    model = unet.build_unet(
-        image_size=(32, 32), num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit"
-    )  # fmt: skip
-    evaluator = evaluator_of(replicas(1), model, examples, 8, stop=stop)
+def test_a_pass_can_be_stopped_early_from_another_thread(scored):
+    (strategy, model), stop = scored[1][1], tf.Variable(0.0)
+    started, batches, ones = threading.Event(), [], sample_weights.weight_map(LossConfig())
 
-    def stop_in_the_middle():
-        while int(evaluator._scored.numpy()) <= 8:
-            time.sleep(0.001)
-        stop.assign(1.0)
+    def count(masks):
+        batches.append(len(masks))
+        if len(batches) == 2:
+            started.set()
+        time.sleep(0.01)  # 125 batches, the last of which would come long after the stop
 
-    threading.Thread(target=stop_in_the_middle).start()
+    evaluator = evaluator_of(
+        strategy, model, random_examples(1000, 32), 8, lambda masks: calling(count, masks, ones(masks)), stop=stop
+    )
+    thread = threading.Thread(target=lambda: started.wait() and stop.assign(1.0))
+    thread.start()
     assert evaluator.evaluate() is None
-    assert 8 < int(evaluator._scored.numpy()) < 1000
+    thread.join()
+    assert 2 <= len(batches) < 125
     stop.assign(0.0)
     assert len(evaluator.evaluate().confusion_matrices) == 1000
 
 
-def test_predictions_are_made_in_batches_of_what_a_replica_has(scored):
+class SizeRecorder:
+    """A model that records the sizes of its batches."""
+
+    def __init__(self, model):
+        self.model, self.sizes = model, []
+        self.input_shape, self.output_shape = model.input_shape, model.output_shape
+
+    def __call__(self, images, training):
+        logits = self.model(images, training=training)
+        return calling(lambda batch: self.sizes.append(len(batch)), images, logits)
+
+
+def test_predict_uses_the_batch_size_of_a_replica(scored):
     examples, models, logits = scored
-    evaluator = evaluator_of(*models[2], examples, 8)
-    sizes = []
-    predict = evaluator._predict
-    evaluator._predict = lambda images: sizes.append(len(images)) or predict(images)
+    model = SizeRecorder(models[2][1])
+    evaluator = evaluator_of(models[2][0], model, examples, 8)
     classes, confidences = evaluator.predict(examples.images)
+    sizes = model.sizes[:]
     assert sizes == [4, 4, 3]
     np.testing.assert_array_equal(classes, logits.argmax(-1))
     assert confidences.shape == (11, 32, 32)
@@ -123,8 +142,8 @@ def test_predictions_are_made_in_batches_of_what_a_replica_has(scored):
 
 
 @pytest.mark.parametrize("devices", [1, 3])
-def test_a_pass_makes_nothing_as_large_as_all_its_counts(scored, devices):
-    """Rows are written in place: the compiled loop holds no tensor with a row for each example."""
+def test_counts_are_written_in_place_without_copies_of_all_rows(scored, devices):
+    """The compiled loop holds no tensor with a row for each example."""
     examples, models, _ = scored
     evaluator = evaluator_of(*models[devices], examples, 4)
     batches, _ = input_pipeline.distributed_evaluation_batches(models[devices][0], examples, batch_size=4)
@@ -136,7 +155,7 @@ def test_a_pass_makes_nothing_as_large_as_all_its_counts(scored, devices):
     assert "ScatterNd" not in operations
 
 
-def test_at_native_resolution_one_tile_that_covers_a_picture_counts_what_the_whole_counts(scored):
+def test_at_native_resolution_one_tile_that_covers_an_image_gives_the_counts_of_the_whole_image(scored):
     strategy, model = scored[1][1]
     stop = tf.Variable(0.0)
     evaluator = evaluator_of(strategy, model, random_examples(3, 32), 4, details=True, stop=stop)
@@ -165,7 +184,9 @@ def test_at_native_resolution_one_tile_that_covers_a_picture_counts_what_the_who
     assert evaluator.evaluate_native(iter(pairs), AnySizeModel(KerasRunner(model)).logits) is None
 
 
-def test_a_large_split_adds_up_to_what_a_small_one_does_in_any_batches_on_any_replicas(scored, monkeypatch):
+def test_a_large_split_has_the_totals_of_a_small_one_for_any_batch_size_and_number_of_replicas(
+    scored, monkeypatch
+):
     examples, models, _ = scored
     whole = evaluator_of(*models[1], examples, 4, details=True).evaluate()
     assert whole.large_split is None
@@ -174,8 +195,17 @@ def test_a_large_split_adds_up_to_what_a_small_one_does_in_any_batches_on_any_re
     monkeypatch.setattr(large_splits, "EXTREMES", 2)
     found = []
     for devices, batch_size in ((1, 2), (2, 6)):
-        evaluator = evaluator_of(*models[devices], examples, batch_size, details=True)
-        assert evaluator._by_example["confusion"].shape[0] < len(examples)
+        shapes = []
+
+        def create(create_next, shapes=shapes, **options):
+            variable = create_next(**options)
+            shapes.append(variable.shape)
+            return variable
+
+        with tf.variable_creator_scope(create):
+            evaluator = evaluator_of(*models[devices], examples, batch_size, details=True)
+        assert [3, 3] in [shape[1:] for shape in shapes]
+        assert all(shape[0] < len(examples) for shape in shapes if shape[1:] == [3, 3])  # rows of a block, not of all
         found.append(evaluator.evaluate())
     for evaluation in found:
         assert evaluation.examples == 11
@@ -195,7 +225,7 @@ def test_a_large_split_adds_up_to_what_a_small_one_does_in_any_batches_on_any_re
     assert stopped.evaluate() is None
 
 
-def test_a_large_split_at_native_resolution_adds_up_to_what_a_small_one_does(scored, monkeypatch):
+def test_a_large_split_at_native_resolution_has_the_same_totals_as_a_small_one(scored, monkeypatch):
     strategy, model = scored[1][1]
     rng = np.random.default_rng(0)
     pairs = [(rng.integers(0, 256, (32, 32, 3), np.uint8), rng.integers(0, 3, (32, 32, 1), np.uint8)) for _ in range(5)]

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import sklearn.metrics
-import tensorflow as tf
 
 from petseg.classes import PETS
 from petseg.evaluation import metrics
@@ -22,7 +21,7 @@ def random_case(seed, classes=3):
 
 
 @pytest.mark.parametrize("classes", [2, 3])  # with 2, the third class occurs nowhere
-def test_scores_are_those_of_keras(classes):
+def test_scores_equal_those_of_keras(classes):
     labels, predictions, valid = random_case(0, classes)
     matrix = confusion_matrix.confusion_matrices(labels, predictions, valid, 3).numpy().sum(0)
     scores = metrics.from_confusion_matrix(matrix, PETS)
@@ -45,7 +44,7 @@ def test_a_class_that_occurs_nowhere_has_no_score_and_does_not_pull_the_mean_dow
     assert np.isnan(scores["iou"]["border"])
 
 
-def test_the_mean_iou_of_each_image_is_that_of_its_own_matrix():
+def test_mean_iou_of_stacked_matrices_is_that_of_each_matrix():
     labels, predictions, valid = random_case(1)
     valid[2] = False  # an image without a single valid pixel has no score
     matrices = confusion_matrix.confusion_matrices(labels, predictions, valid, 3).numpy()
@@ -75,7 +74,7 @@ def outlines_of(ids, valid, number):
 
 @pytest.mark.parametrize("tolerance", [1, 3])
 @pytest.mark.parametrize("classes", [2, 3])  # with 2, the third class occurs nowhere
-def test_boundary_counts_are_those_of_a_distance_transform(classes, tolerance):
+def test_boundary_counts_equal_those_of_a_distance_transform(classes, tolerance):
     labels, predictions, valid = smooth_case(classes, classes)
     counts = metrics.boundary_counts(labels, predictions, valid, 3, tolerance).numpy()
     assert counts.shape == (2, 3, 4)
@@ -96,10 +95,19 @@ def test_boundary_counts_are_those_of_a_distance_transform(classes, tolerance):
 
 
 @pytest.mark.parametrize("tolerance", [1, 2, 3, 4, 7, 60])  # the last one is larger than the image
-def test_a_square_is_grown_as_a_maximum_over_a_window_grows_it(tolerance):
-    marked = np.random.default_rng(tolerance).random((2, 40, 52)) < 0.002
-    expected = scipy.ndimage.maximum_filter(marked, (1, 2 * tolerance + 1, 2 * tolerance + 1), mode="constant")
-    np.testing.assert_array_equal(metrics._grown(tf.constant(marked), tolerance), expected)
+def test_sparse_boundaries_match_within_a_square_of_any_size(tolerance):
+    rng = np.random.default_rng(tolerance)
+    labels, predictions = (rng.random((2, 2, 40, 52)) < 0.002).astype(np.uint8)
+    valid = np.ones(labels.shape, bool)
+    counts = metrics.boundary_counts(labels, predictions.astype(np.int32), valid, 2, tolerance).numpy()
+    for i in range(2):
+        for number in range(2):
+            predicted, true = (outlines_of(ids[i], valid[i], number) for ids in (predictions, labels))
+            near = [
+                scipy.ndimage.maximum_filter(each, 2 * tolerance + 1, mode="constant") for each in (true, predicted)
+            ]
+            expected = [predicted.sum(), (predicted & near[0]).sum(), true.sum(), (true & near[1]).sum()]
+            assert counts[i, number].tolist() == expected
 
 
 def peak_memory():
@@ -112,7 +120,7 @@ def peak_memory():
     return int(status.split("VmHWM:")[1].split()[0]) / 2**10
 
 
-def test_outlines_of_a_large_photograph_take_little_time_and_memory():
+def test_boundaries_of_a_large_image_take_little_time_and_memory():
     labels = np.kron(np.random.default_rng(0).integers(0, 3, (1, 15, 20)), np.ones((1, 100, 100), int)).astype(np.uint8)
     peak_memory()
     before, began = peak_memory(), time.monotonic()
@@ -122,14 +130,14 @@ def test_outlines_of_a_large_photograph_take_little_time_and_memory():
     assert peak_memory() - before < 200
 
 
-def test_boundary_f_scores():
+def test_boundary_f_scores_of_perfect_partial_and_missing_boundaries():
     counts = np.array([[10, 10, 8, 8], [10, 5, 20, 10], [10, 0, 20, 0], [0, 0, 20, 0], [10, 0, 0, 0], [0, 0, 0, 0]])
     np.testing.assert_array_equal(metrics.boundary_f_scores(counts), [1, 0.5, 0, 0, 0, np.nan])
     assert metrics.boundary_tolerance(128, 128) == 1
     assert metrics.boundary_tolerance(375, 500) == 5
 
 
-def test_the_calibration_error_is_that_of_the_definition():
+def test_calibration_error_equals_its_definition():
     rng = np.random.default_rng(0)
     confidences = rng.uniform(1 / 3, 1, (4, 16, 16)).astype(np.float32)
     confidences[0, 0, 0] = 1.0
@@ -150,7 +158,7 @@ def test_the_calibration_error_is_that_of_the_definition():
     assert np.isnan(metrics.calibration_error(np.zeros_like(counts)))
 
 
-def test_pet_versus_rest_both_ways_are_scikit_learns_jaccard_scores():
+def test_foreground_iou_with_and_without_borders_equals_jaccard_scores_of_scikit_learn():
     labels, predictions, valid = random_case(7)
     matrix = confusion_matrix.confusion_matrices(labels, predictions, valid, 3).numpy().sum(0)
     true, predicted = labels[valid] != 1, predictions[valid] != 1  # pet and border are the pet

@@ -1,4 +1,4 @@
-"""Pictures in tiles, and what becomes of these."""
+"""Positions of tiles and blending of their predictions."""
 
 import numpy as np
 import pytest
@@ -8,13 +8,13 @@ from petseg.evaluation import tiled_inference
 
 
 def places(height, width):
-    """A picture whose every pixel says where it is, float32 [H, W, 2]."""
+    """An image whose pixels hold their own coordinates, float32 [H, W, 2]."""
     return np.stack(np.mgrid[:height, :width], axis=-1).astype(np.float32)
 
 
 @settings(max_examples=60, derandomize=True)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.integers(1, 40))
-def test_tiles_cover_the_picture_and_what_is_the_same_in_all_stays_the_same(height, width, tall, wide):
+def test_tiles_cover_the_image_and_equal_predictions_stay_equal(height, width, tall, wide):
     image, seen = places(height, width), []
 
     def predict(row):
@@ -28,29 +28,35 @@ def test_tiles_cover_the_picture_and_what_is_the_same_in_all_stays_the_same(heig
     assert (len(seen) == 1) == tiled_inference.is_one_tile(image.shape, (tall, wide))
 
 
-def test_neighbours_overlap_by_a_quarter_at_least_and_are_as_few_as_can_be():
+def test_neighbouring_tiles_overlap_by_at_least_a_quarter_and_are_as_few_as_possible():
     for length in range(33, 300):
-        starts = tiled_inference._tile_starts(length, 32)
+        starts = []
+
+        def predict(row, starts=starts):
+            starts.extend(int(part[0, 0, 1]) for part in row)
+            return row
+
+        list(tiled_inference.blend_tiles(places(32, length), (32, 32), predict))
         assert starts[0] == 0
         assert starts[-1] == length - 32
         assert max(np.diff(starts)) <= 32 - 32 // 4 + 0.5
         assert (len(starts) - 1) * 24 + 32 >= length > (len(starts) - 2) * 24 + 32
 
 
-def test_from_one_tile_to_the_next_there_is_no_step():
-    """Each tile says something else; in the result, neighbouring pixels differ little."""
-    said = iter(np.linspace(0, 1, 64))
+def test_blending_leaves_no_seams():
+    """Each tile predicts another constant; in the result, neighbouring pixels differ little."""
+    constants = iter(np.linspace(0, 1, 64))
     image = np.zeros((200, 200, 3), np.uint8)
 
     def predict(row):
-        return (np.full((*part.shape[:2], 1), next(said), np.float32) for part in row)
+        return (np.full((*part.shape[:2], 1), next(constants), np.float32) for part in row)
 
     found = np.concatenate(list(tiled_inference.blend_tiles(image, (64, 64), predict)))[..., 0]
-    assert np.ptp(found) > 0.2  # what the tiles say goes from 0 to .25
+    assert np.ptp(found) > 0.2  # the constants go from 0 to .25
     assert max(np.abs(np.diff(found, axis=axis)).max() for axis in (0, 1)) < 0.02
 
 
-def test_where_one_tile_says_something_it_is_exactly_that():
+def test_where_tiles_do_not_overlap_predictions_are_unchanged():
     rng = np.random.default_rng(0)
     image = rng.random((100, 150, 3), np.float32)
     found = np.concatenate(list(tiled_inference.blend_tiles(image, (64, 64), lambda row: row)))
@@ -60,6 +66,6 @@ def test_where_one_tile_says_something_it_is_exactly_that():
 
 
 @pytest.mark.parametrize(("height", "rows"), [(64, [64]), (65, [1, 64]), (200, [45, 46, 45, 64])])
-def test_as_soon_as_rows_are_done_they_are_handed_on(height, rows):
+def test_finished_rows_are_yielded_at_once(height, rows):
     found = tiled_inference.blend_tiles(np.zeros((height, 80, 3), np.float32), (64, 64), lambda row: row)
     assert [len(stripe) for stripe in found] == rows

@@ -9,7 +9,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from petseg.classes import PETS
-from petseg.evaluation import large_splits
+from petseg.evaluation import large_splits, metrics, score_tables
 from petseg.evaluation.evaluator import Evaluation
 from petseg.evaluation.large_splits import LargeSplit
 from petseg.evaluation.results import split_results
@@ -211,3 +211,40 @@ def test_a_report_that_tells_nothing_is_asked_in_the_same_way():
     assert calls
     for name, call in calls.items():
         assert inspect.signature(call) == inspect.signature(getattr(NullReport, name)), name
+
+
+def test_a_score_that_is_added_in_metrics_alone_reaches_results_tables_and_tensorboard(report, monkeypatch):
+    report, workdir = report
+    scores_of = metrics.from_confusion_matrix
+
+    def with_new_scores(matrix, classes):
+        scores = scores_of(matrix, classes)
+        dice = list(scores["dice"].values())
+        return {**scores, "mean_dice": float(np.mean(dice)), "specificity": dict.fromkeys(classes.names, 0.875)}
+
+    monkeypatch.setattr(metrics, "from_confusion_matrix", with_new_scores)
+    scalars = dict.fromkeys([*measurements.MEANS, *measurements.STATE], 0.5)
+    report.summary(2, Measurements(2, scalars, np.eye(3, dtype=np.int64)), {"speed/images_per_second": 100.0})
+    matrices = np.array([[[8, 1, 1], [2, 8, 0], [0, 0, 4]]] * 12)
+    evaluation = Evaluation(0.5, matrices, np.ones((12, 3, 4), np.int64), np.ones((metrics.CALIBRATION_BINS, 3)))
+    results = split_results(evaluation, 2, "test", PETS)
+    report.evaluation(2, {EVAL: evaluation}, {EVAL: results}, random_examples(12), Scorer())
+    report.flush()
+    assert results["mean_dice"] == pytest.approx(np.mean(list(results["dice"].values())))
+    columns, *_ = (line.split() for line in score_tables.table(results).splitlines()[1:])
+    assert columns == ["iou", "dice", "precision", "recall", "specificity", "boundary", "f"]
+    assert f"mean dice{results['mean_dice']:14.4f}" in score_tables.table(results)
+    assert f"{results['mean_dice']:.4f}" in score_tables.runs_table({"a": results, "b": results})
+    for run in ("train", "eval"):
+        logged = events(workdir.path / run)
+        assert len(logged["mean_dice"]) == len(logged["specificity/border"]) == 1
+        accumulator = EventAccumulator(str(workdir.path / run))
+        accumulator.Reload()
+        descriptions = [
+            accumulator.SummaryMetadata(tag).summary_description
+            for tag in ("mean_dice", "specificity/border", "mean_iou")
+        ]
+        assert descriptions[:2] == ["Mean dice.", "Specificity of border."]
+        assert descriptions[2].startswith("Mean intersection over union")
+    rows = [row[1:3] for row in read_csv(workdir.metrics_file)]
+    assert {(run, tag) for run in ("train", "eval") for tag in ("mean_dice", "specificity/pet")} <= set(rows)

@@ -20,7 +20,7 @@ from tensorboard.plugins.hparams.backend_context import Context
 from petseg.config import Config, command_line, with_kept
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.errors import ConfigError
-from petseg.evaluation import seed_statistics
+from petseg.evaluation import score_tables
 from petseg.runs import group_scoring, run_groups, seeds, train
 from petseg.runs.seeds import SeedsConfig
 from petseg.runs.work_directory import WorkDirectory
@@ -77,14 +77,14 @@ def test_a_table_has_mean_and_spread():
     def results(score):
         return {"split": "test", "step": 4, "mean_iou": score, "accuracy": 0.9, "iou": {"cat": score, "dog": 0.5}}
 
-    lines = seed_statistics.table({"a": results(0.7), "b": results(0.72), "c": results(0.77)}).splitlines()
+    lines = score_tables.runs_table({"a": results(0.7), "b": results(0.72), "c": results(0.77)}).splitlines()
     assert lines[0] == "test, 3 runs"
     rows = {line[:20].strip(): line[20:].split() for line in lines[2:]}
     assert rows["b"] == ["4", "0.7200", "0.9000", "0.7200", "0.5000"]
     assert rows["mean"] == ["0.7300", "0.9000", "0.7300", "0.5000"]
     assert rows["standard deviation"][0] == "0.0361"
     assert (rows["lowest"][0], rows["highest"][0]) == ("0.7000", "0.7700")
-    assert np.isnan(seed_statistics.statistics([0.5])["standard deviation"])
+    assert np.isnan(score_tables.statistics([0.5])["standard deviation"])
 
 
 def score(**options):
