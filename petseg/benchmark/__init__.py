@@ -1,1 +1,1 @@
-"""How fast petseg is, beside Keras's own loop and beside what the machine could do: python -m petseg.benchmark."""
+"""Benchmarks of training, input and evaluation, beside Keras and the machine's limits: python -m petseg.benchmark."""

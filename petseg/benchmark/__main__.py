@@ -1,10 +1,10 @@
-"""Measures a recipe's speed: python -m petseg.benchmark [--rounds=N] [any flag of train.py].
+"""Measures the speed of a training recipe: python -m petseg.benchmark [--rounds=N] [any flag of train.py].
 
-With --measure=time_to: how long recipes train until they reach a score. With --measure=decoding: what it takes to
-decode each batch anew, and how many cores a GPU therefore needs. With --measure=scaling: how steps of several replicas
-and processes scale, and what that says of larger machines.
+--measure=time_to: how long recipes train until they reach a score. --measure=decoding: the cost of decoding each batch
+anew, and the number of cores that a GPU needs for it. --measure=scaling: how steps of several replicas and processes
+scale, with predictions for larger machines.
 
-Contestants are processes of their own, which take turns, so that a noisy machine is noisy for all. What counts are the
+Each contestant runs in its own process, and they take turns, so that noise of the machine affects all of them. Compare
 ratios of turns in the same round.
 """
 
@@ -12,32 +12,31 @@ import contextlib
 import dataclasses
 import json
 import logging
-import multiprocessing
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from petseg.benchmark import decoding_speed, scaling, scaling_tables, time_to
+from absl import flags
+
+from petseg.benchmark import decoding_speed, processes, scaling, scaling_tables, time_to_score
 from petseg.benchmark.decoding_speed import DecodingConfig
 from petseg.benchmark.scaling import ScalingConfig
-from petseg.benchmark.spread import spread
-from petseg.benchmark.time_to_config import TimeToConfig
-from petseg.config import Config, command_line
+from petseg.benchmark.tables import heading, row, spread
+from petseg.benchmark.time_to_score_config import TimeToScoreConfig
+from petseg.config import Config, command_line, options
 from petseg.config.model_config import DECODERS, ENCODERS
 from petseg.config.options import Group, option
 from petseg.errors import ConfigError, PetsegError
 
-FOR_EVER = 10**9
+UNLIMITED = 10**9  # steps
 MOST_AT_ONCE = 5  # processes; with a trained encoder and batches of 32 at 128 px one takes 2 GiB
 GROUPS = ("training", "variants", "networks", "input", "evaluation", "limit", "programs")
-# What takes long, or many processes, and so must be asked for.
-TIME_TO, DECODING, SCALING = "time_to", "decoding", "scaling"
+TIME_TO, DECODING, SCALING = ON_REQUEST = ("time_to", "decoding", "scaling")  # slow, or many processes
 TRAIN = "import sys; sys.argv[0] = 'train.py'; from petseg import programs; programs.train()"  # needs no checkout
 logger = logging.getLogger("petseg.benchmark")
 
@@ -57,7 +56,7 @@ class MeasureConfig(Group):
     def groups(self) -> tuple[str, ...]:
         """The groups to measure, in their usual order."""
         asked = [name.strip() for name in self.measure.split(",")]
-        known = (*GROUPS, TIME_TO, DECODING, SCALING)
+        known = (*GROUPS, *ON_REQUEST)
         unknown = [name for name in asked if name not in known]
         if unknown:
             raise ConfigError(f"--measure={self.measure}: no {unknown[0]!r}; must be some of {', '.join(known)}")
@@ -69,13 +68,18 @@ class MeasureConfig(Group):
 
 
 @dataclasses.dataclass(frozen=True)
-class BenchmarkConfig(Config):
-    """A training run, and how to measure it."""
+class BenchmarkOptions:
+    """The flags of the benchmark alone."""
 
     measure: MeasureConfig = MeasureConfig()
-    time_to: TimeToConfig = dataclasses.field(default_factory=TimeToConfig)
+    time_to: TimeToScoreConfig = dataclasses.field(default_factory=TimeToScoreConfig)
     decoding: DecodingConfig = dataclasses.field(default_factory=DecodingConfig)
     scaling: ScalingConfig = dataclasses.field(default_factory=ScalingConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkConfig(BenchmarkOptions, Config):
+    """A training run, and how to measure it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,7 +91,14 @@ class BenchmarkConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A contestant under a name: what it does, with which config, in turns of how many steps."""
+    """A contestant of a race.
+
+    Attributes:
+      title: its name in the table.
+      contestant: its name in `contestants.CONTESTANTS`.
+      config: the training run to measure.
+      steps: number of steps in a turn.
+    """
 
     title: str
     contestant: str
@@ -96,15 +107,15 @@ class Entry:
 
 
 def main(config: BenchmarkConfig) -> dict[str, Any]:
-    """Measures what is asked for, prints tables as it goes, and returns all numbers."""
+    """Measures the chosen groups, prints their tables, and returns all numbers."""
     measure = config.measure
     results: dict[str, Any] = {"command": " ".join(sys.argv), "groups": {}}
     with tempfile.TemporaryDirectory(prefix="petseg-benchmark-") as scratch:
         for group in measure.groups():
             if group == "programs":
-                rows = _programs(config, Path(scratch))
+                rows = _measure_programs(config, Path(scratch))
             elif group == TIME_TO:
-                rows = time_to.race(config.time_to, _flags_for_all(), Path(scratch))
+                rows = time_to_score.race(config.time_to, training_flags(sys.argv), Path(scratch))
             elif group == DECODING:
                 rows = decoding_speed.measure(config.decoding, config.data, measure.rounds, measure.steps)
             elif group == SCALING:
@@ -112,7 +123,7 @@ def main(config: BenchmarkConfig) -> dict[str, Any]:
             else:
                 rows = _heats(_entries(group, config, Path(scratch)), measure.rounds)
             results["groups"][group] = rows
-            print(f"\n{group}\n{TABLES.get(group, _table_of_speeds)(rows)}", flush=True)
+            print(f"\n{group}\n{TABLES.get(group, _speed_table)(rows)}", flush=True)
             if group == SCALING and config.scaling.plot:
                 scaling_tables.draw(rows, config.scaling.plot)
             if measure.output:
@@ -121,7 +132,7 @@ def main(config: BenchmarkConfig) -> dict[str, Any]:
 
 
 def _entries(group: str, config: BenchmarkConfig, scratch: Path) -> list[Entry]:
-    """Who takes turns with whom; the first is what the others are compared with."""
+    """The contestants of a group; the others are compared with the first."""
     plain, steps, few = _training_config(config, scratch), config.measure.steps, config.measure.variant_steps
     if group == "training":
         return [
@@ -136,8 +147,8 @@ def _entries(group: str, config: BenchmarkConfig, scratch: Path) -> list[Entry]:
         return list(_networks(plain, few))
     if group == "input":
         return [
-            Entry("petseg's input", "our_input", plain, 10 * steps),
-            Entry("the tutorial's input", "tutorials_input", plain, 10 * steps),
+            Entry("petseg's input", "petseg_input", plain, 10 * steps),
+            Entry("the tutorial's input", "tutorial_input", plain, 10 * steps),
         ]
     if group == "evaluation":
         return [
@@ -147,20 +158,22 @@ def _entries(group: str, config: BenchmarkConfig, scratch: Path) -> list[Entry]:
     return [
         Entry("bare compiled step", "counted_step", plain, few),
         Entry("product of matrices", "matrix_product", plain, 20),
-        Entry("copy in memory", "copy", plain, 20),
+        Entry("copy in memory", "memory_copy", plain, 20),
     ]
 
 
 def _training_config(config: BenchmarkConfig, scratch: Path) -> Config:
-    """The run to measure: it never ends and never evaluates; what else it does at intervals stays as it is."""
+    """The training run to measure, which never ends and never evaluates; its other intervals stay."""
     plain = Config(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Config)})
     return plain.changed(
-        schedule={"epochs": 0, "train_steps": FOR_EVER, "eval_every": FOR_EVER},
+        schedule={"epochs": 0, "train_steps": UNLIMITED, "eval_every": UNLIMITED},
         runtime={"workdir": str(scratch / "run"), "quiet": True},
     )
 
 
 def _variants(plain: Config, steps: int) -> Iterator[Entry]:
+    """Training steps with other options and numbers of devices."""
+
     def entry(title: str, **groups: Mapping[str, Any]) -> Entry:
         return Entry(title, "bare_step", plain.changed(**groups), steps)
 
@@ -169,23 +182,23 @@ def _variants(plain: Config, steps: int) -> Iterator[Entry]:
         yield entry(f"--precision={precision}", compute={"precision": precision})
     yield entry("--steps_per_loop=1", schedule={"steps_per_loop": 1})
     yield entry("--micro_batches=2", compute={"micro_batches": 2})
-    devices, size = _number_of_gpus(), plain.data.batch_size
-    if devices < 2:
+    gpus, size = _number_of_gpus(), plain.data.batch_size
+    if gpus < 2:
         yield entry("--virtual_devices=2", distribution={"virtual_devices": 2})
-    for number in range(2, devices + 1):
-        of_them = {"num_devices": number}
-        yield entry(f"--num_devices={number}, the same batch", distribution=of_them)
+    for number in range(2, gpus + 1):
+        devices = {"num_devices": number}
+        yield entry(f"--num_devices={number}, the same batch", distribution=devices)
         yield entry(
-            f"--num_devices={number}, batch x {number}", distribution=of_them, data={"batch_size": size * number}
+            f"--num_devices={number}, batch x {number}", distribution=devices, data={"batch_size": size * number}
         )
 
 
 def _networks(plain: Config, steps: int) -> Iterator[Entry]:
-    """Steps and predictions with a trained encoder: each decoder, frozen beginnings, other encoders."""
+    """Steps and predictions with a trained encoder: each decoder, partly frozen encoders, other encoders."""
 
     def entry(title: str, contestant: str = "bare_step", **model: Any) -> Entry:
         trained = {"network": "", "train_encoder": False, "train_encoder_from": "all", "encoder_weights": "none"}
-        optimizer = {"encoder_learning_rate_factor": 1.0, "unfreeze_encoder_at": 0}  # which a frozen one refuses
+        optimizer = {"encoder_learning_rate_factor": 1.0, "unfreeze_encoder_at": 0}  # refused with a frozen encoder
         return Entry(title, contestant, plain.changed(model={**trained, **model}, optimizer=optimizer), steps)
 
     for decoder in DECODERS:
@@ -200,14 +213,14 @@ def _networks(plain: Config, steps: int) -> Iterator[Entry]:
 
 
 def _number_of_gpus() -> int:
-    """Asked in another process, for this one must not take their memory."""
+    """Number of GPUs, counted in another process so that this one does not take their memory."""
     code = "import tensorflow as tf; print(len(tf.config.list_physical_devices('GPU')))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return int(answer.stdout)
 
 
 def _heats(entries: Sequence[Entry], rounds: int) -> list[dict[str, Any]]:
-    """Races of as many as memory holds, the first in each of them."""
+    """Races of at most `MOST_AT_ONCE` contestants, which bounds memory; the first entry takes part in each."""
     first, *others = entries
     rows: list[dict[str, Any]] = []
     for i in range(0, len(others), MOST_AT_ONCE - 1):
@@ -217,158 +230,130 @@ def _heats(entries: Sequence[Entry], rounds: int) -> list[dict[str, Any]]:
 
 
 def _race(entries: Sequence[Entry], rounds: int) -> list[dict[str, Any]]:
-    """Lets contestants prepare themselves, one after the other, and then take turns."""
+    """Prepares contestants one after the other, then lets them take turns."""
     turns: list[list[dict[str, Any]]] = [[] for _ in entries]
     with contextlib.ExitStack() as stack:
-        started, facts = [], []
+        workers, facts = [], []
         for entry in entries:
-            started.append(stack.enter_context(_process(entry)))
-            facts.append(_answer(entry, started[-1]))
+            logger.info("preparing: %s", entry.title)
+            started = processes.worker(entry.title, "contestants:serve", entry.contestant, entry.config)
+            workers.append(stack.enter_context(started))
+            facts.append(workers[-1].receive())
         for number in range(rounds):
-            for entry, connection, taken in zip(entries, started, turns, strict=True):
+            for entry, worker, results in zip(entries, workers, turns, strict=True):
                 logger.info("round %d of %d: %s", number + 1, rounds, entry.title)
-                connection.send(entry.steps)
-                taken.append(_answer(entry, connection))
+                worker.send(entry.steps)
+                results.append(worker.receive())
     rows = []
-    for entry, fact, taken in zip(entries, facts, turns, strict=True):
-        speeds = [turn["images"] / turn["seconds"] for turn in taken]
-        pairs = [turn["images"] / turn["seconds"] for turn in turns[0]]
+    speeds_of_first = [turn["images"] / turn["seconds"] for turn in turns[0]]
+    for entry, fact, results in zip(entries, facts, turns, strict=True):
+        speeds = [turn["images"] / turn["seconds"] for turn in results]
         rows.append(
             {
                 "title": entry.title,
                 "images_per_second": speeds,
-                "images_per_second_of_first": pairs,
-                "first_over_this": [first / this for first, this in zip(pairs, speeds, strict=True)],
-                "memory": max(turn["memory/host"] for turn in taken),
-                **{key: value for key, value in taken[-1].items() if key == "memory/device"},
+                "images_per_second_of_first": speeds_of_first,
+                "first_over_this": [first / this for first, this in zip(speeds_of_first, speeds, strict=True)],
+                "memory": max(turn["memory/host"] for turn in results),
+                **{key: value for key, value in results[-1].items() if key == "memory/device"},
                 **fact,
             }
         )
     return rows
 
 
-@contextlib.contextmanager
-def _process(entry: Entry) -> Iterator[Connection]:
-    from petseg.benchmark import contestants  # TensorFlow loads here, after the flags are checked
-
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    logger.info("preparing: %s", entry.title)
-    process = context.Process(target=contestants.serve, args=(theirs, entry.contestant, entry.config), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        yield ours
-    finally:
-        process.kill()
-        process.join()
-
-
-def _answer(entry: Entry, connection: Connection) -> dict[str, Any]:
-    try:
-        answer = connection.recv()
-    except EOFError:
-        raise PetsegError(f"{entry.title}: its process ended") from None
-    if "failed" in answer:
-        raise PetsegError(f"{entry.title}: {answer['failed']}")
-    return answer
-
-
-def _programs(config: BenchmarkConfig, scratch: Path) -> list[dict[str, Any]]:
-    """How long a user waits: for an answer to --help, and for the first step of a run."""
+def _measure_programs(config: BenchmarkConfig, scratch: Path) -> list[dict[str, Any]]:
+    """Times how long a user waits for --help, and for the first step of a run."""
+    first_step = [f"--workdir={scratch / 'first'}", "--epochs=0", "--train_steps=1000", "--log_every=1"]
     rows = []
     for title, arguments, until in (
         ("train.py --help", ["--help"], ""),
-        ("train.py until the first step is done", _first_step_flags(scratch), "step 1/"),
+        (
+            "train.py until the first step is done",
+            [*training_flags(sys.argv), *first_step, "--summary_every=1"],
+            "step 1/",
+        ),
     ):
         seconds = []
         for number in range(config.measure.rounds):
             logger.info("round %d of %d: %s", number + 1, config.measure.rounds, title)
-            began = time.perf_counter()
-            process = subprocess.Popen(
-                [sys.executable, "-c", TRAIN, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-            lines = []
-            for line in process.stdout or ():
-                lines.append(line)
-                if until and until in line:
-                    seconds.append(time.perf_counter() - began)
-                    break
-            if until:
-                process.kill()
-            process.wait()
-            if not until:
-                seconds.append(time.perf_counter() - began)
-            if len(seconds) <= number or process.returncode > 0:
-                raise PetsegError(f"{title}: {lines[-1].strip() if lines else 'said nothing'}")
+            seconds.append(_seconds_until(title, arguments, until))
         rows.append({"title": title, "seconds": seconds})
     return rows
 
 
-def _first_step_flags(scratch: Path) -> list[str]:
-    flags = [f"--workdir={scratch / 'first'}", "--epochs=0", "--train_steps=1000", "--log_every=1", "--summary_every=1"]
-    return [*_flags_for_all(), *flags]
+def _seconds_until(title: str, arguments: Sequence[str], until: str) -> float:
+    """Seconds from the start of train.py to the output of a text, at which it is killed; empty text: to its end.
+
+    Raises:
+      PetsegError: if the program failed, or ended before.
+    """
+    began, last_line = time.perf_counter(), "no output"
+    with subprocess.Popen(
+        [sys.executable, "-c", TRAIN, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        for line in process.stdout or ():
+            last_line = line.strip()
+            if until and until in line:
+                process.kill()
+                return time.perf_counter() - began
+        if until or process.wait():
+            raise PetsegError(f"{title}: {last_line}")
+    return time.perf_counter() - began
 
 
-def _flags_for_all() -> list[str]:
-    """The command line, without the flags that say what to measure; each with or without a "=" before its value."""
-    groups = (MeasureConfig, TimeToConfig, DecodingConfig, ScalingConfig)
-    fields = [field for group in groups for field in dataclasses.fields(group)]
-    own = {field.name for field in fields}
-    without_value = {f"{no}{field.name}" for field in fields if field.type is bool for no in ("", "no")}
-    kept, keeps = [], True
-    for argument in sys.argv[1:]:
-        name, equals, _ = argument.lstrip("-").partition("=")
-        is_own = argument.startswith("-") and name in own | without_value
-        if keeps and not is_own:
-            kept.append(argument)
-        # Whether what follows is no value of a flag that is left out.
-        keeps = not is_own or bool(equals) or name in without_value
-    return kept
+def training_flags(argv: Sequence[str]) -> list[str]:
+    """The arguments of a command line that are not the benchmark's own flags."""
+    own = flags.FlagValues()
+    options.define_flags(BenchmarkOptions, own)
+    own.set_gnu_getopt()  # do not stop at the value of a flag that is unknown here
+    return own(argv, known_only=True)[1:]
 
 
-def _table_of_speeds(rows: Sequence[Mapping[str, Any]]) -> str:
+def _speed_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Medians with their spread; ratios of turns in the same round, and of all turns together."""
-    lines = [
-        f"| | images/s | {rows[0]['title']} / this | in all | memory, MiB | ready after, s |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        first, this = (row[f"images_per_second{suffix}"] for suffix in ("_of_first", ""))
-        ratio = statistics.harmonic_mean(first) / statistics.harmonic_mean(this)
+    lines = heading("", "images/s", f"{rows[0]['title']} / this", "in all", "memory, MiB", "ready after, s")
+    for this in rows:
+        ratio = statistics.harmonic_mean(this["images_per_second_of_first"])
+        ratio /= statistics.harmonic_mean(this["images_per_second"])
         lines.append(
-            f"| {row['title']} | {spread(row['images_per_second'], 1)} | {spread(row['first_over_this'], 2)} "
-            f"| {ratio:.2f} | {row['memory']:.0f} | {row['ready_after']:.0f} |"
+            row(
+                this["title"],
+                spread(this["images_per_second"], 1),
+                spread(this["first_over_this"], 2),
+                f"{ratio:.2f}",
+                f"{this['memory']:.0f}",
+                f"{this['ready_after']:.0f}",
+            )
         )
     if "data_memory" in rows[0]:
-        lines += ["", *(f"{row['title']} holds {row['data_memory']:.0f} MiB of data" for row in rows)]
+        lines += ["", *(f"{this['title']} holds {this['data_memory']:.0f} MiB of data" for this in rows)]
     return "\n".join(lines)
 
 
-def _table_of_limit(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What a step must compute and move, beside what the machine computes and moves."""
-    step, product, copy = (statistics.median(row["images_per_second"]) for row in rows)
+def limit_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The operations and bytes per second of a step beside those that the machine reaches."""
+    step, product, copy = (statistics.median(each["images_per_second"]) for each in rows)
     flops, moved = rows[0]["flops_per_image"], rows[0]["bytes_per_image"]
-    lines = [
-        "| | an image takes | the step's rate | the machine's | share |",
-        "| --- | --- | --- | --- | --- |",
-        f"| floating-point operations | {flops / 1e9:.2f} G | {flops * step / 1e9:.1f} G/s | {product / 1e9:.1f} G/s "
-        f"(product of matrices) | {flops * step / product:.2f} |",
-        f"| bytes, if nothing is fused | {moved / 1e9:.2f} G | {moved * step / 1e9:.1f} G/s | {copy / 1e9:.1f} G/s "
-        f"(copy in memory) | {moved * step / copy:.2f} |",
-    ]
+    lines = heading("", "an image takes", "the step's rate", "the machine's", "share")
+    for title, amount, limit, source in (
+        ("floating-point operations", flops, product, "product of matrices"),
+        ("bytes, if nothing is fused", moved, copy, "copy in memory"),
+    ):
+        rates = f"{amount * step / 1e9:.1f} G/s", f"{limit / 1e9:.1f} G/s ({source})"
+        lines.append(row(title, f"{amount / 1e9:.2f} G", *rates, f"{amount * step / limit:.2f}"))
     return "\n".join(lines)
 
 
-def _table_of_programs(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = ["| | seconds |", "| --- | --- |"]
-    return "\n".join([*lines, *(f"| {row['title']} | {spread(row['seconds'], 1)} |" for row in rows)])
+def _programs_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = [row(each["title"], spread(each["seconds"], 1)) for each in rows]
+    return "\n".join([*heading("", "seconds"), *lines])
 
 
 TABLES = {
-    "limit": _table_of_limit,
-    "programs": _table_of_programs,
-    TIME_TO: time_to.table,
+    "limit": limit_table,
+    "programs": _programs_table,
+    TIME_TO: time_to_score.table,
     DECODING: decoding_speed.table,
     SCALING: scaling_tables.tables,
 }

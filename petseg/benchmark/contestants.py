@@ -1,7 +1,7 @@
-"""What is measured: each contestant in a process of its own, which prepares itself and then works when it is its turn.
+"""Contestants: generators that prepare themselves, then take turns, each in its own process.
 
-A contestant is a generator. What it yields first says that it is ready; it is then sent how many steps to make, and
-yields what they took.
+A contestant first yields a dictionary of facts when it is ready. It is then sent a number of steps for each turn, and
+yields a `Turn`.
 """
 
 import dataclasses
@@ -14,12 +14,10 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-import tqdm
 
-from petseg.benchmark import arithmetic
+from petseg.benchmark import step_cost
 from petseg.config import Config
 from petseg.data import catalog, input_pipeline, loading
-from petseg.errors import one_line
 from petseg.models import inference
 from petseg.reporting import telemetry
 from petseg.runs import building, train
@@ -35,11 +33,11 @@ WARM_UP = 2  # steps
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """What a turn took.
+    """The result of a turn.
 
     Attributes:
-      seconds: how long it took, by the wall clock.
-      images: how many images went through.
+      seconds: wall-clock time.
+      images: number of images processed.
     """
 
     seconds: float
@@ -50,24 +48,18 @@ Contestant = Generator[Any, int, None]
 
 
 def serve(connection: Connection, name: str, config: Config) -> None:
-    """Runs a contestant for another process: what it says when it is ready, then a turn for each number received."""
-    tqdm.tqdm.set_lock(threading.RLock())  # its own is shared by processes, and lost with noise when one is killed
-    try:
-        contestant = CONTESTANTS[name](config)
-        began = time.perf_counter()
-        facts = next(contestant)
-        connection.send({**facts, "ready_after": time.perf_counter() - began})
-        while steps := connection.recv():
-            turn = contestant.send(steps)
-            connection.send({**dataclasses.asdict(turn), **telemetry.memory()})
-    except (EOFError, KeyboardInterrupt):
-        pass
-    except Exception as error:
-        connection.send({"failed": one_line(error)})
+    """Runs a contestant for another process: sends its facts, then a turn for each number of steps received."""
+    contestant = CONTESTANTS[name](config)
+    began = time.perf_counter()
+    facts = next(contestant)
+    connection.send({**facts, "ready_after": time.perf_counter() - began})
+    while True:
+        turn = contestant.send(connection.recv())
+        connection.send({**dataclasses.asdict(turn), **telemetry.memory()})
 
 
 def timed(images: int, work: Callable[[int], Any], facts: Callable[[], dict[str, float]] = dict) -> Contestant:
-    """A contestant that does `work(steps)` at each turn, `images` for each step; warmed up, it tells its `facts`."""
+    """A contestant that calls `work(steps)` in each turn, `images` for each step; yields `facts` after a warm-up."""
     work(WARM_UP)
     steps = yield facts()
     while True:
@@ -77,7 +69,7 @@ def timed(images: int, work: Callable[[int], Any], facts: Callable[[], dict[str,
 
 
 def bare_step(config: Config) -> Contestant:
-    """The compiled loop on one batch that is there: no input, no summaries, no checkpoints."""
+    """The compiled loop on one batch in memory: no input, no summaries, no checkpoints."""
     strategy = process.set_up_runtime(config, config.distribution).strategy
     trainer, batches = trainer_and_batches(config, strategy)
 
@@ -89,7 +81,7 @@ def bare_step(config: Config) -> Contestant:
 
 
 def trainer_and_batches(config: Config, strategy: tf.distribute.Strategy) -> tuple[Trainer, Any]:
-    """The loop of a config under a strategy, and an iterator over one batch that is there."""
+    """The trainer of a config under a strategy, and an iterator that repeats one batch in memory."""
     with strategy.scope():
         model = _model(config)
         trainer = building.build_trainer(config, strategy, model, None, 10**6, StopRequests())
@@ -107,61 +99,62 @@ def trainer_and_batches(config: Config, strategy: tf.distribute.Strategy) -> tup
 
 
 def counted_step(config: Config) -> Contestant:
-    """`bare_step`, which also tells what it must compute and move."""
+    """`bare_step`, whose facts are the operations and bytes of an image."""
     contestant = bare_step(config)
     next(contestant)
-    flops, moved = arithmetic.of_training_step(_model(config), config.data.batch_size)
+    flops, moved = step_cost.flops_and_bytes(_model(config), config.data.batch_size)
     steps = yield {"flops_per_image": flops, "bytes_per_image": moved}
     while True:
         steps = yield contestant.send(steps)
 
 
 def whole_loop(config: Config) -> Contestant:
-    """`train.py`, from input to checkpoints, paused between turns; evaluation is measured by itself."""
-    workdir = WorkDirectory.for_training(config.runtime.workdir, config.data.dataset)
-    placement = process.set_up_runtime(config, config.distribution)
-    experiment = set_up(config, workdir, placement, StopSignals())
-    yield from _paused(experiment, config.data.batch_size)
+    """`train.py`, from input to checkpoints, paused between turns; evaluation is measured separately."""
+    run = set_up_run(config)
+    steps_of_turns: queue.Queue[int] = queue.Queue()
+    results: queue.Queue[float | BaseException] = queue.Queue()
+    train_steps, left, began = run.trainer.run, WARM_UP, 0.0
 
-
-def _paused(experiment: Run, batch_size: int) -> Contestant:
-    """Lets an experiment run in a thread, and holds it before each call of the loop that is beyond its turn."""
-    asked: queue.Queue[int] = queue.Queue()
-    told: queue.Queue[Any] = queue.Queue()
-    run, left, began = experiment.trainer.run, WARM_UP, 0.0
-
-    def run_in_turns(batches: Any, steps: int) -> Any:
+    def wait_for_turn(batches: Any, steps: int) -> Any:
         nonlocal left, began
-        if steps and left <= 0:
-            told.put(time.perf_counter() - began)
-            left = asked.get()
+        if left <= 0:
+            results.put(time.perf_counter() - began)
+            left = steps_of_turns.get()
             began = time.perf_counter()
-        times = run(batches, steps)
+        times = train_steps(batches, steps)
         left -= len(times)
         return times
 
-    def go() -> None:
+    def run_to_end() -> None:
         try:
-            train.train_run(experiment)
-            told.put(RuntimeError("the run is over"))
-        except Exception as error:
-            told.put(error)
+            train.train_run(run)
+            results.put(RuntimeError("the run ended"))
+        except BaseException as error:
+            results.put(error)
 
-    experiment.trainer.run = run_in_turns  # type: ignore[method-assign, assignment]
-    threading.Thread(target=go, daemon=True).start()
-    answer: Any = told.get()
-    done: Any = {}
+    def seconds_of_turn() -> float:
+        result = results.get()
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    run.trainer.run = wait_for_turn  # type: ignore[method-assign, assignment]
+    threading.Thread(target=run_to_end, daemon=True).start()
+    seconds_of_turn()  # the warm-up
+    steps = yield {}
     while True:
-        if isinstance(answer, Exception):
-            raise answer
-        steps = yield done
-        asked.put(steps)
-        answer = told.get()
-        done = Turn(answer, steps * batch_size) if isinstance(answer, float) else None
+        steps_of_turns.put(steps)
+        steps = yield Turn(seconds_of_turn(), steps * config.data.batch_size)
+
+
+def set_up_run(config: Config) -> Run:
+    """The run that `train.py` would train."""
+    workdir = WorkDirectory.for_training(config.runtime.workdir, config.data.dataset)
+    return set_up(config, workdir, process.set_up_runtime(config, config.distribution), StopSignals())
 
 
 def keras_fit(config: Config, *, jit_compile: str | bool = "auto") -> Contestant:
-    """`model.fit` of the same network on the tutorial's input pipeline, as Keras runs it."""
+    """`model.fit` of the same network on the tutorial's input pipeline, with Keras's defaults."""
     model = _model(config)
     model.compile(
         optimizer=keras.optimizers.Adam(config.optimizer.learning_rate),
@@ -169,7 +162,7 @@ def keras_fit(config: Config, *, jit_compile: str | bool = "auto") -> Contestant
         metrics=["accuracy"],
         jit_compile=jit_compile,
     )
-    batches, _ = tutorials_batches(config)
+    batches, _ = tutorial_batches(config)
     yield from timed(
         config.data.batch_size, lambda steps: model.fit(batches, epochs=1, steps_per_epoch=steps, verbose=0)
     )
@@ -180,8 +173,8 @@ def keras_fit_without_xla(config: Config) -> Contestant:
     yield from keras_fit(config, jit_compile=False)
 
 
-def our_input(config: Config) -> Contestant:
-    """Batches as training gets them."""
+def petseg_input(config: Config) -> Contestant:
+    """petseg's training input."""
     data = config.data
     before = telemetry.memory()["memory/host"]
     examples = loading.load(data, data.train_split)
@@ -198,10 +191,10 @@ def our_input(config: Config) -> Contestant:
     yield from _input(batches, before, len(examples), data.batch_size)
 
 
-def tutorials_input(config: Config) -> Contestant:
-    """Batches as the tutorial makes them."""
+def tutorial_input(config: Config) -> Contestant:
+    """The tutorial's training input."""
     before = telemetry.memory()["memory/host"]
-    batches, count = tutorials_batches(config)
+    batches, count = tutorial_batches(config)
     yield from _input(iter(batches), before, count, config.data.batch_size)
 
 
@@ -210,12 +203,12 @@ def _input(batches: Any, before: float, examples: int, batch_size: int) -> Conte
         for _ in range(steps):
             next(batches)
 
-    work(2 * examples // batch_size)  # until what is cached is cached
+    work(2 * examples // batch_size)  # fills the caches
     yield from timed(batch_size, work, lambda: {"data_memory": telemetry.memory()["memory/host"] - before})
 
 
 def passes(images: int, work: Callable[[], Any]) -> Contestant:
-    """A contestant that does `work()` once at each turn, however many steps it is asked for."""
+    """A contestant that calls `work()` once in each turn, whatever its number of steps."""
     work()
     yield {}
     while True:
@@ -225,7 +218,7 @@ def passes(images: int, work: Callable[[], Any]) -> Contestant:
 
 
 def forward_pass(config: Config) -> Contestant:
-    """The compiled network alone, over as many images as the evaluation split has."""
+    """The compiled network alone, over as many random images as the evaluation split has."""
     process.set_up_runtime(config, config.distribution)
     data, model = config.data, _model(config)
     count = catalog.num_examples(data, data.eval_split)
@@ -235,7 +228,7 @@ def forward_pass(config: Config) -> Contestant:
     def forward(batches: tf.Tensor) -> tf.Tensor:
         total = tf.constant(0.0)
         for _ in tf.range(batches):
-            # One after the other, as anywhere else; several at a time would be faster on a CPU, and take their memory.
+            # One batch at a time, as elsewhere; several would be faster on a CPU, but need more memory.
             tf.autograph.experimental.set_loop_options(parallel_iterations=1)
             total += tf.reduce_sum(inference.logits(model, images))
         return total
@@ -255,7 +248,7 @@ def forward_pass(config: Config) -> Contestant:
 
 
 def prediction(config: Config) -> Contestant:
-    """The compiled network alone, on batches that are there."""
+    """The compiled network alone, on one batch in memory."""
     process.set_up_runtime(config, config.distribution)
     model, size = _model(config), config.data.batch_size
     images = _random([size, *model.input_shape[1:]], 256)
@@ -269,7 +262,7 @@ def prediction(config: Config) -> Contestant:
 
 
 def evaluation(config: Config) -> Contestant:
-    """A pass of the evaluator over the evaluation split."""
+    """The evaluator's pass over the evaluation split."""
     data = config.data
     strategy = process.set_up_runtime(config, config.distribution).strategy
     examples = loading.load(data, data.eval_split)
@@ -279,7 +272,7 @@ def evaluation(config: Config) -> Contestant:
 
 
 def matrix_product(config: Config) -> Contestant:
-    """A product of large matrices; an "image" is one of its floating-point operations."""
+    """A product of large matrices; each of its floating-point operations counts as an image."""
     host_allocator.keep_freed_memory()
     rows, columns = 4096, 2048
     left, right = tf.random.normal([rows, columns]), tf.random.normal([columns, columns])
@@ -296,8 +289,8 @@ def matrix_product(config: Config) -> Contestant:
     yield from timed(2 * rows * columns * columns, work)
 
 
-def copy(config: Config) -> Contestant:
-    """A sum of a large array and a number; an "image" is a byte that is read or written."""
+def memory_copy(config: Config) -> Contestant:
+    """The sum of a large array and a number; each byte read or written counts as an image."""
     host_allocator.keep_freed_memory()
     array = tf.random.normal([2**24])
 
@@ -314,7 +307,7 @@ def copy(config: Config) -> Contestant:
 
 
 def _model(config: Config) -> keras.Model:
-    """The network with random weights; speed does not depend on them."""
+    """The network with random weights, on which speed does not depend."""
     return building.build_model(config, catalog.classes_of(config.data))
 
 
@@ -322,11 +315,14 @@ def _random(shape: list[int], below: int) -> tf.Tensor:
     return tf.cast(tf.random.stateless_uniform(shape, [0, 0], 0, below, tf.int32), tf.uint8)
 
 
-def tutorials_batches(config: Config) -> tuple[Any, int]:
-    """Batches of float32 images and masks as TensorFlow's tutorial on image segmentation makes them, and its examples.
+def tutorial_batches(config: Config) -> tuple[Any, int]:
+    """The input pipeline of TensorFlow's image segmentation tutorial.
 
-    Resized, cached as floats, shuffled by a buffer, flipped by two layers. Pixels keep their range of [0, 255], for the
-    network scales them itself.
+    Examples are resized, cached as floats, shuffled by a buffer and flipped by two layers. Pixels stay in [0, 255]
+    because the network scales them itself.
+
+    Returns:
+      batches of float32 images and masks, without end; and the number of examples.
     """
     data = config.data
     raw, count = catalog.tfds_dataset(data, data.train_split)
@@ -358,12 +354,12 @@ CONTESTANTS: dict[str, Callable[[Config], Contestant]] = {
         whole_loop,
         keras_fit,
         keras_fit_without_xla,
-        our_input,
-        tutorials_input,
+        petseg_input,
+        tutorial_input,
         forward_pass,
         prediction,
         evaluation,
         matrix_product,
-        copy,
+        memory_copy,
     )
 }

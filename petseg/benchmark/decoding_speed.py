@@ -1,7 +1,7 @@
-"""How fast examples are decoded, by a core and by a process: python -m petseg.benchmark --measure=decoding.
+"""Decoding speed of a core and of the training input: python -m petseg.benchmark --measure=decoding.
 
-The ways to decode take turns in one process. Images per second of wall-clock time depend on other work on the machine;
-images per second of processor time hardly do, and tell how many cores keep up with a GPU.
+The decoders take turns in one process. Images per second of wall-clock time depend on other work on the machine; images
+per second of processor time hardly do, and give the number of cores that keep up with a GPU.
 """
 
 import dataclasses
@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from petseg.benchmark.spread import spread
+from petseg.benchmark.tables import heading, row, spread
 from petseg.config import DataConfig
 from petseg.config.options import Group, option
 from petseg.errors import ConfigError, DataError
 
-DECODED = 512  # examples that take turns, at most
-SPARE = 0.2  # share of cores beyond those that just keep up, for the other work of a host
+MAX_EXAMPLES = 512  # that are decoded in turn
+SPARE = 0.2  # additional cores, for other work of the host
 WARM_UP, IDLE_SECONDS = 4, 0.3
 SEED = 0
 logger = logging.getLogger("petseg.benchmark")
@@ -26,12 +26,12 @@ logger = logging.getLogger("petseg.benchmark")
 
 @dataclasses.dataclass(frozen=True)
 class DecodingConfig(Group):
-    """What --measure=decoding measures."""
+    """Settings of --measure=decoding."""
 
     gpu_speeds: str = option(
         "100,400,1600,6400",
-        "images per second of GPUs for which --measure=decoding states the number of cores that decode as many; "
-        "numbers separated by commas",
+        "training speeds of GPUs, images per second, for which --measure=decoding computes the number of cores that "
+        "decode as many; separated by commas",
         required=True,
     )
 
@@ -51,45 +51,46 @@ class DecodingConfig(Group):
 
 
 class Turn(NamedTuple):
-    """One measurement: number of images, wall-clock seconds, and seconds of processor time."""
+    """One measurement: number of images, wall-clock seconds, seconds of processor time."""
 
     images: int
     seconds: float
     core_seconds: float
 
 
-Lane = Callable[[int], Turn]  # number of batches -> what they took
+Decoder = Callable[[int], Turn]  # decodes a number of batches
 
 
 def cores_needed(images_per_second: float, images_per_core_second: float) -> int:
-    """The number of cores that decode as many images per second as a GPU trains on, with some time to spare."""
+    """Number of cores that decode as many images per second as a GPU trains on, with `SPARE` to spare."""
     return math.ceil(images_per_second * (1 + SPARE) / images_per_core_second)
 
 
 def measure(config: DecodingConfig, data: DataConfig, rounds: int, steps: int) -> list[dict[str, Any]]:
-    """Lets all ways to decode the training split take turns of `steps` batches.
+    """Measures all decoders of the training split in turns of `steps` batches.
 
     Returns:
-      a row for each way, with the cores that each of the GPUs needs.
+      a row for each decoder, with the number of cores that each of the GPUs needs.
 
     Raises:
-      PetsegError: if the data cannot be had.
+      PetsegError: if the data cannot be read.
     """
     from petseg.runtime import host_allocator, startup
 
     startup.load_tensorflow()
     host_allocator.keep_freed_memory()
     data = dataclasses.replace(data, cache="memory", on_bad_example="stop", data_service="")
-    lanes = dict(_lanes(data))
-    turns: dict[str, list[Turn]] = {title: [] for title in lanes}
+    decoders = dict(_decoders(data))
+    turns: dict[str, list[Turn]] = {title: [] for title in decoders}
     for number in range(rounds):
-        for title, lane in lanes.items():
+        for title, decode in decoders.items():
             logger.info("round %d of %d: %s", number + 1, rounds, title)
-            turns[title].append(lane(steps))
-    return [_row(title, taken, config.speeds()) for title, taken in turns.items()]
+            turns[title].append(decode(steps))
+    return [summary(title, results, config.speeds()) for title, results in turns.items()]
 
 
-def _row(title: str, turns: Sequence[Turn], speeds: Sequence[float]) -> dict[str, Any]:
+def summary(title: str, turns: Sequence[Turn], speeds: Sequence[float]) -> dict[str, Any]:
+    """The speeds of a decoder in its turns, and the cores that GPUs of some speeds need."""
     of_cores = [turn.images / turn.core_seconds for turn in turns]
     return {
         "title": title,
@@ -102,20 +103,15 @@ def _row(title: str, turns: Sequence[Turn], speeds: Sequence[float]) -> dict[str
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Medians with their spread, and the cores that GPUs need."""
     speeds = [*rows[0]["cores"]]
-    needed = " | ".join(f"cores for {speed} images/s" for speed in speeds)
-    lines = [
-        f"| | images/s | images per core second | {needed} |",
-        "| --- | --- | --- |" + " --- |" * len(speeds),
-    ]
-    for row in rows:
-        numbers = " | ".join(str(row["cores"][speed]) for speed in speeds)
-        wall, cores = (spread(row[f"images_per_{unit}"]) for unit in ("second", "core_second"))
-        lines.append(f"| {row['title']} | {wall} | {cores} | {numbers} |")
+    lines = heading("", "images/s", "images per core second", *(f"cores for {speed} images/s" for speed in speeds))
+    for each in rows:
+        wall, cores = (spread(each[f"images_per_{unit}"]) for unit in ("second", "core_second"))
+        lines.append(row(each["title"], wall, cores, *(each["cores"][speed] for speed in speeds)))
     return "\n".join([*lines, "", f"cores: {SPARE:.0%} more than just keep up"])
 
 
-def _lanes(data: DataConfig) -> Iterator[tuple[str, Lane]]:
-    """The ways to decode, by their titles."""
+def _decoders(data: DataConfig) -> Iterator[tuple[str, Decoder]]:
+    """The decoders to measure, with their titles."""
     import tensorflow as tf
 
     from petseg.data import loading
@@ -124,7 +120,7 @@ def _lanes(data: DataConfig) -> Iterator[tuple[str, Lane]]:
     whole = SplitSource.open(data, data.train_split, None)
     if data.resize == "crop":
         whole = whole.on_canvases()
-    undecoded = next(iter(whole.undecoded().batch(min(DECODED, whole.count))))
+    undecoded = next(iter(whole.undecoded().batch(min(MAX_EXAMPLES, whole.count))))
     sizes = [len(file) for file in undecoded["image"].numpy()]
     logger.info("%d pictures of %s, on average of %.0f KiB", len(sizes), whole.origin, statistics.mean(sizes) / 1024)
     yield (
@@ -144,11 +140,11 @@ def _lanes(data: DataConfig) -> Iterator[tuple[str, Lane]]:
         logger.warning("batches of --cache=none are not measured: they need array_record files")
         return
     examples = loading.load(dataclasses.replace(data, cache="none"), data.train_split, for_training=True)
-    yield f"batches of --cache=none, --decode={data.decode}", _of_input(examples, data.batch_size)
+    yield f"batches of --cache=none, --decode={data.decode}", _training_input(examples, data.batch_size)
 
 
-def _on_one_core(undecoded: Any, decode: Callable[[Any], Any], batch_size: int) -> Lane:
-    """Decodes examples that are in memory, one after the other, in one thread."""
+def _on_one_core(undecoded: Any, decode: Callable[[Any], Any], batch_size: int) -> Decoder:
+    """Decodes examples in memory one after the other, in one thread."""
     import tensorflow as tf
 
     from petseg.runtime import autotuning
@@ -169,14 +165,14 @@ def _on_one_core(undecoded: Any, decode: Callable[[Any], Any], batch_size: int) 
     return turn
 
 
-def _of_input(examples: Any, batch_size: int) -> Lane:
-    """Batches as training gets them."""
+def _training_input(examples: Any, batch_size: int) -> Decoder:
+    """The training input, in all its threads."""
     import tensorflow as tf
 
     from petseg.data import input_pipeline
 
     def turn(steps: int) -> Turn:
-        # A new iterator each time: an old one would go on making batches during the turns of others.
+        # A new iterator for each turn: an old one would continue to prefetch during the turns of others.
         batches = iter(
             input_pipeline.distributed_training_batches(
                 tf.distribute.OneDeviceStrategy("/cpu:0"),
@@ -192,16 +188,16 @@ def _of_input(examples: Any, batch_size: int) -> Lane:
         began, cpu = time.perf_counter(), time.process_time()
         for _ in range(steps):
             next(batches)
-        taken = Turn(steps * batch_size, time.perf_counter() - began, time.process_time() - cpu)
+        result = Turn(steps * batch_size, time.perf_counter() - began, time.process_time() - cpu)
         del batches
-        _until_idle()
-        return taken
+        _wait_until_idle()
+        return result
 
     return turn
 
 
-def _until_idle() -> None:
-    """Waits until this process no longer computes, 10 s at most."""
+def _wait_until_idle() -> None:
+    """Waits until this process uses no processor time, 10 s at most."""
     before = -math.inf
     for _ in range(int(10 / IDLE_SECONDS)):
         now = time.process_time()

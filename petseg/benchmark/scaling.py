@@ -1,23 +1,21 @@
-"""How steps scale: python -m petseg.benchmark --measure=scaling [--plot=FILE] [any flag of train.py].
+"""Scaling of training steps: python -m petseg.benchmark --measure=scaling [--plot=FILE] [any flag of train.py].
 
-Steps of several replicas of one process, and of several worker processes on the loopback interface, are measured; a
-model is fitted to steps of one replica and to all-reduces alone of two, held against all other steps, and asked about
-larger machines. All of it computes on CPUs.
+Measures steps of several replicas of one process, and of several worker processes on the loopback interface, on CPUs.
+A model is fitted to steps of one replica and to separate all-reduces of two, compared with all other steps, and used to
+predict larger machines.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
 import math
-import multiprocessing
-import multiprocessing.connection
-import os
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from petseg.benchmark import scaling_model
+from petseg.benchmark import processes, scaling_model
 from petseg.benchmark.scaling_model import (
     MICRO_BATCHES,
     REPLICAS,
@@ -30,12 +28,13 @@ from petseg.benchmark.scaling_model import (
 )
 from petseg.config import Config
 from petseg.config.options import Group, option
-from petseg.errors import ConfigError, PetsegError
-from petseg.runtime import sockets, startup
+from petseg.errors import ConfigError
+from petseg.runtime import sockets
 from petseg.runtime.cpus import usable_cpus
 
 MOST_GPUS = 1024
-# In the order of `ScalingConfig.machines`: the kind of numbers, and whether they may be 0.
+WITHOUT_GPUS = {"CUDA_VISIBLE_DEVICES": "-1"}
+# Flags that describe a machine, in the order of `ScalingConfig.machines`: type, and whether 0 is allowed.
 MACHINE_FLAGS: dict[str, tuple[type, bool]] = {
     "gpu_images_per_second": (float, False),
     "gpus_per_node": (int, False),
@@ -50,7 +49,7 @@ logger = logging.getLogger("petseg.benchmark")
 
 @dataclasses.dataclass(frozen=True)
 class ScalingConfig(Group):
-    """What --measure=scaling measures, and for which machines it predicts."""
+    """Settings of --measure=scaling: what it measures, and for which machines it predicts."""
 
     scaling_numbers: str = option(
         "1,2,3,4", "numbers of replicas, and of workers, to measure; 1 and 2 must be among them", required=True
@@ -59,25 +58,23 @@ class ScalingConfig(Group):
         f"{REPLICAS},{WORKERS}", "what to measure: replicas of one process, workers, or both", required=True
     )
     scaling_steps: int = option(10, "steps of which the median counts, with --measure=scaling", unit="steps", minimum=1)
-    scaling_variants: bool = option(True, "also measure two of each with micro-batches, and with gradients in float16")
+    scaling_variants: bool = option(True, "also measure two of each with micro-batches, and with float16 gradients")
     gpu_images_per_second: str = option(
         "400",
-        "training speed of a GPU by itself, images/s; here and below, values separated by commas: several machines",
+        "training speed of a single GPU, images/s; here and below, comma-separated values describe several machines",
     )
     gpus_per_node: str = option("8", "GPUs in a node")
     interconnect_gb: str = option("25", "bandwidth of a node to the others, GB/s")
     interconnect_us: str = option("10", "latency between nodes, microseconds")
     intra_node_gb: str = option("200", "bandwidth of a GPU to the others of its node, GB/s")
     intra_node_us: str = option("5", "latency between GPUs of a node, microseconds")
-    input_images_per_second: str = option(
-        "0", "images that the input of a node makes, images/s; 0: as many as this host's"
-    )
+    input_images_per_second: str = option("0", "speed of the input of a node, images/s; 0: as measured on this host")
     gpu_batch: int = option(0, "examples of each GPU in weak scaling; 0: --batch_size", unit="examples", minimum=0)
     strong_batch: int = option(4096, "examples of a step in strong scaling", unit="examples", minimum=1)
-    plot: str = option("", "file for a picture of throughput and efficiency, as PNG; empty: none")
+    plot: str = option("", "PNG file for a plot of throughput and efficiency; empty: none")
 
     def numbers(self) -> tuple[int, ...]:
-        """The numbers of replicas and workers, in order."""
+        """Numbers of replicas and workers, in order."""
         parts = self.scaling_numbers.split(",")
         numbers = tuple(sorted({int(part) for part in parts if part.strip().isdecimal()}))
         if len(numbers) < len(parts) or numbers[:2] != (1, 2):
@@ -87,14 +84,14 @@ class ScalingConfig(Group):
         return numbers
 
     def kinds(self) -> tuple[str, ...]:
-        """What is measured, replicas first, which the fit needs."""
+        """The kinds to measure; replicas, which the fit needs, come first."""
         asked = [name.strip() for name in self.scaling_kinds.split(",")]
         if REPLICAS not in asked or not {*asked} <= {REPLICAS, WORKERS}:
             raise ConfigError(f"--scaling_kinds={self.scaling_kinds}: must be {REPLICAS}, or {REPLICAS},{WORKERS}")
         return tuple(name for name in (REPLICAS, WORKERS) if name in asked)
 
     def check(self, batch_size: int) -> None:
-        """Raises ConfigError if the numbers cannot be measured with so many examples, or a file not be written."""
+        """Raises ConfigError if a flag is invalid, the numbers do not divide the batch, or the plot has no folder."""
         most = self.numbers()[-1]
         self.kinds()
         self.machines(input_per_host=1.0)
@@ -130,7 +127,7 @@ class ScalingConfig(Group):
 
 
 def _numbers_of(name: str, text: str, kind: type, may_be_0: bool) -> list[Any]:
-    """The numbers in the text of a flag."""
+    """Parses the comma-separated numbers of a flag."""
     try:
         found = [kind(part) for part in text.split(",")]
     except ValueError:
@@ -142,34 +139,36 @@ def _numbers_of(name: str, text: str, kind: type, may_be_0: bool) -> list[Any]:
 
 
 def measure(config: ScalingConfig, plain: Config) -> list[dict[str, Any]]:
-    """Measures, fits and predicts.
+    """Measures steps, fits the model, and predicts larger machines.
 
     Args:
-      config: what to measure, and the machine to predict for.
-      plain: the training run whose steps are measured; its strategy and devices are left out.
+      config: what to measure, and the machines to predict for.
+      plain: the training run whose steps are measured; its strategy and devices are replaced.
 
     Returns:
-      one dictionary of all that was found: `points`, `variants`, `input_per_host`, `model` and `predictions`.
+      one dictionary of the results: `points`, `variants`, `input_per_host`, `model` and `predictions`.
     """
     points, variants = [], []
     for kind in config.kinds():
         for number in config.numbers():
             batches = batch_sizes(plain.data.batch_size, number, config.numbers()[-1])
-            configs = [_config(plain, kind, number, size) for size in batches]
+            configs = [replicated_config(plain, kind, number, size) for size in batches]
             titles = list(batches.values())
             if number == 2 and config.scaling_variants:
                 more = _variants(configs[-1], kind)
                 configs, titles = [*configs, *more.values()], [*titles, *more]
             logger.info("%d %s: %d measurements", number, kind, len(configs))
-            for title, each, found in zip(titles, configs, _of_processes(kind, number, configs, config), strict=True):
+            for title, each, found in zip(
+                titles, configs, measure_steps(kind, number, configs, config.scaling_steps), strict=True
+            ):
                 row = {key: found[key] for key in ("step", "busy", "all_reduce", "small", "bytes", "small_reduces")}
-                row["busy"] *= number if kind == WORKERS else 1  # of which each measures its own; they are alike
+                row["busy"] *= number if kind == WORKERS else 1  # each measures its own; they are alike
                 if title in ("weak", "strong", "both"):
                     points.append(Point(kind, number, title, each.data.batch_size, **row))
                 if title != "weak" and number == 2:
                     what = "" if title in ("strong", "both") else f", {title}"
                     variants.append({"title": f"2 {kind}{what}", "batch_size": each.data.batch_size, **found})
-    logger.info("the input of this host")
+    logger.info("measuring the input of this host")
     input_per_host = _input_per_host(plain)
     model = scaling_model.fit(points, usable_cpus())
     return [
@@ -184,7 +183,7 @@ def measure(config: ScalingConfig, plain: Config) -> list[dict[str, Any]]:
 
 
 def _beside_model(point: Point, model: SharedCores) -> dict[str, Any]:
-    """A point, what is predicted of it, and how far that is from what was measured, as a share of it."""
+    """A point with its predictions, and their relative error."""
     predicted = model.step(point)
     return {
         **dataclasses.asdict(point),
@@ -198,16 +197,17 @@ def _beside_model(point: Point, model: SharedCores) -> dict[str, Any]:
 
 
 def batch_sizes(batch_size: int, number: int, most: int) -> dict[int, str]:
-    """The global batches to measure, and whether they are those of weak or of strong scaling.
+    """The global batches to measure, each for weak or strong scaling, or both.
 
-    Weak: each replica has what it has of the whole batch when there are most of them. Strong: the whole batch, or the
-    most of it that they can share.
+    Weak: each replica has the share that it has of the whole batch with the largest number of replicas. Strong: the
+    whole batch, rounded down to a multiple of the number.
     """
     weak, strong = batch_size // most * number, batch_size // number * number
     return {weak: "both"} if weak == strong else {weak: "weak", strong: "strong"}
 
 
-def _config(plain: Config, kind: str, number: int, batch_size: int) -> Config:
+def replicated_config(plain: Config, kind: str, number: int, batch_size: int) -> Config:
+    """The training run on a number of replicas or workers."""
     strategy = "multi_worker_mirrored" if kind == WORKERS else "one_device" if number == 1 else "mirrored"
     devices = {
         "strategy": strategy,
@@ -219,7 +219,7 @@ def _config(plain: Config, kind: str, number: int, batch_size: int) -> Config:
 
 
 def _variants(config: Config, kind: str) -> dict[str, Config]:
-    """Two replicas that save bytes: in float16; and several batches, one after the other, in a step."""
+    """Ways for two replicas to send fewer bytes: float16 gradients, and several micro-batches in a step."""
     found = {"--all_reduce_dtype=float16": config.changed(compute={"all_reduce_dtype": "float16"})}
     for number in MICRO_BATCHES if kind == REPLICAS else ():
         found[f"--micro_batches={number}"] = config.changed(
@@ -228,72 +228,50 @@ def _variants(config: Config, kind: str) -> dict[str, Config]:
     return found
 
 
-def _of_processes(kind: str, number: int, configs: Sequence[Config], scaling: ScalingConfig) -> list[dict[str, Any]]:
-    """What one process says of its replicas, or the first of several workers of theirs."""
-    if kind == REPLICAS:
-        return _answers([("serve", {}, configs, scaling.scaling_steps)])[0]
-    addresses = [f"localhost:{port}" for port in sockets.free_ports(number)]
-    cluster = {"worker": addresses}
-    tasks = [{"cluster": cluster, "task": {"type": "worker", "index": index}} for index in range(number)]
-    return _answers([("serve", {"TF_CONFIG": json.dumps(task)}, configs, scaling.scaling_steps) for task in tasks])[0]
+def measure_steps(kind: str, number: int, configs: Sequence[Config], steps: int) -> list[dict[str, Any]]:
+    """Measures each config on replicas of one process, or on worker processes, of which the first one's results count.
+
+    Returns:
+      what `scaling_contestants.measure_on` returns.
+    """
+    environments: list[dict[str, str]] = [{}]
+    if kind == WORKERS:
+        cluster = {"worker": [f"localhost:{port}" for port in sockets.free_ports(number)]}
+        tasks = [{"cluster": cluster, "task": {"type": "worker", "index": index}} for index in range(number)]
+        environments = [{"TF_CONFIG": json.dumps(task)} for task in tasks]
+    return _first_result("scaling_contestants:measure", (configs, steps), environments)
 
 
 def _input_per_host(plain: Config) -> float:
+    """Images per second of the input of this host."""
     config = plain.changed(distribution={"strategy": "one_device", "num_devices": 0, "virtual_devices": 0})
-    return _answers([("serve_input", {}, config, 100)])[0]
+    return _first_result("scaling_contestants:measure_input", (config, 100), [{}])
 
 
-def _answers(works: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """What processes that run at the same time answer, one for each work."""
-    context = multiprocessing.get_context("spawn")
-    started = []
-    try:
-        for work in works:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, *work), daemon=True)
-            process.start()
-            theirs.close()
-            started.append((process, ours))
-        answers: dict[Any, list[dict[str, Any]]] = {}
-        while len(answers) < len(started):
-            for connection in multiprocessing.connection.wait([each for _, each in started if each not in answers]):
-                answers[connection] = _answer(connection)
-        return [answers[connection] for _, connection in started]
-    finally:
-        for process, _ in reversed(started):  # the first last, for the others would say that it is gone
-            process.kill()
-            process.join()
-
-
-def _answer(connection: Any) -> list[dict[str, Any]]:
-    try:
-        answer = connection.recv()
-    except EOFError:
-        raise PetsegError("--measure=scaling: a process ended before it answered") from None
-    if "failed" in answer:
-        raise PetsegError(f"--measure=scaling: {answer['failed']}")
-    return answer["measured"]
-
-
-def _serve(connection: Any, name: str, environment: Mapping[str, str], *arguments: Any) -> None:
-    os.environ.update(environment, CUDA_VISIBLE_DEVICES="-1")  # before TensorFlow looks for devices
-    startup.load_tensorflow()
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of trainers that are traced one after the other
-    import tqdm
-
-    from petseg.benchmark import scaling_contestants
-
-    tqdm.tqdm.set_lock(threading.RLock())  # its own is shared by processes, and lost with noise when one is killed
-    getattr(scaling_contestants, name)(connection, *arguments)
+def _first_result(target: str, arguments: tuple[Any, ...], environments: Sequence[dict[str, str]]) -> Any:
+    """Runs a process for each environment at the same time, waits for all results, and returns the first one's."""
+    with contextlib.ExitStack() as stack:  # ends the first process last: the others would report that it is lost
+        workers = [
+            stack.enter_context(
+                processes.worker("--measure=scaling", target, *arguments, environment={**each, **WITHOUT_GPUS})
+            )
+            for each in environments
+        ]
+        by_connection = {worker.connection: worker for worker in workers}
+        results: dict[Any, Any] = {}
+        while len(results) < len(workers):
+            for ready in connection.wait([each for each in by_connection if each not in results]):
+                results[ready] = by_connection[ready].receive()  # type: ignore[index]
+        return results[workers[0].connection]
 
 
 def _predictions(
     config: ScalingConfig, plain: Config, points: Sequence[Point], input_per_host: float
 ) -> list[dict[str, Any]]:
-    """For each machine weak and strong scaling from one GPU to `MOST_GPUS`.
+    """Predicts weak and strong scaling from one GPU to `MOST_GPUS`, for each machine.
 
-    Beside what its flags predict, `float16` and `micro_batches` have the efficiency with half of the bytes, and with
-    `MICRO_BATCHES[-1]` times the batch.
+    `float16` and `micro_batches` hold the efficiency with half of the bytes, and with `MICRO_BATCHES[-1]` times the
+    batch.
     """
     two = next(point for point in points if point.number == 2)
     rows = []

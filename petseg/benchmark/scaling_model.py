@@ -1,7 +1,7 @@
-"""How long a step takes on n replicas: a model, its fit to what was measured, its prediction for larger machines.
+"""A model of the time of a step on n replicas: its fit to measurements, and predictions for larger machines.
 
-A step is compute, then the all-reduces, one after the other, for the loop sums gradients when they are complete; the
-input is made meanwhile, and counts only where it takes longer than all that. Imports no TensorFlow.
+A step is compute followed by all-reduces, because the loop sums gradients when they are complete. The input is made
+meanwhile, and counts only where it takes longer. Imports no TensorFlow.
 """
 
 import dataclasses
@@ -12,24 +12,24 @@ import numpy as np
 
 REPLICAS, WORKERS = "replicas", "workers"
 COMPUTE, NETWORK, INPUT = "compute", "network", "input"
-MICRO_BATCHES = (2, 4)  # of which it is tried what they save
-SMALL_BYTES = 4096.0  # of an all-reduce whose time is nearly all latency
+MICRO_BATCHES = (2, 4)  # numbers that are measured
+SMALL_BYTES = 4096.0  # an all-reduce of this size is nearly all latency
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """What was measured on one machine.
+    """A measurement on one machine.
 
     Attributes:
       kind: "replicas" of one process, or "workers", processes with one replica each.
       number: how many of them.
-      scaling: "weak", "strong", or both, as they are at the ends.
+      scaling: "weak", "strong" or "both".
       batch_size: number of examples in a step over all of them.
-      step: seconds of a step whose batch is there.
+      step: seconds of a step, without input.
       busy: seconds of processor time of a step, over all threads and processes.
       all_reduce: seconds of its one all-reduce alone.
       small: seconds of an all-reduce of `SMALL_BYTES` alone.
-      bytes: what a replica gives to the one all-reduce.
+      bytes: bytes that a replica contributes to the one all-reduce.
       small_reduces: number of further small all-reduces in a step, those of synchronised batch norms.
     """
 
@@ -47,25 +47,25 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """What connects replicas.
+    """A connection between replicas.
 
     Attributes:
-      latency: seconds of a message without content.
-      bandwidth: bytes per second; on one machine, of all that replicas send together.
+      latency: seconds of an empty message.
+      bandwidth: bytes per second; on one machine, of all replicas together.
     """
 
     latency: float
     bandwidth: float
 
     def shared_ring(self, number: int, size: float) -> float:
-        """Seconds of an all-reduce among replicas that share the link, as the memory of one machine.
+        """Seconds of an all-reduce among replicas that share the link, such as the memory of one machine.
 
-        In a ring each of n sends 2 (n - 1) messages of a share of 1 / n; all bytes go through the one link.
+        In a ring each of n sends 2 (n - 1) messages of 1 / n of the bytes; all pass through the one link.
         """
         return 2 * (number - 1) * (self.latency + size / self.bandwidth)
 
     def all_reduce(self, number: int, size: float) -> float:
-        """Seconds of an all-reduce among replicas with a link each: by a ring, or by a tree where that is faster."""
+        """Seconds of an all-reduce among replicas with a link each: a ring, or a tree where that is faster."""
         ring = 2 * (number - 1) * (self.latency + size / number / self.bandwidth)
         tree = 2 * math.ceil(math.log2(number)) * self.latency + 2 * size / self.bandwidth
         return min(ring, tree) if number > 1 else 0.0
@@ -73,17 +73,17 @@ class Link:
 
 @dataclasses.dataclass(frozen=True)
 class SharedCores:
-    """Steps of replicas that share the cores of one machine.
+    """A model of steps of replicas that share the cores of one machine.
 
-    A replica by itself leaves cores idle where its work is serial; several fill these gaps, until all cores are busy.
-    So a step of n takes as long as that of one by itself, or as all their processor time divided by the cores,
-    whichever is longer. No step of several replicas is looked at to know that.
+    A single replica leaves cores idle where its work is serial; several fill these gaps until all cores are busy. So a
+    step of n takes as long as that of a single one, or as all their processor time divided by the cores, whichever is
+    longer. No step of several replicas is needed to fit that.
 
     Attributes:
       cores: number of cores.
-      alone: seconds of a step of one replica by itself, and of each of its examples besides.
-      busy: seconds of processor time of the same.
-      links: by kind, what connects replicas.
+      alone: seconds of a step of a single replica: fixed, and for each example.
+      busy: the same in processor time.
+      links: connection of the replicas, by kind.
     """
 
     cores: int
@@ -92,44 +92,44 @@ class SharedCores:
     links: dict[str, Link]
 
     def compute(self, number: int, batch_size: float) -> float:
-        """Seconds of compute of replicas that share a batch."""
+        """Seconds of compute for a batch divided among replicas."""
         return max(self.alone[0] + self.alone[1] * batch_size / number, self.work(number, batch_size) / self.cores)
 
     def work(self, number: int, batch_size: float) -> float:
-        """Seconds of processor time of all of them together, all-reduces left out."""
+        """Seconds of processor time of all replicas together, without all-reduces."""
         return number * self.busy[0] + batch_size * self.busy[1]
 
     def all_reduce(self, kind: str, number: int, size: float) -> float:
-        """Seconds of an all-reduce of so many bytes."""
+        """Seconds of an all-reduce of `size` bytes."""
         return self.links[kind].shared_ring(number, size) if number > 1 else 0.0
 
     def network(self, point: Point) -> float:
-        """Seconds of all all-reduces of a point's step."""
+        """Predicted seconds of all all-reduces in a point's step."""
         small = point.small_reduces * self.all_reduce(point.kind, point.number, SMALL_BYTES)
         return self.all_reduce(point.kind, point.number, point.bytes) + small
 
     def step(self, point: Point) -> float:
-        """Seconds of the step of a point, of which only what describes it is used."""
+        """Predicted seconds of a point's step; its measured times are not used."""
         return self.compute(point.number, point.batch_size) + self.network(point)
 
 
 def is_fitted(point: Point) -> bool:
-    """Whether the step of a point is one that the model is fitted to; all others are held out."""
+    """Whether the model is fitted to the step of a point; all others are held out."""
     return point.number == 1 and point.kind == REPLICAS
 
 
 def fit(points: Sequence[Point], cores: int) -> SharedCores:
-    """The model of a machine, by least squares of relative errors.
+    """Fits the model of a machine by least squares of relative errors.
 
-    From the steps of one replica: what a step and an example take, in seconds and in processor time. From all-reduces
-    alone of two, for each kind: latency and bandwidth.
+    Steps of one replica give the times of a step and of an example; separate all-reduces of two give latency and
+    bandwidth for each kind.
 
     Args:
-      points: what was measured.
+      points: the measurements.
       cores: number of cores that all replicas share.
 
     Raises:
-      ValueError: if there is no point with one replica, or none of two of some kind.
+      ValueError: if there is no point of one replica, or none of two of some kind.
     """
     one = [point for point in points if is_fitted(point)]
     if not one:
@@ -149,7 +149,7 @@ def fit(points: Sequence[Point], cores: int) -> SharedCores:
 
 
 def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Offset and slope, neither below 0, of the line with the smallest relative errors."""
+    """Offset and slope, neither negative, of the line with the smallest relative errors."""
     weights = 1 / np.array(y)
     columns = np.stack([np.ones(len(x)), np.array(x, float)], axis=1)
     scale = columns.max(axis=0)  # bytes and seconds are far apart
@@ -165,14 +165,14 @@ def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Nodes of GPUs.
+    """A cluster of GPU nodes.
 
     Attributes:
-      images_per_second: training speed of one GPU by itself, which is taken to hold for any batch.
+      images_per_second: training speed of a single GPU, assumed to be the same for any batch.
       gpus_per_node: number of GPUs in a node.
-      inside: what connects the GPUs of a node, each with a link of its own.
-      between: what connects nodes; its bandwidth is that of a node.
-      input_per_host: images per second that the input of a node makes.
+      inside: connection of a GPU to the others of its node.
+      between: connection of a node to the others.
+      input_per_host: images per second of the input of a node.
     """
 
     images_per_second: float
@@ -182,29 +182,29 @@ class Machine:
     input_per_host: float
 
     def description(self) -> str:
-        """What its flags say of it, in words."""
+        """Its flags in words."""
         return (
             f"{self.images_per_second:g} images/s a GPU, {self.gpus_per_node} a node, {self.between.bandwidth / 1e9:g} "
             f"GB/s and {self.between.latency * 1e6:g} us between nodes, {self.input_per_host:.0f} images/s of input"
         )
 
     def all_reduce(self, gpus: int, size: float) -> float:
-        """Seconds of an all-reduce: within nodes, then between them, of what each node has summed up."""
+        """Seconds of a hierarchical all-reduce: within nodes, then between them."""
         inside = min(gpus, self.gpus_per_node)
         return self.inside.all_reduce(inside, size) + self.between.all_reduce(math.ceil(gpus / inside), size)
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """A step on a number of GPUs.
+    """The predicted step on a number of GPUs.
 
     Attributes:
       gpus: number of GPUs.
       batch_size: number of examples in a step over all of them.
       compute: seconds of compute.
       gradients: seconds of the one all-reduce.
-      norms: seconds of those of synchronised batch norms, which lie in the forward and the backward pass.
-      input: seconds in which the input makes the batch.
+      norms: seconds of the all-reduces of synchronised batch norms, in the forward and the backward pass.
+      input: seconds that the input needs for the batch.
     """
 
     gpus: int
@@ -231,32 +231,34 @@ class Prediction:
 
     @property
     def efficiency(self) -> float:
-        """Throughput over that of as many GPUs that wait for nothing."""
+        """Throughput relative to that of as many GPUs that never wait."""
         return self.compute / self.step
 
     @property
     def hidden(self) -> float:
-        """Efficiency if compute could hide the one all-reduce completely, which no overlap is better than."""
+        """Efficiency if compute hid the gradients' all-reduce completely: the bound of any overlap."""
         return self.compute / max(self.compute + self.norms, self.network, self.input)
 
     @property
     def bottleneck(self) -> str:
-        """What the step spends most of its time on."""
+        """The part of the step that takes most of its time."""
         if self.input > self.compute + self.network:
             return INPUT
         return NETWORK if self.network > self.compute else COMPUTE
 
 
 def predict(machine: Machine, gpus: int, batch_per_gpu: float, *, size: float, small_reduces: int = 0) -> Prediction:
-    """A step on so many GPUs.
+    """Predicts a step on a number of GPUs.
 
     Args:
-      machine: what they are and what connects them.
-      gpus: how many there are.
-      batch_per_gpu: number of examples that each gets.
-      size: bytes that each gives to the one all-reduce.
+      machine: the cluster.
+      gpus: number of GPUs.
+      batch_per_gpu: number of examples of each GPU.
+      size: bytes that each contributes to the one all-reduce.
       small_reduces: number of further all-reduces of `SMALL_BYTES`.
     """
     gradients, norms = machine.all_reduce(gpus, size), small_reduces * machine.all_reduce(gpus, SMALL_BYTES)
-    of_host = batch_per_gpu * min(gpus, machine.gpus_per_node) / machine.input_per_host
-    return Prediction(gpus, batch_per_gpu * gpus, batch_per_gpu / machine.images_per_second, gradients, norms, of_host)
+    input_seconds = batch_per_gpu * min(gpus, machine.gpus_per_node) / machine.input_per_host
+    return Prediction(
+        gpus, batch_per_gpu * gpus, batch_per_gpu / machine.images_per_second, gradients, norms, input_seconds
+    )

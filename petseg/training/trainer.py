@@ -142,6 +142,10 @@ class Trainer:
         """Traces and compiles the loop for the batches of an iterator, of which it takes none."""
         self._loop(iterator, tf.constant(0, tf.int64))
 
+    def graph(self, iterator: Any) -> tf.Graph:
+        """The graph of the compiled loop, whose operations can be counted."""
+        return self._loop.get_concrete_function(iterator, tf.constant(1, tf.int64)).graph
+
     def requested(self) -> tuple[bool, bool]:
         """Whether any process had asked, by the last step: to stop; for a checkpoint."""
         stop, save = self._requested.numpy() > 0

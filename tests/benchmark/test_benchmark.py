@@ -1,4 +1,4 @@
-"""The benchmark: what it counts, that contestants do what they claim, and that it runs as a program."""
+"""The benchmark: counted operations, turns of the contestants, tables, and the program."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import keras
 import pytest
 from conftest import ROOT, changed, own_lines, tiny_flags
 
-from petseg.benchmark import __main__ as program, arithmetic, contestants
+from petseg.benchmark import __main__ as program, contestants, step_cost
 
 
 def convolutions(frozen):
@@ -18,16 +18,16 @@ def convolutions(frozen):
     return keras.Model(inputs, keras.layers.Conv2DTranspose(2, 3, strides=2, padding="same", use_bias=False)(x))
 
 
-def test_operations_are_those_that_the_gradients_need():
+def test_operations_include_only_the_gradients_of_trained_weights():
     first, second = 2 * 8 * 8 * 9 * 3 * 5, 2 * 8 * 8 * 9 * 5 * 2
-    frozen, _ = arithmetic.of_training_step(convolutions(frozen=True), 4)
-    trained, _ = arithmetic.of_training_step(convolutions(frozen=False), 4)
+    frozen, _ = step_cost.flops_and_bytes(convolutions(frozen=True), 4)
+    trained, _ = step_cost.flops_and_bytes(convolutions(frozen=False), 4)
     assert frozen == (first + second) + second  # forward, and the second's kernel
     assert trained == frozen + second + first  # and the second's input, and the first's kernel
 
 
-def test_bytes_are_counted_for_what_is_read_and_written():
-    _, moved = arithmetic.of_training_step(convolutions(frozen=True), 4)
+def test_bytes_include_inputs_and_outputs_of_operations():
+    _, moved = step_cost.flops_and_bytes(convolutions(frozen=True), 4)
     assert moved >= 4 * (8 * 8 * 3 + 8 * 8 * 5)
 
 
@@ -43,7 +43,7 @@ def test_the_whole_loop_stops_between_its_turns(tiny_config):
         assert max(int(line.split(",")[0]) for line in file.readlines()[1:]) <= contestants.WARM_UP + 4
 
 
-@pytest.mark.parametrize("name", ["our_input", "tutorials_input", "evaluation", "forward_pass", "prediction"])
+@pytest.mark.parametrize("name", ["petseg_input", "tutorial_input", "evaluation", "forward_pass", "prediction"])
 def test_a_turn_counts_its_images(name, tiny_config):
     contestant = contestants.CONTESTANTS[name](tiny_config)
     next(contestant)
@@ -87,13 +87,13 @@ def test_programs_are_measured_outside_a_checkout(data_dir, tmp_path):
     assert "| train.py until the first step is done |" in done.stdout
 
 
-def test_the_limit_is_the_share_of_what_the_machine_can_do():
+def test_the_limit_table_states_the_share_of_the_machines_speed():
     rows = [
         {"images_per_second": [9.0, 10.0, 20.0], "flops_per_image": 2e9, "bytes_per_image": 1e8},
         {"images_per_second": [4e10]},
         {"images_per_second": [1e10]},
     ]
-    _, _, operations, moved = program._table_of_limit(rows).splitlines()
+    _, _, operations, moved = program.limit_table(rows).splitlines()
     assert operations.endswith("| 2.00 G | 20.0 G/s | 40.0 G/s (product of matrices) | 0.50 |")
     assert moved.endswith("| 0.10 G | 1.0 G/s | 10.0 G/s (copy in memory) | 0.10 |")
 
@@ -106,7 +106,7 @@ def test_the_limit_is_the_share_of_what_the_machine_can_do():
         (["--dataset=synthetic_pets", "--train_split=nothing", "--measure=input"], "no split nothing"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(flags, says, data_dir):
+def test_invalid_flags_are_reported_in_one_line(flags, says, data_dir):
     done = benchmark(f"--data_dir={data_dir}", *flags)
     assert done.returncode == 2
     assert says in own_lines(done.stderr)[-1]

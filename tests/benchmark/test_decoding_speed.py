@@ -1,4 +1,4 @@
-"""--measure=decoding: what decoding takes, and what a GPU needs of it."""
+"""--measure=decoding: decoding speed, and the cores that a GPU needs."""
 
 import pytest
 from conftest import data_config
@@ -11,26 +11,26 @@ from petseg.errors import ConfigError
 @pytest.mark.parametrize(
     ("images_per_second", "of_a_core", "cores"), [(100, 240, 1), (400, 240, 2), (401, 240, 3), (6400, 300, 26)]
 )
-def test_cores_that_keep_up_have_a_fifth_to_spare(images_per_second, of_a_core, cores):
+def test_needed_cores_include_a_fifth_to_spare(images_per_second, of_a_core, cores):
     assert decoding_speed.cores_needed(images_per_second, of_a_core) == cores
 
 
-def test_the_table_counts_cores_by_processor_time_and_not_by_the_clock():
+def test_the_table_counts_cores_by_processor_time():
     turns = [Turn(100, seconds, core_seconds) for seconds, core_seconds in ((9.0, 0.5), (8.0, 0.5), (7.0, 0.4))]
-    rows = [decoding_speed._row("batches", turns, (400.0, 1600.0))]
-    heading, _, line, _, said = decoding_speed.table(rows).splitlines()
+    rows = [decoding_speed.summary("batches", turns, (400.0, 1600.0))]
+    heading, _, line, _, note = decoding_speed.table(rows).splitlines()
     assert heading.endswith("| cores for 400 images/s | cores for 1600 images/s |")
     assert line == "| batches | 12 (11 to 14) | 200 (200 to 250) | 3 | 10 |"
-    assert said == "cores: 20% more than just keep up"
+    assert note == "cores: 20% more than just keep up"
 
 
 @pytest.mark.parametrize("speeds", ["fast", "100,", "0", "nan", "100,-1"])
-def test_speeds_of_gpus_are_numbers(speeds):
+def test_gpu_speeds_must_be_positive_numbers(speeds):
     with pytest.raises(ConfigError, match=rf"--gpu_speeds={speeds}: must be numbers above 0, separated by commas"):
         DecodingConfig(gpu_speeds=speeds)
 
 
-def test_all_ways_to_decode_take_turns(array_record_dir):
+def test_all_decoders_are_measured(array_record_dir):
     data = data_config("synthetic_pets", 32, array_record_dir, batch_size=8)
     rows = decoding_speed.measure(DecodingConfig(gpu_speeds="50,1e9"), data, rounds=1, steps=2)
     assert [row["title"] for row in rows] == [

@@ -1,4 +1,4 @@
-"""--measure=scaling: its flags, what it measures, its tables and its picture."""
+"""--measure=scaling: flags, measurements, tables and plot."""
 
 import json
 
@@ -11,6 +11,7 @@ from petseg.benchmark.scaling import ScalingConfig
 from petseg.benchmark.scaling_model import REPLICAS, WORKERS
 from petseg.config import command_line
 from petseg.errors import ConfigError
+from petseg.training.variables import moving_statistics
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ from petseg.errors import ConfigError
         ),
     ],
 )
-def test_what_cannot_be_measured_is_refused(flags, message):
+def test_invalid_flags_of_scaling_are_refused(flags, message):
     with pytest.raises(ConfigError, match=message):
         command_line.parse(["benchmark", "--measure=scaling", *flags], program.BenchmarkConfig)
 
@@ -54,21 +55,22 @@ def test_machines_are_those_of_the_flags():
 
 
 @pytest.mark.parametrize(("dtype", "packs"), [("float32", 1), pytest.param("float16", 2, marks=pytest.mark.slow)])
-def test_bytes_in_the_graph_are_those_of_gradients_and_sums(dtype, packs):
+def test_all_reduce_bytes_are_those_of_gradients_and_sums(dtype, packs):
     trainer, strategy, _ = make_trainer(
         2, examples=random_examples(8), batch_size=8, sync_batch_norm=False, all_reduce_dtype=dtype
     )
     weights = sum(int(weight.size) for weight in trainer.weights().values())
-    statistics = sum(int(variable.numpy().size) for variable in trainer._statistics)
-    scalars = 2 + 2  # loss and denominator; what is asked from outside
+    statistics = sum(int(variable.numpy().size) for variable in moving_statistics(trainer.model))
+    scalars = 2 + 2  # loss and denominator; requests to stop and to save
     gradient = 4 if dtype == "float32" else 2
-    assert scaling_contestants.bytes_of(trainer) == gradient * weights + 4 * (statistics + scalars)
-    operations = scaling_contestants.collective_operations(scaling_contestants.reduce_graph(trainer, strategy))
-    assert len(operations) == 2 * packs
+    assert scaling_contestants.all_reduce_bytes(trainer) == gradient * weights + 4 * (statistics + scalars)
+    graph = scaling_contestants.reduce_graph(trainer, strategy)
+    assert len(scaling_contestants.collective_operations(graph)) == 2 * packs
+    operations = [operation for operation in graph.get_operations() if operation.type.startswith("CollectiveReduce")]
     values = [operation.inputs[0] for operation in operations]  # of both replicas
-    assert sum(value.shape.num_elements() * value.dtype.size for value in values) == 2 * scaling_contestants.bytes_of(
-        trainer
-    )
+    assert sum(
+        value.shape.num_elements() * value.dtype.size for value in values
+    ) == 2 * scaling_contestants.all_reduce_bytes(trainer)
 
 
 def test_one_replica_is_measured_and_reduces_nothing(tiny_config):
@@ -81,16 +83,15 @@ def test_one_replica_is_measured_and_reduces_nothing(tiny_config):
 
 @pytest.mark.slow
 def test_two_workers_are_measured(tiny_config):
-    config = ScalingConfig(scaling_steps=1)
-    given = scaling._config(tiny_config, WORKERS, 2, 8)
-    (found,) = scaling._of_processes(WORKERS, 2, [given], config)
+    given = scaling.replicated_config(tiny_config, WORKERS, 2, 8)
+    (found,) = scaling.measure_steps(WORKERS, 2, [given], steps=1)
     assert min(found["step"], found["all_reduce"], found["small"]) > 0
     assert found["packs"] == 1
     assert found["small_reduces"] > 0
 
 
-def found_somewhere():
-    """What a measurement found: three points, of which one is far from what was predicted."""
+def example_results():
+    """Results of a measurement: three points, one of which is far from its prediction."""
     point = {
         "kind": REPLICAS, "scaling": "both", "batch_size": 8, "bytes": 4e6, "small_reduces": 3, "all_reduce": 0.01,
         "predicted_all_reduce": 0.02, "predicted_network": 0.03, "busy": 0.7, "predicted_busy": 0.8,
@@ -117,12 +118,12 @@ def found_somewhere():
 
 
 def test_tables_set_predicted_beside_measured_and_name_bottlenecks(tmp_path):
-    lines = scaling_tables.tables([found_somewhere()]).splitlines()
+    lines = scaling_tables.tables([example_results()]).splitlines()
     assert "| 1 replica | both | 8 | 500 | 500 | 30.0 | +0% | 700 | 800 | 10.0 | 20.0 | fitted |" in lines
     assert "| 3 replicas | both | 8 | 400 | 600 | 30.0 | +50% | 700 | 800 | 10.0 | 20.0 | held out |" in lines
     assert "1 of the 2 points held out are within 20%; the worst is 50% off" in lines
     assert "| 2 replicas | 8 | 500 | 16 | 10.0 | 4.00 | 1000.0 | 1 |" in lines
     assert lines.count("- weak scaling: compute from 1 GPU on, then network from 4 GPUs on") == 2
     assert lines.count("- strong scaling: input from 1 GPU on, then network from 2 GPUs on") == 2
-    scaling_tables.draw([json.loads(json.dumps(found_somewhere()))], str(tmp_path / "plot.png"))
+    scaling_tables.draw([json.loads(json.dumps(example_results()))], str(tmp_path / "plot.png"))
     assert Image.open(tmp_path / "plot.png").width == 1200

@@ -1,4 +1,4 @@
-"""The model of scaling: what its fit recovers, what it predicts where that can be computed by hand."""
+"""The model of scaling: its fit, and predictions compared with those computed by hand."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ TRUE = SharedCores(
 
 
 def made_up_points(noise=0.0):
-    """Points that the true model makes."""
+    """Points computed by the true model."""
     rng = np.random.default_rng(0)
     points = []
     for kind in (REPLICAS, WORKERS):
@@ -45,14 +45,14 @@ def test_several_replicas_fill_idle_cores_until_all_are_busy():
     assert (many.compute(2, 24), many.compute(3, 24)) == pytest.approx((0.38, 0.26))
 
 
-def test_the_fit_recovers_what_made_the_points():
+def test_the_fit_recovers_the_true_model():
     found = scaling_model.fit(made_up_points(), cores=2)
     assert (*found.alone, *found.busy) == pytest.approx((*TRUE.alone, *TRUE.busy))
     for kind in (REPLICAS, WORKERS):
         assert dataclasses.astuple(found.links[kind]) == pytest.approx(dataclasses.astuple(TRUE.links[kind]))
 
 
-def test_points_that_are_held_out_are_predicted_from_noisy_ones_and_do_not_count_in_the_fit():
+def test_held_out_points_are_predicted_and_do_not_affect_the_fit():
     points = made_up_points(noise=0.05)
     found = scaling_model.fit(points, cores=2)
     for point in points:
@@ -76,7 +76,7 @@ def test_nothing_is_fitted_below_zero():
 
 
 @pytest.mark.parametrize(("missing", "message"), [(1, "must include one replica"), (2, "must include two replicas")])
-def test_points_that_must_be_there(missing, message):
+def test_points_of_one_and_two_replicas_are_required(missing, message):
     with pytest.raises(ValueError, match=message):
         scaling_model.fit([point for point in made_up_points() if point.number != missing], cores=2)
 
@@ -112,6 +112,6 @@ def test_predictions_are_those_computed_by_hand(machine, gpus, batch, size, smal
     assert found.efficiency == pytest.approx(0.5 / step, rel=1e-4)
 
 
-def test_what_hides_behind_compute_are_gradients_but_not_batch_norms():
+def test_gradients_but_not_batch_norms_can_hide_behind_compute():
     found = scaling_model.predict(MACHINE, 8, 50, size=1e8, small_reduces=100)
     assert found.efficiency < found.hidden == pytest.approx(0.5 / (0.5 + found.norms))

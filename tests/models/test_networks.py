@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 
-from petseg.benchmark import arithmetic
+from petseg.benchmark import step_cost
 from petseg.config.model_config import DECODERS, ENCODERS
 from petseg.errors import ConfigError
 from petseg.models import encoders, unet
@@ -28,7 +28,7 @@ def operations(model):
     """Floating-point operations of a forward pass for an image."""
     spec = tf.TensorSpec([1, *model.input_shape[1:]], tf.float32)
     graph = tf.function(lambda x: model(x, training=False), autograph=False).get_concrete_function(spec).graph
-    return sum(map(arithmetic._flops, arithmetic._reached(graph)))
+    return step_cost.flops(graph)
 
 
 def row(name, channels):

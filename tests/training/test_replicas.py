@@ -100,7 +100,7 @@ def test_without_synchronised_batch_norm_replicas_stay_copies_also_under_xla(pet
 
 
 def collective_operations(trainer, batches):
-    graph = trainer._loop.get_concrete_function(batches, tf.constant(1, tf.int64)).graph.as_graph_def()
+    graph = trainer.graph(batches).as_graph_def()
     nodes = [node.op for function in graph.library.function for node in function.node_def]
     return sum(op.startswith("CollectiveReduce") for op in nodes)
 

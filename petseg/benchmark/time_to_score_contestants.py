@@ -1,4 +1,4 @@
-"""What trains until a score is reached, in a process of its own: petseg's whole loop, or Keras's."""
+"""Contestants of --measure=time_to: petseg's whole loop and Keras's, each trained until it reaches a score."""
 
 import contextlib
 import math
@@ -10,53 +10,48 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from petseg.benchmark import arithmetic
-from petseg.benchmark.contestants import tutorials_batches
-from petseg.benchmark.time_to_config import TimeToConfig
+from petseg.benchmark import step_cost
+from petseg.benchmark.contestants import set_up_run, tutorial_batches
+from petseg.benchmark.time_to_score_config import TimeToScoreConfig
 from petseg.config import Config
 from petseg.data import catalog, example_order, loading
-from petseg.errors import PetsegError, one_line
 from petseg.evaluation import metrics
 from petseg.evaluation.evaluator import Evaluator
 from petseg.reporting.report import NullReport
 from petseg.runs import building, model_selection, train
-from petseg.runs.setup import set_up
-from petseg.runs.work_directory import WorkDirectory
-from petseg.runtime import process
-from petseg.runtime.signals import StopSignals
 from petseg.training.stop_requests import StopRequests
 
 
-class Reached(Exception):  # noqa: N818 (no error)
-    """The target held twice in a row."""
+class TargetReached(Exception):  # noqa: N818 (not an error)
+    """The target score held at two evaluations in a row."""
 
 
 class Timer:
-    """Follows a contestant: its seconds, but for those of scoring, and its scores.
+    """Records a contestant's scores and its training time, which excludes scoring.
 
     Args:
-      began: when its process was started, on the system's monotonic clock.
+      began: start of its process, in seconds of the system's monotonic clock.
       target: the mean IoU to reach.
-      tell: a function that is told each score.
+      on_score: a function that is called with each score.
 
     Attributes:
-      scores: what was scored: `seconds`, `images` and `mean_iou`.
-      start_up: seconds until the first steps were made; None before.
+      scores: dictionaries with `seconds`, `images` and `mean_iou`.
+      start_up: seconds until the first steps were done; None before.
       first_images: number of images in those steps.
     """
 
-    def __init__(self, began: float, target: float, tell: Callable[[dict[str, Any]], Any]):
-        self._began, self._target, self._tell, self._scoring = began, target, tell, 0.0
+    def __init__(self, began: float, target: float, on_score: Callable[[dict[str, Any]], Any]):
+        self._began, self._target, self._on_score, self._scoring = began, target, on_score, 0.0
         self.scores: list[dict[str, Any]] = []
         self.start_up: float | None = None
         self.first_images = 0
 
     def seconds(self) -> float:
-        """The seconds that count."""
+        """Seconds of training so far, with start-up and without scoring."""
         return time.monotonic() - self._began - self._scoring
 
     def started(self, images: int) -> None:
-        """Says that so many images were seen, for which all was compiled; counts the first time."""
+        """Records the end of start-up: the first call, after so many images, counts."""
         if self.start_up is None:
             self.start_up, self.first_images = self.seconds(), images
 
@@ -64,7 +59,7 @@ class Timer:
         """Scores after so many images."""
         seconds, began = self.seconds(), time.monotonic()
         self.scores.append({"seconds": seconds, "images": images, "mean_iou": evaluate()})
-        self._tell(self.scores[-1])
+        self._on_score(self.scores[-1])
         self._scoring += time.monotonic() - began
 
     @property
@@ -74,7 +69,13 @@ class Timer:
         return len(last) == 2 and min(last) >= self._target
 
     def result(self, images: int, flops: float, **more: Any) -> dict[str, Any]:
-        """What is told at the end, after so many images of so many floating-point operations each."""
+        """The row of the contestant, as `time_to_score.race` describes it.
+
+        Args:
+          images: number of images trained on.
+          flops: floating-point operations of an image.
+          **more: values that differ from the defaults.
+        """
         last = self.scores[-1] if self.reached else {"seconds": self.seconds(), "images": images}
         return {
             "reached": self.reached,
@@ -89,41 +90,34 @@ class Timer:
         }
 
 
-def serve(connection: Connection, is_fit: bool, config: Config, time_to: TimeToConfig, began: float) -> None:
-    """Trains for another process, and tells it each score, and the result.
+def serve(connection: Connection, use_fit: bool, config: Config, time_to: TimeToScoreConfig, began: float) -> None:
+    """Trains for another process, and sends it each score, then the result.
 
     Args:
-      connection: what leads to that process.
-      is_fit: whether Keras's loop trains, and not petseg's.
-      config: what to train.
+      connection: the connection to that process.
+      use_fit: whether to train with Keras's loop instead of petseg's.
+      config: the training run.
       time_to: what is measured.
-      began: when this process was started, on the system's monotonic clock.
+      began: start of this process, in seconds of the system's monotonic clock.
     """
     timer = Timer(began, time_to.target, connection.send)
-    try:
-        connection.send((keras_fit if is_fit else whole_loop)(config, time_to, timer))
-    except PetsegError as error:
-        connection.send({"failed": str(error)})
-    except Exception as error:
-        connection.send({"failed": one_line(error)})
+    connection.send((keras_fit if use_fit else whole_loop)(config, time_to, timer))
 
 
-def whole_loop(config: Config, time_to: TimeToConfig, timer: Timer) -> dict[str, Any]:
+def whole_loop(config: Config, time_to: TimeToScoreConfig, timer: Timer) -> dict[str, Any]:
     """`train.py`, from input to checkpoints, until the target is reached or the run ends."""
     size = config.data.batch_size
     if time_to.score_every:
         config = config.changed(schedule={"eval_every": max(1, time_to.score_every // size)})
-    workdir = WorkDirectory.for_training(config.runtime.workdir, config.data.dataset)
-    placement = process.set_up_runtime(config, config.distribution)
-    experiment = set_up(config, workdir, placement, StopSignals())
-    run, evaluate = experiment.trainer.run, experiment.evaluations.evaluate
+    run = set_up_run(config)
+    train_steps, evaluate = run.trainer.run, run.evaluations.evaluate
 
-    def timed_run(batches: Any, steps: int) -> Any:
-        times = run(batches, steps)
+    def timed_steps(batches: Any, steps: int) -> Any:
+        times = train_steps(batches, steps)
         timer.started(len(times) * size)
         return times
 
-    def scored(step: int, report: NullReport) -> dict[str, Any] | None:
+    def timed_evaluation(step: int, report: NullReport) -> dict[str, Any] | None:
         results: dict[str, Any] = {}
 
         def mean_iou() -> float:
@@ -132,21 +126,20 @@ def whole_loop(config: Config, time_to: TimeToConfig, timer: Timer) -> dict[str,
 
         timer.score(step * size, mean_iou)
         if timer.reached:
-            raise Reached
+            raise TargetReached
         return results
 
-    experiment.trainer.run = timed_run  # type: ignore[method-assign, assignment]
-    experiment.evaluations.evaluate = scored  # type: ignore[method-assign]
-    with contextlib.suppress(Reached):
-        train.train_run(experiment)
-    images = int(experiment.trainer.step.numpy()) * size
-    return timer.result(images, _flops(config))
+    run.trainer.run = timed_steps  # type: ignore[method-assign, assignment]
+    run.evaluations.evaluate = timed_evaluation  # type: ignore[method-assign]
+    with contextlib.suppress(TargetReached):
+        train.train_run(run)
+    return timer.result(run.step * size, _flops(config))
 
 
-def keras_fit(config: Config, time_to: TimeToConfig, timer: Timer) -> dict[str, Any]:
+def keras_fit(config: Config, time_to: TimeToScoreConfig, timer: Timer) -> dict[str, Any]:
     """`model.fit` with the tutorial's recipe and input, until the target is reached or the epochs are over.
 
-    Or for a few steps only, which tell how long all epochs would take.
+    With --fit_steps: for these steps only, from whose speed the time of all epochs is extrapolated.
     """
     size, measured = config.data.batch_size, time_to.fit_steps
     keras.utils.set_random_seed(config.runtime.seed)
@@ -156,7 +149,7 @@ def keras_fit(config: Config, time_to: TimeToConfig, timer: Timer) -> dict[str, 
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    batches, count = tutorials_batches(config)
+    batches, count = tutorial_batches(config)
     an_epoch = example_order.steps_per_epoch(count, size)
     total = config.schedule.train_steps or config.schedule.epochs * an_epoch
     every = max(1, time_to.score_every // size) if time_to.score_every else an_epoch
@@ -176,7 +169,7 @@ def keras_fit(config: Config, time_to: TimeToConfig, timer: Timer) -> dict[str, 
 
 
 class _Scoring(keras.callbacks.Callback):
-    """Scores every so many steps, and ends the training when the target is reached, or after the last step."""
+    """Scores at intervals, and ends the training when the target is reached, or after the last step."""
 
     evaluator: Callable[[], Evaluator]
 
@@ -198,7 +191,7 @@ class _Scoring(keras.callbacks.Callback):
     def _mean_iou(self) -> float:
         self._made = self._made or self.evaluator()
         evaluation = self._made.evaluate()
-        assert evaluation is not None  # nobody asks it to stop
+        assert evaluation is not None  # None only after a stop request
         return float(metrics.mean_iou(evaluation.confusion_matrix))
 
 
@@ -209,4 +202,4 @@ def _evaluator(config: Config, model: keras.Model) -> Evaluator:
 
 def _flops(config: Config) -> float:
     """Floating-point operations of a training step, per image."""
-    return arithmetic.of_training_step(building.build_model(config, catalog.classes_of(config.data)), 2)[0]
+    return step_cost.flops_and_bytes(building.build_model(config, catalog.classes_of(config.data)), 2)[0]

@@ -1,4 +1,4 @@
-"""The options of --measure=time_to."""
+"""Flags of --measure=time_to."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,34 +12,34 @@ FIT, TUTORIAL = "model.fit", "tutorial"
 
 
 @dataclasses.dataclass(frozen=True)
-class TimeToConfig(Group):
-    """What --measure=time_to measures."""
+class TimeToScoreConfig(Group):
+    """Settings of --measure=time_to."""
 
     target: float = option(0.0, "mean IoU to reach, with --measure=time_to", minimum=0, maximum=1)
     contestants: str = option(
         f"{FIT},fast",
-        f"who trains: `{FIT}`, which is Keras's loop with the tutorial's recipe; names of presets; files of flags; "
+        f"what to train: `{FIT}`, which is Keras's loop with the tutorial's recipe; names of presets; files of flags; "
         "separated by commas",
         required=True,
     )
     score_every: int = option(0, "interval of scores; 0: once an epoch", unit="images", minimum=0)
     fit_steps: int = option(
         0,
-        f"steps of {FIT} from whose speed the time of all its epochs is computed, at whose end the target is taken to "
-        "be reached; 0: train until it is",
+        f"steps of {FIT} to measure, from whose speed the time of all its epochs is extrapolated; the target is then "
+        "assumed to be reached at their end; 0: train until it is reached",
         unit="steps",
         minimum=0,
     )
-    curve: str = option("", "file for a picture of the scores over time, as PNG; empty: none")
+    curve: str = option("", "PNG file for a plot of the scores over time; empty: none")
 
     def configs(self, flags: Sequence[str]) -> dict[str, Config]:
-        """What each contestant trains, by its name.
+        """The training config of each contestant, by its name.
 
         Args:
-          flags: flags that all are given, such as where the data are; they win over those of presets.
+          flags: flags for all of them, such as --data_dir; they win over those of presets.
 
         Raises:
-          ConfigError: if there is no such preset, or a contestant is named twice.
+          ConfigError: if a preset does not exist, or a contestant is named twice.
         """
         names = [name.strip() for name in self.contestants.split(",")]
         if len(set(names)) < len(names):
@@ -55,7 +55,7 @@ class TimeToConfig(Group):
         return command_line.parse(["train.py", f"--flagfile={file}", *flags], Config)
 
     def check(self) -> None:
-        """Raises ConfigError if there is nothing to reach."""
+        """Raises ConfigError if there is no target, or the curve cannot be written."""
         if not self.target:
             raise ConfigError("--target=0: must be above 0 with --measure=time_to")
         if self.curve and not Path(self.curve).absolute().parent.is_dir():

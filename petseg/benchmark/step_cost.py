@@ -1,4 +1,4 @@
-"""What a training step must compute and move, counted from its graph."""
+"""Floating-point operations and memory traffic of a training step, counted from its graph."""
 
 import math
 from collections.abc import Iterable
@@ -6,8 +6,8 @@ from collections.abc import Iterable
 import keras
 import tensorflow as tf
 
-# Operations that multiply and add, and which of their inputs is the filter, or its shape, and which the images that are
-# as large as the convolution's output.
+# By operation type: the index of the input that holds the filter or its shape, and of the input that has the size of
+# the convolution's output; None: the operation's output has it.
 CONVOLUTIONS = {
     "Conv2D": (1, None),
     "DepthwiseConv2dNative": (1, None),
@@ -18,15 +18,15 @@ CONVOLUTIONS = {
 }
 
 
-def of_training_step(model: keras.Model, batch_size: int) -> tuple[float, float]:
-    """Floating-point operations and bytes of a step's forward and backward pass, per image.
+def flops_and_bytes(model: keras.Model, batch_size: int) -> tuple[float, float]:
+    """Counts floating-point operations and bytes of a step's forward and backward pass, per image.
 
-    Operations are those of convolutions and matrix products, two for a multiplication with its addition. Bytes are
-    those of all tensors that go in and out of operations, as if no two were fused and nothing stayed in a cache.
+    Operations are those of convolutions and matrix products; a multiplication with its addition counts as two. Bytes
+    are those of all inputs and outputs of operations, as if no two were fused and nothing stayed in a cache.
 
     Args:
       model: float32 images -> float32 logits.
-      batch_size: number of images in the graph that is looked at.
+      batch_size: number of images in the graph that is counted.
     """
 
     @tf.function
@@ -36,12 +36,17 @@ def of_training_step(model: keras.Model, batch_size: int) -> tuple[float, float]
         return [loss, *tape.gradient(loss, [weight.value for weight in model.trainable_variables])]
 
     spec = tf.TensorSpec([batch_size, *model.input_shape[1:]], tf.float32)
-    operations = list(_reached(step.get_concrete_function(spec).graph))
-    return sum(map(_flops, operations)) / batch_size, sum(map(_bytes, operations)) / batch_size
+    graph = step.get_concrete_function(spec).graph
+    return flops(graph) / batch_size, sum(map(_bytes, _needed(graph))) / batch_size
 
 
-def _reached(graph: tf.Graph) -> Iterable[tf.Operation]:
-    """The operations that the outputs of a graph depend on; the others are never run."""
+def flops(graph: tf.Graph) -> float:
+    """Floating-point operations of the convolutions and matrix products that a graph's outputs depend on."""
+    return sum(map(_flops, _needed(graph)))
+
+
+def _needed(graph: tf.Graph) -> Iterable[tf.Operation]:
+    """Operations that the outputs of a graph depend on; the others never run."""
     seen: set[str] = set()
     waiting = [output.op for output in graph.outputs]
     while waiting:

@@ -1,4 +1,4 @@
-"""How long contestants take to a score: what is counted, when a target is reached, what is told of it."""
+"""--measure=time_to: counted time, when a target is reached, tables and plot."""
 
 import json
 import subprocess
@@ -9,23 +9,23 @@ import pytest
 from conftest import ROOT, changed, tiny_flags
 from PIL import Image
 
-from petseg.benchmark import __main__ as program, time_to, time_to_contestants
-from petseg.benchmark.time_to import TimeToConfig
-from petseg.benchmark.time_to_contestants import Timer
+from petseg.benchmark import __main__ as program, time_to_score, time_to_score_contestants
+from petseg.benchmark.time_to_score_config import TimeToScoreConfig
+from petseg.benchmark.time_to_score_contestants import Timer
 from petseg.config import command_line
 from petseg.errors import ConfigError
 
 
-def test_what_scoring_takes_is_not_counted_and_a_target_must_hold_twice_in_a_row():
-    told = []
-    timer = Timer(time.monotonic() - 5, 0.5, told.append)
+def test_scoring_time_is_excluded_and_a_target_must_hold_twice_in_a_row():
+    logged = []
+    timer = Timer(time.monotonic() - 5, 0.5, logged.append)
     timer.started(8)
     timer.started(16)
     for number, score in enumerate((0.6, 0.4, 0.5, 0.5)):
         assert not timer.reached
         timer.score(8 * number, lambda score=score: time.sleep(0.2) or score)
     assert timer.reached
-    assert told == timer.scores
+    assert logged == timer.scores
     assert 5 <= timer.start_up <= timer.scores[-1]["seconds"] < 5.3
     result = timer.result(100, 3.0)
     assert (result["images"], result["operations"], timer.first_images) == (24, 72, 8)
@@ -35,7 +35,7 @@ def test_what_scoring_takes_is_not_counted_and_a_target_must_hold_twice_in_a_row
 def test_petsegs_loop_ends_where_the_target_held_twice_or_with_its_run(tiny_config, target, images):
     config = changed(tiny_config, "schedule", train_steps=6)
     timer = Timer(time.monotonic(), target, lambda score: None)
-    result = time_to_contestants.whole_loop(config, TimeToConfig(target=target, score_every=16), timer)
+    result = time_to_score_contestants.whole_loop(config, TimeToScoreConfig(target=target, score_every=16), timer)
     assert result["reached"] == (target < 0.5)
     assert [score["images"] for score in result["scores"]] == list(range(16, images + 1, 16))
     assert result["images"] == images
@@ -47,8 +47,8 @@ def test_petsegs_loop_ends_where_the_target_held_twice_or_with_its_run(tiny_conf
 def test_model_fit_is_trained_to_the_target_or_its_speed_is_measured(tiny_config, fit_steps):
     config = changed(tiny_config, "schedule", train_steps=30)
     timer = Timer(time.monotonic(), 0.01, lambda score: None)
-    options = TimeToConfig(target=0.01, score_every=16, fit_steps=fit_steps)
-    result = time_to_contestants.keras_fit(config, options, timer)
+    options = TimeToScoreConfig(target=0.01, score_every=16, fit_steps=fit_steps)
+    result = time_to_score_contestants.keras_fit(config, options, timer)
     assert result["reached"]
     assert result["computed"] == bool(fit_steps)
     assert [score["images"] for score in result["scores"]] == ([] if fit_steps else [16, 32])
@@ -61,15 +61,15 @@ def test_model_fit_is_trained_to_the_target_or_its_speed_is_measured(tiny_config
     ("options", "message"),
     [
         (
-            {"contestants": "nobody"},
-            r"--contestants=nobody: must be model.fit, a file of flags, or one of the presets ",
+            {"contestants": "missing"},
+            r"--contestants=missing: must be model.fit, a file of flags, or one of the presets ",
         ),
         ({"contestants": "fast,fast"}, "--contestants=fast,fast: each must be named once"),
     ],
 )
-def test_contestants_that_there_are_not(options, message):
+def test_unknown_or_repeated_contestants_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
-        TimeToConfig(**options).configs([])
+        TimeToScoreConfig(**options).configs([])
 
 
 def test_a_target_must_be_given():
@@ -77,13 +77,13 @@ def test_a_target_must_be_given():
         command_line.parse(["benchmark", "--measure=time_to"], program.BenchmarkConfig)
 
 
-def test_all_contestants_are_given_the_flags_that_do_not_say_what_to_measure(monkeypatch):
+def test_all_contestants_get_the_training_flags_of_the_command_line(monkeypatch):
     monkeypatch.setattr(
         sys, "argv", ["benchmark", "--measure", "time_to", "--target=.7", "--data_dir", "x", "--seed=1"]
     )
-    flags = program._flags_for_all()
+    flags = program.training_flags(sys.argv)
     assert flags == ["--data_dir", "x", "--seed=1"]
-    configs = TimeToConfig(contestants="model.fit,best").configs(flags)
+    configs = TimeToScoreConfig(contestants="model.fit,best").configs(flags)
     assert [config.data.data_dir for config in configs.values()] == ["x", "x"]
     assert not configs["model.fit"].model.train_encoder
     assert configs["best"].model.train_encoder
@@ -96,10 +96,10 @@ def test_the_table_sets_seconds_against_all_epochs_of_model_fit():
         {**row, "title": "sprint", "seconds": 200.0, "scores": [{"mean_iou": 0.75}]},
         {**row, "title": "slow", "seconds": 900.0, "reached": False, "scores": [{"mean_iou": 0.5}]},
     ]
-    lines = time_to.table(rows).splitlines()
+    lines = time_to_score.table(rows).splitlines()
     assert lines[3] == "| sprint | 200 | 20 | 100 | 1.00e+12 | 0.7500 | 0.067 |"
     assert lines[4] == "| slow | never (900) | 20 | 100 | 1.00e+12 | 0.5000 |  |"
-    assert "model.fit was not trained to the end: 3000 s are all its steps at its measured speed" in lines
+    assert "model.fit was not trained to the end: 3000 s are extrapolated from its measured speed" in lines
 
 
 @pytest.mark.soak

@@ -1,0 +1,84 @@
+"""Worker processes of the benchmark: spawning, messages and errors."""
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from multiprocessing.connection import Connection
+from typing import Any
+
+from petseg.errors import PetsegError, one_line
+from petseg.runtime import startup
+
+
+class Worker:
+    """The parent's end of a worker process.
+
+    Args:
+      title: name of the worker in error messages.
+      connection: the connection to it.
+    """
+
+    def __init__(self, title: str, connection: Connection):
+        self._title, self.connection = title, connection
+
+    def send(self, message: Any) -> None:
+        """Sends a message to the worker."""
+        self.connection.send(message)
+
+    def receive(self) -> Any:
+        """Waits for the worker's next message.
+
+        Raises:
+          PetsegError: if the worker failed or ended instead.
+        """
+        try:
+            message = self.connection.recv()
+        except EOFError:
+            raise PetsegError(f"{self._title}: its process ended") from None
+        if isinstance(message, PetsegError):
+            raise PetsegError(f"{self._title}: {message}")
+        return message
+
+
+@contextlib.contextmanager
+def worker(title: str, target: str, *arguments: Any, environment: Mapping[str, str] | None = None) -> Iterator[Worker]:
+    """Spawns a process for the duration of a ``with`` block.
+
+    Args:
+      title: name of the worker in error messages.
+      target: `module:function` in petseg.benchmark. It is imported in the worker only, so that the parent need not load
+        TensorFlow, and called with the worker's connection, then the arguments.
+      arguments: further arguments, which are pickled.
+      environment: environment variables to set before TensorFlow loads.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_run, args=(theirs, target, arguments, environment or {}), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield Worker(title, ours)
+    finally:
+        process.kill()
+        process.join()
+
+
+def _run(connection: Connection, target: str, arguments: tuple[Any, ...], environment: Mapping[str, str]) -> None:
+    """Calls the target in the worker, and sends its error, if any."""
+    os.environ.update(environment)
+    module, function = target.split(":")
+    try:
+        startup.load_tensorflow()
+        import tqdm
+
+        tqdm.tqdm.set_lock(threading.RLock())  # the default lock is shared by processes; killing one would break it
+        getattr(importlib.import_module(f"petseg.benchmark.{module}"), function)(connection, *arguments)
+    except (EOFError, KeyboardInterrupt):  # the parent has ended
+        pass
+    except PetsegError as error:
+        connection.send(PetsegError(str(error)))
+    except Exception as error:
+        connection.send(PetsegError(one_line(error)))
