@@ -74,12 +74,12 @@ def test_a_run_ends_at_a_bad_example_and_resumes_to_the_same_bits_when_it_is_fix
     train.train(undisturbed)
     bad = in_step(2)
     spoil(tmp_path / "data", bad)
-    for _ in range(2):  # the second process meets it in its first batch
+    for _ in range(2):  # the second process meets it at once
         with pytest.raises(DataError) as caught:
             train.train(config)
         message = str(caught.value)
         assert caught.value.exit_code == 2
-        assert message.startswith(f"step 4: synthetic_pets, split train, example {bad} (")
+        assert message.startswith(f"step 3: synthetic_pets, split train, example {bad} (")
         assert f"record {bad} of {tmp_path}/data/synthetic_pets" in message
         assert "cannot be decoded" in message
         assert message.endswith(f"rerun to resume from {config.runtime.workdir}/checkpoints/ckpt-2")
