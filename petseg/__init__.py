@@ -1,10 +1,10 @@
-"""Semantic segmentation in TensorFlow, with a training loop of its own.
+"""Semantic segmentation in TensorFlow with a custom training loop.
 
     config = petseg.Config.preset("quickstart", epochs=2)  # or petseg.Config.of(dataset="folder", data_dir="mine")
     run = petseg.train(config)
     petseg.load(run.workdir)("cat.jpg").overlay()
 
-Nothing of TensorFlow is imported before it is needed.
+TensorFlow is imported with the first attribute that needs it.
 """
 
 import importlib
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from petseg.config import Config
-    from petseg.deployment.segmenter import Segmentation, Segmenter, load
+    from petseg.deployment.segmentation import Segmentation
+    from petseg.deployment.segmenter import Segmenter, load
     from petseg.runs.from_python import Run, train
 
 __version__ = "0.1.0"
@@ -21,7 +22,7 @@ __all__ = ["Config", "Run", "Segmentation", "Segmenter", "load", "train"]
 _MODULES = {
     "Config": "petseg.config",
     "Run": "petseg.runs.from_python",
-    "Segmentation": "petseg.deployment.segmenter",
+    "Segmentation": "petseg.deployment.segmentation",
     "Segmenter": "petseg.deployment.segmenter",
     "load": "petseg.deployment.segmenter",
     "train": "petseg.runs.from_python",

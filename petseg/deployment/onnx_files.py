@@ -1,4 +1,4 @@
-"""Where the ONNX files are with which `--runtime=onnx` predicts. Imports no TensorFlow but to make one."""
+"""The ONNX files of `--runtime=onnx`, exported once per checkpoint. Imports TensorFlow only to export."""
 
 import hashlib
 import logging
@@ -16,19 +16,19 @@ logger = logging.getLogger(__name__)
 FOLDER, SUFFIX = "onnx", ".onnx"
 
 
-def find_or_make(run: TrainedRun | PackedRun, which: str, distribution: DistributionConfig) -> Path:
-    """The ONNX file of a checkpoint of a run; it is made, by TensorFlow, if it is not there.
+def find_or_export(run: TrainedRun | PackedRun, checkpoint: str, distribution: DistributionConfig) -> Path:
+    """The ONNX file of a checkpoint; TensorFlow exports it if it does not exist.
 
     Args:
       run: the trained run.
-      which: the checkpoint: `latest`, `best`, or a path.
-      distribution: the flags that say on which device TensorFlow computes.
+      checkpoint: `latest`, `best`, or a path.
+      distribution: the device on which TensorFlow computes.
 
     Raises:
-      PetsegError: if there is no such checkpoint, a package is missing, or the file cannot be written.
+      PetsegError: if the checkpoint does not exist, a package is missing, or the file cannot be written.
     """
     onnx_runner.check_installed()
-    file = _file(run, run.checkpoint(which, intact=False))
+    file = onnx_file(run, run.checkpoint(checkpoint, intact=False))
     if file.is_file():
         return file
     from petseg.runtime import startup
@@ -39,10 +39,10 @@ def find_or_make(run: TrainedRun | PackedRun, which: str, distribution: Distribu
     from petseg.runtime import process
 
     export.check_formats(["onnx"])
-    path = run.checkpoint(which)  # the newest may be damaged
-    file = _file(run, path)
+    path = run.checkpoint(checkpoint)  # the newest may be damaged
+    file = onnx_file(run, path)
     if not file.is_file():
-        logger.info("makes %s, once for this checkpoint: later calls start without TensorFlow", file)
+        logger.info("exports %s, once per checkpoint: later calls start without TensorFlow", file)
         process.set_up_runtime(run.config, distribution, one_device=True)
         model, _ = load_model(run, path)
         with explain_write_errors(file):
@@ -51,14 +51,14 @@ def find_or_make(run: TrainedRun | PackedRun, which: str, distribution: Distribu
     return file
 
 
-def is_at_hand(run: TrainedRun | PackedRun) -> bool:
-    """Whether a packaged model can be used by ONNX Runtime as it is."""
+def is_packaged(run: TrainedRun | PackedRun) -> bool:
+    """Whether a run is a packaged model with an ONNX file, and ONNX Runtime is installed."""
     is_packaged = isinstance(run, PackedRun) and run.path.parent == packed_run.FOLDER
-    return is_packaged and onnx_runner.is_installed() and _file(run, "").is_file()
+    return is_packaged and onnx_runner.is_installed() and onnx_file(run, "").is_file()
 
 
-def _file(run: TrainedRun | PackedRun, checkpoint: str) -> Path:
-    """Named by step and weights, and by a digest: a run that began anew has other weights at the same step."""
+def onnx_file(run: TrainedRun | PackedRun, checkpoint: str) -> Path:
+    """Named by step, weights and digest: a restarted run has other weights at the same step."""
     if isinstance(run, TrainedRun):
         path = Path(checkpoint)
         folder, name, digest = run.workdir.path, f"{path.name}.{run.weights}", _digest(Path(f"{path}.index"))
@@ -70,5 +70,5 @@ def _file(run: TrainedRun | PackedRun, checkpoint: str) -> Path:
 
 
 def _digest(file: Path) -> str:
-    """A text that differs where files do; of a checkpoint, its index holds the checksums of all tensors."""
+    """A digest of a file's content; the index of a checkpoint holds the checksums of all tensors."""
     return hashlib.sha256(file.read_bytes()).hexdigest()[:12]

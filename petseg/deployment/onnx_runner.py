@@ -1,9 +1,8 @@
-"""An exported model on pictures of any size, by ONNX Runtime and NumPy: TensorFlow takes seconds to load."""
+"""Runs an exported ONNX model on images of any size with ONNX Runtime and NumPy, without loading TensorFlow."""
 
 import importlib.util
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -17,16 +16,15 @@ class OnnxRunner:
 
     Args:
       path: the file: `image`, uint8 [B, h, w, 3] -> `probabilities`, float32 [B, h, w, C].
-      resize: how pictures come to the network's size, one of RESIZES.
-      flip_tta: whether to average the probabilities of a picture and of its mirror image.
+      resize: how images are brought to the model's size, one of RESIZES.
+      flip_tta: whether to average the probabilities of each image and its mirror image.
 
     Attributes:
-      size: height and width of the network's input.
-      num_classes: number of classes.
+      size: height and width of the model's input.
 
     Raises:
       ConfigError: if ONNX Runtime is not installed.
-      ExportError: if the file cannot be read, or is no export of petseg's.
+      ExportError: if the file cannot be read, or petseg did not export it.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, resize: str = "stretch", flip_tta: bool = False):
@@ -37,12 +35,13 @@ class OnnxRunner:
             raise ExportError(f"{path}: there is no such file; must be an ONNX file")
         try:
             self._session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
-            image = {each.name: each for each in self._session.get_inputs()}["image"]
-            said = {each.name: each for each in self._session.get_outputs()}["probabilities"]
-            (_, height, width, _), (*_, self.num_classes) = image.shape, said.shape
+            (image,) = (each for each in self._session.get_inputs() if each.name == "image")
+            if "probabilities" not in [each.name for each in self._session.get_outputs()]:
+                raise ValueError("it has no output probabilities")
+            _, height, width, _ = image.shape
             self.size = (int(height), int(width))
         except Exception as error:  # ONNX Runtime raises classes of its own, and bare ones
-            raise ExportError(f"{path}: is no ONNX file that petseg exported: {one_line(error)}") from error
+            raise ExportError(f"{path}: is not an ONNX file that petseg exported: {one_line(error)}") from error
         self.batch_size = inference_batch_size(self.size)
         self._resizing, self._flip_tta = NumpyResizing(self.size, resize), flip_tta
 
@@ -50,10 +49,10 @@ class OnnxRunner:
         return self._resizing.image(image)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        said = self._probabilities(images)
+        probabilities = self._probabilities(images)
         if self._flip_tta:
-            said = (said + self._probabilities(images[:, :, ::-1])[:, :, ::-1]) / 2
-        return np.log(np.maximum(said, MIN_PROBABILITY))  # logits, but for a constant of each pixel
+            probabilities = (probabilities + self._probabilities(images[:, :, ::-1])[:, :, ::-1]) / 2
+        return np.log(np.maximum(probabilities, MIN_PROBABILITY))  # the logits up to a constant per pixel
 
     def resize_logits(self, logits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         return np.moveaxis(np.concatenate(list(self._resizing.to_image_size(logits, shape)), axis=1), 0, -1)
@@ -61,16 +60,16 @@ class OnnxRunner:
     def probabilities(self, logits: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
         return self._resizing.probabilities(logits, shape)
 
-    def _probabilities(self, images: np.ndarray) -> Any:
+    def _probabilities(self, images: np.ndarray) -> np.ndarray:
         return self._session.run(["probabilities"], {"image": np.ascontiguousarray(images)})[0]
 
 
 def is_installed() -> bool:
-    """Whether ONNX Runtime is there."""
+    """Whether ONNX Runtime is installed."""
     return importlib.util.find_spec("onnxruntime") is not None
 
 
 def check_installed() -> None:
     """Raises ConfigError if ONNX Runtime is not installed."""
     if not is_installed():
-        raise ConfigError("--runtime=onnx: needs the package onnxruntime, which is not there: pip install onnxruntime")
+        raise ConfigError("--runtime=onnx: needs the package onnxruntime: pip install onnxruntime")

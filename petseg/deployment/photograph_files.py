@@ -1,4 +1,4 @@
-"""Which photographs `--predict` means, where what is made of them goes, and what of it is there already."""
+"""Inputs and outputs of `--predict`: which photographs, which output files, and which of those exist already."""
 
 import dataclasses
 import errno
@@ -8,16 +8,15 @@ import logging
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from petseg import files as files_lib
-from petseg.classes import Classes
+from petseg.deployment.segmentation import Segmentation
 from petseg.deployment.signed_pictures import is_signed, signed
-from petseg.errors import ConfigError, DataError, WorkDirectoryError, one_line
+from petseg.errors import DataError, WorkDirectoryError, one_line
 from petseg.picture_formats import suffixes
 
 logger = logging.getLogger(__name__)
@@ -29,30 +28,30 @@ MOST_NAMED = 8  # files in one line of the log
 
 @dataclasses.dataclass(frozen=True)
 class Photograph:
-    """A photograph to be predicted.
+    """A photograph to be segmented.
 
     Attributes:
       file: its file.
-      target: path of what is made of it, without the endings.
+      target: path of its output files, without their endings.
     """
 
     file: Path
     target: Path
 
-    def outputs(self, endings: Iterable[str]) -> list[Path]:
-        """What is made of it."""
-        return [self.target.with_name(self.target.name + ending) for ending in endings]
+    def output(self, ending: str) -> Path:
+        """The path of one of its output files."""
+        return self.target.with_name(self.target.name + ending)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What `--predict` is to do.
+    """The work of one `--predict`.
 
     Attributes:
-      photographs: the photographs, in order.
-      output_dir: folder to write to.
+      photographs: the photographs to segment, in order.
+      output_dir: the output folder.
       cutout: whether to write cut-outs.
-      skipped: number of photographs of which everything is there already.
+      skipped: number of photographs that are left out because their outputs exist.
     """
 
     photographs: tuple[Photograph, ...]
@@ -62,87 +61,69 @@ class Plan:
 
     @classmethod
     def make(cls, pattern: str, output_dir: str, *, cutout: bool = False, skip_existing: bool = False) -> "Plan":
-        """Looks for photographs, and at what is there already; reads no photograph.
+        """Lists photographs and checks their output files; reads no photograph.
 
-        Subfolders stay as they are below the folder, or below that part of a glob which has no wildcards. Where names
-        would clash, also on a disk that takes `Cat` and `cat` for one, they keep the photograph's suffix, and a number
-        if need be. What an earlier call wrote is replaced, and is never taken for a photograph; a file of anybody
-        else's, or that has been changed since, is never replaced.
+        Subfolders below the folder, or below the part of a glob without wildcards, are kept. Photographs whose output
+        names would clash, also where case is ignored, keep their suffix and get a number if necessary. Unchanged
+        outputs of earlier calls are replaced and never taken for photographs; other files are never replaced.
 
         Args:
-          pattern: a glob (`**` goes into subfolders), a file, or a folder, with its subfolders.
-          output_dir: folder to write to.
+          pattern: a glob (`**` includes subfolders), a file, or a folder, which includes its subfolders.
+          output_dir: the output folder.
           cutout: whether to write cut-outs.
-          skip_existing: whether to leave out photographs of which everything is there, as petseg wrote it.
+          skip_existing: whether to leave out photographs of which all outputs exist.
 
         Raises:
           DataError: if nothing matches.
-          WorkDirectoryError: if a file that petseg did not write is in the place of one that is to be written.
+          WorkDirectoryError: if an output would replace a file that petseg did not write.
         """
         matches = _matches(pattern)
-        files = find_files(pattern, matches)
+        files = find_photographs(pattern, matches)
         if own := len(matches) - len(files):
-            logger.info("--predict=%s: %d files that petseg wrote are no photographs: passed over", pattern, own)
-        found = [
-            Photograph(*pair) for pair in zip(files, _targets(files, _root(pattern), Path(output_dir)), strict=True)
-        ]
-        endings = _endings(cutout)
-        to_do = []
-        for photograph in found:
-            there = [file for file in photograph.outputs(endings) if os.path.lexists(file)]
-            for file in there:
+            logger.info("--predict=%s: %d files that petseg wrote are not photographs: skipped", pattern, own)
+        targets = _targets(files, _root(pattern), Path(output_dir))
+        endings, photographs = _endings(cutout), []
+        for photograph in map(Photograph, files, targets):
+            existing = [file for file in map(photograph.output, endings) if os.path.lexists(file)]
+            for file in existing:
                 if not _is_own(file):
                     raise WorkDirectoryError(
                         f"--output_dir={output_dir}: {file} would be overwritten, and is not as petseg wrote it; "
                         "must be another folder"
                     )
-            if not skip_existing or len(there) < len(endings):
-                to_do.append(photograph)
-        return cls(tuple(to_do), output_dir, cutout, skipped=len(found) - len(to_do))
+            if not skip_existing or len(existing) < len(endings):
+                photographs.append(photograph)
+        return cls(tuple(photographs), output_dir, cutout, skipped=len(files) - len(photographs))
 
-    def write(
-        self, photograph: Photograph, image: np.ndarray, ids: np.ndarray, alpha: np.ndarray | None, classes: Classes
-    ) -> Path:
-        """Writes the outputs of a photograph; returns the mask's file.
-
-        Each output is written for itself: where one cannot be, the others are written all the same.
-
-        Args:
-          photograph: the photograph.
-          image: what it shows, uint8 [H, W, 3].
-          ids: class ids, uint8 [H, W].
-          alpha: how much of each pixel is foreground, uint8 [H, W]; None where no class is.
-          classes: the classes.
+    def write(self, photograph: Photograph, segmentation: Segmentation) -> Path:
+        """Writes the outputs of a photograph, each of them even if another fails; returns the mask's file.
 
         Raises:
           DataError: if some of the outputs could not be written.
-          OSError: if the disk is full or not writable, so that other photographs cannot be written either.
+          OSError: if the disk is full or not writable, so that all other photographs would fail, too.
         """
-        mask = Image.fromarray(ids)
+        mask, classes = Image.fromarray(segmentation.mask), segmentation.classes
         mask.putpalette(classes.palette[: len(classes)].tobytes())
-        pictures = [mask, blended(image, ids, classes, OVERLAY_OPACITY)]
-        if self.cutout and alpha is not None:
-            pictures.append(Image.fromarray(np.dstack([image, alpha])))
-        endings, failed = _endings(self.cutout), []
-        files = photograph.outputs(endings)
-        for ending, file, picture in zip(endings, files, pictures, strict=False):
+        images = [mask, segmentation.overlay(OVERLAY_OPACITY), *([segmentation.cutout()] if self.cutout else [])]
+        failed = []
+        for ending, image in zip(_endings(self.cutout), images, strict=True):
             try:
-                files_lib.write_bytes(file, signed(_encoded(picture, file.suffix)))
+                files_lib.write_bytes(photograph.output(ending), signed(_encoded(image, ending)))
             except Exception as error:  # Pillow's encoders raise OSError, ValueError, struct.error and more
                 if files_lib.is_disk_error(error):
                     raise
                 failed.append(f"{ending}: {_reason(error)}")
         if failed:
             raise DataError("; ".join(failed))
-        return files[0]
+        return photograph.output(MASK)
 
 
-def find_files(pattern: str, matches: Sequence[Path] | None = None) -> list[Path]:
-    """The photographs that a glob, or a folder's name, stands for, sorted; without what petseg wrote.
+def find_photographs(pattern: str, matches: Sequence[Path] | None = None) -> list[Path]:
+    """Lists the files of a glob, a file or a folder, sorted, without those that petseg wrote.
 
     Args:
       pattern: as in `Plan.make`.
-      matches: the files that match, if they are known.
+      matches: the files that match it, if they are known.
 
     Raises:
       DataError: if there are none.
@@ -159,20 +140,6 @@ def find_files(pattern: str, matches: Sequence[Path] | None = None) -> list[Path
     return files
 
 
-def check_foreground(classes: Classes) -> None:
-    """Raises ConfigError if nothing can be cut out, because no class is foreground."""
-    if not classes.foreground.any():
-        raise ConfigError(
-            f"--cutout: none of the classes {', '.join(classes.names)} is foreground; the run's classes file must say "
-            'of one: "foreground": true'
-        )
-
-
-def blended(image: np.ndarray, mask: np.ndarray, classes: Classes, opacity: float) -> Image.Image:
-    """A picture uint8 [H, W, 3] with the colours of its classes, uint8 [H, W], over it."""
-    return Image.blend(Image.fromarray(image), Image.fromarray(classes.palette[mask]), opacity)
-
-
 def _endings(cutout: bool) -> tuple[str, ...]:
     return (MASK, OVERLAY, CUTOUT) if cutout else (MASK, OVERLAY)
 
@@ -185,7 +152,7 @@ def _matches(pattern: str) -> list[Path]:
         return [path]
     folder = _fixed_part(path)
     rest = str(Path(*path.parts[len(folder.parts) :]))
-    # Brackets that match nothing as a pattern are taken as they are.
+    # Brackets that match nothing as a pattern are taken literally.
     names = glob.glob(rest, root_dir=folder, recursive=True) or glob.glob(
         rest.replace("[", "[[]"), root_dir=folder, recursive=True
     )
@@ -193,9 +160,9 @@ def _matches(pattern: str) -> list[Path]:
 
 
 def _photographs_below(folder: Path) -> list[Path]:
-    """The files below a folder that are named like pictures, sorted; says in the log what is left out.
+    """The files below a folder with suffixes of images, sorted; logs what is left out.
 
-    Hidden files are left out silently, for other systems keep thumbnails in them.
+    Hidden files are left out silently: operating systems keep thumbnails in them.
     """
     readable = suffixes()
     found: list[Path] = []
@@ -207,8 +174,8 @@ def _photographs_below(folder: Path) -> list[Path]:
         for file in (Path(where, name) for name in names if not name.startswith(".")):
             (found if file.suffix.lower() in readable else others).append(file)
     for files, reason in (
-        (others, "files are left out, whose suffixes are not of pictures that can be read here"),
-        (closed, "subfolders are left out, which are links or cannot be listed"),
+        (others, "files are left out because no reader is installed for their suffixes"),
+        (closed, "subfolders are left out because they are links or cannot be listed"),
     ):
         if files:
             named = ", ".join(str(file.relative_to(folder)) for file in sorted(files)[:MOST_NAMED])
@@ -218,7 +185,7 @@ def _photographs_below(folder: Path) -> list[Path]:
 
 
 def _fixed_part(pattern: Path) -> Path:
-    """The longest leading part of a pattern that is a folder as it is written, also where it has brackets."""
+    """The longest leading part of a pattern that exists as a folder, also where it has brackets."""
     fixed = Path(pattern.anchor)
     for part in pattern.parts[len(fixed.parts) :]:
         if not (fixed / part).is_dir():
@@ -234,7 +201,7 @@ def _root(pattern: str) -> Path:
 
 
 def _is_own(file: Path) -> bool:
-    """Whether `predict_files` wrote a file, and nobody has changed it since."""
+    """Whether petseg wrote a file as an output and it is unchanged since."""
     try:
         return file.name.endswith((MASK, OVERLAY, CUTOUT)) and is_signed(file)
     except OSError:
@@ -242,45 +209,41 @@ def _is_own(file: Path) -> bool:
 
 
 def _targets(files: Sequence[Path], root: Path, output_dir: Path) -> list[Path]:
-    """For each file below a folder, a path without a suffix; two files never get the same."""
+    """A path without suffix for each file below a folder, all different."""
     relative = [file.absolute().relative_to(root) for file in files]
-    stems = Counter(_on_any_disk(path.with_suffix("")) for path in relative)
+    stems = Counter(_case_folded(path.with_suffix("")) for path in relative)
+    shares_stem = {path: stems[_case_folded(path.with_suffix(""))] > 1 for path in relative}
     taken: set[str] = set()
     names: dict[Path, Path] = {}
-    renamed = []
-    # Names that no other file has go first, so that one that must give way gives way to them.
-    for path in sorted(relative, key=lambda path: stems[_on_any_disk(path.with_suffix(""))] > 1):
-        shared = stems[_on_any_disk(path.with_suffix(""))] > 1
-        name = path if shared else path.with_suffix("")
-        number = 2
-        while _on_any_disk(name) in taken:
+    for path in sorted(relative, key=shares_stem.__getitem__):  # unique names first: they stay as they are
+        name, number = path if shares_stem[path] else path.with_suffix(""), 2
+        while _case_folded(name) in taken:
             name, number = path.with_name(f"{path.name}-{number}"), number + 1
-        taken.add(_on_any_disk(name))
+        taken.add(_case_folded(name))
         names[path] = name
-        if name != path.with_suffix(""):
-            renamed.append(f"{path} -> {name}{MASK}")
+    renamed = [f"{path} -> {name}{MASK}" for path, name in names.items() if name != path.with_suffix("")]
     if renamed:
         logger.warning("%d photographs share a name with another; their masks: %s", len(renamed), ", ".join(renamed))
     return [output_dir / names[path] for path in relative]
 
 
-def _on_any_disk(path: Path) -> str:
-    """What two paths share that some disk takes for the same: macOS and Windows ignore case, macOS composes accents."""
+def _case_folded(path: Path) -> str:
+    """Equal for paths that some file systems take for one: macOS and Windows ignore case, macOS composes accents."""
     return unicodedata.normalize("NFC", str(path)).casefold()
 
 
-def _encoded(picture: Image.Image, suffix: str) -> bytes:
-    """A picture as the content of a PNG or JPEG file."""
-    if suffix == ".jpg" and max(picture.size) > LONGEST_JPEG_SIDE:
+def _encoded(image: Image.Image, ending: str) -> bytes:
+    """An image as the content of a PNG or JPEG file."""
+    data = io.BytesIO()
+    if not ending.endswith(".jpg"):
+        image.save(data, "PNG")
+        return data.getvalue()
+    if max(image.size) > LONGEST_JPEG_SIDE:
         raise DataError(
-            f"{picture.width} x {picture.height} pixels do not fit into JPEG, whose sides are at most "
+            f"{image.width} x {image.height} pixels do not fit into JPEG, whose sides are at most "
             f"{LONGEST_JPEG_SIDE}; cut the photograph into parts"
         )
-    data = io.BytesIO()
-    if suffix == ".jpg":
-        picture.save(data, "JPEG", quality=92)
-    else:
-        picture.save(data, "PNG")
+    image.save(data, "JPEG", quality=92)
     return data.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""Prediction by ONNX Runtime and NumPy: what TensorFlow says, without TensorFlow."""
+"""Prediction with ONNX Runtime and NumPy agrees with TensorFlow and does not load it."""
 
 import itertools
 import subprocess
@@ -18,7 +18,7 @@ from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.deployment import export, onnx_files, onnx_runner, prediction_command
 from petseg.deployment.half_precision import half_precision
 from petseg.deployment.onnx_runner import OnnxRunner
-from petseg.deployment.prediction import Predictor
+from petseg.deployment.predictor import Predictor
 from petseg.errors import ExportError
 from petseg.models import encoders, unet
 from petseg.runs import building, open_run, packed_run
@@ -46,7 +46,7 @@ def exported(tmp_path_factory):
 
 
 def same(found, expected):
-    return (found.classes == expected.classes).mean()
+    return (found.mask == expected.mask).mean()
 
 
 def test_masks_and_foreground_are_those_of_tensorflow(exported):
@@ -62,7 +62,7 @@ def test_masks_and_foreground_are_those_of_tensorflow(exported):
             assert same(found, expected) >= 0.999, options
             assert np.abs(found.foreground.astype(int) - expected.foreground).max() <= 3
         np.testing.assert_allclose(
-            by_onnx.probabilities(pictures[0]), by_tensorflow.probabilities(pictures[0]), atol=0.02
+            by_onnx(pictures[0]).probabilities, by_tensorflow(pictures[0]).probabilities, atol=0.02
         )
 
 
@@ -79,7 +79,7 @@ def test_in_half_precision_the_file_is_half_as_large_and_the_arithmetic_is_not(e
     assert TensorProto.FLOAT16 not in types
 
 
-def test_numbers_that_half_precision_cannot_hold_are_refused(tmp_path):
+def test_weights_out_of_the_range_of_float16_are_refused(tmp_path):
     values = np.full(1000, 1e5, np.float32)
     image, result = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1000]) for name in ("image", "result"))
     graph = helper.make_graph(
@@ -90,13 +90,13 @@ def test_numbers_that_half_precision_cannot_hold_are_refused(tmp_path):
     with pytest.raises(ExportError, match=r"large\.onnx: kernel holds numbers that half precision cannot hold"):
         half_precision(tmp_path / "large.onnx", tmp_path / "half.onnx")
     assert not (tmp_path / "half.onnx").exists()
-    with pytest.raises(ExportError, match=r"large\.onnx: is no ONNX file that petseg exported"):
+    with pytest.raises(ExportError, match=r"large\.onnx: is not an ONNX file that petseg exported"):
         OnnxRunner(tmp_path / "large.onnx")
 
 
-def test_what_is_no_onnx_file(tmp_path):
+def test_files_that_are_not_onnx_are_refused(tmp_path):
     (tmp_path / "text.onnx").write_text("this is a text")
-    with pytest.raises(ExportError, match=r"text\.onnx: is no ONNX file that petseg exported"):
+    with pytest.raises(ExportError, match=r"text\.onnx: is not an ONNX file that petseg exported"):
         OnnxRunner(tmp_path / "text.onnx")
     with pytest.raises(ExportError, match="there is no such file; must be an ONNX file"):
         OnnxRunner(tmp_path)
@@ -126,7 +126,7 @@ def test_a_checkpoint_is_exported_once_and_then_tensorflow_is_not_needed(tiny_co
     (mask,) = prediction_command.predict(EvalConfig(ScoreConfig(**flags, output_dir=str(tmp_path / "first"))))
     (file,) = (workdir.path / "onnx").iterdir()
     assert file.name.startswith("ckpt-3.trained.")
-    expected = Predictor(model, PETS, resize="letterbox")(photograph(50, 70)).classes
+    expected = Predictor(model, PETS, resize="letterbox")(photograph(50, 70)).mask
     assert (np.asarray(Image.open(mask)) == expected).mean() >= 0.999
 
     made = file.stat().st_mtime_ns
@@ -144,13 +144,13 @@ def test_a_checkpoint_is_exported_once_and_then_tensorflow_is_not_needed(tiny_co
     model.weights[0].assign_add(tf.ones_like(model.weights[0]))
     checkpoints.save(3)
     run = TrainedRun.open(workdir, ScoreConfig(**flags))
-    assert onnx_files._file(run, run.checkpoint("latest", intact=False)) != file
+    assert onnx_files.onnx_file(run, run.checkpoint("latest", intact=False)) != file
 
 
-def test_a_packaged_model_answers_without_tensorflow_unless_it_is_asked_for(monkeypatch, tiny_config, tmp_path):
+def test_a_packaged_model_uses_onnx_runtime_by_default(monkeypatch, tiny_config, tmp_path):
     def runtime(**flags):
         score = ScoreConfig(**{"pretrained": True, "predict": "cat.jpg", **flags})
-        return prediction_command._runtime(open_run.open_run(score), score)
+        return prediction_command.choose_runtime(open_run.open_run(score), score)
 
     assert runtime() == "onnx"
     assert runtime(runtime="tensorflow") == "tensorflow"

@@ -1,4 +1,4 @@
-"""Which photographs are meant, what is made of them is called, and what of it is there already."""
+"""Which photographs `--predict` finds, the names of their outputs, and which outputs exist."""
 
 import logging
 import os
@@ -10,6 +10,7 @@ from PIL import Image
 from petseg.classes import PETS
 from petseg.deployment import photograph_files
 from petseg.deployment.photograph_files import Plan
+from petseg.deployment.segmentation import Segmentation
 from petseg.errors import DataError, WorkDirectoryError
 
 
@@ -21,8 +22,8 @@ def save(*files):
 
 def carry_out(plan):
     """Writes masks without a network."""
-    image = np.zeros((6, 9, 3), np.uint8)
-    return [plan.write(each, image, image[..., 0], image[..., 1], PETS) for each in plan.photographs]
+    segmentation = Segmentation(np.zeros((6, 9, 3), np.uint8), np.full((6, 9, 3), 1 / 3, np.float32), PETS)
+    return [plan.write(photograph, segmentation) for photograph in plan.photographs]
 
 
 def masks(pattern, output_dir, **options):
@@ -30,7 +31,7 @@ def masks(pattern, output_dir, **options):
     return [str(file.relative_to(output_dir)) for file in written]
 
 
-def test_subfolders_are_gone_through_and_kept(tmp_path):
+def test_subfolders_are_searched_and_kept(tmp_path):
     names = ("a.jpg", "deep/er/b.PNG", "other/b.png", ".hidden/c.jpg", "deep/._d.jpg", "notes.txt")
     for name in names:
         if name.endswith("txt"):
@@ -52,15 +53,15 @@ def test_files_of_one_name_keep_their_suffixes(tmp_path):
     assert sorted(found) == ["a/cat.PNG.mask.png", "a/cat.jpg.mask.png", "b/cat.mask.png"]
 
 
-def test_nothing_to_do_is_said(tmp_path):
+def test_patterns_that_match_nothing_are_errors(tmp_path):
     with pytest.raises(DataError, match=r"--predict=.*/\*\.jpg: matches no file; must be a glob, or a folder"):
-        photograph_files.find_files(str(tmp_path / "*.jpg"))
+        photograph_files.find_photographs(str(tmp_path / "*.jpg"))
     (tmp_path / "sub").mkdir()
     with pytest.raises(DataError, match=r"--predict=.*: holds no file ending in \.jpg .*, nor do its subfolders$"):
-        photograph_files.find_files(str(tmp_path))
+        photograph_files.find_photographs(str(tmp_path))
 
 
-def test_what_is_there_is_skipped_if_that_is_asked_for_and_everything_is_there(tmp_path):
+def test_skip_existing_leaves_out_photographs_with_all_outputs(tmp_path):
     save(*(tmp_path / "in" / f"{i}.png" for i in range(4)))
     out = tmp_path / "out"
     assert len(masks(tmp_path / "in", out)) == 4
@@ -81,7 +82,7 @@ def test_what_is_there_is_skipped_if_that_is_asked_for_and_everything_is_there(t
         Plan.make(str(tmp_path / "in"), str(out), skip_existing=True)
 
 
-def test_photographs_of_nearly_one_name_get_masks_of_their_own(tmp_path, caplog):
+def test_outputs_of_similar_names_do_not_collide(tmp_path, caplog):
     names = ["Cat.jpg", "a.jpg", "a.jpg.png", "a.png", "cat.jpg", "cat.png", "dog.png"]
     save(*(tmp_path / "in" / name for name in names))
     with caplog.at_level(logging.WARNING, "petseg"):
@@ -93,7 +94,7 @@ def test_photographs_of_nearly_one_name_get_masks_of_their_own(tmp_path, caplog)
     assert "cat.png -> cat.png.mask.png" in caplog.text
 
 
-def test_nothing_of_a_users_is_overwritten(tmp_path):
+def test_files_of_the_user_are_not_overwritten(tmp_path):
     save(tmp_path / "cat.jpg")
     Image.new("L", (9, 6)).save(tmp_path / "cat.mask.png")
     with pytest.raises(WorkDirectoryError, match=r"cat\.mask\.png would be overwritten.*must be another folder"):
@@ -107,9 +108,9 @@ def test_own_outputs_are_replaced_and_never_taken_for_photographs(tmp_path, capl
             assert masks(pattern, tmp_path, cutout=True) == ["cat.mask.png"]
         written = {file.name for file in tmp_path.iterdir()}
         assert written == {"cat.jpg", "cat.mask.png", "cat.overlay.jpg", "cat.cutout.png"}
-    assert "3 files that petseg wrote are no photographs: passed over" in caplog.text
+    assert "3 files that petseg wrote are not photographs: skipped" in caplog.text
     with pytest.raises(DataError, match="matches only masks and overlays that petseg wrote"):
-        photograph_files.find_files(str(tmp_path / "*.mask.png"))
+        photograph_files.find_photographs(str(tmp_path / "*.mask.png"))
 
 
 def test_files_and_folders_with_brackets_in_their_names_are_found(tmp_path):
@@ -122,7 +123,7 @@ def test_files_and_folders_with_brackets_in_their_names_are_found(tmp_path):
     assert masks(tmp_path / "in" / "[!b]" / "*", out) == ["a/dog.mask.png"]
 
 
-def test_what_is_left_out_of_a_folder_is_named(tmp_path, caplog):
+def test_files_left_out_of_a_folder_are_logged(tmp_path, caplog):
     for name in ("a.JFIF", "b.avif", "c.jp2", "d.pgm", "e.jpg"):
         format = {".JFIF": "JPEG", ".jpg": "JPEG"}.get(name[1:])
         (tmp_path / "in" / "sub").mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Pictures of every kind that people have, and some that they should not have."""
+"""Photographs are read as 8-bit RGB; files that are too large or not images are refused."""
 
 import logging
 import struct
@@ -23,7 +23,7 @@ def saved(tmp_path, name, picture, **options):
     return photographs.read_image(tmp_path / name)
 
 
-def test_pictures_are_read_as_people_see_them(tmp_path):
+def test_orientation_grey_palettes_16_bits_and_transparency_become_rgb(tmp_path):
     image = photograph()
     grey = np.asarray(Image.fromarray(image).convert("L"))
     exif = Image.Exif()
@@ -50,7 +50,7 @@ def test_pictures_are_read_as_people_see_them(tmp_path):
     assert cmyk.dtype == np.uint8
 
 
-def png_that_says(width, height):
+def png_header(width, height):
     """The start of a PNG of so many pixels, of which there is none: a decoder would complain of that."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     nothing = b"IDAT"
@@ -60,16 +60,16 @@ def png_that_says(width, height):
 
 @pytest.mark.parametrize("read", [photographs.count_pixels, photographs.read_image])
 def test_a_picture_of_too_many_pixels_is_refused_before_any_is_decoded(read, tmp_path):
-    (tmp_path / "bomb.png").write_bytes(png_that_says(10_000, 10_000))
+    (tmp_path / "bomb.png").write_bytes(png_header(10_000, 10_000))
     with warnings.catch_warnings():
         warnings.simplefilter("error" if read is photographs.count_pixels else "ignore")
         with pytest.raises(DataError, match=r"^10000 x 10000 pixels are 100 million; must be at most 89 million$"):
             read(tmp_path / "bomb.png")
-    (tmp_path / "large.png").write_bytes(png_that_says(8000, 11_000))
+    (tmp_path / "large.png").write_bytes(png_header(8000, 11_000))
     assert photographs.count_pixels(tmp_path / "large.png") == 88_000_000
 
 
-def test_of_an_animation_the_first_frame_is_taken_and_that_is_said(tmp_path, caplog):
+def test_the_first_frame_of_an_animation_is_used_and_logged(tmp_path, caplog):
     frames = [Image.fromarray(np.full((8, 8), grey, np.uint8)) for grey in (10, 200, 250)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     frames[0].save(tmp_path / "still.gif")
@@ -77,17 +77,17 @@ def test_of_an_animation_the_first_frame_is_taken_and_that_is_said(tmp_path, cap
         moving, still = (photographs.read_image(tmp_path / name) for name in ("moving.gif", "still.gif"))
     np.testing.assert_array_equal(moving, still)
     assert (moving == 10).all()
-    assert caplog.messages == [f"{tmp_path / 'moving.gif'}: has 3 frames; the first is taken"]
+    assert caplog.messages == [f"{tmp_path / 'moving.gif'}: has 3 frames; uses the first"]
 
 
-def test_a_folder_is_no_picture(tmp_path):
+def test_a_folder_is_refused(tmp_path):
     for read in (photographs.count_pixels, photographs.read_image):
-        with pytest.raises(DataError, match="is a folder; must be a picture's file"):
+        with pytest.raises(DataError, match="is a folder; must be an image file"):
             read(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("name", ["a.webp", "a.png", "a.jpg"])
-def test_a_picture_whose_exif_header_is_broken_is_used_as_it_lies_in_the_file(tmp_path, name):
+def test_an_image_with_a_broken_exif_header_is_not_rotated(tmp_path, name):
     picture = Image.fromarray(photograph())
     assert saved(tmp_path, name, picture, exif=b"Exif\0\0garbage").shape == (90, 120, 3)

@@ -1,4 +1,4 @@
-"""The trained network that is called from Python, and the commands around packed weights."""
+"""`petseg.load`, `Segmenter` and `Segmentation`, and the commands for packed weights."""
 
 import io
 import json
@@ -15,8 +15,8 @@ import petseg
 from petseg.classes import PETS
 from petseg.config import Config, DistributionConfig
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.deployment import commands, prediction_command, segmenter
-from petseg.deployment.prediction import Predictor
+from petseg.deployment import commands, prediction_command, segmentation, segmenter
+from petseg.deployment.predictor import Predictor
 from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
 
 
@@ -51,10 +51,10 @@ def test_arrays_paths_and_pillow_images_give_the_same(loaded, photograph, tmp_pa
     assert (one.mask.shape, one.mask.dtype) == ((45, 60), np.uint8)
     assert (one.probabilities.shape, one.probabilities.dtype) == ((45, 60, 3), np.float32)
     np.testing.assert_allclose(one.probabilities.sum(axis=-1), 1, atol=1e-5)
-    np.testing.assert_array_equal(one.mask, Predictor(loaded.model, PETS)(photograph).classes)
+    np.testing.assert_array_equal(one.mask, Predictor(loaded.model, PETS)(photograph).mask)
 
 
-def test_what_it_says_shows_itself(loaded, photograph):
+def test_overlay_cutout_and_repr_show_the_prediction(loaded, photograph):
     found = loaded(photograph)
     assert np.asarray(found.overlay(0)).tolist() == photograph.tolist()
     assert np.asarray(found.overlay(1)).tolist() == PETS.palette[found.mask].tolist()
@@ -106,18 +106,18 @@ def test_pairs_are_scored_at_their_own_size(run, loaded):
         (np.zeros((0, 5, 3), np.uint8), r"got uint8 \[0, 5, 3\]"),
         (None, "got NoneType; must be an array, a path or a Pillow image"),
         (7, "got int; must be"),
-        ("/nothing/there.jpg", r"/nothing/there.jpg: there is no such file; must be a picture's file"),
-        ("/", "/: is a folder; must be a picture's file"),
+        ("/nothing/there.jpg", r"/nothing/there.jpg: there is no such file; must be an image file"),
+        ("/", "/: is a folder; must be an image file"),
         (__file__, r"test_segmenter\.py: cannot be read: "),
     ],
 )
-def test_what_is_no_picture_is_refused_in_one_line(picture, message):
+def test_invalid_images_are_refused_in_one_line(picture, message):
     with pytest.raises(DataError, match=message) as error:
         segmenter.as_array(picture)
     assert "\n" not in str(error.value)
 
 
-def test_arrays_are_what_a_pillow_image_of_the_same_pixels_is(photograph):
+def test_arrays_are_converted_like_pillow_images_of_the_same_pixels(photograph):
     grey = photograph[..., 0]
     transparent = np.dstack([photograph, grey])
     for array in (grey, grey[..., None], grey > 100, grey.astype(np.uint16) * 257, transparent, grey[:, ::-1]):
@@ -126,7 +126,7 @@ def test_arrays_are_what_a_pillow_image_of_the_same_pixels_is(photograph):
     np.testing.assert_array_equal(segmenter.as_array(grey), np.repeat(grey[..., None], 3, axis=-1))
 
 
-def test_segmentations_can_be_compared_kept_in_sets_and_sent_to_other_processes(loaded, photograph):
+def test_segmentations_can_be_compared_hashed_and_pickled(loaded, photograph):
     found, again, other = loaded([photograph, photograph, photograph[::-1]])
     assert found == again
     assert hash(found) == hash(again)
@@ -137,9 +137,9 @@ def test_segmentations_can_be_compared_kept_in_sets_and_sent_to_other_processes(
     assert pickle.loads(pickle.dumps(found)) == found
 
 
-def test_of_a_large_picture_only_what_is_small_is_kept(run, loaded, photograph, monkeypatch):
+def test_probabilities_of_large_images_are_not_kept(run, loaded, photograph, monkeypatch):
     small = loaded(photograph)
-    monkeypatch.setattr(segmenter, "MOST_KEPT", 1000)
+    monkeypatch.setattr(segmentation, "MAX_KEPT_BYTES", 1000)
     for tile in (None, 32):
         many = petseg.load(run.workdir, tile=tile)
         large, also = many([photograph, photograph[:5, :5]])
@@ -159,7 +159,7 @@ def test_of_a_large_picture_only_what_is_small_is_kept(run, loaded, photograph, 
             assert sent.probabilities.size
 
 
-def test_tile_0_is_as_a_whole(run, loaded, photograph):
+def test_tile_0_predicts_the_whole_image(run, loaded, photograph):
     whole = petseg.load(run.workdir, tile=0)(photograph)
     np.testing.assert_array_equal(whole.probabilities, loaded(photograph).probabilities)
     for tile in (3, -1, (0, 0), (32, 3), [3, 3], (32, 32, 32), 32.5, True):
@@ -167,11 +167,11 @@ def test_tile_0_is_as_a_whole(run, loaded, photograph):
             petseg.load(run.workdir, tile=tile)
 
 
-def test_pairs_that_are_none_are_refused(loaded, photograph):
+def test_invalid_pairs_are_refused(loaded, photograph):
     for mask in (np.zeros((3, 3), np.uint8), np.zeros((45, 60)), np.zeros((45, 60, 3), np.uint8)):
-        with pytest.raises(DataError, match=r"mask: got .* must be whole numbers \[45, 60\], class ids"):
+        with pytest.raises(DataError, match=r"mask: got .* must be integers \[45, 60\], class ids"):
             loaded.evaluate([(photograph, mask)])
-    with pytest.raises(DataError, match=r"^pair 0: got ndarray; must be a picture and its mask"):
+    with pytest.raises(DataError, match=r"^pair 0: got ndarray; must be an image and its mask"):
         loaded.evaluate([photograph])
     with pytest.raises(DataError, match="holds no pairs"):
         loaded.evaluate([])
@@ -188,20 +188,20 @@ def test_pairs_that_are_none_are_refused(loaded, photograph):
 )
 def test_masks_with_ids_of_no_class_are_refused(loaded, photograph, ids, found):
     right, wrong = (np.resize(each, photograph.shape[:2]) for each in (ids.clip(0, 2), ids))
-    with pytest.raises(DataError, match=rf"^pair 1: mask: holds {found}, which is no class, in \d+ pixels; must be"):
+    with pytest.raises(DataError, match=rf"^pair 1: mask: holds {found}, which is not a class, in \d+ pixels; must be"):
         loaded.evaluate([(photograph, right), (photograph, wrong)])
 
 
-def test_class_ids_of_any_integer_type_score_the_same_and_255_is_not_counted(loaded, photograph):
+def test_class_ids_of_any_integer_type_score_the_same_and_255_is_ignored(loaded, photograph):
     mask = np.resize(np.array([0, 1, 2, 255, 1]), photograph.shape[:2])
     scores = [loaded.evaluate([(photograph, mask.astype(kind))]) for kind in (np.uint8, np.int64)]
     assert scores[0]["confusion_matrix"] == scores[1]["confusion_matrix"]
     assert np.sum(scores[0]["confusion_matrix"]) == (mask != 255).sum()
 
 
-def test_pairs_of_which_no_pixel_is_in_a_class_are_refused(loaded, photograph):
+def test_pairs_without_a_labelled_pixel_are_refused(loaded, photograph):
     nothing = np.full(photograph.shape[:2], 255, np.uint8)
-    with pytest.raises(DataError, match="none of its 2 masks has a pixel in a class"):
+    with pytest.raises(DataError, match="none of its 2 masks has a labelled pixel"):
         loaded.evaluate([(photograph, nothing)] * 2)
     assert loaded.evaluate([(photograph, nothing), (photograph, nothing * 0)])["examples"] == 2
 
@@ -213,7 +213,7 @@ def test_a_split_that_was_trained_on_is_refused_unless_allowed(loaded):
     assert loaded.evaluate("train[:3]", allow_training_images=True)["examples"] == 3
 
 
-def test_what_is_no_run_is_refused(tmp_path, run):
+def test_sources_that_are_not_runs_are_refused(tmp_path, run):
     with pytest.raises(WorkDirectoryError, match=r"horses: must be a work directory, a file .* there are"):
         petseg.load("horses")
     (tmp_path / "empty").mkdir()

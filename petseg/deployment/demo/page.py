@@ -14,7 +14,7 @@ from petseg.data.drawings import animal_drawing
 from petseg.deployment.demo import views
 from petseg.deployment.demo.networks import Networks
 from petseg.deployment.demo.uploads import Uploads
-from petseg.deployment.photograph_files import blended
+from petseg.deployment.segmentation import blend_mask
 from petseg.errors import DataError, PetsegError, one_line
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def build(networks: Networks, folder: Path, uploads: Uploads) -> gr.Blocks:
                 return [views.error_sentence(NOT_SEGMENTED), None, *NOTHING]
 
         def lay_over(kept: Overlaid | None, opacity: Any) -> Image.Image | None:
-            return kept and blended(kept.image, kept.mask, classes, _share(opacity))
+            return kept and blend_mask(kept.image, kept.mask, classes, _share(opacity))
 
         gr.on(
             [photo.change, checkpoint.change, averaged.change, flip_tta.change],

@@ -15,7 +15,7 @@ from petseg.deployment.photographs import read_image
 from petseg.errors import DataError, PetsegError
 
 if TYPE_CHECKING:
-    from petseg.deployment.segmenter import Segmentation
+    from petseg.deployment.segmentation import Segmentation
 
 MOST_OUTLINED = 1_000_000  # pixels of the picture of classes, which is sent as one picture for each class
 CONFIDENCE_COLORS = "viridis"

@@ -1,4 +1,4 @@
-"""Masks for files of every kind that people have, and for some that they should not have."""
+"""Masks for photographs in files: outputs, batches, memory, and files that cannot be read or written."""
 
 import errno
 import functools
@@ -17,9 +17,11 @@ from PIL import Image
 
 from petseg.classes import PETS, Classes
 from petseg.config import Config, command_line
-from petseg.deployment import prediction
+from petseg.deployment import file_prediction
 from petseg.deployment.photograph_files import Plan
+from petseg.deployment.predictor import Predictor
 from petseg.errors import ConfigError, UnreadableFilesError, WorkDirectoryError
+from petseg.evaluation.keras_runner import KerasRunner
 from petseg.models import encoders, unet
 from petseg.runs import train
 
@@ -36,7 +38,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def predictor(model):
-    return prediction.Predictor(model, PETS)
+    return Predictor(model, PETS)
 
 
 def photograph(height=90, width=120, seed=0):
@@ -47,11 +49,11 @@ def photograph(height=90, width=120, seed=0):
 
 def test_a_mask_is_an_indexed_png_of_the_photographs_size(predictor, tmp_path):
     Image.fromarray(photograph()).save(tmp_path / "cat.png")
-    (mask_file,) = prediction.predict_files(predictor, str(tmp_path / "*.png"), str(tmp_path / "out"), cutout=True)
+    (mask_file,) = file_prediction.predict_files(predictor, str(tmp_path / "*.png"), str(tmp_path / "out"), cutout=True)
     assert mask_file == tmp_path / "out" / "cat.mask.png"
     mask = Image.open(mask_file)
     assert (mask.mode, mask.size) == ("P", (120, 90))
-    probabilities = predictor.probabilities(photograph())
+    probabilities = predictor(photograph()).probabilities
     np.testing.assert_array_equal(np.asarray(mask), probabilities.argmax(-1))
     np.testing.assert_array_equal(np.asarray(mask.convert("RGB")), PETS.palette[np.asarray(mask)])
     assert mask.getpalette() == [*PETS.palette[:3].ravel()]
@@ -61,24 +63,24 @@ def test_a_mask_is_an_indexed_png_of_the_photographs_size(predictor, tmp_path):
     np.testing.assert_allclose(cutout[..., 3] / 255, probabilities[..., 0] + probabilities[..., 2] / 2, atol=3e-3)
 
 
-def test_masks_and_cut_outs_are_those_of_the_classes(model, tmp_path):
+def test_palette_and_foreground_come_from_the_classes(model, tmp_path):
     streets = {"classes": ["road", {"name": "car", "color": [1, 2, 3], "foreground": True}, "sky"]}
-    predictor = prediction.Predictor(model, Classes.from_dict(streets), tile=(64, 64))
+    predictor = Predictor(model, Classes.from_dict(streets), tile=(64, 64))
     Image.fromarray(photograph()).save(tmp_path / "street.png")
-    (mask_file,) = prediction.predict_files(predictor, str(tmp_path / "*.png"), str(tmp_path / "out"), cutout=True)
-    mask, probabilities = Image.open(mask_file), predictor.probabilities(photograph())
+    (mask_file,) = file_prediction.predict_files(predictor, str(tmp_path / "*.png"), str(tmp_path / "out"), cutout=True)
+    mask, probabilities = Image.open(mask_file), predictor(photograph()).probabilities
     np.testing.assert_array_equal(np.asarray(mask), probabilities.argmax(-1))
     assert mask.getpalette()[3:6] == [1, 2, 3]
     alpha = np.asarray(Image.open(tmp_path / "out" / "street.cutout.png"))[..., 3]
     np.testing.assert_allclose(alpha / 255, probabilities[..., 1], atol=3e-3)
-    without = prediction.Predictor(model, Classes.from_dict(["road", "car", "sky"]))
+    without = Predictor(model, Classes.from_dict(["road", "car", "sky"]))
     assert without(photograph()).foreground is None
     with pytest.raises(ConfigError, match="--cutout: none of the classes road, car, sky is foreground"):
-        prediction.predict_files(without, str(tmp_path / "*.png"), str(tmp_path / "none"), cutout=True)
+        file_prediction.predict_files(without, str(tmp_path / "*.png"), str(tmp_path / "none"), cutout=True)
     assert not (tmp_path / "none").exists()
 
 
-def test_what_is_no_photograph_is_reported_and_the_rest_is_done(predictor, tmp_path, caplog):
+def test_unreadable_files_are_reported_and_the_others_are_segmented(predictor, tmp_path, caplog):
     Image.fromarray(photograph(400, 400)).save(tmp_path / "whole.jpg")
     whole = (tmp_path / "whole.jpg").read_bytes()
     (tmp_path / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
@@ -89,7 +91,7 @@ def test_what_is_no_photograph_is_reported_and_the_rest_is_done(predictor, tmp_p
         caplog.at_level(logging.WARNING, "petseg"),
         pytest.raises(UnreadableFilesError, match="3 of 5 files cannot be read; the rest is done") as caught,
     ):
-        prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
+        file_prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
     assert caught.value.exit_code == 4
     assert sorted(message.split(":")[0].rsplit("/", 1)[1] for message in caplog.messages) == [
         "empty.jpg", "text.jpg", "truncated.jpg"
@@ -98,7 +100,7 @@ def test_what_is_no_photograph_is_reported_and_the_rest_is_done(predictor, tmp_p
     assert Image.open(tmp_path / "out" / "pixel.mask.png").size == (1, 1)
 
 
-def test_one_photograph_that_cannot_be_written_does_not_end_the_batch(predictor, tmp_path, caplog):
+def test_a_photograph_whose_output_cannot_be_written_does_not_end_the_batch(predictor, tmp_path, caplog):
     for name in ("a", "猫" * 81, "z"):  # 243 bytes; with .cutout.png 255, the most that a name may have
         Image.fromarray(photograph()).save(tmp_path / f"{name}.png")
     Image.fromarray(photograph(32, 66_000)).save(tmp_path / "long.png")  # more than a JPEG can be wide
@@ -107,7 +109,7 @@ def test_one_photograph_that_cannot_be_written_does_not_end_the_batch(predictor,
         caplog.at_level(logging.WARNING, "petseg"),
         pytest.raises(UnreadableFilesError, match="2 of 5 files cannot be written; the rest is done") as caught,
     ):
-        prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"), cutout=True)
+        file_prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"), cutout=True)
     assert caught.value.exit_code == 4
     said = "\n".join(caplog.messages)
     assert re.search(r"long\.png: cannot be written: \.overlay\.jpg: 66000 x 32 pixels .* at most 65500", said)
@@ -119,20 +121,20 @@ def test_one_photograph_that_cannot_be_written_does_not_end_the_batch(predictor,
     assert not [name for name in written if name.endswith(".tmp")]
 
 
-def test_a_photograph_for_which_the_network_fails_does_not_end_the_batch(model, tmp_path, monkeypatch, caplog):
-    predictor = prediction.Predictor(model, PETS)
+def test_a_photograph_that_the_network_fails_on_does_not_end_the_batch(model, tmp_path, monkeypatch, caplog):
+    predictor = Predictor(model, PETS)
     for i in range(3):
         Image.fromarray(photograph(90 + i, 120, i)).save(tmp_path / f"{i}.png")
-    genuine = predictor.say
+    genuine = predictor.run_network
 
-    def say(batch):
+    def run_network(batch):
         if any(each.image.shape[0] == 91 for each in batch):
             raise MemoryError("no memory for 91 rows")
         return genuine(batch)
 
-    monkeypatch.setattr(predictor, "say", say)
+    monkeypatch.setattr(predictor, "run_network", run_network)
     with pytest.raises(UnreadableFilesError, match="1 of 3 files cannot be segmented; the rest is done"):
-        prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
+        file_prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
     assert "1.png: cannot be segmented: no memory for 91 rows" in caplog.text
     assert {path.name for path in (tmp_path / "out").glob("*.mask.png")} == {"0.mask.png", "2.mask.png"}
 
@@ -147,54 +149,54 @@ def test_a_disk_that_cannot_be_written_ends_the_batch(number, predictor, tmp_pat
 
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(WorkDirectoryError, match=f"--output_dir=.*cannot be written: {os.strerror(number)}"):
-        prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
+        file_prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
 
 
-def test_a_pipe_is_reported_and_not_waited_for(predictor, tmp_path, caplog):
+def test_a_pipe_is_reported_and_does_not_block(predictor, tmp_path, caplog):
     Image.fromarray(photograph()).save(tmp_path / "cat.png")
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(UnreadableFilesError, match="1 of 2 files cannot be read"):
-        prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
-    assert "pipe.jpg: is no regular file; must be a picture's file" in caplog.text
+        file_prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
+    assert "pipe.jpg: is not a regular file; must be an image file" in caplog.text
 
 
-def test_an_output_folder_that_cannot_be_written(predictor, tmp_path):
+def test_an_unwritable_output_folder_is_an_error(predictor, tmp_path):
     Image.fromarray(photograph()).save(tmp_path / "cat.jpg")
     (tmp_path / "file").write_text("")
     with pytest.raises(WorkDirectoryError, match=r"--output_dir=.*/file/out: .* cannot be written"):
-        prediction.predict_files(predictor, str(tmp_path / "cat.jpg"), str(tmp_path / "file" / "out"))
+        file_prediction.predict_files(predictor, str(tmp_path / "cat.jpg"), str(tmp_path / "file" / "out"))
 
 
-def test_in_batches_masks_are_those_of_one_photograph_at_a_time(model, tmp_path, monkeypatch):
+def test_batches_give_the_same_masks_as_single_photographs(model, tmp_path, monkeypatch):
     images = [photograph(30 + 7 * i, 90 - 5 * i, i) for i in range(11)]
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{i:02}.png")
+    sizes, genuine = [], KerasRunner.logits
+    monkeypatch.setattr(KerasRunner, "logits", lambda self, batch: sizes.append(len(batch)) or genuine(self, batch))
     for tile in (None, (64, 64)):  # in tiles, some are taken as a whole all the same
-        predictor = prediction.Predictor(model, PETS, tile=tile)
+        predictor = Predictor(model, PETS, tile=tile)
         assert predictor.batch_size == 8
-        sizes, genuine = [], predictor._model.runner.logits
-        monkeypatch.setattr(predictor._model.runner, "logits", lambda x, s=sizes, g=genuine: s.append(len(x)) or g(x))
         one_by_one = [predictor(image) for image in images]
         sizes.clear()
         batched = list(predictor.predict(images))
         assert max(sizes) > 1
         assert tile or sizes == [8, 3]
-        masks = prediction.predict_files(predictor, str(tmp_path), str(tmp_path / f"out{tile}"), cutout=True)
+        masks = file_prediction.predict_files(predictor, str(tmp_path), str(tmp_path / f"out{tile}"), cutout=True)
         for expected, found, file in zip(one_by_one, batched, masks, strict=True):
-            np.testing.assert_array_equal(found.classes, expected.classes)
+            np.testing.assert_array_equal(found.mask, expected.mask)
             np.testing.assert_array_equal(found.foreground, expected.foreground)
-            np.testing.assert_array_equal(Image.open(file), expected.classes)
+            np.testing.assert_array_equal(Image.open(file), expected.mask)
             cutout = Image.open(file.with_name(file.name.replace("mask", "cutout")))
             np.testing.assert_array_equal(np.asarray(cutout)[..., 3], expected.foreground)
 
 
 @pytest.mark.parametrize(("pixels", "most"), [(10**9, 24), (2500, 2500 // 900)])
-def test_only_so_many_photographs_and_pixels_are_on_their_way(predictor, tmp_path, monkeypatch, pixels, most):
+def test_photographs_and_pixels_in_memory_are_limited(predictor, tmp_path, monkeypatch, pixels, most):
     for i in range(40):
         Image.fromarray(photograph(30, 30, i)).save(tmp_path / f"{i:02}.png")
     Image.fromarray(photograph(100, 100)).save(tmp_path / "20-large.png")
     lock, there, seen = threading.Lock(), set(), []
-    read, write = prediction.read_image, Plan.write
+    read, write = file_prediction.read_image, Plan.write
 
     def reading(file):
         with lock:
@@ -209,21 +211,21 @@ def test_only_so_many_photographs_and_pixels_are_on_their_way(predictor, tmp_pat
             with lock:
                 there.discard(photograph.file.name)
 
-    monkeypatch.setattr(prediction, "read_image", reading)
+    monkeypatch.setattr(file_prediction, "read_image", reading)
     monkeypatch.setattr(Plan, "write", writing)
-    monkeypatch.setattr(prediction, "MOST_PIXELS", pixels)
-    masks = prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
+    monkeypatch.setattr(file_prediction, "MOST_PIXELS", pixels)
+    masks = file_prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
     assert [mask.name[:2] for mask in masks] == [f"{i:02}" for i in range(21)] + [f"{i:02}" for i in range(20, 40)]
     assert 1 < max(map(len, seen)) <= most
     if pixels < 10**4:
         assert all(each == {"20-large.png"} for each in seen if "20-large.png" in each)
 
 
-def test_what_was_done_is_said_at_the_end_and_what_is_there_can_be_skipped(predictor, tmp_path, caplog):
+def test_the_log_sums_up_and_existing_outputs_can_be_skipped(predictor, tmp_path, caplog):
     for name in ("a.png", "sub/b.png"):
         (tmp_path / "in" / name).parent.mkdir(exist_ok=True, parents=True)
         Image.fromarray(photograph()).save(tmp_path / "in" / name)
-    predict = functools.partial(prediction.predict_files, predictor, str(tmp_path / "in"), str(tmp_path / "out"))
+    predict = functools.partial(file_prediction.predict_files, predictor, str(tmp_path / "in"), str(tmp_path / "out"))
     with caplog.at_level(logging.INFO, "petseg"):
         assert len(predict()) == 2
         (tmp_path / "out" / "sub" / "b.mask.png").unlink()
@@ -231,7 +233,7 @@ def test_what_was_done_is_said_at_the_end_and_what_is_there_can_be_skipped(predi
     speed = r"in \d+\.\d s, \d+\.\d images/s"
     assert re.fullmatch(rf"wrote the masks of 2 photographs to {tmp_path}/out {speed}", caplog.messages[0])
     assert re.fullmatch(
-        rf"wrote the masks of 1 photographs to {tmp_path}/out {speed}; those of 1 were there already",
+        rf"wrote the masks of 1 photographs to {tmp_path}/out {speed}; skipped 1 that existed",
         caplog.messages[1],
     )
 
@@ -239,14 +241,15 @@ def test_what_was_done_is_said_at_the_end_and_what_is_there_can_be_skipped(predi
 MANY = """
 import resource, sys
 from petseg.classes import PETS
-from petseg.deployment import prediction
+from petseg.deployment import file_prediction
+from petseg.deployment.predictor import Predictor
 from petseg.models import encoders, unet
 size = (64, 64)
 encoder = encoders.build_encoder("tiny", image_size=size)
 model = unet.build_unet(image_size=size, num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit")
-predictor = prediction.Predictor(model, PETS)
+predictor = Predictor(model, PETS)
 for pattern in ("large.jpg", "[0-9]*.jpg"):
-    print(len(prediction.predict_files(predictor, f"{sys.argv[1]}/{pattern}", f"{sys.argv[1]}/out")))
+    print(len(file_prediction.predict_files(predictor, f"{sys.argv[1]}/{pattern}", f"{sys.argv[1]}/out")))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
@@ -269,29 +272,30 @@ LARGE = """
 import os, resource, sys
 import numpy as np
 from petseg.classes import PETS
-from petseg.deployment import prediction
+from petseg.deployment import file_prediction
+from petseg.deployment.predictor import Predictor
 from petseg.models import encoders, unet
 size = (128, 128)
 encoder = encoders.build_encoder("tiny", image_size=size)
 model = unet.build_unet(image_size=size, num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit")
-predictor = prediction.Predictor(model, PETS, tile=(512, 512))
+predictor = Predictor(model, PETS, tile=(512, 512))
 predictor(np.zeros((600, 600, 3), np.uint8))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 found = predictor(np.random.default_rng(0).integers(0, 256, (4000, 6000, 3), np.uint8))
-assert found.classes.shape == found.foreground.shape == (4000, 6000)
+assert found.mask.shape == found.foreground.shape == (4000, 6000)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
 
 @pytest.mark.slow
-def test_in_tiles_24_megapixels_take_little_memory():
+def test_tiled_inference_on_24_megapixels_takes_little_memory():
     result = subprocess.run([sys.executable, "-c", LARGE], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert float(result.stdout) < 400  # MiB; as a whole, the probabilities alone are 275, and their making thrice that
 
 
 @pytest.mark.slow
-def test_as_a_program(data_dir, tmp_path):
+def test_eval_predict_writes_outputs_and_exits_4_if_a_file_is_unreadable(data_dir, tmp_path):
     workdir = tmp_path / "run"
     train.train(command_line.parse(["train.py", *tiny_flags(data_dir, workdir), "--train_steps=1"], Config))
     (tmp_path / "photos").mkdir()
