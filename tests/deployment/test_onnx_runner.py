@@ -160,7 +160,7 @@ def test_a_packaged_model_uses_onnx_runtime_by_default(monkeypatch, tiny_config,
         building.build_model(tiny_config, PETS),
         tiny_config,
         PETS,
-        {"weights": "trained"},
+        {"step": 1, "weights": "trained"},
     ).path
     assert runtime(pretrained=False, workdir=str(file)) == "tensorflow"
     monkeypatch.setattr(onnx_runner, "is_installed", lambda: False)
