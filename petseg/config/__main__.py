@@ -10,9 +10,13 @@ README = Path(__file__).parent / "README.md"
 
 
 def with_tables(text: str) -> str:
-    """A text whose tables of flags, between their markers, are as the flags are."""
-    for program, config_class in (("train.py", Config), ("eval.py", EvalConfig)):
-        table = f"<!-- {program}: begin -->\n\n{markdown_table(config_class)}\n\n<!-- {program}: end -->"
+    """Returns the text with its tables of flags, between their markers, generated from the config classes."""
+    tables = {
+        "train.py": markdown_table(Config),
+        "eval.py": markdown_table(EvalConfig, without=["distribution"]),  # which the table of train.py has
+    }
+    for program, table in tables.items():
+        table = f"<!-- {program}: begin -->\n\n{table}\n\n<!-- {program}: end -->"
         before, after = text.partition(f"<!-- {program}: begin -->")[0], text.partition(f"<!-- {program}: end -->")[2]
         text = before + table + after
     return text

@@ -21,7 +21,7 @@ SETS: dict[str, dict[str, float]] = {
 
 
 def _strength(help: str, **allowed: Any) -> Any:
-    return option(None, f"{help}; empty: as --augment says", kind=float, **allowed)
+    return option(None, help, kind=float, **allowed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,24 +30,21 @@ class AugmentationConfig(Group):
 
     augment: str = option(
         "flip",
-        "`flip`; `standard`: also crops, small rotations and colour changes; `strong`: larger ones, and cutout",
+        "set of augmentations, which the next flags override: `none`; `flip`; `standard`: also crops, small "
+        "rotations and colours; `strong`: more of these, and cutout",
         choices=tuple(SETS),
     )
-    flip: float | None = _strength("share of examples that are mirrored", minimum=0, maximum=1)
-    crop_area: float | None = _strength(
-        "smallest area of a crop, as a share of the image's, to which its sides are cut", above=0, maximum=1
-    )
+    flip: float | None = _strength("probability of a horizontal flip", minimum=0, maximum=1)
+    crop_area: float | None = _strength("smallest crop, as a share of the image's area", above=0, maximum=1)
     crop_aspect: float | None = _strength(
         "largest factor by which a crop is wider or narrower than the image", minimum=1
     )
-    rotation: float | None = _strength("largest angle, either way", unit="degrees", minimum=0, maximum=180)
-    brightness: float | None = _strength("largest change, as a share", minimum=0, maximum=1)
-    contrast: float | None = _strength("largest change, as a share", minimum=0, maximum=1)
-    saturation: float | None = _strength("largest change, as a share", minimum=0, maximum=1)
-    hue: float | None = _strength("largest rotation of colours, either way", unit="turns", minimum=0, maximum=0.5)
-    cutout: float | None = _strength(
-        "side of a square painted grey, as a share of the image's side", minimum=0, below=1
-    )
+    rotation: float | None = _strength("largest rotation, either way", unit="degrees", minimum=0, maximum=180)
+    brightness: float | None = _strength("largest relative change", minimum=0, maximum=1)
+    contrast: float | None = _strength("largest relative change", minimum=0, maximum=1)
+    saturation: float | None = _strength("largest relative change", minimum=0, maximum=1)
+    hue: float | None = _strength("largest hue shift, either way", unit="turns", minimum=0, maximum=0.5)
+    cutout: float | None = _strength("side of a grey square, as a share of the image's side", minimum=0, below=1)
 
     def strengths(self) -> dict[str, float]:
         """The strength of each change by field name: as given, else as in the set of --augment."""

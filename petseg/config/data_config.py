@@ -52,80 +52,77 @@ class DataConfig(Group):
 
     dataset: str = option(
         "oxford_iiit_pet",
-        "TFDS data set with images and masks; `folder` for pictures and masks in the folders of --data_dir; "
-        "`synthetic_pets` is embedded and needs no download",
+        "TFDS data set with images and masks; `folder`: image and mask files in --data_dir; `synthetic_pets`:"
+        " generated, no download",
         resume="fixed",
         required=True,
     )
     data_dir: str = option(
-        "", "folder of prepared TFDS data sets, empty: TFDS's own default; with --dataset=folder, that of the pictures"
+        "", "folder of prepared TFDS data sets (empty: TFDS's default), or of the images of --dataset=folder"
     )
     classes: str = option(
         "",
-        "JSON file of the classes: names, values or colours in masks, colours in pictures; `camvid_classes.json` comes "
-        "with petseg; empty: those that the data set brings",
+        "JSON file of the classes: names, mask values or colours, display colours; `camvid_classes.json` "
+        "comes with petseg; empty: the data set's own",
     )
     image_files: str = option(
         "",
-        "where the pictures of --dataset=folder are, below --data_dir: `{split}/*.jpg`; `{split}` is the split's name; "
-        "empty: `images/*`, or `images/{split}/*`",
+        "pattern of the images of --dataset=folder below --data_dir, such as `{split}/*.jpg`; empty: "
+        "`images/*` or `images/{split}/*`",
     )
     mask_files: str = option(
         "",
-        "where their masks are: `{split}annot/{name}.png`; `{name}` is that of the picture's file without its ending; "
-        "empty: `masks/{name}.png`, or `masks/{split}/{name}.png`",
+        "pattern of their masks, such as `{split}annot/{name}.png`; `{name}`: the image file without its "
+        "suffix; empty: `masks/{name}.png` or `masks/{split}/{name}.png`",
     )
-    image_feature: str = option("image", "name of the TFDS data set's feature with the pictures", required=True)
-    mask_feature: str = option("segmentation_mask", "name of the TFDS data set's feature with the masks", required=True)
+    image_feature: str = option("image", "TFDS feature of the images", required=True)
+    mask_feature: str = option("segmentation_mask", "TFDS feature of the masks", required=True)
     train_split: str = option(
         "train", "TFDS split to train on; slices such as `train[:90%]` work", resume="fixed", required=True
     )
-    eval_split: str = option("test", "TFDS split to evaluate on; slices work", resume="fixed", required=True)
+    eval_split: str = option("test", "TFDS split to evaluate on", resume="fixed", required=True)
     image_size: str = option(
         "128",
-        "size of the network's input: a side, or `HEIGHT,WIDTH`; each at least 32 and divisible by 32",
+        "input size of the network: a side or `HEIGHT,WIDTH`, multiples of 32",
         unit="pixels",
         resume="fixed",
         required=True,
     )
     resize: str = option(
         "stretch",
-        "how pictures come to --image_size: `stretch` to it; `letterbox` keeps their shape, and fills up what is left, "
-        "which is in no class; `crop` keeps their scale, and trains on random parts",
+        "`stretch` to --image_size; `letterbox`: keep the aspect ratio, pad with ignored pixels; `crop`: keep"
+        " the scale, train on random crops",
         resume="fixed",
         choices=RESIZES,
     )
     decode: str = option(
         "full",
-        "how JPEGs to train on are decoded: `full`: whole, and then resized; `scaled`: with sides divided by 8, 4 or "
-        "2, as small as --image_size allows, and then resized: faster, and on average a level of brightness off. "
-        "What is scored or predicted is always decoded whole",
+        "decoding of training JPEGs: `full`; `scaled`: at 1/2, 1/4 or 1/8 size where --image_size allows, "
+        "faster, about one brightness level off. Scoring and prediction decode in full",
         resume="fixed",
         choices=DECODES,
     )
-    batch_size: int = option(
-        64, "global batch: examples per step over all replicas", unit="examples", resume="fixed", minimum=1
-    )
+    batch_size: int = option(64, "global batch size over all replicas", resume="fixed", minimum=1)
     cache: str = option(
         "memory",
-        "where decoded examples are kept: in host memory; in files under --cache_dir; nowhere, decoded for each batch "
-        "from array_record files, to which `python -m petseg.data.to_array_record` converts others",
+        "where decoded examples are kept: `memory` of the host; `disk`: in --cache_dir; `none`: each batch is"
+        " decoded from array_record files (from `python -m petseg.data.to_array_record`)",
         choices=CACHES,
     )
     cache_dir: str = option(
         "",
-        f"folder of --cache=disk, which later runs use too; empty: `{CACHE_DIR}`",
+        f"folder of --cache=disk, shared with later runs; empty: `{CACHE_DIR}`",
     )
     on_bad_example: str = option(
         "stop",
-        "what happens when --cache=none meets an example that cannot be decoded or whose mask is invalid: `stop`: the "
-        "run ends and names it; `ignore`: it is logged and has no weight, in at most 1% of the examples",
+        "under --cache=none, an undecodable image or invalid mask: `stop`: ends the run and names it; "
+        "`ignore`: is logged and has no weight, in at most 1% of the examples",
         choices=ON_BAD_EXAMPLE,
     )
     data_service: str = option(
         "",
-        "processes of `python -m petseg.data.service` that make the training batches: `grpc://HOST:PORT`, several "
-        "separated by commas; needs --cache=disk in a folder that they see too; empty: this process makes them",
+        "addresses of `python -m petseg.data.service` that make the training batches: `grpc://HOST:PORT`, "
+        "comma-separated; needs --cache=disk in a shared folder",
     )
 
     def __post_init__(self) -> None:

@@ -22,32 +22,29 @@ class DistributionConfig(Group):
 
     strategy: str = option(
         "auto",
-        "`one_device`; `mirrored`: all devices of this machine; `multi_worker_mirrored`: those of a cluster, from "
-        "TF_CONFIG or Slurm; `auto`: mirrored when several are visible, else one_device",
+        "`one_device`; `mirrored`: all devices of this machine; `multi_worker_mirrored`: a cluster, from "
+        "TF_CONFIG or Slurm; `auto`: mirrored if several devices are visible, else one_device",
         choices=STRATEGIES,
     )
-    num_devices: int = option(0, "devices to use of this machine; 0: all", unit="devices", minimum=0)
-    virtual_devices: int = option(
-        0, "split the first GPU, or else the CPU, into so many logical devices; 0: do not", unit="devices", minimum=0
-    )
+    num_devices: int = option(0, "devices to use of this machine; 0: all", minimum=0)
+    virtual_devices: int = option(0, "split the first GPU, or else the CPU, into logical devices; 0: do not", minimum=0)
     virtual_device_memory: int = option(4096, "memory of each part of a split GPU", unit="MiB", minimum=1)
-    memory_growth: bool = option(True, "take GPU memory as it is needed, not all of it at the start")
+    memory_growth: bool = option(True, "allocate GPU memory as needed, not all at the start")
     cross_device_ops: str = option(
         "auto",
-        "way of summing gradients: `nccl`, `hierarchical_copy` or `reduction_to_one_device` within a machine, "
-        "`ring` or `nccl` in a cluster; `auto`: as TensorFlow chooses, but `reduction_to_one_device` on a split GPU",
+        "all-reduce: `nccl`, `hierarchical_copy` or `reduction_to_one_device` on one machine, `ring` or "
+        "`nccl` in a cluster; `auto`: TensorFlow's choice, on a split GPU `reduction_to_one_device`",
         choices=("auto", *LOCAL_CROSS_DEVICE_OPS, "ring"),
     )
     cluster_timeout: float = option(
         300.0,
-        "longest wait at the start for the other processes of the cluster, and for --data_service",
+        "longest wait at the start for the other processes of the cluster and for --data_service",
         unit="seconds",
         above=0,
     )
     min_workers: int = option(
         0,
-        "fewest processes of the cluster that go on without the others after --cluster_timeout; 0: all must be there",
-        unit="processes",
+        "fewest processes that continue without the others after --cluster_timeout; 0: all must be there",
         minimum=0,
     )
 

@@ -20,70 +20,69 @@ class ScoreConfig(Group):
 
     workdir: str = option(
         "",
-        "work directory of a training run; several, with commas between them, or a folder or glob of them, are scored "
-        "as runs of one recipe; or a file of --export=weights",
+        "work directory of a run; several (comma-separated, a folder or a glob) are scored as runs of one "
+        "recipe; or a file of --export=weights",
     )
     pretrained: bool = option(False, "use the packaged model of cats and dogs instead of a --workdir")
-    checkpoint: str = option("latest", "`latest`, `best`, `all`, or the path of a checkpoint", required=True)
+    checkpoint: str = option("latest", "`latest`, `best`, `all`, or a checkpoint's path", required=True)
     split: str = option("", "TFDS split to score; empty: the run's --eval_split")
-    data_dir: str = option("", "folder of prepared TFDS data sets; empty: the run's --data_dir")
+    data_dir: str = option("", "folder of the data set; empty: the run's --data_dir")
     eval_examples: int = option(
         0,
-        "number of examples of --split to score: a sample that the --seed of the run decides, of several the "
-        "smallest; all if there are no more; 0: all, also where the run's --eval_examples is not",
-        unit="examples",
+        "size of the sample of --split to score, drawn by the run's --seed, of several runs by the smallest; "
+        "0: all, whatever the run's --eval_examples",
         minimum=0,
     )
-    batch_size: int = option(0, "examples per step; 0: the run's --batch_size", unit="examples", minimum=0)
-    precision: str = option("run", "dtype of the layers' arithmetic; `run`: the run's", choices=("run", *PRECISIONS))
+    batch_size: int = option(0, "examples per step; 0: as in the run", minimum=0)
+    precision: str = option("run", "compute dtype of the layers; `run`: as in the run", choices=("run", *PRECISIONS))
     cache: str = option(
         "run",
-        "where decoded examples wait, as train.py's --cache; `run`: as in the run",
+        "where decoded examples are kept: `memory`, `disk` or `none`, as in train.py; `run`: as in the run",
         choices=("run", *CACHES),
     )
-    cache_dir: str = option("", "folder of --cache=disk, and of the index that --cache=none may need; empty: the run's")
+    cache_dir: str = option("", "folder of --cache=disk; empty: the run's")
     resolution: str = option(
         "model",
-        "`native` also scores at each image's own size, against the mask as it was drawn, which is what papers report",
+        "`model`: score at the run's --image_size; `native`: also at each image's own size against the "
+        "original mask, as papers report",
         choices=("model", "native"),
     )
     tile: str = option(
         "",
-        "size of the tiles, which overlap by a quarter, in which --predict and --resolution=native go over pictures: a "
-        "side, or `HEIGHT,WIDTH`; each is treated as a picture of its own; `0`: none, pictures are taken as a whole; "
-        "empty: those of a run with --resize=crop in tiles of its --image_size, others as a whole",
+        "tile size of --predict and --resolution=native: a side or `HEIGHT,WIDTH`; tiles overlap by a "
+        "quarter, and each is predicted as an image of its own; `0`: whole images; empty: --image_size for a "
+        "run with --resize=crop, else whole images",
         unit="pixels",
     )
     ema: bool = option(False, "use the averaged weights of a run with --ema_decay")
-    flip_tta: bool = option(False, "average the probabilities of each image and of its mirror image")
-    csv: str = option("", "file for a row of scores for each image; empty: none")
+    flip_tta: bool = option(False, "average the probabilities of each image and its mirror image")
+    csv: str = option("", "CSV file of scores per image")
     compare: str = option(
         "",
-        "work directory of another run, or several as in --workdir, to score too: is this one really better? empty: "
-        "none",
+        "work directory of another run, or several as in --workdir, to score and compare with",
     )
-    watch: bool = option(False, "wait for new checkpoints, score each once, until the run is complete")
-    watch_timeout: float = option(3600.0, "how long --watch waits for the next checkpoint", unit="seconds", minimum=0)
-    watch_interval: float = option(10.0, "how often --watch looks", unit="seconds", above=0)
+    watch: bool = option(False, "score each new checkpoint until the run is complete")
+    watch_timeout: float = option(3600.0, "longest wait of --watch for the next checkpoint", unit="seconds", minimum=0)
+    watch_interval: float = option(10.0, "polling interval of --watch", unit="seconds", above=0)
     predict: str = option(
-        "", "write masks for photographs instead: a glob, a file or a folder, with its subfolders; empty: score"
+        "", "predict masks of photographs instead of scoring: a file, a glob, or a folder with its subfolders"
     )
-    output_dir: str = option("", f"folder for what --predict or --export writes; empty: `{PREDICTIONS}` for --predict")
-    export: str = option(
-        "", "write the model for elsewhere instead: some of " + ",".join(EXPORT_FORMATS) + "; empty: do not"
-    )
-    cutout: bool = option(False, "with --predict, also write the foreground with the rest transparent")
-    skip_existing: bool = option(False, "with --predict, leave out photographs whose masks, and all else, are there")
+    output_dir: str = option("", f"output folder of --predict or --export; empty: `{PREDICTIONS}` for --predict")
+    export: str = option("", "export the model instead of scoring: some of " + ", ".join(EXPORT_FORMATS))
+    cutout: bool = option(False, "with --predict, also write the foreground on a transparent background")
+    skip_existing: bool = option(False, "with --predict, skip photographs whose outputs exist")
     runtime: str = option(
         "auto",
-        "what computes --predict: `onnx` starts in a second, on the CPU; at the first use of a checkpoint TensorFlow "
-        "makes it a file in `onnx/` of its work directory; `auto`: `onnx` for a packaged model, which has that file, "
-        "else `tensorflow`",
+        "what computes --predict: `tensorflow`; `onnx`: on the CPU, starts in a second, from a file that "
+        "TensorFlow writes once to `onnx/` of the work directory; `auto`: onnx for a packaged model, else "
+        "tensorflow",
         choices=RUNTIMES,
     )
-    allow_training_images: bool = option(False, "score a split even if the run trained on some of it")
-    allow_code: bool = option(False, "run the Python code of a run's own --network; whose work directory is it?")
-    debug: bool = option(False, "show the traceback of an error that is otherwise one line")
+    allow_training_images: bool = option(False, "score a split even if the run trained on part of it")
+    allow_code: bool = option(
+        False, "run the Python code of the run's --network from its work directory; only if you trust it"
+    )
+    debug: bool = option(False, "show the traceback of one-line errors")
 
     def __post_init__(self) -> None:
         super().__post_init__()

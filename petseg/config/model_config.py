@@ -33,59 +33,56 @@ class ModelConfig(Group):
 
     network: str = option(
         "",
-        "a network of your own instead: `FILE.py:function` or `package.module:function`; empty: an encoder and a "
-        "decoder by name",
+        "your own network, `FILE.py:function` or `package.module:function`; empty: --encoder and --decoder",
         resume="fixed",
     )
     encoder: str = option(
         "mobilenet_v2",
-        "`tiny` is five strided convolutions, without pretrained weights: for tests, and to try things out",
+        "`tiny`: five strided convolutions without pretrained weights, for tests",
         resume="fixed",
         choices=ENCODERS,
     )
     encoder_weights: str = option(
-        "imagenet", "`imagenet` (a download by Keras), `none`, or a weights file", resume="fixed", required=True
+        "imagenet", "`imagenet` (downloaded by Keras), `none`, or a weights file", resume="fixed", required=True
     )
     init_from: str = option(
         "",
-        "begin with other weights: those of a work directory (best checkpoint, averaged weights if it has them), of a "
-        "checkpoint's path, of a file of --export=weights, or of `pets`, the packaged model; what does not fit, as "
-        "with other classes, and everything else begin anew",
+        "initial weights: a work directory (best checkpoint, averaged weights if any), a checkpoint's path, a"
+        " file of --export=weights, or `pets`, the packaged model; layers that do not fit, optimizer and step"
+        " start anew",
         resume="fixed",
     )
-    encoder_alpha: float = option(
-        1.0, "width of the encoder, one of the MobileNets or `tiny`", unit="factor", resume="fixed", above=0
+    encoder_alpha: float = option(1.0, "width of a MobileNet or `tiny` encoder", resume="fixed", above=0)
+    train_encoder: bool = option(
+        False, "also train the encoder; its batch norms stay in inference mode", resume="fixed"
     )
-    train_encoder: bool = option(False, "train the encoder too; its batch norms stay in inference mode", resume="fixed")
     train_encoder_from: str = option(
         "",
-        "train only the end of the encoder: `all` of it, what comes after a stage of it (`stage_2` to `stage_5`: after "
-        "the maps of 1/2 to 1/16 of the size), what a layer of this name does not need, or `none`; empty: as "
-        "--train_encoder says",
+        "what to train of the encoder: `all`, `none`, or what follows a stage (`stage_2` to `stage_5`: maps "
+        "of 1/2 to 1/16 of the size) or a named layer; empty: as --train_encoder says",
         resume="fixed",
     )
     decoder: str = option(
         "pix2pix",
-        "`pix2pix` is the tutorial's; `light` has 10% of its weights and 37% of its operations, `lighter` 6% and 14%",
+        "`pix2pix`: the tutorial's; `light`: 10% of its weights and 37% of its operations; `lighter`: 6% and 14%",
         resume="fixed",
         choices=DECODERS,
     )
     batch_norm_momentum: float = option(
-        0.99, "momentum of the decoder's moving statistics; short runs want less", resume="fixed", minimum=0, below=1
+        0.99, "momentum of the decoder's moving statistics; lower it for short runs", resume="fixed", minimum=0, below=1
     )
     sync_batch_norm: bool = option(
-        True, "batch norms of the decoder use statistics of the global batch, not of each replica's own part"
+        True, "decoder batch norms use statistics of the global batch, not of each replica's part"
     )
     input_scaling: str = option(
         "unit",
-        "pixel range the network sees: [0, 1], [-1, 1], or that of the encoder's pretrained weights",
+        "input range: `unit`: [0, 1]; `symmetric`: [-1, 1]; `encoder`: that of its pretrained weights",
         resume="fixed",
         choices=("unit", "symmetric", "encoder"),
     )
     inner_size: str = option(
         "",
-        "size at which the network works, as --image_size: it resizes pictures to it itself, and its logits back; "
-        "empty: --image_size",
+        "size at which the network works, like --image_size; it resizes images and logits itself; empty: --image_size",
         unit="pixels",
         resume="fixed",
     )

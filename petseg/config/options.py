@@ -62,7 +62,17 @@ class Allowed:
             text += f", divisible by {self.multiple_of}"
         return text
 
+    def short_range(self) -> str:
+        """The range of a number in a few characters, such as "0 to 1" or ">0"; empty if it is any number from 0 on."""
+        if self.minimum is not None and self.maximum is not None:
+            return f"{self.minimum:.10g} to {self.maximum:.10g}"
+        lower = f">{self.above:.10g}" if self.above is not None else f">={self.minimum:.10g}" if self.minimum else ""
+        upper = f"<={self.maximum:.10g}" if self.maximum is not None else ""
+        upper = f"<{self.below:.10g}" if self.below is not None else upper
+        return ", ".join(filter(None, (lower, upper)))
+
     def admits(self, value: Any, kind: Any) -> bool:
+        """Whether a field of this type may have the value."""
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:
@@ -244,23 +254,27 @@ def as_arguments(values: Mapping[str, Any]) -> list[str]:
 
 
 def rows(config_class: type) -> list[tuple[str, str, str, str]]:
-    """A row for each field: group, flag, default, help with unit and allowed values."""
+    """A row for each field: group, flag, default, help with unit, range and those choices that the help leaves out."""
     found = []
     for name, group in groups(config_class).items():
         for field in dataclasses.fields(group):
-            kind, allowed = field.metadata["kind"], field.metadata["allowed"]
+            kind, allowed, help_text = (field.metadata[key] for key in ("kind", "allowed", "help"))
             default = "" if field.default is None else f"{field.default}"
             default = default.lower() if kind is bool else default
-            range_of_values = f"; {allowed.words(kind)}" if allowed.choices or kind in (int, float) else ""
-            unit = f" ({field.metadata['unit']})" if field.metadata["unit"] else ""
-            found.append((name, field.name, default, field.metadata["help"] + unit + range_of_values))
+            number = " ".join(filter(None, (allowed.short_range(), field.metadata["unit"])))
+            help_text += f" ({number})" if number else ""
+            if any(f"`{choice}`" not in help_text for choice in allowed.choices):
+                help_text += f"; {allowed.words(kind)}"
+            found.append((name, field.name, default, help_text))
     return found
 
 
-def markdown_table(config_class: type) -> str:
-    """The flags as the table that the README shows."""
+def markdown_table(config_class: type, *, without: Sequence[str] = ()) -> str:
+    """The flags, but for those of some groups, as the table that the README shows."""
     lines = ["| flag | default | what it is |", "| --- | --- | --- |"]
-    for _, flag, default, help_text in rows(config_class):
+    for name, flag, default, help_text in rows(config_class):
+        if name in without:
+            continue
         shown = f"`{default}`" if default else "empty"
         lines.append(f"| `--{flag}` | {shown} | {help_text} |")
     return "\n".join(lines)

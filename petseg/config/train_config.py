@@ -28,36 +28,32 @@ class LossConfig(Group):
 
     loss: str = option(
         "cross_entropy",
-        "`cross_entropy_dice`: cross-entropy plus --dice_weight times the soft Dice loss of each image",
+        "`cross_entropy`; `focal`; `dice`; `cross_entropy_dice`: cross-entropy plus --dice_weight times the "
+        "soft Dice loss of each image",
         choices=("cross_entropy", "focal", "dice", "cross_entropy_dice"),
     )
-    dice_weight: float = option(0.5, "share of Dice in --loss=cross_entropy_dice", unit="factor", minimum=0)
-    focal_gamma: float = option(
-        2.0, "exponent of --loss=focal; the higher, the less pixels count that are right already", minimum=0
-    )
-    label_smoothing: float = option(
-        0.0, "share of each pixel's target that is spread over all classes; not in Dice", minimum=0, below=1
-    )
+    dice_weight: float = option(0.5, "weight of Dice in --loss=cross_entropy_dice", minimum=0)
+    focal_gamma: float = option(2.0, "exponent of --loss=focal; the higher, the less correct pixels count", minimum=0)
+    label_smoothing: float = option(0.0, "share of the target spread over all classes; not in Dice", minimum=0, below=1)
     class_weights: str = option(
         "",
-        "a weight for each class: empty (all 1), `2,2,1`, `balanced` (inverse frequency) or `median_frequency`; "
-        "normalised as --class_weight_normalization says",
+        "weight of each class: `2,2,1`, `balanced` (inverse frequency) or `median_frequency`; empty: all 1",
     )
     class_weight_normalization: str | None = option(
         None,
-        "normalisation of --class_weights: `mean`: to a mean of 1 over the classes, so that equal weights change "
-        "nothing; `sum`: to a sum of 1, as in TensorFlow's tutorial, which divides cross-entropy, but not Dice, by the "
-        "number of classes; empty: `mean`, or what the run in --workdir has",
+        "normalise --class_weights to a `mean` of 1, or to a `sum` of 1 as TensorFlow's tutorial does, which "
+        "divides cross-entropy, but not Dice, by the number of classes; empty: `mean`, or as the run in "
+        "--workdir",
         kind=str,
         choices=("mean", "sum"),
     )
     boundary_weight: float = option(
-        0.0, "added to the weight of pixels where classes meet, less further away, as in the U-Net paper", minimum=0
+        0.0, "extra weight of pixels at class boundaries, falling with distance, as in the U-Net paper", minimum=0
     )
     boundary_sigma: float = option(5.0, "reach of --boundary_weight", unit="pixels", above=0)
     loss_normalization: str = option(
         "pixels",
-        "divisor of the summed loss: the number of valid pixels, or the sum of their weights",
+        "divide the summed loss by the number of valid `pixels` or by the sum of their `weights`",
         choices=("pixels", "weights"),
     )
 
@@ -89,37 +85,35 @@ class LossConfig(Group):
 class OptimizerConfig(Group):
     """How gradients become updates."""
 
-    optimizer: str = option("adam", "the optimizer", resume="fixed", choices=("adam", "adamw", "sgd"))
+    optimizer: str = option("adam", "`adam`, `adamw` or `sgd`", resume="fixed", choices=("adam", "adamw", "sgd"))
     momentum: float = option(0.9, "momentum of --optimizer=sgd", resume="fixed", minimum=0, below=1)
     weight_decay: float = option(
-        0.0, "share of a weight, times the learning rate, that a step takes away; not of biases and norms", minimum=0
+        0.0, "decoupled weight decay, multiplied by the learning rate; not for biases and norms", minimum=0
     )
-    learning_rate: float = option(1e-3, "the highest learning rate", above=0)
-    encoder_learning_rate_factor: float = option(
-        1.0, "learning rate of a trained encoder over that of the decoder", unit="factor", above=0
-    )
+    learning_rate: float = option(1e-3, "peak learning rate", above=0)
+    encoder_learning_rate_factor: float = option(1.0, "learning rate of the encoder relative to the decoder's", above=0)
     unfreeze_encoder_at: int = option(
         0,
-        "step before which a trained encoder stands still; its gradients are computed, and count in --clip_norm",
+        "step before which a trained encoder stays frozen; its gradients still count in --clip_norm",
         unit="steps",
         minimum=0,
     )
     learning_rate_schedule: str = option(
         "constant",
-        "over the run, `cosine` and `polynomial` fall to 0, `step` falls in steps",
+        "`constant`; `cosine` and `polynomial`: decay to 0; `step`: drops",
         choices=("constant", "cosine", "polynomial", "step"),
     )
-    warmup_steps: int = option(0, "steps over which the learning rate rises first", unit="steps", minimum=0)
+    warmup_steps: int = option(0, "length of the learning rate warm-up", unit="steps", minimum=0)
     polynomial_power: float = option(0.9, "exponent of --learning_rate_schedule=polynomial", above=0)
     drop_at: str = option(
-        "0.5,0.75", "moments at which --learning_rate_schedule=step falls, as shares of the run after the warm-up"
+        "0.5,0.75", "when --learning_rate_schedule=step drops, as shares of the run after the warm-up"
     )
-    drop_factor: float = option(0.1, "factor of each fall of --learning_rate_schedule=step", above=0, below=1)
-    clip_norm: float = option(0.0, "largest global norm of the gradients; 0: no clipping", minimum=0)
+    drop_factor: float = option(0.1, "factor of each drop", above=0, below=1)
+    clip_norm: float = option(0.0, "largest global gradient norm; 0: no clipping", minimum=0)
     ema_decay: float = option(
         0.0,
-        "also keep, and score, an exponential moving average of the weights, of which a step keeps this share; 0: do "
-        "not. The best checkpoint is then that of the averaged weights",
+        "decay of an exponential moving average of the weights, which is then scored too and selects the best"
+        " checkpoint; 0: none",
         resume="fixed",
         minimum=0,
         below=1,
@@ -150,34 +144,31 @@ class ComputeConfig(Group):
 
     precision: str = option(
         "float32",
-        "dtype of the layers' arithmetic; weights, logits, loss and statistics are float32 in any case",
+        "compute dtype of the layers; weights, logits, loss and statistics stay float32",
         choices=PRECISIONS,
     )
     initial_loss_scale: float = option(
         2.0**15,
-        "first factor of the loss under mixed_float16 or --all_reduce_dtype=float16, against underflow",
-        unit="factor",
+        "first loss scale of mixed_float16 or --all_reduce_dtype=float16",
         minimum=1,
     )
     loss_scale_growth_interval: int = option(
         2000, "finite steps after which the loss scale doubles", unit="steps", minimum=1
     )
-    micro_batches: int = option(
-        1, "slices in which a replica works off its part of a batch, to save memory", unit="slices", minimum=1
-    )
+    micro_batches: int = option(1, "gradient accumulation: slices of each replica's batch, to save memory", minimum=1)
     jit_compile: bool = option(
         False, "compile forward and backward pass with XLA; several replicas need --nosync_batch_norm"
     )
     all_reduce_dtype: str = option(
         "float32",
-        "dtype in which gradients travel between replicas; float16 halves the bytes, rounds to 11 bits, and brings the "
-        "loss scale of mixed_float16 with it; refused with one replica, except in a cluster",
+        "dtype in which replicas exchange gradients: `float32`; `float16`: half the bytes, 11 bits, with the "
+        "loss scale of mixed_float16; needs several replicas or a cluster",
         choices=("float32", "float16"),
     )
     tensor_float_32: bool = option(
         True,
-        "TensorFloat-32 on GPUs that have it (Ampere and later): float32 products of factors rounded to 10 bits, "
-        "several times as fast; always off under --deterministic",
+        "TensorFloat-32 on Ampere and later GPUs: factors of float32 products rounded to 10 bits, several "
+        "times faster; off under --deterministic",
     )
 
 
@@ -189,45 +180,40 @@ class ScheduleConfig(Group):
         Exclusive({"epochs": 0, "train_steps": 0}, lambda epochs, steps: bool(epochs and steps)),
     )
 
-    epochs: int = option(
-        20, "length of the run; of --epochs and --train_steps, the later one counts", unit="epochs", minimum=0
-    )
-    train_steps: int = option(0, "length of the run; 0: as --epochs says", unit="steps", minimum=0)
-    steps_per_loop: int = option(10, "steps in one call of the compiled loop", unit="steps", minimum=1)
+    epochs: int = option(20, "length of the run; the later of --epochs and --train_steps counts", minimum=0)
+    train_steps: int = option(0, "length of the run; 0: --epochs", unit="steps", minimum=0)
+    steps_per_loop: int = option(10, "steps per call of the compiled loop", unit="steps", minimum=1)
     summary_every: int = option(20, "interval of training summaries", unit="steps", minimum=1)
-    eval_every: int = option(0, "interval of evaluations; 0: once an epoch", unit="steps", minimum=0)
+    eval_every: int = option(0, "interval of evaluations; 0: one epoch", unit="steps", minimum=0)
     eval_examples: int = option(
         0,
-        "number of examples of --eval_split that each evaluation of the run scores: a sample, the same each time, that "
-        "--seed decides; all if there are no more; 0: all",
-        unit="examples",
+        "size of the sample of --eval_split that the run's evaluations score, the same each time, drawn by "
+        "--seed; 0: all",
         resume="fixed",
         minimum=0,
     )
-    eval_at_start: bool = option(False, "evaluate before the first step too; worth it with --init_from")
+    eval_at_start: bool = option(False, "also evaluate before the first step, for --init_from")
     patience: int = option(
         0,
-        "number of evaluations without a better mean IoU (of averaged weights, if any) after which the run ends early, "
-        "and is complete; 0: it does not",
-        unit="evaluations",
+        "evaluations without a better mean IoU (of averaged weights, if any) after which the run ends; 0: never",
         minimum=0,
     )
     patience_before_decay: bool = option(
-        False, "allow --patience to end a run whose learning rate falls to 0 before it has fallen"
+        False, "allow --patience to end a run before its learning rate has decayed to 0"
     )
-    checkpoint_every: int = option(0, "interval of checkpoints; 0: once an epoch", unit="steps", minimum=0)
+    checkpoint_every: int = option(0, "interval of checkpoints; 0: one epoch", unit="steps", minimum=0)
     checkpoint_every_minutes: float = option(
-        0.0, "also save when so much time has passed since the last checkpoint; 0: do not", unit="minutes", minimum=0
+        0.0, "also save when the last checkpoint is older; 0: do not", unit="minutes", minimum=0
     )
-    keep_checkpoints: int = option(3, "newest checkpoints to keep", unit="checkpoints", minimum=1)
+    keep_checkpoints: int = option(3, "newest checkpoints to keep", minimum=1)
     histogram_every: int = option(
-        0, "interval of weight and gradient histograms; 0: once an epoch", unit="steps", minimum=0
+        0, "interval of weight and gradient histograms; 0: one epoch", unit="steps", minimum=0
     )
     log_every: int = option(
-        20, "interval of lines where the output is no terminal, with the numbers of the last summary", unit="steps",
+        20, "interval of progress lines where the output is no terminal", unit="steps",
         minimum=1,
     )  # fmt: skip
-    profile_steps: str = option("", "steps to profile, for TensorBoard's profile page: `100:110`; empty: none")
+    profile_steps: str = option("", "steps to profile for TensorBoard, such as `100:110`")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -249,14 +235,14 @@ class ScheduleConfig(Group):
 class RuntimeConfig(Group):
     """Where the run lives, and what may vary between two runs of one config."""
 
-    workdir: str = option("", "work directory; empty: a new folder under `runs/`")
+    workdir: str = option("", "work directory; empty: a new folder in `runs/`")
     seed: int = option(
         0, "seed of initial weights, example order and augmentation", resume="fixed", minimum=0, maximum=2**32 - 1
     )
     example_order: int | None = option(
         None,
-        "version of the example order: `2`; `1`, that of earlier versions of petseg, repeats after 256 epochs and is "
-        "the same for seeds that are equal modulo 256; empty: `2`, or what the run in --workdir has",
+        "version of the example order: `2`; `1`, of earlier versions of petseg, repeats after 256 epochs and "
+        "for seeds equal modulo 256; empty: `2`, or as the run in --workdir",
         kind=int,
         resume="fixed",
         minimum=1,
@@ -264,21 +250,18 @@ class RuntimeConfig(Group):
     )
     on_nonfinite: str = option(
         "halt",
-        "consequence of a loss or gradients that are not finite: the run ends; the step is skipped; or the weights "
-        "go back to the last checkpoint, while the clock goes on",
+        "if loss or gradients are not finite: `halt` the run, `skip` the step, or `restore` the weights of "
+        "the last checkpoint while the step count goes on",
         choices=("halt", "skip", "restore"),
     )
     nonfinite_limit: int = option(
         10,
-        "number of times that --on_nonfinite=skip or restore may be needed before the run ends",
-        unit="times",
+        "how often --on_nonfinite=skip or restore may act in a run before it ends",
         minimum=0,
     )
-    quiet: bool = option(False, "write warnings and errors to the terminal, and nothing else")
+    quiet: bool = option(False, "print only warnings and errors")
     deterministic: bool = option(False, "op determinism: the same run gives the same bits; slower on a GPU")
-    debug: bool = option(
-        False, "show the traceback of an error that is otherwise one line, and all that TensorFlow says at the start"
-    )
+    debug: bool = option(False, "show the traceback of one-line errors, and TensorFlow's messages at the start")
 
 
 @dataclasses.dataclass(frozen=True)
