@@ -16,7 +16,7 @@ def measurement_tag(name: str) -> str:
 
 SCALARS: dict[str, str] = {
     **{name: text for name, text in metrics.DESCRIPTIONS.items() if "{name}" not in text},
-    **{measurement_tag(name): text for name, text in {**measurements.MEANS, **measurements.STATE}.items()},
+    **{measurement_tag(name): text for name, text in measurements.DESCRIPTIONS.items()},
     "speed/images_per_second": "Training images per second, without compilation, evaluation and checkpoints.",
     "speed/step_time_median": "Median step time since the last summary, in milliseconds.",
     "speed/step_time_p95": "95th percentile of the step time since the last summary, in milliseconds.",

@@ -61,6 +61,6 @@ def _first_batch(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str
         run.train_examples,
         BatchPosition(step, positions, size, run.config.runtime.seed, run.config.runtime.example_order),
     )
-    images, masks, weights, _ = run.trainer.prepare(batch, step)
+    images, masks, weights, _ = run.trainer.prepare_batch(batch, step)
     names = run.train_examples.names_of(batch["example_id"].numpy().tolist())
     return images.numpy(), masks.numpy()[..., 0], weights.numpy(), names

@@ -58,7 +58,7 @@ class NonFiniteSteps:
             self._restore(newest)
         else:
             logger.warning("%s; skipped", what)
-        self._trainer.go_on()
+        self._trainer.clear_nonfinite_step()
 
     def _restore(self, checkpoint: str) -> None:
         """Goes back to the weights of a checkpoint, while the clock goes on: else the same batch would come again.

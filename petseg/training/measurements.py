@@ -1,41 +1,38 @@
-"""What is measured in a step: named sums, which add up on the device until somebody reads them.
+"""Scalars measured in a training step: named sums that add up on the device until they are read.
 
-A new scalar needs a description here and a line in `Trainer._measure`.
+A new scalar is a line in `Trainer._measure`; a description of it here is optional.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
 
 from petseg.training.variables import step_variable
 
-# Means over the steps that changed the weights; those that a step must report.
-MEANS = {
-    "loss": "What --loss and the weights make of each pixel, over the number of pixels or their weights.",
+DESCRIPTIONS = {
+    # Means over the steps that changed the weights.
+    "loss": "Loss of --loss with pixel weights, over the number of valid pixels or the sum of their weights.",
     "gradient_norm": "Global norm of the gradients before clipping, mean over the interval.",
     "update_ratio": "Global norm of an update over that of the weights, mean over the interval; 1e-3 is usual.",
-}
-# How things stand when the sums are read.
-STATE = {
+    # Values at the time of the reading.
     "learning_rate": "Learning rate of the last step; that of the decoder, if the encoder has its own.",
     "weight_norm": "Global norm of the trained weights.",
-    "loss_scale": "What the loss is multiplied with against float16 underflow; 1 in other precisions.",
-    "skipped_steps": "Steps since the start of the run that changed nothing, for a gradient was not finite.",
+    "loss_scale": "Factor of the loss against float16 underflow; 1 in other precisions.",
+    "skipped_steps": "Steps since the start of the run that were skipped because a gradient was not finite.",
 }
-# What divides a sum, if it is not the number of steps that changed the weights.
-DIVISORS = {"loss": "denominator"}
-FINITE_STEPS = "finite_steps"
+# The sum that divides a scalar's sum, if it is not the number of steps that changed the weights.
+DENOMINATORS = {"loss": "denominator"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurements:
-    """What the steps since the last `Trainer.pop_measurements` did.
+    """Measurements over the steps since the last `Trainer.pop_measurements`.
 
     Attributes:
       steps: number of these steps.
-      scalars: `MEANS` and `STATE`, by name; a mean over no step is NaN.
+      scalars: means and values by name; a mean over no step is NaN.
       confusion_matrix: int64 [C, C], pixels by true (rows) and predicted class (columns).
     """
 
@@ -45,61 +42,56 @@ class Measurements:
 
 
 class MeasuredSums(tf.Module):
-    """The sums since the last reading, in variables that a checkpoint can hold by name.
+    """The sums since the last reading, as variables that a checkpoint stores by name.
 
-    Make it inside ``strategy.scope()``.
+    Create it inside ``strategy.scope()``.
 
     Attributes:
-      nonfinite_steps: int64 variable, which readings leave alone: the steps since the start of the run that were not
-        finite for another reason than the loss scale.
+      nonfinite_steps: int64 variable that readings do not reset: steps since the start of the run that were not finite
+        for another reason than the loss scale.
     """
 
-    def __init__(self, num_classes: int):
-        super().__init__()
-        self.nonfinite_steps = step_variable(0, tf.int64)
-        self.steps = step_variable(0, tf.int64)
-        self.confusion = step_variable(tf.zeros([num_classes] * 2, tf.int64), tf.int64)
-        for name in _names():  # attributes, so that a checkpoint knows each by its name
-            setattr(self, name, step_variable(0, tf.int64) if name == FINITE_STEPS else step_variable(0.0, tf.float32))
-
-    def add(self, measured: Mapping[str, tf.Tensor]) -> None:
-        """Adds what a step that changed the weights measured, outside the replicas.
+    def __init__(self, names: Iterable[str], num_classes: int):
+        """Starts all sums at 0.
 
         Args:
-          measured: a float32 scalar for each of `MEANS`, and for each of their `DIVISORS`.
-
-        Raises:
-          ValueError: if one is missing, or has no description.
+          names: names of the measured scalars and of their denominators.
+          num_classes: number of classes C.
         """
-        described = {*_names()} - {FINITE_STEPS}
-        if set(measured) != described:
-            raise ValueError(f"measured are {sorted(measured)}, described are {sorted(described)}; must be the same")
+        super().__init__()
+        self._measured = frozenset(names)  # no list or tuple: these would become part of the checkpoint
+        self.nonfinite_steps = step_variable(0, tf.int64)
+        self.steps, self.finite_steps = step_variable(0, tf.int64), step_variable(0, tf.int64)
+        self.confusion = step_variable(tf.zeros([num_classes] * 2, tf.int64), tf.int64)
+        for name in sorted(self._measured):
+            setattr(self, name, step_variable(0.0, tf.float32))
+
+    def add(self, measured: Mapping[str, tf.Tensor]) -> None:
+        """Adds the scalars of a step that changed the weights, float32, outside the replicas."""
         for name, value in measured.items():
             getattr(self, name).assign_add(value)
-        getattr(self, FINITE_STEPS).assign_add(1)
+        self.finite_steps.assign_add(1)
 
     def means(self) -> dict[str, float]:
-        """The `MEANS` since the last reading."""
-        values = {name: float(getattr(self, name).numpy()) for name in _names()}
-        divisors = {name: values[DIVISORS.get(name, FINITE_STEPS)] for name in MEANS}
-        return {name: values[name] / divisors[name] if divisors[name] else float("nan") for name in MEANS}
+        """The mean of each scalar since the last reading; NaN if there was no step."""
+        means = {}
+        for name in sorted(self._measured - {*DENOMINATORS.values()}):
+            divisor = float(getattr(self, DENOMINATORS.get(name, "finite_steps")).numpy())
+            means[name] = float(getattr(self, name).numpy()) / divisor if divisor else float("nan")
+        return means
 
     def clear(self) -> None:
-        """Starts the sums from 0."""
-        for _, variable in self._variables():
+        """Resets the sums to 0."""
+        for _, variable in self._sums():
             variable.assign(tf.zeros_like(variable))
 
     def load_by_name(self, saved: Mapping[str, np.ndarray]) -> None:
-        """Takes over sums that were saved by name, perhaps by another version: what is not there starts at 0."""
-        for name, variable in (("nonfinite_steps", self.nonfinite_steps), *self._variables()):
+        """Loads sums that were saved by name, perhaps by another version; missing ones start at 0."""
+        for name, variable in (("nonfinite_steps", self.nonfinite_steps), *self._sums()):
             value = saved.get(name)
             fits = value is not None and tuple(value.shape) == tuple(variable.shape)
             variable.assign(tf.cast(value, variable.dtype) if fits else tf.zeros_like(variable))
 
-    def _variables(self) -> Iterator[tuple[str, tf.Variable]]:
-        for name in ("steps", "confusion", *_names()):
+    def _sums(self) -> Iterator[tuple[str, tf.Variable]]:
+        for name in ("steps", "finite_steps", "confusion", *sorted(self._measured)):
             yield name, getattr(self, name)
-
-
-def _names() -> tuple[str, ...]:
-    return (*MEANS, *DIVISORS.values(), FINITE_STEPS)

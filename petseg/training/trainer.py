@@ -1,4 +1,4 @@
-"""One training step, and the compiled loop around it."""
+"""The training step and its compiled loop."""
 
 import logging
 import time
@@ -25,22 +25,27 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Runs steps of training under a strategy. Make it inside ``strategy.scope()``.
+    """Runs training steps under a strategy. Create it inside ``strategy.scope()``.
 
-    A step has four phases, whose methods follow in this order. Accumulate: each replica adds up gradients, loss and
-    counts over its micro-batches. Reduce: the one all-reduce. Decide: true gradients; are they finite? clip. Apply: all
-    replicas update, or none does. Decisions are made outside the replicas, on numbers that have been reduced.
+    A step has four phases, and the methods follow in this order:
+
+    1. Accumulate: each replica sums gradients, loss and denominator over its micro-batches.
+    2. Reduce: one all-reduce sums all of that over the replicas.
+    3. Decide: divide the sums, check that they are finite, clip.
+    4. Apply: all replicas update their weights, or none does.
+
+    Decisions are made outside the replicas, on reduced values, so that all replicas act alike.
 
     Attributes:
-      step: int64 variable, the clock: optimizer steps attempted.
-      nonfinite_step: int64 variable, the step whose loss or gradients were not finite for another reason than the loss
-        scale, and at which `run` stopped; -1 if there was none.
+      step: int64 variable, the clock: number of attempted steps.
+      nonfinite_step: int64 variable, the step at which `run` stopped because the loss or a gradient was not finite for
+        another reason than the loss scale; -1 if there was none.
       nonfinite_steps: int64 variable, number of such steps since the start of the run; part of `state`.
       model: the network, float32 images in [0, 255] -> float32 logits.
-      optimizer: optimizer of all trainable weights of the model.
-      average: average of the weights, or None.
-      loss_scale: loss scale of float16; 1 where nothing is in float16.
-      traces: how often the loop was traced; 1 is right.
+      optimizer: optimizer of the model's trainable weights.
+      average: moving average of the weights, or None.
+      loss_scale: loss scale of float16; constantly 1 in other precisions.
+      traces: number of times the loop was traced; more than 1 is a bug.
     """
 
     def __init__(
@@ -62,28 +67,28 @@ class Trainer:
         jit_compile: bool = False,
         all_reduce_dtype: str = "float32",
     ):
-        """Prepares the variables of a step; compiles nothing yet.
+        """Creates the variables of a step; compiles nothing yet.
 
         Args:
-          strategy: the strategy whose replicas divide the batch.
+          strategy: the strategy whose replicas share the batch.
           model: the network, float32 images in [0, 255] -> float32 logits.
           optimizer: optimizer of the model's trainable weights.
-          augment: random changes to examples, as `augmentation.augmentation` returns them.
-          weight_map: a function, masks -> the weight of each pixel.
+          augment: augmentation of images and masks, from `augmentation.build_augmentation`.
+          weight_map: a function, masks -> pixel weights.
           loss: the loss to minimise.
-          loss_scale: loss scale of float16; 1 where nothing is in float16.
-          requests: what is asked from outside: to stop, to save a checkpoint.
-          batch_size: number of examples in a step over all replicas.
-          average: average of the model's weights; None for none.
+          loss_scale: loss scale of float16.
+          requests: requests to stop or save, which other threads set.
+          batch_size: global batch size.
+          average: moving average of the model's weights, or None.
           clip_norm: largest global norm of the gradients; 0 for no clipping.
-          micro_batches: number of slices of each replica's part of the batch.
-          sync_batch_norm: whether the model's batch norms use statistics of all replicas. Where they do not, their
-            moving statistics are averaged over the replicas, so that these stay copies of one model.
+          micro_batches: number of slices of each replica's share of the batch.
+          sync_batch_norm: whether the model's batch norms use statistics of all replicas. If not, their moving
+            statistics are averaged over the replicas, which keeps the replicas identical.
           jit_compile: whether to compile forward and backward pass with XLA.
-          all_reduce_dtype: dtype in which gradients travel: "float32" or "float16".
+          all_reduce_dtype: dtype of the gradients in the all-reduce, "float32" or "float16".
 
         Raises:
-          ConfigError: if `check_step` does.
+          ConfigError: if `check_step` refuses the combination.
         """
         check_step(
             strategy,
@@ -92,6 +97,7 @@ class Trainer:
             sync_batch_norm=sync_batch_norm,
             jit_compile=jit_compile,
         )
+        replicas = strategy.num_replicas_in_sync
         self.model, self.optimizer, self.average, self.loss_scale = model, optimizer, average, loss_scale
         self.traces, self._strategy, self._requests = 0, strategy, requests
         # A tf.function per instance: one on the class keeps the graphs and models of all instances. AutoGraph off: it
@@ -99,38 +105,39 @@ class Trainer:
         self._loop = tf.function(self._trace_loop, autograph=False)
         self._augment, self._weight_map, self._loss = augment, weight_map, loss
         self._clip_norm, self._micro_batches, self._all_reduce_dtype = clip_norm, micro_batches, all_reduce_dtype
-        self._slice_size = batch_size // strategy.num_replicas_in_sync // micro_batches
-        self._average_statistics = not sync_batch_norm and strategy.num_replicas_in_sync > 1
+        self._slice_size = batch_size // replicas // micro_batches
+        self._average_statistics = not sync_batch_norm and replicas > 1
         self._differentiate: Any = self._forward_and_backward
         if jit_compile:
             self._differentiate = tf.function(self._forward_and_backward, jit_compile=True)
         _, height, width, self._num_classes = model.output_shape
         self._pixels_of_batch = float(batch_size * height * width)
-        self.step, self.nonfinite_step = step_variable(0, tf.int64), step_variable(-1, tf.int64)
-        self._measured_sums = MeasuredSums(self._num_classes)
-        self.nonfinite_steps = self._measured_sums.nonfinite_steps
-        self._requested, self._divisor = step_variable([0.0, 0.0], tf.float32), step_variable(1.0, tf.float32)
-        self._replica_confusion, self._confusion_of_step = (
-            replica_sum([self._num_classes] * 2, tf.int64) for _ in range(2)
-        )
-        self._nonfinite_replicas = replica_sum([strategy.num_replicas_in_sync], tf.int64)
-        # What a replica has added up since the step began: gradients, loss, denominator.
         self._weights = optimizer.weights
         self._warned_of_unused = False
+
+        self.step, self.nonfinite_step = step_variable(0, tf.int64), step_variable(-1, tf.int64)
+        self._requested, self._divisor = step_variable([0.0, 0.0], tf.float32), step_variable(1.0, tf.float32)
+        # Sums of the current step on each replica: gradients, loss, denominator.
         self._accumulated = [replica_sum(v.shape, v.dtype) for v in self._weights]
         self._accumulated += [replica_sum([], tf.float32) for _ in range(2)]
-        # What the forward pass changes by itself, and how it was when the step began.
+        self._confusion_of_step = replica_sum([self._num_classes] * 2, tf.int64)
+        self._nonfinite_replicas = replica_sum([replicas], tf.int64)
+        # Variables that the forward pass changes, and their values before the step.
         self._statistics = moving_statistics(model)
         self._statistics_before = [replica_sum(v.shape, v.dtype) for v in self._statistics]
+        # Sums since `pop_measurements`; the confusion matrix stays on the replicas until it is read.
+        self._measured_sums = MeasuredSums(self._names_of_measurements(), self._num_classes)
+        self._replica_confusion = replica_sum([self._num_classes] * 2, tf.int64)
+        self.nonfinite_steps = self._measured_sums.nonfinite_steps
+
+    # The compiled loop.
 
     def run(self, iterator: Any, num_steps: int) -> np.ndarray:
-        """Takes `num_steps` batches and makes a step with each.
-
-        Stops earlier when asked to, and after a step that was not finite for another reason than the loss scale.
+        """Trains for `num_steps` batches, or until a stop request or a non-finite step that the loss scale can't fix.
 
         Returns:
-          float64 [steps made, 2]: seconds that each step waited for its batch, and took in all. With op determinism,
-          which forbids clocks in compiled code, NaN, and the mean over the steps.
+          float64 [steps made, 2]: seconds that each step waited for its batch, and its total time. Under op
+          determinism, which forbids clocks in compiled code: NaN, and the mean over the steps.
         """
         began = time.perf_counter()
         times = self._loop(iterator, tf.constant(num_steps, tf.int64)).numpy()
@@ -139,114 +146,38 @@ class Trainer:
         return times
 
     def compile(self, iterator: Any) -> None:
-        """Traces and compiles the loop for the batches of an iterator, of which it takes none."""
+        """Traces and compiles the loop for the batches of an iterator, without taking one."""
         self._loop(iterator, tf.constant(0, tf.int64))
 
     def graph(self, iterator: Any) -> tf.Graph:
         """The graph of the compiled loop, whose operations can be counted."""
         return self._loop.get_concrete_function(iterator, tf.constant(1, tf.int64)).graph
 
-    def requested(self) -> tuple[bool, bool]:
-        """Whether any process had asked, by the last step: to stop; for a checkpoint."""
-        stop, save = self._requested.numpy() > 0
-        return bool(stop), bool(save)
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold for the run to go on as if it had not stopped, by name.
-
-        All of it is up to date only after `complete_state`.
-        """
-        return {
-            **self.scored_state(),
-            "optimizer": self.optimizer,
-            "loss_scale": self.loss_scale,
-            "totals": self._measured_sums,
-        }
-
-    def scored_state(self) -> dict[str, Any]:
-        """The part of `state` that scoring a checkpoint needs."""
-        average = {} if self.average is None else {"average": self.average}
-        return {"model": self.model, "step": self.step, **average}
-
-    def complete_state(self) -> None:
-        """Collects for `state` what each replica has counted by itself. All processes of a cluster do this together."""
-        self._measured_sums.confusion.assign_add(self._replica_confusion.numpy())
-        self._replica_confusion.assign(tf.zeros_like(self._replica_confusion))
-
-    def pop_measurements(self) -> Measurements:
-        """What happened since the last call; starts anew. All processes of a cluster call this together."""
-        self.complete_state()
-        sums = self._measured_sums
-        state = {
-            "learning_rate": float(self.optimizer.learning_rate(tf.maximum(self.step - 1, 0))),
-            "weight_norm": float(tf.linalg.global_norm([tf.convert_to_tensor(weight) for weight in self._weights])),
-            "loss_scale": float(self.loss_scale.value()),
-            "skipped_steps": int(self.loss_scale.skipped_steps.numpy()),
-        }
-        found = Measurements(int(sums.steps.numpy()), {**sums.means(), **state}, sums.confusion.numpy())
-        sums.clear()
-        return found
-
-    def gradients(self) -> dict[str, np.ndarray]:
-        """The gradients of the last step by weight: reduced and unscaled, not clipped. Called by all processes.
-
-        They are 0 where no pixel of the batch counted, as for the update.
-        """
-        totals = zip(self._weights, self._accumulated, strict=False)  # loss and denominator follow the gradients
-        divisor = self._divisor.numpy()
-        return {weight.path: tf.math.divide_no_nan(total.numpy(), divisor).numpy() for weight, total in totals}
-
-    def weights(self) -> dict[str, np.ndarray]:
-        """The trained weights, by the same names."""
-        return {weight.path: weight.numpy() for weight in self._weights}
-
-    def prepare(
-        self, batch: dict[str, tf.Tensor], step: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        """What the model is trained with, from what the input ships.
-
-        Args:
-          batch: `image`, `mask` and `position` of examples, as `input_pipeline` makes them.
-          step: step of the batch, int64 scalar.
-
-        Returns:
-          augmented images, float32 [B, H, W, 3] in [0, 255]; their masks, uint8 [B, H, W, 1]; the weights of the
-          pixels, float32 [B, H, W]; and whether they have a class, bool [B, H, W].
-        """
-        images, masks = self._augment(tf.cast(batch["image"], tf.float32), batch["mask"], step, batch["position"])
-        return images, masks, self._weight_map(masks), sample_weights.valid_pixels(masks)
-
-    def nonfinite_replicas(self) -> list[int]:
-        """The replicas whose own loss or gradients were not finite at the last step that was skipped."""
-        return np.flatnonzero(self._nonfinite_replicas.numpy()).tolist()
-
-    def go_on(self) -> None:
-        """Lets `run` go past a step that was not finite."""
-        self.nonfinite_step.assign(-1)
-
     def _trace_loop(self, iterator: Any, num_steps: tf.Tensor) -> tf.Tensor:
         self.traces += 1
 
-        def goes_on(done: tf.Tensor, *_: Any) -> tf.Tensor:
+        def is_running(done: tf.Tensor, *_: Any) -> tf.Tensor:
             return (done < num_steps) & (self._requested[0] == 0) & (self.nonfinite_step < 0)
 
         def step(
             done: tf.Tensor, began: tf.Tensor, times: tf.TensorArray
         ) -> tuple[tf.Tensor, tf.Tensor, tf.TensorArray]:
             batch = next(iterator)
-            arrived = _time_after(batch["position"])  # a batch's tensors arrive together, and this one is small
-            ended = _time_after(self._step(batch))
+            arrived = _timestamp_after(batch["position"])  # the tensors of a batch arrive together; this one is small
+            ended = _timestamp_after(self._step(batch))
             times = times.write(tf.cast(done, tf.int32), tf.stack([arrived - began, ended - began]))
             return done + 1, ended, times
 
         times = tf.TensorArray(tf.float64, size=0, dynamic_size=True, element_shape=[2])
-        *_, times = tf.while_loop(goes_on, step, (tf.constant(0, tf.int64), _time_after([]), times))
+        *_, times = tf.while_loop(is_running, step, (tf.constant(0, tf.int64), _timestamp_after([]), times))
         return times.stack()
 
-    # A step, seen from outside the replicas.
-
     def _step(self, batch: Any) -> tf.Tensor:
-        """Accumulate, reduce, decide, apply; returns what is known only when the gradients are."""
+        """Makes one step, outside the replicas: accumulate, reduce, decide, apply.
+
+        Returns:
+          the gradient norm, which is available only once the gradients are.
+        """
         self.optimizer.set_learning_rates(self.step)
         self._accumulate(batch)
         gradients, loss, denominator, norm, requested = self._reduce_and_decide()
@@ -265,58 +196,55 @@ class Trainer:
         self.step.assign_add(1)
         return norm
 
+    # Phase 1, accumulate: gradients, loss and denominator of each replica.
+
     def _accumulate(self, batch: Any) -> None:
-        def add_slice(part: Any) -> tuple[Any]:
-            self._strategy.run(self._add_slice, args=(batch, self.step, part))
-            return (part + 1,)
+        def add_slice(index: Any) -> tuple[Any]:
+            self._strategy.run(self._add_slice, args=(batch, self.step, index))
+            return (index + 1,)
 
         self._strategy.run(self._begin)
         if self._micro_batches > 1:
-            tf.while_loop(lambda part: part < self._micro_batches, add_slice, (tf.constant(0),))
+            tf.while_loop(lambda index: index < self._micro_batches, add_slice, (tf.constant(0),))
         else:
-            add_slice(0)  # a loop in the graph costs a few percent of speed, and memory
-
-    def _reduce_and_decide(self) -> tuple[Any, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Each replica's gradients, all alike; loss, denominator, norm of the gradients and requests."""
-        gradients, *results = self._strategy.run(lambda: self._decide(self.reduce()))
-        # Every replica returns the same numbers, for they were computed from reduced sums.
-        loss, denominator, norm, requested = (self._of_first_replica(value) for value in results)
-        return gradients, loss, denominator, norm, requested
-
-    def _apply(self, gradients: Any, **measured: tf.Tensor) -> None:
-        ratio = self._of_first_replica(self._strategy.run(self._update, args=(gradients, self.step)))
-        self._measured_sums.add(self._measure(**measured, update_ratio=ratio))
-
-    def _measure(
-        self, *, loss: tf.Tensor, denominator: tf.Tensor, norm: tf.Tensor, update_ratio: tf.Tensor
-    ) -> dict[str, tf.Tensor]:
-        """What a step that changed the weights adds to the sums; `measurements.MEANS` describes each."""
-        return {"loss": loss, "denominator": denominator, "gradient_norm": norm, "update_ratio": update_ratio}
-
-    def _of_first_replica(self, value: Any) -> tf.Tensor:
-        return self._strategy.experimental_local_results(value)[0]
-
-    # A step, seen from a replica.
+            add_slice(0)  # a loop in the graph costs memory and a few percent of speed
 
     def _begin(self) -> None:
+        """Clears a replica's sums and copies its moving statistics."""
         for total in (*self._accumulated, self._confusion_of_step):
             total.assign(tf.zeros_like(total))
         for before, variable in zip(self._statistics_before, self._statistics, strict=True):
             before.assign(variable)
 
-    def _add_slice(self, batch: dict[str, tf.Tensor], step: tf.Tensor, part: tf.Tensor) -> None:
-        """Adds gradients, loss, denominator and confusion matrix of a slice to what the replica has."""
-        batch = {key: self._slice(value, part) for key, value in batch.items()}
-        images, masks, weights, valid = self.prepare(batch, step)
+    def _add_slice(self, batch: dict[str, tf.Tensor], step: tf.Tensor, index: tf.Tensor) -> None:
+        """Adds gradients, loss, denominator and confusion matrix of one micro-batch to a replica's sums."""
+        batch = {key: self._slice(value, index) for key, value in batch.items()}
+        images, masks, weights, valid = self.prepare_batch(batch, step)
         gradients, *sums, predictions = self._differentiate(images, masks, weights, valid, self.loss_scale.value())
         for total, value in zip(self._accumulated, (*gradients, *sums), strict=True):
             total.assign_add(value)
         matrices = confusion_matrix.confusion_matrices(masks[..., 0], predictions, valid, self._num_classes)
         self._confusion_of_step.assign_add(tf.reduce_sum(matrices, axis=0))
 
-    def _slice(self, values: tf.Tensor, part: tf.Tensor) -> tf.Tensor:
-        """Every K-th example: then a slice, over all replicas, holds the same examples on any number of them."""
-        return tf.reshape(values, [self._slice_size, self._micro_batches, *values.shape[1:]])[:, part]
+    def _slice(self, values: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+        """Every K-th example: a slice then holds the same examples on any number of replicas."""
+        return tf.reshape(values, [self._slice_size, self._micro_batches, *values.shape[1:]])[:, index]
+
+    def prepare_batch(
+        self, batch: dict[str, tf.Tensor], step: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Augments a batch and computes its weight map.
+
+        Args:
+          batch: `image`, `mask` and `position` of examples, from `input_pipeline`.
+          step: step of the batch, int64 scalar.
+
+        Returns:
+          augmented images, float32 [B, H, W, 3] in [0, 255]; masks, uint8 [B, H, W, 1]; pixel weights, float32
+          [B, H, W]; valid pixels, bool [B, H, W], False where a pixel is ignored.
+        """
+        images, masks = self._augment(tf.cast(batch["image"], tf.float32), batch["mask"], step, batch["position"])
+        return images, masks, self._weight_map(masks), sample_weights.valid_pixels(masks)
 
     def _forward_and_backward(
         self, images: tf.Tensor, masks: tf.Tensor, weights: tf.Tensor, valid: tf.Tensor, scale: tf.Tensor
@@ -325,14 +253,14 @@ class Trainer:
         with tf.GradientTape() as tape:
             logits = self.model(images, training=True)
             loss, denominator = self._loss.sums(masks[..., 0], logits, weights, valid)
-            # Divided by a constant, the pixels of the global batch, to keep sums near 1; `_decide` divides truly.
+            # A constant, the pixels of the global batch, keeps sums near 1; `_decide` divides by the denominator.
             loss, denominator = loss / self._pixels_of_batch, denominator / self._pixels_of_batch
             scaled = loss * scale
         gradients = self._zero_where_none(tape.gradient(scaled, self._weights))
         return gradients, loss, denominator, tf.argmax(logits, axis=-1, output_type=tf.int32)
 
     def _zero_where_none(self, gradients: list[tf.Tensor | None]) -> list[tf.Tensor]:
-        """Gradients, zero for weights on which the loss does not depend; warns of these once, when they are found."""
+        """Replaces the gradients of weights that the loss does not depend on by 0, with one warning."""
         unused = [weight.path for weight, gradient in zip(self._weights, gradients, strict=True) if gradient is None]
         if unused and not self._warned_of_unused:  # each replica traces this
             self._warned_of_unused = True
@@ -342,8 +270,16 @@ class Trainer:
             for weight, gradient in zip(self._weights, gradients, strict=True)
         ]
 
+    # Phases 2 and 3, reduce and decide: the same values on all replicas.
+
+    def _reduce_and_decide(self) -> tuple[Any, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Reduces and divides: per-replica gradients; loss, denominator, gradient norm and requests."""
+        gradients, *results = self._strategy.run(lambda: self._decide(self.reduce()))
+        loss, denominator, norm, requested = (self._of_first_replica(value) for value in results)
+        return gradients, loss, denominator, norm, requested
+
     def reduce(self) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """The one all-reduce: accumulated sums, and requests, over all replicas."""
+        """The step's one all-reduce, on a replica: gradients, loss and denominator as a list; requests."""
         reduced: dict[str, Any] = {}
         for part in self.to_reduce():
             reduced |= tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, part)
@@ -352,21 +288,21 @@ class Trainer:
         return [*(tf.cast(total, tf.float32) for total in reduced["gradients"]), *reduced["sums"]], reduced["asked"]
 
     def to_reduce(self) -> list[dict[str, Any]]:
-        """What a replica gives to the one all-reduce. In float16, two parts, for TensorFlow packs only one dtype."""
+        """A replica's operands of the all-reduce; two parts in float16, because TensorFlow packs one dtype only."""
         values, count = [tf.identity(total) for total in self._accumulated], len(self._weights)
-        # TensorFlow packs in alphabetical order, and sums over three replicas or more round by what lies where.
+        # TensorFlow packs in the order of the keys, and sums over three or more replicas round by position: keep keys.
         gradients = {"gradients": [tf.cast(value, self._all_reduce_dtype) for value in values[:count]]}
         others = {
             "asked": tf.stack([self._requests.stop, self._requests.save]),
             "averages": [tf.identity(v.value) for v in self._statistics if self._average_statistics],
-            "sums": values[count:],  # of them what divides gradients, which must not be rounded
+            "sums": values[count:],  # float32 in any case: the denominator divides all gradients
         }
         return [gradients | others] if self._all_reduce_dtype == "float32" else [gradients, others]
 
     def _decide(
         self, reduced: tuple[list[tf.Tensor], tf.Tensor]
     ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        """True gradients, clipped; loss and denominator; the norm before clipping, by which all decide; requests."""
+        """Normalises and clips the gradients; also returns loss, denominator, norm before clipping, and requests."""
         (*gradients, loss, denominator), requests = reduced
         divisor = denominator * self.loss_scale.value()
         gradients = [tf.math.divide_no_nan(gradient, divisor) for gradient in gradients]
@@ -375,11 +311,20 @@ class Trainer:
             gradients, _ = tf.clip_by_global_norm(gradients, self._clip_norm, use_norm=norm)
         return gradients, loss, denominator, norm, requests
 
+    def _of_first_replica(self, value: Any) -> tf.Tensor:
+        return self._strategy.experimental_local_results(value)[0]
+
+    # Phase 4, apply: all replicas update their weights, or none does.
+
+    def _apply(self, gradients: Any, **measured: tf.Tensor) -> None:
+        ratio = self._of_first_replica(self._strategy.run(self._update, args=(gradients, self.step)))
+        self._measured_sums.add(self._measure(**measured, update_ratio=ratio))
+
     def _update(self, gradients: list[tf.Tensor], step: tf.Tensor) -> tf.Tensor:
-        """Makes the update; returns its norm over that of the weights."""
+        """Updates a replica's weights; returns the norm of the update over that of the weights."""
         before = [tf.identity(weight.value) for weight in self._weights]
         self.optimizer.apply(gradients)
-        # Not before: what a skipped step predicted counts as little as its loss.
+        # Only here, so that predictions of skipped steps are not counted.
         self._replica_confusion.assign_add(tf.identity(self._confusion_of_step))
         if self.average is not None:
             self.average.update(step)
@@ -387,6 +332,7 @@ class Trainer:
         return tf.linalg.global_norm(updates) / tf.linalg.global_norm(before)
 
     def _undo(self) -> None:
+        """Restores a replica's moving statistics, and records whether its own sums were finite."""
         for before, variable in zip(self._statistics_before, self._statistics, strict=True):
             variable.assign(tf.identity(before))
         finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(tf.identity(total))) for total in self._accumulated])
@@ -394,9 +340,80 @@ class Trainer:
         number = self._strategy.num_replicas_in_sync
         self._nonfinite_replicas.assign(tf.one_hot(replica, number, dtype=tf.int64) * tf.cast(~finite, tf.int64))
 
+    def _measure(
+        self, *, loss: tf.Tensor, denominator: tf.Tensor, norm: tf.Tensor, update_ratio: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """The scalars of a step that changed the weights, float32, to be summed by name. Add yours here."""
+        return {"loss": loss, "denominator": denominator, "gradient_norm": norm, "update_ratio": update_ratio}
 
-def _time_after(value: Any) -> tf.Tensor:
-    """Seconds since 1970, float64, read on the host once tensors are there; 0 where op determinism forbids clocks.
+    def _names_of_measurements(self) -> list[str]:
+        one = tf.constant(1.0)
+        return list(self._measure(loss=one, denominator=one, norm=one, update_ratio=one))
+
+    # The state of a run, and readings of it between calls of `run`.
+
+    def state(self) -> dict[str, Any]:
+        """The objects of a checkpoint from which a run resumes exactly, by name. Call `complete_state` before."""
+        return {
+            **self.scored_state(),
+            "optimizer": self.optimizer,
+            "loss_scale": self.loss_scale,
+            "totals": self._measured_sums,
+        }
+
+    def scored_state(self) -> dict[str, Any]:
+        """The part of `state` that scoring a checkpoint needs."""
+        average = {} if self.average is None else {"average": self.average}
+        return {"model": self.model, "step": self.step, **average}
+
+    def complete_state(self) -> None:
+        """Collects the replicas' own counts into `state`. All processes of a cluster must call it together."""
+        self._measured_sums.confusion.assign_add(self._replica_confusion.numpy())
+        self._replica_confusion.assign(tf.zeros_like(self._replica_confusion))
+
+    def pop_measurements(self) -> Measurements:
+        """The measurements since the last call, which it resets. All processes of a cluster must call it together."""
+        self.complete_state()
+        sums = self._measured_sums
+        state = {
+            "learning_rate": float(self.optimizer.learning_rate(tf.maximum(self.step - 1, 0))),
+            "weight_norm": float(tf.linalg.global_norm([tf.convert_to_tensor(weight) for weight in self._weights])),
+            "loss_scale": float(self.loss_scale.value()),
+            "skipped_steps": int(self.loss_scale.skipped_steps.numpy()),
+        }
+        found = Measurements(int(sums.steps.numpy()), {**sums.means(), **state}, sums.confusion.numpy())
+        sums.clear()
+        return found
+
+    def requested(self) -> tuple[bool, bool]:
+        """Whether any process had requested, by the last step, to stop; and to save a checkpoint."""
+        stop, save = self._requested.numpy() > 0
+        return bool(stop), bool(save)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The trained weights by path."""
+        return {weight.path: weight.numpy() for weight in self._weights}
+
+    def gradients(self) -> dict[str, np.ndarray]:
+        """The last step's gradients by path of the weight: reduced and unscaled, before clipping.
+
+        They are 0 if no pixel of the batch counted, as in the update. All processes of a cluster must call it together.
+        """
+        totals = zip(self._weights, self._accumulated, strict=False)  # loss and denominator follow the gradients
+        divisor = self._divisor.numpy()
+        return {weight.path: tf.math.divide_no_nan(total.numpy(), divisor).numpy() for weight, total in totals}
+
+    def nonfinite_replicas(self) -> list[int]:
+        """The replicas whose own loss or gradients were not finite in the last skipped step."""
+        return np.flatnonzero(self._nonfinite_replicas.numpy()).tolist()
+
+    def clear_nonfinite_step(self) -> None:
+        """Lets `run` continue after a non-finite step."""
+        self.nonfinite_step.assign(-1)
+
+
+def _timestamp_after(value: Any) -> tf.Tensor:
+    """Seconds since 1970, float64, read on the host once some tensors are computed; 0 under op determinism.
 
     One number of each tensor is copied to the host.
     """

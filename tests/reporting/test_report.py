@@ -175,7 +175,7 @@ def test_figures_that_cannot_be_written_do_not_end_the_training(report, caplog):
 
 def test_a_summary_can_be_read_at_once_by_who_watches(report):
     report, workdir = report
-    scalars = dict.fromkeys([*measurements.MEANS, *measurements.STATE], 0.5)
+    scalars = dict.fromkeys(measurements.DESCRIPTIONS, 0.5)
     sums = Measurements(2, scalars, np.eye(3, dtype=np.int64))
     for step in (2, 4):
         report.summary(step, sums, {"speed/images_per_second": 100.0})
@@ -223,7 +223,7 @@ def test_a_score_that_is_added_in_metrics_alone_reaches_results_tables_and_tenso
         return {**scores, "mean_dice": float(np.mean(dice)), "specificity": dict.fromkeys(classes.names, 0.875)}
 
     monkeypatch.setattr(metrics, "from_confusion_matrix", with_new_scores)
-    scalars = dict.fromkeys([*measurements.MEANS, *measurements.STATE], 0.5)
+    scalars = dict.fromkeys(measurements.DESCRIPTIONS, 0.5)
     report.summary(2, Measurements(2, scalars, np.eye(3, dtype=np.int64)), {"speed/images_per_second": 100.0})
     matrices = np.array([[[8, 1, 1], [2, 8, 0], [0, 0, 4]]] * 12)
     evaluation = Evaluation(0.5, matrices, np.ones((12, 3, 4), np.int64), np.ones((metrics.CALIBRATION_BINS, 3)))

@@ -79,7 +79,7 @@ def test_a_step_that_is_not_finite_changes_no_weight_and_stops_the_loop():
     assert int(trainer.optimizer.iterations) == first
     trainer.run(batches, 10)
     assert int(trainer.step) == first + 1  # until it may go on
-    trainer.go_on()
+    trainer.clear_nonfinite_step()
     trainer.run(batches, 10)
     assert int(trainer.step) == first + 2
     for weight in trainer.model.get_weights():
@@ -94,7 +94,7 @@ def test_what_a_skipped_step_predicted_counts_as_little_as_its_loss():
     measured = trainer.pop_measurements()
     assert measured.steps == finite + 1
     assert measured.confusion_matrix.sum() == finite * BATCH * SIZE * SIZE
-    trainer.go_on()
+    trainer.clear_nonfinite_step()
     trainer.run(batches, 10)
     measured = trainer.pop_measurements()  # of nothing but a skipped step
     assert measured.steps == 1
