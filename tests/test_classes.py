@@ -107,7 +107,7 @@ def test_three_numbers_beside_colours_are_the_one_ignored_colour(ignored):
     classes = Classes.from_dict({"classes": COLORED, "ignored": ignored})
     assert classes.ignored == ((255, 255, 255),)
     white = np.full((1, 1), 0xFFFFFF, np.int32)
-    assert mask_values.Coding(classes).ids(white) == IGNORED
+    assert mask_values.MaskCoding(classes).ids(white) == IGNORED
     assert Classes.from_dict(classes.to_dict()) == classes
     assert Classes(classes.members, (255, 255, 255)) == classes
 

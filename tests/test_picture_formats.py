@@ -10,7 +10,7 @@ from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 from petseg.classes import PETS
 from petseg.data import random_crops
 from petseg.data.folders import pair_files
-from petseg.data.folders.mask_values import Coding
+from petseg.data.folders.mask_values import MaskCoding
 from petseg.deployment import photographs, segmenter
 from petseg.deployment.demo import views
 from petseg.errors import DataError
@@ -33,7 +33,7 @@ def ghostscript(tmp_path, monkeypatch):
 def read_pair(file):
     mask = io.BytesIO()
     Image.new("L", (20, 30)).save(mask, "PNG")
-    found = pair_files.read("cat.jpg", file.read_bytes(), "cat.png", mask.getvalue(), Coding(PETS))
+    found = pair_files.decode_pair("cat.jpg", file.read_bytes(), "cat.png", mask.getvalue(), MaskCoding(PETS))
     if found.faults:
         raise DataError(str(found.faults[0]))
 

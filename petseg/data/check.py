@@ -18,9 +18,9 @@ from petseg.config.options import Group, option
 from petseg.data.folders import faults, folder_files, folder_layout, mask_values
 from petseg.data.folders.faults import Fault
 from petseg.data.folders.inspection import Inspection
-from petseg.data.folders.mask_values import Coding
-from petseg.data.folders.pair_files import PairFiles
-from petseg.data.overlays import Overlays
+from petseg.data.folders.mask_values import MaskCoding
+from petseg.data.folders.pair_files import DecodedPair
+from petseg.data.overlays import OverlaySheet
 from petseg.errors import ConfigError, DataError
 from petseg.runtime import startup
 
@@ -62,7 +62,7 @@ class _Source:
 
     name: str
     sizes: Mapping[str, int]
-    pairs: Iterator[tuple[str, PairFiles]]
+    pairs: Iterator[tuple[str, DecodedPair]]
     classes: Classes | None
     needed: Collection[str]
     origin: str = ""
@@ -83,10 +83,10 @@ def main(config: CheckConfig) -> None:
     for line in source.origin.splitlines():
         print(line)
     found, notes = list(source.faults), list(source.notes)
-    overlays: Overlays | None = None
+    overlays: OverlaySheet | None = None
     if source.classes is not None:
         inspection = Inspection(source.classes, source.faults)
-        overlays = Overlays(source.classes, sum(source.sizes.values()), config.check.overlays)
+        overlays = OverlaySheet(source.classes, sum(source.sizes.values()), config.check.overlays)
         for split, pair in source.pairs:
             inspection.add(split, pair)
             overlays.add(split, pair)
@@ -95,8 +95,8 @@ def main(config: CheckConfig) -> None:
         found, notes = inspection.faults, [*notes, *inspection.notes()]
     if overlays:
         print(f"overlays: {_sheet_file(source.name, config.check)}")
-    blocking, others = faults.separated(found, source.needed)
-    notes += [faults.left_out(split, of_it) for split, of_it in others.items()]
+    blocking, others = faults.partition(found, source.needed)
+    notes += [faults.left_out_note(split, of_it) for split, of_it in others.items()]
     for note in notes:
         print(f"note: {note}")
     _print_faults(blocking)
@@ -108,14 +108,14 @@ def main(config: CheckConfig) -> None:
 
 
 def _folder(config: DataConfig) -> _Source:
-    layout = folder_layout.find(config)
-    classes, found = folder_files.given_classes(config), list(layout.faults)
+    layout = folder_layout.scan_folder(config)
+    classes, found = folder_files.read_classes(config), list(layout.faults)
     where = config.classes or folder_files.CLASSES_FILE
     if classes is None:
-        classes, bad = folder_files.classes_in_masks(layout)
+        classes, bad = folder_files.infer_classes(layout)
         found += bad if classes is None else []  # otherwise they are found again when all is read
         where = "the masks themselves"
-    pairs = folder_files.read_all(layout, Coding(classes)) if classes else iter(())
+    pairs = folder_files.read_pairs(layout, MaskCoding(classes)) if classes else iter(())
     sizes = {split: len(members) for split, members in layout.splits.items()}
     origin = f"splits: {layout.origin}" + (f"\nclasses: {len(classes)} of {where}" if classes else "")
     notes = [*_missing_splits(config, {**sizes, **layout.left_out}), *layout.notes, *layout.left_out.values()]
@@ -170,7 +170,7 @@ def _print_classes(inspection: Inspection) -> None:
     """Prints a table: share of the pixels that are in a class, and number of pictures, by class and split."""
     classes, splits = inspection.classes, inspection.splits
     names = [*classes.names, "in no class"]
-    values = [mask_values.plain(each.value) for each in classes.members] + [""]
+    values = [mask_values.class_value_text(each.value) for each in classes.members] + [""]
     wide = max(len(name) for name in names), max(len("value"), *map(len, values))
     columns = "".join(f"  {split + ': pixels':>16} {'pictures':>8}" for split in splits)
     print(f"{'class':<{wide[0]}}  {'value':>{wide[1]}}{columns}")
@@ -188,7 +188,7 @@ def _sheet_file(name: str, options: CheckOptions) -> Path:
     return Path(options.output_dir or ".").expanduser() / f"{title}-overlays.jpg"
 
 
-def _write_sheet(overlays: Overlays, file: Path, options: CheckOptions) -> None:
+def _write_sheet(overlays: OverlaySheet, file: Path, options: CheckOptions) -> None:
     flag = f"--output_dir={options.output_dir}"
     with files.explain_write_errors(file, flag=flag, error_class=ConfigError):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -114,5 +114,5 @@ def check_example(example: dict[str, Any], where: str, classes: Classes) -> None
     if example["unknown"] != mask_decoding.NONE:
         found = mask_decoding.shown(example["unknown"], classes)
         raise BadExampleError(
-            f"{where}: the mask holds {found}, which is in no class; must be {mask_values.shown_values(classes)}"
+            f"{where}: the mask holds {found}, which is in no class; must be {mask_values.allowed_values_text(classes)}"
         )

@@ -19,7 +19,7 @@ def code(values: tf.Tensor, classes: Classes) -> tf.Tensor:
     Returns:
       uint8 [H, W, 1]; IGNORED for a pixel in no class, UNKNOWN for one whose value means nothing.
     """
-    numbers, ids = mask_values.table(classes)
+    numbers, ids = mask_values.value_table(classes)
     of_pixels = numbered(values)
     places = tf.minimum(tf.searchsorted(numbers, tf.reshape(of_pixels, [-1])), len(numbers) - 1)
     places = tf.reshape(places, tf.shape(of_pixels))
@@ -41,4 +41,4 @@ def numbered(values: tf.Tensor) -> tf.Tensor:
 
 def shown(number: int, classes: Classes) -> str:
     """The value, or colour, of a number, in words."""
-    return mask_values.shown(number, classes.colored)
+    return mask_values.value_text(number, classes.colored)

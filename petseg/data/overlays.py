@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from petseg.classes import IGNORED, Classes
-from petseg.data.folders.pair_files import PairFiles
+from petseg.data.folders.pair_files import DecodedPair
 from petseg.picture_formats import open_picture
 
 TILE_WIDTH, MOST_HEIGHT = 240, 480  # pixels of a picture on the sheet; tall ones become narrower, for JPEG's limits
@@ -17,7 +17,7 @@ OPACITY = 0.6
 DIMMED = 0.25  # brightness of what is in no class
 
 
-class Overlays:
+class OverlaySheet:
     """Collects some pairs, evenly spread over all, and draws them.
 
     Args:
@@ -35,7 +35,7 @@ class Overlays:
         """The number of pairs that were collected."""
         return len(self._shown)
 
-    def add(self, split: str, pair: PairFiles) -> None:
+    def add(self, split: str, pair: DecodedPair) -> None:
         """Takes note of the next pair; one with a fault is not shown, but the next is in its place."""
         self._owed += self._seen in self._due
         self._seen += 1

@@ -10,12 +10,12 @@ from petseg.config import DataConfig
 from petseg.data import catalog
 from petseg.data.catalog import DataSet
 from petseg.data.folders import folder_files, pair_files
-from petseg.data.folders.mask_values import PALETTED, Coding
-from petseg.data.folders.pair_files import PairFiles
+from petseg.data.folders.mask_values import PALETTED, MaskCoding
+from petseg.data.folders.pair_files import DecodedPair
 from petseg.picture_formats import open_picture
 
 
-def read_all(config: DataConfig) -> tuple[str, dict[str, int], Classes, Iterator[tuple[str, PairFiles]]]:
+def read_all(config: DataConfig) -> tuple[str, dict[str, int], Classes, Iterator[tuple[str, DecodedPair]]]:
     """Opens a TFDS data set.
 
     Returns:
@@ -30,8 +30,8 @@ def read_all(config: DataConfig) -> tuple[str, dict[str, int], Classes, Iterator
     return data_set.name, sizes, data_set.classes, _pairs(data_set, sizes)
 
 
-def _pairs(data_set: DataSet, sizes: dict[str, int]) -> Iterator[tuple[str, PairFiles]]:
-    classes, coding = data_set.classes, Coding(data_set.classes)
+def _pairs(data_set: DataSet, sizes: dict[str, int]) -> Iterator[tuple[str, DecodedPair]]:
+    classes, coding = data_set.classes, MaskCoding(data_set.classes)
 
     def examples() -> Iterator[tuple[str, str, bytes, bytes]]:
         for split in sizes:
@@ -39,11 +39,11 @@ def _pairs(data_set: DataSet, sizes: dict[str, int]) -> Iterator[tuple[str, Pair
                 name = example["name"].decode() or f"{split}/{i}"
                 yield split, name, example["image"], example["mask"]
 
-    def read(each: tuple[str, str, bytes, bytes]) -> tuple[str, PairFiles]:
+    def read(each: tuple[str, str, bytes, bytes]) -> tuple[str, DecodedPair]:
         split, name, image, mask = each
-        return split, pair_files.read(name, image, f"mask of {name}", _as_decoded(mask, classes), coding)
+        return split, pair_files.decode_pair(name, image, f"mask of {name}", _as_decoded(mask, classes), coding)
 
-    return folder_files.watched(examples(), read, sum(sizes.values()), f"reading {data_set.name}")
+    return folder_files.map_with_progress(examples(), read, sum(sizes.values()), f"reading {data_set.name}")
 
 
 def _as_decoded(mask: bytes, classes: Classes) -> bytes:

@@ -6,7 +6,7 @@ from petseg.config import DataConfig
 from petseg.data.drawings import drawn_folders
 from petseg.data.drawings.drawn_folders import CODINGS, WriteConfig
 from petseg.data.folders import folder_files, folder_layout
-from petseg.data.folders.mask_values import Coding
+from petseg.data.folders.mask_values import MaskCoding
 from petseg.errors import ConfigError
 
 
@@ -22,18 +22,18 @@ def test_each_coding_is_a_data_set_with_its_classes_file(root, masks):
     file, classes = CODINGS[masks]
     flags = {"image_files": "images/{split}/*.jpg", "mask_files": masks + "/{split}/{name}.png"}
     config = DataConfig(dataset="folder", data_dir=str(root), classes=str(root / file), **flags)
-    layout = folder_layout.find(config)
+    layout = folder_layout.scan_folder(config)
     assert {split: len(members) for split, members in layout.splits.items()} == {"train": 2, "test": 1}
-    assert folder_files.given_classes(config) == classes
-    pairs = [pair for _, pair in folder_files.read_all(layout, Coding(classes))]
+    assert folder_files.read_classes(config) == classes
+    pairs = [pair for _, pair in folder_files.read_pairs(layout, MaskCoding(classes))]
     assert not [fault for pair in pairs for fault in pair.faults]
     assert all(len(np.unique(pair.ids)) >= 2 for pair in pairs)
 
 
 def test_the_layout_needs_no_flags(root):
     config = DataConfig(dataset="folder", data_dir=str(root))
-    assert not folder_layout.find(config).faults
-    assert folder_files.given_classes(config).names == ("background", "cat", "dog")
+    assert not folder_layout.scan_folder(config).faults
+    assert folder_files.read_classes(config).names == ("background", "cat", "dog")
 
 
 def test_an_animal_of_a_species_has_one_class_in_all_codings(root):

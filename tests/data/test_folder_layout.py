@@ -11,7 +11,7 @@ from petseg.errors import ConfigError, DataError
 
 
 def find(root, **values):
-    return folder_layout.find(config(root, **values))
+    return folder_layout.scan_folder(config(root, **values))
 
 
 def names(layout):

@@ -7,7 +7,7 @@ from PIL import Image
 from petseg.classes import IGNORED, UNKNOWN, Classes
 from petseg.data import mask_decoding
 from petseg.data.folders import mask_values
-from petseg.data.folders.mask_values import Coding
+from petseg.data.folders.mask_values import MaskCoding
 from petseg.errors import ConfigError, DataError
 
 NUMBERS = Classes.from_dict({"classes": [{"name": "a", "value": 3}, {"name": "b", "value": 700}], "ignored": [9, 255]})
@@ -27,12 +27,12 @@ def values(array, mode=None, colored=None, palette=None):
 def test_numbers_become_ids():
     found, colored = values(np.array([[3, 9, 255, 4]], np.uint8))
     assert not colored
-    np.testing.assert_array_equal(Coding(NUMBERS).ids(found), [[0, IGNORED, IGNORED, UNKNOWN]])
+    np.testing.assert_array_equal(MaskCoding(NUMBERS).ids(found), [[0, IGNORED, IGNORED, UNKNOWN]])
 
 
 def test_numbers_of_16_bits_become_ids():
     found, _ = values(np.array([[3, 700, 65535]], np.uint16))
-    np.testing.assert_array_equal(Coding(NUMBERS).ids(found), [[0, 1, UNKNOWN]])
+    np.testing.assert_array_equal(MaskCoding(NUMBERS).ids(found), [[0, 1, UNKNOWN]])
 
 
 def test_colors_become_ids():
@@ -40,7 +40,7 @@ def test_colors_become_ids():
     for mode in ("RGB", "RGBA"):
         found, colored = values(array, mode)
         assert colored
-        np.testing.assert_array_equal(Coding(COLORS).ids(found), [[0, 1, IGNORED, UNKNOWN]])
+        np.testing.assert_array_equal(MaskCoding(COLORS).ids(found), [[0, 1, IGNORED, UNKNOWN]])
 
 
 def test_a_palette_is_an_index_where_classes_have_numbers_and_colours_where_they_have_colours():
@@ -89,7 +89,7 @@ def test_tensorflow_codes_as_numpy_does(numbers, colored):
     )
     ids = mask_decoding.code(tf.constant(pixels), classes)
     assert ids.dtype == tf.uint8
-    np.testing.assert_array_equal(ids[..., 0], Coding(classes).ids(array))
+    np.testing.assert_array_equal(ids[..., 0], MaskCoding(classes).ids(array))
 
 
 def test_a_value_that_means_nothing_is_told():
@@ -100,7 +100,9 @@ def test_a_value_that_means_nothing_is_told():
 
 
 def found(*masks):
-    return mask_values.found_classes([(np.array(numbers), colored, palette) for numbers, colored, palette in masks])
+    return mask_values.classes_from_values(
+        [(np.array(numbers), colored, palette) for numbers, colored, palette in masks]
+    )
 
 
 def test_classes_found_in_masks_have_their_values_and_the_colours_of_their_palette():
@@ -140,4 +142,4 @@ def test_values_that_are_no_classes(masks, message):
 
 def test_an_encoded_mask_is_decoded_to_the_same_ids():
     ids = np.array([[0, 1, 255], [7, 253, 2]], np.uint8)
-    np.testing.assert_array_equal(tf.io.decode_image(mask_values.encoded(ids), channels=1)[..., 0], ids)
+    np.testing.assert_array_equal(tf.io.decode_image(mask_values.encode_png(ids), channels=1)[..., 0], ids)

@@ -11,9 +11,10 @@ from PIL import Image
 from petseg.classes import Classes
 from petseg.data.folders import pair_files
 from petseg.data.folders.faults import Kind
-from petseg.data.folders.mask_values import Coding
+from petseg.data.folders.mask_values import MaskCoding
+from petseg.picture_formats import ORIENTATION
 
-CODING = Coding(Classes.from_dict(["a", "b", "c"]))
+CODING = MaskCoding(Classes.from_dict(["a", "b", "c"]))
 TURNED_BY_90 = 6  # as EXIF numbers it
 
 
@@ -25,7 +26,7 @@ def encoded(content, file_format="PNG", mode=None, **options):
 
 
 def read(image, mask_file=None):
-    return pair_files.read("a.jpg", image, "a.png", encoded(mask()) if mask_file is None else mask_file, CODING)
+    return pair_files.decode_pair("a.jpg", image, "a.png", encoded(mask()) if mask_file is None else mask_file, CODING)
 
 
 def fault(pair):
@@ -86,7 +87,7 @@ def test_16_bits_become_8():
 
 def turned(height, width):
     exif = Image.Exif()
-    exif[pair_files.ORIENTATION] = TURNED_BY_90
+    exif[ORIENTATION] = TURNED_BY_90
     return encoded(picture(height, width), "JPEG", exif=exif)
 
 
@@ -173,7 +174,7 @@ def test_results_come_in_order_and_only_some_ahead_of_time():
         started.append(number)
         return number
 
-    results = pair_files.in_order(work, iter(range(100)), 2)
+    results = pair_files.map_in_order(work, iter(range(100)), 2)
     threading.Timer(0.05, slow.set).start()
     assert next(results) == 0
     assert len(started) < 10

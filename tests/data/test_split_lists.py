@@ -13,7 +13,7 @@ def find(root, lists, **flags):
     for name, content in lists.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    return folder_layout.find(config(root, **flags))
+    return folder_layout.scan_folder(config(root, **flags))
 
 
 def names(layout):

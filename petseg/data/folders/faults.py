@@ -53,7 +53,7 @@ def needed_splits(config: DataConfig, splits: Collection[str]) -> frozenset[str]
     return named if named <= set(splits) else named.union(splits)
 
 
-def separated(faults: Iterable[Fault], needed: Collection[str]) -> tuple[list[Fault], dict[str, list[Fault]]]:
+def partition(faults: Iterable[Fault], needed: Collection[str]) -> tuple[list[Fault], dict[str, list[Fault]]]:
     """The faults that stand in the way of a training; and, by split, those of splits that nobody needs."""
     blocking: dict[Fault, None] = {}
     others: dict[str, list[Fault]] = {}
@@ -65,13 +65,13 @@ def separated(faults: Iterable[Fault], needed: Collection[str]) -> tuple[list[Fa
     return list(blocking), others
 
 
-def left_out(split: str, faults: Sequence[Fault]) -> str:
+def left_out_note(split: str, faults: Sequence[Fault]) -> str:
     """A note on a split that is not used because of its faults, since no flag names it."""
     more = f"; and {len(faults) - 1} more" if len(faults) > 1 else ""
     return f"split {split} is left out: {faults[0]}{more}"
 
 
-def error(faults: Sequence[Fault], dataset: str, command: str) -> DataError:
+def as_error(faults: Sequence[Fault], dataset: str, command: str) -> DataError:
     """An error of one line that names the first fault, says how many more there are, and what tells them all.
 
     Args:

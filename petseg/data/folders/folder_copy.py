@@ -31,9 +31,9 @@ from petseg.data.folders import faults, folder_files, folder_layout, mask_values
 from petseg.data.folders.faults import Fault
 from petseg.data.folders.file_patterns import printable
 from petseg.data.folders.folder_layout import Layout
-from petseg.data.folders.inspection import without_classes
-from petseg.data.folders.mask_values import Coding
-from petseg.data.folders.pair_files import PairFiles
+from petseg.data.folders.inspection import missing_class_faults
+from petseg.data.folders.mask_values import MaskCoding
+from petseg.data.folders.pair_files import DecodedPair
 from petseg.errors import ConfigError, DataError, one_line
 
 FORMAT = 2  # another one when the same folder would give other records
@@ -54,14 +54,14 @@ def prepare(config: DataConfig, classes: Classes | None = None) -> tuple[Any, Cl
       ConfigError: if the classes cannot be used, or the files cannot be written.
       DataError: if the folder holds something that cannot be trained on; names the first such thing.
     """
-    layout = folder_layout.find(config)
+    layout = folder_layout.scan_folder(config)
     if layout.faults:
-        raise faults.error(layout.faults, config.data_dir, faults.check_command(config))
+        raise faults.as_error(layout.faults, config.data_dir, faults.check_command(config))
     cache = Path(config.cache_dir or CACHE_DIR).expanduser().absolute()
     if classes and (own := _with_classes_found(config, layout, cache)) and own[1] == classes:
         return own  # a run asks for what it found itself
-    classes = classes or folder_files.given_classes(config)
-    builder = _Folder(config, layout, classes, data_dir=cache)
+    classes = classes or folder_files.read_classes(config)
+    builder = _FolderBuilder(config, layout, classes, data_dir=cache)
     if not builder.data_path.exists():
         size = sum(path.stat().st_size for pair in folder_files.all_pairs(layout) for path in (pair.image, pair.mask))
         flag = f"--cache_dir={config.cache_dir}"
@@ -69,49 +69,49 @@ def prepare(config: DataConfig, classes: Classes | None = None) -> tuple[Any, Cl
             cache.mkdir(parents=True, exist_ok=True)
             lock = cache / f".{builder.info.full_name.replace('/', '-')}.lock"
             with files.process_lock(lock, f"reads {config.data_dir}"):
-                builder = _Folder(config, layout, classes, data_dir=cache)
+                builder = _FolderBuilder(config, layout, classes, data_dir=cache)
                 if not builder.data_path.exists():
-                    found, bad = (classes, []) if classes else folder_files.classes_in_masks(layout)
+                    found, bad = (classes, []) if classes else folder_files.infer_classes(layout)
                     if not found:
-                        bad = faults.separated(bad, layout.needed)[0] or bad
-                        raise faults.error(bad, config.data_dir, faults.check_command(config))
-                    builder = _Folder(config, layout, classes, found, data_dir=cache)
+                        bad = faults.partition(bad, layout.needed)[0] or bad
+                        raise faults.as_error(bad, config.data_dir, faults.check_command(config))
+                    builder = _FolderBuilder(config, layout, classes, found, data_dir=cache)
                     builder.write()
     _refuse_left_out(builder, layout, config)
     stored = classes or _stored_classes(builder)
     if not classes:
         logger.info(
             "%s: no --classes, and no classes.json there; classes as found in the masks: %s to %s, for %s",
-            config.data_dir, stored.names[0], stored.names[-1], mask_values.shown_values(stored),
+            config.data_dir, stored.names[0], stored.names[-1], mask_values.allowed_values_text(stored),
         )  # fmt: skip
     return builder, stored
 
 
 def _with_classes_found(config: DataConfig, layout: Layout, cache: Path) -> tuple[Any, Classes] | None:
     """The data set that was written with the classes in the masks, if it was."""
-    builder = _Folder(config, layout, None, data_dir=cache)
+    builder = _FolderBuilder(config, layout, None, data_dir=cache)
     if builder.data_path.exists():
         _refuse_left_out(builder, layout, config)
     return (builder, _stored_classes(builder)) if builder.data_path.exists() else None
 
 
-def _stored_classes(builder: "_Folder") -> Classes:
+def _stored_classes(builder: "_FolderBuilder") -> Classes:
     return Classes.from_dict(builder.info.metadata["classes"], stored=True)
 
 
-def _refuse_left_out(builder: "_Folder", layout: Layout, config: DataConfig) -> None:
+def _refuse_left_out(builder: "_FolderBuilder", layout: Layout, config: DataConfig) -> None:
     """Raises DataError if a split that is needed now was left out when the copy was written."""
-    for split, why in left_out(builder).items():
+    for split, why in left_out_splits(builder).items():
         if split in layout.needed:
             raise DataError(f"{config.data_dir}: {why}. Everything: {faults.check_command(config)}")
 
 
-def left_out(builder: Any) -> dict[str, str]:
+def left_out_splits(builder: Any) -> dict[str, str]:
     """The faults because of which splits are not in the copy of a folder, by their names."""
     return dict((builder.info.metadata or {}).get("left_out", {}))
 
 
-class _Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+class _FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """A folder as a data set of TFDS.
 
     Args:
@@ -165,14 +165,14 @@ class _Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         for note in (*layout.notes, *layout.left_out.values()):
             logger.warning("%s: %s", where, note)
         bad = self._try_to_write(layout.left_out)
-        blocking, others = faults.separated(bad, layout.needed)
+        blocking, others = faults.partition(bad, layout.needed)
         if others and not blocking and len(others) < len(layout.splits):
-            more = {split: faults.left_out(split, of_it) for split, of_it in others.items()}
+            more = {split: faults.left_out_note(split, of_it) for split, of_it in others.items()}
             for note in more.values():
                 logger.warning("%s: %s", where, note)
             bad = blocking = self._try_to_write({**layout.left_out, **more})
         if bad:
-            raise faults.error(blocking or bad, where, faults.check_command(self._folder))
+            raise faults.as_error(blocking or bad, where, faults.check_command(self._folder))
 
     def _try_to_write(self, left_out: Mapping[str, str]) -> list[Fault]:
         """Writes the files, but those of some splits; gives what is wrong, and then nothing is written."""
@@ -213,13 +213,13 @@ class _Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         assert self._classes is not None
         written = dataclasses.replace(self._layout, splits=self._written)
-        pairs = folder_files.read_all(written, Coding(self._classes))
+        pairs = folder_files.read_pairs(written, MaskCoding(self._classes))
         counts = np.zeros(256, np.int64)
         self._digests = {}
         return {split: self._generate_examples(split, pairs, counts) for split in self._written}
 
     def _generate_examples(
-        self, split: str, pairs: Iterator[tuple[str, PairFiles]], counts: np.ndarray
+        self, split: str, pairs: Iterator[tuple[str, DecodedPair]], counts: np.ndarray
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """The examples of a split, the next in an iterator over the pairs of all splits."""
         for i, _ in enumerate(self._written[split]):
@@ -233,7 +233,7 @@ class _Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
             self._digests.setdefault(split, []).append((of_picture, digests.of_ids(pair.ids)))
             yield i, {"image": pair.image, "segmentation_mask": pair.mask, "file_name": pair.name}
         if split == list(self._written)[-1]:
-            self._bad = without_classes(counts, self._classes)  # type: ignore[arg-type]
+            self._bad = missing_class_faults(counts, self._classes)  # type: ignore[arg-type]
             if self._bad:
                 raise DataError("the masks do not have the classes")
             # Into the folder that TFDS renames when all of the data set is written.

@@ -14,13 +14,13 @@ from petseg.config import DataConfig
 from petseg.data.folders import faults, mask_values, pair_files
 from petseg.data.folders.faults import Fault, Kind
 from petseg.data.folders.folder_layout import Layout, Pair
-from petseg.data.folders.mask_values import Coding
-from petseg.data.folders.pair_files import PairFiles
+from petseg.data.folders.mask_values import MaskCoding
+from petseg.data.folders.pair_files import DecodedPair
 from petseg.errors import ConfigError, DataError
 from petseg.runtime.cpus import usable_cpus
 from petseg.runtime.progress_bars import progress_bar
 
-_Values = tuple[np.ndarray, bool, bytes]  # as `mask_values.found_classes` wants them
+_Values = tuple[np.ndarray, bool, bytes]  # as `mask_values.classes_from_values` wants them
 T = TypeVar("T")
 R = TypeVar("R")
 CLASSES_FILE = "classes.json"
@@ -28,7 +28,7 @@ AT_ONCE = 8  # pairs that are decoded at one time, at most
 logger = logging.getLogger(__name__)
 
 
-def given_classes(config: DataConfig) -> Classes | None:
+def read_classes(config: DataConfig) -> Classes | None:
     """The classes that --classes or the folder's own file names; None if there is neither.
 
     Raises:
@@ -40,7 +40,7 @@ def given_classes(config: DataConfig) -> Classes | None:
     return Classes.read(file) if os.path.lexists(file) else None  # a link to nowhere is an error
 
 
-def classes_in_masks(layout: Layout) -> tuple[Classes | None, list[Fault]]:
+def infer_classes(layout: Layout) -> tuple[Classes | None, list[Fault]]:
     """Classes made of the values in the masks, and what is in the way; None if that cannot be left out.
 
     Masks of a split with a fault that is not needed do not count.
@@ -48,13 +48,13 @@ def classes_in_masks(layout: Layout) -> tuple[Classes | None, list[Fault]]:
     pairs = _pairs_by_split(layout)
     values: dict[str, list[_Values]] = {}
     bad: list[Fault] = []
-    found = watched(pairs, lambda each: _values(each[1]), len(pairs), f"looking for classes in {layout.name}")
+    found = map_with_progress(pairs, lambda each: _values(each[1]), len(pairs), f"looking for classes in {layout.name}")
     for (split, _), of_mask in zip(pairs, found, strict=True):
         if isinstance(of_mask, Fault):
             bad.append(dataclasses.replace(of_mask, split=split))
         else:
             values.setdefault(split, []).append(of_mask)
-    blocking, others = faults.separated(bad, layout.needed)
+    blocking, others = faults.partition(bad, layout.needed)
     usable = [each for split, of_split in values.items() if split not in others for each in of_split]
     needed = [each for split, of_split in values.items() if split in layout.needed for each in of_split]
     if blocking or not usable:
@@ -70,17 +70,17 @@ def classes_in_masks(layout: Layout) -> tuple[Classes | None, list[Fault]]:
 def _found_classes(usable: Sequence[_Values], needed: Sequence[_Values]) -> Classes:
     """Classes for the values of all usable splits; of those that are needed alone, if the others stand in the way."""
     try:
-        return mask_values.found_classes(usable)
+        return mask_values.classes_from_values(usable)
     except ConfigError:
         if not needed or len(needed) == len(usable):
             raise
-        return mask_values.found_classes(needed)
+        return mask_values.classes_from_values(needed)
 
 
 def _values(pair: Pair) -> _Values | Fault:
     """What a mask holds."""
-    data = pair_files.read_bytes(pair.mask_name, pair.mask)
-    mask = data if isinstance(data, Fault) else pair_files.opened_mask(pair.mask_name, data)
+    data = pair_files.read_file(pair.mask_name, pair.mask)
+    mask = data if isinstance(data, Fault) else pair_files.open_mask(pair.mask_name, data)
     if isinstance(mask, Fault):
         return mask
     try:
@@ -91,33 +91,33 @@ def _values(pair: Pair) -> _Values | Fault:
     return np.unique(found), colored, palette
 
 
-def read_pair(pair: Pair, coding: Coding) -> PairFiles:
+def read_pair(pair: Pair, coding: MaskCoding) -> DecodedPair:
     """Reads the two files of a pair."""
-    image = pair_files.read_bytes(pair.name, pair.image)
-    mask = pair_files.read_bytes(pair.mask_name, pair.mask)
+    image = pair_files.read_file(pair.name, pair.image)
+    mask = pair_files.read_file(pair.mask_name, pair.mask)
     if isinstance(image, Fault) or isinstance(mask, Fault):
-        return PairFiles(pair.name, faults=tuple(each for each in (image, mask) if isinstance(each, Fault)))
-    return pair_files.read(pair.name, image, pair.mask_name, mask, coding)
+        return DecodedPair(pair.name, faults=tuple(each for each in (image, mask) if isinstance(each, Fault)))
+    return pair_files.decode_pair(pair.name, image, pair.mask_name, mask, coding)
 
 
-def read_all(layout: Layout, coding: Coding) -> Iterator[tuple[str, PairFiles]]:
+def read_pairs(layout: Layout, coding: MaskCoding) -> Iterator[tuple[str, DecodedPair]]:
     """Reads all pairs, split by split, with a bar on a terminal: split, and what the files hold."""
     pairs = _pairs_by_split(layout)
 
-    def read(each: tuple[str, Pair]) -> tuple[str, PairFiles]:
+    def read(each: tuple[str, Pair]) -> tuple[str, DecodedPair]:
         split, pair = each[0], read_pair(each[1], coding)
         return split, dataclasses.replace(
             pair, faults=tuple(dataclasses.replace(fault, split=split) for fault in pair.faults)
         )
 
-    return watched(pairs, read, len(pairs), f"reading {layout.name}")
+    return map_with_progress(pairs, read, len(pairs), f"reading {layout.name}")
 
 
-def watched(items: Iterable[T], function: Callable[[T], R], count: int, what: str) -> Iterator[R]:
+def map_with_progress(items: Iterable[T], function: Callable[[T], R], count: int, what: str) -> Iterator[R]:
     """Results of a function for so many items, in their order, with a bar on a terminal that says what is done."""
     threads = min(usable_cpus(), AT_ONCE)
     with progress_bar(None, logger, what=what, unit="pairs", total=count) as bar:
-        for result in pair_files.in_order(function, items, threads):
+        for result in pair_files.map_in_order(function, items, threads):
             bar.update()
             yield result
 

@@ -92,10 +92,10 @@ def check_splits(config: DataConfig) -> None:
     """Whether a folder has the splits that --train_split and --eval_split name.
 
     Raises:
-      ConfigError: as `find`.
+      ConfigError: as `scan_folder`.
       DataError: if it has not; names the flag and the splits that there are.
     """
-    layout = find(config)
+    layout = scan_folder(config)
     there = [*layout.splits, *layout.left_out]
     lacking = {fault.split: fault for fault in layout.faults}
     sizes = ", ".join(f"{split} ({len(pairs)} pairs)" for split, pairs in layout.splits.items()) or "none"
@@ -128,7 +128,7 @@ class _Matches:
     spare: Sequence[PictureFile]
 
 
-def find(config: DataConfig) -> Layout:
+def scan_folder(config: DataConfig) -> Layout:
     """Looks for the pairs of a folder.
 
     Raises:
@@ -153,8 +153,8 @@ def find(config: DataConfig) -> Layout:
     found += [*splits.faults, *spare, *_without_mask(matches, splits, needed), *_ambiguous(matches, splits)]
     found += _unreadable(pairs, splits)
     found.sort(key=lambda fault: list(Kind).index(fault.kind))
-    blocking, others = faults.separated(found, needed)
-    left_out = {split: faults.left_out(split, of_it) for split, of_it in others.items()}
+    blocking, others = faults.partition(found, needed)
+    left_out = {split: faults.left_out_note(split, of_it) for split, of_it in others.items()}
     whole = {
         split: tuple(pairs[path] for path in sorted(splits.paths[split]) if path in pairs)
         for split in sorted(splits.paths, key=lambda split: ([*USUAL_SPLITS, split].index(split), split))
@@ -183,10 +183,10 @@ def _patterns(config: DataConfig, root: Path) -> tuple[Pattern, Pattern, list[Fa
     lost = _lost_folders(root)
     if not folders:
         if lost and not flat.files(root):
-            raise faults.error(lost, config.data_dir, faults.check_command(config))
+            raise faults.as_error(lost, config.data_dir, faults.check_command(config))
         return flat, Pattern("masks/{name}.*"), []
     usual = any(name.lower() in USUAL_SPLITS or name in config.named_splits for name in folders)
-    if not usual and split_lists.exist(root, config.named_splits):
+    if not usual and split_lists.has_split_lists(root, config.named_splits):
         return Pattern("images/**/*"), Pattern("masks/**/{name}.*"), []  # the folders are no splits, there are lists
     what = "is beside the folders of the splits; must be in one"
     stray = [Fault(Kind.AMBIGUOUS, picture.shown, what) for picture in flat.files(root)]
@@ -335,7 +335,7 @@ def _splits(root: Path, images: Pattern, pictures: Collection[PictureFile], name
     """
     if images.uses("{split}"):
         return _splits_of_folders(root, images, pictures)
-    lists = split_lists.find(root, pictures, images.fixed_folders, named)
+    lists = split_lists.read_split_lists(root, pictures, images.fixed_folders, named)
     if lists.splits:
         outside = len(pictures) - len(set().union(*lists.splits.values()))
         notes = (f"{outside} pictures are in no list of a split, and so left out",) if outside else ()

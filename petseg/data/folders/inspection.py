@@ -10,7 +10,7 @@ import numpy as np
 from petseg.classes import IGNORED, UNKNOWN, Classes
 from petseg.data.folders.faults import Fault, Kind
 from petseg.data.folders.mask_values import ZERO_AND_255
-from petseg.data.folders.pair_files import PairFiles
+from petseg.data.folders.pair_files import DecodedPair
 
 LARGEST_SUGGESTED = 512  # pixels of the longer side
 DIVISOR = 32  # of the network's input
@@ -69,7 +69,7 @@ class Inspection:
         self.sizes: collections.Counter[tuple[int, int]] = collections.Counter()
         self._places: dict[bytes, list[tuple[str, str]]] = {}
 
-    def add(self, split: str, pair: PairFiles) -> None:
+    def add(self, split: str, pair: DecodedPair) -> None:
         """Counts a pair of a split."""
         counts = self.splits.setdefault(split, SplitCounts())
         self.faults += [dataclasses.replace(fault, split=split) for fault in pair.faults]
@@ -83,7 +83,7 @@ class Inspection:
     def finish(self) -> None:
         """Adds the faults that only all masks together show."""
         if not any(fault.kind in (Kind.VALUES, Kind.INEXACT) for fault in self.faults):
-            self.faults += without_classes(self.pixels, self.classes)
+            self.faults += missing_class_faults(self.pixels, self.classes)
 
     @property
     def pixels(self) -> np.ndarray:
@@ -142,7 +142,7 @@ class Inspection:
         return sizes[:, 0], sizes[:, 1]
 
 
-def without_classes(counts: np.ndarray, classes: Classes) -> list[Fault]:
+def missing_class_faults(counts: np.ndarray, classes: Classes) -> list[Fault]:
     """A fault if all pixels that are in a class are in one, as in masks with 0 and 255 where 255 is ignored.
 
     Args:

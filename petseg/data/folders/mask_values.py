@@ -17,7 +17,7 @@ PALETTED = ("P", "PA")
 ZERO_AND_255 = '{"classes": [{"name": "background", "value": 0}, {"name": "object", "value": 255}]}'
 
 
-class Coding:
+class MaskCoding:
     """Values in masks to class ids, by numpy.
 
     Args:
@@ -26,7 +26,7 @@ class Coding:
 
     def __init__(self, classes: Classes):
         self.classes = classes
-        self._numbers, self._ids = table(classes)
+        self._numbers, self._ids = value_table(classes)
         small = np.full(2**16, UNKNOWN, np.uint8)
         small[self._numbers[self._numbers < len(small)]] = self._ids[self._numbers < len(small)]
         self._small = small
@@ -80,7 +80,7 @@ def values_in(picture: Image.Image, colored: bool | None) -> tuple[np.ndarray, b
     return pixels[..., 0], False
 
 
-def shown(number: int, colored: bool) -> str:
+def value_text(number: int, colored: bool) -> str:
     """The value, or colour, of a number, in words."""
     return f"colour {shown_color(*_color(number))}" if colored else f"value {number}"
 
@@ -89,19 +89,19 @@ def shown_color(red: int, green: int, blue: int) -> str:
     return f"{red},{green},{blue}"
 
 
-def shown_values(classes: Classes) -> str:
+def allowed_values_text(classes: Classes) -> str:
     """The values of all classes, as a message tells what a pixel must be."""
     values = [each.value for each in classes.members]
     ignored = [value for value in classes.ignored if isinstance(value, tuple) == classes.colored]
     if not classes.colored and values == list(range(len(values))):
         text = f"0 to {len(values) - 1}"
     else:
-        text = ", ".join(f"{plain(each.value)} ({each.name})" for each in classes.members[:12])
+        text = ", ".join(f"{class_value_text(each.value)} ({each.name})" for each in classes.members[:12])
         text += ", ..." if len(values) > 12 else ""
-    return text + (f", or {', '.join(map(plain, ignored))} (in no class)" if ignored else "")
+    return text + (f", or {', '.join(map(class_value_text, ignored))} (in no class)" if ignored else "")
 
 
-def found_classes(found: Sequence[tuple[np.ndarray, bool, bytes]]) -> Classes:
+def classes_from_values(found: Sequence[tuple[np.ndarray, bool, bytes]]) -> Classes:
     """Classes for the values that masks turned out to have.
 
     Args:
@@ -148,14 +148,14 @@ def _colors(values: np.ndarray, palette: bytes) -> list[int]:
     ]
 
 
-def encoded(ids: np.ndarray) -> bytes:
+def encode_png(ids: np.ndarray) -> bytes:
     """Class ids, uint8 [H, W], as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(ids).save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
 
 
-def table(classes: Classes) -> tuple[np.ndarray, np.ndarray]:
+def value_table(classes: Classes) -> tuple[np.ndarray, np.ndarray]:
     """Rising numbers that mean something, int32 [N], and their class ids, uint8 [N]."""
     known = {_number(each.value): i for i, each in enumerate(classes.members)}
     known |= {_number(value): IGNORED for value in classes.ignored if classes.colored == isinstance(value, tuple)}
@@ -171,5 +171,5 @@ def _color(number: int) -> Color:
     return number >> 16, number >> 8 & 255, number & 255
 
 
-def plain(value: int | Color) -> str:
+def class_value_text(value: int | Color) -> str:
     return str(value) if isinstance(value, int) else f"[{shown_color(*value)}]"

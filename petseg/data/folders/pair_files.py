@@ -16,9 +16,9 @@ from PIL import Image, ImageOps
 from petseg.classes import UNKNOWN
 from petseg.data.folders import mask_values
 from petseg.data.folders.faults import Fault, Kind
-from petseg.data.folders.mask_values import Coding
+from petseg.data.folders.mask_values import MaskCoding
 from petseg.errors import DataError, one_line
-from petseg.picture_formats import ORIENTATION as ORIENTATION, exif_orientation
+from petseg.picture_formats import exif_orientation
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -36,7 +36,7 @@ DECODABLE = {
 
 
 @dataclasses.dataclass(frozen=True)
-class PairFiles:
+class DecodedPair:
     """What the two files of a pair hold.
 
     Attributes:
@@ -62,7 +62,7 @@ class PairFiles:
     faults: tuple[Fault, ...] = ()
 
 
-def read(name: str, image_data: bytes, mask_name: str, mask_data: bytes, coding: Coding) -> PairFiles:
+def decode_pair(name: str, image_data: bytes, mask_name: str, mask_data: bytes, coding: MaskCoding) -> DecodedPair:
     """Decodes a pair and finds out what is wrong with it.
 
     A photograph is turned as its EXIF data says, unless the mask only fits the one that is not turned.
@@ -102,13 +102,13 @@ def read(name: str, image_data: bytes, mask_name: str, mask_data: bytes, coding:
         except DataError as error:
             faults.append(Fault(Kind.UNREADABLE, name, str(error)))
     if ids is not None and not faults:
-        mask_file = mask_values.encoded(ids)
+        mask_file = mask_values.encode_png(ids)
     shape = size if picture else None
     digest = hashlib.blake2b(image_data, digest_size=16).digest()
-    return PairFiles(name, image_file, mask_file, ids, shape, modes, unknown, digest, tuple(faults))
+    return DecodedPair(name, image_file, mask_file, ids, shape, modes, unknown, digest, tuple(faults))
 
 
-def opened_mask(name: str, data: bytes) -> Image.Image | Fault:
+def open_mask(name: str, data: bytes) -> Image.Image | Fault:
     """Decodes a mask; gives a fault if that fails, or its format changes values."""
     faults: list[Fault] = []
     mask = _opened(name, data, faults)
@@ -117,7 +117,7 @@ def opened_mask(name: str, data: bytes) -> Image.Image | Fault:
     return faults[0] if faults or not mask else mask
 
 
-def in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+def map_in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
     """Results of a function for items in their order, some ahead of time, and only some, so that memory is bounded."""
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         waiting: collections.deque[concurrent.futures.Future[R]] = collections.deque()
@@ -154,7 +154,7 @@ def _refuse_lossy(name: str, mask: Image.Image, faults: list[Fault]) -> None:
 
 
 def _ids(
-    name: str, mask: Image.Image, coding: Coding, faults: list[Fault]
+    name: str, mask: Image.Image, coding: MaskCoding, faults: list[Fault]
 ) -> tuple[np.ndarray | None, tuple[tuple[int, int], ...]]:
     """Class ids of a mask, and the values that are in no class with their counts."""
     _refuse_lossy(name, mask, faults)
@@ -176,14 +176,14 @@ def _ids(
     return ids, unknown
 
 
-def _unknown_values(values: np.ndarray, unknown: tuple[tuple[int, int], ...], coding: Coding) -> str:
+def _unknown_values(values: np.ndarray, unknown: tuple[tuple[int, int], ...], coding: MaskCoding) -> str:
     number, count = unknown[0]
     row, column = np.argwhere(values == number)[0]
     pixels = "1 pixel" if count == 1 else f"{count} pixels"
     more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
     return (
-        f"holds {mask_values.shown(number, coding.classes.colored)}{more} in no class ({pixels}, the first at row "
-        f"{row}, column {column}); must be {mask_values.shown_values(coding.classes)}"
+        f"holds {mask_values.value_text(number, coding.classes.colored)}{more} in no class ({pixels}, the first at row "
+        f"{row}, column {column}); must be {mask_values.allowed_values_text(coding.classes)}"
     )
 
 
@@ -223,7 +223,7 @@ def _as_png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def read_bytes(name: str, path: Path) -> bytes | Fault:
+def read_file(name: str, path: Path) -> bytes | Fault:
     """The content of a file; a fault if the system does not give it."""
     try:
         return path.read_bytes()

@@ -23,7 +23,7 @@ SHOWN = 80  # characters of a line
 
 
 @dataclasses.dataclass
-class Lists:
+class SplitLists:
     """What the lists of splits in a folder say.
 
     Attributes:
@@ -72,12 +72,14 @@ class _Line:
         return not (self.common and other.common) and any(mine != its for mine, its in both)
 
 
-def exist(root: Path, named: Collection[str]) -> bool:
+def has_split_lists(root: Path, named: Collection[str]) -> bool:
     """Whether there are files with the names of lists."""
     return any(_is_list(text, named) for folder in FOLDERS for text in _texts(root / folder))
 
 
-def find(root: Path, pictures: Iterable[PictureFile], fixed_folders: int, named: Collection[str]) -> Lists:
+def read_split_lists(
+    root: Path, pictures: Iterable[PictureFile], fixed_folders: int, named: Collection[str]
+) -> SplitLists:
     """Reads the lists of splits.
 
     A text is a list if its name is a usual one of a split, or a flag names that split. Beside such lists a text with a
@@ -102,7 +104,7 @@ def find(root: Path, pictures: Iterable[PictureFile], fixed_folders: int, named:
             found = _combined({text: _read(root, text, names) for text in sorted(lists)})
             break
     else:
-        found = Lists()
+        found = SplitLists()
     if others:
         what = f"{', '.join(others)}: each line names a picture, but this is not the usual name of a list of a split"
         found.notes.append(f"{what}; if it is one, --train_split or --eval_split must name it")
@@ -203,9 +205,9 @@ def _without_ending(name: str) -> str:
     return stem if stem and f"{dot}{ending}".lower() in SUFFIXES else name
 
 
-def _combined(read: Mapping[Path, list[_Line] | Fault]) -> Lists:
+def _combined(read: Mapping[Path, list[_Line] | Fault]) -> SplitLists:
     """Splits and faults of lists."""
-    found, in_any = Lists(), dict[str, _Line]()
+    found, in_any = SplitLists(), dict[str, _Line]()
     for text, lines in read.items():
         found.splits[text.stem] = []
         if isinstance(lines, Fault):
