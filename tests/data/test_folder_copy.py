@@ -66,7 +66,7 @@ def test_masks_in_colours_lie_in_the_data_set_as_class_ids(root):
 def test_a_later_start_opens_no_file(root, monkeypatch):
     folder_copy.prepare(config(root))
     monkeypatch.setattr(Image, "open", None)
-    monkeypatch.setattr(pair_files, "read_bytes", None)
+    monkeypatch.setattr(pair_files, "read_file", None)
     builder, _ = folder_copy.prepare(config(root))
     assert len(names(builder, "train")) == 3
 
@@ -133,7 +133,7 @@ def test_classes_that_nobody_names_are_found_and_known_at_a_later_start_without_
         assert classes.names == ("class_0", "class_1", "class_2")
         assert "classes as found in the masks: class_0 to class_2, for 0 to 2, or 255 (in no class)" in caplog.text
         caplog.clear()
-        monkeypatch.setattr(pair_files, "read_bytes", None)
+        monkeypatch.setattr(pair_files, "read_file", None)
 
 
 def test_the_flag_goes_before_the_folder_s_own_classes(root, tmp_path):
@@ -174,7 +174,7 @@ def test_an_error_of_tensorflow_while_it_is_written_is_one_line(root, monkeypatc
 
 def test_a_missing_partner_is_told_before_a_file_is_opened(root, monkeypatch):
     (root / "masks/train/b.png").unlink()
-    monkeypatch.setattr(pair_files, "read_bytes", None)
+    monkeypatch.setattr(pair_files, "read_file", None)
     with pytest.raises(
         DataError, match=r"images/train/b.jpg: has no mask; must be masks/train/b.png. Everything: python"
     ):
