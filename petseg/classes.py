@@ -1,4 +1,4 @@
-"""The classes of a data set: names, colours, which values they have in masks, and which are foreground."""
+"""The classes of a data set: names, colours, values in masks, and foreground."""
 
 import dataclasses
 import itertools
@@ -12,12 +12,12 @@ import numpy as np
 
 from petseg.errors import ConfigError
 
-IGNORED = 255  # class id of a pixel that is in no class: weight 0, counted nowhere
-UNKNOWN = 254  # class id, while data is read, of a pixel whose value in the mask means nothing
+IGNORED = 255  # class id of ignored pixels: weight 0, not counted
+UNKNOWN = 254  # class id, while reading data, of values of no class
 MIN_CLASSES, MAX_CLASSES = 2, 254
 
 Color = tuple[int, int, int]
-# Okabe and Ito's colours, which colour-blind readers can tell apart, for classes that bring none.
+# Okabe and Ito's colours, distinct for colour-blind readers too; for classes without colours.
 DISTINCT_COLORS: tuple[Color, ...] = (
     (0, 114, 178), (213, 94, 0), (240, 228, 66), (0, 158, 115), (86, 180, 233), (230, 159, 0), (204, 121, 167),
 )  # fmt: skip
@@ -28,11 +28,11 @@ class SegmentationClass:
     """One class.
 
     Attributes:
-      name: its name, without spaces and slashes, for it stands in tags and file names.
-      value: its value in masks, 0 to 65535, or its colour there.
-      color: its colour in pictures.
-      foreground: share of it that is foreground, 0 to 1. Cut-outs show so much of it; where scores tell foreground from
-        the rest, at least half makes it foreground. A class with a share between 0 and 1 is a border.
+      name: its name, without spaces and slashes, because it is used in tags and file names.
+      value: its value in masks: 0 to 65535, or a colour.
+      color: its colour in figures.
+      foreground: share that is foreground, 0 to 1: opacity in cut-outs. Scores of foreground versus the rest count
+        classes from .5 as foreground. A class with a share between 0 and 1 is a border.
     """
 
     name: str
@@ -43,11 +43,11 @@ class SegmentationClass:
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """The classes of a data set; the place of a class in `members` is its id.
+    """The classes of a data set; the index of a class in `members` is its id.
 
     Attributes:
       members: the C classes, 2 to 254.
-      ignored: values, or colours, in masks that are in no class. Beside colours, three numbers are one colour.
+      ignored: values, or colours, of ignored pixels in masks. If classes have colours, three numbers are one colour.
 
     Raises:
       ConfigError: if they contradict each other.
@@ -87,40 +87,40 @@ class Classes:
 
     @property
     def palette(self) -> np.ndarray:
-        """The colours, uint8 [256, 3], by class id; black for ids of no class."""
+        """Colours by class id, uint8 [256, 3]; black for other ids."""
         table = np.zeros((256, 3), np.uint8)
         table[: len(self)] = [each.color for each in self.members]
         return table
 
     @property
     def colored(self) -> bool:
-        """Whether masks hold colours, and not numbers."""
+        """Whether masks hold colours instead of numbers."""
         return isinstance(self.members[0].value, tuple)
 
     @property
     def foreground(self) -> np.ndarray:
-        """How much of each class is foreground, float32 [C]."""
+        """Share of each class that is foreground, float32 [C]."""
         return np.array([each.foreground for each in self.members], np.float32)
 
     @property
     def foreground_name(self) -> str:
-        """What the foreground is called; empty where no class is in it."""
+        """Name of the foreground: of its only class, or `foreground`; empty if no class is foreground."""
         names = [each.name for each in self.members if each.foreground == 1]
         return names[0] if len(names) == 1 else ("foreground" if self.foreground.max() >= 0.5 else "")
 
     @property
     def borders(self) -> np.ndarray:
-        """Ids of the classes that are neither quite foreground nor quite the rest."""
+        """Ids of the classes that are partly foreground."""
         return np.flatnonzero((self.foreground > 0) & (self.foreground < 1))
 
     @property
     def without_display_colors(self) -> "Classes":
-        """The same classes without their display colours, to compare what masks and scores mean."""
+        """The classes with default display colours, to compare names, values and foreground."""
         plain = (dataclasses.replace(each, color=distinct_color(i)) for i, each in enumerate(self.members))
         return dataclasses.replace(self, members=tuple(plain))
 
     def to_dict(self) -> dict[str, Any]:
-        """What a classes file holds."""
+        """The content of a classes file."""
         return {
             "classes": [
                 {key: list(value) if isinstance(value, tuple) else value for key, value in vars(each).items()}
@@ -131,17 +131,17 @@ class Classes:
 
     @classmethod
     def from_dict(cls, content: Any, *, stored: bool = False) -> "Classes":
-        """Reads what `to_dict` gives, or what a person wrote.
+        """Creates classes from the content of a classes file or from `to_dict`.
 
-        A class needs a name alone: its value is then its place in the list, its colour the next of a palette. Of two
-        classes that do not say which is foreground, the second is.
+        A class needs only a name: its value defaults to its position, its colour to the next of a palette. If neither
+        of two classes has the key `foreground`, the second is foreground.
 
         Args:
           content: a list of classes, or a dictionary with the keys `classes` and `ignored`.
-          stored: whether it was stored by a run; then names that earlier versions accepted are accepted too.
+          stored: whether a run stored it; names that only earlier versions accepted are then valid.
 
         Raises:
-          ConfigError: if it is something else.
+          ConfigError: if it is invalid.
         """
         if isinstance(content, Sequence) and not isinstance(content, str):
             content = {"classes": content}
@@ -158,7 +158,7 @@ class Classes:
         if "ignored" not in content:
             ignored = [value for value in ignored if value not in taken]
         if not stored:
-            _refuse_names_of_no_file(members)
+            _check_file_names(members)
         return cls(members, tuple(_value(value, "ignored") for value in ignored))
 
     @classmethod
@@ -166,10 +166,10 @@ class Classes:
         """Reads a classes file.
 
         Raises:
-          ConfigError: if there is none, or it is wrong.
+          ConfigError: if it is missing or invalid.
         """
         try:
-            return cls.from_dict(json.loads(file.read_bytes()))  # of bytes, for json skips a BOM
+            return cls.from_dict(json.loads(file.read_bytes()))  # json skips the BOM of bytes
         except OSError as error:
             raise ConfigError(f"--classes={file}: cannot be read: {error.strerror}") from error
         except ValueError as error:
@@ -179,10 +179,10 @@ class Classes:
 
 
 def distinct_color(number: int) -> Color:
-    """A colour for the class of a number, another for each."""
+    """A default colour, different for each class id."""
     if number < len(DISTINCT_COLORS):
         return DISTINCT_COLORS[number]
-    # The bits of the number, spread over the three channels from the highest down, as PASCAL VOC's palette has them.
+    # As in PASCAL VOC's palette: the bits of the number, distributed over the three channels from the highest down.
     number, color = number - len(DISTINCT_COLORS) + 1, [0, 0, 0]
     for bit in range(7, -1, -1):
         for channel in range(3):
@@ -192,7 +192,7 @@ def distinct_color(number: int) -> Color:
 
 
 def _members(entries: Sequence[Any]) -> tuple[SegmentationClass, ...]:
-    """The classes, those without a colour with one that no other has."""
+    """Parses the classes; those without a colour get an unused one."""
     members = [_member(i, entry) for i, entry in enumerate(entries)]
     without = [not isinstance(entry, Mapping) or "color" not in entry for entry in entries]
     given = {member.color for member, lacks in zip(members, without, strict=True) if not lacks}
@@ -236,8 +236,8 @@ def _is_color(values: Any) -> bool:
     return len(values) == 3 and all(type(value) is int and 0 <= value <= 255 for value in values)
 
 
-def _refuse_names_of_no_file(members: Sequence[SegmentationClass]) -> None:
-    """Raises ConfigError for names that cannot be file names side by side, also where case does not count."""
+def _check_file_names(members: Sequence[SegmentationClass]) -> None:
+    """Raises ConfigError for names that cannot be file names in one folder, also if case is ignored."""
     seen: dict[str, str] = {}
     for name in (each.name for each in members):
         if name.startswith("."):

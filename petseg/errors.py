@@ -1,56 +1,56 @@
-"""What can go wrong in a way the user can mend; each error knows its exit code."""
+"""Errors that users can fix, with their exit codes."""
 
 import signal
 
 
 class PetsegError(Exception):
-    """An error whose message is all the user needs: one line, no traceback."""
+    """Base class of errors that are printed as one line without a traceback."""
 
     exit_code = 2
 
 
 class ConfigError(PetsegError):
-    """A flag has a value that cannot be used, alone or beside another flag."""
+    """A flag has an invalid value, or contradicts another flag."""
 
 
 class DataError(PetsegError):
-    """A data set is missing, or holds something that cannot be trained on."""
+    """A data set is missing or invalid."""
 
 
 class WorkDirectoryError(PetsegError):
-    """A work directory cannot be used for what was asked."""
+    """A work directory cannot be used by the command."""
 
 
 class CheckpointError(PetsegError):
-    """A checkpoint is missing, or does not fit the model."""
+    """A checkpoint is missing or does not match the model."""
 
 
 class NonFiniteLossError(PetsegError):
-    """The loss became infinite or not a number."""
+    """The loss became infinite or NaN."""
 
     exit_code = 3
 
 
 class ExportError(PetsegError):
-    """An export could not be made, or does not say what its original says."""
+    """An export failed, or its output differs from the model's."""
 
 
 class UnreadableFilesError(PetsegError):
-    """Some of the files that were asked for could not be read; what could be done is done."""
+    """Some input files could not be read; the others were processed."""
 
     exit_code = 4
 
 
 class ClusterError(PetsegError):
-    """The processes of a cluster do not go together, or one of them was lost."""
+    """The processes of a cluster do not match, or one was lost."""
 
-    exit_code = 75  # EX_TEMPFAIL of sysexits.h: trying again may succeed
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: a retry may succeed
 
 
 class StoppedError(BaseException):
-    """The program was told to stop, by SIGTERM or Ctrl-C.
+    """The program received SIGTERM or SIGINT (Ctrl-C).
 
-    Like KeyboardInterrupt no Exception, so that no library takes it for an error of its own.
+    A BaseException like KeyboardInterrupt, so that no library catches it as an error of its own.
     """
 
     def __init__(self, number: int, what_remains: str = ""):
@@ -59,5 +59,5 @@ class StoppedError(BaseException):
 
 
 def one_line(error: BaseException) -> str:
-    """What some library says of an error, short enough for a message of ours."""
+    """Class and message of a library's error, shortened to one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,7 +1,4 @@
-"""Files that are whole or not there: text, bytes and JSON, written under another name, flushed, renamed.
-
-Also locks, and what is said where a file cannot be written.
-"""
+"""Atomic writes of text, bytes and JSON; locks between processes; one-line errors for failed writes."""
 
 import contextlib
 import errno
@@ -23,9 +20,9 @@ logger = logging.getLogger(__name__)
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
-NO_PLACE = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)  # for a file of that name
+NO_PLACE = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)  # the path is unusable
 CANNOT_BE_WRITTEN = (*NO_SPACE, *NOT_ALLOWED, *NO_PLACE, errno.EIO, errno.EFBIG)
-LONGEST_NAME = 255  # bytes of a file name, on the usual file systems
+LONGEST_NAME = 255  # bytes of a file name on common file systems
 
 
 @contextlib.contextmanager
@@ -36,18 +33,18 @@ def explain_write_errors(
     error_class: type[PetsegError] = WorkDirectoryError,
     needed: int | None = None,
 ) -> Iterator[None]:
-    """Turns what the system says of a file that cannot be written into one line; lets all other errors through.
+    """Converts an OSError of a failed write to a one-line error; other errors pass.
 
-    Others are those that mean something else, such as a missing file, too many open files or a broken pipe.
+    Other errors are for example a missing file, too many open files or a broken pipe.
 
     Args:
-      where: the file or folder, for errors that name none.
+      where: the file or folder, for errors without a file name.
       flag: the flag that chose it, with its value, such as `--csv=FILE`; empty if there is none.
-      error_class: class of the error that is raised.
-      needed: bytes that are to be written, which the message tells where there is no space; None if that is unknown.
+      error_class: class of the error to raise.
+      needed: bytes to be written, for errors of a full disk; None if unknown.
 
     Raises:
-      PetsegError: if the block failed because a file cannot be written; names the file and the reason.
+      PetsegError: if a file could not be written; names the file and the reason.
     """
     try:
         yield
@@ -61,37 +58,37 @@ def explain_write_errors(
 
 
 def is_disk_error(error: BaseException) -> bool:
-    """Whether an error is of the disk as a whole, so that other files cannot be written either."""
+    """Whether an error concerns the whole disk, so that writing other files would fail too."""
     return isinstance(error, OSError) and error.errno in (*NO_SPACE, *NOT_ALLOWED, errno.EIO)
 
 
 def _free_bytes(path: Path) -> int:
-    """The free space where a path is, or would be."""
+    """Free bytes on the disk of a path, which may not exist yet."""
     nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     return shutil.disk_usage(nearest).free
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON as whole as `write_bytes` does; NaN and infinities become null, at any depth."""
+    """Writes JSON atomically; NaN and infinities become null, at any depth."""
     write_text(path, json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Reads what `write_json` wrote; null becomes NaN."""
+    """Reads a file of `write_json`; null becomes NaN."""
     return _with_nan(json.loads(path.read_text()))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text as whole as `write_bytes` does."""
+    """Writes text atomically."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, data: bytes | Iterable[bytes]) -> None:
-    """Writes a file so that a reader sees the old one or the new one, never half of one, also after a power cut.
+    """Writes a file atomically: readers see the old or the new content, also after a power failure.
 
     Args:
       path: the file.
-      data: its content; also in pieces, which are written as they come and may be read from the old file.
+      data: its content, or chunks of it, which may be read from the old file while writing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
@@ -104,19 +101,19 @@ def write_bytes(path: Path, data: bytes | Iterable[bytes]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # the system names it when a file is opened, not when written to
+        error.filename = error.filename or str(path)  # a failed write has none
         raise
 
 
 @contextlib.contextmanager
 def process_lock(lock_file: Path, what: str) -> Iterator[None]:
-    """Keeps other processes out of the block, those of other machines that see the file too; waits while one is inside.
+    """Waits for a lock and holds it during the block; also between machines that share the file system.
 
-    The system frees the lock when a process ends, however it ends.
+    The operating system releases the lock when the process ends.
 
     Args:
-      lock_file: exists while somebody is inside; its folder must exist.
-      what: what is done inside, as the log goes on after "waiting for another process, which".
+      lock_file: the lock file, removed afterwards; its folder must exist.
+      what: what the block does, for the log: "waiting for another process, which ...".
 
     Raises:
       OSError: if the lock file cannot be written.
@@ -130,12 +127,12 @@ def process_lock(lock_file: Path, what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        lock_file.unlink(missing_ok=True)  # who waits for a lock sees that its file is gone, and makes a new one
+        lock_file.unlink(missing_ok=True)  # waiting processes then create a new one
         lock.release()
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON values with None for numbers that JSON does not have: NaN and infinities, at any depth."""
+    """Replaces NaN and infinities by None, at any depth."""
     if isinstance(value, Mapping):
         return {key: _without_nan(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -144,7 +141,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def _with_nan(value: Any) -> Any:
-    """JSON values with NaN for None, at any depth."""
+    """Replaces None by NaN, at any depth."""
     if isinstance(value, Mapping):
         return {key: _with_nan(part) for key, part in value.items()}
     if isinstance(value, list):

@@ -1,7 +1,7 @@
-"""Checks a data set before anything trains: python -m petseg.data.check --dataset=folder --data_dir=PATH.
+"""Checks a data set before training: python -m petseg.data.check --dataset=folder --data_dir=PATH.
 
-Reads every pair of every split once, and prints what is there, what looks odd, and what is wrong, with the file and
-what would be right; writes a sheet of pictures under their masks. Exit code 2 if something is wrong.
+Reads every pair of every split once, prints statistics, possible mistakes and faults, and writes a sheet of images with
+mask overlays. Exit code 2 if there are faults.
 """
 
 import dataclasses
@@ -25,21 +25,21 @@ from petseg.errors import ConfigError, DataError
 from petseg.runtime import startup
 
 SHOWN_FAULTS = 20
-logger = logging.getLogger("petseg.data.check")  # whose __name__ is __main__
+logger = logging.getLogger("petseg.data.check")  # __name__ is __main__
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckOptions(Group):
-    """What becomes of what is found."""
+    """Output of the check."""
 
-    output_dir: str = option(".", "folder for the sheet of pictures under their masks, `NAME-overlays.jpg`")
-    overlays: int = option(12, "number of pictures on the sheet; 0: no sheet", unit="pictures", minimum=0, maximum=120)
+    output_dir: str = option(".", "folder for the sheet of mask overlays, `NAME-overlays.jpg`")
+    overlays: int = option(12, "number of images on the sheet; 0: no sheet", unit="pictures", minimum=0, maximum=120)
     debug: bool = option(False, "show the traceback of an error that is otherwise one line")
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckConfig:
-    """All flags of the check: those of the data, of which it looks at all splits, and its own."""
+    """All flags of the check. All splits of the data are checked, not only those of the flags."""
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     check: CheckOptions = dataclasses.field(default_factory=CheckOptions)
@@ -47,17 +47,17 @@ class CheckConfig:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """A data set to be read.
+    """A data set to check.
 
     Attributes:
       name: its name, for the sheet.
       sizes: number of pairs by split.
-      pairs: split and pair, one after the other.
-      classes: its classes; None if none can be had, and `pairs` then is empty.
-      needed: the splits that must be without faults.
-      origin: where splits and classes come from, in words.
-      faults: what is wrong before a pair is read.
-      notes: what looks odd before a pair is read.
+      pairs: iterator over splits and pairs.
+      classes: its classes; None if they cannot be inferred, then `pairs` is empty.
+      needed: the splits that must have no faults.
+      origin: description of what decided splits and classes.
+      faults: faults found before reading pairs.
+      notes: possible mistakes found before reading pairs.
     """
 
     name: str
@@ -74,8 +74,8 @@ def main(config: CheckConfig) -> None:
     """Checks a data set.
 
     Raises:
-      ConfigError: if a flag cannot be used, or the sheet cannot be written.
-      DataError: if something is wrong with the data set; what it is was printed.
+      ConfigError: if a flag is invalid, or the sheet cannot be written.
+      DataError: if the data set has faults, which were printed.
     """
     source = _folder(config.data) if config.data.dataset == FOLDER else _tfds(config)
     sizes = ", ".join(f"{split} {size}" for split, size in source.sizes.items())
@@ -100,7 +100,7 @@ def main(config: CheckConfig) -> None:
     for note in notes:
         print(f"note: {note}")
     _print_faults(blocking)
-    if overlays:  # drawn last, since that may fail
+    if overlays:  # last, since it may fail
         _write_sheet(overlays, _sheet_file(source.name, config.check), config.check)
     if blocking:
         count = len(blocking)
@@ -113,7 +113,7 @@ def _folder(config: DataConfig) -> _Source:
     where = config.classes or folder_files.CLASSES_FILE
     if classes is None:
         classes, bad = folder_files.infer_classes(layout)
-        found += bad if classes is None else []  # otherwise they are found again when all is read
+        found += bad if classes is None else []  # otherwise `read_pairs` finds them again
         where = "the masks themselves"
     pairs = folder_files.read_pairs(layout, MaskCoding(classes)) if classes else iter(())
     sizes = {split: len(members) for split, members in layout.splits.items()}
@@ -132,7 +132,7 @@ def _tfds(config: CheckConfig) -> _Source:
 
 
 def _missing_splits(config: DataConfig, there: Collection[str]) -> list[str]:
-    """Notes on flags that name splits which do not exist."""
+    """Notes on flags that name missing splits."""
     flags = (("train_split", config.train_split), ("eval_split", config.eval_split))
     return [
         f"--{flag}={split}: there is no such split; to train, it must be one of {', '.join(there)}"
@@ -142,7 +142,7 @@ def _missing_splits(config: DataConfig, there: Collection[str]) -> list[str]:
 
 
 def _print_counts(inspection: Inspection, config: DataConfig) -> None:
-    """Prints what was counted."""
+    """Prints the statistics."""
     if not inspection.sizes:
         return
     for i, what in enumerate(("pictures", "masks")):
@@ -155,7 +155,7 @@ def _print_counts(inspection: Inspection, config: DataConfig) -> None:
     print(f"suggested: {inspection.suggested_size()}")
     split = config.train_split if config.train_split in inspection.splits else next(iter(inspection.splits))
     if weights := inspection.suggested_weights(split):
-        print(f"suggested, where rare classes matter as much as others: {weights}")
+        print(f"suggested, to give rare classes the same weight: {weights}")
 
 
 def _sizes(inspection: Inspection) -> str:
@@ -167,7 +167,7 @@ def _sizes(inspection: Inspection) -> str:
 
 
 def _print_classes(inspection: Inspection) -> None:
-    """Prints a table: share of the pixels that are in a class, and number of pictures, by class and split."""
+    """Prints a table: share of labelled pixels, and number of images, by class and split."""
     classes, splits = inspection.classes, inspection.splits
     names = [*classes.names, "in no class"]
     values = [mask_values.class_value_text(each.value) for each in classes.members] + [""]
@@ -196,7 +196,7 @@ def _write_sheet(overlays: OverlaySheet, file: Path, options: CheckOptions) -> N
 
 
 def _print_faults(found: Sequence[Fault]) -> None:
-    """Prints faults, by kind and one by one."""
+    """Prints the number of faults by kind, then the first faults."""
     if not found:
         print("nothing is wrong")
         return

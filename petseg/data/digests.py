@@ -1,8 +1,7 @@
-"""Digests of the pictures and masks of a split: which pictures two splits share, and what of a split has changed.
+"""Digests of the images and masks of a split: detect images shared by splits, and changes of a split.
 
-A digest is 64 bits of BLAKE2b, of the bytes of a picture's file or of the class ids of its mask. Two of a million
-different pictures have the same one with a chance of 3e-8. Pictures are compared byte by byte in effect: one that was
-saved anew, in another format or quality, is another picture.
+A digest is 64 bits of BLAKE2b of an image file's bytes or of a mask's class ids. The probability that any two of a
+million different images collide is 3e-8. An image that was saved again in another format or quality counts as another.
 """
 
 import hashlib
@@ -16,26 +15,26 @@ import numpy as np
 from petseg.files import write_bytes
 
 FILE = "digests.npz"
-SUFFIX = ".digests"  # of the names of arrays, for a split may have the name of an argument of `np.savez`
+SUFFIX = ".digests"  # of array names, because a split may be named like an argument of `np.savez`
 
 
 class Digests(NamedTuple):
     """Digests of N examples in the order of their split.
 
     Attributes:
-      pictures: of the pictures' files, uint64 [N].
-      masks: of the masks' class ids, uint64 [N].
+      pictures: digests of image files, uint64 [N].
+      masks: digests of class ids, uint64 [N].
     """
 
     pictures: np.ndarray
     masks: np.ndarray
 
     def part(self, start: int, stop: int) -> "Digests":
-        """Those of the examples from one position to another."""
+        """The digests of positions `start` to `stop`."""
         return Digests(self.pictures[start:stop], self.masks[start:stop])
 
     def changes_to(self, now: "Digests") -> "Changes":
-        """What has changed since these digests were taken."""
+        """Compares with the current digests of the same split."""
         added = np.flatnonzero(~np.isin(now.pictures, self.pictures))
         removed = int((~np.isin(self.pictures, now.pictures)).sum())
         if len(added) or removed or len(self.pictures) != len(now.pictures):
@@ -46,14 +45,14 @@ class Digests(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """How a split differs from what it was.
+    """Changes of a split.
 
     Attributes:
-      added: positions of the pictures that are new, int64.
-      removed: number of pictures that are gone.
-      growth: by how many examples it has grown, below 0 if it has shrunk.
-      reordered: whether it has the same pictures in another order.
-      masks: positions of the masks that were changed, where all pictures are what they were, int64.
+      added: positions of new images, int64.
+      removed: number of removed images.
+      growth: change of the number of examples.
+      reordered: whether it has the same images in another order.
+      masks: positions of changed masks if all images are unchanged, int64.
     """
 
     added: np.ndarray = np.zeros(0, np.int64)
@@ -74,35 +73,35 @@ def of_ids(ids: np.ndarray) -> int:
 
 
 def from_rows(rows: Sequence[tuple[int, int]]) -> Digests:
-    """Digests from those of single examples: of the picture, of the mask."""
+    """Digests from pairs (digest of the image, digest of the mask), one per example."""
     pictures, masks = np.array(rows, np.uint64).reshape(-1, 2).T
     return Digests(pictures, masks)
 
 
 def joined(parts: Sequence[Digests]) -> Digests:
-    """Digests of examples that follow each other."""
+    """Concatenates digests."""
     none = from_rows([])
     pictures, masks = (np.concatenate(arrays) for arrays in zip(none, *parts, strict=True))
     return Digests(pictures, masks)
 
 
 def write(path: Path, splits: Mapping[str, Digests]) -> None:
-    """Writes the digests of splits by their names into an .npz file, whole or not at all."""
+    """Writes the digests by split to an .npz file, atomically."""
     write_arrays(path, {f"{split}{SUFFIX}": np.stack(digests, axis=1) for split, digests in splits.items()})
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Writes arrays by their names into an .npz file, whole or not at all."""
+    """Writes named arrays to an .npz file, atomically."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write_bytes(path, buffer.getvalue())
 
 
 def read(path: Path) -> dict[str, Digests]:
-    """Reads what `write` wrote.
+    """Reads a file of `write`.
 
     Raises:
-      OSError, ValueError, KeyError, zipfile.BadZipFile: if the file is not there or not such a file.
+      OSError, ValueError, KeyError, zipfile.BadZipFile: if the file is missing or invalid.
     """
     with np.load(path) as arrays:
         return {key.removesuffix(SUFFIX): Digests(*np.ascontiguousarray(arrays[key].T)) for key in arrays.files}

@@ -1,4 +1,4 @@
-"""A sheet of pictures, each beside itself under its mask, with the colours of the classes below."""
+"""Draws a sheet of images beside the same images with mask overlays, with a legend of the classes."""
 
 import io
 import math
@@ -10,37 +10,37 @@ from petseg.classes import IGNORED, Classes
 from petseg.data.folders.pair_files import DecodedPair
 from petseg.picture_formats import open_picture
 
-TILE_WIDTH, MOST_HEIGHT = 240, 480  # pixels of a picture on the sheet; tall ones become narrower, for JPEG's limits
+TILE_WIDTH, MOST_HEIGHT = 240, 480  # pixels of an image on the sheet; limited by the largest JPEG
 TILES_ACROSS, GAP = 3, 8  # pairs, pixels
 LINE = 18  # pixels of a line of text
 OPACITY = 0.6
-DIMMED = 0.25  # brightness of what is in no class
+DIMMED = 0.25  # brightness of ignored pixels
 
 
 class OverlaySheet:
-    """Collects some pairs, evenly spread over all, and draws them.
+    """Samples pairs at even distances and draws them.
 
     Args:
       classes: the classes.
       pairs: number of all pairs.
-      shown: number of pairs on the sheet, at most.
+      shown: largest number of pairs on the sheet.
     """
 
     def __init__(self, classes: Classes, pairs: int, shown: int):
         self._classes, self._shown = classes, list[tuple[str, Image.Image, np.ndarray]]()
         self._due = {round(place) for place in np.linspace(0, pairs - 1, min(shown, pairs))}
-        self._owed = self._seen = 0
+        self._pending = self._seen = 0
 
     def __len__(self) -> int:
-        """The number of pairs that were collected."""
+        """The number of sampled pairs."""
         return len(self._shown)
 
     def add(self, split: str, pair: DecodedPair) -> None:
-        """Takes note of the next pair; one with a fault is not shown, but the next is in its place."""
-        self._owed += self._seen in self._due
+        """Samples the next pair if it is due; a pair with faults is replaced by the next one."""
+        self._pending += self._seen in self._due
         self._seen += 1
-        if self._owed and pair.image and pair.ids is not None:
-            self._owed -= 1
+        if self._pending and pair.image and pair.ids is not None:
+            self._pending -= 1
             height, width = pair.ids.shape
             scale = min(TILE_WIDTH / width, MOST_HEIGHT / height)
             size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -49,7 +49,7 @@ class OverlaySheet:
             self._shown.append((f"{split}: {pair.name}", picture, mask))
 
     def sheet(self) -> Image.Image:
-        """The sheet, of at least one pair."""
+        """Draws the sheet; needs at least one pair."""
         tiles = [self._tile(*each) for each in self._shown]
         across = min(TILES_ACROSS, len(tiles))
         rows = [tiles[i : i + across] for i in range(0, len(tiles), across)]
@@ -66,7 +66,7 @@ class OverlaySheet:
         return sheet
 
     def _tile(self, title: str, picture: Image.Image, mask: np.ndarray) -> Image.Image:
-        """A picture, and the same under its mask."""
+        """Draws an image, and the same with its mask overlay."""
         pixels = np.asarray(picture, np.float32)
         under = OPACITY * self._classes.palette[mask] + (1 - OPACITY) * pixels
         under = np.where((mask == IGNORED)[..., None], DIMMED * pixels, under)
@@ -78,7 +78,7 @@ class OverlaySheet:
         return tile
 
     def _legend(self, width: int) -> Image.Image:
-        """The colours and names of the classes."""
+        """Draws colours and names of the classes."""
         entries = [(each.name, each.color) for each in self._classes.members]
         entries.append(("in no class: dark", (0, 0, 0)))
         column = max(math.ceil(_font().getlength(name)) for name, _ in entries) + LINE + 3 * GAP

@@ -64,7 +64,7 @@ def test_a_sound_folder(root, run, tmp_path):
         "sand             2            31.25%        3             0.00%        0",
         "in no class                    0.00%        0            25.00%        2",
         "suggested: --image_size=32",
-        "suggested, where rare classes matter as much as others: --class_weights=0.294,0.353,0.353",
+        "suggested, to give rare classes the same weight: --class_weights=0.294,0.353,0.353",
         f"overlays: {tmp_path}/out/mine-overlays.jpg",
         "note: split test has no pixel of sand",
         "nothing is wrong",
@@ -173,13 +173,13 @@ def test_a_picture_that_stands_in_two_splits(root, run):
     printed, error = run(config(root))
     assert not error
     shared = "train: images/train/c.jpg = test: images/test/d.jpg"
-    assert f"note: 1 pictures stand in two splits or more, byte by byte: {shared}" in printed
+    assert f"note: 1 pictures are in two splits or more, byte by byte: {shared}" in printed
 
 
 def test_masks_of_one_class_everywhere(root, run):
     save(root / "masks/train/a.png", mask(1))
     printed, _ = run(config(root))
-    assert "note: split train: 1 masks are in sea everywhere: images/train/a.jpg" in printed
+    assert "note: split train: 1 masks are entirely in sea: images/train/a.jpg" in printed
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_datasets as tfds
 from conftest import ROOT
 from made_folders import config, mask, pairs, picture, save, write
 from PIL import Image
@@ -167,7 +168,7 @@ def test_an_error_of_tensorflow_while_it_is_written_is_one_line(root, monkeypatc
     def full_disk(self, **options):
         raise tf.errors.ResourceExhaustedError(None, None, "the disk\nis full")
 
-    monkeypatch.setattr(folder_copy._Folder, "download_and_prepare", full_disk)
+    monkeypatch.setattr(tfds.core.GeneratorBasedBuilder, "download_and_prepare", full_disk)
     with pytest.raises(DataError, match=rf"^{root}: cannot be written as a data set into .*the disk is full"):
         folder_copy.prepare(config(root))
 

@@ -254,7 +254,7 @@ def test_brackets_that_describe_no_characters_are_named_with_their_flag(tmp_path
     write(tmp_path, pairs("a"))
     flags = {**FLAT, flag: f"{FLAT[flag]}{brackets}*"}
     with pytest.raises(
-        ConfigError, match=rf"^--{flag}=.*: its brackets describe no characters.*must be such as \[0-9\]"
+        ConfigError, match=rf"^--{flag}=.*: its brackets are not a set of characters.*must be like \[0-9\]"
     ):
         find(tmp_path, **flags)
 

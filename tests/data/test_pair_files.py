@@ -148,7 +148,7 @@ def test_a_photograph_is_not_turned_if_its_mask_only_fits_the_one_that_is_not():
             encoded(np.full((12, 16), -1, np.float32), "TIFF"),
             None,
             Kind.UNREADABLE,
-            "a.jpg: has mode F, and values that are no shades",
+            "a.jpg: has mode F, and values outside of 0 to 65535",
         ),
     ],
     ids=["truncated", "none", "empty", "mask", "sizes", "1x1", "jpeg-mask", "value", "values", "colours", "floats"],

@@ -1,1 +1,1 @@
-"""Folders of pictures and masks, and how they become a TFDS data set."""
+"""Data sets made of folders of images and masks, converted to TFDS data sets."""

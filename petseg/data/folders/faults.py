@@ -1,4 +1,4 @@
-"""What is wrong with the files of a data set. Faults are collected, not raised one by one, so that all can be told."""
+"""Faults in the files of a data set. They are collected rather than raised, so that one report lists them all."""
 
 import dataclasses
 import enum
@@ -10,7 +10,7 @@ from petseg.errors import DataError
 
 
 class Kind(enum.Enum):
-    """Kinds of faults, as a report counts them."""
+    """Kinds of faults; the value is the text of a report."""
 
     NO_MASK = "pictures without a mask"
     NO_PICTURE = "masks without a picture"
@@ -30,9 +30,9 @@ class Fault:
 
     Attributes:
       kind: which kind of fault.
-      where: the file or folder, as the user knows it.
-      what: what is wrong, and what must be, as it follows "FILE: ".
-      split: the split that it concerns; empty if it concerns all.
+      where: the file or folder, relative to the data set's folder.
+      what: what was found and what it must be; follows "FILE: " in messages.
+      split: the affected split; empty if all are affected.
     """
 
     kind: Kind
@@ -45,16 +45,13 @@ class Fault:
 
 
 def needed_splits(config: DataConfig, splits: Collection[str]) -> frozenset[str]:
-    """The splits that must be without faults: those that --train_split and --eval_split name.
-
-    All, where one of these does not exist, since it is then not known which splits are meant.
-    """
+    """The splits that must have no faults: those of --train_split and --eval_split; all if one of these is missing."""
     named = config.named_splits
     return named if named <= set(splits) else named.union(splits)
 
 
 def partition(faults: Iterable[Fault], needed: Collection[str]) -> tuple[list[Fault], dict[str, list[Fault]]]:
-    """The faults that stand in the way of a training; and, by split, those of splits that nobody needs."""
+    """Separates faults that prevent training from those in unneeded splits, which are grouped by split."""
     blocking: dict[Fault, None] = {}
     others: dict[str, list[Fault]] = {}
     for fault in faults:
@@ -66,28 +63,22 @@ def partition(faults: Iterable[Fault], needed: Collection[str]) -> tuple[list[Fa
 
 
 def left_out_note(split: str, faults: Sequence[Fault]) -> str:
-    """A note on a split that is not used because of its faults, since no flag names it."""
+    """A note that a split, which no flag names, is left out because of its faults."""
     more = f"; and {len(faults) - 1} more" if len(faults) > 1 else ""
     return f"split {split} is left out: {faults[0]}{more}"
 
 
 def as_error(faults: Sequence[Fault], dataset: str, command: str) -> DataError:
-    """An error of one line that names the first fault, says how many more there are, and what tells them all.
-
-    Args:
-      faults: at least one.
-      dataset: the data set, or folder, as the user knows it.
-      command: command that prints every fault.
-    """
+    """A one-line error with the first of several faults, the number of others, and the command that prints them all."""
     more = len(faults) - 1
     others = f"; and {more} more fault{'s' if more > 1 else ''}" if more else ""
     return DataError(f"{dataset}: {faults[0]}{others}. Everything: {command}")
 
 
 def check_command(config: DataConfig) -> str:
-    """The command that prints everything that is wrong with a data set."""
+    """The command that prints all faults of a data set."""
     where = ("dataset", "data_dir", "image_files", "mask_files", "image_feature", "mask_feature", "classes")
-    names = (*where, "train_split", "eval_split")  # the splits say which faults count
+    names = (*where, "train_split", "eval_split")  # faults count only in these splits
     values = {name: getattr(config, name) for name in names}
     flags = [f"--{name}={value}" for name, value in values.items() if value != getattr(DataConfig, name)]
     return shlex.join(["python", "-m", "petseg.data.check", *flags])

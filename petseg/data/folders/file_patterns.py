@@ -1,7 +1,7 @@
-"""Glob patterns with `{split}` and `{name}`: which picture files match, and what the placeholders stand for.
+"""Glob patterns with placeholders `{split}` and `{name}`: finds image files and the values of the placeholders.
 
-File names are compared in Unicode's composed form (NFC), since one name may be stored composed on one system and
-decomposed on another. Names that are not UTF-8 match like any other.
+File names are compared in Unicode's composed form (NFC), because file systems store names composed or decomposed.
+Names that are not UTF-8 match too.
 """
 
 import dataclasses
@@ -20,24 +20,24 @@ _NOT_PRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def composed(text: str) -> str:
-    """A name in the form in which names are compared."""
+    """Normalizes a name to NFC, the form in which names are compared."""
     return unicodedata.normalize("NFC", text)
 
 
 def printable(path: str) -> str:
-    r"""A path that can be printed and encoded: control characters and bytes that are not UTF-8 become `\xNN`."""
+    r"""Escapes control characters and bytes that are not UTF-8 as `\xNN`, so that a path can be printed."""
     return _NOT_PRINTABLE.sub(lambda match: f"\\x{ord(match[0]) & 0xFF:02x}", path)
 
 
 @dataclasses.dataclass(frozen=True)
 class PictureFile:
-    """A file that matches a pattern.
+    """An image or mask file that matches a pattern.
 
     Attributes:
-      path: its path below the root, with forward slashes.
-      name: what `{name}` stands for; without it, the file's name without its ending.
-      split: what `{split}` stands for; empty without it.
-      folder: what `**/` stands for; empty without it.
+      path: path relative to the root, with forward slashes.
+      name: value of `{name}`; if the pattern has none, the file name without suffix.
+      split: value of `{split}`; empty if the pattern has none.
+      folder: value of `**/`; empty if the pattern has none.
     """
 
     path: str
@@ -47,19 +47,19 @@ class PictureFile:
 
     @property
     def shown(self) -> str:
-        """The path, for messages."""
+        """The printable path."""
         return printable(self.path)
 
 
 class Pattern:
-    """A glob in which `{split}` and `{name}` stand for parts of a path, and `**/` for any folders.
+    """A glob pattern with the placeholders `{split}` and `{name}`, and `**/` for any folders.
 
     Args:
-      text: the pattern, below the root.
-      flag: the flag that gave it; empty for those of the default layout.
+      text: the pattern, relative to the root.
+      flag: name of its flag, for errors; empty for the default layout.
 
     Raises:
-      ConfigError: if it has brackets that describe no characters.
+      ConfigError: if its brackets are not a set of characters.
     """
 
     def __init__(self, text: str, flag: str = ""):
@@ -70,7 +70,7 @@ class Pattern:
             self._regex = re.compile("".join(_as_regex(parts, i) for i in range(len(parts))), re.DOTALL)
         except re.error as error:
             raise ConfigError(
-                f"{flag}={text}: its brackets describe no characters ({error.msg}); must be such as [0-9] or [!ab]"
+                f"{flag}={text}: its brackets are not a set of characters ({error.msg}); must be like [0-9] or [!ab]"
             ) from error
 
     def uses(self, part: str) -> bool:
@@ -78,11 +78,11 @@ class Pattern:
 
     @property
     def fixed_folders(self) -> int:
-        """The number of folders before the first that is not the same for all files."""
+        """The number of leading folders without wildcards or placeholders."""
         return len(re.split(r"[*?\[{]", self.text)[0].split("/")) - 1
 
     def files(self, root: Path) -> list[PictureFile]:
-        """Files with the ending of a picture that match, in the order of their paths."""
+        """The matching files with the suffix of an image, sorted by path."""
         found = []
         for path in sorted(glob.glob(self._glob, root_dir=root, recursive=True)):
             path = path.replace(os.sep, "/")
@@ -93,13 +93,13 @@ class Pattern:
         return found
 
     def filled(self, file: PictureFile) -> str:
-        """The pattern with what a file stands for, for messages."""
+        """The pattern with the values of a file in place of its placeholders, for messages."""
         text = self.text.replace("{split}", file.split).replace("{name}", file.name).replace("**/", file.folder, 1)
         return printable(f"{text[:-2]}.png" if text.endswith(".*") else text)
 
 
 def _as_glob(parts: Sequence[str]) -> str:
-    """A glob that finds at least what the pattern matches, whichever Unicode form the names have."""
+    """A glob for a superset of the matches, whichever Unicode form the names have."""
     wild = {"{split}": "*", "{name}": "*", "**/": "\0"}
     text = "".join("*" if part[:1] == "[" and not part.isascii() else wild.get(part, part) for part in parts)
     return re.sub(r"\*+", "*", re.sub(r"[^\x00-\x7f]+", "*", text)).replace("\0", "**/")

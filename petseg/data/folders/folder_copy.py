@@ -1,8 +1,8 @@
-"""A folder of pictures and masks as a TFDS data set: written once, then one path behind both.
+"""Converts a folder of images and masks to a TFDS data set, once; training then reads it like any other.
 
-What is written lies in petseg's cache folder, never in the user's, under a name that changes when any file's name, size
-or time changes, or the names or values of classes do. So a later start opens no picture. Beside the records lie the
-digests of all pictures and masks, by which leaks between splits and changes of the data are found.
+The copy is in petseg's cache folder, under a name derived from names, sizes and times of all files and from the
+classes, so a later start opens no image. Digests of all images and masks are stored beside the records; they reveal
+leaks between splits and changes of the data.
 """
 
 import contextlib
@@ -36,30 +36,30 @@ from petseg.data.folders.mask_values import MaskCoding
 from petseg.data.folders.pair_files import DecodedPair
 from petseg.errors import ConfigError, DataError, one_line
 
-FORMAT = 2  # another one when the same folder would give other records
+FORMAT = 2  # increase when the same folder would give other records
 logger = logging.getLogger(__name__)
 
 
 def prepare(config: DataConfig, classes: Classes | None = None) -> tuple[Any, Classes]:
-    """The data set of a folder, whose files are written where they are not there yet.
+    """Returns the data set of a folder, and writes it if it does not exist.
 
     Args:
-      config: the folder, its patterns, its classes, and where the data set is to be.
-      classes: the classes; None: those of --classes, or of the folder's classes.json, or found in the masks.
+      config: the folder, its patterns and classes, and the cache folder.
+      classes: the classes; None: those of --classes, of the folder's classes.json, or inferred from the masks.
 
     Returns:
       a TFDS builder with the features `image`, `segmentation_mask` (class ids), `file_name`; and the classes.
 
     Raises:
-      ConfigError: if the classes cannot be used, or the files cannot be written.
-      DataError: if the folder holds something that cannot be trained on; names the first such thing.
+      ConfigError: if the classes are invalid, or the files cannot be written.
+      DataError: if the folder has faults; names the first.
     """
     layout = folder_layout.scan_folder(config)
     if layout.faults:
         raise faults.as_error(layout.faults, config.data_dir, faults.check_command(config))
     cache = Path(config.cache_dir or CACHE_DIR).expanduser().absolute()
     if classes and (own := _with_classes_found(config, layout, cache)) and own[1] == classes:
-        return own  # a run asks for what it found itself
+        return own  # a resumed run passes the classes that it inferred itself
     classes = classes or folder_files.read_classes(config)
     builder = _FolderBuilder(config, layout, classes, data_dir=cache)
     if not builder.data_path.exists():
@@ -88,7 +88,7 @@ def prepare(config: DataConfig, classes: Classes | None = None) -> tuple[Any, Cl
 
 
 def _with_classes_found(config: DataConfig, layout: Layout, cache: Path) -> tuple[Any, Classes] | None:
-    """The data set that was written with the classes in the masks, if it was."""
+    """The data set with classes inferred from the masks; None if it was not written yet."""
     builder = _FolderBuilder(config, layout, None, data_dir=cache)
     if builder.data_path.exists():
         _refuse_left_out(builder, layout, config)
@@ -100,26 +100,26 @@ def _stored_classes(builder: "_FolderBuilder") -> Classes:
 
 
 def _refuse_left_out(builder: "_FolderBuilder", layout: Layout, config: DataConfig) -> None:
-    """Raises DataError if a split that is needed now was left out when the copy was written."""
+    """Raises DataError if a split that is needed was left out of the copy because of faults."""
     for split, why in left_out_splits(builder).items():
         if split in layout.needed:
             raise DataError(f"{config.data_dir}: {why}. Everything: {faults.check_command(config)}")
 
 
 def left_out_splits(builder: Any) -> dict[str, str]:
-    """The faults because of which splits are not in the copy of a folder, by their names."""
+    """Why splits are missing from the copy of a folder, by the name of the split."""
     return dict((builder.info.metadata or {}).get("left_out", {}))
 
 
 class _FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """A folder as a data set of TFDS.
+    """TFDS builder of a folder.
 
     Args:
-      config: where the folder is.
-      layout: its pairs.
-      given: the classes that somebody gave; None: they are found in the masks.
-      classes: the classes, which the builder needs to write; None if it is not to.
-      data_dir: folder of data sets.
+      config: data flags.
+      layout: the folder's pairs.
+      given: the classes of a classes file; None: inferred from the masks.
+      classes: the classes to write with; None for a builder that only reads.
+      data_dir: folder of TFDS data sets.
     """
 
     name = FOLDER
@@ -153,14 +153,14 @@ class _FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
             log.setLevel(level)
 
     def write(self) -> None:
-        """Reads every pair, and writes the files of the data set; splits with faults that are not needed are left out.
+        """Reads every pair and writes the data set; leaves out unneeded splits that have faults.
 
         Raises:
-          DataError: if something is wrong in a split that is needed.
+          DataError: if a needed split has a fault.
         """
         layout, where = self._layout, self._folder.data_dir
         sizes = ", ".join(f"{split} {len(pairs)}" for split, pairs in layout.splits.items())
-        logger.info("%s: %s pairs (%s); they are read and checked once, and kept in %s",
+        logger.info("%s: %s pairs (%s); reading and checking them once, copying them to %s",
                     where, sizes, layout.origin, self.data_path)  # fmt: skip
         for note in (*layout.notes, *layout.left_out.values()):
             logger.warning("%s: %s", where, note)
@@ -175,16 +175,16 @@ class _FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
             raise faults.as_error(blocking or bad, where, faults.check_command(self._folder))
 
     def _try_to_write(self, left_out: Mapping[str, str]) -> list[Fault]:
-        """Writes the files, but those of some splits; gives what is wrong, and then nothing is written."""
+        """Writes the data set without some splits; returns the faults, and writes nothing if there are any."""
         self._written = {split: pairs for split, pairs in self._layout.splits.items() if split not in left_out}
         if left_out:
             self.info.metadata["left_out"] = dict(left_out)
         self._bad = []
-        tfds.disable_progress_bar()  # the bar of `read_all` says more
-        state = random.getstate()  # from which TFDS draws a name, and Keras the seeds of initial weights
+        tfds.disable_progress_bar()  # `read_pairs` has its own
+        state = random.getstate()  # TFDS draws a folder name from it, Keras the seeds of initial weights
         try:
             with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as nothing:
-                self.download_and_prepare(download_dir=nothing)  # TFDS makes such a folder, though nothing is loaded
+                self.download_and_prepare(download_dir=nothing)  # TFDS creates it even without downloads
         except Exception as error:
             if not self._bad and isinstance(error, OSError):
                 raise
@@ -221,12 +221,12 @@ class _FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
     def _generate_examples(
         self, split: str, pairs: Iterator[tuple[str, DecodedPair]], counts: np.ndarray
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The examples of a split, the next in an iterator over the pairs of all splits."""
+        """Takes the examples of a split from an iterator over the pairs of all splits."""
         for i, _ in enumerate(self._written[split]):
             _, pair = next(pairs)
             if pair.faults:
                 self._bad = [*pair.faults, *(fault for _, other in pairs for fault in other.faults)]
-                raise DataError("some pairs cannot be used")  # `write` says which
+                raise DataError("some pairs cannot be used")  # `write` reports which
             assert pair.ids is not None
             counts += np.bincount(pair.ids.ravel(), minlength=256)
             of_picture = int.from_bytes(pair.digest[:8], "little")
@@ -236,18 +236,18 @@ class _FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
             self._bad = missing_class_faults(counts, self._classes)  # type: ignore[arg-type]
             if self._bad:
                 raise DataError("the masks do not have the classes")
-            # Into the folder that TFDS renames when all of the data set is written.
+            # In the temporary folder that TFDS renames when the data set is complete.
             found = {name: digests.from_rows(rows) for name, rows in self._digests.items()}
             digests.write(Path(self.data_path) / digests.FILE, found)
 
 
 def _file_format(config: DataConfig) -> str | None:
-    """The file format of a copy; None for TFDS's own. --cache=none needs records by position."""
+    """The file format of a copy; None for TFDS's default. --cache=none needs random access."""
     return "array_record" if config.cache == "none" else None
 
 
 def _fingerprint(layout: Layout, classes: Classes | None, file_format: str | None) -> str:
-    """Tells a folder with its classes from any other, and from itself after a change; opens no file."""
+    """Hash of the names, sizes and times of all files and of the classes; opens no file."""
 
     def of_file(path: Path) -> tuple[int, int]:
         found = path.stat()
@@ -255,8 +255,8 @@ def _fingerprint(layout: Layout, classes: Classes | None, file_format: str | Non
 
     key = {
         "format": FORMAT,
-        "pillow": PIL.__version__,  # which decodes what TensorFlow does not
-        "classes": _what_records_hold(classes) if classes else None,
+        "pillow": PIL.__version__,  # decodes some formats
+        "classes": _coding_of(classes) if classes else None,
         "splits": {
             split: [(pair.name, *of_file(pair.image), pair.mask_name, *of_file(pair.mask)) for pair in pairs]
             for split, pairs in layout.splits.items()
@@ -267,7 +267,7 @@ def _fingerprint(layout: Layout, classes: Classes | None, file_format: str | Non
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _what_records_hold(classes: Classes) -> dict[str, Any]:
-    """Names, values and ignored values; neither display colours nor what is foreground change the copy."""
+def _coding_of(classes: Classes) -> dict[str, Any]:
+    """Names, values and ignored values: what the copy depends on, unlike display colours and foreground."""
     members = [(each.name, each.value) for each in classes.members]
     return {"members": members, "ignored": classes.ignored}

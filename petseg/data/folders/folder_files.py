@@ -1,4 +1,4 @@
-"""What the files of a folder hold: its classes, and its pairs one after the other. Imports no TensorFlow."""
+"""Reads the classes and all pairs of a folder, in parallel. Imports no TensorFlow."""
 
 import dataclasses
 import logging
@@ -20,35 +20,37 @@ from petseg.errors import ConfigError, DataError
 from petseg.runtime.cpus import usable_cpus
 from petseg.runtime.progress_bars import progress_bar
 
-_Values = tuple[np.ndarray, bool, bytes]  # as `mask_values.classes_from_values` wants them
+_Values = tuple[np.ndarray, bool, bytes]  # as `mask_values.classes_from_values` takes them
 T = TypeVar("T")
 R = TypeVar("R")
 CLASSES_FILE = "classes.json"
-AT_ONCE = 8  # pairs that are decoded at one time, at most
+AT_ONCE = 8  # threads that decode pairs, at most
 logger = logging.getLogger(__name__)
 
 
 def read_classes(config: DataConfig) -> Classes | None:
-    """The classes that --classes or the folder's own file names; None if there is neither.
+    """Reads the classes of --classes or of the folder's classes.json; None if there is neither.
 
     Raises:
-      ConfigError: if they cannot be used.
+      ConfigError: if the file is invalid.
     """
     if config.classes:
         return Classes.read(config.classes_file)
     file = Path(config.data_dir).expanduser() / CLASSES_FILE
-    return Classes.read(file) if os.path.lexists(file) else None  # a link to nowhere is an error
+    return Classes.read(file) if os.path.lexists(file) else None  # a broken link is an error
 
 
 def infer_classes(layout: Layout) -> tuple[Classes | None, list[Fault]]:
-    """Classes made of the values in the masks, and what is in the way; None if that cannot be left out.
+    """Infers classes from the values in the masks; None if a needed split has faults. Also returns all faults.
 
-    Masks of a split with a fault that is not needed do not count.
+    Masks of unneeded splits with faults are not counted.
     """
     pairs = _pairs_by_split(layout)
     values: dict[str, list[_Values]] = {}
     bad: list[Fault] = []
-    found = map_with_progress(pairs, lambda each: _values(each[1]), len(pairs), f"looking for classes in {layout.name}")
+    found = map_with_progress(
+        pairs, lambda each: _read_values(each[1]), len(pairs), f"looking for classes in {layout.name}"
+    )
     for (split, _), of_mask in zip(pairs, found, strict=True):
         if isinstance(of_mask, Fault):
             bad.append(dataclasses.replace(of_mask, split=split))
@@ -68,7 +70,7 @@ def infer_classes(layout: Layout) -> tuple[Classes | None, list[Fault]]:
 
 
 def _found_classes(usable: Sequence[_Values], needed: Sequence[_Values]) -> Classes:
-    """Classes for the values of all usable splits; of those that are needed alone, if the others stand in the way."""
+    """Classes for the values of all usable splits, or of the needed ones alone if that fails."""
     try:
         return mask_values.classes_from_values(usable)
     except ConfigError:
@@ -77,8 +79,8 @@ def _found_classes(usable: Sequence[_Values], needed: Sequence[_Values]) -> Clas
         return mask_values.classes_from_values(needed)
 
 
-def _values(pair: Pair) -> _Values | Fault:
-    """What a mask holds."""
+def _read_values(pair: Pair) -> _Values | Fault:
+    """Reads the distinct values of a mask."""
     data = pair_files.read_file(pair.mask_name, pair.mask)
     mask = data if isinstance(data, Fault) else pair_files.open_mask(pair.mask_name, data)
     if isinstance(mask, Fault):
@@ -92,7 +94,7 @@ def _values(pair: Pair) -> _Values | Fault:
 
 
 def read_pair(pair: Pair, coding: MaskCoding) -> DecodedPair:
-    """Reads the two files of a pair."""
+    """Reads and decodes a pair."""
     image = pair_files.read_file(pair.name, pair.image)
     mask = pair_files.read_file(pair.mask_name, pair.mask)
     if isinstance(image, Fault) or isinstance(mask, Fault):
@@ -101,7 +103,7 @@ def read_pair(pair: Pair, coding: MaskCoding) -> DecodedPair:
 
 
 def read_pairs(layout: Layout, coding: MaskCoding) -> Iterator[tuple[str, DecodedPair]]:
-    """Reads all pairs, split by split, with a bar on a terminal: split, and what the files hold."""
+    """Yields the split and content of every pair, split by split, with a progress bar."""
     pairs = _pairs_by_split(layout)
 
     def read(each: tuple[str, Pair]) -> tuple[str, DecodedPair]:
@@ -114,7 +116,7 @@ def read_pairs(layout: Layout, coding: MaskCoding) -> Iterator[tuple[str, Decode
 
 
 def map_with_progress(items: Iterable[T], function: Callable[[T], R], count: int, what: str) -> Iterator[R]:
-    """Results of a function for so many items, in their order, with a bar on a terminal that says what is done."""
+    """Applies a function to `count` items in threads, yields the results in order, and shows a progress bar."""
     threads = min(usable_cpus(), AT_ONCE)
     with progress_bar(None, logger, what=what, unit="pairs", total=count) as bar:
         for result in pair_files.map_in_order(function, items, threads):

@@ -1,7 +1,7 @@
-"""Which picture belongs to which mask, and to which split: by the names of files, of which none is opened.
+"""Pairs images with masks and assigns them to splits, by file names alone; opens no image.
 
-Without patterns: `images/<split>/` and `masks/<split>/`; or `images/` and `masks/`, with a list `<split>.txt` of names
-for each split; or, where there is neither, four fifths, a tenth and a tenth by a hash of the name.
+Without patterns: `images/<split>/` and `masks/<split>/`; or `images/` and `masks/` with a list `<split>.txt` of names
+for each split; or, without lists, 80/10/10 by a hash of the name.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ HASHED_SPLITS = ("train",) * 8 + ("val", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A picture and its mask; `name` and `mask_name` are their paths below the folder as messages show them."""
+    """An image and its mask; `name` and `mask_name` are their printable paths relative to the folder."""
 
     name: str
     image: Path
@@ -35,16 +35,16 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What a folder holds.
+    """The pairs of a folder.
 
     Attributes:
       root: the folder.
-      splits: pairs by the name of the split, in the order of their names; no split is empty.
-      origin: what decided the splits, in words.
-      needed: the splits that must be without faults.
-      faults: what is wrong with the names in these, or in the folder as a whole.
-      left_out: why splits are left out that are not needed, by their names.
-      notes: what may be a mistake.
+      splits: pairs by split, sorted by name; no split is empty.
+      origin: description of what decided the splits.
+      needed: the splits that must have no faults.
+      faults: faults of these splits, or of the folder as a whole.
+      left_out: unneeded splits with faults, and the reason.
+      notes: possible mistakes.
     """
 
     root: Path
@@ -57,20 +57,20 @@ class Layout:
 
     @property
     def name(self) -> str:
-        """The folder's own name, printable."""
+        """The printable name of the folder."""
         return printable(self.root.resolve().name)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Splits:
-    """Which pictures are in which split.
+    """The images of each split.
 
     Attributes:
-      paths: paths of pictures by split.
-      origin: what decided it, in words.
-      faults: lists that go wrong.
-      notes: what may be a mistake.
-      hashed: whether a hash of the names decided it, so that all splits are parts of one.
+      paths: paths of images by split.
+      origin: description of what decided the splits.
+      faults: faults in lists of splits.
+      notes: possible mistakes.
+      hashed: whether a hash of the names decided the splits, so that all belong together.
     """
 
     paths: dict[str, list[str]]
@@ -80,7 +80,7 @@ class _Splits:
     hashed: bool = False
 
     def members(self) -> dict[str, list[str]]:
-        """The splits of each picture that is in one, by its path."""
+        """The splits of each image that is in any, by its path."""
         found: dict[str, list[str]] = {}
         for split, paths in self.paths.items():
             for path in paths:
@@ -89,11 +89,11 @@ class _Splits:
 
 
 def check_splits(config: DataConfig) -> None:
-    """Whether a folder has the splits that --train_split and --eval_split name.
+    """Checks that a folder has the splits of --train_split and --eval_split.
 
     Raises:
       ConfigError: as `scan_folder`.
-      DataError: if it has not; names the flag and the splits that there are.
+      DataError: if one is missing; names the flag and the existing splits.
     """
     layout = scan_folder(config)
     there = [*layout.splits, *layout.left_out]
@@ -111,14 +111,14 @@ def check_splits(config: DataConfig) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Matches:
-    """The files that two patterns match.
+    """The files that match two patterns.
 
     Attributes:
-      images: the pattern of pictures.
+      images: the pattern of images.
       masks: the pattern of masks.
-      pictures: the pictures by their paths, in the order of these.
-      partners: the masks of each picture, by its path.
-      spare: masks of no picture.
+      pictures: the images by path, sorted.
+      partners: the masks of each image, by its path.
+      spare: masks without an image.
     """
 
     images: Pattern
@@ -129,11 +129,11 @@ class _Matches:
 
 
 def scan_folder(config: DataConfig) -> Layout:
-    """Looks for the pairs of a folder.
+    """Finds the pairs and splits of a folder.
 
     Raises:
-      ConfigError: if there is no such folder, or a pattern cannot be used.
-      DataError: if there is no picture.
+      ConfigError: if there is no such folder, or a pattern is invalid.
+      DataError: if there are no images.
     """
     config.check_data_dir()
     root = Path(config.data_dir).expanduser()
@@ -165,7 +165,7 @@ def scan_folder(config: DataConfig) -> Layout:
 
 
 def _patterns(config: DataConfig, root: Path) -> tuple[Pattern, Pattern, list[Fault]]:
-    """Patterns of pictures and masks, and what is wrong beside the folders that they match."""
+    """The patterns of images and masks, and faults of files that are outside of the folders of splits."""
     if config.image_files:
         images, masks = Pattern(config.image_files, "--image_files"), Pattern(config.mask_files, "--mask_files")
         for part in ("{split}", "**/"):
@@ -187,14 +187,14 @@ def _patterns(config: DataConfig, root: Path) -> tuple[Pattern, Pattern, list[Fa
         return flat, Pattern("masks/{name}.*"), []
     usual = any(name.lower() in USUAL_SPLITS or name in config.named_splits for name in folders)
     if not usual and split_lists.has_split_lists(root, config.named_splits):
-        return Pattern("images/**/*"), Pattern("masks/**/{name}.*"), []  # the folders are no splits, there are lists
+        return Pattern("images/**/*"), Pattern("masks/**/{name}.*"), []  # lists decide the splits, not folders
     what = "is beside the folders of the splits; must be in one"
     stray = [Fault(Kind.AMBIGUOUS, picture.shown, what) for picture in flat.files(root)]
     return nested, Pattern("masks/{split}/**/{name}.*"), [*stray, *lost]
 
 
 def _lost_folders(root: Path) -> list[Fault]:
-    """Faults of links in the place of a split's folder that lead nowhere."""
+    """Faults of broken links in the place of a split's folder."""
     links = [path for kind in ("images", "masks") for path in sorted((root / kind).iterdir()) if path.is_symlink()]
     lost = [link for link in links if not link.exists() and not link.name.lower().endswith(SUFFIXES)]
     must = "must lead to the folder of a split"
@@ -205,15 +205,15 @@ def _lost_folders(root: Path) -> list[Fault]:
 
 
 def _matches(config: DataConfig, root: Path, images: Pattern, masks: Pattern) -> _Matches:
-    """Pictures and masks.
+    """Finds images and their masks.
 
     Raises:
-      DataError: if there are no pictures, or no masks.
+      DataError: if there are no images, or no masks.
     """
     pictures, candidates = images.files(root), masks.files(root)
     partners = _partners(images, masks, pictures, candidates)
     used = {mask.path for several in partners.values() for mask in several}
-    # A mask that the pictures' pattern matches too is no picture.
+    # The pattern of images may match masks too, which are no images.
     by_path = {picture.path: picture for picture in pictures if picture.path not in used}
     if not by_path:
         raise DataError(
@@ -232,7 +232,7 @@ def _matches(config: DataConfig, root: Path, images: Pattern, masks: Pattern) ->
 def _partners(
     images: Pattern, masks: Pattern, pictures: Iterable[PictureFile], candidates: Iterable[PictureFile]
 ) -> dict[str, list[PictureFile]]:
-    """The masks of each picture, by its path."""
+    """The masks of each image, by its path."""
 
     def key(file: PictureFile) -> tuple[str, str, str]:
         both = [images.uses(part) and masks.uses(part) for part in ("{split}", "**/")]
@@ -245,7 +245,7 @@ def _partners(
 
 
 def _spare(matches: _Matches, splits: _Splits, needed: Collection[str]) -> tuple[list[Fault], list[str]]:
-    """Masks of no picture: faults in splits that are needed, else a note."""
+    """Masks without an image: faults in needed splits, otherwise a note."""
     what = f"is the mask of no picture that {matches.images.text} matches"
     of_split = matches.masks.uses("{split}")
     bad = [mask for mask in matches.spare if splits.hashed or (of_split and mask.split in needed)]
@@ -255,7 +255,7 @@ def _spare(matches: _Matches, splits: _Splits, needed: Collection[str]) -> tuple
 
 
 def _without_mask(matches: _Matches, splits: _Splits, needed: frozenset[str]) -> list[Fault]:
-    """Faults of pictures without a mask."""
+    """Faults of images without a mask."""
     lonely = {path for path in splits.members() if not matches.partners[path]}
     hint = _hint(matches, [picture for path, picture in matches.pictures.items() if path in lonely])
     bare = {split for split, paths in splits.paths.items() if lonely.issuperset(paths)}
@@ -272,7 +272,7 @@ def _without_mask(matches: _Matches, splits: _Splits, needed: frozenset[str]) ->
 
 
 def _ambiguous(matches: _Matches, splits: _Splits) -> list[Fault]:
-    """Pictures with several masks, and masks of several pictures."""
+    """Faults of images with several masks, and of masks shared by images."""
     found, first, members = [], dict[str, str](), splits.members()
     for path in sorted(members):
         masks, name = matches.partners[path], matches.pictures[path].shown
@@ -287,7 +287,7 @@ def _ambiguous(matches: _Matches, splits: _Splits) -> list[Fault]:
 
 
 def _unreadable(pairs: Mapping[str, Pair], splits: _Splits) -> list[Fault]:
-    """Faults of files that are links to nowhere, folders, or devices."""
+    """Faults of broken links, folders and devices in the place of files."""
     return [
         Fault(Kind.UNREADABLE, name, f"cannot be read: {reason}; must be a whole picture", split)
         for path, of_path in splits.members().items()
@@ -299,7 +299,7 @@ def _unreadable(pairs: Mapping[str, Pair], splits: _Splits) -> list[Fault]:
 
 
 def _why_unreadable(file: Path) -> str:
-    """Why a file cannot be opened, or must not be, since that would wait for somebody to write into it."""
+    """Why a file cannot be opened, or must not be: opening a FIFO blocks until another process writes to it."""
     try:
         mode = os.stat(file).st_mode
     except OSError as error:
@@ -314,7 +314,7 @@ def _link(path: Path) -> str:
 
 
 def _hint(matches: _Matches, pictures: Sequence[PictureFile]) -> str:
-    """What flags would find the masks, where those of pictures without one have the picture's name and more."""
+    """Suggests flags for masks whose file names contain the image's name and more."""
     for picture in pictures[:1]:
         for mask in matches.spare:
             folder, _, file = mask.path.rpartition("/")
@@ -328,10 +328,10 @@ def _hint(matches: _Matches, pictures: Sequence[PictureFile]) -> str:
 
 
 def _splits(root: Path, images: Pattern, pictures: Collection[PictureFile], named: Collection[str]) -> _Splits:
-    """Which pictures are in which split.
+    """Assigns images to splits.
 
     Raises:
-      ConfigError: if no split has a name with which it can be asked for.
+      ConfigError: if no split has a valid name.
     """
     if images.uses("{split}"):
         return _splits_of_folders(root, images, pictures)

@@ -1,4 +1,4 @@
-"""What a data set holds, counted pair by pair: sizes, modes, classes; what is wrong, and what looks odd."""
+"""Statistics of a data set, pair by pair: sizes, modes, pixels by class, faults and possible mistakes."""
 
 import collections
 import dataclasses
@@ -13,21 +13,21 @@ from petseg.data.folders.mask_values import ZERO_AND_255
 from petseg.data.folders.pair_files import DecodedPair
 
 LARGEST_SUGGESTED = 512  # pixels of the longer side
-DIVISOR = 32  # of the network's input
-USUAL_SHAPE = 4 / 3  # of the widest to the narrowest pictures, beyond which one shape does not suit all
+DIVISOR = 32  # sides of the network's input are multiples of it
+USUAL_SHAPE = 4 / 3  # largest ratio of aspect ratios for which stretching is suggested
 SHOWN_NAMES = 5
 
 
 @dataclasses.dataclass
 class SplitCounts:
-    """What a split holds.
+    """Statistics of a split.
 
     Attributes:
-      pairs: number of pairs without a fault.
+      pairs: number of pairs without faults.
       pixels: number of pixels by class id, int64 [256].
       pictures: number of masks in which a class id occurs, int64 [256].
-      pixels_around: number of pixels in any class of the masks in which a class id occurs, int64 [256].
-      uniform: names of pictures that are in one class everywhere, by its id; IGNORED for those in none.
+      pixels_around: number of labelled pixels of the masks in which a class id occurs, int64 [256].
+      uniform: names of images whose mask holds a single class id, by this id.
     """
 
     pairs: int = 0
@@ -37,7 +37,7 @@ class SplitCounts:
     uniform: dict[int, list[str]] = dataclasses.field(default_factory=dict)
 
     def add(self, name: str, ids: np.ndarray) -> None:
-        """Counts a mask of class ids, uint8 [H, W]."""
+        """Adds a mask of class ids, uint8 [H, W]."""
         counts = np.bincount(ids.ravel(), minlength=256)
         self.pairs += 1
         self.pixels += counts
@@ -48,17 +48,17 @@ class SplitCounts:
 
 
 class Inspection:
-    """Counts pairs.
+    """Collects statistics and faults of pairs.
 
     Attributes:
-      splits: counts by the name of the split.
+      splits: statistics by split.
       faults: all faults, in the order in which they were found.
-      modes: number of pairs by how picture and mask are stored.
-      sizes: number of pictures by height and width.
+      modes: number of pairs by Pillow's modes of image and mask.
+      sizes: number of images by height and width.
 
     Args:
       classes: the classes.
-      faults: what is known to be wrong before any file is opened.
+      faults: faults that were found before any file was opened.
     """
 
     def __init__(self, classes: Classes, faults: Iterable[Fault] = ()):
@@ -70,7 +70,7 @@ class Inspection:
         self._places: dict[bytes, list[tuple[str, str]]] = {}
 
     def add(self, split: str, pair: DecodedPair) -> None:
-        """Counts a pair of a split."""
+        """Adds a pair of a split."""
         counts = self.splits.setdefault(split, SplitCounts())
         self.faults += [dataclasses.replace(fault, split=split) for fault in pair.faults]
         self.modes[pair.modes] += 1
@@ -81,7 +81,7 @@ class Inspection:
             counts.add(pair.name, pair.ids)
 
     def finish(self) -> None:
-        """Adds the faults that only all masks together show."""
+        """Adds the faults of all masks together, after the last pair."""
         if not any(fault.kind in (Kind.VALUES, Kind.INEXACT) for fault in self.faults):
             self.faults += missing_class_faults(self.pixels, self.classes)
 
@@ -101,7 +101,7 @@ class Inspection:
         return min(self.sizes, key=math.prod), max(self.sizes, key=math.prod)
 
     def notes(self) -> list[str]:
-        """What may be meant, but mostly is not."""
+        """Possible mistakes."""
         found = []
         for split, counts in self.splits.items():
             lacking = [name for i, name in enumerate(self.classes.names) if not counts.pixels[i]]
@@ -109,15 +109,15 @@ class Inspection:
                 found.append(f"split {split} has no pixel of {_few(lacking)}")
             for place, names in sorted(counts.uniform.items()):
                 where = "no class" if place == IGNORED else self.classes.names[place]
-                found.append(f"split {split}: {len(names)} masks are in {where} everywhere: {_few(names)}")
+                found.append(f"split {split}: {len(names)} masks are entirely in {where}: {_few(names)}")
         shared = [places for places in self._places.values() if len({split for split, _ in places}) > 1]
         if shared:
             pairs = [" = ".join(f"{split}: {name}" for split, name in places[:3]) for places in shared]
-            found.append(f"{len(shared)} pictures stand in two splits or more, byte by byte: {_few(pairs)}")
+            found.append(f"{len(shared)} pictures are in two splits or more, byte by byte: {_few(pairs)}")
         return found
 
     def suggested_size(self) -> str:
-        """Flags for the network's input."""
+        """Flags for the size of the network's input."""
         heights, widths = self._sides()
         shapes = np.quantile(widths / heights, (0.1, 0.9))
         height, width = float(np.median(heights)), float(np.median(widths))
@@ -129,7 +129,7 @@ class Inspection:
         return f"--image_size={height}" if height == width else f"--image_size={height},{width}"
 
     def suggested_weights(self, split: str) -> str:
-        """A flag for the weights of the classes: those of `median_frequency`, in numbers; empty if a class lacks."""
+        """A flag with the class weights of `median_frequency`; empty if a class has no pixels."""
         counts = self.splits[split]
         pixels, around = (table[: len(self.classes)] for table in (counts.pixels, counts.pixels_around))
         if not pixels.all():
@@ -143,7 +143,7 @@ class Inspection:
 
 
 def missing_class_faults(counts: np.ndarray, classes: Classes) -> list[Fault]:
-    """A fault if all pixels that are in a class are in one, as in masks with 0 and 255 where 255 is ignored.
+    """A fault if at most one class occurs, as in masks of 0 and 255 where 255 is ignored.
 
     Args:
       counts: number of pixels by class id, int64 [256].
@@ -163,7 +163,7 @@ def missing_class_faults(counts: np.ndarray, classes: Classes) -> list[Fault]:
 
 
 def _divisible(side: float) -> int:
-    return max(DIVISOR, round(side / DIVISOR - 0.01) * DIVISOR)  # in doubt, the smaller
+    return max(DIVISOR, round(side / DIVISOR - 0.01) * DIVISOR)  # rounds ties down
 
 
 def _few(names: Sequence[str]) -> str:

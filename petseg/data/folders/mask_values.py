@@ -1,6 +1,6 @@
-"""From the values, or colours, in the files of somebody's masks to class ids.
+"""Converts values or colours in mask files to class ids.
 
-A colour is handled as one number, red * 65536 + green * 256 + blue.
+A colour is represented by the number red * 65536 + green * 256 + blue.
 """
 
 import dataclasses
@@ -18,11 +18,7 @@ ZERO_AND_255 = '{"classes": [{"name": "background", "value": 0}, {"name": "objec
 
 
 class MaskCoding:
-    """Values in masks to class ids, by numpy.
-
-    Args:
-      classes: the classes.
-    """
+    """Lookup table from values in masks to class ids."""
 
     def __init__(self, classes: Classes):
         self.classes = classes
@@ -32,7 +28,7 @@ class MaskCoding:
         self._small = small
 
     def ids(self, values: np.ndarray) -> np.ndarray:
-        """Class ids, uint8 [H, W], of numbers int32 [H, W]; UNKNOWN for those that mean nothing."""
+        """Class ids, uint8 [H, W], of values int32 [H, W]; UNKNOWN for values of no class."""
         if not self.classes.colored:
             return self._small[values]
         places = np.minimum(np.searchsorted(self._numbers, values), len(self._numbers) - 1)
@@ -40,18 +36,18 @@ class MaskCoding:
 
 
 def values_in(picture: Image.Image, colored: bool | None) -> tuple[np.ndarray, bool]:
-    """The values of a mask.
+    """Reads the values of a mask.
 
     Args:
-      picture: the mask; an index, a palette, colours, 0 and 255; 8 or 16 bits. A bit of its own counts as 0 or 255, as
-        TensorFlow and OpenCV read it; opacity is not looked at.
-      colored: whether numbers or colours are asked for; None: colours if a pixel is other than grey.
+      picture: the mask: an index, a palette, colours, or 0 and 255; 8 or 16 bits. Single bits become 0 and 255, as in
+        TensorFlow and OpenCV. Alpha is ignored.
+      colored: whether to return colours instead of numbers; None: colours if any pixel is not grey.
 
     Returns:
-      int32 [H, W], and whether those are colours.
+      int32 [H, W], and whether the values are colours.
 
     Raises:
-      DataError: if the mask holds something else; the message says what.
+      DataError: if the mask holds neither.
     """
     if picture.mode == "F":
         raise DataError("holds floating point numbers; a mask must hold whole numbers or colours")
@@ -81,7 +77,7 @@ def values_in(picture: Image.Image, colored: bool | None) -> tuple[np.ndarray, b
 
 
 def value_text(number: int, colored: bool) -> str:
-    """The value, or colour, of a number, in words."""
+    """A value or colour as text."""
     return f"colour {shown_color(*_color(number))}" if colored else f"value {number}"
 
 
@@ -90,7 +86,7 @@ def shown_color(red: int, green: int, blue: int) -> str:
 
 
 def allowed_values_text(classes: Classes) -> str:
-    """The values of all classes, as a message tells what a pixel must be."""
+    """The allowed values as text, for errors."""
     values = [each.value for each in classes.members]
     ignored = [value for value in classes.ignored if isinstance(value, tuple) == classes.colored]
     if not classes.colored and values == list(range(len(values))):
@@ -102,14 +98,14 @@ def allowed_values_text(classes: Classes) -> str:
 
 
 def classes_from_values(found: Sequence[tuple[np.ndarray, bool, bytes]]) -> Classes:
-    """Classes for the values that masks turned out to have.
+    """Creates a class for each value found in masks.
 
     Args:
-      found: for each mask its values, int32 [N]; whether those are colours; and its palette, red, green and blue of
-        each value in turn, empty if it has none. If one mask has colours, the numbers in others stand for some.
+      found: for each mask its distinct values, int32 [N]; whether these are colours; and its palette as RGB bytes,
+        empty if it has none. If any mask has colours, the numbers of the others are converted to colours.
 
     Raises:
-      ConfigError: if those cannot be classes; the message says what to write into a classes file.
+      ConfigError: if the number of values is no valid number of classes, or a classes file is needed.
     """
     colored = any(of_colors for _, of_colors, _ in found)
     numbers: set[int] = set()
@@ -117,8 +113,8 @@ def classes_from_values(found: Sequence[tuple[np.ndarray, bool, bytes]]) -> Clas
         numbers.update(_colors(values, palette) if colored and not of_colors else values.tolist())
     if not colored and IGNORED in numbers and len(numbers) == 2:
         raise ConfigError(
-            f"the masks hold {min(numbers)} and 255 alone, and 255 is in no class unless a classes file says so; it "
-            f"must be {ZERO_AND_255}"
+            f"the masks hold {min(numbers)} and 255 alone, and 255 is ignored without a classes file; it must be "
+            f"{ZERO_AND_255}"
         )
     used = sorted(numbers if colored else numbers - {IGNORED})
     if not MIN_CLASSES <= len(used) <= MAX_CLASSES:
@@ -136,12 +132,12 @@ def classes_from_values(found: Sequence[tuple[np.ndarray, bool, bytes]]) -> Clas
         taken.add(color)
         members.append(SegmentationClass(f"class_{i if colored else number}", color if colored else number, color))
     if len(members) == 2:
-        members[1] = dataclasses.replace(members[1], foreground=1.0)  # as where a classes file does not say
+        members[1] = dataclasses.replace(members[1], foreground=1.0)  # the default of classes files
     return Classes(tuple(members))
 
 
 def _colors(values: np.ndarray, palette: bytes) -> list[int]:
-    """Colours, as numbers, of values in a palette, or of shades of grey."""
+    """Converts values to colours by a palette, or as shades of grey."""
     return [
         int.from_bytes(palette[3 * value : 3 * value + 3].ljust(3, b"\0"), "big") if palette else value * 0x10101
         for value in values.tolist()
@@ -149,14 +145,14 @@ def _colors(values: np.ndarray, palette: bytes) -> list[int]:
 
 
 def encode_png(ids: np.ndarray) -> bytes:
-    """Class ids, uint8 [H, W], as a PNG file."""
+    """Encodes class ids, uint8 [H, W], as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(ids).save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
 
 
 def value_table(classes: Classes) -> tuple[np.ndarray, np.ndarray]:
-    """Rising numbers that mean something, int32 [N], and their class ids, uint8 [N]."""
+    """The values of classes and the ignored values, int32 [N], sorted; and their class ids, uint8 [N]."""
     known = {_number(each.value): i for i, each in enumerate(classes.members)}
     known |= {_number(value): IGNORED for value in classes.ignored if classes.colored == isinstance(value, tuple)}
     numbers = np.array(sorted(known), np.int32)

@@ -1,4 +1,4 @@
-"""The files of a picture and its mask: read, checked, and turned into what a record holds."""
+"""Reads, checks and decodes an image file and its mask file, and encodes both for a record."""
 
 import collections
 import concurrent.futures
@@ -24,9 +24,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 SMALLEST_SIDE = 8
 END_OF_PNG = b"IEND\xaeB`\x82"
-FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM")  # others may start other programs
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM")  # decoded in this process; never EPS
 LOSSY = ("JPEG", "MPO")
-# What TensorFlow decodes to the pixels that others see: format, and modes.
+# Modes by format that TensorFlow decodes to the same pixels as Pillow.
 DECODABLE = {
     "JPEG": ("L", "RGB"),
     "MPO": ("L", "RGB"),
@@ -37,18 +37,18 @@ DECODABLE = {
 
 @dataclasses.dataclass(frozen=True)
 class DecodedPair:
-    """What the two files of a pair hold.
+    """A decoded image and mask.
 
     Attributes:
-      name: name of the picture.
-      image: the picture as a JPEG, PNG or BMP file that TensorFlow decodes; empty if there is a fault.
+      name: name of the image.
+      image: a JPEG, PNG or BMP file that TensorFlow decodes; empty if there is a fault.
       mask: class ids as a PNG file; empty if there is a fault.
-      ids: class ids, uint8 [H, W]; None if they cannot be had.
-      size: height and width of the picture; None if it cannot be read.
-      modes: Pillow's words for how picture and mask are stored, such as RGB and P.
-      unknown: values in no class, and how many pixels have them.
-      digest: tells the picture's file from others.
-      faults: what is wrong.
+      ids: class ids, uint8 [H, W]; None if the mask cannot be decoded.
+      size: height and width of the image; None if it cannot be read.
+      modes: Pillow's modes of image and mask, such as RGB and P.
+      unknown: values in no class, and their numbers of pixels.
+      digest: hash of the image file.
+      faults: faults of either file.
     """
 
     name: str
@@ -63,16 +63,16 @@ class DecodedPair:
 
 
 def decode_pair(name: str, image_data: bytes, mask_name: str, mask_data: bytes, coding: MaskCoding) -> DecodedPair:
-    """Decodes a pair and finds out what is wrong with it.
+    """Decodes and checks a pair.
 
-    A photograph is turned as its EXIF data says, unless the mask only fits the one that is not turned.
+    An image is rotated according to its EXIF data, unless the mask only fits the unrotated image.
 
     Args:
-      name: name of the picture, for messages.
-      image_data: its file.
-      mask_name: name of the mask.
-      mask_data: its file.
-      coding: turns values of the mask into class ids.
+      name: name of the image, for messages.
+      image_data: content of the image file.
+      mask_name: name of the mask, for messages.
+      mask_data: content of the mask file.
+      coding: converts values of the mask to class ids.
     """
     faults: list[Fault] = []
     picture = _opened(name, image_data, faults)
@@ -109,7 +109,7 @@ def decode_pair(name: str, image_data: bytes, mask_name: str, mask_data: bytes, 
 
 
 def open_mask(name: str, data: bytes) -> Image.Image | Fault:
-    """Decodes a mask; gives a fault if that fails, or its format changes values."""
+    """Decodes a mask; returns a fault if that fails, or if its format is lossy."""
     faults: list[Fault] = []
     mask = _opened(name, data, faults)
     if mask:
@@ -118,7 +118,7 @@ def open_mask(name: str, data: bytes) -> Image.Image | Fault:
 
 
 def map_in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """Results of a function for items in their order, some ahead of time, and only some, so that memory is bounded."""
+    """Applies a function in threads and yields the results in order; a bounded number is computed ahead."""
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         waiting: collections.deque[concurrent.futures.Future[R]] = collections.deque()
         try:
@@ -134,11 +134,11 @@ def map_in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -
 
 
 def _opened(name: str, data: bytes, faults: list[Fault]) -> Image.Image | None:
-    """A picture with its pixels decoded; None if that fails."""
+    """Decodes an image; adds a fault and returns None if that fails."""
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)  # noqa: TID251
         picture.load()
-    except Exception as error:  # whatever Pillow's readers raise at bytes that they do not expect
+    except Exception as error:  # Pillow's decoders raise many classes
         what = " ".join(str(error).split()) if "truncated" in str(error) else one_line(error)
         if "cannot identify" in what:
             what = f"{len(data)} bytes of no known format" if data else "it is empty"
@@ -156,7 +156,7 @@ def _refuse_lossy(name: str, mask: Image.Image, faults: list[Fault]) -> None:
 def _ids(
     name: str, mask: Image.Image, coding: MaskCoding, faults: list[Fault]
 ) -> tuple[np.ndarray | None, tuple[tuple[int, int], ...]]:
-    """Class ids of a mask, and the values that are in no class with their counts."""
+    """Class ids of a mask, and the values in no class with their numbers of pixels."""
     _refuse_lossy(name, mask, faults)
     if mask.format in LOSSY:
         return None, ()
@@ -188,7 +188,7 @@ def _unknown_values(values: np.ndarray, unknown: tuple[tuple[int, int], ...], co
 
 
 def _is_turned(picture: Image.Image, mask: Image.Image | None) -> bool:
-    """Whether a photograph is to be turned as EXIF says; a TIFF file is, by Pillow, before it comes here."""
+    """Whether to rotate an image according to EXIF. Pillow has rotated TIFF files already."""
     orientation = exif_orientation(picture)
     if orientation == 1 or picture.format == "TIFF":
         return False
@@ -197,25 +197,25 @@ def _is_turned(picture: Image.Image, mask: Image.Image | None) -> bool:
 
 
 def _is_decodable(picture: Image.Image, data: bytes) -> bool:
-    """Whether TensorFlow decodes a file, and to the pixels that others see."""
+    """Whether TensorFlow decodes a file to the same pixels as Pillow."""
     if picture.format == "BMP" and (len(data) < 30 or struct.unpack("<H", data[28:30])[0] != 24):
         return False
     if picture.format == "PNG" and END_OF_PNG not in data:
-        return False  # all pixels are there, and others do not look for the end
+        return False  # its pixels are complete, but TensorFlow refuses it
     return picture.mode in DECODABLE.get(picture.format or "", ())
 
 
 def _as_png(picture: Image.Image) -> bytes:
-    """A picture as 8 bits of red, green and blue, without loss but for a second byte.
+    """Encodes an image as an RGB PNG file with 8 bits per channel.
 
     Raises:
-      DataError: if its pixels are no colours.
+      DataError: if its pixels are not within 8 or 16 bits.
     """
     if picture.mode.startswith("I") or picture.mode == "F":
         pixels = np.asarray(picture, np.float64)
         if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 65535) or picture.mode == "F":
             raise DataError(
-                f"has mode {picture.mode}, and values that are no shades; must be of 8 or 16 bits a channel"
+                f"has mode {picture.mode} and values outside of 0 to 65535; must have 8 or 16 bits per channel"
             )
         picture = Image.fromarray((pixels / 257).round().astype(np.uint8))
     buffer = io.BytesIO()
@@ -224,7 +224,7 @@ def _as_png(picture: Image.Image) -> bytes:
 
 
 def read_file(name: str, path: Path) -> bytes | Fault:
-    """The content of a file; a fault if the system does not give it."""
+    """Reads a file; returns a fault if that fails."""
     try:
         return path.read_bytes()
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Text files `<split>.txt` that list the pictures of a split, one on each line.
+"""Reads text files `<split>.txt` that list the images of a split, one per line.
 
-A line names the picture with the longest path suffix in common: `0.jpg`, `a/0`, or a path on another machine. A mask or
-a label may follow behind a space.
+A line matches the image with the longest common path suffix: `0.jpg`, `a/0`, or a path on another machine. A mask or a
+label may follow after a space.
 """
 
 import codecs
@@ -24,12 +24,12 @@ SHOWN = 80  # characters of a line
 
 @dataclasses.dataclass
 class SplitLists:
-    """What the lists of splits in a folder say.
+    """The content of all lists of splits.
 
     Attributes:
-      splits: paths of pictures by split; empty if there are no lists.
-      faults: lines that do not name one picture, and lists that cannot be read.
-      notes: text files that were not taken for lists.
+      splits: paths of images by split; empty if there are no lists.
+      faults: lines that do not match exactly one image, and lists that cannot be read.
+      notes: text files that look like lists but have other names.
     """
 
     splits: dict[str, list[str]] = dataclasses.field(default_factory=dict)
@@ -43,10 +43,10 @@ class _Line:
 
     Attributes:
       text: the line.
-      where: its list, and its number among the lines that are not empty, from 1.
-      folders: the folders in its path, the last one first.
-      common: how many of those the picture has too.
-      pictures: paths of the pictures that it may mean; one, if all is well.
+      where: the list, and the number of the line from 1, empty lines not counted.
+      folders: the folders in its path, innermost first.
+      common: how many of these also lead to the image.
+      pictures: paths of the matching images; must be one.
     """
 
     text: str
@@ -67,13 +67,13 @@ class _Line:
         return Fault(Kind.LISTED, self.where[0], f"entry {number} is '{text}'; {what}", self.split)
 
     def contradicts(self, other: "_Line") -> bool:
-        """Whether two lines that name one picture, one of them by its bare name, have different folders before it."""
+        """Whether two lines match one image, one by its file name alone, but name different folders."""
         both = zip(self.folders, other.folders, strict=False)
         return not (self.common and other.common) and any(mine != its for mine, its in both)
 
 
 def has_split_lists(root: Path, named: Collection[str]) -> bool:
-    """Whether there are files with the names of lists."""
+    """Whether there are files with the names of lists of splits."""
     return any(_is_list(text, named) for folder in FOLDERS for text in _texts(root / folder))
 
 
@@ -82,16 +82,16 @@ def read_split_lists(
 ) -> SplitLists:
     """Reads the lists of splits.
 
-    A text is a list if its name is a usual one of a split, or a flag names that split. Beside such lists a text with a
-    usual name in its own, such as `train_aug.txt`, is one too if each of its lines names a picture.
+    A text file is a list if its name is a usual name of a split, or the name of a split in a flag. Beside such lists, a
+    file whose name contains a usual one, such as `train_aug.txt`, is a list too if each of its lines matches an image.
 
     Args:
       root: the folder of the data set.
-      pictures: its pictures.
-      fixed_folders: how many folders all their paths begin with; those need not be in a list.
+      pictures: its images.
+      fixed_folders: number of leading folders that all images share; lists may omit them.
       named: the splits that flags name.
     """
-    names = _Names(pictures, fixed_folders)
+    names = _ImageIndex(pictures, fixed_folders)
     others = []
     for folder in FOLDERS:
         texts = _texts(root / folder)
@@ -106,8 +106,8 @@ def read_split_lists(
     else:
         found = SplitLists()
     if others:
-        what = f"{', '.join(others)}: each line names a picture, but this is not the usual name of a list of a split"
-        found.notes.append(f"{what}; if it is one, --train_split or --eval_split must name it")
+        what = f"{', '.join(others)}: each line names a picture, but this is not a usual name of a split"
+        found.notes.append(f"{what}; to use it, --train_split or --eval_split must name it")
     return found
 
 
@@ -119,50 +119,50 @@ def _is_list(text: Path, named: Collection[str]) -> bool:
     return text.stem.lower() in USUAL_SPLITS or text.stem in named
 
 
-def _names_pictures_alone(text: Path, names: "_Names") -> bool:
+def _names_pictures_alone(text: Path, names: "_ImageIndex") -> bool:
     try:
         lines = _lines(text)
     except OSError:
         return False
-    return bool(lines) and all(names.find(line, ("", 0)).pictures for line in lines)
+    return bool(lines) and all(names.match(line, ("", 0)).pictures for line in lines)
 
 
-def _read(root: Path, text: Path, names: "_Names") -> list[_Line] | Fault:
+def _read(root: Path, text: Path, names: "_ImageIndex") -> list[_Line] | Fault:
     where = text.relative_to(root).as_posix()
     try:
-        return [names.find(line, (where, number)) for number, line in enumerate(_lines(text), 1)]
+        return [names.match(line, (where, number)) for number, line in enumerate(_lines(text), 1)]
     except OSError as error:
         return Fault(Kind.UNREADABLE, where, f"cannot be read: {error.strerror}; must be a list of pictures", text.stem)
 
 
 def _lines(text: Path) -> list[str]:
-    """The lines of a text that are not empty.
+    """The non-empty lines of a text file.
 
     Raises:
       OSError: if it cannot be read.
     """
     data = text.read_bytes()
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as Windows PowerShell writes
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # written by Windows PowerShell
         content = data.decode("utf-16", "replace")
     else:
-        content = data.decode("utf-8-sig", "surrogateescape")  # so that names that are not UTF-8 are those of files
+        content = data.decode("utf-8-sig", "surrogateescape")  # as Python decodes file names
     return [line.strip() for line in content.splitlines() if line.strip()]
 
 
-class _Names:
-    """Finds pictures by the ends of their paths."""
+class _ImageIndex:
+    """Finds images by path suffixes."""
 
     def __init__(self, pictures: Iterable[PictureFile], fixed_folders: int):
         self._fixed = fixed_folders
-        self._parts: dict[str, list[str]] = {}  # of each path, the last one first
+        self._parts: dict[str, list[str]] = {}  # of each path, innermost first
         self._by_name: dict[str, dict[str, None]] = collections.defaultdict(dict)
         for picture in pictures:
             parts = self._parts[picture.path] = _parts(picture.path)
             for name in (parts[0], _without_ending(parts[0]), composed(picture.name)):
                 self._by_name[name][picture.path] = None
 
-    def find(self, text: str, where: tuple[str, int]) -> _Line:
-        """A line with the pictures that it may mean."""
+    def match(self, text: str, where: tuple[str, int]) -> _Line:
+        """A line with the images that it matches."""
         lines = [self._by_path(text, where, path) for path in _paths_in(text)]
         return next((line for line in lines if line.pictures), lines[0])
 
@@ -180,7 +180,7 @@ class _Names:
         return _Line(text, where, tuple(folders), best[0], pictures)
 
     def _common(self, given: Sequence[str], folders: Sequence[str]) -> int | None:
-        """How many folders a line and a picture have in common; None if they differ where pictures differ too."""
+        """The number of common folders of a line and an image; None if they differ before the fixed folders."""
         count = 0
         while count < min(len(given), len(folders)) and given[count] == folders[count]:
             count += 1
@@ -188,7 +188,7 @@ class _Names:
 
 
 def _paths_in(line: str) -> list[str]:
-    """What may be the path of the picture in a line, the likeliest first."""
+    """Candidates for the path of the image in a line, the likeliest first."""
     if with_ending := _PATH_WITH_ENDING.match(line):
         return [with_ending[0]]
     first = line.split()[0]
@@ -196,7 +196,7 @@ def _paths_in(line: str) -> list[str]:
 
 
 def _parts(path: str) -> list[str]:
-    """The file name and the folders of a path, the last one first."""
+    """The file name and the folders of a path, innermost first."""
     return [part for part in composed(path).replace("\\", "/").split("/")[::-1] if part not in ("", ".")]
 
 
@@ -206,7 +206,7 @@ def _without_ending(name: str) -> str:
 
 
 def _combined(read: Mapping[Path, list[_Line] | Fault]) -> SplitLists:
-    """Splits and faults of lists."""
+    """Combines lists; adds faults for lines that match no image or several, and for repeated images."""
     found, in_any = SplitLists(), dict[str, _Line]()
     for text, lines in read.items():
         found.splits[text.stem] = []
