@@ -22,7 +22,7 @@ def test_names_alone_are_enough():
         assert not classes.foreground.any()
 
 
-def test_of_two_classes_the_second_is_foreground_unless_somebody_says_otherwise():
+def test_of_two_classes_the_second_is_foreground_by_default():
     np.testing.assert_array_equal(Classes.from_dict(["rest", "cell"]).foreground, [0, 1])
     given = [{"name": "cell", "foreground": True}, {"name": "rest"}]
     np.testing.assert_array_equal(Classes.from_dict(given).foreground, [1, 0])
@@ -48,7 +48,7 @@ def test_colours_of_classes_are_all_different():
     assert len({distinct_color(i) for i in range(254)}) == 254
 
 
-def test_what_is_written_is_read_again(tmp_path):
+def test_a_written_classes_file_is_read_back(tmp_path):
     colored = Classes.from_dict({"classes": [*named(1, value=[1, 2, 3]), {"name": "x", "value": [0, 0, 0]}]})
     for classes in (PETS, colored, Classes.from_dict({"classes": named(254), "ignored": [300, 255]})):
         (tmp_path / "classes.json").write_text(json.dumps(classes.to_dict()))
@@ -91,7 +91,7 @@ def test_the_pets_have_a_border():
         ('["Straße", "STRASSE"]', "Straße and STRASSE differ only in upper and lower case"),
     ],
 )
-def test_a_wrong_classes_file_is_told_in_one_line(tmp_path, text, message):
+def test_an_invalid_classes_file_is_one_line(tmp_path, text, message):
     file = tmp_path / "classes.json"
     file.write_text(text)
     with pytest.raises(ConfigError, match=f"--classes={file}: .*{message}") as caught:
@@ -140,6 +140,6 @@ def test_a_classes_file_may_begin_with_a_byte_order_mark(tmp_path, encoding):
     assert Classes.read(tmp_path / "classes.json").names == ("a", "größe")
 
 
-def test_a_classes_file_that_is_not_there(tmp_path):
+def test_a_missing_classes_file_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match=r"none.json: cannot be read: No such file"):
         Classes.read(tmp_path / "none.json")

@@ -25,14 +25,14 @@ def test_a_file_that_cannot_be_written_is_named_with_the_reason(number):
 
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.EMFILE, errno.EPIPE, errno.ECONNRESET, None])
-def test_an_error_that_means_something_else_is_let_through(number):
+def test_other_errors_pass(number):
     error = OSError("decoder: broken data") if number is None else OSError(number, os.strerror(number))
     with pytest.raises(OSError) as caught, files.explain_write_errors("run"):  # noqa: PT011
         raise error
     assert caught.value is error
 
 
-def test_a_full_disk_is_told_with_what_is_needed(tmp_path):
+def test_a_full_disk_names_needed_and_free_space(tmp_path):
     free = shutil.disk_usage(tmp_path).free / 2**20
     naming = files.explain_write_errors(tmp_path / "not" / "there", needed=3 * 2**20)
     with pytest.raises(WorkDirectoryError, match=r"it takes 3\.0 MiB, \d+\.\d MiB are free$") as caught, naming:
@@ -40,7 +40,7 @@ def test_a_full_disk_is_told_with_what_is_needed(tmp_path):
     assert float(str(caught.value).split()[-4]) == pytest.approx(free, rel=0.5)
 
 
-def test_a_disk_that_fills_up_under_a_file_is_told_with_its_name(tmp_path):
+def test_a_disk_that_fills_up_while_writing_names_the_file(tmp_path):
     (tmp_path / "results.json.tmp").symlink_to("/dev/full")
     message = rf"^{tmp_path}/results\.json: cannot be written: No space left"
     with pytest.raises(WorkDirectoryError, match=message), files.explain_write_errors("run"):

@@ -46,7 +46,7 @@ def test_the_program_ends_with_exit_code_2_and_one_line(root, monkeypatch, capsy
     assert capsys.readouterr().err == "check.py: error: 1 fault, printed above; must be none to train\n"
 
 
-def test_a_sound_folder(root, run, tmp_path):
+def test_a_valid_folder_prints_its_statistics_and_suggestions(root, run, tmp_path):
     for file in root.glob("masks/test/*"):
         save(file, mask(0, 0, 1, 255))
     printed, error = run(config(root))
@@ -71,7 +71,7 @@ def test_a_sound_folder(root, run, tmp_path):
     ]
 
 
-def test_the_sheet_shows_pictures_beside_themselves_under_their_masks(root, run, tmp_path):
+def test_the_sheet_shows_images_beside_their_overlays(root, run, tmp_path):
     for file in root.glob("images/*/*"):
         save(file, np.full((12, 16, 3), 200, np.uint8))
     for file in root.glob("masks/*/*"):
@@ -87,12 +87,12 @@ def test_the_sheet_shows_pictures_beside_themselves_under_their_masks(root, run,
     assert np.abs(middle[302].astype(int) - 50).max() < 12  # in no class: dark
 
 
-def test_no_sheet(root, run, tmp_path):
+def test_zero_overlays_write_no_sheet(root, run, tmp_path):
     run(config(root), overlays=0)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_tfds_data_set(data_dir, run):
+def test_a_tfds_data_set_is_checked(data_dir, run):
     printed, error = run(DataConfig(dataset="synthetic_pets", data_dir=str(data_dir)))
     assert not error
     assert f"{NUM_TRAIN + NUM_TEST} pairs; " in printed
@@ -100,7 +100,7 @@ def test_a_tfds_data_set(data_dir, run):
     assert "nothing is wrong" in printed
 
 
-def test_every_fault_is_told_and_ends_the_program(root, run):
+def test_every_fault_is_printed_and_ends_the_program(root, run):
     (root / "masks/train/a.png").unlink()
     save(root / "masks/train/b.png", mask(0, 9))
     save(root / "images/test/d.jpg", picture(20, 20))
@@ -121,7 +121,7 @@ def test_every_fault_is_told_and_ends_the_program(root, run):
     ]
 
 
-def test_no_pair_at_all(root, run):
+def test_a_folder_without_pairs_is_reported(root, run):
     for file in root.glob("masks/*/*"):
         file.rename(file.with_stem(file.stem + "_mask"))
     for classes in ("given", "found"):
@@ -132,7 +132,7 @@ def test_no_pair_at_all(root, run):
             (root / "classes.json").unlink()
 
 
-def test_of_many_faults_the_first_are_told_and_the_others_counted(root, run):
+def test_of_many_faults_the_first_are_printed_and_the_others_counted(root, run):
     write(root, {f"images/train/more{i}.jpg": None for i in range(25)})
     printed, error = run(config(root))
     assert printed.count("has no mask") == 20
@@ -140,7 +140,7 @@ def test_of_many_faults_the_first_are_told_and_the_others_counted(root, run):
     assert error.startswith("25 faults")
 
 
-def test_masks_without_classes_file_that_hold_0_and_255(root, run):
+def test_masks_of_0_and_255_without_a_classes_file_are_a_fault(root, run):
     (root / "classes.json").unlink()
     for file in root.glob("masks/*/*"):
         save(file, mask(0, 255))
@@ -149,7 +149,7 @@ def test_masks_without_classes_file_that_hold_0_and_255(root, run):
     assert error.startswith("1 fault,")
 
 
-def test_a_jpeg_as_mask(root, run):
+def test_a_jpeg_mask_is_a_fault(root, run):
     buffer = io.BytesIO()
     Image.fromarray(mask()).save(buffer, "JPEG")
     save(root / "masks/train/a.png", buffer.getvalue())
@@ -161,14 +161,14 @@ def test_a_jpeg_as_mask(root, run):
             (root / "classes.json").unlink()
 
 
-def test_more_classes_in_the_masks_than_listed(root, run):
+def test_values_of_unlisted_classes_are_faults(root, run):
     (root / "classes.json").write_text('["sky", "sea"]')
     printed, error = run(config(root))
     assert "masks/train/a.png: holds value 2 in no class" in printed
     assert error.startswith("5 faults")
 
 
-def test_a_picture_that_stands_in_two_splits(root, run):
+def test_an_image_in_two_splits_is_a_note(root, run):
     (root / "images/test/d.jpg").write_bytes((root / "images/train/c.jpg").read_bytes())
     printed, error = run(config(root))
     assert not error
@@ -176,7 +176,7 @@ def test_a_picture_that_stands_in_two_splits(root, run):
     assert f"note: 1 pictures are in two splits or more, byte by byte: {shared}" in printed
 
 
-def test_masks_of_one_class_everywhere(root, run):
+def test_masks_of_a_single_class_are_a_note(root, run):
     save(root / "masks/train/a.png", mask(1))
     printed, _ = run(config(root))
     assert "note: split train: 1 masks are entirely in sea: images/train/a.jpg" in printed
@@ -192,13 +192,13 @@ def test_masks_of_one_class_everywhere(root, run):
         ([(20, 20)], "--image_size=32"),
     ],
 )
-def test_suggested_size(sizes, expected):
+def test_suggested_image_size_follows_median_and_shapes(sizes, expected):
     found = inspection.Inspection(None)
     found.sizes.update(sizes)
     assert found.suggested_size() == expected
 
 
-def test_pictures_however_tall_fit_on_the_sheet(root, run, tmp_path):
+def test_very_tall_images_fit_on_the_sheet(root, run, tmp_path):
     for i, file in enumerate(sorted(root.glob("images/*/*"))):
         size = {"height": 8, "width": 3000} if i == 0 else {"height": 4000, "width": 8}
         save(file, picture(**size))
@@ -252,6 +252,6 @@ def test_a_flag_that_names_no_split_is_a_note(root, run):
     assert "note: --eval_split=val: there is no such split; to train, it must be one of train, test\n" in printed
 
 
-def test_a_tfds_data_set_without_the_split_of_a_flag(data_dir, run):
+def test_a_missing_split_of_a_tfds_data_set_is_a_note(data_dir, run):
     printed, _ = run(DataConfig(dataset="synthetic_pets", data_dir=str(data_dir), eval_split="val[:10%]"), overlays=0)
     assert "note: --eval_split=val[:10%]: there is no such split" in printed

@@ -47,6 +47,6 @@ def test_an_animal_of_a_species_has_one_class_in_all_codings(root):
         assert (index[trimap == 1] > 0).all()
 
 
-def test_nothing_is_overwritten(root):
+def test_a_folder_with_files_is_refused(root):
     with pytest.raises(ConfigError, match=r"^--write=.*: must be a folder that does not exist, or is empty"):
         drawn_folders.write(WriteConfig(str(root)))

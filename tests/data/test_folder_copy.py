@@ -47,14 +47,14 @@ def test_a_folder_is_a_data_set_with_splits_and_slices_in_the_order_of_names(roo
     assert builder.info.full_name.startswith("folder/mine-")
 
 
-def test_nothing_is_said_in_the_words_of_tfds(root, caplog, capfd):
+def test_messages_of_tfds_are_not_shown(root, caplog, capfd):
     with caplog.at_level("WARNING"):
         folder_copy.prepare(config(root))
     assert not caplog.messages
     assert not capfd.readouterr().out
 
 
-def test_masks_in_colours_lie_in_the_data_set_as_class_ids(root):
+def test_masks_in_colours_are_stored_as_class_ids(root):
     colors = np.array([[0, 0, 0], [9, 0, 0], [9, 9, 9]], np.uint8)
     for file in root.glob("masks/*/*"):
         save(file, colors[mask()])
@@ -111,7 +111,7 @@ def touch_nothing_of_it(root):
         (touch_nothing_of_it, 0),
     ],
 )
-def test_what_changes_makes_another_data_set(root, change, differs):
+def test_changed_files_or_classes_make_another_copy(root, change, differs):
     before, _ = folder_copy.prepare(config(root))
     change(root)
     after, _ = folder_copy.prepare(config(root))
@@ -124,9 +124,7 @@ def test_a_display_colour_that_was_edited_is_that_of_the_classes_though_the_copy
     assert folder_copy.prepare(config(root))[1].members[2].color == (9, 9, 9)
 
 
-def test_classes_that_nobody_names_are_found_and_known_at_a_later_start_without_reading_masks(
-    root, caplog, monkeypatch
-):
+def test_inferred_classes_are_stored_so_that_a_later_start_reads_no_masks(root, caplog, monkeypatch):
     (root / "classes.json").unlink()
     for _ in range(2):
         with caplog.at_level("INFO", logger="petseg"):
@@ -137,12 +135,12 @@ def test_classes_that_nobody_names_are_found_and_known_at_a_later_start_without_
         monkeypatch.setattr(pair_files, "read_file", None)
 
 
-def test_the_flag_goes_before_the_folder_s_own_classes(root, tmp_path):
+def test_the_flag_takes_precedence_over_the_folder_s_classes_file(root, tmp_path):
     (tmp_path / "other.json").write_text('["x", "y", "z"]')
     assert folder_copy.prepare(config(root, classes=str(tmp_path / "other.json")))[1].names == ("x", "y", "z")
 
 
-def test_one_line_names_the_first_fault_how_many_more_and_the_command_that_tells_all(root):
+def test_one_line_names_the_first_fault_the_number_of_others_and_the_check_command(root):
     save(root / "images/test/e.jpg", picture(20, 20))
     save(root / "masks/train/b.png", mask(0, 9))
     save(root / "masks/train/c.png", b"")
@@ -157,7 +155,7 @@ def test_one_line_names_the_first_fault_how_many_more_and_the_command_that_tells
     assert not [file for file in (root.parent / "cache").rglob("*") if file.is_file()]
 
 
-def test_a_file_that_the_system_does_not_give_is_named(root):
+def test_an_unreadable_file_is_named(root):
     (root / "masks/train/b.png").unlink()
     (root / "masks/train/b.png").mkdir()
     with pytest.raises(DataError, match=r"masks/train/b.png: cannot be read: Is a directory; must be a whole picture"):
@@ -173,7 +171,7 @@ def test_an_error_of_tensorflow_while_it_is_written_is_one_line(root, monkeypatc
         folder_copy.prepare(config(root))
 
 
-def test_a_missing_partner_is_told_before_a_file_is_opened(root, monkeypatch):
+def test_a_missing_mask_is_reported_before_a_file_is_opened(root, monkeypatch):
     (root / "masks/train/b.png").unlink()
     monkeypatch.setattr(pair_files, "read_file", None)
     with pytest.raises(
@@ -183,7 +181,7 @@ def test_a_missing_partner_is_told_before_a_file_is_opened(root, monkeypatch):
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_masks_of_0_and_255_are_told_the_classes_file_to_write(root, named):
+def test_the_error_of_masks_of_0_and_255_shows_the_classes_file_to_write(root, named):
     for file in root.glob("masks/*/*"):
         save(file, mask(0, 255))
     if not named:
@@ -195,7 +193,7 @@ def test_masks_of_0_and_255_are_told_the_classes_file_to_write(root, named):
     assert "\n" not in str(caught.value)
 
 
-def test_a_cache_folder_that_cannot_be_written(root, tmp_path):
+def test_a_cache_folder_that_cannot_be_written_is_one_line(root, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"^--cache_dir=.*file: .*cannot be written"):
         folder_copy.prepare(config(root, cache_dir=str(tmp_path / "file")))
@@ -241,7 +239,7 @@ def test_names_that_are_not_utf_8_are_examples_like_others(root):
     assert "images/train/caf\\xe9.jpg" in names(builder, "train")
 
 
-def test_a_folder_whose_own_name_is_not_utf_8(root):
+def test_a_folder_name_may_be_not_utf_8(root):
     other = os.fsdecode(os.fsencode(root.parent) + b"/caf\xe9")
     os.rename(root, other)
     builder, _ = folder_copy.prepare(config(root, data_dir=other))
@@ -305,7 +303,7 @@ def test_a_split_of_unlabelled_pictures_is_left_out(root):
         data_set.num_examples("extra")
 
 
-def test_a_split_that_was_left_out_is_there_once_its_files_are_mended(root):
+def test_a_split_that_was_left_out_is_back_once_its_files_are_fixed(root):
     add_split(root, "val", bad=True)
     folder_copy.prepare(config(root))
     save(root / "masks/val/z.png", mask())
@@ -322,7 +320,7 @@ def test_a_split_that_was_left_out_is_there_once_its_files_are_mended(root):
         ({"eval_split": "val[:x]"}, "--eval_split=val[:x]: folder: no split val[:x]"),
     ],
 )
-def test_a_split_that_is_not_there_is_told_with_its_flag_and_what_there_is(root, flags, message):
+def test_a_missing_split_is_named_with_its_flag_and_the_existing_splits(root, flags, message):
     os.rename(root / "images/test", root / "images/val")
     os.rename(root / "masks/test", root / "masks/val")
     write(root, {"images/extra/z.jpg": None})  # an unlabelled split, which is not what is wrong
@@ -331,7 +329,7 @@ def test_a_split_that_is_not_there_is_told_with_its_flag_and_what_there_is(root,
     assert message.format(root=root) in str(caught.value)
 
 
-def test_a_classes_file_that_is_a_link_to_nowhere_is_not_passed_over(root):
+def test_a_classes_file_that_is_a_broken_link_is_an_error(root):
     (root / "classes.json").unlink()
     (root / "classes.json").symlink_to("nowhere.json")
     with pytest.raises(ConfigError, match=r"classes.json: cannot be read"):

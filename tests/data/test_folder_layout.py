@@ -22,7 +22,7 @@ def faults(layout):
     return [(fault.kind, str(fault)) for fault in layout.faults]
 
 
-def test_folders_of_splits(tmp_path):
+def test_folders_decide_the_splits(tmp_path):
     files = {**pairs("b", "a", folder="train/"), **pairs("c", folder="test/"), **pairs("d", folder="val/oxford/")}
     layout = find(write(tmp_path, files))
     assert names(layout) == {
@@ -51,7 +51,7 @@ def test_a_picture_that_no_list_names_needs_no_mask(tmp_path):
     assert not find(tmp_path).faults
 
 
-def test_an_entry_of_a_list_that_is_no_picture_is_a_fault(tmp_path):
+def test_an_entry_of_a_list_that_matches_no_image_is_a_fault(tmp_path):
     write(tmp_path, pairs("a"))
     (tmp_path / "train.txt").write_text("a\nz\n")
     assert faults(find(tmp_path)) == [
@@ -68,7 +68,7 @@ def test_without_folders_and_lists_a_hash_decides_which_does_not_change_when_pic
     assert sum(map(len, many.values())) == 200
 
 
-def test_patterns_for_any_other_layout(tmp_path):
+def test_patterns_with_split_and_name_find_pairs(tmp_path):
     files = {
         f"{s}{kind}/{n}.{e}": None
         for s, n in (("train", "a"), ("val", "b"))
@@ -103,7 +103,7 @@ def test_masks_that_the_pattern_of_pictures_matches_are_no_pictures(tmp_path):
     assert not layout.faults
 
 
-def test_partners_that_are_missing_are_all_told_and_where_they_must_be(tmp_path):
+def test_all_missing_masks_and_images_are_faults_with_the_expected_path(tmp_path):
     write(tmp_path, {**pairs("a"), "images/b.jpg": None, "images/c.tif": None, "masks/d.png": None})
     assert faults(find(tmp_path)) == [
         (Kind.NO_MASK, "images/b.jpg: has no mask; must be masks/b.png"),
@@ -112,14 +112,14 @@ def test_partners_that_are_missing_are_all_told_and_where_they_must_be(tmp_path)
     ]
 
 
-def test_masks_with_longer_names_are_found_by_the_patterns_that_the_fault_tells(tmp_path):
+def test_masks_with_longer_names_are_found_by_the_flags_that_the_fault_suggests(tmp_path):
     write(tmp_path, {"images/train/a.jpg": None, "masks/train/a_mask.png": None})
     ((_, text),) = [fault for fault in faults(find(tmp_path)) if fault[0] == Kind.NO_MASK]
     assert text.endswith("--image_files='images/{split}/**/*' --mask_files='masks/{split}/{name}_mask.png'")
     assert not find(tmp_path, image_files="images/{split}/**/*", mask_files="masks/{split}/{name}_mask.png").faults
 
 
-def test_two_masks_for_a_picture_and_two_pictures_for_a_mask(tmp_path):
+def test_several_masks_of_an_image_and_several_images_of_a_mask_are_faults(tmp_path):
     write(tmp_path, {**pairs("a", "b"), "masks/a.tif": None, "images/b.png": None})
     assert faults(find(tmp_path)) == [
         (Kind.AMBIGUOUS, "images/a.jpg: has 2 masks, masks/a.png, masks/a.tif; must be one"),
@@ -127,7 +127,7 @@ def test_two_masks_for_a_picture_and_two_pictures_for_a_mask(tmp_path):
     ]
 
 
-def test_pictures_beside_the_folders_of_splits(tmp_path):
+def test_images_outside_of_the_folders_of_splits_are_faults(tmp_path):
     write(tmp_path, {**pairs("a", folder="train/"), "images/b.jpg": None})
     assert faults(find(tmp_path)) == [
         (Kind.AMBIGUOUS, "images/b.jpg: is beside the folders of the splits; must be in one")
@@ -154,7 +154,7 @@ def test_a_folder_that_cannot_be_read_is_named_in_one_line(tmp_path, files, flag
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_that_is_not_there(tmp_path):
+def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match=r"^--data_dir=.*nowhere: must be a folder"):
         find(tmp_path / "nowhere")
 
@@ -175,7 +175,7 @@ def test_names_that_are_not_utf_8_are_shown_escaped_and_found(tmp_path, folder):
     assert pair.image.exists()
 
 
-def test_a_name_that_is_not_utf_8_in_a_list(tmp_path):
+def test_a_list_may_contain_names_that_are_not_utf_8(tmp_path):
     root = write(tmp_path / "mine", pairs("a", "b"))
     for file in (root / "images" / "a.jpg", root / "masks" / "a.png"):
         os.rename(file, os.fsencode(file.parent) + b"/caf\xe9" + os.fsencode(file.suffix))
@@ -211,7 +211,7 @@ def test_composed_and_decomposed_names_in_a_list_are_the_same(tmp_path):
 
 @pytest.mark.parametrize("folder", ["", "train/"])
 @pytest.mark.parametrize("kind", ["images", "masks"])
-def test_a_link_to_nowhere_is_a_fault_that_names_it(tmp_path, folder, kind):
+def test_a_broken_link_is_a_fault_that_names_it(tmp_path, folder, kind):
     write(tmp_path, pairs("a", "b", folder=folder))
     (file,) = (tmp_path / kind / folder).glob("a.*")
     file.unlink()
@@ -225,7 +225,7 @@ def test_a_link_to_nowhere_is_a_fault_that_names_it(tmp_path, folder, kind):
     ]
 
 
-def test_links_to_nowhere_in_the_place_of_folders(tmp_path):
+def test_broken_links_in_the_place_of_folders_are_faults(tmp_path):
     write(tmp_path, pairs("a", folder="test/"))
     (tmp_path / "images" / "train").symlink_to("/gone")
     link = r"images/train: is a link to /gone, which cannot be followed; must lead to the folder of a split"
@@ -239,7 +239,7 @@ def test_links_to_nowhere_in_the_place_of_folders(tmp_path):
         find(tmp_path)
 
 
-def test_a_pipe_is_no_picture(tmp_path):
+def test_a_fifo_is_a_fault_and_is_not_opened(tmp_path):
     write(tmp_path, pairs("a", "b", folder="train/"))
     (tmp_path / "images/train/a.jpg").unlink()
     os.mkfifo(tmp_path / "images/train/a.jpg")
@@ -260,7 +260,7 @@ def test_brackets_that_describe_no_characters_are_named_with_their_flag(tmp_path
 
 
 @pytest.mark.parametrize("brackets", ["[ab]", "[!c]", "[]a]", "[a^]", "[\\a]", "[[a]", "[&&a-]"])
-def test_brackets_as_in_a_shell(tmp_path, brackets):
+def test_sets_of_characters_match_as_in_a_shell(tmp_path, brackets):
     write(tmp_path, pairs("a", "c", folder="train/"))
     layout = find(tmp_path, image_files=f"images/{{split}}/{brackets}.jpg", mask_files="masks/{split}/{name}.png")
     assert names(layout) == {"train": ["images/train/a.jpg"]}
@@ -310,7 +310,7 @@ def test_a_spare_mask_beside_lists_or_in_a_folder_of_no_split_is_a_note(tmp_path
     assert "1 masks are of no picture and not used, the first is masks/z.png" in layout.notes
 
 
-def test_a_folder_whose_name_is_none_of_a_split_does_not_stand_in_the_way(tmp_path):
+def test_a_folder_with_an_invalid_split_name_is_left_out_with_a_note(tmp_path):
     write(tmp_path, {**LABELLED, **pairs("c", folder="my-split/")})
     layout = find(tmp_path, eval_split="val")
     assert list(layout.splits) == ["train", "val"]
@@ -368,7 +368,7 @@ PUBLIC_LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", [*PUBLIC_LAYOUTS])
-def test_usual_layouts_of_public_data_sets(tmp_path, layout):
+def test_layouts_of_public_data_sets_are_paired(tmp_path, layout):
     files, texts, flags, sizes = PUBLIC_LAYOUTS[layout]
     write(tmp_path, dict.fromkeys(files))
     for name, text in texts.items():

@@ -73,7 +73,7 @@ def test_a_bit_is_0_or_255_as_tensorflow_decodes_it():
         (np.full((2, 2), -1, np.int32), None, "holds values from -1 to -1; must be 0 to 65535"),
     ],
 )
-def test_masks_that_hold_something_else(array, colored, message):
+def test_masks_with_other_content_are_refused_with_the_reason(array, colored, message):
     with pytest.raises(DataError, match=message):
         values(array, colored=colored)
 
@@ -92,7 +92,7 @@ def test_tensorflow_codes_as_numpy_does(numbers, colored):
     np.testing.assert_array_equal(ids[..., 0], MaskCoding(classes).ids(array))
 
 
-def test_a_value_that_means_nothing_is_told():
+def test_values_of_no_class_are_described_in_errors():
     pixels = tf.constant([[[3], [4]]], tf.uint8)
     number = mask_decoding.an_unknown_value(pixels, mask_decoding.code(pixels, NUMBERS))
     assert mask_decoding.shown(int(number), NUMBERS) == "value 4"
@@ -135,7 +135,7 @@ def test_colours_in_one_mask_make_numbers_in_others_colours():
         ([(range(300), True, b"")], "hold 300 colours; must be 2 to 254"),
     ],
 )
-def test_values_that_are_no_classes(masks, message):
+def test_values_that_cannot_be_classes_are_refused(masks, message):
     with pytest.raises(ConfigError, match=message):
         found(*masks)
 

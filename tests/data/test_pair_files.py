@@ -37,7 +37,7 @@ def fault(pair):
 PICTURE, PHOTOGRAPH = encoded(picture()), encoded(picture(200, 200), "JPEG")
 
 
-def test_a_sound_pair_has_its_picture_as_it_is_and_its_mask_as_ids():
+def test_a_valid_pair_keeps_its_image_file_and_gets_class_ids():
     image = encoded(picture(), "JPEG")
     pair = read(image)
     assert not pair.faults
@@ -52,20 +52,20 @@ def test_a_sound_pair_has_its_picture_as_it_is_and_its_mask_as_ids():
     [("PNG", None), ("PNG", "L"), ("PNG", "P"), ("PNG", "RGBA"), ("PNG", "LA"), ("PNG", "1"), ("BMP", None),
      ("BMP", "L"), ("BMP", "P"), ("TIFF", None), ("WEBP", None), ("GIF", None), ("PPM", None), ("TIFF", "CMYK")],
 )  # fmt: skip
-def test_tensorflow_decodes_any_picture_to_the_pixels_that_others_see(file_format, mode):
+def test_tensorflow_decodes_every_format_to_the_pixels_of_pillow(file_format, mode):
     options = {"lossless": True} if file_format == "WEBP" else {}
     image = encoded(picture(), file_format, mode, **options)
     expected = np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))
     np.testing.assert_array_equal(tf.io.decode_image(read(image).image, channels=3), expected)
 
 
-def test_a_jpeg_in_colours_of_print_can_be_decoded():
+def test_a_cmyk_jpeg_can_be_decoded():
     image = encoded(picture(), "JPEG", "CMYK")
     expected = np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))
     np.testing.assert_array_equal(tf.io.decode_image(read(image).image, channels=3), expected)
 
 
-def test_a_photograph_of_a_phone_with_a_second_picture_behind_it_can_be_decoded():
+def test_an_mpo_file_with_a_second_image_can_be_decoded():
     image = encoded(picture(), "MPO", save_all=True, append_images=[Image.fromarray(picture(6, 8))])
     pair = read(image)
     assert (pair.faults, pair.image) == ((), image)
@@ -79,7 +79,7 @@ def test_a_png_without_its_end_but_with_all_pixels_can_be_decoded():
     np.testing.assert_array_equal(tf.io.decode_image(read(image).image), picture())
 
 
-def test_16_bits_become_8():
+def test_16_bit_images_become_8_bit():
     shades = np.linspace(0, 65535, 12 * 16).reshape(12, 16).astype(np.uint16)
     decoded = tf.io.decode_image(read(encoded(shades)).image, channels=3).numpy()
     np.testing.assert_allclose(decoded[..., 0], shades / 257, atol=0.5)
@@ -91,7 +91,7 @@ def turned(height, width):
     return encoded(picture(height, width), "JPEG", exif=exif)
 
 
-def test_a_photograph_is_turned_as_its_exif_data_says():
+def test_an_image_is_rotated_according_to_exif():
     image = turned(16, 12)
     pair = read(image)
     assert not pair.faults
@@ -99,7 +99,7 @@ def test_a_photograph_is_turned_as_its_exif_data_says():
     np.testing.assert_array_equal(tf.io.decode_image(pair.image, channels=3), upright)
 
 
-def test_a_photograph_is_not_turned_if_its_mask_only_fits_the_one_that_is_not():
+def test_an_image_is_not_rotated_if_its_mask_only_fits_the_unrotated_one():
     image = turned(12, 16)
     pair = read(image)
     assert not pair.faults
@@ -148,12 +148,12 @@ def test_a_photograph_is_not_turned_if_its_mask_only_fits_the_one_that_is_not():
             encoded(np.full((12, 16), -1, np.float32), "TIFF"),
             None,
             Kind.UNREADABLE,
-            "a.jpg: has mode F, and values outside of 0 to 65535",
+            "a.jpg: has mode F and pixels of neither 8 nor 16 bits",
         ),
     ],
     ids=["truncated", "none", "empty", "mask", "sizes", "1x1", "jpeg-mask", "value", "values", "colours", "floats"],
 )
-def test_what_is_wrong_with_a_pair_is_told_with_its_file_and_what_must_be(image, mask_file, kind, message):
+def test_faults_of_a_pair_name_the_file_and_what_it_must_be(image, mask_file, kind, message):
     pair = read(image, mask_file)
     found, text = fault(pair)
     assert (found, text[: len(message)]) == (kind, message)
@@ -161,11 +161,11 @@ def test_what_is_wrong_with_a_pair_is_told_with_its_file_and_what_must_be(image,
     assert not pair.image
 
 
-def test_both_files_of_a_pair_may_be_wrong():
+def test_faults_of_both_files_of_a_pair_are_collected():
     assert [each.where for each in read(b"", b"").faults] == ["a.jpg", "a.png"]
 
 
-def test_results_come_in_order_and_only_some_ahead_of_time():
+def test_map_in_order_yields_in_order_and_computes_a_bounded_number_ahead():
     started, slow = [], threading.Event()
 
     def work(number):
@@ -184,7 +184,7 @@ def test_results_come_in_order_and_only_some_ahead_of_time():
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("file_format", ["WEBP", "JPEG", "PNG"])
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"\xff" * 40])
-def test_a_picture_whose_exif_header_is_broken_is_used_as_it_lies_in_the_file(file_format, exif):
+def test_an_image_with_a_broken_exif_header_is_not_rotated(file_format, exif):
     pair = read(encoded(picture(), file_format, exif=exif))
     assert not pair.faults
     assert pair.size == (12, 16)
@@ -192,7 +192,7 @@ def test_a_picture_whose_exif_header_is_broken_is_used_as_it_lies_in_the_file(fi
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_a_turned_picture_with_other_exif_entries_that_are_broken_is_turned():
+def test_an_image_is_rotated_although_other_exif_entries_are_broken():
     entries = [(0x0112, 3, 1, 6), (0x8769, 4, 1, 0xFFFFFF), (0x011A, 5, 1, 0xFFFFF0)]
     body = b"".join(struct.pack("<HHLL", *entry) for entry in sorted(entries))
     exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + body + b"\0\0\0\0"

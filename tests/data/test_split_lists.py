@@ -47,13 +47,13 @@ def flat(tmp_path):
         ("/x/images/a/0.jpg /x/masks/a/0.png\n/x/images/a/1.jpg /x/masks/a/1.png\n", "images/b/0.jpg\tmasks/b/0.png"),
     ],
 )
-def test_pictures_of_one_name_in_two_folders_stay_two(nested, train, test):
+def test_images_with_one_file_name_in_two_folders_are_kept_apart(nested, train, test):
     layout = find(nested, {"train.txt": train, "test.txt": test}, **NESTED)
     assert names(layout) == {"train": ["images/a/0.jpg", "images/a/1.jpg"], "test": ["images/b/0.jpg"]}
     assert not layout.faults
 
 
-def test_lists_go_before_folders_that_have_no_names_of_splits(nested):
+def test_lists_take_precedence_over_folders_without_usual_split_names(nested):
     layout = find(nested, {"train.txt": "a/0\na/1\n", "test.txt": "b/0\n"})
     assert names(layout) == {"train": ["images/a/0.jpg", "images/a/1.jpg"], "test": ["images/b/0.jpg"]}
     assert layout.splits["test"][0].mask_name == "masks/b/0.png"
@@ -66,7 +66,7 @@ def test_a_name_that_several_pictures_have_is_a_fault(nested):
     ]
 
 
-def test_a_folder_that_does_not_exist_is_not_passed_over(nested):
+def test_an_entry_with_a_missing_folder_is_a_fault(nested):
     layout = find(nested, {"train.txt": "a/0\nc/1.jpg\n", "test.txt": "b/0"}, **NESTED)
     assert faults(layout) == ["train.txt: entry 2 is 'c/1.jpg'; must be the name of a picture"]
 
@@ -104,7 +104,7 @@ def test_a_picture_may_be_in_two_lists(flat):
         {"LICENSE.txt": "\n\n", "notes.txt": "0.jpg is too dark"},
     ],
 )
-def test_stray_texts_do_not_take_over_the_splits(flat, folder, stray):
+def test_other_text_files_are_not_read_as_lists(flat, folder, stray):
     without = find(flat, {})
     assert names(find(flat, stray)) == names(without)
     lists = {f"{folder}train.txt": "0\n1", f"{folder}test.txt": "2"}
@@ -128,7 +128,7 @@ def test_beside_usual_lists_those_of_similar_names_count_whose_lines_all_name_pi
     assert "train_log" not in found
 
 
-def test_names_with_spaces_and_dots(tmp_path):
+def test_names_in_lists_may_contain_spaces_and_dots(tmp_path):
     root = write(tmp_path / "mine", pairs("a b", "c.1", "c.2", "d e.f"))
     layout = find(root, {"train.txt": "a b\nc.1\nmy data/c.2.jpg masks/c.2.png", "test.txt": "d e.f.jpg d e.f.png"})
     assert not layout.faults
@@ -145,7 +145,7 @@ def test_a_list_that_cannot_be_read_is_a_fault(flat):
     ]
 
 
-def test_a_list_of_a_split_that_no_flag_names_does_not_stand_in_the_way(flat):
+def test_faults_in_the_list_of_an_unneeded_split_are_a_note(flat):
     layout = find(flat, {"train.txt": "0\n1", "test.txt": "2", "val.txt": "gone\n3"})
     assert not layout.faults
     assert list(layout.splits) == ["train", "test"]

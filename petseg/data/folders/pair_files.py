@@ -46,7 +46,6 @@ class DecodedPair:
       ids: class ids, uint8 [H, W]; None if the mask cannot be decoded.
       size: height and width of the image; None if it cannot be read.
       modes: Pillow's modes of image and mask, such as RGB and P.
-      unknown: values in no class, and their numbers of pixels.
       digest: hash of the image file.
       faults: faults of either file.
     """
@@ -57,7 +56,6 @@ class DecodedPair:
     ids: np.ndarray | None = None
     size: tuple[int, int] | None = None
     modes: tuple[str, str] = ("", "")
-    unknown: tuple[tuple[int, int], ...] = ()
     digest: bytes = b""
     faults: tuple[Fault, ...] = ()
 
@@ -78,10 +76,7 @@ def decode_pair(name: str, image_data: bytes, mask_name: str, mask_data: bytes, 
     picture = _opened(name, image_data, faults)
     mask = _opened(mask_name, mask_data, faults)
     modes = (picture.mode if picture else "", mask.mode if mask else "")
-    ids: np.ndarray | None = None
-    unknown: tuple[tuple[int, int], ...] = ()
-    if mask:
-        ids, unknown = _ids(mask_name, mask, coding, faults)
+    ids = _ids(mask_name, mask, coding, faults) if mask else None
     turned = False
     if picture:
         size = (picture.height, picture.width)
@@ -105,7 +100,7 @@ def decode_pair(name: str, image_data: bytes, mask_name: str, mask_data: bytes, 
         mask_file = mask_values.encode_png(ids)
     shape = size if picture else None
     digest = hashlib.blake2b(image_data, digest_size=16).digest()
-    return DecodedPair(name, image_file, mask_file, ids, shape, modes, unknown, digest, tuple(faults))
+    return DecodedPair(name, image_file, mask_file, ids, shape, modes, digest, tuple(faults))
 
 
 def open_mask(name: str, data: bytes) -> Image.Image | Fault:
@@ -153,31 +148,26 @@ def _refuse_lossy(name: str, mask: Image.Image, faults: list[Fault]) -> None:
         faults.append(Fault(Kind.INEXACT, name, what))
 
 
-def _ids(
-    name: str, mask: Image.Image, coding: MaskCoding, faults: list[Fault]
-) -> tuple[np.ndarray | None, tuple[tuple[int, int], ...]]:
-    """Class ids of a mask, and the values in no class with their numbers of pixels."""
+def _ids(name: str, mask: Image.Image, coding: MaskCoding, faults: list[Fault]) -> np.ndarray | None:
+    """Class ids of a mask; adds a fault if it is lossy or has values of no class."""
     _refuse_lossy(name, mask, faults)
     if mask.format in LOSSY:
-        return None, ()
+        return None
     try:
         values, _ = mask_values.values_in(mask, coding.classes.colored)
     except DataError as error:
         faults.append(Fault(Kind.VALUES, name, str(error)))
-        return None, ()
+        return None
     ids = coding.ids(values)
-    where = ids == UNKNOWN
-    if not where.any():
-        return ids, ()
-    numbers, counts = np.unique(values[where], return_counts=True)
-    order = np.argsort(-counts)
-    unknown = tuple((int(numbers[i]), int(counts[i])) for i in order)
-    faults.append(Fault(Kind.VALUES, name, _unknown_values(values, unknown, coding)))
-    return ids, unknown
+    if (ids == UNKNOWN).any():
+        faults.append(Fault(Kind.VALUES, name, _unknown_values(values, ids == UNKNOWN, coding)))
+    return ids
 
 
-def _unknown_values(values: np.ndarray, unknown: tuple[tuple[int, int], ...], coding: MaskCoding) -> str:
-    number, count = unknown[0]
+def _unknown_values(values: np.ndarray, where: np.ndarray, coding: MaskCoding) -> str:
+    """Names the most frequent value of no class and its first pixel."""
+    unknown, counts = np.unique(values[where], return_counts=True)
+    number, count = int(unknown[counts.argmax()]), counts.max()
     row, column = np.argwhere(values == number)[0]
     pixels = "1 pixel" if count == 1 else f"{count} pixels"
     more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
@@ -215,7 +205,7 @@ def _as_png(picture: Image.Image) -> bytes:
         pixels = np.asarray(picture, np.float64)
         if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 65535) or picture.mode == "F":
             raise DataError(
-                f"has mode {picture.mode} and values outside of 0 to 65535; must have 8 or 16 bits per channel"
+                f"has mode {picture.mode} and pixels of neither 8 nor 16 bits; must have 8 or 16 bits per channel"
             )
         picture = Image.fromarray((pixels / 257).round().astype(np.uint8))
     buffer = io.BytesIO()
