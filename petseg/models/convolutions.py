@@ -1,6 +1,6 @@
-"""Convolutions whose gradients are formulated so that a CPU computes them fast, and a GPU no slower.
+"""Convolutions with gradients that are faster on CPUs and no slower on GPUs.
 
-Values and gradients are TensorFlow's own, but for the order in which floats are added.
+Values and gradients equal TensorFlow's up to the order of additions.
 """
 
 from collections.abc import Iterator
@@ -8,11 +8,11 @@ from typing import Any
 
 import tensorflow as tf
 
-NARROW = 4  # a convolution is narrow where so many times its output channels are no more than its input channels
+NARROW = 4  # a convolution is narrow if NARROW * output channels <= input channels
 
 
 def pointwise(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    """A 1x1 convolution as a product of matrices, and so are its gradients: up to 1.7 times as fast as a convolution's.
+    """A 1x1 convolution as a matrix product, whose gradients are up to 1.7 times as fast as a convolution's.
 
     Args:
       x: [B, H, W, C].
@@ -28,11 +28,10 @@ def pointwise(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
 @tf.custom_gradient
 def same_size(x: tf.Tensor, kernel: tf.Tensor) -> Any:
-    """A convolution with an odd kernel, stride 1 and padding "same".
+    """A convolution with an odd kernel size, stride 1 and padding "same".
 
-    The gradient of its input is a convolution forward with the kernel turned round, 1.2 to 2 times as fast as the
-    operation for that. The gradient of the kernel of a narrow one is a product of matrices, with the gradient of the
-    output shifted to where each part of the kernel reaches, twice as fast.
+    Its input gradient is a forward convolution with the flipped kernel, 1.2 to 2 times as fast as the native operation.
+    The kernel gradient of a narrow convolution is a matrix product with shifted output gradients, twice as fast.
 
     Args:
       x: [B, H, W, C].
@@ -40,13 +39,13 @@ def same_size(x: tf.Tensor, kernel: tf.Tensor) -> Any:
     """
 
     def gradients(of_outputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        turned = tf.transpose(kernel[::-1, ::-1], [0, 1, 3, 2])
-        return tf.nn.conv2d(of_outputs, turned, 1, "SAME"), _of_kernel(x, kernel.shape, of_outputs)
+        flipped = tf.transpose(kernel[::-1, ::-1], [0, 1, 3, 2])
+        return tf.nn.conv2d(of_outputs, flipped, 1, "SAME"), _kernel_gradient(x, kernel.shape, of_outputs)
 
     return tf.nn.conv2d(x, kernel, 1, "SAME"), gradients
 
 
-def _of_kernel(x: tf.Tensor, shape: tf.TensorShape, of_outputs: tf.Tensor) -> tf.Tensor:
+def _kernel_gradient(x: tf.Tensor, shape: tf.TensorShape, of_outputs: tf.Tensor) -> tf.Tensor:
     size, _, channels, filters = shape
     if NARROW * filters > channels:
         return tf.raw_ops.Conv2DBackpropFilter(
@@ -60,7 +59,7 @@ def _of_kernel(x: tf.Tensor, shape: tf.TensorShape, of_outputs: tf.Tensor) -> tf
 
 
 def _shifted(x: tf.Tensor, size: int) -> Iterator[tf.Tensor]:
-    """A map, moved by each of the places of a kernel in turn; zeros come in at the edges."""
+    """The zero-padded map, shifted to each position of the kernel in turn."""
     height, width = x.shape[1:3]
     padded = tf.pad(x, [[0, 0], [size // 2] * 2, [size // 2] * 2, [0, 0]])
     for row in range(size):

@@ -1,4 +1,4 @@
-"""A network of one's own: a function in a file or a module, which a flag names."""
+"""Custom networks: a function in a file or a module that --network names."""
 
 import hashlib
 import importlib
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 CHANNELS = 3
 
 
-def source(network: str) -> Path:
-    """The file whose code a network is. Of a module in a package, the package itself is imported for it.
+def source_file(network: str) -> Path:
+    """The source file of a custom network; finding a module in a package imports the package.
 
     Raises:
-      ConfigError: if there is none.
+      ConfigError: if there is no such file or module.
     """
     place, _, _ = network.rpartition(":")
     if place.endswith(".py"):
@@ -39,35 +39,35 @@ def source(network: str) -> Path:
 
 
 def fingerprint(network: str) -> str:
-    """A text that differs where the file with the code does; empty where there is no network of one's own.
+    """SHA-256 of a custom network's source file; empty for built-in networks.
 
     Raises:
-      ConfigError: if there is no such file.
+      ConfigError: if there is no such file or module.
     """
-    return hashlib.sha256(source(network).read_bytes()).hexdigest() if network else ""
+    return hashlib.sha256(source_file(network).read_bytes()).hexdigest() if network else ""
 
 
 def build(network: str, *, image_size: tuple[int, int], num_classes: int, sync_batch_norm: bool) -> "keras.Model":
-    """What the function returns that is named, checked: a model, float32 images in [0, 255] -> float32 logits.
+    """Builds and checks a custom network: float32 images in [0, 255] -> float32 logits.
 
-    The function is called as `function(image_size, num_classes, channels)`. It returns a functional Keras model; or
-    that and a dictionary, a factor of the learning rate -> the layers that learn at it.
+    The function is called as `function(image_size, num_classes, channels)`. It returns a functional Keras model, or a
+    pair of that and a dictionary: learning-rate factor -> layers.
 
     Args:
       network: `FILE.py:function` or `package.module:function`.
       image_size: height and width in pixels.
       num_classes: number of classes.
-      sync_batch_norm: whether batch norms, wherever they are in the model, use statistics of the global batch.
+      sync_batch_norm: whether batch norms, nested ones too, use statistics of the global batch.
 
     Raises:
-      ConfigError: if there is no such function, it fails, or it returns something else.
+      ConfigError: if there is no such function, it fails, or its result is not such a network.
     """
-    import keras  # here: whoever asks for a fingerprint need not wait for it
+    import keras  # imported here, because a fingerprint does not need it
 
     function = _function(network)
     try:
         made = function(image_size, num_classes, CHANNELS)
-    except Exception as error:  # it is somebody else's code
+    except Exception as error:  # code of the user may raise anything
         raise ConfigError(f"--network={network}: failed: {one_line(error)}") from error
     model, groups = made if isinstance(made, tuple) and len(made) == 2 else (made, {})
     wanted = ((None, *image_size, CHANNELS), (None, *image_size, num_classes), "float32")
@@ -75,8 +75,8 @@ def build(network: str, *, image_size: tuple[int, int], num_classes: int, sync_b
         found = (model.input_shape, model.output_shape, model.output.dtype)
     except AttributeError as error:
         raise ConfigError(
-            f"--network={network}: returned {type(made).__name__}; must be a functional Keras model, or that and a "
-            "dictionary"
+            f"--network={network}: returned {type(made).__name__}; must be a functional Keras model, or a pair of "
+            "that and a dictionary"
         ) from error
     if found != wanted:
         raise ConfigError(
@@ -95,18 +95,18 @@ def _function(network: str) -> Callable[..., Any]:
     _, _, name = network.rpartition(":")
     try:
         function = getattr(_module(network), name, None)
-    except Exception as error:  # it is somebody else's code
+    except Exception as error:  # code of the user may raise anything
         raise ConfigError(f"--network={network}: cannot be imported: {one_line(error)}") from error
     if not callable(function):
-        raise ConfigError(f"--network={network}: there is no function {name} in {source(network)}")
+        raise ConfigError(f"--network={network}: there is no function {name} in {source_file(network)}")
     return function
 
 
 def _module(network: str) -> ModuleType:
-    file, place = source(network), network.rpartition(":")[0]
+    file, place = source_file(network), network.rpartition(":")[0]
     if not place.endswith(".py"):
         return importlib.import_module(place)
-    # Under a name by which Keras finds the classes in it, when it copies a model for export.
+    # In sys.modules, so that Keras finds its classes when it copies a model for export.
     name = f"petseg_network_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
@@ -126,4 +126,4 @@ def _set_learning_rate_factors(network: str, model: "keras.Model", groups: Any) 
         for layer in layers:
             if id(layer) not in own:
                 raise ConfigError(f"--network={network}: {layer!r} of factor {factor:g}: must be a layer of the model")
-            layer.learning_rate_factor = float(factor)  # where `training.optimizers` looks for it
+            layer.learning_rate_factor = float(factor)  # read by `training.optimizers`

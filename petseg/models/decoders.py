@@ -1,4 +1,4 @@
-"""Decoders by name: from the five outputs of an encoder to a map of half the picture's size, and on to logits."""
+"""Decoders by name: from five feature maps of an encoder to one of half the image size, and to logits."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -15,16 +15,16 @@ LIGHTER_FILTERS = (96, 64, 48, 32)
 
 
 class Taps(NamedTuple):
-    """What a decoder is given.
+    """The inputs of a decoder.
 
     Attributes:
-      picture: the scaled picture, [B, H, W, 3].
-      skips: the encoder's outputs at 1/2, 1/4, 1/8 and 1/16 of its size.
-      bottleneck: the encoder's output at 1/32 of its size.
-      trained: for each skip, whether something is trained that it comes from. If not, its gradient is not wanted.
+      image: the scaled image, [B, H, W, 3].
+      skips: the encoder's feature maps at 1/2, 1/4, 1/8 and 1/16 of the image size.
+      bottleneck: the encoder's feature map at 1/32 of the image size.
+      trained: for each skip, whether it depends on trained weights. If not, its gradient is not computed.
     """
 
-    picture: keras.KerasTensor
+    image: keras.KerasTensor
     skips: Sequence[keras.KerasTensor]
     bottleneck: keras.KerasTensor
     trained: Sequence[bool]
@@ -34,8 +34,8 @@ class _Decoder(NamedTuple):
     """A decoder.
 
     Attributes:
-      build: a function: taps, options of batch norms -> map of half the picture's size.
-      logits: a function: that map, taps, number of classes -> logits at the picture's size.
+      build: (taps, batch-norm options) -> feature map of half the image size.
+      logits: (that map, taps, number of classes) -> logits at the image size.
     """
 
     build: Callable[[Taps, Mapping[str, Any]], keras.KerasTensor]
@@ -43,28 +43,28 @@ class _Decoder(NamedTuple):
 
 
 def decode(name: str, taps: Taps, batch_norm: Mapping[str, Any]) -> keras.KerasTensor:
-    """What a decoder makes of an encoder's outputs: a map of half the picture's size.
+    """The output of a decoder, a feature map of half the image size.
 
     Args:
       name: one of `petseg.config.model_config.DECODERS`.
-      taps: the encoder's outputs, and the picture.
-      batch_norm: options of the batch norms, as `keras.layers.BatchNormalization` takes them.
+      taps: the image and the encoder's feature maps.
+      batch_norm: options of `keras.layers.BatchNormalization`.
     """
     return _DECODERS[name].build(taps, batch_norm)
 
 
 def logits(name: str, features: keras.KerasTensor, taps: Taps, num_classes: int) -> keras.KerasTensor:
-    """Float32 logits at the picture's size, out of what the decoder of this name has made."""
+    """Float32 logits at the image size from the feature map of the decoder of this name."""
     return _DECODERS[name].logits(features, taps, num_classes)
 
 
-def small_logits(features: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
-    """Float32 logits at half the picture's size, out of what any decoder has made."""
+def half_size_logits(features: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
+    """Float32 logits at half the image size from the feature map of any decoder."""
     return Conv2D(num_classes, 3, padding="same", dtype="float32", name="logits")(features)
 
 
 def _pix2pix(taps: Taps, batch_norm: Mapping[str, Any]) -> keras.KerasTensor:
-    """The tutorial's: transposed convolutions, each followed by a concatenation with a skip."""
+    """The tutorial's decoder: transposed convolutions, each followed by a concatenation with a skip."""
     x, trained_channels = taps.bottleneck, None
     for filters, skip, trained in zip(PIX2PIX_FILTERS, reversed(taps.skips), reversed(taps.trained), strict=True):
         x = _pix2pix_block(x, filters, trained_channels, batch_norm)
@@ -76,7 +76,7 @@ def _pix2pix(taps: Taps, batch_norm: Mapping[str, Any]) -> keras.KerasTensor:
 def _pix2pix_block(
     x: keras.KerasTensor, filters: int, trained_channels: int | None, batch_norm: Mapping[str, Any]
 ) -> keras.KerasTensor:
-    """pix2pix's decoder block (Isola et al. 2017), without its dropout: twice the size, `filters` channels."""
+    """Decoder block of pix2pix (Isola et al. 2017) without dropout: doubles the size, `filters` channels."""
     x = Conv2DTranspose(
         filters,
         3,
@@ -98,11 +98,10 @@ def _pix2pix_logits(x: keras.KerasTensor, taps: Taps, num_classes: int) -> keras
 
 
 def _light(taps: Taps, batch_norm: Mapping[str, Any], widths: Sequence[int] = LIGHT_FILTERS) -> keras.KerasTensor:
-    """Few channels, and sums instead of concatenations.
+    """Light decoder: few channels, and sums instead of concatenations.
 
-    At each level, the map below and the skip are brought to so many channels by 1x1 convolutions, the former before it
-    is upsampled; their sum goes through one 3x3 convolution. At half the picture's size the picture itself joins, two
-    by two pixels as one.
+    At each level, 1x1 convolutions bring the lower map (before upsampling) and the skip to the same channels; their sum
+    goes through one 3x3 convolution. At half the image size, a strided convolution of the image is added.
     """
     x = taps.bottleneck
     for filters, skip, stride in zip(widths, reversed(taps.skips), (16, 8, 4, 2), strict=True):
@@ -111,7 +110,7 @@ def _light(taps: Taps, batch_norm: Mapping[str, Any], widths: Sequence[int] = LI
         parts = [x, _conv(skip, filters, 1, f"skip_{stride}")]
         if stride == 2:
             picture = keras.layers.Conv2D(filters, 2, strides=2, use_bias=False, name="picture")
-            parts.append(picture(taps.picture))
+            parts.append(picture(taps.image))
         x = keras.layers.Add(name=f"sum_{stride}")(parts)
         x = _conv(x, filters, 3, f"conv_{stride}")
         x = keras.layers.BatchNormalization(**batch_norm, name=f"batch_norm_{stride}")(x)
@@ -124,7 +123,7 @@ def _conv(x: keras.KerasTensor, filters: int, size: int, name: str) -> keras.Ker
 
 
 def _light_logits(x: keras.KerasTensor, taps: Taps, num_classes: int) -> keras.KerasTensor:
-    """A convolution at half the size makes the logits of two by two pixels: a quarter of one at full size."""
+    """Logits of 2 x 2 pixels by one convolution at half the size: a quarter of the cost of full size."""
     x = Conv2D(4 * num_classes, 3, padding="same", dtype="float32", name="logits")(x)
     return DepthToSpace(2, dtype="float32", name="pixels")(x)
 

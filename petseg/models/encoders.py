@@ -1,4 +1,4 @@
-"""Encoders by name, with five outputs; which part of one is trained; what a random one needs."""
+"""Encoders by name: feature maps, input scaling, partial freezing, calibration of random ones."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from petseg.models.layers import SpaceToDepth
 LEVELS = 5
 STAGES = tuple(f"stage_{level}" for level in range(1, LEVELS + 1))
 
-# Factors and offsets that bring pixels of [0, 255] to what the weights of an encoder were trained with.
+# Input scaling: factor and offset of pixels in [0, 255], as pretrained weights expect.
 SYMMETRIC = (1 / 127.5, -1.0)
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels in [0, 1], by channel
 STANDARDIZED = (
@@ -27,14 +27,14 @@ PICTURE, OUTPUT, INTO = "picture", "output", "into "
 
 
 class _Encoder(NamedTuple):
-    """How an encoder is built, its five outputs, and the pixels that its pretrained weights know.
+    """Constructor, feature maps and input scaling of an encoder.
 
     Attributes:
-      build: a function, with the shape of the input, a factor of the width and Keras's `weights`.
-      taps: where the maps of 1/2, 1/4, 1/8, 1/16 and 1/32 of the input's size are found: a layer's name, whose output
-        it is; "into " and the name of a layer, whose input it is (activations between them have no fixed names);
-        "output", the encoder's; or "picture", the input itself, two by two pixels as one.
-      scaling: factor and offset of pixels in [0, 255].
+      build: (input shape, width factor, Keras's `weights`) -> model.
+      taps: sources of the feature maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the input size: a layer's name for its
+        output; "into " and a layer's name for its input (activations have no stable names); "output" for the encoder's;
+        "picture" for the input image after space to depth.
+      scaling: factor and offset of pixels in [0, 255], as the pretrained weights expect.
     """
 
     build: Callable[[list[int], float, str | None], keras.Model]
@@ -43,7 +43,7 @@ class _Encoder(NamedTuple):
 
 
 def _of_keras(name: str, *, has_alpha: bool = False, **options: Any) -> Callable[[list[int], float, str | None], Any]:
-    """How to build a network of keras.applications without its top, and without scaling of its own."""
+    """Constructor of a network of `keras.applications` without its top and without its own scaling."""
 
     def build(shape: list[int], alpha: float, weights: str | None) -> keras.Model:
         width = {"alpha": alpha} if has_alpha else {}
@@ -55,7 +55,7 @@ def _of_keras(name: str, *, has_alpha: bool = False, **options: Any) -> Callable
 
 
 def _tiny(shape: list[int], alpha: float, weights: str | None) -> keras.Model:
-    """A strided convolution for each stage: next to nothing to build, compile and run, and little to learn with."""
+    """A strided convolution for each stage: cheap to build, compile and run; for tests."""
     images = x = keras.Input(shape)
     for stage, filters in zip(STAGES, (8, 16, 24, 32, 48), strict=True):
         x = keras.layers.Conv2D(max(1, round(filters * alpha)), 3, strides=2, padding="same", use_bias=False)(x)
@@ -108,17 +108,16 @@ assert tuple(_ENCODERS) == ENCODERS
 
 
 def build_encoder(name: str, *, image_size: tuple[int, int], alpha: float = 1.0, weights: str = "none") -> keras.Model:
-    """An encoder by its name, as a model with five outputs, at 1/2 to 1/32 of the input's size, finest first.
+    """Builds an encoder: a model with five feature maps, at 1/2 to 1/32 of the input size, finest first.
 
     Args:
       name: one of `petseg.config.model_config.ENCODERS`.
       image_size: height and width of the input in pixels, multiples of 32.
-      alpha: factor of the width, the number of channels; 1 for encoders of one width.
-      weights: "none" for random ones, "imagenet" for those that Keras downloads once, or a file of the encoder without
-        its top, as `keras.Model.save_weights` writes it.
+      alpha: width factor of the channels; 1 for encoders of one width.
+      weights: "none", "imagenet", or a file; see `pretrained_weights.build_with_weights`.
 
     Raises:
-      ConfigError: if the weights cannot be had or do not fit, or the encoder lacks one of the five sizes.
+      ConfigError: if the weights cannot be loaded, or a feature map has another size.
     """
     kind, shape = _ENCODERS[name], [*image_size, 3]
     backbone = pretrained_weights.build_with_weights(lambda source: kind.build(shape, alpha, source), weights)
@@ -141,25 +140,25 @@ def _tap(backbone: keras.Model, tap: str) -> keras.KerasTensor:
 
 
 def scaling(encoder: str, input_scaling: str) -> tuple[Any, Any]:
-    """Factor and offset of pixels in [0, 255]: numbers, or a list of one for each channel.
+    """Factor and offset of pixels in [0, 255], as numbers or lists by channel.
 
     Args:
       encoder: one of `petseg.config.model_config.ENCODERS`.
-      input_scaling: "unit" for [0, 1], "symmetric" for [-1, 1], "encoder" for what the encoder's weights know.
+      input_scaling: "unit" for [0, 1], "symmetric" for [-1, 1], "encoder" as its pretrained weights expect.
     """
     return _ENCODERS[encoder].scaling if input_scaling == "encoder" else SCALINGS[input_scaling]
 
 
 def freeze_before(encoder: keras.Model, first_trained: str) -> list[bool]:
-    """Freezes the beginning of a trainable encoder.
+    """Freezes the first layers of a trainable encoder.
 
     Args:
-      encoder: an encoder, as `build_encoder` returns it.
-      first_trained: what is trained first: "all"; "stage_2" to "stage_5", what comes after the output of the stage
-        before; or a layer's name, and then all that this layer does not need.
+      encoder: an encoder from `build_encoder`.
+      first_trained: "all"; "stage_2" to "stage_5" for layers after the previous stage's output; or a layer's name for
+        all layers that it does not depend on.
 
     Returns:
-      for each of the five outputs, whether something is trained that it needs.
+      for each of the five feature maps, whether it depends on trained weights.
 
     Raises:
       ConfigError: if there is no such layer.
@@ -183,7 +182,7 @@ def freeze_before(encoder: keras.Model, first_trained: str) -> list[bool]:
 
 
 def _needed_by(tensors: Sequence[Any]) -> list[keras.Layer]:
-    """The layers that a functional model needs for some tensors."""
+    """The layers of a functional model that some tensors depend on."""
     found: dict[int, keras.Layer] = {}
     waiting = list(tensors)
     while waiting:
@@ -195,14 +194,13 @@ def _needed_by(tensors: Sequence[Any]) -> list[keras.Layer]:
 
 
 def calibrate_batch_norm(encoder: keras.Model, images: tf.Tensor) -> None:
-    """Sets the moving statistics of every batch norm to those of some images.
+    """Sets the moving statistics of all batch norms to those of some images.
 
-    A randomly initialised encoder needs this. Its batch norms run in inference mode; with the initial statistics, mean
-    0 and variance 1, they normalise nothing, and the signal dies out within a few blocks. (Data-dependent
-    initialisation, as in Krähenbühl et al. 2016.)
+    A data-dependent initialisation (Krähenbühl et al. 2016) that random encoders need: their batch norms run in
+    inference mode, and with initial statistics, mean 0 and variance 1, the signal vanishes within a few blocks.
 
     Args:
-      encoder: the encoder to change, as `build_encoder` returns it.
+      encoder: the encoder to change, from `build_encoder`.
       images: float32 [B, H, W, 3], scaled as in training.
     """
     layers = list(encoder._flatten_layers())

@@ -1,8 +1,7 @@
-"""A trained encoder's pass with its batch norms folded into the convolutions before them.
+"""Batch-norm folding: a trained encoder's pass with batch norms folded into the preceding convolutions.
 
-In inference mode a batch norm multiplies and adds by channel. Done to the kernel, before the convolution, that is a
-matter of a few thousand numbers; done to the map after it, three passes over millions of them in the backward pass, as
-many as all else that the encoder does there.
+In inference mode a batch norm scales and shifts channels. Scaling the kernel touches a few thousand numbers; scaling
+the feature map costs three passes over millions in the backward pass, half of the encoder's cost there.
 """
 
 import functools
@@ -15,18 +14,18 @@ from petseg.models import convolutions
 
 
 def call(model: keras.Model, inputs: tf.Tensor) -> list[tf.Tensor]:
-    """What `model(inputs, training=False)` returns, and its gradients, but for the order in which floats are added.
+    """Computes `model(inputs, training=False)` and its gradients, up to the order of additions.
 
     Args:
       model: a functional model.
-      inputs: its one input.
+      inputs: its only input.
     """
     convolution_of = _pairs(model)
     folded = {id(convolution) for convolution in convolution_of.values()}
 
     def operation(layer: Any) -> Any:
         if id(layer) in folded:
-            return lambda x, **_: x  # the batch norm does it
+            return lambda x, **_: x  # computed with the batch norm
         if id(layer) in convolution_of:
             return lambda x, **_: _convolve_and_normalize(convolution_of[id(layer)], layer, x)
         return functools.partial(layer, training=False) if getattr(layer, "_call_has_training_arg", False) else layer
@@ -35,27 +34,27 @@ def call(model: keras.Model, inputs: tf.Tensor) -> list[tf.Tensor]:
 
 
 def _pairs(model: keras.Model) -> dict[int, keras.Layer]:
-    """The convolutions of a model that only a batch norm reads, by the batch norm's id."""
+    """Convolutions whose only consumer is a batch norm, by the id of the batch norm."""
     nodes = [node for level in model._nodes_by_depth.values() for node in level if node.operation]
-    readers: dict[int, list[Any]] = {id(output): [None] for output in model.outputs}
+    consumers: dict[int, list[Any]] = {id(output): [None] for output in model.outputs}
     uses: dict[int, int] = {}
     for node in nodes:
         uses[id(node.operation)] = uses.get(id(node.operation), 0) + 1
         for tensor in node.input_tensors:
-            readers.setdefault(id(tensor), []).append(node.operation)
+            consumers.setdefault(id(tensor), []).append(node.operation)
     pairs = {}
     for node in nodes:
-        reader = readers.get(id(node.outputs[0]), [])
+        consumer = consumers.get(id(node.outputs[0]), [])
         if (
             type(node.operation) in (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
             and node.operation.activation is keras.activations.linear
             and node.operation.data_format == "channels_last"
-            and len(reader) == 1
-            and isinstance(reader[0], keras.layers.BatchNormalization)
-            and reader[0].axis in (-1, 3)
-            and uses[id(node.operation)] == uses[id(reader[0])] == 1
+            and len(consumer) == 1
+            and isinstance(consumer[0], keras.layers.BatchNormalization)
+            and consumer[0].axis in (-1, 3)
+            and uses[id(node.operation)] == uses[id(consumer[0])] == 1
         ):
-            pairs[id(reader[0])] = node.operation
+            pairs[id(consumer[0])] = node.operation
     return pairs
 
 

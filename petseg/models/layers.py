@@ -1,4 +1,4 @@
-"""Layers that Keras lacks: a model in inference mode, a convolution that leaves out gradients, pixels as channels."""
+"""Layers that Keras lacks: inference-mode wrapper, convolutions with cheaper gradients, space to depth."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from petseg.models import convolutions, folded_norms
 
 @keras.saving.register_keras_serializable("petseg")
 class InferenceMode(keras.layers.Layer):
-    """Calls a model with ``training=False``, whatever the mode of the model around it.
+    """Calls a model with ``training=False``, whatever the mode of the enclosing model.
 
-    ``encoder(x, training=False)`` alone does not hold in Keras 3: a functional model that is called with
-    ``training=True`` hands that on to its layers and overrides what they were built with.
+    ``encoder(x, training=False)`` is not enough in Keras 3: a functional model called with ``training=True`` passes
+    that to its layers and overrides the argument.
     """
 
     def __init__(self, model: keras.Model, **kwargs: Any):
@@ -23,7 +23,7 @@ class InferenceMode(keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> list[tf.Tensor]:
         if training and self.trainable and self.compute_dtype == "float32":
-            return folded_norms.call(self.model, inputs)  # the same, and its gradients are cheaper
+            return folded_norms.call(self.model, inputs)  # same values, cheaper gradients
         return self.model(inputs, training=False)
 
     def get_config(self) -> dict[str, Any]:
@@ -36,7 +36,7 @@ class InferenceMode(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("petseg")
 class Conv2D(keras.layers.Conv2D):
-    """Keras's, with gradients that are cheaper on a CPU; of stride 1 and padding "same"."""
+    """`keras.layers.Conv2D` of stride 1 and padding "same", with gradients that are cheaper on a CPU."""
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         if not training:
@@ -48,17 +48,15 @@ class Conv2D(keras.layers.Conv2D):
 
 @keras.saving.register_keras_serializable("petseg")
 class Conv2DTranspose(keras.layers.Conv2DTranspose):
-    """Keras's, but it can leave out the gradient of some of its input.
+    """`keras.layers.Conv2DTranspose` that can omit the gradient of some input channels.
 
-    The skip connections of a frozen encoder are concatenated to what the decoder has made. Their gradients lead
-    nowhere, and cost a tenth of a training step.
+    Skip connections of a frozen encoder need no gradients, which would cost a tenth of a training step.
 
     Args:
       filters: number of output channels.
       kernel_size: height and width of the kernel, one number or two.
-      trained_channels: the input's first channels, whose gradient is computed, while that of the rest is 0; None for
-        all.
-      **kwargs: what Keras's own layer is given besides.
+      trained_channels: number of first input channels that get a gradient, the rest gets 0; None for all.
+      **kwargs: further arguments of the Keras layer.
     """
 
     def __init__(self, filters: int, kernel_size: Any, trained_channels: int | None = None, **kwargs: Any):
@@ -99,9 +97,9 @@ class Conv2DTranspose(keras.layers.Conv2DTranspose):
 
 @keras.saving.register_keras_serializable("petseg")
 class Upsample(keras.layers.Layer):
-    """[B, H, W, C] -> [B, 2 * H, 2 * W, C]: each pixel four times.
+    """Nearest-neighbour upsampling, [B, H, W, C] -> [B, 2 * H, 2 * W, C].
 
-    Keras's `UpSampling2D` repeats pixels in two passes, its `Resizing` has a gradient that XLA lacks.
+    Keras's `UpSampling2D` takes two passes; XLA lacks the gradient of its `Resizing`.
     """
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
@@ -125,11 +123,11 @@ def _twice_as_large(x: tf.Tensor) -> Any:
 
 
 class _Blocks(keras.layers.Layer):
-    """Of a layer that makes one pixel of so many by so many, or so many of one.
+    """Base class of SpaceToDepth and DepthToSpace.
 
     Args:
       block_size: side of a block of pixels.
-      **kwargs: what every layer is given.
+      **kwargs: arguments of `keras.layers.Layer`.
     """
 
     def __init__(self, block_size: int, **kwargs: Any):
@@ -142,7 +140,7 @@ class _Blocks(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("petseg")
 class SpaceToDepth(_Blocks):
-    """[B, H, W, C] -> [B, H/n, W/n, n * n * C]: blocks of n x n pixels become one, side by side in its channels."""
+    """[B, H, W, C] -> [B, H/n, W/n, n * n * C]: blocks of n x n pixels become channels of one."""
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         return tf.nn.space_to_depth(inputs, self.block_size)

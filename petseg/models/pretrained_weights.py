@@ -1,4 +1,4 @@
-"""Pretrained weights of an encoder: downloaded once by Keras, or out of a file."""
+"""Pretrained encoder weights: downloaded once by Keras, or from a file."""
 
 import contextlib
 import os
@@ -14,23 +14,22 @@ from petseg.errors import ConfigError
 
 
 def build_with_weights(build: Callable[[str | None], keras.Model], weights: str) -> keras.Model:
-    """An encoder with its weights.
+    """Builds an encoder with its weights.
 
     Args:
-      build: a function that builds it, with the weights that Keras calls "imagenet", or with random ones for None.
-      weights: "none" for random ones, "imagenet" for those that Keras downloads once, or a file of the encoder without
-        its top, as `keras.Model.save_weights` writes it.
+      build: builds it, given Keras's `weights`: "imagenet", or None for random ones.
+      weights: "none", "imagenet", or a file that `keras.Model.save_weights` wrote for the encoder without its top.
 
     Raises:
-      ConfigError: if the weights cannot be had or do not fit.
+      ConfigError: if the weights cannot be downloaded or read, or do not fit.
     """
     if weights == "imagenet":
         try:
-            with files.process_lock(_folder_of_keras() / ".petseg.lock", "fetches the encoder's weights"):
+            with files.process_lock(_keras_home() / ".petseg.lock", "fetches the encoder's weights"):
                 return build("imagenet")
-        except Exception as error:  # Keras lets every kind of network error through
+        except Exception as error:  # Keras raises network errors of any type
             raise ConfigError(
-                "--encoder_weights=imagenet: cannot be downloaded; must be a file that has been, or none "
+                "--encoder_weights=imagenet: cannot be downloaded; must be a downloaded file, or none "
                 f"({' '.join(str(error).split())[:200]})"
             ) from error
     model = build(None)
@@ -39,14 +38,14 @@ def build_with_weights(build: Callable[[str | None], keras.Model], weights: str)
     return model
 
 
-def check(weights: str) -> None:
+def check_weights_file(weights: str) -> None:
     """Raises ConfigError if `weights` is neither "imagenet" nor "none" nor a file."""
     if weights not in ("imagenet", "none") and not os.path.isfile(weights):
         raise ConfigError(f"--encoder_weights={weights}: no such file; must be imagenet, none, or a weights file")
 
 
-def _folder_of_keras() -> Path:
-    """Where Keras puts what it downloads. It writes under the final name: who comes second would read half a file."""
+def _keras_home() -> Path:
+    """Keras's download folder; a lock there keeps other processes from reading a partial download."""
     home = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
     with contextlib.suppress(OSError):
         home.mkdir(parents=True, exist_ok=True)
@@ -57,7 +56,7 @@ def _folder_of_keras() -> Path:
 
 
 def _load_file(model: keras.Model, path: str) -> None:
-    check(path)
+    check_weights_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Keras warns once per layer of a file that does not fit
@@ -67,7 +66,7 @@ def _load_file(model: keras.Model, path: str) -> None:
 
 
 def _mismatch(error: Exception) -> str:
-    """The first layer that a weights file does not fit, out of Keras's long message."""
+    """The first layer that does not fit, extracted from Keras's long message."""
     text = " ".join(str(error).split())
     layer = re.search(r"name=(\w+)", text)
     shapes = re.search(r"variable\.shape=(\(.*?\)), Received: value\.shape=(\(.*?\))", text)

@@ -1,4 +1,4 @@
-"""The network: a U-Net (Ronneberger et al. 2015) of an encoder and a decoder, each chosen by name."""
+"""U-Net (Ronneberger et al. 2015) of an encoder and a decoder."""
 
 import contextlib
 from collections.abc import Iterator
@@ -25,26 +25,24 @@ def build_unet(
 ) -> keras.Model:
     """Builds the U-Net.
 
-    Input: float32 [B, H, W, 3], pixels in [0, 255]; the network scales them itself, so nobody can forget to.
-    Output: float32 [B, H, W, C] logits.
-
-    The encoder's batch norms always run in inference mode, also when their scales and offsets are trained: statistics
-    of small batches would undo what was learnt on ImageNet.
+    Input: float32 [B, H, W, 3], pixels in [0, 255], which the network scales itself. Output: float32 [B, H, W, C]
+    logits. The encoder's batch norms always run in inference mode, even if their scales and offsets are trained:
+    statistics of small batches would undo ImageNet pretraining.
 
     Args:
-      image_size: height H and width W in pixels, multiples of 32 where the encoder has the same size.
+      image_size: height H and width W in pixels; multiples of 32 if the encoder has the same size.
       num_classes: number of classes C.
-      encoder: an encoder, as `build_encoder` returns it. Where its input has another size than the pictures, these are
-        resized to it, and the logits, made at half its size, back.
+      encoder: an encoder from `build_encoder`. If its input size differs from `image_size`, images are resized to it,
+        and logits, computed at half of it, are resized back.
       train_encoder: whether the encoder's weights are trainable.
-      input_scaling: "unit" for [0, 1], "symmetric" for [-1, 1], or factor and offset of pixels.
+      input_scaling: "unit" for [0, 1], "symmetric" for [-1, 1], or a pair of factor and offset.
       decoder: one of `petseg.config.model_config.DECODERS`.
-      first_trained: what is trained of a trainable encoder, as `encoders.freeze_before` takes it.
-      batch_norm_momentum: how slowly the decoder's batch norms move the statistics that inference uses.
+      first_trained: first trained stage or layer of a trainable encoder; see `encoders.freeze_before`.
+      batch_norm_momentum: momentum of the moving statistics of the decoder's batch norms.
       sync_batch_norm: whether the decoder's batch norms use statistics of the global batch.
 
     Raises:
-      ConfigError: if the encoder has no layer of the name `first_trained`.
+      ConfigError: if the encoder has no layer named `first_trained`.
     """
     scale, offset = encoders.SCALINGS[input_scaling] if isinstance(input_scaling, str) else input_scaling
     inner_size = tuple(encoder.input_shape[1:3])
@@ -61,7 +59,7 @@ def build_unet(
     if inner_size == tuple(image_size):
         logits = decoders.logits(decoder, features, taps, num_classes)
     else:
-        logits = decoders.small_logits(features, num_classes)
+        logits = decoders.half_size_logits(features, num_classes)
         if tuple(logits.shape[1:3]) != tuple(image_size):
             logits = keras.layers.Resizing(*image_size, dtype="float32", name="shrink")(logits)
     return keras.Model(images, logits, name="unet")
@@ -69,9 +67,9 @@ def build_unet(
 
 @contextlib.contextmanager
 def dtype_policy(name: str) -> Iterator[None]:
-    """Builds layers under a dtype policy: "float32", "mixed_float16" or "mixed_bfloat16".
+    """Context in which layers are built under a dtype policy: "float32", "mixed_float16" or "mixed_bfloat16".
 
-    Keras's applications take no policy as an argument, only from a global variable.
+    `keras.applications` takes the policy from a global variable only.
     """
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)

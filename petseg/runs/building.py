@@ -137,7 +137,7 @@ def build_trainer(
     return trainer.Trainer(
         strategy,
         model,
-        optimizers.build(config.optimizer, model, total_steps),
+        optimizers.build_optimizer(config.optimizer, model, total_steps),
         augmentation.build_augmentation(config.augmentation, seed=config.runtime.seed, batch_size=batch_size),
         build_weight_map(config, class_weights),
         losses.Loss(config.loss),

@@ -64,7 +64,7 @@ def find_starting_point(config: Config, workdir: WorkDirectory) -> StartingPoint
         return StartingPoint(init_from=source)
     if config.model.network:
         return StartingPoint()
-    pretrained_weights.check(config.model.encoder_weights)
+    pretrained_weights.check_weights_file(config.model.encoder_weights)
     return StartingPoint(encoder_weights=config.model.encoder_weights)
 
 

@@ -140,7 +140,7 @@ class WorkDirectory:
         network, record = config.model.network, json.loads(self.config_file.read_text())
         if network and record.get("network_sha256") != custom_network.fingerprint(network):
             raise WorkDirectoryError(
-                f"--network={network}: {custom_network.source(network)} has changed since the run in {self.path} "
+                f"--network={network}: {custom_network.source_file(network)} has changed since the run in {self.path} "
                 "began; must be the same file"
             )
 

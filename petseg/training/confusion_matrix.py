@@ -1,4 +1,4 @@
-"""Pixels counted by true and predicted class, on the device; every metric follows from these counts."""
+"""Confusion matrices, computed on the device; all metrics derive from them."""
 
 import tensorflow as tf
 from tensorflow.python.framework import config as tf_config  # the public API can only switch determinism on
@@ -8,16 +8,16 @@ def confusion_matrices(labels: tf.Tensor, predictions: tf.Tensor, valid: tf.Tens
     """Counts the pixels of each image by (true class, predicted class).
 
     Args:
-      labels: integer [B, H, W], class ids.
-      predictions: integer [B, H, W], class ids.
-      valid: bool [B, H, W]; other pixels are not counted.
+      labels: integer [B, H, W], true class ids.
+      predictions: integer [B, H, W], predicted class ids.
+      valid: bool [B, H, W]; False at ignored pixels, which are not counted.
       num_classes: number of classes C.
 
     Returns:
-      int64 [B, C, C], rows true, columns predicted.
+      int64 [B, C, C], true (rows) by predicted class (columns).
     """
     images, cells = tf.shape(labels, tf.int64)[0], num_classes**2
-    # In int64: TensorFlow computes with int32 on the host, also where there is a GPU.
+    # In int64: TensorFlow places int32 arithmetic on the host even if there is a GPU.
     pairs = tf.cast(labels, tf.int64) * num_classes + tf.cast(predictions, tf.int64)
     pairs += (tf.range(images) * cells)[:, None, None]
     counts = _histogram(tf.reshape(tf.where(valid, pairs, images * cells), [-1]), images * cells)
@@ -25,12 +25,12 @@ def confusion_matrices(labels: tf.Tensor, predictions: tf.Tensor, valid: tf.Tens
 
 
 def _histogram(numbers: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """How often each of the numbers 0 .. size - 1 occurs, int32 [size]; `size` itself may occur and is not counted.
+    """Number of occurrences of 0 .. size - 1, int32 [size]; the number `size` may occur and is not counted.
 
-    In int32, since neither operation counts in int64 on a GPU.
+    In int32, because neither operation has an int64 kernel for GPUs.
     """
-    if tf_config.is_op_determinism_enabled():  # under which a GPU refuses the other one, which is faster on a CPU
+    if tf_config.is_op_determinism_enabled():  # a GPU then refuses DenseBincount, which is faster on a CPU
         return tf.math.unsorted_segment_sum(tf.cast(numbers < size, tf.int32), numbers, size + 1)[:-1]
     none = tf.constant([], tf.int32)
-    # Not `tf.math.bincount`, which looks for the largest number first.
+    # Not `tf.math.bincount`, which computes the maximum first.
     return tf.raw_ops.DenseBincount(input=numbers, size=size + 1, weights=none, binary_output=False)[:-1]

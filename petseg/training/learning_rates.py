@@ -1,4 +1,4 @@
-"""Learning-rate schedules: functions of the clock."""
+"""Learning-rate schedules as functions of the step."""
 
 from collections.abc import Callable
 
@@ -12,18 +12,14 @@ LearningRate = Callable[[tf.Tensor], tf.Tensor]
 
 
 def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> LearningRate:
-    """The schedule that flags describe: step (int64 scalar) -> learning rate (float32 scalar).
+    """The schedule of a config: step (int64 scalar) -> learning rate (float32 scalar).
 
-    After a warm-up, over which the rate rises in a line (Goyal et al. 2017), the schedule fills the rest of the run:
-    "constant"; "cosine": to 0 along half a cosine (Loshchilov and Hutter 2017); "polynomial": to 0 as (1 - share of the
-    run)^power (Chen et al. 2018, DeepLab); "step": down by a factor at some points.
-
-    Args:
-      config: name, highest rate, warm-up and what else a schedule needs.
-      total_steps: the length of the run.
+    A linear warm-up (Goyal et al. 2017) is followed by "constant"; "cosine": to 0 along half a cosine (Loshchilov and
+    Hutter 2017); "polynomial": to 0 as (1 - progress)^power (Chen et al. 2018, DeepLab); or "step": times a factor at
+    given points.
 
     Raises:
-      ConfigError: if nothing is left of the run after the warm-up.
+      ConfigError: if the warm-up is not shorter than the run of `total_steps`.
     """
     warmup_steps, peak = config.warmup_steps, config.learning_rate
     rest = total_steps - warmup_steps
@@ -47,11 +43,11 @@ def _without_warmup(config: OptimizerConfig, steps: int) -> LearningRate:
     if name == "polynomial":
         return schedules.PolynomialDecay(peak, steps, end_learning_rate=0.0, power=config.polynomial_power)
     if name == "step":
-        bounds = [round(share * steps) - 1 for share in config.drop_shares()]  # with Keras, the last before a fall
+        bounds = [round(share * steps) - 1 for share in config.drop_shares()]  # Keras takes the last step before a drop
         return schedules.PiecewiseConstantDecay(bounds, [peak * config.drop_factor**i for i in range(len(bounds) + 1)])
     return lambda step: tf.constant(peak, tf.float32)
 
 
 def scaled(learning_rate: LearningRate, factor: float, *, first_step: int = 0) -> LearningRate:
-    """A schedule times a factor, and 0 before a step."""
+    """A schedule times a factor, and 0 before `first_step`."""
     return lambda step: tf.where(step < first_step, 0.0, factor * learning_rate(step))

@@ -1,4 +1,4 @@
-"""The loss scale of float16, in which layers compute or gradients travel."""
+"""Dynamic loss scaling for float16 layers or float16 gradients in the all-reduce."""
 
 import tensorflow as tf
 
@@ -9,23 +9,19 @@ from petseg.training.variables import step_variable
 class LossScale(tf.Module):
     """Dynamic loss scaling (Micikevicius et al. 2018): keeps small float16 gradients from becoming 0.
 
-    The loss is multiplied by the scale, the reduced gradients are divided by it. A step whose gradients overflowed is
-    skipped and halves the scale, down to 1; many finite steps in a row double it. Make it inside ``strategy.scope()``.
+    The loss is multiplied by the scale, the reduced gradients are divided by it. A step whose gradients overflow is
+    skipped and halves the scale, down to 1; a number of finite steps in a row doubles it. Create it inside
+    ``strategy.scope()``.
 
-    Not a `keras.optimizers.LossScaleOptimizer`, which decides by one replica's gradients before they are reduced, and
-    into which no float32 checkpoint restores. This object is part of every checkpoint, whatever the precision.
+    Not a `keras.optimizers.LossScaleOptimizer`: that checks one replica's gradients before the all-reduce, and float32
+    checkpoints don't restore into it. This object is part of every checkpoint, whatever the precision.
 
     Attributes:
       skipped_steps: int64 variable, steps skipped since the start of the run.
     """
 
     def __init__(self, config: ComputeConfig):
-        """Starts at the scale of the flags.
-
-        Args:
-          config: precision, first scale and how fast it grows. Where neither layers nor the all-reduce use float16,
-            the scale is 1, and what a checkpoint holds stays as it is.
-        """
+        """Starts at `initial_loss_scale`; the scale in use is 1 if neither layers nor the all-reduce use float16."""
         super().__init__()
         self._growth_interval = config.loss_scale_growth_interval
         self._dynamic = config.precision == "mixed_float16" or config.all_reduce_dtype == "float16"
@@ -34,18 +30,17 @@ class LossScale(tf.Module):
         self.skipped_steps = step_variable(0, tf.int64)
 
     def value(self) -> tf.Tensor:
-        """The scale, a float32 scalar."""
+        """The current scale, a float32 scalar."""
         return tf.identity(self._scale) if self._dynamic else tf.constant(1.0)
 
     def update(self, finite: tf.Tensor) -> tf.Tensor:
-        """Takes note of a step, outside the replicas.
+        """Adjusts the scale after a step, outside the replicas.
 
         Args:
-          finite: bool scalar, whether the reduced loss and gradients were.
+          finite: bool scalar, whether the reduced loss and gradients were finite.
 
         Returns:
-          bool scalar: whether the scale can account for what it was told. A step that is not finite at scale 1 has
-          another cause than the scale.
+          bool scalar: False if the step was not finite for another reason than the scale, which was 1.
         """
         self.skipped_steps.assign_add(tf.cast(~finite, tf.int64))
         if not self._dynamic:

@@ -1,4 +1,4 @@
-"""Optimizers: groups of weights, each with a learning rate of its own."""
+"""Optimizers with parameter groups, each with its own learning rate."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class Group:
 
     Attributes:
       weights: the weights to update.
-      learning_rate: schedule of the learning rate, a function of the clock, not of the optimizer's own count.
+      learning_rate: learning-rate schedule, a function of the trainer's step, not of `optimizer.iterations`.
     """
 
     weights: Sequence[keras.Variable]
@@ -27,10 +27,10 @@ class Group:
 
 
 class Optimizer(tf.Module):
-    """Updates groups of weights, each at its own learning rate, by a Keras optimizer for each.
+    """One Keras optimizer for each parameter group. Create it inside ``strategy.scope()``.
 
-    Gradients come reduced over the replicas, hence the Keras optimizers' own reduction is switched off. They are built,
-    so that a checkpoint finds all their slots. Make it inside ``strategy.scope()``.
+    It takes gradients that are already reduced over the replicas, so Keras's own reduction is switched off. The
+    optimizers are built at once, so that a checkpoint restores all their slots.
 
     Attributes:
       weights: the weights of all groups, in the order of the gradients.
@@ -41,9 +41,8 @@ class Optimizer(tf.Module):
         """Builds a Keras optimizer for each group.
 
         Args:
-          config: which optimizer, its momentum and weight decay (decoupled; not of biases and of the scales and offsets
-            of norms); the learning rates are those of the groups.
-          groups: the weights to update; the first one's learning rate is the one that is shown.
+          config: kind of optimizer, momentum and weight decay (decoupled; biases and norm parameters are exempt).
+          groups: the weights to update; the learning rate of the first group is reported.
         """
         super().__init__()
         self._groups = tuple(groups)
@@ -56,7 +55,7 @@ class Optimizer(tf.Module):
 
     @property
     def iterations(self) -> Any:
-        """Updates made so far."""
+        """Number of updates so far."""
         return self._optimizers[0].iterations
 
     def learning_rate(self, step: tf.Tensor) -> tf.Tensor:
@@ -64,25 +63,25 @@ class Optimizer(tf.Module):
         return self._groups[0].learning_rate(step)
 
     def set_learning_rates(self, step: tf.Tensor) -> None:
-        """Prepares the update of a step, outside the replicas."""
+        """Sets the learning rates of a step, outside the replicas."""
         for group, optimizer in zip(self._groups, self._optimizers, strict=True):
             optimizer.learning_rate.assign(group.learning_rate(step))
 
     def apply(self, gradients: Sequence[tf.Tensor]) -> None:
-        """Makes an update, on a replica."""
+        """Updates all weights, on a replica."""
         rest = list(gradients)
         for group, optimizer in zip(self._groups, self._optimizers, strict=True):
             part, rest = rest[: len(group.weights)], rest[len(group.weights) :]
             optimizer.apply_gradients(zip(part, group.weights, strict=True))
 
 
-def build(config: OptimizerConfig, model: keras.Model, total_steps: int) -> Optimizer:
-    """The optimizer of a model; inside ``strategy.scope()``.
+def build_optimizer(config: OptimizerConfig, model: keras.Model, total_steps: int) -> Optimizer:
+    """The optimizer of a model; call it inside ``strategy.scope()``.
 
-    The encoder has a learning rate of its own, and so have layers with a `learning_rate_factor`.
+    The encoder and layers with a `learning_rate_factor` form groups with their own learning rates.
 
     Raises:
-      ConfigError: if nothing is left of the run after the warm-up.
+      ConfigError: if the warm-up is not shorter than the run.
     """
     rate = learning_rates.learning_rate_schedule(config, total_steps)
     parts: dict[LearningRate, list[keras.Layer]] = {}
@@ -106,7 +105,7 @@ def build(config: OptimizerConfig, model: keras.Model, total_steps: int) -> Opti
 
 
 def _keras_optimizer(config: OptimizerConfig, weights: Sequence[keras.Variable]) -> keras.optimizers.Optimizer:
-    """Adam (Kingma and Ba 2015), AdamW (Loshchilov and Hutter 2019) or SGD, built, and without its own reduction."""
+    """Adam (Kingma and Ba 2015), AdamW (Loshchilov and Hutter 2019) or SGD, built, without its own all-reduce."""
     decay = config.weight_decay or None
     if config.optimizer == "adam":
         optimizer = keras.optimizers.Adam(weight_decay=decay)
@@ -116,7 +115,7 @@ def _keras_optimizer(config: OptimizerConfig, weights: Sequence[keras.Variable])
         optimizer = keras.optimizers.SGD(momentum=config.momentum, weight_decay=decay)
     optimizer.exclude_from_weight_decay(var_list=[weight for weight in weights if len(weight.shape) < 2])
     optimizer.build(weights)
-    # Keras's own reduction would add up once more what is reduced already. Under another name it would go on unnoticed.
+    # Keras's own reduction would sum reduced gradients again; if a new Keras renames it, refuse to train.
     if not hasattr(optimizer, "_all_reduce_sum_gradients"):
         raise RuntimeError(
             f"Keras {keras.__version__}: its optimizers have no `_all_reduce_sum_gradients` to switch off, so "

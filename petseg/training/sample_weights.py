@@ -1,7 +1,6 @@
-"""Masks -> per-pixel weight maps.
+"""Pixel weights: class weights, boundary weights and ignored pixels.
 
-The place to change how much a pixel counts: whatever the `WeightMap` of a run returns multiplies the loss of its pixel.
-A function of your own multiplies it in `runs.building.build_weight_map`.
+A `WeightMap` multiplies the loss of each pixel. Multiply your own factor into it in `runs.building.build_weight_map`.
 """
 
 import logging
@@ -18,15 +17,12 @@ logger = logging.getLogger(__name__)
 WeightMap = Callable[[tf.Tensor], tf.Tensor]
 
 
-def weight_map(
-    config: LossConfig,
-    class_weights: Sequence[float] | None = None,
-) -> WeightMap:
-    """What gives each pixel its weight: that of its class, and more near a boundary; 0 where the pixel is not valid.
+def weight_map(config: LossConfig, class_weights: Sequence[float] | None = None) -> WeightMap:
+    """The weight map of a config: class weights plus boundary weights; 0 at ignored pixels.
 
     Args:
-      config: how much is added near a boundary, and how far that reaches.
-      class_weights: one number per class, or None for 1 everywhere.
+      config: amount and reach of the boundary weights.
+      class_weights: one weight per class; None for 1 everywhere.
 
     Returns:
       a function of masks, uint8 [B, H, W, 1], class ids or IGNORED, to float32 [B, H, W].
@@ -45,19 +41,19 @@ def weight_map(
 
 
 def valid_pixels(masks: tf.Tensor) -> tf.Tensor:
-    """bool [B, H, W]: which pixels of uint8 [B, H, W, 1] belong to a class."""
+    """The pixels of masks, uint8 [B, H, W, 1], that are not ignored: bool [B, H, W]."""
     return masks[..., 0] != IGNORED
 
 
 def near_boundaries(masks: tf.Tensor, sigma: float) -> tf.Tensor:
-    """exp(-d^2 / (2 sigma^2)), with the distance d to the nearest pixel that touches one of another class.
+    """Boundary weights exp(-d^2 / (2 sigma^2)), with the distance d to the nearest pixel that touches another class.
 
-    In the manner of the U-Net paper (Ronneberger et al. 2015, equation 2), which knows the distances to two cells; here
-    there is one animal. Beyond 3 sigma it is 0. The squared distance is the smallest sum of squares along rows, then
-    along columns (Felzenszwalb and Huttenlocher 2012), which is a grey-scale erosion by a parabola.
+    Follows equation 2 of the U-Net paper (Ronneberger et al. 2015) with one distance instead of those to two cells; 0
+    beyond 3 sigma. The squared distance transform is separable (Felzenszwalb and Huttenlocher 2012): grey-scale
+    erosions by a parabola along rows, then along columns.
 
     Args:
-      masks: uint8 [B, H, W, 1], class ids or IGNORED; a pixel that is in no class has no boundary.
+      masks: uint8 [B, H, W, 1], class ids or IGNORED; ignored pixels have no boundary.
       sigma: standard deviation in pixels.
 
     Returns:
@@ -74,7 +70,7 @@ def near_boundaries(masks: tf.Tensor, sigma: float) -> tf.Tensor:
 
 
 def _touches_another_class(masks: tf.Tensor) -> tf.Tensor:
-    """bool [B, H, W, 1]: pixels of which a neighbour, above, below, left or right, is in another class."""
+    """bool [B, H, W, 1]: pixels with one of their four neighbours in another class."""
     valid = masks != IGNORED
     differs_below = (masks[:, 1:] != masks[:, :-1]) & valid[:, 1:] & valid[:, :-1]
     differs_right = (masks[:, :, 1:] != masks[:, :, :-1]) & valid[:, :, 1:] & valid[:, :, :-1]
@@ -89,16 +85,16 @@ def _touches_another_class(masks: tf.Tensor) -> tf.Tensor:
 def resolve_class_weights(
     config: LossConfig, masks: Callable[[], Iterable[np.ndarray]], class_names: Sequence[str]
 ) -> tuple[float, ...] | None:
-    """The class weights that flags ask for, normalised; None where none are asked for.
+    """The normalised class weights of --class_weights; None if there are none.
 
     Args:
-      config: the weights themselves, or how they are counted; and how they are normalised.
-      masks: returns masks of the training split, uint8 [k, H, W, 1] at a time, class ids or IGNORED; called only if
-        classes are counted.
+      config: the weights, or the method that computes them from class frequencies; and their normalisation.
+      masks: a function that returns the masks of the training split in batches, uint8 [k, H, W, 1]; called only if
+        frequencies are needed.
       class_names: names of the classes.
 
     Raises:
-      ConfigError: if there is not one weight for each class.
+      ConfigError: if the number of weights is not the number of classes.
     """
     weights = config.class_weight_values()
     if weights and len(weights) != len(class_names):
@@ -126,10 +122,10 @@ def normalized(class_weights: Sequence[float], normalization: str = "mean") -> t
 
 
 def balanced(masks: Iterable[np.ndarray], num_classes: int, normalization: str = "mean") -> tuple[float, ...]:
-    """Weights in inverse proportion to how many pixels a class has.
+    """Class-balanced weights: inverse frequencies of the classes' pixels.
 
     Args:
-      masks: uint8 [k, H, W, 1] at a time, class ids or IGNORED.
+      masks: batches of masks, uint8 [k, H, W, 1], class ids or IGNORED.
       num_classes: number of classes C.
       normalization: as in `normalized`.
 
@@ -141,12 +137,12 @@ def balanced(masks: Iterable[np.ndarray], num_classes: int, normalization: str =
 
 
 def median_frequency(masks: Iterable[np.ndarray], num_classes: int, normalization: str = "mean") -> tuple[float, ...]:
-    """Weights in inverse proportion to how many pixels a class has in the images in which it occurs.
+    """Inverse frequencies of the classes' pixels, counted in the images in which a class occurs.
 
-    The median-frequency balancing of Eigen and Fergus 2015; the median itself cancels out in the normalisation.
+    Median-frequency balancing (Eigen and Fergus 2015); the median itself cancels out in the normalisation.
 
     Args:
-      masks: uint8 [k, H, W, 1] at a time, class ids or IGNORED.
+      masks: batches of masks, uint8 [k, H, W, 1], class ids or IGNORED.
       num_classes: number of classes C.
       normalization: as in `normalized`.
 
@@ -160,9 +156,9 @@ def median_frequency(masks: Iterable[np.ndarray], num_classes: int, normalizatio
 
 
 def _pixels_of_images(masks: Iterable[np.ndarray], num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """How many pixels of each image are in each class, int64 [N, C], and how many are in any, int64 [N]."""
+    """Pixels of each image by class, int64 [N, C], and its valid pixels, int64 [N]."""
     counts, sizes = [], []
-    for of_images in masks:  # a few at a time, since they may lie in a file that is larger than the memory
+    for of_images in masks:  # in batches, because the split may be larger than memory
         of_images = of_images.reshape(len(of_images), -1)
         counts.append(np.stack([(of_images == label).sum(axis=1) for label in range(num_classes)], axis=1))
         sizes.append((of_images != IGNORED).sum(axis=1))
@@ -171,5 +167,5 @@ def _pixels_of_images(masks: Iterable[np.ndarray], num_classes: int) -> tuple[np
 
 def _inverse(frequencies: np.ndarray) -> list[float]:
     if not frequencies.any():
-        raise ConfigError("--class_weights: no pixel of the training masks is in a class, so none can be counted")
+        raise ConfigError("--class_weights: no pixel of the training masks is in a class; must be given as numbers")
     return np.divide(1.0, frequencies, out=np.zeros_like(frequencies), where=frequencies > 0).tolist()

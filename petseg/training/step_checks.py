@@ -1,4 +1,4 @@
-"""Whether a step can be computed as flags ask: told before anything is built."""
+"""Checks of a training step's flags, before anything is built."""
 
 import tensorflow as tf
 
@@ -8,10 +8,10 @@ from petseg.errors import ConfigError
 def check_step(
     strategy: tf.distribute.Strategy, *, batch_size: int, micro_batches: int, sync_batch_norm: bool, jit_compile: bool
 ) -> None:
-    """Whether a step can be computed as asked; `trainer.Trainer` says what the arguments are.
+    """Checks that a step can be computed; for the arguments see `trainer.Trainer`.
 
     Raises:
-      ConfigError: if the micro-batches do not divide a replica's part of the batch, or XLA cannot be used here.
+      ConfigError: if the micro-batches do not divide a replica's share of the batch, or XLA cannot be used.
     """
     replicas = strategy.num_replicas_in_sync
     if batch_size % (replicas * micro_batches):
@@ -21,6 +21,6 @@ def check_step(
         )
     if jit_compile and sync_batch_norm and replicas > 1:
         raise ConfigError(
-            f"--jit_compile: with {replicas} replicas --nosync_batch_norm must be given too: XLA cannot compile what "
-            "replicas say to each other in the middle of a pass"
+            f"--jit_compile: with {replicas} replicas --nosync_batch_norm must be given too: XLA cannot compile "
+            "synchronised batch norms"
         )

@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights (Polyak and Juditsky 1992), often better than the last ones."""
+"""Exponential moving average (EMA) of the weights (Polyak and Juditsky 1992)."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,20 +10,18 @@ from petseg.training.variables import moving_statistics, replica_copy
 
 
 class WeightAverage(tf.Module):
-    """Averages of all that training changes in a model: its trained weights, and the statistics of its batch norms.
+    """Moving averages of a model's trained weights and moving statistics. Create it inside ``strategy.scope()``.
 
-    Those of the weights as they are would not be those of the averaged weights; averaged alike, they come close.
-
-    Make it inside ``strategy.scope()``.
+    Statistics are averaged too, because those of the current weights do not fit the averaged weights.
     """
 
     def __init__(self, model: keras.Model, decay: float):
-        """Starts with the weights as they are.
+        """Starts with the current weights.
 
         Args:
-          model: what to average.
-          decay: how much of the average a step keeps; less at first, (1 + step) / (10 + step), so that the initial
-            weights are soon forgotten (as `tf.train.ExponentialMovingAverage` does).
+          model: the model whose weights are averaged.
+          decay: share of the average that a step keeps; at most (1 + step) / (10 + step), so that the initial weights
+            are soon forgotten (as in `tf.train.ExponentialMovingAverage`).
         """
         super().__init__()
         self._decay = decay
@@ -31,7 +29,7 @@ class WeightAverage(tf.Module):
         self._averages = [replica_copy(tf.identity(v.value), tf.as_dtype(v.dtype)) for v in self._originals]
 
     def update(self, step: tf.Tensor) -> None:
-        """Takes the weights after a step into the average; on a replica."""
+        """Updates the averages after a step, on a replica."""
         step = tf.cast(step, tf.float32)
         share = 1 - tf.minimum(self._decay, (1 + step) / (10 + step))
         for average, original in zip(self._averages, self._originals, strict=True):
@@ -39,7 +37,7 @@ class WeightAverage(tf.Module):
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """Puts the averages into the model, for a while. All processes of a cluster do this together."""
+        """Context with the averages in the model. All processes of a cluster must enter it together."""
         self.swap()
         try:
             yield

@@ -63,7 +63,7 @@ def test_batch_norms_inside_a_layer_are_found_and_do_as_the_flag_says(tmp_path, 
 
 def test_layers_learn_at_the_rates_that_the_function_gives_them(tmp_path):
     model = build(network(tmp_path, WITH_NORMS_INSIDE))
-    optimizer = optimizers.build(OptimizerConfig(optimizer="sgd", momentum=0.0, learning_rate=1.0), model, 10)
+    optimizer = optimizers.build_optimizer(OptimizerConfig(optimizer="sgd", momentum=0.0, learning_rate=1.0), model, 10)
     assert len(optimizer.weights) == len(model.trainable_variables)
     before = [weight.numpy() for weight in optimizer.weights]
     optimizer.set_learning_rates(tf.constant(0, tf.int64))

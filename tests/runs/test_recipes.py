@@ -132,7 +132,7 @@ def test_the_encoder_stands_still_until_it_is_unfrozen_and_then_learns_at_its_ow
     flags = ["--train_encoder", "--unfreeze_encoder_at=1", "--encoder_learning_rate_factor=0.2"]
     config = tiny(data_dir, tmp_path / "run", *flags, "--optimizer=sgd", "--learning_rate=0.1", "--momentum=0")
     model = building.build_model(config, PETS)
-    optimizer = optimizers.build(config.optimizer, model, total_steps=4)
+    optimizer = optimizers.build_optimizer(config.optimizer, model, total_steps=4)
     encoder = {id(weight) for weight in model.get_layer("encoder").trainable_variables}
     assert len(optimizer.weights) == len(model.trainable_variables) > len(encoder) >= 15
     for step, of_encoder in ((0, 0.0), (1, 0.02)):
