@@ -1,4 +1,4 @@
-"""Which formats of pictures are read, and that no picture starts another program."""
+"""Which formats of images are read, and that no image starts another program."""
 
 import io
 import warnings
@@ -41,7 +41,7 @@ def read_pair(file):
 def size_in_header(file):
     sizes = random_crops.sizes_in_headers([file.read_bytes()], 1)
     if (sizes == 1).all():
-        raise DataError("is no picture")
+        raise DataError("is no image")
 
 
 @pytest.mark.parametrize(

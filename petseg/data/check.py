@@ -145,7 +145,7 @@ def _print_counts(inspection: Inspection, config: DataConfig) -> None:
     """Prints the statistics."""
     if not inspection.sizes:
         return
-    for i, what in enumerate(("pictures", "masks")):
+    for i, what in enumerate(("images", "masks")):
         modes: dict[str, int] = {}
         for stored, count in inspection.modes.items():
             modes[stored[i] or "not readable"] = modes.get(stored[i] or "not readable", 0) + count
@@ -172,7 +172,7 @@ def _print_classes(inspection: Inspection) -> None:
     names = [*classes.names, "in no class"]
     values = [mask_values.class_value_text(each.value) for each in classes.members] + [""]
     wide = max(len(name) for name in names), max(len("value"), *map(len, values))
-    columns = "".join(f"  {split + ': pixels':>16} {'pictures':>8}" for split in splits)
+    columns = "".join(f"  {split + ': pixels':>16} {'images':>8}" for split in splits)
     print(f"{'class':<{wide[0]}}  {'value':>{wide[1]}}{columns}")
     for i, (name, value) in enumerate(zip(names, values, strict=True)):
         cells = ""

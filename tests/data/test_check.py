@@ -55,10 +55,10 @@ def test_a_valid_folder_prints_its_statistics_and_suggestions(root, run, tmp_pat
         "mine: 5 pairs; train 3, test 2",
         "splits: folders, images/{split}/**/*",
         "classes: 3 of classes.json",
-        "modes of pictures: RGB 5",
+        "modes of images: RGB 5",
         "modes of masks: L 5",
         "sizes (height x width): all 12 x 16",
-        "class        value     train: pixels pictures      test: pixels pictures",
+        "class        value     train: pixels   images      test: pixels   images",
         "sky              0            37.50%        3            66.67%        2",
         "sea              1            31.25%        3            33.33%        2",
         "sand             2            31.25%        3             0.00%        0",
@@ -109,15 +109,15 @@ def test_every_fault_is_printed_and_ends_the_program(root, run):
     assert error == "4 faults, printed above; must be none to train"
     start = printed.index("wrong: ")
     assert printed[start:].splitlines() == [
-        "wrong: 1 pictures without a mask",
+        "wrong: 1 images without a mask",
         "wrong: 1 masks with values in no class",
-        "wrong: 1 pictures and masks of different sizes",
+        "wrong: 1 images and masks of different sizes",
         "wrong: 1 files that cannot be read",
         "  images/train/a.jpg: has no mask; must be masks/train/a.png",
         "  masks/train/b.png: holds value 9 in no class (96 pixels, the first at row 0, column 1); "
         "must be 0 to 2, or 255 (in no class)",
         "  images/test/d.jpg: is 20 x 20 (height x width), its mask masks/test/d.png 12 x 16; both must be one size",
-        "  images/test/e.jpg: cannot be read: 7 bytes of no known format; must be a whole picture",
+        "  images/test/e.jpg: cannot be read: 7 bytes of no known format; must be a complete image",
     ]
 
 
@@ -173,7 +173,7 @@ def test_an_image_in_two_splits_is_a_note(root, run):
     printed, error = run(config(root))
     assert not error
     shared = "train: images/train/c.jpg = test: images/test/d.jpg"
-    assert f"note: 1 pictures are in two splits or more, byte by byte: {shared}" in printed
+    assert f"note: 1 images are in two splits or more, byte by byte: {shared}" in printed
 
 
 def test_masks_of_a_single_class_are_a_note(root, run):

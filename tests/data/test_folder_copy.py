@@ -158,7 +158,7 @@ def test_one_line_names_the_first_fault_the_number_of_others_and_the_check_comma
 def test_an_unreadable_file_is_named(root):
     (root / "masks/train/b.png").unlink()
     (root / "masks/train/b.png").mkdir()
-    with pytest.raises(DataError, match=r"masks/train/b.png: cannot be read: Is a directory; must be a whole picture"):
+    with pytest.raises(DataError, match=r"masks/train/b.png: cannot be read: Is a directory; must be a complete image"):
         folder_copy.prepare(config(root))
 
 

@@ -41,7 +41,7 @@ def test_lists_of_splits_name_pictures_with_or_without_their_ending_and_folder(t
     (tmp_path / "LICENSE.txt").write_text("No rights reserved\n")
     layout = find(tmp_path)
     assert names(layout) == {"train": [f"images/{n}.jpg" for n in "abc"], "val": ["images/d.jpg"]}
-    assert layout.notes == ("1 pictures are in no list of a split, and so left out",)
+    assert layout.notes == ("1 images are in no list of a split, and so left out",)
     assert not layout.faults
 
 
@@ -55,7 +55,7 @@ def test_an_entry_of_a_list_that_matches_no_image_is_a_fault(tmp_path):
     write(tmp_path, pairs("a"))
     (tmp_path / "train.txt").write_text("a\nz\n")
     assert faults(find(tmp_path)) == [
-        (Kind.LISTED, "train.txt: entry 2 is 'z'; must be the name of a picture"),
+        (Kind.LISTED, "train.txt: entry 2 is 'z'; must be the name of an image"),
     ]
 
 
@@ -108,7 +108,7 @@ def test_all_missing_masks_and_images_are_faults_with_the_expected_path(tmp_path
     assert faults(find(tmp_path)) == [
         (Kind.NO_MASK, "images/b.jpg: has no mask; must be masks/b.png"),
         (Kind.NO_MASK, "images/c.tif: has no mask; must be masks/c.png"),
-        (Kind.NO_PICTURE, "masks/d.png: is the mask of no picture that images/* matches"),
+        (Kind.NO_PICTURE, "masks/d.png: is the mask of no image that images/* matches"),
     ]
 
 
@@ -139,9 +139,9 @@ def test_images_outside_of_the_folders_of_splits_are_faults(tmp_path):
     [
         ({}, {}, DataError, "has no folder images; must have images and masks, or --image_files say where"),
         ({"images/a.jpg": None}, {}, DataError, "has no folder masks"),
-        ({"images/a.txt": b"", "masks/a.png": None}, {}, DataError, r"images/\* matches no picture.*must end in .jpg"),
-        ({"images/a.jpg": None, "masks/a.txt": b""}, {}, DataError, r"matches no mask, and images/\* 1 pictures"),
-        (pairs("a"), {"image_files": "*.jpg", "mask_files": "{name}.png"}, DataError, r"\*.jpg matches no picture"),
+        ({"images/a.txt": b"", "masks/a.png": None}, {}, DataError, r"images/\* matches no image.*must end in .jpg"),
+        ({"images/a.jpg": None, "masks/a.txt": b""}, {}, DataError, r"matches no mask, and images/\* 1 images"),
+        (pairs("a"), {"image_files": "*.jpg", "mask_files": "{name}.png"}, DataError, r"\*.jpg matches no image"),
         (pairs("a"), {"image_files": "images/*", "mask_files": "x/{name}.png"}, DataError, "matches no mask"),
         (pairs("a"), {"image_files": "images/*", "mask_files": "{split}/{name}.png"}, ConfigError, "must have it too"),
         (pairs("a", folder="my-split/"), {}, ConfigError, "split named 'my-split'; a name must be of letters"),
@@ -183,7 +183,7 @@ def test_a_list_may_contain_names_that_are_not_utf_8(tmp_path):
     (root / "test.txt").write_bytes(b"b\n\xe8\n")
     layout = find(root)
     assert names(layout)["train"] == ["images/caf\\xe9.jpg"]
-    assert faults(layout) == [(Kind.LISTED, "test.txt: entry 2 is '\\xe8'; must be the name of a picture")]
+    assert faults(layout) == [(Kind.LISTED, "test.txt: entry 2 is '\\xe8'; must be the name of an image")]
 
 
 @pytest.mark.parametrize(("picture", "partner"), [("NFC", "NFD"), ("NFD", "NFC")])
@@ -220,7 +220,7 @@ def test_a_broken_link_is_a_fault_that_names_it(tmp_path, folder, kind):
     assert faults(find(tmp_path)) == [
         (
             Kind.UNREADABLE,
-            f"{name}: cannot be read: it is a link to /gone/a.file, which cannot be followed; must be a whole picture",
+            f"{name}: cannot be read: it is a link to /gone/a.file, which cannot be followed; must be a complete image",
         )
     ]
 
@@ -281,7 +281,7 @@ def test_a_split_without_masks_is_left_out_unless_a_flag_names_it(tmp_path):
     for flags in ({}, {"eval_split": "val+test"}, {"train_split": "test[:1]", "eval_split": "val"}):
         (first, _) = faults(find(tmp_path, **flags))
         assert first[0] == Kind.NO_MASK
-        assert "no picture of split test has one, and --train_split and --eval_split may name train, val" in first[1]
+        assert "no image of split test has one, and --train_split and --eval_split may name train, val" in first[1]
 
 
 def test_where_a_flag_names_a_split_that_does_not_exist_faults_of_all_splits_count(tmp_path):
@@ -295,9 +295,9 @@ def test_a_spare_mask_is_a_note_unless_a_flag_names_its_split(tmp_path):
     layout = find(tmp_path, eval_split="train")
     assert not layout.faults
     assert list(layout.splits) == ["train", "val"]
-    assert layout.notes == ("1 masks are of no picture and not used, the first is masks/val/z.png",)
+    assert layout.notes == ("1 masks are of no image and not used, the first is masks/val/z.png",)
     assert faults(find(tmp_path, eval_split="val")) == [
-        (Kind.NO_PICTURE, "masks/val/z.png: is the mask of no picture that images/{split}/**/* matches")
+        (Kind.NO_PICTURE, "masks/val/z.png: is the mask of no image that images/{split}/**/* matches")
     ]
 
 
@@ -307,7 +307,7 @@ def test_a_spare_mask_beside_lists_or_in_a_folder_of_no_split_is_a_note(tmp_path
     (tmp_path / "test.txt").write_text("b\n")
     layout = find(tmp_path)
     assert not layout.faults
-    assert "1 masks are of no picture and not used, the first is masks/z.png" in layout.notes
+    assert "1 masks are of no image and not used, the first is masks/z.png" in layout.notes
 
 
 def test_a_folder_with_an_invalid_split_name_is_left_out_with_a_note(tmp_path):

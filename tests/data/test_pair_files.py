@@ -115,7 +115,7 @@ def test_an_image_is_not_rotated_if_its_mask_only_fits_the_unrotated_one():
             Kind.UNREADABLE,
             "a.jpg: cannot be read: image file is",
         ),
-        (b"none", None, Kind.UNREADABLE, "a.jpg: cannot be read: 4 bytes of no known format; must be a whole picture"),
+        (b"none", None, Kind.UNREADABLE, "a.jpg: cannot be read: 4 bytes of no known format; must be a complete image"),
         (b"", None, Kind.UNREADABLE, "a.jpg: cannot be read: it is empty"),
         (PICTURE, b"", Kind.UNREADABLE, "a.png: cannot be read"),
         (

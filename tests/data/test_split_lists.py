@@ -1,4 +1,4 @@
-"""Which pictures a list of a split names."""
+"""Which images a list of a split names."""
 
 import pytest
 from made_folders import config, pairs, write
@@ -62,20 +62,20 @@ def test_lists_take_precedence_over_folders_without_usual_split_names(nested):
 def test_a_name_that_several_pictures_have_is_a_fault(nested):
     layout = find(nested, {"train.txt": "a/0\n1\n", "test.txt": "b/0.jpg"}, **NESTED)
     assert faults(layout) == [
-        "train.txt: entry 2 is '1'; 2 pictures end so, images/a/1.jpg, images/b/1.jpg; must be the path of one"
+        "train.txt: entry 2 is '1'; 2 images end so, images/a/1.jpg, images/b/1.jpg; must be the path of one"
     ]
 
 
 def test_an_entry_with_a_missing_folder_is_a_fault(nested):
     layout = find(nested, {"train.txt": "a/0\nc/1.jpg\n", "test.txt": "b/0"}, **NESTED)
-    assert faults(layout) == ["train.txt: entry 2 is 'c/1.jpg'; must be the name of a picture"]
+    assert faults(layout) == ["train.txt: entry 2 is 'c/1.jpg'; must be the name of an image"]
 
 
 @pytest.mark.parametrize("second", ["0", "0.jpg", "images/0.jpg", "b/0.jpg"])
 def test_a_picture_that_a_list_names_twice_is_a_fault(flat, second):
     layout = find(flat, {"train.txt": f"0\n1\n{second}\n", "test.txt": "2"})
     assert faults(layout) == [
-        f"train.txt: entry 3 is '{second}'; must be another picture than images/0.jpg, which entry 1 '0' names too"
+        f"train.txt: entry 3 is '{second}'; must be another image than images/0.jpg, which entry 1 '0' names too"
     ]
 
 
@@ -98,7 +98,7 @@ def test_a_picture_may_be_in_two_lists(flat):
 @pytest.mark.parametrize(
     "stray",
     [
-        {"README.txt": "Pictures of the farm.\n0\n1.jpg shows the barn\n"},
+        {"README.txt": "Images of the farm.\n0\n1.jpg shows the barn\n"},
         {"notes.txt": "0"},
         {"README.txt": "images/0.jpg\nimages/1.jpg\nThe rest is for testing."},
         {"LICENSE.txt": "\n\n", "notes.txt": "0.jpg is too dark"},
@@ -117,12 +117,12 @@ def test_a_list_of_another_name_counts_where_a_flag_names_it(flat):
     layout = find(flat, folds, train_split="fold0", eval_split="fold1[:50%]")
     assert names(layout) == {"fold0": ["images/0.jpg", "images/1.jpg"], "fold1": ["images/2.jpg"]}
     (note,) = find(flat, folds).notes
-    assert note.startswith("fold0.txt, fold1.txt: each line names a picture")
+    assert note.startswith("fold0.txt, fold1.txt: each line names an image")
     assert "--train_split" in note
 
 
 def test_beside_usual_lists_those_of_similar_names_count_whose_lines_all_name_pictures(flat):
-    lists = {"train.txt": "0", "test.txt": "2", "train_aug.txt": "0\n3", "train_log.txt": "0 barn\nno picture"}
+    lists = {"train.txt": "0", "test.txt": "2", "train_aug.txt": "0\n3", "train_log.txt": "0 barn\nno image"}
     found = names(find(flat, lists))
     assert found["train_aug"] == ["images/0.jpg", "images/3.jpg"]
     assert "train_log" not in found
@@ -140,8 +140,8 @@ def test_a_list_that_cannot_be_read_is_a_fault(flat):
     (flat / "train.txt").symlink_to("nowhere")
     (flat / "test.txt").mkdir()
     assert faults(find(flat, {})) == [
-        "test.txt: cannot be read: Is a directory; must be a list of pictures",
-        "train.txt: cannot be read: No such file or directory; must be a list of pictures",
+        "test.txt: cannot be read: Is a directory; must be a list of images",
+        "train.txt: cannot be read: No such file or directory; must be a list of images",
     ]
 
 
@@ -149,7 +149,5 @@ def test_faults_in_the_list_of_an_unneeded_split_are_a_note(flat):
     layout = find(flat, {"train.txt": "0\n1", "test.txt": "2", "val.txt": "gone\n3"})
     assert not layout.faults
     assert list(layout.splits) == ["train", "test"]
-    assert layout.left_out == {
-        "val": "split val is left out: val.txt: entry 1 is 'gone'; must be the name of a picture"
-    }
+    assert layout.left_out == {"val": "split val is left out: val.txt: entry 1 is 'gone'; must be the name of an image"}
     assert faults(find(flat, {}, eval_split="val"))

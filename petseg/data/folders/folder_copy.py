@@ -204,7 +204,7 @@ class _FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         stored = self._classes.to_dict() if self._classes else {}
         return tfds.core.DatasetInfo(
             builder=self,
-            description=f"Pictures and masks in the folder {self._layout.name}.",
+            description=f"Images and masks in the folder {self._layout.name}.",
             features=tfds.features.FeaturesDict(features),
             metadata=tfds.core.MetadataDict(classes=stored),
             disable_shuffling=True,

@@ -138,7 +138,7 @@ def scan_folder(config: DataConfig) -> Layout:
     config.check_data_dir()
     root = Path(config.data_dir).expanduser()
     if not root.is_dir():
-        raise ConfigError(f"--data_dir={config.data_dir}: must be a folder, with pictures and masks below it")
+        raise ConfigError(f"--data_dir={config.data_dir}: must be a folder, with images and masks below it")
     images, masks, found = _patterns(config, root)
     matches = _matches(config, root, images, masks)
     splits = _splits(root, images, matches.pictures.values(), config.named_splits)
@@ -217,12 +217,12 @@ def _matches(config: DataConfig, root: Path, images: Pattern, masks: Pattern) ->
     by_path = {picture.path: picture for picture in pictures if picture.path not in used}
     if not by_path:
         raise DataError(
-            f"{config.data_dir}: {images.text} matches no picture; --image_files must say where they are; they must "
+            f"{config.data_dir}: {images.text} matches no image; --image_files must say where they are; they must "
             f"end in {', '.join(SUFFIXES[:7])}"
         )
     if not candidates:
         raise DataError(
-            f"{config.data_dir}: {masks.text} matches no mask, and {images.text} {len(by_path)} pictures; "
+            f"{config.data_dir}: {masks.text} matches no mask, and {images.text} {len(by_path)} images; "
             "--mask_files must say where their masks are"
         )
     spare = [mask for mask in candidates if mask.path not in used and mask.path not in by_path]
@@ -246,11 +246,11 @@ def _partners(
 
 def _spare(matches: _Matches, splits: _Splits, needed: Collection[str]) -> tuple[list[Fault], list[str]]:
     """Masks without an image: faults in needed splits, otherwise a note."""
-    what = f"is the mask of no picture that {matches.images.text} matches"
+    what = f"is the mask of no image that {matches.images.text} matches"
     of_split = matches.masks.uses("{split}")
     bad = [mask for mask in matches.spare if splits.hashed or (of_split and mask.split in needed)]
     others = [mask.shown for mask in matches.spare if mask not in bad]
-    notes = [f"{len(others)} masks are of no picture and not used, the first is {others[0]}"] if others else []
+    notes = [f"{len(others)} masks are of no image and not used, the first is {others[0]}"] if others else []
     return [Fault(Kind.NO_PICTURE, mask.shown, what, mask.split) for mask in bad], notes
 
 
@@ -264,7 +264,7 @@ def _without_mask(matches: _Matches, splits: _Splits, needed: frozenset[str]) ->
         more = ""
         if split in bare & needed and len(bare) < len(splits.paths):
             labelled = ", ".join(other for other in splits.paths if other not in bare)
-            more = f"; no picture of split {split} has one, and --train_split and --eval_split may name {labelled}"
+            more = f"; no image of split {split} has one, and --train_split and --eval_split may name {labelled}"
         for picture in (matches.pictures[path] for path in paths if path in lonely):
             what = f"has no mask; must be {matches.masks.filled(picture)}{hint}{more}"
             found.append(Fault(Kind.NO_MASK, picture.shown, what, split))
@@ -289,7 +289,7 @@ def _ambiguous(matches: _Matches, splits: _Splits) -> list[Fault]:
 def _unreadable(pairs: Mapping[str, Pair], splits: _Splits) -> list[Fault]:
     """Faults of broken links, folders and devices in the place of files."""
     return [
-        Fault(Kind.UNREADABLE, name, f"cannot be read: {reason}; must be a whole picture", split)
+        Fault(Kind.UNREADABLE, name, f"cannot be read: {reason}; must be a complete image", split)
         for path, of_path in splits.members().items()
         if path in pairs
         for name, file in ((pairs[path].name, pairs[path].image), (pairs[path].mask_name, pairs[path].mask))
@@ -338,7 +338,7 @@ def _splits(root: Path, images: Pattern, pictures: Collection[PictureFile], name
     lists = split_lists.read_split_lists(root, pictures, images.fixed_folders, named)
     if lists.splits:
         outside = len(pictures) - len(set().union(*lists.splits.values()))
-        notes = (f"{outside} pictures are in no list of a split, and so left out",) if outside else ()
+        notes = (f"{outside} images are in no list of a split, and so left out",) if outside else ()
         origin = "lists, " + ", ".join(f"{split}.txt" for split in lists.splits)
         return _Splits(lists.splits, origin, tuple(lists.faults), (*notes, *lists.notes))
     splits: dict[str, list[str]] = {}

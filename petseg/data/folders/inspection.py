@@ -113,7 +113,7 @@ class Inspection:
         shared = [places for places in self._places.values() if len({split for split, _ in places}) > 1]
         if shared:
             pairs = [" = ".join(f"{split}: {name}" for split, name in places[:3]) for places in shared]
-            found.append(f"{len(shared)} pictures are in two splits or more, byte by byte: {_few(pairs)}")
+            found.append(f"{len(shared)} images are in two splits or more, byte by byte: {_few(pairs)}")
         return found
 
     def suggested_size(self) -> str:

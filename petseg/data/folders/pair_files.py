@@ -137,7 +137,7 @@ def _opened(name: str, data: bytes, faults: list[Fault]) -> Image.Image | None:
         what = " ".join(str(error).split()) if "truncated" in str(error) else one_line(error)
         if "cannot identify" in what:
             what = f"{len(data)} bytes of no known format" if data else "it is empty"
-        faults.append(Fault(Kind.UNREADABLE, name, f"cannot be read: {what}; must be a whole picture"))
+        faults.append(Fault(Kind.UNREADABLE, name, f"cannot be read: {what}; must be a complete image"))
         return None
     return picture
 
@@ -218,4 +218,4 @@ def read_file(name: str, path: Path) -> bytes | Fault:
     try:
         return path.read_bytes()
     except OSError as error:
-        return Fault(Kind.UNREADABLE, name, f"cannot be read: {error.strerror}; must be a whole picture")
+        return Fault(Kind.UNREADABLE, name, f"cannot be read: {error.strerror}; must be a complete image")

@@ -106,7 +106,7 @@ def read_split_lists(
     else:
         found = SplitLists()
     if others:
-        what = f"{', '.join(others)}: each line names a picture, but this is not a usual name of a split"
+        what = f"{', '.join(others)}: each line names an image, but this is not a usual name of a split"
         found.notes.append(f"{what}; to use it, --train_split or --eval_split must name it")
     return found
 
@@ -132,7 +132,7 @@ def _read(root: Path, text: Path, names: "_ImageIndex") -> list[_Line] | Fault:
     try:
         return [names.match(line, (where, number)) for number, line in enumerate(_lines(text), 1)]
     except OSError as error:
-        return Fault(Kind.UNREADABLE, where, f"cannot be read: {error.strerror}; must be a list of pictures", text.stem)
+        return Fault(Kind.UNREADABLE, where, f"cannot be read: {error.strerror}; must be a list of images", text.stem)
 
 
 def _lines(text: Path) -> list[str]:
@@ -220,10 +220,10 @@ def _combined(read: Mapping[Path, list[_Line] | Fault]) -> SplitLists:
                 continue
             picture = line.pictures[0]
             if picture in in_this:
-                what = f"must be another picture than {printable(picture)}, which {in_this[picture]} names too"
+                what = f"must be another image than {printable(picture)}, which {in_this[picture]} names too"
                 found.faults.append(line.fault(what))
             elif (other := in_any.setdefault(picture, line)).contradicts(line):
-                what = f"must be another picture than {printable(picture)}, which {other} of {other.where[0]} names too"
+                what = f"must be another image than {printable(picture)}, which {other} of {other.where[0]} names too"
                 found.faults += [dataclasses.replace(line.fault(what), split=each.split) for each in (line, other)]
             in_this.setdefault(picture, line)
         found.splits[text.stem] = sorted(in_this)
@@ -232,6 +232,6 @@ def _combined(read: Mapping[Path, list[_Line] | Fault]) -> SplitLists:
 
 def _wanted(line: _Line) -> str:
     if not line.pictures:
-        return "must be the name of a picture"
+        return "must be the name of an image"
     shown = ", ".join(map(printable, line.pictures[:3])) + (", ..." if len(line.pictures) > 3 else "")
-    return f"{len(line.pictures)} pictures end so, {shown}; must be the path of one"
+    return f"{len(line.pictures)} images end so, {shown}; must be the path of one"
