@@ -1,4 +1,4 @@
-"""What eval.py does with --export, and with packed weights: from a trained run to models for elsewhere, and scores."""
+"""`eval.py --export`, and scoring of packed weights."""
 
 import logging
 from typing import Any
@@ -25,7 +25,7 @@ COMPARED_IMAGES, CALIBRATION_IMAGES = 64, 100
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
-    """Scores packed weights on a split, and prints the table; there is no work directory to write it to.
+    """Scores packed weights on a split and prints the table; nothing is written.
 
     Raises:
       PetsegError: if the file or the split cannot be used.
@@ -37,20 +37,17 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         process.set_up_runtime(run.config, config.distribution, one_device=True)
         model, step = load_model(run, run.checkpoint(score.checkpoint))
         segmenter = Segmenter(model, run.config, run.classes, step=step, flip_tta=score.flip_tta)
-        # That it was not trained on, or may be scored all the same, was checked before the model was built.
+        # `checked_split` has refused splits that were trained on.
         results = segmenter.evaluate(split, eval_examples=score.eval_examples, allow_training_images=True)
     print(score_tables.table(results))
     return results
 
 
 def export(config: EvalConfig) -> list[export_lib.Agreement]:
-    """Writes the model in other formats and compares each with the original on images of the evaluation split.
+    """Exports the model and compares each export with it on images of the evaluation split.
 
-    Where that data set is not on disk, it is not downloaded for this: drawings take its place. Calibration images,
-    which only `tflite_int8` needs, are loaded as for training.
-
-    Returns:
-      how close each is.
+    The data set is not downloaded for this: if it is not on disk, drawings are used. Calibration images, which only
+    `tflite_int8` needs, are loaded as for training.
 
     Raises:
       PetsegError: if work directory or checkpoint cannot be used, a package is missing, or an export disagrees.
@@ -66,7 +63,7 @@ def export(config: EvalConfig) -> list[export_lib.Agreement]:
         process.set_up_runtime(run.config, config.distribution, one_device=True)
         model, step = load_model(run, path)
         calibration = _calibration_images(run) if export_lib.needs_calibration(formats) else None
-        examples, what_they_are = _images_to_compare_on(run, score)
+        examples, compared_on = _comparison_images(run, score)
         agreements = export_lib.export(
             model,
             formats,
@@ -75,18 +72,18 @@ def export(config: EvalConfig) -> list[export_lib.Agreement]:
             calibration=calibration,
             resize=run.config.data.resize,
             card=run.model_card(path, split, step),
-            compared_on=what_they_are,
+            compared_on=compared_on,
             rebuild=building.rebuild_for_export(run.config, run.classes),
         )
     print(export_lib.table(agreements))
     return agreements
 
 
-def _images_to_compare_on(run: TrainedRun | PackedRun, score: ScoreConfig) -> tuple[np.ndarray, str]:
-    """Images uint8 [N, H, W, 3] of the evaluation split, or drawings where there are none on disk; and what they are.
+def _comparison_images(run: TrainedRun | PackedRun, score: ScoreConfig) -> tuple[np.ndarray, str]:
+    """Images uint8 [N, H, W, 3] of the evaluation split, or drawings if it is not on disk; and which of the two.
 
     Raises:
-      DataError: if the data set is on disk and has no split that --split names.
+      DataError: if the data set is on disk and lacks the split of --split.
     """
     data = run.config.data
     reason = f"{data.dataset} is not on disk"

@@ -1,6 +1,6 @@
-"""Models for elsewhere: as SavedModel, Keras file, TFLite and ONNX, each read back and compared with its original.
+"""Exports models as SavedModel, Keras file, TFLite, ONNX or packed weights; each is read back and compared.
 
-To load `model.keras` or `model.h5`, Keras has to know the layers that are defined here: `import petseg.export`.
+Loading `model.keras` or `model.h5` needs the layers defined here: `import petseg.export`.
 """
 
 import dataclasses
@@ -35,23 +35,23 @@ from petseg.runs.packed_run import PackedRun
 
 logger = logging.getLogger(__name__)
 SIGNATURE, CARD = "serving_default", "model_card.json"
-WRITTEN = "written"  # in the card: digests of the files that petseg wrote, which it may replace
+WRITTEN = "written"  # key of the card: digests of the files that petseg wrote and may replace
 MASK_AGREEMENT, MASK_AGREEMENT_INT8 = 0.999, 0.97
 ONNX_OPSET, BATCH_SIZE = 18, 16
 
-# What comes of reading an export: uint8 images [B, H, W, 3] -> what `Serving` gives.
+# A loaded export: uint8 images [B, H, W, 3] -> the outputs of `Serving`.
 Runner = Callable[[np.ndarray], Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How close an export is to its original.
+    """Result of comparing an export with its model.
 
     Attributes:
       format: one of EXPORT_FORMATS.
       path: the file, or the folder.
-      largest_difference: largest difference of a probability.
-      mask_agreement: share of the pixels to which both give the same class.
+      largest_difference: largest difference between probabilities.
+      mask_agreement: share of the pixels with the same class.
       size_mib: size of the file, or of all files of the folder.
     """
 
@@ -64,7 +64,7 @@ class Agreement:
 
 @keras.saving.register_keras_serializable("petseg")
 class Serving(InferenceMode):
-    """What is exported: a network with all that comes before and after it.
+    """The exported model: a network with its scaling of pixels, softmax and argmax.
 
     Input: uint8 [B, H, W, 3]. Output: `probabilities`, float32 [B, H, W, C], and `mask`, class ids, uint8 [B, H, W].
     """
@@ -73,18 +73,18 @@ class Serving(InferenceMode):
         return _predictions(self.model, inputs)
 
 
-class _Given(NamedTuple):
-    """What a format may need besides the model: calibration images, and what the model card says of the run."""
+class _ExportContext(NamedTuple):
+    """What a format may need besides the model: calibration images and the model card."""
 
     calibration: np.ndarray | None
     card: Mapping[str, Any]
 
 
 class _Format(NamedTuple):
-    """A way to store a model: its file, how it is written and read, what pip calls the modules that this needs."""
+    """An export format: file name, writer, reader, and pip names of the modules that it needs."""
 
     file: str
-    write: Callable[[Serving, Path, _Given], None]
+    write: Callable[[Serving, Path, _ExportContext], None]
     read: Callable[[Path], Runner]
     packages: Mapping[str, str] = {}
     least_agreement: float = MASK_AGREEMENT
@@ -104,33 +104,30 @@ def export(
     compared_on: str = "images",
     rebuild: Callable[[], keras.Model] | None = None,
 ) -> list[Agreement]:
-    """Writes a model in some formats, reads each back with its own runtime, and compares it with the model.
+    """Exports a model, reads each export back with its own runtime, and compares it with the model.
 
-    All have the input and output of `Serving`, and compute in float32, but for what `tflite_int8` quantises; a model of
-    mixed precision is compared as it would compute in float32. Beside them lies a `model_card.json`.
+    Exports have the inputs and outputs of `Serving` and compute in float32, except where `tflite_int8` quantises; a
+    mixed-precision model is compared in float32. A `model_card.json` describes them.
 
-    Only files that petseg wrote, and that are unchanged since, are replaced, and only by an export that agrees with the
-    model.
+    Only unchanged files of earlier exports are replaced, and only by an export that agrees with the model.
 
     Args:
       model: float32 images [B, H, W, 3] in [0, 255] -> float32 logits [B, H, W, C].
       formats: some of EXPORT_FORMATS.
-      output_dir: folder to write to.
+      output_dir: the output folder.
       examples: images to compare on, uint8 [N, H, W, 3].
-      calibration: images from which `tflite_int8` learns the ranges of activations, uint8 [M, H, W, 3]; None if no
-        format needs them.
-      card: what the model card is to say besides: classes, scores, versions.
-      resize: how pictures come to the model's size, which the card says, for that is not in the exports.
-      compared_on: what `examples` are, for the card.
-      rebuild: builds the network once more, in float32, without synchronised batch norms, and with any weights; None:
-        Keras copies the model, which needs a `get_config` of each layer.
+      calibration: images uint8 [M, H, W, 3] to calibrate the activations of `tflite_int8`; None if not needed.
+      card: further entries of the model card: classes, scores, versions.
+      resize: how images are brought to the model's size; only described in the card.
+      compared_on: name of `examples` in the card.
+      rebuild: builds the network in float32 without synchronised batch norms, with any weights; None: Keras copies the
+        model, which needs a `get_config` of each layer.
 
     Raises:
-      ConfigError: if a format is unknown, or needs a package that is not installed; then nothing is written.
+      ConfigError: if a format is unknown or needs a package that is not installed; nothing is written.
       WorkDirectoryError: if the output cannot be written.
-      ExportError: before anything is written, if a file is in the way that petseg did not write; after all formats were
-        tried, if one could not be made or does not agree with the model. The file of the latter is written only where
-        there was none.
+      ExportError: before anything is written, if a file of the user is in the way; after all formats were tried, if one
+        failed or disagrees with the model. A file that disagrees is kept only where there was none.
     """
     check_formats(formats)
     check_replaceable(formats, output_dir)
@@ -146,14 +143,14 @@ def export(
                 path = Path(output_dir, _FORMATS[name].file)
                 made = Path(scratch, path.name)
                 try:
-                    _FORMATS[name].write(layer, made, _Given(calibration, card))
+                    _FORMATS[name].write(layer, made, _ExportContext(calibration, card))
                     agreement = dataclasses.replace(_compare(name, made, expected, examples), path=str(path))
                     agreements.append(agreement)
                     if not _agrees(agreement):
                         failures[name] = _disagreement(agreement)
                     if name not in failures or not os.path.lexists(path):
                         digest = _digest(made)
-                        _put(made, path, written)
+                        _move_into_place(made, path, written)
                         written[path.name] = digest
                         placed.append(agreement)
                 except Exception as error:  # converters and runtimes raise classes of their own, and bare ones
@@ -168,7 +165,7 @@ def export(
 
 
 def write_onnx(model: keras.Model, path: Path, rebuild: Callable[[], keras.Model] | None = None) -> None:
-    """Writes a model as ONNX, as `export` does, but compares nothing, and replaces any file at the path.
+    """Exports a model as ONNX without comparing it; replaces any file at the path.
 
     Raises:
       ExportError: if it cannot be converted.
@@ -176,18 +173,18 @@ def write_onnx(model: keras.Model, path: Path, rebuild: Callable[[], keras.Model
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as scratch:
         layer, made = Serving(_float32_twin(model, rebuild), trainable=False, name="petseg"), Path(scratch, path.name)
         try:
-            _write_onnx(layer, made, _Given(None, {}))
+            _write_onnx(layer, made, _ExportContext(None, {}))
             os.replace(made, path)
         except Exception as error:  # converters raise classes of their own, and bare ones
             raise ExportError(f"{path}: {one_line(error)}") from error
 
 
 def check_replaceable(formats: Sequence[str], output_dir: str) -> None:
-    """Raises ExportError if a file is where an export would be, and is not one that petseg wrote and nobody changed."""
+    """Raises ExportError if an export would replace a file that petseg did not write or that was changed."""
     folder = Path(output_dir)
     card = folder / CARD
     if os.path.lexists(card) and _card(folder) is None:
-        raise ExportError(f"{card}: is no card of a petseg export; must be moved away, or be another --output_dir")
+        raise ExportError(f"{card}: is not a model card of petseg; move it away or choose another --output_dir")
     written = _written(folder)
     for name in formats:
         _check_own(folder / _FORMATS[name].file, written)
@@ -196,13 +193,13 @@ def check_replaceable(formats: Sequence[str], output_dir: str) -> None:
 def _check_own(path: Path, written: Mapping[str, str]) -> None:
     if os.path.lexists(path) and (path.name not in written or _digest(path) != written[path.name]):
         raise ExportError(
-            f"{path}: is there, and petseg did not write it, or it was changed since; must be moved away, or be "
+            f"{path}: exists and petseg did not write it, or it was changed since; move it away or choose "
             "another --output_dir"
         )
 
 
 def _card(folder: Path) -> dict[str, Any] | None:
-    """The model card of earlier exports into a folder; None if there is none."""
+    """The model card of earlier exports to a folder, or None."""
     try:
         card = json.loads((folder / CARD).read_text())
     except (OSError, ValueError):
@@ -211,14 +208,14 @@ def _card(folder: Path) -> dict[str, Any] | None:
 
 
 def _written(folder: Path) -> dict[str, str]:
-    """Digests by the names of files that earlier exports wrote into a folder."""
+    """Names and digests of the files that earlier exports wrote to a folder."""
     digests = (_card(folder) or {}).get(WRITTEN)
     digests = digests if isinstance(digests, dict) else {}
     return {name: digest for name, digest in digests.items() if os.path.lexists(folder / name)}
 
 
 def _digest(path: Path) -> str:
-    """Differs where two files do, or the names or contents of what is in two folders."""
+    """A digest of a file's content, or of the names and contents of a folder's files."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in files:
@@ -228,7 +225,7 @@ def _digest(path: Path) -> str:
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Raises ConfigError if a format is unknown, or needs a package that is not installed."""
+    """Raises ConfigError if a format is unknown or needs a package that is not installed."""
     for name in formats:
         if name not in EXPORT_FORMATS:
             raise ConfigError(f"--export={name}: no such format; must be some of {', '.join(EXPORT_FORMATS)}")
@@ -239,12 +236,12 @@ def check_formats(formats: Sequence[str]) -> None:
 
 
 def needs_calibration(formats: Sequence[str]) -> bool:
-    """Whether one of some formats is made with calibration images."""
+    """Whether any of the formats needs calibration images."""
     return any(_FORMATS[name].calibrated for name in formats)
 
 
 def table(agreements: Sequence[Agreement]) -> str:
-    """Agreements as text, a row for each."""
+    """Formats agreements as a text table."""
     lines = [f"{'format':12}{'equal mask pixels':>19}{'largest difference':>20}{'MiB':>8}  path"]
     for a in agreements:
         numbers = f"{a.mask_agreement:19.5%}{a.largest_difference:20.2e}{a.size_mib:8.1f}"
@@ -253,7 +250,7 @@ def table(agreements: Sequence[Agreement]) -> str:
 
 
 def _float32_twin(model: keras.Model, rebuild: Callable[[], keras.Model] | None) -> keras.Model:
-    """A copy that computes in float32, and whose batch norms wait for no other replica."""
+    """A float32 copy of a model without synchronised batch norms."""
     if rebuild is not None:
         twin = rebuild()
         shapes = [[tuple(weight.shape) for weight in each.weights] for each in (model, twin)]
@@ -282,15 +279,15 @@ def _in_float32(config: Any) -> Any:
 
 def _predictions(model: keras.Model, images: tf.Tensor) -> dict[str, tf.Tensor]:
     logits = inference.logits(model, images)
-    # Not Keras's argmax: it looks for negative zeros, with operations that TFLite and ONNX lack.
+    # Not Keras's argmax: its handling of negative zeros uses operations that TFLite and ONNX lack.
     return {"probabilities": tf.nn.softmax(logits), "mask": tf.cast(tf.argmax(logits, axis=-1), tf.uint8)}
 
 
-def _put(made: Path, path: Path, written: Mapping[str, str]) -> None:
-    """Moves an export from a temporary folder to its place, where it replaces an earlier one."""
+def _move_into_place(made: Path, path: Path, written: Mapping[str, str]) -> None:
+    """Moves an export from a temporary folder to its path, replacing an earlier one."""
     _check_own(path, written)  # again: making an export takes a while
     before = made.with_name(f"{made.name}.before")
-    if path.is_dir():  # cannot be replaced as a file can
+    if path.is_dir():  # os.replace cannot replace a folder
         path.rename(before)
     try:
         os.replace(made, path)
@@ -327,7 +324,7 @@ def _disagreement(agreement: Agreement) -> str:
 def _facts(
     layer: Serving, agreements: Sequence[Agreement], resize: str, compared_on: str, *, calibrated_on: int
 ) -> dict[str, Any]:
-    """What the model card says of inputs, outputs and files."""
+    """The model card's entries on inputs, outputs and files."""
     _, height, width, classes = layer.model.output_shape
     preparation = f"RGB, {Resizing((height, width), resize).describe()}"
     pixels = ["batch", height, width]
@@ -346,14 +343,14 @@ def _facts(
 
 
 def _run(runner: Runner, images: np.ndarray, batch_size: int) -> dict[str, np.ndarray]:
-    """What a runner says of any number of images."""
-    with tf.device("/CPU:0"):  # a GPU's TF32 would make differences that are none of the export's
+    """Runs a loaded export on images, batch by batch."""
+    with tf.device("/CPU:0"):  # TF32 on a GPU would add differences
         outputs = [runner(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
     return {key: np.concatenate([output[key] for output in outputs]) for key in ("probabilities", "mask")}
 
 
 def _as_module(layer: Serving, batch: int | None) -> tuple[tf.Module, Any]:
-    """A module that holds the variables, and its function for batches of one size, or of any."""
+    """A module that holds the variables, and its function for batches of a fixed or any size."""
     module = tf.Module()
     module.weights = [variable.value for variable in layer.variables]
     image = tf.TensorSpec([batch, *layer.model.input_shape[1:]], tf.uint8, name="image")
@@ -361,7 +358,7 @@ def _as_module(layer: Serving, batch: int | None) -> tuple[tf.Module, Any]:
     return module, module.call
 
 
-def _write_saved_model(layer: Serving, path: Path, _: _Given) -> None:
+def _write_saved_model(layer: Serving, path: Path, _: _ExportContext) -> None:
     module, call = _as_module(layer, None)
     tf.saved_model.save(module, str(path), signatures={SIGNATURE: call})
 
@@ -371,7 +368,7 @@ def _read_saved_model(path: Path) -> Runner:
     return lambda images: loaded.signatures[SIGNATURE](image=tf.constant(images))
 
 
-def _write_keras(layer: Serving, path: Path, _: _Given) -> None:
+def _write_keras(layer: Serving, path: Path, _: _ExportContext) -> None:
     image = keras.Input(layer.model.input_shape[1:], dtype="uint8", name="image")
     keras.Model(image, layer(image), name="petseg").save(path)
 
@@ -381,13 +378,13 @@ def _read_keras(path: Path) -> Runner:
     return lambda images: loaded(images, training=False)
 
 
-def _write_tflite(layer: Serving, path: Path, _: _Given) -> None:
+def _write_tflite(layer: Serving, path: Path, _: _ExportContext) -> None:
     path.write_bytes(_tflite_converter(layer).convert())
 
 
-def _write_tflite_int8(layer: Serving, path: Path, given: _Given) -> None:
-    assert given.calibration is not None
-    images = given.calibration
+def _write_tflite_int8(layer: Serving, path: Path, context: _ExportContext) -> None:
+    assert context.calibration is not None
+    images = context.calibration
     converter = _tflite_converter(layer)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = lambda: ({"image": image[None]} for image in images)
@@ -409,7 +406,7 @@ def _read_tflite(path: Path) -> Runner:
     return lambda images: runner(image=images)
 
 
-def _write_onnx(layer: Serving, path: Path, _: _Given) -> None:
+def _write_onnx(layer: Serving, path: Path, _: _ExportContext) -> None:
     import tf2onnx
 
     _, call = _as_module(layer, None)
@@ -419,9 +416,9 @@ def _write_onnx(layer: Serving, path: Path, _: _Given) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def _write_onnx_half(layer: Serving, path: Path, given: _Given) -> None:
+def _write_onnx_half(layer: Serving, path: Path, context: _ExportContext) -> None:
     whole = path.with_suffix(".whole")
-    _write_onnx(layer, whole, given)
+    _write_onnx(layer, whole, context)
     half_precision(whole, path)
     whole.unlink()
 
@@ -434,14 +431,14 @@ def _read_onnx(path: Path) -> Runner:
     return lambda images: dict(zip(names, session.run(names, {"image": images}), strict=True))
 
 
-def _write_weights(layer: Serving, path: Path, given: _Given) -> None:
-    record = given.card["run"]
+def _write_weights(layer: Serving, path: Path, context: _ExportContext) -> None:
+    record = context.card["run"]
     config = config_lib.from_dict(record["config"])
-    classes = Classes.from_dict(record.get("classes", {"classes": given.card["classes"]}), stored=True)
-    said = {name: given.card[name] for name in ("step", "weights", "scores") if name in given.card}
-    known = {**given.card, **record}
-    said |= {name: known[name] for name in ("versions", "git_commit") if name in known}
-    packed_run.pack(path, layer.model, config, classes, said)
+    classes = Classes.from_dict(record.get("classes", {"classes": context.card["classes"]}), stored=True)
+    card = {name: context.card[name] for name in ("step", "weights", "scores") if name in context.card}
+    known = {**context.card, **record}
+    card |= {name: known[name] for name in ("versions", "git_commit") if name in known}
+    packed_run.pack(path, layer.model, config, classes, card)
 
 
 def _read_weights(path: Path) -> Runner:

@@ -1,4 +1,4 @@
-"""ONNX files of half the size: weights are stored in half precision, the arithmetic stays what it was."""
+"""ONNX files with float16 weights and float32 arithmetic, half the size."""
 
 import math
 import os
@@ -9,17 +9,17 @@ import numpy as np
 from petseg.errors import ExportError
 from petseg.files import write_bytes
 
-SMALLEST = 256  # numbers in a tensor that is worth it; what has one number for a channel stays as it is
+SMALLEST = 256  # elements of a tensor worth converting; biases and batch norms stay float32
 SUFFIX = "/half"
 
 
 def half_precision(path_in: str | os.PathLike[str], path_out: str | os.PathLike[str]) -> None:
-    """Writes a copy of an ONNX file in which large tensors of float32 weights are stored as float16.
+    """Copies an ONNX file, storing large float32 weights as float16, each followed by a cast to float32.
 
-    Behind each stands a cast to float32, which a runtime does once, when it loads the file.
+    Runtimes fold the casts when they load the file.
 
     Raises:
-      ExportError: if a weight is larger than float16 can hold.
+      ExportError: if a weight is out of the range of float16.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -29,10 +29,10 @@ def half_precision(path_in: str | os.PathLike[str], path_out: str | os.PathLike[
     for tensor in model.graph.initializer:
         if tensor.data_type != TensorProto.FLOAT or math.prod(tensor.dims) < SMALLEST:
             continue
-        with np.errstate(over="ignore"):  # told below
+        with np.errstate(over="ignore"):  # an error below
             values = numpy_helper.to_array(tensor).astype(np.float16)
         if not np.isfinite(values).all():
-            raise ExportError(f"{path_in}: {tensor.name} holds numbers that half precision cannot hold")
+            raise ExportError(f"{path_in}: {tensor.name} holds weights out of the range of float16")
         name = tensor.name
         tensor.CopyFrom(numpy_helper.from_array(values, name + SUFFIX))
         casts.append(helper.make_node("Cast", [name + SUFFIX], [name], name + SUFFIX, to=TensorProto.FLOAT))

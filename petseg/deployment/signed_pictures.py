@@ -1,4 +1,4 @@
-"""Pictures that say that petseg wrote them, so that it never confuses a user's file with one of its own."""
+"""Signs PNG and JPEG files with a digest, so that petseg recognises the files that it wrote."""
 
 import hashlib
 import struct
@@ -7,28 +7,28 @@ from pathlib import Path
 
 LABEL = b"petseg\0"
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
-_END_OF_PNG = 12  # bytes of the chunk that ends each PNG
+_END_OF_PNG = 12  # bytes of the last chunk of a PNG
 
 
 def signed(picture: bytes) -> bytes:
-    """A PNG or JPEG with a comment, in the way of its format, that holds a digest of all other bytes."""
+    """Adds a comment with a digest of all other bytes to the bytes of a PNG or JPEG file."""
     comment = _comment(picture)
-    place = _place(picture)
-    return picture[:place] + comment + picture[place:]
+    offset = _comment_offset(picture)
+    return picture[:offset] + comment + picture[offset:]
 
 
 def is_signed(file: Path) -> bool:
-    """Whether a file is one that `signed` made, and nobody has changed it since."""
+    """Whether a file was made by `signed` and is unchanged."""
     data = file.read_bytes()
     if not data.startswith((_PNG, _JPEG)) or LABEL not in data:
         return False
     length = len(_comment(data))
-    place = _place(data) - (length if data.startswith(_PNG) else 0)
-    return data == signed(data[:place] + data[place + length :])
+    offset = _comment_offset(data) - (length if data.startswith(_PNG) else 0)
+    return data == signed(data[:offset] + data[offset + length :])
 
 
-def _place(picture: bytes) -> int:
-    """Where the comment begins: before the end of a PNG, after the start of a JPEG."""
+def _comment_offset(picture: bytes) -> int:
+    """Offset of the comment: before the last chunk of a PNG, after the start marker of a JPEG."""
     return len(picture) - _END_OF_PNG if picture.startswith(_PNG) else len(_JPEG)
 
 

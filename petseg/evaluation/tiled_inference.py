@@ -58,19 +58,6 @@ class AnySizeModel:
         """Float32 [H, W, C] for an image uint8 [H, W, 3]."""
         return np.concatenate(list(self.stripes(image)))
 
-    def batch_probabilities(self, images: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-        """`probabilities` of images that may differ in size; untiled images go through the network in batches."""
-        size = self.runner.batch_size
-        for i in range(0, len(images), size):
-            batch = images[i : i + size]
-            resized = [self.runner.resize_image(image) for image in batch if self.is_whole(image.shape)]
-            logits = iter(self.network_logits(resized) if resized else ())
-            for image in batch:
-                if self.is_whole(image.shape):
-                    yield np.concatenate(list(self.runner.probabilities(next(logits), image.shape)))
-                else:
-                    yield self.probabilities(image)
-
     def stripes(self, image: np.ndarray) -> Iterator[np.ndarray]:
         """Probabilities from top to bottom, float32 [rows, W, C]; of tiles, one row is in memory at a time."""
         if self.is_whole(image.shape):

@@ -57,7 +57,7 @@ FOREIGN = {
 def test_what_petseg_did_not_write_stays_and_nothing_is_written(tmp_path, what):
     FOREIGN[what](tmp_path)
     before = contents(tmp_path)
-    with pytest.raises(ExportError, match=r"must be moved away, or be another --output_dir$") as caught:
+    with pytest.raises(ExportError, match=r"move it away or choose another --output_dir$") as caught:
         write(tmp_path, "h5", "saved_model", "keras", seed=1)
     assert "\n" not in str(caught.value)
     assert contents(tmp_path) == before

@@ -1,1 +1,1 @@
-"""A page in the browser that segments photographs."""
+"""The demo page: segments photographs in the browser."""

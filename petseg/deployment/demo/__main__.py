@@ -1,6 +1,6 @@
-"""A page in the browser that segments photographs: python -m petseg.deployment.demo --workdir=runs/pets
+"""Demo page that segments photographs in the browser: python -m petseg.deployment.demo --workdir=runs/pets
 
-It is served by this machine to this machine, unless --host says otherwise, and sends nothing anywhere.
+It is reachable from this machine only, unless --host says otherwise, and sends no data elsewhere.
 """
 
 from petseg.config import command_line

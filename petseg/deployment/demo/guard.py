@@ -1,4 +1,4 @@
-"""What the demo page's server does not let in, before gradio sees it."""
+"""ASGI middleware that refuses requests before gradio sees them: hosts, paths, sizes, files."""
 
 import ipaddress
 import json
@@ -12,13 +12,13 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-MOST_JSON = 2**20  # bytes of a request that is no upload; it names files, it does not hold them
+MOST_JSON = 2**20  # bytes of a request that is not an upload; it names files only
 MULTIPART = 2**16  # bytes that a form adds to the file in it
-RESULTS = 32 * 2**20  # bytes that the pictures of one segmentation take at most, for which room is made
+RESULTS = 32 * 2**20  # upper bound on the bytes of one segmentation's result images
 API = "/gradio_api"
 UPLOAD, JOIN, FILE = f"{API}/upload", f"{API}/queue/join", f"{API}/file="
-RUN = f"{API}/run/predict"  # without the queue, for which the page has only the choice of a drawing
-# All that the page in the browser asks for; gradio serves much more.
+RUN = f"{API}/run/predict"  # bypasses the queue; the page uses it only to choose a drawing
+# Everything that the page requests; gradio serves much more.
 POSTED = (UPLOAD, JOIN, RUN, f"{API}/reset", f"{API}/cancel")
 READ = (
     "", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", f"{API}/theme.css", f"{API}/info",
@@ -28,33 +28,31 @@ READ_BELOW = ("/assets/", "/static/", "/svelte/", "/pwa_icon", f"{API}/heartbeat
 
 
 class Refusal(NamedTuple):
-    """An answer that refuses a request: status and text."""
+    """An HTTP error response: status and text."""
 
     status: int
     text: str
 
 
 class Hosts:
-    """The names under which the page may be asked for.
+    """Checks the headers Host and Origin, against DNS rebinding and requests from other sites.
 
-    A foreign name that leads to this machine is how another site's page gets its browser to talk to this one (DNS
-    rebinding). Addresses cannot be made to lead elsewhere.
+    With DNS rebinding, another site's name resolves to this machine; IP addresses are safe from that.
 
     Args:
-      names: names in lower case.
-      any_address: whether any IP address will do, since the page is open to other machines; else those of the loopback
-        interface.
-      trusted: names of other servers, such as a proxy, whose pages may use this one.
+      names: accepted host names, in lower case.
+      any_address: whether to accept any IP address, not only those of the loopback interface.
+      trusted: further host names, such as a proxy's, which are accepted as origins, too.
     """
 
     def __init__(self, names: Collection[str], *, any_address: bool = False, trusted: Collection[str] = ()):
         self._names, self._any_address, self._trusted = {*names, *trusted}, any_address, set(trusted)
 
     def refusal(self, headers: Collection[tuple[bytes, bytes]]) -> Refusal | None:
-        """What is wrong with the headers Host and Origin of a request; None if they are right."""
+        """The response to a request with a wrong Host or Origin; None if both are right."""
         hosts = [value.decode("latin-1").lower() for key, value in headers if key == b"host"]
         if len(hosts) != 1 or not self._is_expected(_name(hosts[0])):
-            return Refusal(421, "Host: is no name of this page; --allowed_hosts may give it more")
+            return Refusal(421, "Host: is not a name of this page; --allowed_hosts adds names")
         for origin in (value.decode("latin-1").lower() for key, value in headers if key == b"origin"):
             scheme, _, place = origin.partition("://")
             if scheme not in ("http", "https") or (place != hosts[0] and _name(place) not in self._trusted):
@@ -72,16 +70,16 @@ class Hosts:
 
 
 class Guard:
-    """An ASGI middleware that lets through what the page in the browser needs, and nothing else.
+    """An ASGI middleware that passes only the requests that the page needs.
 
-    Gradio bounds each uploaded file, but not what else a request holds, nor all files together; it reads any file that
-    is named without gradio's own mark; and where a request names an address in place of a file, gradio fetches it.
+    Gradio limits each uploaded file, but neither other parts of a request nor all files together; it reads any file
+    that is named without gradio's own mark, and fetches addresses that are named in place of a file.
 
     Args:
-      app: what is guarded.
-      hosts: the names under which the page may be asked for.
+      app: the guarded application.
+      hosts: the accepted hosts and origins.
       uploads: the files that requests may name.
-      max_upload: largest file that is taken, in bytes.
+      max_upload: largest uploaded file in bytes.
     """
 
     def __init__(self, app: Any, *, hosts: Hosts, uploads: Uploads, max_upload: int):
@@ -101,7 +99,7 @@ class Guard:
         elif _path(scope) == UPLOAD:
             await self._upload(scope, receive, send)
         else:
-            body = await _whole(receive)
+            body = await _read_body(receive)
             if refusal := self._refused_body(_path(scope), body):
                 await _answer(send, *refusal)
             else:
@@ -114,14 +112,14 @@ class Guard:
         if scope["method"] in ("GET", "HEAD"):
             if path in READ or path.startswith(READ_BELOW):
                 return None
-            if path.startswith(FILE) and self._uploads.find(scope["path"].removeprefix(FILE)):
+            if path.startswith(FILE) and self._uploads.resolve(scope["path"].removeprefix(FILE)):
                 return None
         return Refusal(404, "there is nothing here")
 
     def _refused_length(self, scope: Message) -> Refusal | None:
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"")
-        # A body in chunks may be longer than the length that stands beside it.
+        # A chunked body may be longer than its Content-Length.
         if not length.isdigit() or b"transfer-encoding" in headers:
             return Refusal(411, "the length of the request must be given")
         most = self._max_upload + MULTIPART if _path(scope) == UPLOAD else MOST_JSON
@@ -132,28 +130,28 @@ class Guard:
     async def _upload(self, scope: Message, receive: Receive, send: Send) -> None:
         size = int(dict(scope["headers"])[b"content-length"])
         if not self._uploads.make_room(size):
-            await _answer(send, 507, "the page holds as many uploads as it may; try again in a minute")
+            await _answer(send, 507, "the limit of stored uploads is reached; try again in a minute")
             return
-        self._uploads.expect(size)
+        self._uploads.reserve(size)
         try:
             await self._app(scope, receive, send)
         finally:
-            self._uploads.expect(-size)
+            self._uploads.reserve(-size)
 
     def _refused_body(self, path: str, body: bytes) -> Refusal | None:
         try:
             value = json.loads(body or b"null")
-            if not all(self._uploads.find(file) for file in _named_files(value)):
-                return Refusal(403, "a picture must be uploaded first")
+            if not all(self._uploads.resolve(file) for file in _named_files(value)):
+                return Refusal(403, "the image must be uploaded first")
         except (ValueError, RecursionError):
             return Refusal(403, "the request must be JSON")
         if path == JOIN and not self._uploads.make_room(RESULTS):
-            return Refusal(507, "the page holds as many pictures as it may; try again in a minute")
+            return Refusal(507, "the limit of stored images is reached; try again in a minute")
         return None
 
 
 def _named_files(value: Any) -> list[Any]:
-    """What stands for files in JSON: each value of `path` in it, and each address."""
+    """All values of `path` in JSON."""
     if isinstance(value, list):
         return [file for each in value for file in _named_files(each)]
     if isinstance(value, dict):
@@ -163,7 +161,7 @@ def _named_files(value: Any) -> list[Any]:
 
 
 def _name(host: str) -> str:
-    """The name in `name:port`, without the brackets of an IPv6 address; empty if it is none."""
+    """The host name in `name:port`, without the brackets of an IPv6 address; empty if it is malformed."""
     try:
         return urllib.parse.urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -174,7 +172,7 @@ def _path(scope: Message) -> str:
     return scope["path"].rstrip("/")
 
 
-async def _whole(receive: Receive) -> bytes:
+async def _read_body(receive: Receive) -> bytes:
     parts = []
     while True:
         message = await receive()
@@ -184,7 +182,7 @@ async def _whole(receive: Receive) -> bytes:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Gives a body that was read already, then whatever comes after it."""
+    """Returns a `receive` that repeats a body that was already read, then continues."""
     unread = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def next_message() -> Message:

@@ -1,4 +1,4 @@
-"""The networks among which the demo page lets people choose."""
+"""Loads and caches the networks that the demo page offers."""
 
 import logging
 from pathlib import Path
@@ -19,17 +19,17 @@ Version = tuple[str, int, int] | None
 
 
 class Networks:
-    """The networks of a run: of its checkpoints, with trained or averaged weights.
+    """The networks of a run by checkpoint, weights and flip averaging, loaded on demand.
 
     Args:
       source: a work directory, a file of packed weights, or the name of a packaged model.
-      run: the run that is there.
-      allow_code: whether the Python code of a run's own network may be run.
+      run: the run of that source.
+      allow_code: whether to run the Python code of a run's own network.
 
     Attributes:
-      run: the run, without weights.
-      checkpoints: which checkpoints there are, none where there is no choice.
-      has_averages: whether there is a choice between trained and averaged weights.
+      run: as given.
+      checkpoints: names of the available checkpoints; empty for packed weights.
+      has_averages: whether the run has averaged weights.
 
     Raises:
       CheckpointError: if the run has no checkpoint.
@@ -47,15 +47,15 @@ class Networks:
         self._loaded: dict[tuple[str, bool, bool], tuple[Version, Segmenter]] = {}  # eight at most
 
     def __call__(self, checkpoint: str, averaged: bool, flip_tta: bool) -> "Segmenter":
-        """A network, loaded when it is first asked for, and again once there is a newer checkpoint.
+        """Returns a network, loaded at its first use and again after a newer checkpoint was saved.
 
         Args:
-          checkpoint: one of `checkpoints`; anything where there are none.
-          averaged: whether to use averaged weights, where there are any.
-          flip_tta: whether to average the probabilities of a picture and of its mirror image.
+          checkpoint: one of `checkpoints`; ignored if there are none.
+          averaged: whether to use averaged weights, if the run has them.
+          flip_tta: whether to average the probabilities of each image and its mirror image.
 
         Raises:
-          PetsegError: if the checkpoint is none of these, or cannot be read.
+          PetsegError: if the checkpoint is unknown or cannot be read.
         """
         if self.checkpoints and checkpoint not in self.checkpoints:
             raise ConfigError(f"checkpoint: got {checkpoint!r}; must be one of {', '.join(self.checkpoints)}")
@@ -67,17 +67,17 @@ class Networks:
             except PetsegError as error:
                 if held is None:
                     raise
-                logger.warning("the weights of step %d are still served: %s", held[1].step, error)
+                logger.warning("still serving the weights of step %d: %s", held[1].step, error)
                 held = (version, held[1])
             self._loaded[key] = held
         return held[1]
 
     def load_first(self) -> None:
-        """Loads the network with which the page begins."""
+        """Loads the network that the page shows first."""
         self(self.checkpoints[0] if self.checkpoints else "", self.has_averages, False)
 
     def _load(self, checkpoint: str, averaged: bool, flip_tta: bool) -> "Segmenter":
-        from petseg.deployment.segmenter import load  # and with it TensorFlow
+        from petseg.deployment.segmenter import load  # imports TensorFlow
 
         segmenter = load(
             self._source,
@@ -86,11 +86,11 @@ class Networks:
             flip_tta=flip_tta,
             allow_code=self._allow_code,
         )
-        segmenter(np.zeros([32, 32, 3], np.uint8))  # compiles it, which is not to count as the time of a photograph
+        segmenter(np.zeros([32, 32, 3], np.uint8))  # compiles it, so that the first photograph is not slow
         return segmenter
 
     def _version(self, checkpoint: str) -> Version:
-        """What changes when there is another checkpoint; finding out costs little. None if it cannot be told."""
+        """Identifies the file of a checkpoint without reading it; None if it cannot be found."""
         try:
             path = Path(self.run.checkpoint(checkpoint, intact=False))
             file = path if path.is_file() else path.with_name(f"{path.name}.index")

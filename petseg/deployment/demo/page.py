@@ -1,4 +1,4 @@
-"""The demo page: what stands where, and what happens when something is chosen."""
+"""The demo page's layout and events in gradio."""
 
 import logging
 import math
@@ -18,11 +18,11 @@ from petseg.deployment.segmentation import blend_mask
 from petseg.errors import DataError, PetsegError, one_line
 
 logger = logging.getLogger(__name__)
-MOST_PIXELS = 2_000_000  # of what is segmented and shown; eval.py --predict reduces nothing
+MOST_PIXELS = 2_000_000  # larger images are downscaled; eval.py --predict does not
 EXAMPLES = 8
 OPACITY = 0.5
-NOT_SEGMENTED = "This could not be segmented; the program that serves the page says why"
-UPLOADS_ARE_KEPT = (600, 3600)  # seconds between looks for old files, seconds after which one is old
+NOT_SEGMENTED = "The photograph could not be segmented; see the log of the page's server"
+UPLOADS_ARE_KEPT = (600, 3600)  # seconds between deletions of old files, and age from which they are deleted
 CSS = """
 .petseg-head h1 {font-size: 1.7rem; margin: 0 0 .2rem 0}
 .petseg-head p, .petseg-facts p {margin: 0; color: var(--body-text-color-subdued)}
@@ -39,7 +39,7 @@ CSS = """
 
 
 class Overlaid(NamedTuple):
-    """What is kept of a segmentation to lay the colours over the picture with another opacity."""
+    """Image and mask of a segmentation, kept to redraw the overlay with another opacity."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -49,10 +49,10 @@ NOTHING = views.Pictures(None, None, None, None)
 
 
 def build(networks: Networks, folder: Path, uploads: Uploads) -> gr.Blocks:
-    """The page, to be launched.
+    """Builds the page.
 
     Args:
-      networks: what segments.
+      networks: the networks to choose from.
       folder: a folder for the examples.
       uploads: the files that the page may read.
     """
@@ -73,17 +73,17 @@ def build(networks: Networks, folder: Path, uploads: Uploads) -> gr.Blocks:
                 )  # fmt: skip
                 averaged = gr.Checkbox(
                     networks.has_averages, label="Averaged weights", elem_id="averaged", visible=networks.has_averages,
-                    info="The mean of the weights over the last steps of the training",
+                    info="The mean of the weights over the last training steps",
                 )  # fmt: skip
                 flip_tta = gr.Checkbox(
                     False, label="Flip averaging", elem_id="flip",
-                    info="Average with what the network says of the mirror image: twice the time",
+                    info="Average with the prediction of the mirror image: twice the time",
                 )  # fmt: skip
                 gr.Examples(drawings(folder / "examples"), photo, label="Drawings to try", cache_examples=False)
             with gr.Column(scale=5, min_width=480):
                 facts = gr.HTML(elem_classes="petseg-facts", elem_id="facts")
                 with gr.Row():
-                    overlay = _picture("Overlay", "overlay")
+                    overlay = _image_output("Overlay", "overlay")
                     annotated = gr.AnnotatedImage(
                         label="Classes",
                         color_map=views.colors(classes),
@@ -93,10 +93,10 @@ def build(networks: Networks, folder: Path, uploads: Uploads) -> gr.Blocks:
                     )
                 with gr.Row():
                     with gr.Column():
-                        confidence = _picture("Confidence", "confidence")
+                        confidence = _image_output("Confidence", "confidence")
                         gr.HTML(views.confidence_scale(len(classes)))
                     with gr.Column():
-                        cutout = _picture("Cut-out", "cutout", visible=bool(classes.foreground.any()))
+                        cutout = _image_output("Cut-out", "cutout", visible=bool(classes.foreground.any()))
         shown = [facts, overlaid, overlay, annotated, confidence, cutout]
 
         def segment(photo: Any, which: Any, averaged: Any, flip_tta: Any, opacity: Any) -> list:
@@ -108,13 +108,13 @@ def build(networks: Networks, folder: Path, uploads: Uploads) -> gr.Blocks:
                 return [views.error_sentence(str(error)), None, *NOTHING]
             try:
                 return _segment(networks, image, which, bool(averaged), bool(flip_tta), _share(opacity))
-            except Exception as error:  # such as that memory is full: the page goes on
-                # Errors name files of this machine, which are nobody's business who only sees the page.
+            except Exception as error:  # such as out of memory: the page stays up
+                # Messages name files of this machine, which users of the page must not see.
                 expected = isinstance(error, PetsegError)
-                logger.error("a photograph could not be segmented: %s", one_line(error), exc_info=not expected)
+                logger.error("could not segment a photograph: %s", one_line(error), exc_info=not expected)
                 return [views.error_sentence(NOT_SEGMENTED), None, *NOTHING]
 
-        def lay_over(kept: Overlaid | None, opacity: Any) -> Image.Image | None:
+        def redraw_overlay(kept: Overlaid | None, opacity: Any) -> Image.Image | None:
             return kept and blend_mask(kept.image, kept.mask, classes, _share(opacity))
 
         gr.on(
@@ -122,13 +122,13 @@ def build(networks: Networks, folder: Path, uploads: Uploads) -> gr.Blocks:
             segment,
             [photo, checkpoint, averaged, flip_tta, opacity],
             shown,
-            preprocess=False,  # with it gradio decodes what was uploaded, and reads no more than it can
+            preprocess=False,  # otherwise gradio decodes uploads, and supports fewer formats
             trigger_mode="always_last",
             concurrency_limit=1,
             api_visibility="private",
         )
         opacity.input(
-            lay_over,
+            redraw_overlay,
             [overlaid, opacity],
             overlay,
             trigger_mode="always_last",
@@ -138,27 +138,27 @@ def build(networks: Networks, folder: Path, uploads: Uploads) -> gr.Blocks:
     return page
 
 
-def look() -> dict[str, Any]:
-    """What `launch` is to be told of the look; the fonts come with gradio, not from elsewhere."""
+def launch_options() -> dict[str, Any]:
+    """Theme and style for `launch`; fonts come with gradio, not from other servers."""
     return {"theme": gr.themes.Default(primary_hue="teal", neutral_hue="slate"), "css": CSS}
 
 
 def _uploaded(photo: Any, uploads: Uploads) -> np.ndarray:
-    """The picture that a request names, uint8 [H, W, 3].
+    """Reads the image that a request names, uint8 [H, W, 3].
 
-    Requests come from anybody, and `gr.Image` checks them only if they have keys that a browser would send.
+    `gr.Image` checks only requests with the keys that a browser sends.
 
     Raises:
-      DataError: if it was not uploaded, has been deleted since, or cannot be read.
+      DataError: if it was not uploaded, was deleted, or cannot be read.
     """
-    file = uploads.find(photo.get("path") if isinstance(photo, dict) else None)
+    file = uploads.resolve(photo.get("path") if isinstance(photo, dict) else None)
     if file is None:
-        raise DataError("the photograph is not here, or not any more; upload it again")
+        raise DataError("the photograph was not uploaded or has been deleted; upload it again")
     return views.read(file)
 
 
 def _share(value: Any) -> float:
-    """An opacity from outside, between 0 and 1."""
+    """An opacity from a request, clipped to [0, 1]."""
     is_number = isinstance(value, int | float) and math.isfinite(value)
     return min(max(float(value), 0.0), 1.0) if is_number else OPACITY
 
@@ -176,7 +176,7 @@ def _segment(
 
 
 def drawings(folder: Path) -> list[list[str]]:
-    """Draws the examples, cats and dogs that no training has seen, into a new folder; a row for each."""
+    """Draws example images of cats and dogs, disjoint from any training, into a new folder; one row each."""
     folder.mkdir()
     files = []
     for i in range(EXAMPLES):
@@ -186,7 +186,7 @@ def drawings(folder: Path) -> list[list[str]]:
     return [[str(file)] for file in files]
 
 
-def _picture(label: str, name: str, *, visible: bool = True) -> gr.Image:
+def _image_output(label: str, name: str, *, visible: bool = True) -> gr.Image:
     return gr.Image(
         label=label, interactive=False, height=360, elem_id=name, visible=visible,
         format="jpeg" if name == "overlay" else "png", buttons=["download", "fullscreen"],

@@ -1,4 +1,4 @@
-"""The page's flags, and how gradio serves it: by this machine to this machine, unless --host says otherwise."""
+"""Flags and server of the demo page, which listens on the loopback interface unless --host says otherwise."""
 
 import dataclasses
 import importlib.util
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 LOCALHOST = "localhost"
-SESSIONS = 20  # browsers whose last picture is kept, to change its opacity
-MOST_WAITING = 32  # requests in the queue, of all browsers
+SESSIONS = 20  # browsers whose last image is kept, to change its opacity
+MOST_WAITING = 32  # requests in the queue
 
 
 @dataclasses.dataclass(frozen=True)
 class DemoConfig(Group):
-    """What the page shows, and to whom."""
+    """The demo page's run, address and limits."""
 
     workdir: str = option(
         "",
@@ -43,27 +43,29 @@ class DemoConfig(Group):
     )
     host: str = option(
         "127.0.0.1",
-        "address to listen at; the default serves this machine alone, 0.0.0.0 everybody who can reach it, without a "
-        "password and without encryption",
+        "address to listen on; the default serves this machine only, 0.0.0.0 every machine that can reach it, without "
+        "password or encryption",
         required=True,
     )
-    port: int = option(0, "port to listen at; 0: the first free one from 7860 on", minimum=0, maximum=65535)
+    port: int = option(0, "port to listen on; 0: the first free one from 7860", minimum=0, maximum=65535)
     allowed_hosts: str = option(
         "",
-        "further names under which browsers reach the page, such as that of a proxy before it, with commas; requests "
-        "for other names are refused",
+        "further host names of the page, such as that of a proxy before it, separated by commas; requests for other "
+        "names are refused",
     )
-    max_upload: int = option(20, "largest file that is taken", unit="MiB", minimum=1, maximum=1024)
+    max_upload: int = option(20, "largest uploaded file", unit="MiB", minimum=1, maximum=1024)
     max_stored: int = option(
         0,
-        "what uploads and the pictures made of them may take together, of which the oldest are deleted for new ones; "
-        "0: eight times --max_upload, at least 64",
+        "total size of uploads and result images, of which the oldest are deleted for new ones; 0: eight times "
+        "--max_upload, at least 64",
         unit="MiB",
         minimum=0,
         maximum=2**20,
     )
-    allow_code: bool = option(False, "run the Python code of a run's own --network; whose work directory is it?")
-    debug: bool = option(False, "show the traceback of an error that is otherwise one line")
+    allow_code: bool = option(
+        False, "run the Python code of a run's own --network; only use it if you trust the work directory"
+    )
+    debug: bool = option(False, "show tracebacks of errors")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,24 +73,24 @@ class DemoConfig(Group):
         if self.max_stored and self.max_stored < least:
             raise ConfigError(
                 f"--max_stored={self.max_stored}: must be at least {least}, for one upload of "
-                f"--max_upload={self.max_upload} and what is made of it, or 0"
+                f"--max_upload={self.max_upload} and its result images, or 0"
             )
 
     @property
     def quota(self) -> int:
-        """Bytes that uploads and the pictures made of them may take together."""
+        """Limit of the total size of uploads and result images, in bytes."""
         return (self.max_stored or max(8 * self.max_upload, 64)) * 2**20
 
 
 def main(config: DemoConfig) -> None:
-    """Serves the page until the program is told to stop.
+    """Serves the page until a stop signal.
 
     Raises:
-      PetsegError: if gradio is not there, the run cannot be used, or nothing can listen there.
+      PetsegError: if gradio is not installed, or the run or the address cannot be used.
       StoppedError: at Ctrl-C and SIGTERM.
     """
     if importlib.util.find_spec("gradio") is None:
-        raise ConfigError("the page needs the package gradio, which is not there: pip install 'petseg[demo]'")
+        raise ConfigError("the page needs the package gradio: pip install 'petseg[demo]'")
     with StopSignals(), tempfile.TemporaryDirectory(prefix="petseg-demo-") as folder:
         source = config.workdir or str(packed_run.packaged_file(PACKAGED))
         run = open_run(ScoreConfig(workdir=source, allow_code=config.allow_code))
@@ -106,15 +108,15 @@ def main(config: DemoConfig) -> None:
 
 
 def _serve(config: DemoConfig, networks: Networks, folder: Path) -> "gr.Blocks":
-    """Serves the page from threads of its own.
+    """Starts the server in threads of its own.
 
     Args:
       config: the flags.
-      networks: what segments.
-      folder: an empty folder for what is uploaded and shown.
+      networks: the networks to choose from.
+      folder: an empty folder for uploads and results.
 
     Raises:
-      ConfigError: if nothing can listen at the address.
+      ConfigError: if the address is not available.
     """
     uploads = Uploads(folder / "cache", config.quota)
     _set_environment(folder / "cache")
@@ -126,7 +128,7 @@ def _serve(config: DemoConfig, networks: Networks, folder: Path) -> "gr.Blocks":
     guard = Middleware(Guard, hosts=_hosts(config), uploads=uploads, max_upload=config.max_upload * 2**20)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # gradio's, of its own affairs
+            warnings.simplefilter("ignore")  # gradio's internal ones
             page.launch(
                 server_name=config.host,
                 server_port=config.port or None,
@@ -141,33 +143,35 @@ def _serve(config: DemoConfig, networks: Networks, folder: Path) -> "gr.Blocks":
                 app_kwargs={"middleware": [guard]},
                 prevent_thread_lock=True,
                 quiet=True,
-                **page_lib.look(),
+                **page_lib.launch_options(),
             )
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"--host={config.host} --port={config.port}: nothing can listen there; must be an address of this machine "
-            "and a free port"
+            f"--host={config.host} --port={config.port}: is not available; must be an address of this machine and "
+            "a free port"
         ) from error
     if not _is_loopback(config.host):
-        logger.warning("--host=%s: whoever can reach this machine can use the page; there is no password", config.host)
+        logger.warning(
+            "--host=%s: every machine that can reach this one can use the page; there is no password", config.host
+        )
     print(f"the page is at {page.local_url} (Ctrl-C ends it)", flush=True)
     return page
 
 
 def _set_environment(cache: Path) -> None:
-    """Sets what gradio and httpx read from the environment when they are imported; both only talk to this machine."""
+    """Sets the environment of gradio and httpx before their import, so that both only contact this machine."""
     for name in list(os.environ):
-        # One of gradio's opens folders to everybody, another makes the page public. With a proxy, or certificates that
-        # are not there, gradio does not reach its own server and gives up.
+        # Variables of gradio can open folders or make the page public. With a proxy or missing certificates, gradio
+        # cannot reach its own server and gives up.
         if name.startswith("GRADIO_") or name.lower().endswith("_proxy") or name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
             del os.environ[name]
     os.environ.update(GRADIO_TEMP_DIR=str(cache), GRADIO_ANALYTICS_ENABLED="False")
     os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_OFFLINE="1")
-    os.environ.update(NO_PROXY="*", no_proxy="*")  # some systems have a proxy outside the environment
+    os.environ.update(NO_PROXY="*", no_proxy="*")  # some systems configure a proxy elsewhere
 
 
 def _hosts(config: DemoConfig) -> Hosts:
-    """The names under which the page may be asked for."""
+    """The accepted hosts of the page."""
     trusted = {name.strip().lower() for name in config.allowed_hosts.split(",") if name.strip()}
     if _is_loopback(config.host):
         return Hosts({LOCALHOST}, trusted=trusted)

@@ -1,4 +1,4 @@
-"""The folder of the demo page: what was uploaded to it, and the pictures that were made of that."""
+"""The demo page's folder of uploads and result images, with a quota."""
 
 import os
 import stat
@@ -6,25 +6,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-IN_USE = 60  # seconds for which a new file is never deleted: somebody waits for what is made of it
+IN_USE = 60  # seconds for which a new file is never deleted: its request may be running
 
 
 class Uploads:
-    """The files that the page may read and show, and how many bytes they may take.
+    """The files that the page may read and show, limited in total size.
 
     Args:
-      folder: the folder; need not exist yet.
-      quota: bytes that all files in it may take together.
+      folder: the folder; may not exist yet.
+      quota: limit of the total size in bytes.
     """
 
     def __init__(self, folder: Path, quota: int):
         self._folder, self._quota = folder.resolve(), quota
-        self._expected = 0
+        self._reserved = 0
 
-    def find(self, path: Any) -> Path | None:
-        """The file that a path from outside names; None if that is no regular file inside the folder.
+    def resolve(self, path: Any) -> Path | None:
+        """Resolves a path from a request; None unless it is a regular file inside the folder.
 
-        Links are followed before the comparison. Nothing is said about files elsewhere, not even whether they exist.
+        Links are followed first. The answer does not reveal whether files elsewhere exist.
         """
         if not isinstance(path, str):
             return None
@@ -36,9 +36,9 @@ class Uploads:
         return file if is_own else None
 
     def make_room(self, size: int) -> bool:
-        """Deletes the oldest files until so many more bytes fit; returns whether they do."""
+        """Deletes the oldest files until `size` more bytes fit; returns whether they do."""
         files = sorted(self._files())
-        used = self._expected + sum(each[1] for each in files)
+        used = self._reserved + sum(each[1] for each in files)
         for modified, length, path in files:
             if used + size <= self._quota or modified > time.time() - IN_USE:
                 break
@@ -46,9 +46,9 @@ class Uploads:
             used -= length
         return used + size <= self._quota
 
-    def expect(self, size: int) -> None:
-        """Counts bytes of an upload that is on its way; a negative number once it is there, or has failed."""
-        self._expected += size
+    def reserve(self, size: int) -> None:
+        """Reserves bytes for a running upload; a negative size releases them."""
+        self._reserved += size
 
     def _files(self) -> list[tuple[float, int, Path]]:
         """Time of modification, size and path of each file."""

@@ -1,4 +1,4 @@
-"""What the demo page says and shows of a picture, without the page."""
+"""Images and HTML texts that the demo page shows of a segmentation; no gradio."""
 
 import html
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from petseg.errors import DataError, PetsegError
 if TYPE_CHECKING:
     from petseg.deployment.segmentation import Segmentation
 
-MOST_OUTLINED = 1_000_000  # pixels of the picture of classes, which is sent as one picture for each class
+MOST_OUTLINED = 1_000_000  # pixels of the image of classes, which is sent as one image per class
 CONFIDENCE_COLORS = "viridis"
 
 
 class Pictures(NamedTuple):
-    """What the page shows of a segmentation, in the order of its outputs; None where there is nothing to show."""
+    """The images of a segmentation, in the order of the page's outputs; None shows nothing."""
 
     overlay: Image.Image | None
     annotated: tuple[np.ndarray, list[tuple[np.ndarray, str]]] | None
@@ -31,10 +31,10 @@ class Pictures(NamedTuple):
 
 
 def read(path: Path) -> np.ndarray:
-    """An uploaded picture, uint8 [H, W, 3].
+    """Reads an uploaded image as uint8 [H, W, 3].
 
     Raises:
-      DataError: if it is none; says so without the path that it has on this machine.
+      DataError: if it cannot be read; the message does not reveal its path on this machine.
     """
     try:
         return read_image(path)
@@ -47,7 +47,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def reduced(image: np.ndarray, most_pixels: int) -> np.ndarray:
-    """A picture uint8 [H, W, 3], made smaller if it has too many pixels."""
+    """Downscales an image uint8 [H, W, 3] to at most `most_pixels`."""
     height, width = image.shape[:2]
     shrink = (most_pixels / (height * width)) ** 0.5
     if shrink >= 1:
@@ -57,7 +57,7 @@ def reduced(image: np.ndarray, most_pixels: int) -> np.ndarray:
 
 
 def pictures(segmentation: "Segmentation", opacity: float) -> Pictures:
-    """What is shown of a segmentation."""
+    """Makes the images of a segmentation."""
     has_foreground = bool(segmentation.classes.foreground.any())
     return Pictures(
         segmentation.overlay(opacity),
@@ -68,7 +68,7 @@ def pictures(segmentation: "Segmentation", opacity: float) -> Pictures:
 
 
 def annotations(segmentation: "Segmentation") -> tuple[np.ndarray, list[tuple[np.ndarray, str]]]:
-    """The picture, and for each class that is in it where it is, float [H, W] of 0 and 1, and its name."""
+    """The image, and for each predicted class its region, float [H, W] of 0 and 1, and its name."""
     image = reduced(segmentation.image, MOST_OUTLINED)
     size = (image.shape[1], image.shape[0])
     mask = np.asarray(Image.fromarray(segmentation.mask).resize(size, Image.Resampling.NEAREST))
@@ -77,24 +77,24 @@ def annotations(segmentation: "Segmentation") -> tuple[np.ndarray, list[tuple[np
 
 
 def confidence_picture(confidence: np.ndarray, num_classes: int) -> Image.Image:
-    """The probability of the most probable class, from float16 [H, W]: dark where all classes are as probable."""
+    """Colours the confidence, float16 [H, W]: dark where all classes are equally probable."""
     least = 1 / num_classes
     share = (confidence.astype(np.float32) - least) / (1 - least)
-    return Image.fromarray(_ramp()[(share * 255).clip(0, 255).round().astype(np.uint8)])
+    return Image.fromarray(_colormap()[(share * 255).clip(0, 255).round().astype(np.uint8)])
 
 
 def confidence_scale(num_classes: int) -> str:
-    """What the colours of the confidence mean, as HTML."""
-    colors = ", ".join(f"rgb({r}, {g}, {b})" for r, g, b in _ramp()[::32])
+    """The colour scale of the confidence, as HTML."""
+    colors = ", ".join(f"rgb({r}, {g}, {b})" for r, g, b in _colormap()[::32])
     return (
         f'<div class="petseg-scale" style="background: linear-gradient(to right, {colors})"></div>'
-        f'<div class="petseg-ends"><span>{1 / num_classes:.0%}: any class is as probable</span>'
-        "<span>100%: one class for sure</span></div>"
+        f'<div class="petseg-ends"><span>{1 / num_classes:.0%}: all classes are equally probable</span>'
+        "<span>100%: certain</span></div>"
     )
 
 
 def colors(classes: Classes) -> dict[str, str]:
-    """The colours by the classes' names, as #rrggbb."""
+    """The classes' colours as #rrggbb by name."""
     return {each.name: "#{:02x}{:02x}{:02x}".format(*each.color) for each in classes.members}
 
 
@@ -103,21 +103,21 @@ def head(config: Config, classes: Classes) -> str:
     data, names = config.data, ", ".join(classes.names)
     height, width = data.size
     return (
-        f"<h1>petseg</h1><p>Says of each pixel of a photograph which of {len(classes)} classes it is in: "
+        f"<h1>petseg</h1><p>Semantic segmentation into {len(classes)} classes: "
         f"{html.escape(names if len(names) < 200 else names[:200] + ' ...')}. "
         f"The network was trained on {html.escape(data.dataset)} at {width} x {height} pixels. "
-        "Photographs stay on the machine that serves this page, and are deleted from it.</p>"
+        "Photographs stay on the machine that serves this page and are deleted later.</p>"
     )
 
 
 def facts(segmentation: "Segmentation", seconds: float, step: int, original: Sequence[int]) -> str:
-    """What was found in a picture and how long it took, as HTML.
+    """Class shares, size, time and mean confidence of a segmentation, as HTML.
 
     Args:
-      segmentation: what was found.
-      seconds: how long the network took.
-      step: step of the training at which the network had these weights.
-      original: height and width of the picture before it was reduced.
+      segmentation: the segmentation.
+      seconds: time of the segmentation.
+      step: training step of the weights.
+      original: height and width of the image before it was downscaled.
     """
     height, width = segmentation.mask.shape
     size = f"{width} x {height} pixels"
@@ -138,10 +138,10 @@ def facts(segmentation: "Segmentation", seconds: float, step: int, original: Seq
 
 
 def error_sentence(text: str) -> str:
-    """An error, as HTML."""
+    """An error message as HTML."""
     return f'<p class="error" role="alert">{html.escape(text)}</p>'
 
 
-def _ramp() -> np.ndarray:
-    """The colours of the confidence, uint8 [256, 3], from none to full."""
+def _colormap() -> np.ndarray:
+    """The colour map of the confidence, uint8 [256, 3]."""
     return matplotlib.colormaps[CONFIDENCE_COLORS](np.arange(256), bytes=True)[:, :3]

@@ -152,7 +152,7 @@ def test_uploads_take_no_more_than_their_quota(uploads, tmp_path):
 
 
 def test_uploads_on_their_way_count(uploads):
-    uploads.expect(60 * MIB)
+    uploads.reserve(60 * MIB)
     assert not uploads.make_room(5 * MIB)
-    uploads.expect(-60 * MIB)
+    uploads.reserve(-60 * MIB)
     assert uploads.make_room(5 * MIB)

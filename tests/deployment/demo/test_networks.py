@@ -46,6 +46,6 @@ def test_a_newer_checkpoint_is_served_and_a_damaged_one_is_not(train, tmp_path, 
         file.write_bytes(b"damaged")
     with caplog.at_level(logging.WARNING, "petseg"):
         assert networks("latest", False, False).step == 3
-    assert "the weights of step 3 are still served" in caplog.text
+    assert "still serving the weights of step 3" in caplog.text
     with pytest.raises(ConfigError, match="checkpoint: got 'other'"):
         networks("other", False, False)

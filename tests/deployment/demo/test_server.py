@@ -40,7 +40,7 @@ runpy.run_module("petseg.deployment.demo", run_name="__main__")
 
 def test_without_gradio_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"gradio, which is not there: pip install 'petseg\[demo\]'$"):
+    with pytest.raises(ConfigError, match=r"needs the package gradio: pip install 'petseg\[demo\]'$"):
         demo_server.main(demo_server.DemoConfig())
 
 
