@@ -25,7 +25,7 @@ def assert_close(found, expected, tolerance):
 @pytest.mark.parametrize(("size", "filters"), [(1, 6), (3, 6), (3, 2), (5, 2)])  # the last two are narrow
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
 @pytest.mark.parametrize("use_bias", [False, True])
-def test_a_convolution(size, filters, precision, use_bias):
+def test_convolution_values_and_gradients_equal_keras(size, filters, precision, use_bias):
     options = {"padding": "same", "use_bias": use_bias, "dtype": precision}
     theirs, ours = keras.layers.Conv2D(filters, size, **options), Conv2D(filters, size, **options)
     x = tf.random.stateless_normal([2, 6, 9, 8], seed=[0, 0])

@@ -74,7 +74,7 @@ def test_layers_learn_at_the_rates_that_the_function_gives_them(tmp_path):
         assert (old - weight.numpy()).max() == pytest.approx(0.1 if id(weight) in of_block else 1.0, rel=1e-5)
 
 
-def test_what_is_no_u_net_is_not_drawn(tmp_path):
+def test_custom_networks_have_no_model_diagram(tmp_path):
     model = build(network(tmp_path, WITHOUT_NORMS))
     assert model_diagram.draw(model) is None
     assert not moving_statistics(model)
@@ -115,14 +115,14 @@ def test_a_function_in_a_module_is_found_by_its_name(tmp_path, monkeypatch):
         (WITH_NORMS_INSIDE.replace("[block]", "[Block(3)]"), "build", ".*: must be a layer of the model"),
     ],
 )
-def test_what_cannot_be_used_is_one_line(tmp_path, code, function, says):
+def test_unusable_networks_are_refused_in_one_line(tmp_path, code, function, says):
     with pytest.raises(ConfigError, match=f"--network=.*own.py:{function}: {says}") as caught:
         build(network(tmp_path, code, function))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("name", "says"), [("/gone.py:build", "no file /gone.py"), ("gone.away:build", "no module")])
-def test_what_is_not_there_is_named(name, says):
+def test_missing_files_and_modules_are_named(name, says):
     with pytest.raises(ConfigError, match=f"--network={name}: there is {says}"):
         custom_network.fingerprint(name)
 
@@ -135,6 +135,6 @@ def test_what_is_not_there_is_named(name, says):
         ({"network": "own.py:build", "decoder": "light"}, "--decoder=light: must not be given with --network"),
     ],
 )
-def test_flags_of_what_a_network_replaces_are_refused(flags, says):
+def test_encoder_and_decoder_flags_are_refused_with_network(flags, says):
     with pytest.raises(ConfigError, match=says):
         ModelConfig(**flags)

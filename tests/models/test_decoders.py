@@ -79,7 +79,7 @@ def test_a_layer_that_is_not_there_is_named():
         build(first_trained="stage_9")
 
 
-def test_the_flags_of_what_is_trained_agree():
+def test_first_trained_follows_from_the_flags_of_the_encoder():
     assert [ModelConfig(**flags).first_trained for flags in (
         {}, {"train_encoder": True}, {"train_encoder_from": "stage_4"},
         {"train_encoder": True, "train_encoder_from": "stage_2"}, {"train_encoder_from": "none"},

@@ -45,7 +45,7 @@ def test_gradients_in_float16_are_rounded_and_an_overflow_on_the_way_skips_the_s
     assert any(np.any(weight != before[name]) for name, weight in trainer.weights().items())
 
 
-def test_a_run_goes_on_in_the_dtype_it_was_written_with_and_old_ones_in_float32():
+def test_all_reduce_dtype_is_stored_in_the_config_and_defaults_to_float32():
     config = Config.of(all_reduce_dtype="float16", workdir="x")
     values = serialization.to_dict(config)
     assert serialization.from_dict(values) == config

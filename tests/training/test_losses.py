@@ -30,14 +30,14 @@ def batch(seed=0, size=6):
     return masks[..., 0], logits, weights, masks[..., 0] != IGNORED
 
 
-def test_weighted_losses_of_single_pixels():
+def test_cross_entropy_of_single_pixels():
     logits = tf.constant([[-3.0, 0.0], [-3.0, 0.0]])[None]
     per_pixel = losses.pixel_losses(tf.constant([[0, 0]]), logits) * [[1.0, 10.0]]
     np.testing.assert_allclose(per_pixel, [[3.0486, 30.4859]], atol=1e-4)
 
 
 @pytest.mark.parametrize("class_weights", [None, (2.0, 2.0, 1.0)])
-def test_the_whole_loss_is_that_of_keras(class_weights):
+def test_weighted_cross_entropy_equals_keras(class_weights):
     rng = np.random.default_rng(0)
     mask = rng.integers(0, 3, (4, 16, 16, 1), np.uint8)
     logits = rng.normal(size=(4, 16, 16, 3)).astype(np.float32) * 3
@@ -48,7 +48,7 @@ def test_the_whole_loss_is_that_of_keras(class_weights):
 
 
 @pytest.mark.parametrize(("gamma", "smoothing"), [(0.0, 0.1), (2.0, 0.0), (0.5, 0.0), (2.0, 0.1)])
-def test_focal_loss_and_label_smoothing_are_those_of_keras(gamma, smoothing):
+def test_focal_loss_and_label_smoothing_equal_keras(gamma, smoothing):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, (4, 8, 8))
     logits = rng.normal(size=(4, 8, 8, 3)).astype(np.float32) * 2
@@ -60,7 +60,7 @@ def test_focal_loss_and_label_smoothing_are_those_of_keras(gamma, smoothing):
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-def test_gradients_are_the_numerical_ones(loss):
+def test_gradients_equal_numerical_gradients(loss):
     labels, logits, weights, valid = batch(size=4)
 
     def value(logits):
@@ -73,7 +73,7 @@ def test_gradients_are_the_numerical_ones(loss):
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-def test_a_batch_has_the_sums_of_its_examples(loss):
+def test_sums_of_a_batch_are_the_sums_over_its_examples(loss):
     arguments = batch()
     whole = loss.sums(*arguments)
     parts = [loss.sums(*(argument[i : i + 1] for argument in arguments)) for i in range(4)]
@@ -87,7 +87,7 @@ def test_ignored_pixels_add_nothing_even_where_the_loss_is_infinite(loss):
     np.testing.assert_allclose(loss.sums(labels, wild, weights, valid), loss.sums(labels, logits, weights, valid))
 
 
-def test_focal_gradients_are_finite_where_nothing_is_left_to_learn():
+def test_focal_gradients_are_finite_for_certain_predictions():
     with tf.GradientTape() as tape:
         logits = tf.constant([[[[100.0, 0.0, 0.0]]]])
         tape.watch(logits)
@@ -103,7 +103,7 @@ def test_dice_is_0_where_all_is_right_and_near_1_where_nothing_is():
     assert (losses.soft_dice(labels, wrong, ones).numpy() > 0.95).all()
 
 
-def test_dice_by_hand():
+def test_soft_dice_equals_the_formula():
     labels = np.array([[[0, 1]]])
     logits = tf.math.log([[[[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]]]])
     weights = tf.constant([[[2.0, 1.0]]])

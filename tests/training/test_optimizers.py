@@ -15,7 +15,7 @@ def rates(steps, total_steps, name, **options):
     return [float(schedule(tf.constant(step, tf.int64))) for step in steps]
 
 
-def test_schedules():
+def test_learning_rates_of_each_schedule():
     assert rates((0, 50, 1000), 100, "constant") == [0.5] * 3
     np.testing.assert_allclose(rates((0, 50, 100), 100, "cosine"), [0.5, 0.25, 0.0], atol=1e-6)
     np.testing.assert_allclose(
@@ -96,7 +96,7 @@ def test_a_keras_whose_optimizers_reduce_under_another_name_is_refused(monkeypat
         )
 
 
-def test_the_momentum_of_sgd():
+def test_sgd_accumulates_momentum():
     variable = keras.Variable([0.0])
     config = OptimizerConfig(optimizer="sgd", momentum=0.5)
     optimizer = optimizers.Optimizer(config, [optimizers.Group([variable], constant(1.0))])

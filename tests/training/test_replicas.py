@@ -127,7 +127,7 @@ def test_micro_batches_on_two_replicas_are_those_on_one():
 
 
 @pytest.mark.slow
-def test_clipping_looks_at_the_reduced_gradient():
+def test_clipping_uses_the_norm_of_the_reduced_gradient():
     norms, updates = [], []
     for number in (1, 3):
         trainer, strategy, batches = make_trainer(
@@ -189,7 +189,7 @@ def test_xla_and_synchronised_batch_norm_on_several_replicas_are_refused():
 
 
 @pytest.mark.slow
-def test_what_recipes_add_does_not_depend_on_the_number_of_replicas(pets):
+def test_augmentation_dice_and_averaged_weights_do_not_depend_on_the_number_of_replicas(pets):
     """Augmentation, Dice loss and averaged weights, and with them the laws that sums travel and all decide alike."""
     found = {}
     for number in (1, 2):

@@ -45,7 +45,7 @@ def test_the_loop_learns_and_is_traced_once():
 
 
 @pytest.mark.parametrize("loss_normalization", ["pixels", "weights"])
-def test_the_loss_is_divided_once_by_what_was_asked(loss_normalization):
+def test_the_loss_is_divided_once_by_pixels_or_weights(loss_normalization):
     class_weights = (0.4, 0.4, 0.2)
     examples = random_examples(BATCH, SIZE)
     examples.masks[0, :10] = IGNORED
@@ -87,7 +87,7 @@ def test_a_step_that_is_not_finite_changes_no_weight_and_stops_the_loop():
     assert trainer.pop_measurements().scalars["skipped_steps"] == 2
 
 
-def test_what_a_skipped_step_predicted_counts_as_little_as_its_loss():
+def test_predictions_and_loss_of_a_skipped_step_are_not_measured():
     trainer, _, batches = make_trainer(2, examples=random_examples(8, SIZE), learning_rate=1e30)
     trainer.run(batches, 10)
     finite = int(trainer.nonfinite_step.numpy())
@@ -102,7 +102,7 @@ def test_what_a_skipped_step_predicted_counts_as_little_as_its_loss():
     assert not measured.confusion_matrix.any()
 
 
-def test_what_a_step_predicted_that_overflowed_in_float16_counts_nowhere():
+def test_predictions_of_a_step_that_overflows_in_float16_are_not_measured():
     trainer, _, batches = make_trainer(
         2, examples=random_examples(8, SIZE), all_reduce_dtype="float16", initial_loss_scale=2.0**100
     )
@@ -137,13 +137,13 @@ def test_micro_batches_add_up_to_the_batch():
     assert losses[0][-1] != losses[0][0]
 
 
-def test_micro_batches_must_divide_what_a_replica_gets():
+def test_micro_batches_must_divide_the_batch_of_a_replica():
     with pytest.raises(ConfigError, match="--micro_batches=3: must divide the 4 examples that each replica"):
         make_trainer(examples=random_examples(8, SIZE), micro_batches=3)
 
 
 @pytest.mark.slow
-def test_xla_computes_the_same():
+def test_jit_compile_does_not_change_the_loss():
     losses = []
     for jit_compile in (False, True):
         trainer, _, batches = make_trainer(examples=random_examples(8, SIZE), jit_compile=jit_compile)

@@ -81,7 +81,7 @@ def test_statistics_are_found_in_layers_of_layers_each_once():
     assert sum("moving" in variable.path for variable in moving_statistics(model)) == 2
 
 
-def test_what_is_kept_in_inference_mode_changes_nothing():
+def test_layers_in_inference_mode_have_no_moving_statistics():
     size = (32, 32)
     encoder = encoders.build_encoder("tiny", image_size=size)
     assert moving_statistics(InferenceMode(encoder, trainable=True)) == []
