@@ -1,4 +1,4 @@
-"""Config -> the objects that a run is made of."""
+"""Builds what a config describes: data splits, network, trainer, evaluator."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,7 +23,7 @@ from petseg.training.weight_averaging import WeightAverage
 
 
 def check_replicas(config: Config, strategy: tf.distribute.Strategy) -> None:
-    """Raises ConfigError if the replicas of a strategy cannot make the steps of a config."""
+    """Raises ConfigError if a config's batch size, micro-batches or data types do not suit the number of replicas."""
     input_pipeline.check_batch_divides(strategy, config.data.batch_size)
     step_checks.check_step(
         strategy,
@@ -32,17 +32,17 @@ def check_replicas(config: Config, strategy: tf.distribute.Strategy) -> None:
         sync_batch_norm=config.model.sync_batch_norm,
         jit_compile=config.compute.jit_compile,
     )
-    # A cluster may shrink to one worker, and grows again: there the flag stays.
+    # A cluster may shrink to one worker and grow again, so it keeps the flag.
     in_cluster = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
     if config.compute.all_reduce_dtype != "float32" and strategy.num_replicas_in_sync == 1 and not in_cluster:
         raise ConfigError(
-            f"--all_reduce_dtype={config.compute.all_reduce_dtype}: must be float32 with one replica, whose gradients "
-            "travel nowhere"
+            f"--all_reduce_dtype={config.compute.all_reduce_dtype}: must be float32 with one replica, which "
+            "has no all-reduce"
         )
 
 
 def load_splits(config: DataConfig) -> tuple[Examples, Examples]:
-    """The training split and the evaluation split, decoded."""
+    """Loads the training split and the evaluation split as --cache says; warns of examples that are in both."""
     classes = catalog.open_with_splits(config).classes
     train = loading.load(config, config.train_split, classes, for_training=True)
     evaluation = loading.load(config, config.eval_split, train.classes)
@@ -53,7 +53,7 @@ def load_splits(config: DataConfig) -> tuple[Examples, Examples]:
 def training_batches(
     config: Config, strategy: tf.distribute.Strategy, examples: Examples, *, steps: range, bad_examples: BadExampleLog
 ) -> Iterator[Any]:
-    """The batches of some steps of a run, distributed over the replicas."""
+    """The batches of a range of steps, distributed over the replicas."""
     return iter(
         input_pipeline.distributed_training_batches(
             strategy,
@@ -70,15 +70,15 @@ def training_batches(
 
 
 def build_model(config: Config, classes: Classes, encoder_weights: str | None = None) -> keras.Model:
-    """The network of a config; inside ``strategy.scope()``.
+    """Builds the network of a config; call it inside ``strategy.scope()``.
 
     Args:
       config: config of the run.
-      classes: the classes that it tells apart.
-      encoder_weights: `weights` of `encoders.build_encoder`; None for random ones, which a checkpoint will fill.
+      classes: the classes to predict.
+      encoder_weights: `weights` of `encoders.build_encoder`; None for random weights, which a checkpoint will replace.
 
     Raises:
-      ConfigError: if the weights cannot be had or do not fit, or the encoder has no layer that is named.
+      ConfigError: if the weights are missing or do not fit, or the encoder lacks a named layer.
     """
     model = config.model
     with unet.dtype_policy(config.compute.precision):
@@ -103,15 +103,14 @@ def build_model(config: Config, classes: Classes, encoder_weights: str | None = 
             input_scaling=encoders.scaling(model.encoder, model.input_scaling),
             decoder=model.decoder,
             batch_norm_momentum=model.batch_norm_momentum,
-            sync_batch_norm=model.sync_batch_norm,  # on one replica too, for then the arithmetic is that of several
+            sync_batch_norm=model.sync_batch_norm,  # on one replica too, so that its arithmetic equals that of several
         )
 
 
 def rebuild_for_export(config: Config, classes: Classes) -> Callable[[], keras.Model] | None:
-    """Calls the function of a custom network again, for a float32 model whose batch norms do not wait for replicas.
+    """A function that builds a custom network in float32 without synchronised batch norms, with random weights.
 
-    Returns:
-      what builds the model, with random weights; None for other networks, which Keras can copy.
+    None for other networks, which Keras can copy.
     """
     if not config.model.network:
         return None
@@ -120,7 +119,7 @@ def rebuild_for_export(config: Config, classes: Classes) -> Callable[[], keras.M
 
 
 def build_average(config: Config, model: keras.Model) -> WeightAverage | None:
-    """The average of a model's weights, if the config asks for one; inside ``strategy.scope()``."""
+    """The exponential moving average of a model's weights, or None without --ema_decay; inside ``strategy.scope()``."""
     return WeightAverage(model, config.optimizer.ema_decay) if config.optimizer.ema_decay else None
 
 
@@ -132,7 +131,7 @@ def build_trainer(
     total_steps: int,
     requests: StopRequests,
 ) -> trainer.Trainer:
-    """The loop of a config; inside ``strategy.scope()``."""
+    """The trainer of a config; call it inside ``strategy.scope()``."""
     compute, batch_size = config.compute, config.data.batch_size
     return trainer.Trainer(
         strategy,
@@ -154,7 +153,7 @@ def build_trainer(
 
 
 def build_weight_map(config: Config, class_weights: tuple[float, ...] | None) -> WeightMap:
-    """How much each pixel counts, in training and in the loss of evaluations: the place for a factor of your own."""
+    """Per-pixel weights of the loss, in training and evaluation; multiply factors of your own here."""
     return sample_weights.weight_map(config.loss, class_weights)
 
 
@@ -170,18 +169,18 @@ def build_evaluator(
     flip_tta: bool = False,
     details: bool = False,
 ) -> Evaluator:
-    """What scores a model on a split with the loss of a config; inside ``strategy.scope()``.
+    """The evaluator of a model on a split, with the loss of a config; call it inside ``strategy.scope()``.
 
     Args:
       config: config of the run.
-      strategy: a strategy of any number of replicas.
-      model: the network of the config.
-      examples: the examples of the split.
-      class_weights: class weights that training uses, or None.
-      requests: what is asked from outside: to stop.
-      batch_size: number of examples per step over all replicas; 0 for that of the config.
-      flip_tta: whether to average the probabilities of an image and of its mirror image.
-      details: whether to count outlines and calibration too.
+      strategy: distribution strategy, with any number of replicas.
+      model: network of the config.
+      examples: examples of the split.
+      class_weights: class weights of training, or None.
+      requests: requests to stop.
+      batch_size: number of examples per step over all replicas; 0: that of the config.
+      flip_tta: whether to average the probabilities of an image and its mirror image.
+      details: whether to compute boundary scores and calibration too.
     """
     return Evaluator(
         strategy,
@@ -197,10 +196,10 @@ def build_evaluator(
 
 
 def restore(path: str, config: Config, model: keras.Model, *, averaged: bool) -> int:
-    """Restores a model's weights out of a checkpoint of a run, or their averages; returns the step they stood at.
+    """Restores a model's weights, or their averages, from a checkpoint of a run; returns the step of the checkpoint.
 
     Raises:
-      CheckpointError: if the checkpoint is damaged, or of another model, or without averages.
+      CheckpointError: if the checkpoint is damaged, belongs to another model, or has no averages.
     """
     if not averaged:
         return checkpoints.restore_model(path, model=model)

@@ -1,4 +1,4 @@
-"""Which checkpoints a folder holds, by the names of its files. Imports no TensorFlow, which takes seconds to load."""
+"""Finds checkpoints in a folder by file name. Imports no TensorFlow, which takes seconds to load."""
 
 import json
 import logging
@@ -15,40 +15,40 @@ PREFIX, UNFINISHED = "ckpt-", "unfinished-"
 
 
 def steps(directory: Path) -> list[int]:
-    """The steps that a folder holds checkpoints of, or traces of checkpoints, newest first."""
+    """Steps of the checkpoints in a folder, damaged and lost ones included, newest first."""
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
     parts = [re.fullmatch(rf"{PREFIX}(\d+)\.(index|data-.*)", name) for name in names]
     complete = {int(part[1]) for part in parts if part and part[2] == "index"}
     begun = {int(part[1]) for part in parts if part}
-    # Data without an index is damage, unless a process was killed between renaming the one and the other.
+    # Data without an index is a damaged checkpoint, unless a process was killed between the two renames.
     begun -= unfinished_steps(directory)
     return sorted(complete | begun | _named_by_state_file(directory), reverse=True)
 
 
 def unfinished(directory: Path, step: int) -> Path:
-    """The folder in which a checkpoint is written."""
+    """Folder in which the checkpoint of a step is written before it is complete."""
     return directory / f"{UNFINISHED}{step}"
 
 
 def unfinished_steps(directory: Path) -> set[int]:
-    """The steps at which a process was killed while it saved, or is saving now."""
+    """Steps of checkpoints that are being written, or whose process was killed while it wrote them."""
     folders = [path for path in directory.glob(f"{UNFINISHED}*") if path.is_dir()]
     parts = [re.fullmatch(rf"{UNFINISHED}(\d+)", folder.name) for folder in folders]
     return {int(part[1]) for part in parts if part}
 
 
 def path_of(directory: Path, step: int) -> str:
-    """Where the checkpoint of a step lies: what TensorFlow calls its path, without the suffixes of its files."""
+    """Path of the checkpoint of a step, as TensorFlow takes it: without the suffixes of its files."""
     return str(directory / f"{PREFIX}{step}")
 
 
 def step_of(path: str) -> int:
-    """The inverse of `path_of`."""
+    """Step of the checkpoint at a path; the inverse of `path_of`."""
     return int(Path(path).name.removeprefix(PREFIX))
 
 
 def _named_by_state_file(directory: Path) -> set[int]:
-    """What TensorFlow's `checkpoint` file names; nothing if it is missing or garbled."""
+    """Steps that TensorFlow's `checkpoint` file names; none if it is missing or garbled."""
     try:
         text = (directory / "checkpoint").read_text(errors="replace")
     except OSError:
@@ -57,18 +57,18 @@ def _named_by_state_file(directory: Path) -> set[int]:
 
 
 def newest(directory: Path) -> str | None:
-    """Path of the newest checkpoint, which nobody has read yet; None if there is none."""
+    """Path of the newest checkpoint, not verified; None if there is none."""
     return next((path_of(directory, step) for step in steps(directory)), None)
 
 
 def resolve_checkpoint(checkpoints: Path, best: Path, which: str, newest: Callable[[Path], str | None]) -> str:
-    """The path that `latest`, `best` or a path names.
+    """Path of the checkpoint that --checkpoint names.
 
     Args:
       checkpoints: folder of the newest checkpoints.
-      best: folder of the best one.
+      best: folder of the best checkpoint.
       which: `latest`, `best` or a path.
-      newest: what says which of a folder is the latest: `newest`, or `checkpoints.newest_intact`.
+      newest: function that finds the latest checkpoint of a folder: `newest`, or `checkpoints.newest_intact`.
 
     Raises:
       CheckpointError: if it does not exist.
@@ -90,7 +90,7 @@ def resolve_checkpoint(checkpoints: Path, best: Path, which: str, newest: Callab
 
 
 def best_record(directory: Path) -> dict[str, Any] | None:
-    """What best.json says, if it says something and the checkpoint is there."""
+    """Content of best.json; None if it is missing or damaged, or its checkpoint is missing."""
     try:
         record = json.loads((directory / "best.json").read_text())
         return record if int(record["step"]) in steps(directory) and float(record["mean_iou"]) >= 0 else None

@@ -1,4 +1,4 @@
-"""Saving and restoring what a run is made of; what a kill, a full disk or a flipped bit can cost is decided here."""
+"""Writes, verifies and restores checkpoints, so that a kill, full disk or flipped bit costs at most the newest one."""
 
 import logging
 import math
@@ -23,16 +23,16 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """A folder of checkpoints `ckpt-<step>`, of which the newest few are kept.
+    """A folder of checkpoints `ckpt-<step>`; keeps the newest few.
 
     A checkpoint is written under another name, flushed to the disk, read back, and only then renamed; older ones are
-    deleted last. So whatever is called `ckpt-<step>.index` was complete once.
+    deleted last. So every file called `ckpt-<step>.index` was complete when it got that name.
 
     Args:
       directory: folder of the checkpoints.
       keep: number of checkpoints to keep.
-      saves: whether this process saves; in a cluster, one process does and all restore.
-      **objects: what to save, by name: trackable objects, built, so that all their variables exist.
+      saves: whether this process saves; in a cluster, one process saves and all restore.
+      **objects: trackable objects to save, by name; they must be built, so that all their variables exist.
     """
 
     def __init__(self, directory: Path, *, keep: int, saves: bool = True, **objects: Any):
@@ -43,7 +43,7 @@ class Checkpoints:
         """Saves everything as `ckpt-<step>`.
 
         Raises:
-          WorkDirectoryError: if it cannot be written, for want of space or otherwise; what was there before, stays.
+          WorkDirectoryError: if it cannot be written, for example on a full disk; earlier checkpoints stay.
         """
         if not self._saves:
             return
@@ -62,18 +62,18 @@ class Checkpoints:
             needed, free = _bytes(self._objects) / 2**20, shutil.disk_usage(self._directory).free / 2**20
             raise WorkDirectoryError(
                 f"{path_of(self._directory, step)}: cannot be written: "
-                f"it takes {needed:.1f} MiB, {free:.1f} MiB are free ({reason})"
+                f"it needs {needed:.1f} MiB, {free:.1f} MiB are free ({reason})"
             )
         self._prune(step)
 
     def restore(self, path: str) -> None:
-        """Restores everything; nothing in the checkpoint may be left over, nothing in memory left out.
+        """Restores all objects; the checkpoint must hold exactly their variables.
 
-        Objects with a `load_by_name` are given what was saved of them, by name, and make of it what they can: sums
-        of an interval may have been saved by a version that knew fewer of them, or others.
+        Exempt are objects with a `load_by_name`, which get their saved variables by name: the training sums of an
+        interval may have been saved by a version of petseg with other sums.
 
         Raises:
-          CheckpointError: if the checkpoint is missing, damaged, or of other objects.
+          CheckpointError: if the checkpoint is missing, damaged, or holds other objects.
         """
         by_name = {name: part for name, part in self._objects.items() if hasattr(part, "load_by_name")}
         saved = {name: _saved_variables(path, name) for name in by_name}
@@ -83,20 +83,16 @@ class Checkpoints:
             part.load_by_name({key: variable.numpy() for key, variable in saved[name].items()})
 
     def newest(self) -> str | None:
-        """Path of the newest checkpoint of this folder that can be read; None if there never was one.
-
-        Raises:
-          CheckpointError: if there are checkpoints, and all are damaged.
-        """
+        """`newest_intact` of this folder."""
         return newest_intact(self._directory)
 
     def newest_common(self, gather: Callable[[int], list[int]]) -> str | None:
         """Path of the newest checkpoint that every process of a cluster can read; None if one of them sees none.
 
-        The disk that they share may show what the chief has written to one of them earlier than to another.
+        A shared file system may show new files to some processes later than to others.
 
         Args:
-          gather: a function that gives all processes the numbers of all; they call it together.
+          gather: collective function that returns the numbers of all processes.
         """
         mine = self.newest()
         step = min(gather(-1 if mine is None else step_of(mine)))
@@ -109,12 +105,12 @@ class Checkpoints:
         for file in files:
             os.replace(file, self._directory / file.name.replace("ckpt", f"{PREFIX}{step}", 1))
         _flush(self._directory)
-        # For TensorFlow's own `tf.train.latest_checkpoint`; here it only witnesses that there was a checkpoint.
+        # For `tf.train.latest_checkpoint`; petseg reads from it only that a checkpoint existed.
         names = [f'{key}: "{PREFIX}{step}"' for key in ("model_checkpoint_path", "all_model_checkpoint_paths")]
         write_text(self._directory / "checkpoint", "\n".join(names) + "\n")
 
     def _clear_unfinished(self) -> None:
-        """Removes what a process left that was killed while it saved."""
+        """Removes the files of a process that was killed while it saved."""
         for step in unfinished_steps(self._directory):
             if step not in steps(self._directory):
                 _delete(self._directory, step)
@@ -129,8 +125,7 @@ class Checkpoints:
 class BestCheckpoint:
     """The checkpoint with the highest score so far, `best/ckpt-<step>`, and its record, `best/best.json`.
 
-    The record is read back from the folder at every question, so a run that was stopped anywhere compares with what is
-    really there.
+    The record is read again for every comparison, so a resumed run compares with the checkpoint that is on the disk.
     """
 
     def __init__(self, directory: Path, *, saves: bool = True, **objects: Any):
@@ -138,7 +133,7 @@ class BestCheckpoint:
         self._checkpoints = Checkpoints(directory, keep=2, saves=saves, **objects)
 
     def offer(self, score: float, step: int) -> bool:
-        """Saves the current state if its score is the highest, the earlier step winning a tie; says whether it did."""
+        """Saves the state if its score is the highest so far (the earlier step wins ties); returns whether it did."""
         if not self._saves:
             return False
         record = best_record(self._directory)
@@ -146,14 +141,14 @@ class BestCheckpoint:
             return False
         self._checkpoints.save(step)
         write_json(self._directory / "best.json", {"step": step, "mean_iou": score})
-        for other in steps(self._directory):  # only now does nobody need them
+        for other in steps(self._directory):  # only after the record no longer names them
             if other != step:
                 _delete(self._directory, other)
         return True
 
 
 def damage(path: str) -> str | None:
-    """What is wrong with a checkpoint; None if every tensor can be read and has the checksum it was written with."""
+    """Why a checkpoint cannot be read; None if every tensor can be read and matches its checksum."""
     try:
         reader = tf.train.load_checkpoint(path)
         for name in reader.get_variable_to_shape_map():
@@ -164,10 +159,10 @@ def damage(path: str) -> str | None:
 
 
 def newest_intact(directory: Path) -> str | None:
-    """Path of the newest checkpoint that can be read; None if there never was one.
+    """Path of the newest checkpoint that can be read; None if there never was a checkpoint.
 
     Raises:
-      CheckpointError: if there are checkpoints, and all are damaged.
+      CheckpointError: if all checkpoints are damaged.
     """
     skipped = []
     for step in steps(directory):
@@ -180,13 +175,13 @@ def newest_intact(directory: Path) -> str | None:
     if skipped:
         raise CheckpointError(
             f"{directory}: holds no checkpoint that can be read, only damaged ones ({', '.join(skipped)}); "
-            "to start over, give another --workdir"
+            "to start over, pass another --workdir"
         )
     return None
 
 
 def resolve_checkpoint(checkpoints: Path, best: Path, which: str) -> str:
-    """The path that `latest`, `best` or a path names; the latest is one that can be read.
+    """Path of the checkpoint that --checkpoint names; `latest` is the newest one that can be read.
 
     Raises:
       CheckpointError: if it does not exist.
@@ -195,14 +190,14 @@ def resolve_checkpoint(checkpoints: Path, best: Path, which: str) -> str:
 
 
 def restore_model(path: str, **objects: Any) -> int:
-    """Restores only a model's weights, all of them, out of a checkpoint; returns the step they stood at.
+    """Restores some of the objects of a checkpoint, such as the model; returns the step of the checkpoint.
 
     Args:
       path: path of the checkpoint.
-      **objects: the model, and what else is wanted, by the names under which they were saved.
+      **objects: the model and further objects, by the names under which they were saved.
 
     Raises:
-      CheckpointError: if the checkpoint is damaged or of other objects.
+      CheckpointError: if the checkpoint is damaged or lacks variables of the objects.
     """
     step = tf.Variable(0, dtype=tf.int64)
     _restore(tf.train.Checkpoint(step=step, **objects), path, partial=True)
@@ -210,7 +205,7 @@ def restore_model(path: str, **objects: Any) -> int:
 
 
 def checksum(model: keras.Model) -> int:
-    """A number that differs where the weights of two models do."""
+    """CRC-32 of all weights of a model."""
     total = 0
     for weight in model.get_weights():
         total = zlib.crc32(np.ascontiguousarray(weight).tobytes(), total)
@@ -218,7 +213,7 @@ def checksum(model: keras.Model) -> int:
 
 
 def _saved_variables(path: str, name: str) -> dict[str, tf.Variable]:
-    """A variable, yet without its value, for each that a checkpoint holds of an object."""
+    """A variable of matching shape and type, filled with zeros, for each saved variable of an object, by name."""
     try:
         reader = tf.train.load_checkpoint(path)
     except Exception as error:  # as in `damage`
@@ -248,7 +243,7 @@ def _delete(directory: Path, step: int) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Has the system write a file, or the names in a folder, to the disk."""
+    """Flushes a file, or the entries of a folder, to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -257,7 +252,7 @@ def _flush(path: Path) -> None:
 
 
 def _bytes(objects: dict[str, Any]) -> int:
-    """Size of all variables."""
+    """Size of all variables, in bytes."""
     variables = [variable for value in objects.values() for variable in getattr(value, "variables", [value])]
     return sum(math.prod(value.shape) * tf.as_dtype(value.dtype).size for value in variables)
 

@@ -1,4 +1,4 @@
-"""Training as a call from Python: what a program may do to its whole process is put back afterwards."""
+"""petseg.train: training as a Python call, which restores the state of the process afterwards."""
 
 import contextlib
 import dataclasses
@@ -25,11 +25,11 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run that has ended.
+    """A complete run.
 
     Attributes:
-      workdir: its work directory, which `petseg.load`, `eval.py` and TensorBoard take.
-      scores: those of its last evaluation, as in its results file.
+      workdir: its work directory, for `petseg.load`, `eval.py` and TensorBoard.
+      scores: scores of its last evaluation, as in its results file.
     """
 
     workdir: Path
@@ -37,9 +37,9 @@ class Run:
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """Every number that was logged: a row for each step at which there was one, as `pandas.DataFrame` takes them.
+        """All logged numbers, as rows for `pandas.DataFrame`.
 
-        Besides `step`, a row holds what was logged at its step, by names such as `train/loss` and `eval/mean_iou`.
+        A row holds `step` and what was logged at that step, by names such as `train/loss` and `eval/mean_iou`.
         """
         rows: dict[int, dict[str, float]] = {}
         for step, run, tag, value in summaries.read_csv(WorkDirectory(self.workdir).metrics_file):
@@ -48,21 +48,20 @@ class Run:
 
 
 def train(config: Config) -> Run:
-    """Trains to the end of the schedule, from where the config's work directory stands; a new one if none is named.
+    """Trains to the end of the schedule, resuming in the config's work directory; creates one if none is named.
 
-    Several trainings may follow each other in one process, and each gives what it gives in a process of its own.
-    TensorFlow's and Keras's seed stays that of the last one. What TensorFlow cannot take back is warned of: op
-    determinism stays on, and virtual devices stay as they were first set up.
+    Several trainings in one process give the same results as in processes of their own. The seeds of TensorFlow and
+    Keras stay those of the last one. TensorFlow cannot undo op determinism or virtual devices; a warning says so.
 
     Raises:
       PetsegError: if something cannot be used, or the loss is not finite; its text is one line.
-      KeyboardInterrupt: if Ctrl-C, or a notebook's stop button, came; the work directory can be trained on.
+      KeyboardInterrupt: on Ctrl-C or a notebook's stop button; the same call resumes the run.
     """
     if is_op_determinism_enabled() and not config.runtime.deterministic:
-        logger.warning("op determinism is on since an earlier training in this process; TensorFlow cannot undo it")
+        logger.warning("op determinism is on since an earlier training in this process; TensorFlow cannot turn it off")
     workdir = WorkDirectory.for_training(config.runtime.workdir, config.data.dataset)
     config = config.changed(runtime={"workdir": str(workdir.path)})
-    with _put_back(), _graphs_freed(), startup.collecting_garbage_rarely():
+    with _restoring_process_state(), _graphs_freed(), startup.collecting_garbage_rarely():
         try:
             scores = training.train(config)
         except StoppedError as stopped:
@@ -71,13 +70,13 @@ def train(config: Config) -> Run:
 
 
 @contextlib.contextmanager
-def _put_back() -> Iterator[None]:
-    """Restores what of the process's state a training sets and what can be restored."""
+def _restoring_process_state() -> Iterator[None]:
+    """Restores log level, random states and TensorFloat-32, which training sets for the whole process."""
     package = logging.getLogger("petseg")
     level, python_state, numpy_state = package.level, random.getstate(), np.random.get_state()
     tensor_float_32 = tf.config.experimental.tensor_float_32_execution_enabled()
     if level == logging.NOTSET:
-        package.setLevel(logging.INFO)  # so that there is a progress bar; lines appear where logging is set up
+        package.setLevel(logging.INFO)  # shows the progress bar; log lines appear only where logging is set up
     try:
         yield
     finally:

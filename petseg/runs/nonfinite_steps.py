@@ -1,4 +1,4 @@
-"""What follows a step whose loss or gradients are not finite: --on_nonfinite."""
+"""Handles steps whose loss or gradients are not finite, as --on_nonfinite says: stop, skip or restore."""
 
 import logging
 
@@ -16,13 +16,13 @@ logger = logging.getLogger(__name__)
 
 
 class NonFiniteSteps:
-    """Ends a run after a step that was not finite, or sees to it that it can go on.
+    """Checks, between calls of the training loop, whether a step was not finite.
 
     Args:
       config: config of the run.
       placement: devices and cluster of the run.
-      trainer: trainer that makes the steps.
-      checkpoints: checkpoints to go back to.
+      trainer: trainer of the run.
+      checkpoints: checkpoints to restore with --on_nonfinite=restore.
       num_examples: size of the training split.
     """
 
@@ -38,7 +38,9 @@ class NonFiniteSteps:
         self._checkpoints, self._num_examples = checkpoints, num_examples
 
     def check(self) -> None:
-        """Does what is to be done, if the last step was not finite. All processes of a cluster call this together.
+        """Ends the run, or prepares it to go on, if the last step was not finite.
+
+        All processes of a cluster call this together.
 
         Raises:
           NonFiniteLossError: if the run must end.
@@ -51,7 +53,7 @@ class NonFiniteSteps:
         what = f"the loss or its gradient is not finite at step {step}{self._origin(step)}"
         too_often = mode != "halt" and count > limit
         if mode == "halt" or too_often or (mode == "restore" and newest is None):
-            times = f", time {count} of the run, which --nonfinite_limit={limit} does not allow" if too_often else ""
+            times = f", number {count} of the run, above --nonfinite_limit={limit}" if too_often else ""
             raise NonFiniteLossError(f"{what}{times}; the last good checkpoint is {newest or '(none yet)'}")
         if mode == "restore" and newest is not None:
             logger.warning("%s; back to the weights of %s", what, newest)
@@ -61,19 +63,19 @@ class NonFiniteSteps:
         self._trainer.clear_nonfinite_step()
 
     def _restore(self, checkpoint: str) -> None:
-        """Goes back to the weights of a checkpoint, while the clock goes on: else the same batch would come again.
+        """Restores a checkpoint, but for the step and the count of non-finite steps.
 
-        So does the number of such steps, or they would never be too many.
+        Otherwise the same batch would come again, and --nonfinite_limit would never be reached.
         """
         kept = (self._trainer.step, self._trainer.nonfinite_steps)
         now = [variable.numpy() for variable in kept]
         self._checkpoints.restore(checkpoint)
         for variable, value in zip(kept, now, strict=True):
             variable.assign(value)
-        self._trainer.pop_measurements()  # those of the steps before the checkpoint were told already
+        self._trainer.pop_measurements()  # restored sums, of steps that were logged already
 
     def _origin(self, step: int) -> str:
-        """Which replicas, and which examples they had."""
+        """The replicas at fault and their examples, as text."""
         replicas = self._trainer.nonfinite_replicas()
         if not replicas:
             return " (in the sum over all replicas)"

@@ -1,6 +1,6 @@
-"""A trained run in one file: half-precision weights, and with them all that it takes to build its network.
+"""A trained run in one safetensors file: half-precision weights, config and classes.
 
-The file is a safetensors file, which other programs read too, and which holds nothing that could be run.
+Other programs can read the weights, and nothing in the file can be executed.
 """
 
 import dataclasses
@@ -36,13 +36,13 @@ NAMES = tuple(sorted(path.stem for path in FOLDER.glob(f"*{SUFFIX}")))
 
 @dataclasses.dataclass(frozen=True)
 class PackedRun:
-    """What such a file holds.
+    """Content of a file of packed weights, but for the weights.
 
     Attributes:
       path: path of the file.
-      config: config of the run, without the paths of the machine on which it was trained.
-      classes: the classes that it tells apart.
-      card: what is said of it: `step`, `weights` ("averaged" or "trained"), and what else its packer knew.
+      config: config of the run, without paths of the machine on which it was trained.
+      classes: classes of the run.
+      card: model card: `step`, `weights` ("averaged" or "trained"), and further entries of the program that packed it.
     """
 
     path: Path
@@ -52,23 +52,23 @@ class PackedRun:
 
     @classmethod
     def open(cls, path: Path, score: ScoreConfig | None = None) -> "PackedRun":
-        """Reads what a file says of itself, but not yet the weights.
+        """Reads the metadata of a file, not yet the weights.
 
         Args:
-          path: the file.
-          score: precision, data folder and cache that are asked for instead of the run's; None: nothing.
+          path: path of the file.
+          score: flags of eval.py, whose precision, data folder and cache replace the run's; None: they stay.
 
         Raises:
-          CheckpointError: if there is no such file, petseg has not written it, or its network would be code.
+          CheckpointError: if the file does not exist, petseg did not write it, or its network is a custom one.
         """
         try:
             with safetensors.safe_open(path, framework="numpy") as file:
-                # Infinity and NaN, which are no JSON, become null, so that a model card can repeat what is here.
+                # Infinity and NaN are not valid JSON; they become null, so that a model card can repeat them.
                 record = json.loads((file.metadata() or {})["petseg"], parse_constant=lambda _: None)
             if record["format"] != CONFIG_FORMAT:
                 raise CheckpointError(f"{path}: has format {record['format']}; this petseg reads {CONFIG_FORMAT}")
             classes = Classes.from_dict(record["classes"], stored=True)
-            config = _without_paths(config_lib.from_dict(record["config"]))  # anybody may have written the file
+            config = _without_paths(config_lib.from_dict(record["config"]))  # the file may come from anyone
             _check_card(record["card"])
         except (OSError, safetensors.SafetensorError, *MALFORMED, ConfigError) as error:
             raise CheckpointError(f"{path}: not a file of packed weights: {one_line(error)}") from error
@@ -82,26 +82,26 @@ class PackedRun:
 
     @property
     def training_data(self) -> None:
-        """What is known of the data that the run was trained on: nothing but its config."""
+        """None: a packed file has no record of the training data."""
         return None
 
     @property
     def weights(self) -> str:
-        """Which weights they are, in words."""
+        """Kind of the weights: "averaged" or "trained"."""
         return self.card["weights"]
 
     def build_model(self) -> "keras.Model":
-        """The network, with random weights; inside ``strategy.scope()`` where there is one."""
+        """Builds the network with random weights; call it inside ``strategy.scope()`` if there is one."""
         from petseg.runs import building
 
         return building.build_model(self.config, self.classes)
 
     def checkpoint(self, which: str, *, intact: bool = True) -> str:
-        """The path of the file, whichever checkpoint is asked for: it holds one."""
+        """Path of the file, which holds a single checkpoint."""
         return str(self.path)
 
     def restore(self, path: str, model: "keras.Model") -> int:
-        """Fills the network with the weights in the file; returns the step at which the run had them.
+        """Restores the weights of the file; returns their step.
 
         Raises:
           CheckpointError: if the file is damaged.
@@ -115,27 +115,27 @@ class PackedRun:
         return self.card["step"]
 
     def model_card(self, checkpoint: str, split: str, step: int) -> dict[str, Any]:
-        """What a model card says of the run."""
+        """Content of a model card: the card of the file with classes, checkpoint and config."""
         classes = self.classes.to_dict()
         record = {"config": config_lib.to_dict(self.config), "classes": classes}
         return {**self.card, "classes": classes["classes"], "checkpoint": checkpoint, "run": record}
 
 
 def pack(path: Path, model: "keras.Model", config: Config, classes: Classes, card: dict[str, Any]) -> PackedRun:
-    """Writes a model's weights into a file.
+    """Writes a model's weights and metadata into a file.
 
     Args:
-      path: the file; one that is there is replaced.
-      model: the network of the config.
+      path: path of the file; an existing file is replaced.
+      model: network of the config.
       config: config of the run.
-      classes: the classes that it tells apart.
-      card: what is to be said of it, JSON values, with `step` and `weights`.
+      classes: classes of the run.
+      card: model card, JSON values, with `step` and `weights`.
 
     Raises:
-      ExportError: if the network is code of somebody's own, which no file holds, or a weight is too large.
+      ExportError: if the network is a custom one, or a weight is too large for half precision.
     """
     if config.model.network:
-        raise ExportError(f"its network is code, {config.model.network}, which the file would not hold")
+        raise ExportError(f"its network is the code {config.model.network}, which the file cannot hold")
     tensors = {name: _in_half_precision(np.asarray(variable)) for name, variable in _by_name(model).items()}
     too_large = [name for name, values in tensors.items() if not np.isfinite(values).all()]
     if too_large:
@@ -156,15 +156,15 @@ def packaged_file(name: str) -> Path:
 
 
 def packed_file(source: str) -> Path | None:
-    """The file of packed weights that a user's text names; None if the text is the path of something else.
+    """Path of the packed weights that a flag such as --workdir names; None if it names something else.
 
-    A run in a work directory comes before a packaged model of the same name.
+    A work directory takes precedence over a packaged model of the same name.
 
     Args:
-      source: a path, or the name of a packaged model.
+      source: path, or name of a packaged model.
 
     Raises:
-      ConfigError: if the text is the name of a packaged model, and also of a file or folder that is no run.
+      ConfigError: if it is the name of a packaged model and also of a path that is not a work directory.
     """
     path = Path(source)
     if source not in NAMES:
@@ -174,36 +174,36 @@ def packed_file(source: str) -> Path | None:
         return None
     if os.path.lexists(path):
         raise ConfigError(
-            f"{source}: is a path here, but no run, and also the name of a packaged model; must be "
+            f"{source}: is a path that is not a work directory, and also the name of a packaged model; must be "
             f"{os.path.join(os.curdir, source)} for the path, or {packaged_file(source)} for the packaged model"
         )
     return packaged_file(source)
 
 
 def _check_card(card: Any) -> None:
-    """Raises ConfigError if the card of a packed file is not an object with a step and the kind of weights."""
+    """Raises ConfigError if a model card lacks its step or the kind of its weights."""
     is_known = isinstance(card, dict) and type(card.get("step")) is int and isinstance(card.get("weights"), str)
     if not is_known or card["step"] < 0:
         raise ConfigError(f'card: got {str(card)[:100]}; must be an object with a "step" of at least 0 and "weights"')
 
 
 def _in_half_precision(values: np.ndarray) -> np.ndarray:
-    """Kernels as float16; what has one number for a channel stays as it is, for variances may be very small."""
-    with np.errstate(over="ignore"):  # what becomes infinite is refused by name
+    """Kernels as float16; vectors stay as they are, because variances may be very small."""
+    with np.errstate(over="ignore"):  # the caller refuses infinite values by name
         return values if values.ndim < 2 else values.astype(np.float16)
 
 
 def _by_name(model: "keras.Model") -> "dict[str, keras.Variable]":
-    """A model's variables, by names that are the same in every process.
+    """A model's variables by names that do not depend on the process.
 
-    Those of Keras's layers without a name count up as a process builds them; so the place stands first.
+    Keras numbers unnamed layers as a process builds them, so each name begins with the variable's position.
     """
     width = math.ceil(math.log10(len(model.weights) + 1))
     return {f"{i:0{width}d}/{variable.name}": variable for i, variable in enumerate(model.weights)}
 
 
 def _without_paths(config: Config) -> Config:
-    """The config but for what says more of the machine than of the run."""
+    """The config without paths and devices of the machine."""
     neutral = {name: "" for name in ("data_dir", "cache_dir", "classes", "data_service")}
     config = dataclasses.replace(config, distribution=DistributionConfig())
     return config.changed(

@@ -1,7 +1,4 @@
-"""Runs of one recipe that differ in their seed: where they lie, how they are named together, how several are given.
-
-Imports no TensorFlow.
-"""
+"""Groups of runs that differ only in their seed: their folders, and flags that name several runs. No TensorFlow."""
 
 import glob
 import logging
@@ -20,23 +17,21 @@ MAY_DIFFER = ("workdir", "seed", "data_dir", "cache", "cache_dir", "data_service
 
 
 def seed_folder(folder: Path, seed: int) -> Path:
-    """The work directory of one run of a group."""
+    """Work directory of the run with a seed."""
     return folder / f"{PREFIX}{seed}"
 
 
 def group_folder(config: Config) -> Path | None:
-    """The folder of the group that a run belongs to; None if it stands for itself."""
+    """Folder of the group to which a run belongs; None for a single run."""
     workdir = Path(config.runtime.workdir)
     return workdir.parent if workdir.name == seed_folder(Path(), config.runtime.seed).name else None
 
 
 def find_runs(text: str, flag: str) -> list[WorkDirectory]:
-    """The work directories that a flag names: several may be given with commas between them, by a glob, or by a folder.
-
-    A folder that is no work directory stands for those that are directly in it.
+    """The work directories that a flag names: paths separated by commas, globs, or folders that hold work directories.
 
     Raises:
-      ConfigError: if a glob names no run, or a run is named twice.
+      ConfigError: if a glob matches no run, or a run is named twice.
     """
     found: list[Path] = []
     for part in filter(None, map(str.strip, text.split(","))):
@@ -45,7 +40,7 @@ def find_runs(text: str, flag: str) -> list[WorkDirectory]:
         else:
             runs = [run for path in sorted(glob.glob(part)) for run in _in_folder(Path(path))]
             if not runs:
-                raise ConfigError(f"--{flag}={part}: no run is there; must name work directories")
+                raise ConfigError(f"--{flag}={part}: matches no run; must name work directories")
             found += runs
     if text and not found:
         found = [Path(text)]
@@ -57,11 +52,7 @@ def find_runs(text: str, flag: str) -> list[WorkDirectory]:
 
 
 def find_single_run(text: str, flag: str) -> WorkDirectory:
-    """The work directory that a flag names.
-
-    Raises:
-      ConfigError: if it names several.
-    """
+    """The work directory that a flag names; raises ConfigError if it names several."""
     found = find_runs(text, flag)
     if len(found) > 1:
         raise ConfigError(f"--{flag}={text}: must be one run; holds {len(found)}")
@@ -69,7 +60,7 @@ def find_single_run(text: str, flag: str) -> WorkDirectory:
 
 
 def warn_of_different_recipes(workdirs: Sequence[WorkDirectory]) -> None:
-    """Warns where runs that are scored together differ in more than their seed."""
+    """Warns if runs that are scored together differ in more than their seed."""
     configs = [workdir.load_config() for workdir in workdirs]
     for workdir, config in zip(workdirs[1:], configs[1:], strict=True):
         changes = config_lib.changes(configs[0], config)
@@ -79,24 +70,24 @@ def warn_of_different_recipes(workdirs: Sequence[WorkDirectory]) -> None:
 
 
 def _in_folder(path: Path) -> list[Path]:
-    """A work directory itself, or those in a folder, with numbers in their order."""
+    """The folder itself if it is a work directory, else the work directories in it, sorted by seed."""
     if (path / "config.json").is_file():
         return [path]
     inside = [file.parent for file in path.glob("*/config.json")] if path.is_dir() else []
-    return sorted(inside, key=_in_order)
+    return sorted(inside, key=_sort_key)
 
 
-def _in_order(path: Path) -> tuple[int, str]:
-    """Seeds by their number, then others by name."""
+def _sort_key(path: Path) -> tuple[int, str]:
+    """Sorts seeds by number, then other names."""
     number = path.name.removeprefix(PREFIX)
     return (int(number), "") if number.isdecimal() else (2**32, path.name)
 
 
 def names_several_runs(score: ScoreConfig) -> bool:
-    """Whether the flags name several runs, on either side.
+    """Whether --workdir or --compare names several runs.
 
     Raises:
-      ConfigError: if they do, and ask for what only one run can give; or name a run twice.
+      ConfigError: if they do beside flags that need a single run, or a run is named twice.
     """
     counts = {flag: len(find_runs(getattr(score, flag), flag)) for flag in ("workdir", "compare")}
     if max(counts.values()) < 2:

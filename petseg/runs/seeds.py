@@ -1,7 +1,7 @@
 """Trains a recipe with several seeds: python -m petseg.runs.seeds --workdir=DIR --seeds=0,1,2 [any flag of train.py].
 
-The runs, DIR/seed-0 and so on, follow each other, each in a process of its own; then a table says what they have in
-common, and how far they lie apart. Stopped or killed at any moment, the same command goes on.
+The runs, DIR/seed-0 and so on, are trained one after the other, each in its own process; then a table shows their
+scores with mean and spread. After a stop or kill, the same command resumes.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ logger = logging.getLogger("petseg.runs.seeds")
 
 @dataclasses.dataclass(frozen=True)
 class SeedsGroup(Group):
-    """Which runs there are."""
+    """The seeds."""
 
     seeds: str = option("0,1,2", "seeds of the runs, separated by commas", required=True)
 
@@ -37,17 +37,17 @@ class SeedsGroup(Group):
         self.numbers()
 
     def numbers(self) -> tuple[int, ...]:
-        """The seeds."""
+        """The seeds, as numbers."""
         parts = [part.strip() for part in self.seeds.split(",")]
         numbers = tuple(int(part) for part in parts if re.fullmatch(r"\d{1,10}", part))
         if len(numbers) < len(parts) or len(set(numbers)) < len(parts):
-            raise ConfigError(f"--seeds={self.seeds}: must be whole numbers, each another, separated by commas")
+            raise ConfigError(f"--seeds={self.seeds}: must be different whole numbers, separated by commas")
         return numbers
 
 
 @dataclasses.dataclass(frozen=True)
 class SeedsConfig(Config):
-    """A training run, and the seeds with which it is repeated."""
+    """A training config and the seeds with which to repeat it."""
 
     runs: SeedsGroup = SeedsGroup()
 
@@ -58,32 +58,32 @@ class SeedsConfig(Config):
         if not self.runtime.workdir:
             raise ConfigError("--workdir: must be the folder of the runs' work directories")
 
-    def of_seed(self, seed: int) -> Config:
-        """The config of one run."""
+    def for_seed(self, seed: int) -> Config:
+        """The config of the run with a seed."""
         plain = Config(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Config)})
         workdir = run_groups.seed_folder(Path(self.runtime.workdir), seed)
         return plain.changed(runtime={"seed": seed, "workdir": str(workdir)})
 
 
 def main(config: SeedsConfig) -> None:
-    """Trains with one seed after the other, and prints what the runs say together."""
+    """Trains with one seed after the other, then prints their scores."""
     if (Path(config.runtime.workdir) / "config.json").exists():
         raise ConfigError(f"--workdir={config.runtime.workdir}: is itself a run; must be a folder for those of --seeds")
-    configs = [config.of_seed(seed) for seed in config.runs.numbers()]
+    configs = [config.for_seed(seed) for seed in config.runs.numbers()]
     for number, each in enumerate(configs, 1):
         logger.info("run %d of %d: %s", number, len(configs), each.runtime.workdir)
         train_in_a_process(each)
-    _tell(configs)
+    _print_scores(configs)
 
 
 def train_in_a_process(config: Config) -> None:
-    """Does what `train.py` does, in a process of its own, which ends with this one.
+    """Runs `train.py` in a child process, which ends with this one.
 
-    A process for each run, for seeds, determinism and devices belong to a process, and its memory goes with it.
+    Each run has its own process because seeds, determinism and devices are settings of a process.
 
     Raises:
       PetsegError: if the process was killed.
-      SystemExit: if it ended otherwise than well; it has said why.
+      SystemExit: if the process failed; it has printed the reason.
     """
     process = multiprocessing.get_context("spawn").Process(target=_train, args=(flags_of(config),))
     process.start()
@@ -92,13 +92,13 @@ def train_in_a_process(config: Config) -> None:
     code = process.exitcode or 0
     if code < 0:
         name = signal.Signals(-code).name
-        raise PetsegError(f"{config.runtime.workdir}: its process was ended by {name}; the same command goes on")
+        raise PetsegError(f"{config.runtime.workdir}: its process was ended by {name}; rerun to resume")
     if code:
         sys.exit(code)
 
 
 def flags_of(config: Config) -> list[str]:
-    """The command line that makes a config: the flags that have other values than their defaults."""
+    """The flags of a config that differ from their defaults, as command-line arguments."""
     flags = []
     for name, group in groups(Config).items():
         for field in dataclasses.fields(group):
@@ -109,8 +109,8 @@ def flags_of(config: Config) -> list[str]:
 
 
 def _train(flags: list[str]) -> None:
-    """In the process of a run: becomes `petseg-train`."""
-    os.setpgid(0, 0)  # Ctrl-C goes to all processes of a terminal's group; this one is sent it once, by its parent
+    """Entry of the child process: becomes `petseg-train`."""
+    os.setpgid(0, 0)  # out of the terminal's group: it gets Ctrl-C once, from its parent
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     sys.argv = ["petseg-train", *flags]
     command_line.run(_train_one, Config, "")
@@ -124,7 +124,7 @@ def _train_one(config: Config) -> None:
 
 
 def _end_with_the_parent() -> None:
-    """What remains is what a kill leaves, and who goes on need not wait for this process."""
+    """Kills this process when its parent ends, so that a rerun need not wait for it."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -133,7 +133,7 @@ def _end_with_the_parent() -> None:
 
 @contextlib.contextmanager
 def _signals_sent_to(process: multiprocessing.process.BaseProcess) -> Iterator[None]:
-    """Hands the signals that stop a program on to a process, which has something to save."""
+    """Forwards stop signals to a process, which then saves and ends."""
 
     def send(number: int, frame: object) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -147,15 +147,15 @@ def _signals_sent_to(process: multiprocessing.process.BaseProcess) -> Iterator[N
             signal.signal(number, handler)
 
 
-def _tell(configs: list[Config]) -> None:
-    """Prints the scores of the runs' last evaluations, with mean and spread."""
+def _print_scores(configs: list[Config]) -> None:
+    """Prints the scores of each run's last evaluation, with mean and spread."""
     startup.load_tensorflow()
     from petseg.evaluation import score_tables
     from petseg.runs import group_scoring
 
     results = {config.runtime.workdir: group_scoring.last_results(config) for config in configs}
     weights = "averaged" if configs[0].optimizer.ema_decay else "trained"
-    print(f"\n{score_tables.runs_table(results)}\n\n{weights} weights, as of each run's last evaluation")
+    print(f"\n{score_tables.runs_table(results)}\n\n{weights} weights, each run's last evaluation")
     folder = Path(configs[0].runtime.workdir).parent
     ema = " --ema" if configs[0].optimizer.ema_decay else ""
     print(f"\nscore them:     {command_line.invocation('eval.py')} --workdir={folder}{ema} [--compare=ANOTHER_FOLDER]")

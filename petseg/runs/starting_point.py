@@ -1,4 +1,4 @@
-"""What a run starts from: its own checkpoint, another run, pretrained weights of the encoder, or nothing."""
+"""Initial weights of a run: its own checkpoint, another run, pretrained encoder weights, or random ones."""
 
 import dataclasses
 import logging
@@ -14,22 +14,24 @@ from petseg.errors import CheckpointError, ConfigError
 from petseg.models import encoders, pretrained_weights
 from petseg.reporting.summaries import EMA
 from petseg.runs import building, checkpoints, model_selection, packed_run
+from petseg.runs.open_run import load_model
 from petseg.runs.packed_run import PackedRun
+from petseg.runs.trained_run import TrainedRun
 from petseg.runs.training_data import TrainingData
 from petseg.runs.work_directory import WorkDirectory
 
-CALIBRATION_IMAGES, CALIBRATION_PIXELS = 64, 64 * 128**2  # at most; memory grows with the pixels
+CALIBRATION_IMAGES, CALIBRATION_PIXELS = 64, 64 * 128**2  # at most; memory grows with the number of pixels
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class StartingPoint:
-    """What a run starts from, found by `find_starting_point`.
+    """Source of a run's initial weights, chosen by `find_starting_point`.
 
     Attributes:
-      checkpoint: path of the run's own checkpoint; empty if there is none.
-      init_from: work directory or checkpoint of another run; empty if it is not used.
-      encoder_weights: weights of the encoder: "imagenet", a file, or "none".
+      checkpoint: path of the run's own newest checkpoint, or empty.
+      init_from: --init_from, if it is used, else empty.
+      encoder_weights: weights of the encoder: "imagenet", path of a file, or "none".
     """
 
     checkpoint: str = ""
@@ -38,16 +40,16 @@ class StartingPoint:
 
 
 def find_starting_point(config: Config, workdir: WorkDirectory) -> StartingPoint:
-    """What a run starts from: the first of these that there is.
+    """The first of these sources that exists.
 
-    1. Its own newest checkpoint. Everything goes on as if it had not stopped.
-    2. The weights of another run, --init_from. This is a new run, from step 0, with an optimizer that knows nothing.
-    3. Pretrained weights of the encoder, --encoder_weights. The decoder is random.
-    4. Nothing. The encoder is random too; its batch norms are set by training images. A network of one's own is as its
+    1. The run's own newest checkpoint. The run resumes exactly.
+    2. --init_from, the weights of another run. A new run at step 0, with a new optimizer.
+    3. --encoder_weights, pretrained weights of the encoder. The decoder is random.
+    4. Random weights; batch norms of the encoder are calibrated with training images. A custom network stays as its
        function returns it.
 
     Raises:
-      PetsegError: if it cannot be used, as far as can be seen before a model is built.
+      PetsegError: if the source cannot be used, as far as this shows before a model is built.
     """
     own = checkpoints.newest_intact(workdir.checkpoints)
     if own:
@@ -69,10 +71,10 @@ def find_starting_point(config: Config, workdir: WorkDirectory) -> StartingPoint
 
 
 def initial_training_data(start: StartingPoint) -> TrainingData | None:
-    """What the run of --init_from was trained on; None if there is none, or nothing is known of it.
+    """The recorded training data of the run of --init_from; None without --init_from or without a record.
 
     Raises:
-      PetsegError: if the file that says so cannot be read.
+      PetsegError: if the record cannot be read.
     """
     if not start.init_from:
         return None
@@ -82,25 +84,21 @@ def initial_training_data(start: StartingPoint) -> TrainingData | None:
 
 
 def build_initial_model(start: StartingPoint, config: Config, examples: Examples) -> keras.Model:
-    """The network with the weights of a starting point, but for those of the run's own checkpoint.
+    """Builds a run's network with its initial weights; call it inside ``strategy.scope()``.
 
-    These are restored with all else that the checkpoint holds, once that is built. Call it inside
-    ``strategy.scope()``.
+    The run's own checkpoint is not restored here but later, together with the optimizer and the other state.
 
     Args:
-      start: starting point of the run.
+      start: source of the weights.
       config: config of the run.
-      examples: the examples of the training split, by which a random encoder is calibrated.
+      examples: examples of the training split, with which the batch norms of a random encoder are calibrated.
 
     Raises:
       PetsegError: if weights do not fit.
     """
     model = building.build_model(config, examples.classes, start.encoder_weights)
     if start.init_from:
-        if file := packed_run.packed_file(start.init_from):
-            _fill_from_packed_run(start.init_from, PackedRun.open(file), config, model)
-        else:
-            _fill_from_other_run(start.init_from, config, model)
+        _initialise_from_run(start.init_from, config, model)
     elif not start.checkpoint and start.encoder_weights == "none" and not config.model.network:
         pixels = math.prod(config.model.working_size(config.data.size))
         count = max(1, min(CALIBRATION_IMAGES, CALIBRATION_PIXELS // pixels, len(examples)))
@@ -110,49 +108,44 @@ def build_initial_model(start: StartingPoint, config: Config, examples: Examples
     return model
 
 
-def _fill_from_other_run(source: str, config: Config, model: keras.Model) -> None:
-    """Fills a new model with the weights of another run, and says what that is and what it is not."""
-    workdir, averaged = _workdir_of(source), False
-    is_checkpoint = not WorkDirectory(source).config_file.is_file()
-    path = source.removesuffix(".index")
-    if not workdir.config_file.is_file():  # a checkpoint that lies elsewhere: of what model it is, nobody knows
-        step, left = checkpoints.restore_model(path, model=model), []
+def _initialise_from_run(source: str, config: Config, model: keras.Model) -> None:
+    """Copies the weights of --init_from into a new model, and logs which were copied and which were not."""
+    run: TrainedRun | PackedRun
+    if file := packed_run.packed_file(source):
+        run, path = PackedRun.open(file), str(file)
+        _check_compatible(source, config.model, run.config.model)
     else:
-        theirs = workdir.load_config()
-        _check_same_beginning(source, config.model, theirs.model)
-        if not is_checkpoint:
+        workdir, path = _workdir_of(source), source.removesuffix(".index")
+        if not workdir.config_file.is_file():  # a checkpoint outside a work directory: its network is unknown
+            _log_initialised("weights", path, checkpoints.restore_model(path, model=model), [])
+            return
+        theirs, is_workdir = workdir.load_config(), WorkDirectory(source).config_file.is_file()
+        _check_compatible(source, config.model, theirs.model)
+        averaged = is_workdir and model_selection.selected_weights(theirs) == EMA
+        run = TrainedRun(workdir, theirs, workdir.load_classes(), averaged=averaged)
+        if is_workdir:
             if not checkpoints.steps(workdir.best):
                 raise CheckpointError(f"--init_from={source}: there is no checkpoint in {workdir.best} yet")
-            path = checkpoints.resolve_checkpoint(workdir.checkpoints, workdir.best, "best")
-            averaged = model_selection.selected_weights(theirs) == EMA
-        original = building.build_model(theirs, workdir.load_classes())  # averages are known by what was trained there
-        step = building.restore(path, theirs, original, averaged=averaged)
-        left = transfer_weights(original, model, same_layers=_is_same_network(config.model, theirs.model))
-    _say_what_was_taken("averaged weights" if averaged else "weights", path, step, left)
+            path = run.checkpoint("best")
+    original, step = load_model(run, path)
+    ours, theirs_model = config.model, run.config.model
+    same_layers = ours.decoder == theirs_model.decoder and bool(ours.inner_size) == bool(theirs_model.inner_size)
+    _log_initialised(f"{run.weights} weights", path, step, transfer_weights(original, model, same_layers=same_layers))
 
 
 def _workdir_of(source: str) -> WorkDirectory:
-    """The work directory that --init_from names, or in which the checkpoint that it names lies, if that lies in one."""
+    """The work directory that --init_from names, or the one that would contain the checkpoint that it names."""
     workdir = WorkDirectory(source)
     return workdir if workdir.config_file.is_file() else WorkDirectory(Path(source).absolute().parent.parent)
 
 
-def _fill_from_packed_run(source: str, packed: PackedRun, config: Config, model: keras.Model) -> None:
-    """Fills a new model with packed weights, and says what that is and what it is not."""
-    _check_same_beginning(source, config.model, packed.config.model)
-    original = packed.build_model()
-    step = packed.restore(str(packed.path), original)
-    left = transfer_weights(original, model, same_layers=_is_same_network(config.model, packed.config.model))
-    _say_what_was_taken(f"{packed.weights} weights", str(packed.path), step, left)
-
-
-def _say_what_was_taken(kind: str, path: str, step: int, left: list[str]) -> None:
-    rest = f"; {len(left)} of its weights do not fit, and begin anew: {', '.join(left)}" if left else ""
+def _log_initialised(kind: str, path: str, step: int, left: list[str]) -> None:
+    rest = f"; {len(left)} weights do not fit and keep their initial values: {', '.join(left)}" if left else ""
     logger.info("initialised with the %s of %s, step %d; this is a new run, from step 0%s", kind, path, step, rest)
 
 
-def _check_same_beginning(source: str, ours: ModelConfig, theirs: ModelConfig) -> None:
-    """Raises ConfigError if the weights of another run's encoder mean something else here, or its code would run."""
+def _check_compatible(source: str, ours: ModelConfig, theirs: ModelConfig) -> None:
+    """Raises ConfigError if another run has a different encoder or input scaling, or a custom network."""
     pairs = {name: (getattr(ours, name), getattr(theirs, name)) for name in ("network", "encoder", "encoder_alpha")}
     if encoders.scaling(ours.encoder, ours.input_scaling) != encoders.scaling(theirs.encoder, theirs.input_scaling):
         pairs["input_scaling"] = (ours.input_scaling, theirs.input_scaling)
@@ -161,23 +154,19 @@ def _check_same_beginning(source: str, ours: ModelConfig, theirs: ModelConfig) -
             raise ConfigError(f"--{name}={mine}: must be {its}, as in the run of --init_from={source}")
 
 
-def _is_same_network(ours: ModelConfig, theirs: ModelConfig) -> bool:
-    return ours.decoder == theirs.decoder and bool(ours.inner_size) == bool(theirs.inner_size)
-
-
 def transfer_weights(original: keras.Model, model: keras.Model, *, same_layers: bool) -> list[str]:
-    """Fills a model with those weights of another that have their place and shape in it.
+    """Copies those weights of a model that have a counterpart of the same shape in another one.
 
-    The weights of an encoder are matched by their order, for Keras numbers layers without a name as they come.
+    Encoder weights are matched by order, because Keras numbers unnamed layers in the order of their creation.
 
     Args:
-      original: the model that knows something.
-      model: the model to fill.
-      same_layers: whether both have the same layers, though perhaps not of the same shapes, so that all weights can be
-        matched by their order; otherwise those outside the encoder are matched by their names.
+      original: model to copy from.
+      model: model to copy to.
+      same_layers: whether both have the same layers, possibly with other shapes, so that all weights are matched by
+        order; otherwise those outside the encoder are matched by name.
 
     Returns:
-      names of the weights that were left as they were.
+      paths of the weights of `model` that were left as they were.
     """
     if same_layers and len(original.weights) == len(model.weights):
         pairs = list(zip(original.weights, model.weights, strict=True))

@@ -1,6 +1,6 @@
-"""A run in its work directory, opened to use what it trained: with which config, data, checkpoint and weights.
+"""A trained run in its work directory, opened for scoring, prediction or export.
 
-TensorFlow is imported where it is needed, for a run that was exported can be used without.
+TensorFlow is imported only where it is needed, because exported runs are used without it.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:
-    """A finished run, or one that goes on.
+    """A run, complete or still training, whose checkpoints are used.
 
     Attributes:
       workdir: work directory of the run.
-      config: config of the run, with the precision, the data folder and the cache that are asked for instead.
-      classes: the classes that the run tells apart.
-      averaged: whether its averaged weights are used, and not those that were trained.
+      config: config of the run, with the precision, data folder and cache of the flags of eval.py.
+      classes: classes of the run.
+      averaged: whether to use its averaged weights instead of the trained ones.
     """
 
     workdir: WorkDirectory
@@ -43,18 +43,18 @@ class TrainedRun:
 
     @classmethod
     def open(cls, workdir: WorkDirectory, score: ScoreConfig) -> "TrainedRun":
-        """Opens the run in a work directory, as it is asked for.
+        """Opens the run in a work directory.
 
         Raises:
           WorkDirectoryError: if there is no run.
-          ConfigError: if averaged weights are asked for, of which it has none, or it needs code that is not allowed.
+          ConfigError: if --ema is given but the run has no averaged weights, or --allow_code is missing.
         """
         config = workdir.load_config()
         if config.model.network:
             if not score.allow_code:
                 raise ConfigError(
                     f"{workdir.path}: its network is the code {config.model.network}; --allow_code must be given to "
-                    "run that"
+                    "run it"
                 )
             workdir.check_network(config)
         if score.ema and not config.optimizer.ema_decay:
@@ -65,7 +65,7 @@ class TrainedRun:
 
     @classmethod
     def open_to_compare(cls, workdir: WorkDirectory, score: ScoreConfig) -> "TrainedRun":
-        """Opens a run that another one is compared with; of its averaged weights, if it has any.
+        """Opens a run of --compare; --ema uses its averaged weights if it has any.
 
         Raises:
           WorkDirectoryError: if there is no run.
@@ -75,10 +75,10 @@ class TrainedRun:
 
     @property
     def training_data(self) -> "TrainingData | None":
-        """What is known of the data that the run was trained on; None if nothing is.
+        """The record of the data that the run was trained on; None for runs of older versions.
 
         Raises:
-          WorkDirectoryError: if the file that says so cannot be read.
+          WorkDirectoryError: if it cannot be read.
         """
         from petseg.runs.training_data import TrainingData
 
@@ -86,16 +86,16 @@ class TrainedRun:
 
     @property
     def weights(self) -> str:
-        """Which weights are used, in words."""
+        """Kind of the weights: "averaged" or "trained"."""
         return "averaged" if self.averaged else "trained"
 
     def results_file(self, split: str, step: int, *differences: str) -> Path:
-        """The file of the scores at a step.
+        """Path of the results file of a split at a step.
 
         Args:
-          split: name of the split that is scored.
+          split: name of the split.
           step: step of the checkpoint.
-          *differences: short names of what is done otherwise than in training; none where training wrote the scores.
+          *differences: short names of the settings that differ from evaluations during training.
         """
         from petseg.reporting.summaries import EMA
 
@@ -103,17 +103,17 @@ class TrainedRun:
         return self.workdir.results_file(split, step, ".".join(parts))
 
     def load(self, split: str) -> "Examples":
-        """The examples of a split, kept as the config's `cache` says."""
+        """Loads the examples of a split, cached as the config's `cache` says."""
         from petseg.data import loading
 
         return loading.load(self.config.data, split, self.classes)
 
     def checkpoint(self, which: str, *, intact: bool = True) -> str:
-        """The path of a checkpoint: the `latest`, the `best`, or a path.
+        """Path of a checkpoint.
 
         Args:
-          which: which one.
-          intact: whether the latest must be one that can be read, which only TensorFlow can tell.
+          which: `latest`, `best` or a path.
+          intact: whether `latest` is the newest one that can be read; checking that needs TensorFlow.
 
         Raises:
           CheckpointError: if there is none.
@@ -127,7 +127,7 @@ class TrainedRun:
         )
 
     def all_checkpoints(self) -> list[str]:
-        """The paths of the checkpoints that the run keeps as it goes, oldest first.
+        """Paths of the run's latest checkpoints, oldest first.
 
         Raises:
           CheckpointError: if there is none.
@@ -138,15 +138,15 @@ class TrainedRun:
         return paths
 
     def steps(self) -> list[int]:
-        """The steps at which there are checkpoints now, newest first."""
+        """Steps of the run's latest checkpoints, newest first."""
         return checkpoint_files.steps(self.workdir.checkpoints)
 
     def path_of(self, step: int) -> str:
-        """The path of the checkpoint of a step."""
+        """Path of the checkpoint of a step."""
         return checkpoint_files.path_of(self.workdir.checkpoints, step)
 
     def model_card(self, checkpoint: str, split: str, step: int) -> dict[str, Any]:
-        """What a model card says of the run: its classes, its scores on a split at a step, and its config.json."""
+        """Content of a model card: classes, checkpoint, scores on a split at a step, and config.json."""
         results_file = self.results_file(split, step)
         return {
             "classes": self.classes.to_dict()["classes"],
@@ -158,16 +158,16 @@ class TrainedRun:
         }
 
     def build_model(self) -> "keras.Model":
-        """The network, to be filled by `restore`; inside ``strategy.scope()`` where there is one."""
+        """Builds the network, for `restore`; call it inside ``strategy.scope()`` if there is one."""
         from petseg.runs import building
 
         return building.build_model(self.config, self.classes)
 
     def restore(self, path: str, model: "keras.Model") -> int:
-        """Fills the network with the weights that are used, as a checkpoint has them; returns their step.
+        """Restores the trained or averaged weights from a checkpoint; returns its step.
 
         Raises:
-          CheckpointError: if the checkpoint is damaged, or of another model, or without averages.
+          CheckpointError: if the checkpoint is damaged, belongs to another model, or has no averages.
         """
         from petseg.runs import building
 
@@ -175,13 +175,13 @@ class TrainedRun:
 
 
 def with_score_options(config: Config, score: ScoreConfig) -> Config:
-    """The config of a run with the precision, the data folder and the cache that are asked for instead."""
+    """The config of a run with the precision, data folder and cache of the flags of eval.py."""
     data = {
         "data_dir": score.data_dir or config.data.data_dir,
         "cache": config.data.cache if score.cache == "run" else score.cache,
         "cache_dir": score.cache_dir or config.data.cache_dir,
-        "data_service": "",  # which makes training batches
-        "on_bad_example": "stop",  # a score is of all examples, or it is none
+        "data_service": "",  # it makes training batches only
+        "on_bad_example": "stop",  # a score must cover all examples
     }
     precision = config.compute.precision if score.precision == "run" else score.precision
     return config.changed(data=data, compute={"precision": precision})

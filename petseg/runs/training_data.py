@@ -1,8 +1,8 @@
-"""The data of a run as its work directory remembers it: what it was trained on, and whether that is still there.
+"""Records the data that a run was trained and scored on; detects changed data and training images in other splits.
 
-For the folders of --dataset=folder these are digests of all pictures and masks, which were computed when the folder was
-copied; for other data sets, name and version and the numbers of examples. The file is not there in runs of older
-versions: what they were trained on is then what their config names today.
+For --dataset=folder the record holds digests of all pictures and masks, which were computed when the folder was copied;
+for other data sets, name, version and numbers of examples. Runs of older versions have no record: the splits that their
+config names are then compared as they are now.
 """
 
 import dataclasses
@@ -29,13 +29,13 @@ NOTHING = np.zeros(0, np.uint64)
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
-    """What a run is trained and scored on.
+    """The data that a run is trained and scored on.
 
     Attributes:
-      data_set: name and version of the data set; `folder` for one of folders.
-      examples: number of examples by the flag that names their split.
-      digests: digests of the examples by that flag; empty where there are none.
-      seen_before: digests of the pictures that its initial weights were trained on, those of --init_from, uint64 [M].
+      data_set: name and version of the data set; `folder` for --dataset=folder.
+      examples: number of examples of each split, by the name of its flag.
+      digests: digests of the examples of each split that has them, by the name of its flag.
+      seen_before: digests of the pictures that the weights of --init_from were trained on, uint64 [M].
     """
 
     data_set: str
@@ -45,15 +45,15 @@ class TrainingData:
 
     @classmethod
     def of(cls, data_set: DataSet, config: DataConfig, initial: "TrainingData | None" = None) -> "TrainingData":
-        """What a run with a config would be trained and scored on now; reads no record.
+        """The data of a config as it is now.
 
         Args:
-          data_set: the data set of the config.
+          data_set: data set of the config.
           config: the config.
-          initial: what the run of --init_from was trained on; None if there is none, or nothing is known of it.
+          initial: record of the run of --init_from, if there is one.
 
         Raises:
-          DataError: if there is no such split.
+          DataError: if a split does not exist.
         """
         splits = {flag: getattr(config, flag) for flag in SPLITS}
         found = {flag: data_set.digests_of(split) for flag, split in splits.items()}
@@ -66,7 +66,7 @@ class TrainingData:
 
     @classmethod
     def read(cls, path: Path) -> "TrainingData | None":
-        """Reads what `write` wrote; None if there is no such file.
+        """Reads a record; None if the file does not exist.
 
         Raises:
           WorkDirectoryError: if it cannot be read.
@@ -84,12 +84,12 @@ class TrainingData:
                 return cls(str(arrays["data_set"]), examples, digests, arrays["seen_before"])
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise WorkDirectoryError(
-                f"{path}: cannot be read ({one_line(error)}); must be as training wrote it; without it, images that "
-                "were trained on are found by the splits of the data set alone"
+                f"{path}: cannot be read ({one_line(error)}); must be as training wrote it; if it is deleted, training "
+                "images are recognised by the splits of the data set alone"
             ) from error
 
     def write(self, path: Path) -> None:
-        """Writes it, whole or not at all."""
+        """Writes the record atomically."""
         arrays = {
             "data_set": self.data_set,
             "seen_before": self.seen_before,
@@ -100,17 +100,17 @@ class TrainingData:
 
     @property
     def seen(self) -> np.ndarray:
-        """Digests of all pictures that its weights were trained on, uint64."""
+        """Digests of all pictures that the weights were trained on, uint64 [N]."""
         trained_on = [self.digests["train_split"].pictures] if "train_split" in self.digests else []
         return np.concatenate([*trained_on, self.seen_before])
 
     def changes_to(self, now: "TrainingData", data_set: DataSet, config: DataConfig) -> str:
-        """What has changed since this was recorded, in words; empty if nothing has.
+        """Describes what has changed since the record was written; empty if nothing has.
 
         Args:
-          now: what there is now.
+          now: the data as it is now.
           data_set: the data set as it is now.
-          config: the config, with the splits of both.
+          config: config that names the splits.
         """
         if self.data_set != now.data_set:
             return f"the data set was {self.data_set}, and is now {now.data_set}"
@@ -128,7 +128,7 @@ class TrainingData:
 
 
 def _changes(before: Digests, now: Digests, data_set: DataSet, split: str) -> str:
-    """What has changed in the examples of a split, in words; empty if nothing has."""
+    """Describes what has changed in the examples of a split; empty if nothing has."""
     changes = before.changes_to(now)
 
     def of(positions: np.ndarray) -> str:
@@ -139,7 +139,7 @@ def _changes(before: Digests, now: Digests, data_set: DataSet, split: str) -> st
         parts.append(f"{_counted(len(changes.added), 'picture')} added{of(changes.added)}")
     if changes.removed:
         parts.append(f"{_counted(changes.removed, 'picture')} removed")
-    if changes.growth and not parts:  # copies of pictures that were there
+    if changes.growth and not parts:  # copies of existing pictures
         parts.append(f"it had {len(before.pictures)} examples, and has now {len(now.pictures)}")
     if changes.reordered:
         parts.append("the pictures were renamed, which changes their order")
@@ -153,16 +153,15 @@ def _counted(count: int, noun: str) -> str:
 
 
 def check_unchanged(now: TrainingData, data_set: DataSet, config: DataConfig, workdir: WorkDirectory) -> None:
-    """Checks that a run which goes on has the data that it began with.
+    """Raises WorkDirectoryError if the data has changed since the start of a run that is to be resumed.
+
+    Not for runs of older versions, which have no record.
 
     Args:
-      now: the data that there is now.
-      data_set: the data set of the config.
+      now: the data as it is now.
+      data_set: data set of the config.
       config: config of the run.
       workdir: its work directory, with a checkpoint.
-
-    Raises:
-      WorkDirectoryError: if the data has changed since; not for runs of older versions, which did not record it.
     """
     before = TrainingData.read(workdir.data_file)
     what = "" if before is None else before.changes_to(now, data_set, config)
@@ -170,19 +169,19 @@ def check_unchanged(now: TrainingData, data_set: DataSet, config: DataConfig, wo
         best = checkpoint_files.best_record(workdir.best)
         source = workdir.path if best else checkpoint_files.newest(workdir.checkpoints)
         raise WorkDirectoryError(
-            f"--workdir={workdir.path}: belongs to a run that cannot go on with other data: {what}. Restore the data, "
-            f"or start a new run from its weights: another --workdir, and --init_from={source}"
+            f"--workdir={workdir.path}: belongs to a run that cannot be resumed with other data: {what}. Restore the "
+            f"data, or start a new run from its weights with another --workdir and --init_from={source}"
         )
 
 
 def warn_of_seen_images(data: TrainingData, data_set: DataSet, config: DataConfig, init_from: str) -> None:
-    """Warns if a run would be scored on images that its initial weights were trained on."""
+    """Warns if the evaluation split contains images that the weights of --init_from were trained on."""
     if len(data.seen_before) and "eval_split" in data.digests:
         shared = data_set.overlap_with(config.eval_split, data.seen_before)
         if shared.examples:
             logger.warning(
-                "--eval_split=%s: %d of its %d examples were trained on by --init_from=%s%s; scores on them say little "
-                "about other images",
+                "--eval_split=%s: %d of its %d examples were trained on by --init_from=%s%s; scores on them do not "
+                "generalise to other images",
                 config.eval_split, shared.examples, data.examples["eval_split"], init_from, shared.listed,
             )  # fmt: skip
 
@@ -191,13 +190,13 @@ def trained_on(data_set: DataSet, split: str, config: DataConfig, record: Traini
     """The examples of a split that a run was trained on.
 
     Args:
-      data_set: the data set of the split.
-      split: the split.
+      data_set: data set of the split.
+      split: name of the split.
       config: config of the run.
-      record: what is known of the run's data; None: nothing, so it is what the config names today.
+      record: record of the run's data; None: its training split is taken as it is now.
 
     Raises:
-      DataError: if there is no such split.
+      DataError: if the split does not exist.
     """
     if record is not None and record.digests and data_set.digests_of(split) is not None:
         return data_set.overlap_with(split, record.seen)
@@ -213,19 +212,19 @@ def check_not_trained_on(
     flag: str = "--split=",
     remedy: str = "--allow_training_images",
 ) -> None:
-    """Raises DataError if a run was trained on some of a split.
+    """Raises DataError if a run was trained on examples of a split.
 
     Args:
-      split: the split.
+      split: name of the split.
       config: config of the run.
-      classes: its classes.
-      record: what is known of its data; None if nothing is.
-      flag: what named the split, for the error.
-      remedy: what allows the split to be scored all the same, for the error.
+      classes: classes of the run.
+      record: record of the run's data, or None.
+      flag: flag or argument that named the split, for the error.
+      remedy: flag or argument that allows the split to be scored nevertheless, for the error.
     """
     shared = trained_on(catalog.open_data(config, classes), split, config, record)
     if shared.examples:
         raise DataError(
             f"{flag}{split}: {shared.examples} of its images were trained on ({config.train_split}){shared.listed}; "
-            f"a score on them says little; {remedy} scores them all the same"
+            f"a score on them does not generalise; {remedy} scores them nevertheless"
         )

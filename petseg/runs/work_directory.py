@@ -1,4 +1,4 @@
-"""A run's folder: its layout, its config.json, and whether it can be used for what is asked."""
+"""Work directory of a run: layout, config.json, changes allowed on resume, lock."""
 
 import contextlib
 import datetime
@@ -27,17 +27,17 @@ PACKAGES = ("petseg", "tensorflow", "keras", "tensorflow-datasets", "tensorboard
 
 
 class WorkDirectory:
-    """Where a run keeps what it knows.
+    """Work directory of a run.
 
     Attributes:
       path: path of the folder.
       config_file: the resolved config, with versions, devices and git commit.
-      data_file: what the run is trained and scored on, see `training_data`; not there in runs of older versions.
+      data_file: record of the data, see `training_data`; runs of older versions have none.
       checkpoints: folder of the newest checkpoints.
       best: folder of the checkpoint with the highest mean IoU.
-      results: folder of scores, one JSON file for each evaluation.
+      results: folder of results files, one JSON file per evaluation.
       figures: folder of pictures.
-      metrics_file: every logged number, as CSV.
+      metrics_file: CSV file of all logged numbers.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -53,10 +53,10 @@ class WorkDirectory:
 
     @classmethod
     def for_training(cls, path: str, dataset: str) -> "WorkDirectory":
-        """The work directory of a training run; a new one under `runs/` if the path is empty.
+        """Work directory of a training run; a new one under `runs/` if the path is empty.
 
         Raises:
-          WorkDirectoryError: if it is a file, cannot be written to, or holds something else.
+          WorkDirectoryError: if it is a file, cannot be written to, or holds other files.
         """
         if not path:
             now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -71,27 +71,15 @@ class WorkDirectory:
         return workdir
 
     def load_config(self) -> Config:
-        """The config that the run was last started with.
-
-        Raises:
-          WorkDirectoryError: if there is none, or it cannot be read.
-        """
+        """The config with which the run was last started; raises WorkDirectoryError if it cannot be read."""
         return self._load_record().config
 
     def load_class_weights(self) -> tuple[float, ...] | None:
-        """The class weights that the run trains with, computed ones included.
-
-        Raises:
-          WorkDirectoryError: if there is no config, or it cannot be read.
-        """
+        """Class weights in use, given or computed; raises WorkDirectoryError if config.json cannot be read."""
         return self._load_record().class_weights
 
     def load_classes(self) -> Classes:
-        """The classes that the run tells apart.
-
-        Raises:
-          WorkDirectoryError: if there is no config, or it cannot be read.
-        """
+        """Classes of the run; raises WorkDirectoryError if config.json cannot be read."""
         return self._load_record().classes
 
     def _load_record(self) -> "_Record":
@@ -104,7 +92,7 @@ class WorkDirectory:
                     f"{self.config_file}: has format {record['format']}; this petseg reads format {CONFIG_FORMAT}"
                 )
             weights = record["class_weights"]
-            classes = record.get("classes")  # without them, they are the only ones there were
+            classes = record.get("classes")  # early versions knew only these and recorded none
             return _Record(
                 config_lib.from_dict(_with_earlier_choices(record["config"], weights)),
                 None if weights is None else tuple(map(float, weights)),
@@ -114,28 +102,28 @@ class WorkDirectory:
             raise WorkDirectoryError(f"{self.config_file}: not a config that can be read: {error}") from error
 
     def reconcile(self, config: Config) -> dict[str, tuple[Any, Any]]:
-        """What a run that goes on changes in its config: flag -> (old, new).
+        """Changes of the config on resume: flag -> (old, new).
 
         Raises:
-          WorkDirectoryError: if a change cannot be reconciled with the checkpoints that are here.
-          ConfigError: if the code of a network of one's own is not there.
+          WorkDirectoryError: if a change does not fit the existing checkpoints.
+          ConfigError: if the code of a custom network is missing.
         """
         changes = config_lib.changes(self.load_config(), config)
         changes.pop("workdir", None)
         fixed = [f"--{name} was {old!r}, is now {new!r}" for name, (old, new, is_fixed) in changes.items() if is_fixed]
         if fixed:
             raise WorkDirectoryError(
-                f"--workdir={self.path}: belongs to a run that cannot go on with other values: {'; '.join(fixed)}"
+                f"--workdir={self.path}: belongs to a run that cannot be resumed with other values: {'; '.join(fixed)}"
             )
         self.check_network(config)
         return {name: (old, new) for name, (old, new, _) in changes.items()}
 
     def check_network(self, config: Config) -> None:
-        """Whether the code of a network of one's own, if there is one, is that which the run here was started with.
+        """Checks that the code of a custom network, if there is one, has not changed since the start of the run.
 
         Raises:
-          WorkDirectoryError: if it has changed since.
-          ConfigError: if it is not there.
+          WorkDirectoryError: if it has changed.
+          ConfigError: if it is missing.
         """
         network, record = config.model.network, json.loads(self.config_file.read_text())
         if network and record.get("network_sha256") != custom_network.fingerprint(network):
@@ -145,24 +133,24 @@ class WorkDirectory:
             )
 
     def check_classes(self, classes: Classes) -> None:
-        """Raises WorkDirectoryError if there is a run here with other classes; display colours may differ."""
+        """Raises WorkDirectoryError if the run here has other classes; display colours may differ."""
         if not self.config_file.is_file():
             return
         before = self.load_classes()
         if before.without_display_colors != classes.without_display_colors:
             was, now = (", ".join(each.names) for each in (before, classes))
-            said = f"{was}; now they are {now}" if was != now else f"{was}, but with other values or foreground"
-            raise WorkDirectoryError(f"--workdir={self.path}: belongs to a run whose classes are {said}")
+            details = f"{was}; now they are {now}" if was != now else f"{was}, but with other values or foreground"
+            raise WorkDirectoryError(f"--workdir={self.path}: belongs to a run whose classes are {details}")
 
     def save_config(
         self, config: Config, *, classes: Classes, class_weights: Sequence[float] | None, devices: Sequence[str]
     ) -> None:
-        """Writes config.json: the config, what became of it here, and what a reader needs to repeat the run.
+        """Writes config.json: the resolved config and what is needed to repeat the run.
 
         Args:
-          config: the resolved config.
-          classes: the classes.
-          class_weights: the class weights in use, normalised.
+          config: resolved config.
+          classes: classes of the run.
+          class_weights: class weights in use, normalised.
           devices: names of the devices in use.
         """
         record = {
@@ -193,16 +181,16 @@ class WorkDirectory:
         return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in facts.items())])
 
     def contents(self) -> dict[str, str]:
-        """What lies where, by name."""
+        """Description of each file and folder, by name."""
         return {
-            "checkpoints/": "the newest checkpoints; the same command with this --workdir goes on from there",
-            "best/": "the checkpoint with the highest mean IoU (of averaged weights, if any), and when that was",
+            "checkpoints/": "the newest checkpoints; the same command with this --workdir resumes from there",
+            "best/": "the checkpoint with the highest mean IoU (of averaged weights, if any), and its step",
             "results/": "the scores of each evaluation",
             "figures/": "curves, predictions, confusion matrix, model",
-            "train/, eval/, ...": "what TensorBoard shows",
-            "metrics.csv": "every number that was logged",
+            "train/, eval/, ...": "TensorBoard event files",
+            "metrics.csv": "all logged numbers",
             "config.json": "flags, versions, devices, git commit",
-            "training_data.npz": "digests by which a change of the data is noticed, and a score on training images",
+            "training_data.npz": "digests that detect changed data and scores on training images",
         }
 
     def results_file(self, split: str, step: int, variant: str = "") -> Path:
@@ -214,7 +202,7 @@ class WorkDirectory:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other processes from writing here; the system frees the lock when this process ends, however it ends.
+        """Locks the work directory; the operating system frees the lock when this process ends, even if it is killed.
 
         Raises:
           WorkDirectoryError: if another process holds the lock.
@@ -231,16 +219,16 @@ class WorkDirectory:
         finally:
             self._lock_file.unlink(missing_ok=True)
             lock.release()
-            for folder in made:  # as long as they are empty: nothing was begun
+            for folder in made:  # if they are empty, because the run ended before it wrote anything
                 with contextlib.suppress(OSError):
                     folder.rmdir()
 
     def _holds_foreign_files(self) -> bool:
-        ours = {self._lock_file.name, self.config_file.name + ".tmp"}  # what a process leaves that was killed early
+        ours = {self._lock_file.name, self.config_file.name + ".tmp"}  # left by a process that was killed early
         return any(path.name not in ours for path in self.path.iterdir())
 
     def _check_writable(self) -> None:
-        """Writes a nameless file where the folder is, or will be; leaves nothing behind."""
+        """Writes an unnamed temporary file where the folder is or will be."""
         nearest = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
         try:
             with tempfile.TemporaryFile(dir=nearest):
@@ -250,16 +238,16 @@ class WorkDirectory:
 
 
 def check_is_local(path: str) -> None:
-    """Raises WorkDirectoryError if a work directory is an address, such as `gs://bucket/run`, and no folder."""
+    """Raises WorkDirectoryError if a work directory is an address, such as `gs://bucket/run`."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
         raise WorkDirectoryError(
-            f"--workdir={path}: must be a folder, for locks, renames and fsync need a file system; train in a local "
-            "one and copy it there meanwhile (gsutil -m rsync -r, aws s3 sync, rclone sync)"
+            f"--workdir={path}: must be a folder, because locks, renames and fsync need a file system; train in a "
+            "local folder and copy it there meanwhile (gsutil -m rsync -r, aws s3 sync, rclone sync)"
         )
 
 
 class _Record(NamedTuple):
-    """What config.json says to this program; the rest of it is for people."""
+    """The parts of config.json that petseg reads."""
 
     config: Config
     class_weights: tuple[float, ...] | None
@@ -267,8 +255,8 @@ class _Record(NamedTuple):
 
 
 def _with_earlier_choices(values: dict[str, Any], class_weights: Sequence[float] | None) -> dict[str, Any]:
-    """The values of a config; those that were not choices yet when it was written are what petseg did then."""
-    normalization = "mean" if class_weights is None else "sum"  # without weights, there is no scale to keep
+    """The values of a config.json, with the earlier behaviour for choices that are newer than the file."""
+    normalization = "mean" if class_weights is None else "sum"  # without weights there is no scale to keep
     loss = {"class_weight_normalization": normalization, **values.get("loss", {})}
     return {**values, "loss": loss, "runtime": {"example_order": 1, **values.get("runtime", {})}}
 
@@ -281,7 +269,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout that this code runs from, marked where the tree has changed since."""
+    """Commit of the checkout that this code runs from, with `+changes` if files differ; None outside a checkout."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:

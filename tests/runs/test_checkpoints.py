@@ -159,7 +159,7 @@ def test_what_somebody_else_put_there_is_left_alone(two, kind):
 def test_nothing_is_deleted_before_its_successor_was_read_back(two, monkeypatch):
     monkeypatch.setattr(checkpoints, "damage", lambda path: "planted damage")
     model, step = small_model(units=40)
-    with pytest.raises(WorkDirectoryError, match=r"ckpt-15: cannot be written: it takes .* MiB are free \(planted"):
+    with pytest.raises(WorkDirectoryError, match=r"ckpt-15: cannot be written: it needs .* MiB are free \(planted"):
         Checkpoints(two, keep=1, model=model, step=step).save(15)
     monkeypatch.undo()
     assert checkpoints.steps(two) == [10, 5]

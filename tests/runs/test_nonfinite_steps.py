@@ -86,7 +86,7 @@ def test_a_restart_does_not_forget_how_many_steps_were_not_finite(tiny_config, m
     if killed:  # before the last checkpoint: steps 2 and 3 are made, and counted, once more
         for file in WorkDirectory(config.runtime.workdir).checkpoints.glob("ckpt-4.*"):
             file.unlink()
-    with pytest.raises(NonFiniteLossError, match=r"at step 5 .*, time 4 of the run, .* --nonfinite_limit=3"):
+    with pytest.raises(NonFiniteLossError, match=r"at step 5 .*, number 4 of the run, above --nonfinite_limit=3"):
         train.train(config)
     if killed:
         results = train.train(changed(config, "runtime", nonfinite_limit=4))

@@ -82,7 +82,8 @@ def test_a_path_that_is_no_run_is_not_mistaken_for_the_packaged_model(here, tiny
     if what == "dangling link":
         path.symlink_to(here / "gone")
     with pytest.raises(
-        ConfigError, match=r"^pets: is a path here, .* must be \./pets .* or /.*/pets\.safetensors"
+        ConfigError,
+        match=r"^pets: is a path that is not .* must be \./pets .* or /.*/pets\.safetensors",
     ) as caught:
         ways(tiny_config, str(here / "out"))[way]()
     assert "\n" not in str(caught.value)

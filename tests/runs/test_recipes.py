@@ -112,7 +112,7 @@ def test_a_run_that_begins_with_anothers_weights_is_a_new_run_and_says_so(averag
         f"initialised with the averaged weights of {source.best}/ckpt-{best}, step {best}; "
         "this is a new run, from step 0"
     )
-    assert second.startswith(f"initialised with the weights of {source.checkpoints}/ckpt-4, step 4; ")
+    assert second.startswith(f"initialised with the trained weights of {source.checkpoints}/ckpt-4, step 4; ")
     assert not [line for line in caplog.messages if "resumed" in line]
 
 

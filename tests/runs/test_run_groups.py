@@ -41,7 +41,7 @@ def test_runs_are_named_by_their_folders_by_the_one_around_them_or_by_a_glob(fol
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{}/c*", r"--compare={}/c\*: no run is there; must name work directories"),
+        ("{}/c*", r"--compare={}/c\*: matches no run; must name work directories"),
         ("{}/a,{}/a/seed-2", "each run must be named once; got {}/a/seed-2 twice"),
     ],
 )

@@ -57,8 +57,8 @@ def test_the_command_line_of_a_run_makes_its_config(tiny_config):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--workdir=runs/a", "--seeds=0,x"], "--seeds=0,x: must be whole numbers, each another, separated by commas"),
-        (["--workdir=runs/a", "--seeds=1,1"], "--seeds=1,1: must be whole numbers, each another"),
+        (["--workdir=runs/a", "--seeds=0,x"], "--seeds=0,x: must be different whole numbers, separated by commas"),
+        (["--workdir=runs/a", "--seeds=1,1"], "--seeds=1,1: must be different whole numbers"),
         (["--workdir=runs/a", "--seed=3"], "--seed=3: must not be given; the seeds are those of --seeds"),
         ([], "--workdir: must be the folder of the runs' work directories"),
     ],
