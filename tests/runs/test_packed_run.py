@@ -85,7 +85,7 @@ def test_what_does_not_go_into_a_file_is_refused(model, tiny_config, tmp_path):
     with pytest.raises(ExportError, match="half precision cannot hold"):
         packed_run.pack(tmp_path / "run.safetensors", model, tiny_config, PETS, CARD)
     own = dataclasses.replace(tiny_config, model=ModelConfig(network="mine.py:build"))
-    with pytest.raises(ExportError, match=r"its network is code, mine\.py:build"):
+    with pytest.raises(ExportError, match=r"its network is the code mine\.py:build"):
         packed_run.pack(tmp_path / "run.safetensors", model, own, PETS, CARD)
     assert not list(tmp_path.glob("*.safetensors"))
 
