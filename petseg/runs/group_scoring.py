@@ -1,4 +1,4 @@
-"""Scores several runs as one experiment, or one experiment beside another: mean, spread, intervals over seeds too."""
+"""Scores groups of runs of one recipe and compares two groups: mean, spread, intervals over images and seeds."""
 
 import contextlib
 import dataclasses
@@ -13,8 +13,8 @@ from petseg.evaluation import confidence_intervals, score_tables
 from petseg.evaluation.confidence_intervals import Counts
 from petseg.files import read_json
 from petseg.reporting.summaries import EVAL
-from petseg.runs import checkpoints, model_selection, run_groups, scoring
-from petseg.runs.scoring import CheckpointScores, Scorer
+from petseg.runs import checkpoints, comparison, model_selection, run_groups, scoring
+from petseg.runs.scorer import CheckpointScores, Scorer
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime import process
@@ -24,11 +24,11 @@ from petseg.runtime.strategies import Placement
 
 @dataclasses.dataclass
 class Side:
-    """The scored runs of one recipe.
+    """The scored runs of a group.
 
     Attributes:
-      runs: each run's scores.
-      scorer: what scored the first of them, for pictures.
+      runs: scores of each run.
+      scorer: scorer of the first run, for pictures.
     """
 
     runs: list[CheckpointScores]
@@ -38,16 +38,16 @@ class Side:
         return [run.path for run in self.runs]
 
     def counts(self, resolution: int) -> list[Counts]:
-        """The counts of the images by each run."""
+        """Per-image counts of each run."""
         return [run.evaluations[resolution].counts for run in self.runs]
 
 
 def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
-    """Scores the runs that --workdir names, and those that --compare names; prints tables, and writes results files.
+    """Scores the runs of --workdir and of --compare; prints tables and writes results files.
 
     Returns:
-      the results of the runs of --workdir, and of each resolution, in their order; where there is something to compare
-      with, each has the comparison of all of them.
+      the results of the runs of --workdir, one per run and resolution, in this order; with --compare, each contains
+      the comparison of the two groups.
 
     Raises:
       PetsegError: if a work directory, checkpoint or split cannot be used, or a signal came.
@@ -65,7 +65,7 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
         stack.enter_context(placement.naming_lost_workers())
 
         ours, theirs = _score(runs, others, score, split, placement, signals)
-        paired = scoring.paired_resolutions(
+        paired = comparison.paired_resolutions(
             [*ours.runs, *(theirs.runs if theirs else [])], flag="compare" if theirs else "workdir"
         )
         if theirs is not None:
@@ -75,7 +75,7 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
                 scoring.write_results(run)
             _print(ours, theirs, paired)
             if theirs is not None:
-                scoring.draw_comparison(ours.scorer, theirs.scorer)
+                comparison.draw_comparison(ours.scorer, theirs.scorer)
             if score.csv:
                 rows = [{"run": str(Path(each.path).parents[1]), **row} for each in ours.runs for row in each.rows]
                 scoring.write_csv(score.csv, rows)
@@ -91,18 +91,15 @@ def _score(
     placement: Placement,
     signals: StopSignals,
 ) -> tuple[Side, Side | None]:
-    """Scores one run after the other; of all but the first of each side, only what was counted is kept.
-
-    All must be scored on the same images, against the same masks.
-    """
-    seed, native = scoring.sample_seed([*runs, *others]), score.resolution == "native"
+    """Scores one run after the other on the same images; keeps only the counts of all but the first run of a side."""
+    seed, native = comparison.sample_seed([*runs, *others]), score.resolution == "native"
     first: Scorer | None = None
     sides: list[Side] = []
     for flag, members in {"workdir": runs, "compare": others}.items():
         for i, run in enumerate(members):
             scorer = Scorer(run, score, split, placement, signals, sample_seed=seed)
             first = first or scorer
-            scoring.check_pairing(first.examples, scorer.examples, native=native, flag=flag)
+            comparison.check_pairing(first.examples, scorer.examples, native=native, flag=flag)
             if i == 0:
                 sides.append(Side([], scorer))
             sides[-1].runs.append(scorer.score(scorer.latest_or_best()))
@@ -110,11 +107,7 @@ def _score(
 
 
 def last_results(config: Config) -> dict[str, Any]:
-    """The results file of a run's last evaluation in training: of the weights that speak for the run.
-
-    Raises:
-      WorkDirectoryError: if there is none.
-    """
+    """Results of a run's last evaluation in training, of its selected weights; raises WorkDirectoryError without one."""
     workdir = WorkDirectory(config.runtime.workdir)
     selected = model_selection.selected_weights(config)
     variant = "" if selected == EVAL else selected
@@ -126,7 +119,7 @@ def last_results(config: Config) -> dict[str, Any]:
 
 
 def _compare(ours: Side, theirs: Side, paired: Sequence[int]) -> None:
-    """Adds to the results of one side, at each paired resolution, how its mean over runs differs from the other's."""
+    """Adds the comparison of the groups' means to the results of the first group, at each paired resolution."""
     for i in paired:
         comparison = confidence_intervals.compare(ours.counts(i), theirs.counts(i))
         for run in ours.runs:

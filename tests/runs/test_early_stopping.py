@@ -12,7 +12,7 @@ from petseg.config.eval_config import ScoreConfig
 from petseg.errors import ConfigError
 from petseg.evaluation.evaluator import Evaluator
 from petseg.reporting.summaries import Summaries
-from petseg.runs import early_stopping, evaluations, scoring, train
+from petseg.runs import early_stopping, evaluations, train, watching
 from petseg.runs.checkpoints import Checkpoints
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
@@ -83,9 +83,9 @@ def test_a_run_ends_when_its_scores_get_no_better_and_is_complete(data_dir, ende
 
 
 def test_a_watcher_ends_with_the_run(ended, monkeypatch):
-    monkeypatch.setattr(scoring.time, "sleep", None)  # it must not wait
+    monkeypatch.setattr(watching.time, "sleep", None)  # it must not wait
     run = TrainedRun.open(WorkDirectory(ended[0]), ScoreConfig(workdir=str(ended[0])))
-    assert list(scoring._watch(run, ScoreConfig(workdir=str(ended[0])))) == [run.path_of(3), run.path_of(4)]
+    assert list(watching.new_checkpoints(run, ScoreConfig(workdir=str(ended[0])))) == [run.path_of(3), run.path_of(4)]
 
 
 def test_an_evaluation_that_was_cut_short_ends_the_run_when_it_is_made_up_for(data_dir, ended, tmp_path, monkeypatch):

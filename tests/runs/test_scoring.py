@@ -19,7 +19,8 @@ from petseg.data import loading
 from petseg.errors import CheckpointError, ConfigError, DataError
 from petseg.evaluation import metrics
 from petseg.evaluation.evaluator import Evaluation
-from petseg.runs import building, checkpoints, group_scoring, scoring, train
+from petseg.runs import building, checkpoints, comparison, group_scoring, scoring, train, watching
+from petseg.runs.scorer import CheckpointScores
 from petseg.runs.work_directory import WorkDirectory
 from petseg.training import confusion_matrix
 
@@ -151,20 +152,20 @@ def test_two_runs_are_compared_on_the_same_images(trained, capsys):
     [
         (
             {"names": ("a", "c", "d")},
-            "the two runs must have the same images; those of pets/1.0.0, test differ by name",
+            "the two runs must have the same images; names in pets/1.0.0, test differ",
         ),
         (
             {"origin": "dogs/1.0.0, test"},  # whose files have no names, and so the same numbers
-            "must have one data set, for their images to be paired; got pets/1.0.0, test and dogs/1.0.0, test",
+            "must have the same data set, so that their images can be paired; got pets/1.0.0, test and dogs/1.0.0, test",
         ),
         ({"origin": "pets/1.1.0, test"}, "got pets/1.0.0, test and pets/1.1.0, test"),
     ],
 )
 def test_runs_on_different_images_are_not_compared(other, message):
     examples = as_named(origin="pets/1.0.0, test")
-    scoring.check_pairing(examples, examples)
+    comparison.check_pairing(examples, examples)
     with pytest.raises(DataError, match=message):
-        scoring.check_pairing(examples, as_named(**{"origin": "pets/1.0.0, test"} | other))
+        comparison.check_pairing(examples, as_named(**{"origin": "pets/1.0.0, test"} | other))
 
 
 def as_named(**attributes):
@@ -214,16 +215,16 @@ def test_runs_with_other_true_masks_are_not_compared(trained, tmp_path, data, me
 def scored(*digests):
     """A checkpoint that was scored against masks with such digests, at one resolution after the other."""
     evaluations = [Evaluation(0.5, np.ones((2, 3, 3), np.int64), mask_digests=np.array(each)) for each in digests]
-    return scoring.CheckpointScores("run/ckpt-4", evaluations, [{"resolution": "some"} for _ in evaluations], [], [])
+    return CheckpointScores("run/ckpt-4", evaluations, [{"resolution": "some"} for _ in evaluations], [], [])
 
 
 def test_runs_are_compared_at_the_resolutions_at_which_every_mask_is_the_same():
-    assert scoring.paired_resolutions([scored([1, 2], [3, 4])] * 2) == [0, 1]
-    assert scoring.paired_resolutions([scored([1, 2], [3, 4]), scored([1, 9], [3, 4])]) == [1]
+    assert comparison.paired_resolutions([scored([1, 2], [3, 4])] * 2) == [0, 1]
+    assert comparison.paired_resolutions([scored([1, 2], [3, 4]), scored([1, 9], [3, 4])]) == [1]
     with pytest.raises(DataError, match=r"--compare: the masks of the runs differ.*--resolution=native"):
-        scoring.paired_resolutions([scored([1, 2]), scored([1, 2]), scored([1, 3])])
+        comparison.paired_resolutions([scored([1, 2]), scored([1, 2]), scored([1, 3])])
     with pytest.raises(DataError, match=r"--workdir: .* different masks, also at native resolution; .* same values"):
-        scoring.paired_resolutions([scored([1, 2], [3, 4]), scored([1, 2, 5], [3, 5])], flag="workdir")
+        comparison.paired_resolutions([scored([1, 2], [3, 4]), scored([1, 2, 5], [3, 5])], flag="workdir")
 
 
 def test_runs_of_other_sizes_are_compared_at_native_resolution_only(trained, tmp_path, capsys):
@@ -361,7 +362,7 @@ def test_a_watcher_goes_on_when_a_checkpoint_vanishes_and_gives_up_in_time(train
         return genuine(path, **objects)
 
     monkeypatch.setattr(checkpoints, "restore_model", vanish)
-    monkeypatch.setattr(scoring, "_last_step", lambda run: 10)
+    monkeypatch.setattr(watching, "last_step", lambda run: 10)
     began = time.monotonic()
     with caplog.at_level("INFO", logger="petseg"):
         found = score(trained[0], watch=True, watch_interval=0.1, watch_timeout=1.0)
