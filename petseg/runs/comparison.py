@@ -38,7 +38,7 @@ def check_pairing(first: Examples, second: Examples, *, native: bool = False, fl
     """
     if first.origin != second.origin:
         raise DataError(
-            f"--{flag}: the two runs must have the same data set, so that their images can be paired; "
+            f"--{flag}: the two runs must have the same data set, to pair their images; "
             f"got {first.origin} and {second.origin}"
         )
     if first.names != second.names:
@@ -63,7 +63,7 @@ def check_pairing(first: Examples, second: Examples, *, native: bool = False, fl
 
 
 def paired_resolutions(runs: Sequence[CheckpointScores], *, flag: str = "compare") -> list[int]:
-    """Indices of the results whose resolution has the same true masks in all runs; raises DataError if there are none."""
+    """Indices of the results with the same true masks in all runs; raises DataError if there are none."""
     first, *others = runs
     paired = []
     for i, truth in enumerate(evaluation.truth for evaluation in first.evaluations):

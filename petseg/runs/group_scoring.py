@@ -107,7 +107,7 @@ def _score(
 
 
 def last_results(config: Config) -> dict[str, Any]:
-    """Results of a run's last evaluation in training, of its selected weights; raises WorkDirectoryError without one."""
+    """Results of the last evaluation during training; raises WorkDirectoryError if there are none."""
     workdir = WorkDirectory(config.runtime.workdir)
     selected = model_selection.selected_weights(config)
     variant = "" if selected == EVAL else selected

@@ -74,9 +74,7 @@ class Scorer:
         with input_pipeline.naming_lost_files(self.examples):
             loading.check_labels(self.examples, run.config.data, flag="--split=", split=split)
         if score.csv and large_splits.is_large(len(self.examples), len(run.classes)):
-            logger.warning(
-                "--csv=%s: %d images are too many; only a sample of them is written", score.csv, len(self.examples)
-            )
+            logger.warning("--csv=%s: %d images are too many; it gets a sample of them", score.csv, len(self.examples))
         requests = StopRequests()
         signals.call(lambda: requests.stop.assign(1.0))
         with placement.strategy.scope():

@@ -47,9 +47,7 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
         placement = process.set_up_runtime(run.config, config.distribution)
         stack.enter_context(placement.naming_lost_workers())
         if score.watch and placement.cluster is not None:
-            raise ConfigError(
-                "--watch: must be a single process, because processes of a cluster might not see the same files"
-            )
+            raise ConfigError("--watch: must be a single process; those of a cluster might not see the same files")
         seed = comparison.sample_seed([run, *others])
         scorer = Scorer(run, score, split, placement, signals, sample_seed=seed)
         other = Scorer(others[0], score, split, placement, signals, sample_seed=seed) if others else None

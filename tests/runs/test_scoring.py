@@ -156,7 +156,7 @@ def test_two_runs_are_compared_on_the_same_images(trained, capsys):
         ),
         (
             {"origin": "dogs/1.0.0, test"},  # whose files have no names, and so the same numbers
-            "must have the same data set, so that their images can be paired; got pets/1.0.0, test and dogs/1.0.0, test",
+            "must have the same data set, to pair their images; got pets/1.0.0, test and dogs/1.0.0, test",
         ),
         ({"origin": "pets/1.1.0, test"}, "got pets/1.0.0, test and pets/1.1.0, test"),
     ],
