@@ -167,13 +167,13 @@ def refused(capsys, code, message, script, *arguments, place):
 
 
 @pytest.mark.parametrize(("flags", "message"), [*FLAGS, *DATA])
-def test_wrong_flags_and_wrong_data(capsys, offline, data_dir, place, flags, message):
+def test_wrong_flags_and_data_are_refused_in_one_line(capsys, offline, data_dir, place, flags, message):
     flags = [flag.replace("{place}", str(place)) for flag in flags.split(" ")]
     message = message.replace("{place}", str(place))
     refused(capsys, 2, message, "train.py", *tiny_flags(data_dir, place / "new"), *flags, place=place)
 
 
-def test_a_data_set_without_masks(capsys, offline, data_dir, place, monkeypatch):
+def test_a_data_set_without_masks_is_refused(capsys, offline, data_dir, place, monkeypatch):
     def info(self):
         return self.dataset_info_from_configs(features=tfds.features.FeaturesDict({"image": tfds.features.Image()}))
 
@@ -228,7 +228,7 @@ RUNS = [
 
 
 @pytest.mark.parametrize(("harm", "flags", "message"), RUNS)
-def test_work_directories_that_cannot_go_on(capsys, data_dir, place, harm, flags, message):
+def test_work_directories_that_cannot_be_resumed_are_refused(capsys, data_dir, place, harm, flags, message):
     if harm:
         harm(place / "run")
     flags = [*tiny_flags(data_dir, place / "run"), "--train_steps=2", *flags.split()]
@@ -239,11 +239,11 @@ def test_work_directories_that_cannot_go_on(capsys, data_dir, place, harm, flags
     ("workdir", "message"),
     [("file", "is a file; must be a folder"), ("foreign", "holds other files"), ("file/below", "cannot be written to")],
 )
-def test_folders_that_are_no_work_directories(capsys, data_dir, place, workdir, message):
+def test_other_folders_are_refused_as_work_directories(capsys, data_dir, place, workdir, message):
     refused(capsys, 2, message, "train.py", *tiny_flags(data_dir, place / workdir), place=place)
 
 
-def test_a_work_directory_in_which_another_process_trains(capsys, data_dir, place):
+def test_a_locked_work_directory_is_refused(capsys, data_dir, place):
     with WorkDirectory(place / "run").locked():
         refused(capsys, 2, "another process is training here", "train.py", *tiny_flags(data_dir, place / "run"),
                 "--train_steps=4", place=place)  # fmt: skip
@@ -260,13 +260,13 @@ def test_a_work_directory_in_which_another_process_trains(capsys, data_dir, plac
         ("--workdir={place}/run --batch_size=-1", "must be a whole number of at least 0"),
     ],
 )
-def test_wrong_questions_to_eval(capsys, place, flags, message):
+def test_wrong_flags_of_eval_are_refused(capsys, place, flags, message):
     flags = [flag.replace("{place}", str(place)) for flag in flags.split()]
     refused(capsys, 2, message, "eval.py", *flags, place=place)
 
 
 @pytest.mark.parametrize("which", ["latest", "best"])
-def test_eval_of_a_run_without_a_checkpoint(capsys, place, which):
+def test_eval_refuses_a_run_without_checkpoints(capsys, place, which):
     for folder in ("checkpoints", "best"):
         shutil.rmtree(place / "run" / folder)
     refused(capsys, 2, f"--checkpoint={which}: there is no checkpoint", "eval.py", f"--workdir={place}/run",

@@ -67,7 +67,7 @@ def end_with_patience(scores):
 
 
 @pytest.mark.slow
-def test_three_workers_lose_their_chief_and_two_go_on_stop_and_end_where_one_process_does(data_dir, tmp_path):
+def test_a_cluster_that_lost_its_chief_resumes_with_two_workers_and_matches_one_process(data_dir, tmp_path):
     alone, workdir = tmp_path / "alone", tmp_path / "workers"
     result = run("train.py", *flags_of(data_dir, alone))
     assert result.returncode == 0, result.stderr
@@ -122,7 +122,7 @@ def test_three_workers_lose_their_chief_and_two_go_on_stop_and_end_where_one_pro
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dead", [0, 1])
-def test_a_process_that_dies_before_its_tensorflow_starts_is_named_within_a_bound(data_dir, tmp_path, dead):
+def test_a_process_that_dies_before_tensorflow_starts_is_named_in_time(data_dir, tmp_path, dead):
     ports = free_ports(2)
     addresses = [f"localhost:{port}" for port in ports]
     flags = [*flags_of(data_dir, tmp_path / "run"), "--cluster_timeout=15"]
@@ -150,7 +150,7 @@ def test_an_error_of_one_process_ends_all_with_its_exit_code(data_dir, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_worker_that_scores_is_stopped_by_sigterm_and_the_other_says_who_was_lost(data_dir, tmp_path):
+def test_sigterm_stops_a_scoring_worker_and_the_other_names_it(data_dir, tmp_path):
     trained = run("train.py", *tiny_flags(data_dir, tmp_path / "run"), "--train_steps=1")
     assert trained.returncode == 0, trained.stderr
     addresses = [f"localhost:{port}" for port in free_ports(2)]

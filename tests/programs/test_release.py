@@ -73,7 +73,7 @@ def run(folder, *command):
     )
 
 
-def test_what_is_built_is_whole(built):
+def test_wheel_and_sdist_are_complete(built):
     wheel, sdist = built
     assert [file.name.split("-")[1].removesuffix(".tar.gz") for file in built] == [__version__] * 2
     packaged = zipfile.ZipFile(wheel).namelist()

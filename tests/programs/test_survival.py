@@ -101,18 +101,18 @@ def survive(data_dir, workdir, undisturbed, seed):
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 3))])
-def test_killed_at_random_moments_a_run_ends_in_the_same_bits(data_dir, tmp_path, undisturbed, seed):
+def test_a_run_killed_at_random_moments_ends_in_the_same_bits(data_dir, tmp_path, undisturbed, seed):
     survive(data_dir, tmp_path / "run", undisturbed, seed)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(3, 25))
-def test_killed_at_more_random_moments_a_run_ends_in_the_same_bits(data_dir, tmp_path, undisturbed, seed):
+def test_a_run_killed_at_more_random_moments_ends_in_the_same_bits(data_dir, tmp_path, undisturbed, seed):
     survive(data_dir, tmp_path / "run", undisturbed, seed)
 
 
 @pytest.mark.slow
-def test_a_run_that_was_complete_and_is_made_longer_ends_in_the_same_bits(data_dir, tmp_path, undisturbed):
+def test_extending_a_complete_run_ends_in_the_same_bits(data_dir, tmp_path, undisturbed):
     (expected, tensors_expected), _ = undisturbed
     workdir = tmp_path / "run"
     for steps in (11, STEPS):
@@ -137,7 +137,7 @@ def wait_for(condition, seconds=120):
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
-def test_a_run_that_is_told_to_stop_saves_where_it_is(data_dir, tmp_path, number, code):
+def test_a_stop_signal_saves_a_checkpoint_and_sets_the_exit_code(data_dir, tmp_path, number, code):
     workdir = tmp_path / "run"
     process = start(*flags_of(data_dir, workdir, steps=100_000), "--checkpoint_every=1000", "--steps_per_loop=1000")
     wait_for(lambda: len((workdir / "metrics.csv").read_text()) > 200 if (workdir / "metrics.csv").exists() else False)
@@ -155,7 +155,7 @@ def test_a_run_that_is_told_to_stop_saves_where_it_is(data_dir, tmp_path, number
     assert not (workdir / "lock").exists()
 
 
-def test_a_program_that_is_told_to_stop_while_it_draws_and_decodes_leaves_nothing(tmp_path):
+def test_a_stop_signal_during_data_preparation_leaves_nothing(tmp_path):
     process = start("--dataset=synthetic_pets", f"--data_dir={tmp_path / 'data'}", f"--workdir={tmp_path / 'run'}")
     wait_for(lambda: (tmp_path / "data").exists())
     time.sleep(2)
@@ -169,7 +169,7 @@ def test_a_program_that_is_told_to_stop_while_it_draws_and_decodes_leaves_nothin
 
 
 @pytest.mark.slow
-def test_a_second_process_is_refused_while_the_first_lives_and_takes_over_when_it_was_killed(data_dir, tmp_path):
+def test_a_second_process_is_refused_until_the_first_is_killed(data_dir, tmp_path):
     workdir = tmp_path / "run"
     first = start(*flags_of(data_dir, workdir, steps=100_000))
     wait_for(lambda: (workdir / "checkpoints" / "ckpt-5.index").exists())
@@ -200,7 +200,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_on_a_full_disk_the_run_ends_with_a_message_and_the_last_checkpoint_stays(data_dir, small_disk):
+def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(data_dir, small_disk):
     workdir = small_disk / "run"
     process = start(*flags_of(data_dir, workdir), "--eval_every=1000")
     _, stderr = process.communicate(timeout=200)
@@ -217,7 +217,7 @@ def test_on_a_full_disk_the_run_ends_with_a_message_and_the_last_checkpoint_stay
 
 
 @pytest.mark.slow
-def test_the_checkpoint_alarm_saves_between_the_intervals(tiny_config):
+def test_checkpoint_every_minutes_saves_between_the_intervals(tiny_config):
     config = changed(tiny_config, "schedule", checkpoint_every=100, checkpoint_every_minutes=1e-9, steps_per_loop=1,
                      train_steps=6, keep_checkpoints=10)  # fmt: skip
     train.train(config)
@@ -225,7 +225,7 @@ def test_the_checkpoint_alarm_saves_between_the_intervals(tiny_config):
 
 
 @pytest.mark.slow
-def test_an_evaluation_whose_results_were_lost_is_made_again(tiny_config):
+def test_an_evaluation_whose_results_were_lost_is_repeated(tiny_config):
     config = changed(tiny_config, "schedule", train_steps=4, eval_every=2)
     expected = train.train(config)
     workdir = WorkDirectory(config.runtime.workdir)

@@ -100,7 +100,7 @@ def board(runs):
         board.process.kill()
 
 
-def test_every_scalar_is_there_with_a_description_and_its_steps_strictly_increase(board):
+def test_scalars_have_descriptions_and_strictly_increasing_steps(board):
     found = board.json("plugin/scalars/tags")
     assert set(found["killed/train"]) == set(OF_TRAINING)
     assert set(found["killed/eval"]) == set(SCORES)
@@ -134,7 +134,7 @@ def test_images_decode_to_the_size_of_the_figures(board, runs):
     assert names == {"predictions.png", "confusion_matrix.png", "model.png", "curves.png"}
 
 
-def test_histograms_of_weights_gradients_and_scores_of_images(board):
+def test_histograms_of_weights_gradients_and_image_scores_are_logged(board):
     found = board.json("plugin/histograms/tags")
     assert set(found["killed/eval"]) == {tags.IMAGE_IOU}
     names = [tag.removeprefix("weights/") for tag in found["killed/train"] if tag.startswith("weights/")]
@@ -146,7 +146,7 @@ def test_histograms_of_weights_gradients_and_scores_of_images(board):
     assert all(sum(count for _, _, count in buckets) == NUM_TEST for _, _, buckets in scores)
 
 
-def test_texts_graph_and_arrangement(board):
+def test_texts_graph_and_custom_scalars_layout_are_logged(board):
     assert set(board.json("plugin/text/tags")["killed/train"]) == {"config", "run", "data"}
     (config,) = board.json("plugin/text/text", run="killed/train", tag="config")
     assert "--learning_rate" in config["text"]
@@ -164,7 +164,7 @@ def test_texts_graph_and_arrangement(board):
         assert len(points) == 1, tag
 
 
-def test_hparams_lists_both_runs_with_their_flags_and_last_scores(board, runs):
+def test_hparams_lists_all_runs_with_flags_and_last_scores(board, runs):
     experiment = board.json("plugin/hparams/experiment", {"experimentName": ""})
     assert {info["name"] for info in experiment["hparamInfos"] if info["differs"]} == {
         "learning_rate", "class_weights", "train_steps"
@@ -184,7 +184,7 @@ def test_hparams_lists_both_runs_with_their_flags_and_last_scores(board, runs):
         assert values["final/IoU"] == pytest.approx(results["mean_iou"], rel=1e-5)
 
 
-def test_the_profile_lies_where_the_profile_plugin_looks(runs):
+def test_the_profile_is_in_the_folder_of_the_profile_plugin(runs):
     (profile,) = (runs / "killed" / "train" / "plugins" / "profile").glob("*/*.xplane.pb")
     assert b"step_num" in profile.read_bytes()
 

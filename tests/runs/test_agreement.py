@@ -28,11 +28,11 @@ def check(config, differs_at):
 
 
 @pytest.mark.parametrize("differs_at", range(len(MESSAGES)))
-def test_processes_that_do_not_go_together_do_not_train_together(tiny_config, differs_at):
+def test_processes_that_differ_in_step_flags_or_weights_refuse_to_train(tiny_config, differs_at):
     with pytest.raises(ClusterError, match=MESSAGES[differs_at]) as caught:
         check(tiny_config, differs_at)
     assert caught.value.exit_code == 75
 
 
-def test_processes_that_go_together_are_asked_of_step_flags_and_weights(tiny_config):
+def test_processes_that_agree_compare_step_flags_and_weights(tiny_config):
     assert len(check(tiny_config, differs_at=None)) == len(MESSAGES)

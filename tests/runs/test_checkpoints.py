@@ -28,7 +28,7 @@ def two(tmp_path):
     return tmp_path / "checkpoints"
 
 
-def test_what_was_saved_comes_back_and_old_ones_go(tmp_path):
+def test_a_checkpoint_restores_and_old_checkpoints_are_deleted(tmp_path):
     model, step = small_model()
     checkpoints = Checkpoints(tmp_path, keep=2, model=model, step=step)
     assert checkpoints.newest() is None
@@ -44,7 +44,7 @@ def test_what_was_saved_comes_back_and_old_ones_go(tmp_path):
     np.testing.assert_array_equal(other.get_weights()[0], np.full([2, 3], 15))
 
 
-def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+def test_a_checkpoint_of_other_objects_is_refused(tmp_path):
     model, step = small_model()
     Checkpoints(tmp_path, keep=1, model=model, step=step).save(1)
     path = str(tmp_path / "ckpt-1")
@@ -83,7 +83,7 @@ DATA, INDEX = "ckpt-10.data-00000-of-00001", "ckpt-10.index"
 
 @pytest.mark.parametrize("name", [DATA, INDEX])
 @pytest.mark.parametrize("harm", [truncate, zero, flip, os.unlink, lambda path: os.truncate(path, 0)])
-def test_of_damaged_checkpoints_the_newest_intact_one_is_used_and_the_log_says_so(two, name, harm, caplog):
+def test_the_newest_intact_checkpoint_is_used_and_damaged_ones_are_logged(two, name, harm, caplog):
     harm(two / name)
     assert checkpoints.newest_intact(two) == str(two / "ckpt-5")
     (message,) = caplog.messages
@@ -96,7 +96,7 @@ def test_the_state_file_of_tensorflow_may_be_lost(two, harm):
     assert checkpoints.newest_intact(two) == str(two / "ckpt-10")
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_or_gone_is_not_started_over_silently(two):
+def test_a_run_with_only_damaged_or_lost_checkpoints_does_not_start_over(two):
     (two / DATA).unlink()
     truncate(two / "ckpt-5.index")
     with pytest.raises(CheckpointError, match=r"can be read, only damaged ones .*ckpt-10, .*ckpt-5"):
@@ -132,7 +132,7 @@ def variables(path):
 
 
 @pytest.mark.parametrize("renamed", [0, 1])
-def test_a_process_killed_while_it_saved_leaves_nothing_that_counts(two, renamed):
+def test_an_unfinished_checkpoint_of_a_killed_process_is_ignored(two, renamed):
     (two / "unfinished-15").mkdir()
     for name in (DATA, INDEX)[renamed:]:
         shutil.copy(two / name, two / "unfinished-15" / name.replace("ckpt-10", "ckpt"))
@@ -146,7 +146,7 @@ def test_a_process_killed_while_it_saved_leaves_nothing_that_counts(two, renamed
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
-def test_what_somebody_else_put_there_is_left_alone(two, kind):
+def test_foreign_files_in_the_checkpoint_folder_are_kept(two, kind):
     foreign = two / "unfinished-foo"
     foreign.mkdir() if kind == "folder" else foreign.write_text("mine")
     assert checkpoints.newest_intact(two) == str(two / "ckpt-10")
@@ -156,7 +156,7 @@ def test_what_somebody_else_put_there_is_left_alone(two, kind):
     assert foreign.exists()
 
 
-def test_nothing_is_deleted_before_its_successor_was_read_back(two, monkeypatch):
+def test_old_checkpoints_are_deleted_only_after_the_new_one_is_verified(two, monkeypatch):
     monkeypatch.setattr(checkpoints, "damage", lambda path: "planted damage")
     model, step = small_model(units=40)
     with pytest.raises(WorkDirectoryError, match=r"ckpt-15: cannot be written: it needs .* MiB are free \(planted"):
@@ -179,7 +179,7 @@ def test_only_the_best_is_kept_and_ties_go_to_the_earlier_step(tmp_path):
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"step": "x", "mean_iou": 1}', '{"step": 2}', '{"step": 9, "mean_iou": 1}']
 )
-def test_a_damaged_record_of_the_best_is_written_anew(tmp_path, text):
+def test_a_damaged_best_record_is_replaced(tmp_path, text):
     model, step = small_model()
     best = BestCheckpoint(tmp_path, model=model, step=step)
     best.offer(0.9, 2)
@@ -188,7 +188,7 @@ def test_a_damaged_record_of_the_best_is_written_anew(tmp_path, text):
     assert checkpoints.resolve_checkpoint(tmp_path, tmp_path, "best") == str(tmp_path / "ckpt-3")
 
 
-def test_find(tmp_path):
+def test_checkpoint_names_resolve_to_paths(tmp_path):
     model, step = small_model()
     folder = tmp_path / "checkpoints"
     with pytest.raises(CheckpointError, match="--checkpoint=latest: there is no checkpoint in"):

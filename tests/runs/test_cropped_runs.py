@@ -14,7 +14,7 @@ from petseg.runs import scoring, train
 
 
 @pytest.mark.slow
-def test_it_is_trained_scored_and_used(tiny_config, tmp_path):
+def test_a_run_on_crops_trains_scores_and_predicts(tiny_config, tmp_path):
     data = {"resize": "crop", "image_size": "64", "eval_split": "test[:3]"}
     config = tiny_config.changed(data=data, schedule={"train_steps": 2})
     results = train.train(config)

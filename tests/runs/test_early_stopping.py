@@ -66,7 +66,7 @@ def left(workdir):
     return rows, weights, results, figures, steps, json.loads((workdir.best / "best.json").read_text())
 
 
-def test_a_run_ends_when_its_scores_get_no_better_and_is_complete(data_dir, ended, caplog, capsys, monkeypatch):
+def test_a_run_whose_scores_stop_improving_ends_early_and_is_complete(data_dir, ended, caplog, capsys, monkeypatch):
     workdir, results = ended
     assert results["step"] == 4
     expected = left(workdir)
@@ -82,13 +82,13 @@ def test_a_run_ends_when_its_scores_get_no_better_and_is_complete(data_dir, ende
     assert f"score it:       petseg-eval --workdir={workdir} --checkpoint=best" in capsys.readouterr().out
 
 
-def test_a_watcher_ends_with_the_run(ended, monkeypatch):
+def test_watching_ends_at_an_early_stop(ended, monkeypatch):
     monkeypatch.setattr(watching.time, "sleep", None)  # it must not wait
     run = TrainedRun.open(WorkDirectory(ended[0]), ScoreConfig(workdir=str(ended[0])))
     assert list(watching.new_checkpoints(run, ScoreConfig(workdir=str(ended[0])))) == [run.path_of(3), run.path_of(4)]
 
 
-def test_an_evaluation_that_was_cut_short_ends_the_run_when_it_is_made_up_for(data_dir, ended, tmp_path, monkeypatch):
+def test_a_repeated_missed_evaluation_can_stop_the_run_early(data_dir, ended, tmp_path, monkeypatch):
     workdir = shutil.copytree(ended[0], tmp_path / "run")
     WorkDirectory(workdir).results_file("test", 4).unlink()
     monkeypatch.setattr(Trainer, "run", None)
@@ -97,14 +97,14 @@ def test_an_evaluation_that_was_cut_short_ends_the_run_when_it_is_made_up_for(da
 
 
 @pytest.mark.slow
-def test_with_more_patience_it_goes_on_to_the_end_of_its_epochs(data_dir, ended, tmp_path):
+def test_a_run_that_stopped_early_continues_with_more_patience(data_dir, ended, tmp_path):
     workdir = shutil.copytree(ended[0], tmp_path / "run")
     assert train.train(patient(data_dir, workdir, "--patience=2"))["step"] == 8
     assert json.loads((workdir / "best" / "best.json").read_text()) == {"step": 6, "mean_iou": 0.6}
 
 
 @pytest.mark.slow
-def test_killed_and_started_again_it_ends_where_it_would_have_ended(data_dir, ended, tmp_path, monkeypatch):
+def test_a_killed_run_stops_early_at_the_same_step(data_dir, ended, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     for owner, name, number in (
         (evaluations, "write_json", 2),  # results of step 4 are there, its rows are not; the checkpoint is that of 3
@@ -131,7 +131,7 @@ def killing(genuine, number):
     return function
 
 
-def test_the_score_that_chooses_the_best_checkpoint_decides(tiny_config, tmp_path):
+def test_early_stopping_uses_the_score_of_model_selection(tiny_config, tmp_path):
     file = tmp_path / "metrics.csv"
     rows = [(step, run, score) for step in (0, 5, 10, 15) for run, score in (("eval", step), ("ema", 100 - step))]
     file.write_text("".join(f"{step},{run},mean_iou,{score}\n" for step, run, score in rows))
@@ -147,7 +147,7 @@ def test_the_score_that_chooses_the_best_checkpoint_decides(tiny_config, tmp_pat
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "polynomial"])
-def test_patience_beside_a_rate_that_falls_to_0_must_be_asked_for(tiny_config, schedule):
+def test_patience_with_a_decaying_learning_rate_needs_its_own_flag(tiny_config, schedule):
     falling = changed(tiny_config, "optimizer", learning_rate_schedule=schedule)
     with pytest.raises(ConfigError, match=rf"--patience=3: must be 0 with --learning_rate_schedule={schedule}, .*"):
         changed(falling, "schedule", patience=3)
@@ -155,7 +155,7 @@ def test_patience_beside_a_rate_that_falls_to_0_must_be_asked_for(tiny_config, s
     assert changed(tiny_config, "schedule", patience=3).schedule.patience == 3
 
 
-def test_patience_follows_a_file_that_grows_and_one_that_is_written_anew(tiny_config, tmp_path):
+def test_early_stopping_reads_appended_and_rewritten_metrics_files(tiny_config, tmp_path):
     file = tmp_path / "metrics.csv"
     patience = early_stopping.EarlyStopping(changed(tiny_config, "schedule", patience=2), file)
     rows = [(2, 0.5), (4, 0.9), (6, 0.8), (8, 0.7)]

@@ -25,7 +25,7 @@ def run(data_dir, tmp_path_factory):
     return petseg.train(command_line.parse(["train.py", *flags, "--train_steps=4", "--summary_every=2"], petseg.Config))
 
 
-def test_a_run_knows_its_folder_its_scores_and_its_history(run):
+def test_a_run_has_workdir_scores_and_history(run):
     results = json.loads((run.workdir / "results" / "test-4.json").read_text())
     assert run.scores["mean_iou"] == results["mean_iou"]
     steps = [row["step"] for row in run.history]
@@ -36,7 +36,7 @@ def test_a_run_knows_its_folder_its_scores_and_its_history(run):
     assert any("train/loss" in row for row in run.history)
 
 
-def test_a_second_training_gives_what_a_process_of_its_own_gives(run, data_dir, tmp_path):
+def test_a_second_training_equals_training_in_its_own_process(run, data_dir, tmp_path):
     """The one before it, in this process, had other arithmetic, another seed and another optimizer."""
     flags = [*tiny_flags(data_dir, tmp_path / "first"), "--train_steps=2", "--precision=mixed_bfloat16", "--seed=7"]
     petseg.train(command_line.parse(["", *flags, "--optimizer=adamw", "--weight_decay=0.01"], petseg.Config))
@@ -65,7 +65,7 @@ def test_a_training_leaves_no_graph_and_no_model_behind(data_dir, tmp_path):
     assert not [thing for thing in graphs_and_models() if id(thing) not in earlier]
 
 
-def test_what_a_training_sets_for_the_process_is_put_back(tiny_config, monkeypatch):
+def test_process_state_is_restored_after_training(tiny_config, monkeypatch):
     def set_everything(config):
         keras.utils.set_random_seed(config.runtime.seed)
         tf.config.experimental.enable_tensor_float_32_execution(False)
@@ -93,7 +93,7 @@ def gc_thresholds():
 
 
 @pytest.mark.parametrize("error", [None, ConfigError("cannot be used")])
-def test_garbage_is_collected_afterwards_as_before(tiny_config, monkeypatch, gc_thresholds, error):
+def test_garbage_collection_settings_are_restored_after_training(tiny_config, monkeypatch, gc_thresholds, error):
     during = []
 
     def trained(config):
@@ -110,13 +110,13 @@ def test_garbage_is_collected_afterwards_as_before(tiny_config, monkeypatch, gc_
     assert during[0][0] > 10_000  # tracing makes millions of objects, and next to no garbage
 
 
-def test_asking_for_a_function_of_petseg_leaves_the_garbage_collection_alone(gc_thresholds):
+def test_importing_from_petseg_does_not_change_garbage_collection(gc_thresholds):
     gc.set_threshold(701, 11, 12)
     assert callable(petseg.load)
     assert gc.get_threshold() == (701, 11, 12)
 
 
-def test_the_stop_button_is_a_keyboard_interrupt(tiny_config, monkeypatch):
+def test_a_stop_request_raises_keyboard_interrupt(tiny_config, monkeypatch):
     def stop(config):
         raise StoppedError(signal.SIGINT, "; step 3 is saved")
 
@@ -125,13 +125,13 @@ def test_the_stop_button_is_a_keyboard_interrupt(tiny_config, monkeypatch):
         petseg.train(tiny_config)
 
 
-def test_determinism_that_cannot_be_undone_is_warned_of(run, tiny_config, monkeypatch, caplog):
+def test_determinism_left_on_by_an_earlier_training_is_warned_of(run, tiny_config, monkeypatch, caplog):
     monkeypatch.setattr(train, "train", lambda config: {})
     petseg.train(changed(tiny_config, "runtime", deterministic=False))
     assert "op determinism is on since an earlier training" in caplog.text
 
 
-def test_what_cannot_be_used_is_an_exception_of_one_line(tiny_config):
+def test_errors_are_exceptions_of_one_line(tiny_config):
     with pytest.raises(ConfigError, match="--num_devices=2: there are 1") as error:
         petseg.train(
             tiny_config.changed(data={"batch_size": 7}, distribution={"strategy": "mirrored", "num_devices": 2})

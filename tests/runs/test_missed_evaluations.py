@@ -66,7 +66,7 @@ def stopped(stopped_run, tmp_path):
     return shutil.copytree(stopped_run, tmp_path / "run")
 
 
-def test_scores_that_somebody_else_wrote_are_no_evaluation_of_the_run(data_dir, stopped, undisturbed):
+def test_results_written_by_eval_do_not_count_as_an_evaluation_of_training(data_dir, stopped, undisturbed):
     for ema in (False, True):
         scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(stopped), ema=ema)))
     trained(data_dir, stopped)
@@ -87,7 +87,7 @@ def after(cls, name, number=1):
 
 
 @pytest.mark.parametrize(("name", "number"), [("image", 3), ("scalars", 3)])
-def test_an_evaluation_that_was_killed_halfway_is_made_again_and_told_once(
+def test_an_interrupted_evaluation_is_repeated_and_logged_once(
     data_dir, stopped, undisturbed, monkeypatch, name, number
 ):
     with monkeypatch.context() as patch:
@@ -100,13 +100,13 @@ def test_an_evaluation_that_was_killed_halfway_is_made_again_and_told_once(
     assert told(stopped) == told(undisturbed[0])
 
 
-def test_an_evaluation_that_was_told_is_not_made_again(data_dir, undisturbed, monkeypatch):
+def test_a_finished_evaluation_is_not_repeated(data_dir, undisturbed, monkeypatch):
     workdir, results = undisturbed
     monkeypatch.setattr(Evaluator, "evaluate", None)
     assert trained(data_dir, workdir) == results
 
 
-def test_a_run_that_is_to_end_earlier_than_it_stands_is_scored_where_it_stands(tiny_config, monkeypatch, caplog):
+def test_a_run_beyond_its_new_end_is_scored_at_its_step(tiny_config, monkeypatch, caplog):
     config = changed(tiny_config, "schedule", train_steps=100, eval_every=100, checkpoint_every=3)
     with monkeypatch.context() as patch:
         patch.setattr(*after(Checkpoints, "save"))

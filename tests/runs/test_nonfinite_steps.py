@@ -48,7 +48,7 @@ def poisoned_config(tiny_config, **runtime):
     return changed(changed(tiny_config, "schedule", train_steps=6), "runtime", **runtime)
 
 
-def test_a_batch_that_is_not_finite_ends_the_run_and_is_named(tiny_config, poisoned_step):
+def test_a_nonfinite_batch_ends_the_run_and_names_its_examples(tiny_config, poisoned_step):
     config = poisoned_config(tiny_config)
     with pytest.raises(NonFiniteLossError) as caught:
         train.train(config)
@@ -64,7 +64,7 @@ def test_a_batch_that_is_not_finite_ends_the_run_and_is_named(tiny_config, poiso
 
 
 @pytest.mark.parametrize("mode", ["skip", "restore"])
-def test_a_batch_that_is_not_finite_can_be_left_out(tiny_config, poisoned_step, mode, caplog):
+def test_nonfinite_batches_can_be_skipped(tiny_config, poisoned_step, mode, caplog):
     config = poisoned_config(tiny_config, on_nonfinite=mode)
     with caplog.at_level(logging.WARNING):
         results = train.train(config)
@@ -79,7 +79,7 @@ def test_a_batch_that_is_not_finite_can_be_left_out(tiny_config, poisoned_step, 
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_a_restart_does_not_forget_how_many_steps_were_not_finite(tiny_config, monkeypatch, killed):
+def test_the_count_of_nonfinite_steps_survives_a_restart(tiny_config, monkeypatch, killed):
     poison(monkeypatch, 1, 2, 3, 5)
     config = poisoned_config(tiny_config, on_nonfinite="skip", nonfinite_limit=3)
     train.train(changed(config, "schedule", train_steps=4))
@@ -93,7 +93,7 @@ def test_a_restart_does_not_forget_how_many_steps_were_not_finite(tiny_config, m
         assert results["step"] == 6
 
 
-def test_going_back_to_a_checkpoint_does_not_undo_the_count(tiny_config, monkeypatch):
+def test_restoring_a_checkpoint_keeps_the_count_of_nonfinite_steps(tiny_config, monkeypatch):
     poison(monkeypatch, 2, 3, 5)
     config = poisoned_config(tiny_config, on_nonfinite="restore", nonfinite_limit=2)
     with pytest.raises(NonFiniteLossError, match=r"at step 5 .*, time 3 of the run"):
@@ -116,9 +116,7 @@ def plant_in_a_weight(monkeypatch, at):
 
 
 @pytest.mark.slow
-def test_a_weight_that_is_not_finite_ends_a_run_that_skips_and_heals_in_one_that_restores(
-    tiny_config, monkeypatch, tmp_path
-):
+def test_nonfinite_weights_end_a_run_that_skips_and_are_repaired_by_restore(tiny_config, monkeypatch, tmp_path):
     plant_in_a_weight(monkeypatch, at=2)
     config = changed(tiny_config, "schedule", train_steps=20, eval_every=20)
     skipping = changed(config, "runtime", on_nonfinite="skip", nonfinite_limit=3)
@@ -129,9 +127,7 @@ def test_a_weight_that_is_not_finite_ends_a_run_that_skips_and_heals_in_one_that
 
 
 @pytest.mark.slow
-def test_a_cluster_goes_back_to_a_checkpoint_that_all_of_its_processes_have(
-    tiny_config, poisoned_step, monkeypatch, caplog
-):
+def test_a_cluster_restores_a_checkpoint_that_all_processes_see(tiny_config, poisoned_step, monkeypatch, caplog):
     config = poisoned_config(tiny_config, on_nonfinite="restore")
     config = changed(config, "schedule", checkpoint_every=1, keep_checkpoints=10)
     # Another process sees the checkpoint of step 3 later than this one.

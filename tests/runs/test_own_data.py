@@ -52,7 +52,7 @@ def score(workdir, **options):
     return scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(workdir), **options)))
 
 
-def test_scores_have_the_names_of_the_classes(trained, capsys):
+def test_scores_are_named_by_the_classes_of_own_data(trained, capsys):
     config, results = trained
     assert list(results["iou"]) == ["background", "cat", "dog"]
     assert 0 <= results["foreground_iou"] <= 1
@@ -71,7 +71,7 @@ def test_scores_have_the_names_of_the_classes(trained, capsys):
     assert "foreground versus rest, IoU: " in capsys.readouterr().out
 
 
-def test_masks_of_new_photographs_need_no_data_set(trained, animals, tmp_path):
+def test_prediction_needs_no_data_set(trained, animals, tmp_path):
     config, _ = trained
     workdir = tmp_path / "run"
     shutil.copytree(config.runtime.workdir, workdir)
@@ -88,7 +88,7 @@ def test_masks_of_new_photographs_need_no_data_set(trained, animals, tmp_path):
     assert (tmp_path / "out" / f"{photograph.stem}.cutout.png").exists()
 
 
-def test_a_run_does_not_go_on_with_other_classes(trained, tmp_path, animals):
+def test_resuming_with_other_classes_is_refused(trained, tmp_path, animals):
     config, _ = trained
     other = drawn_folders.RGB.to_dict()
     other["classes"][1]["name"] = "tiger"
@@ -98,13 +98,13 @@ def test_a_run_does_not_go_on_with_other_classes(trained, tmp_path, animals):
         train.train(changed(config, "data", classes=str(tmp_path / "other.json")))
 
 
-def test_class_weights_must_be_as_many_as_classes(animals, tmp_path):
+def test_the_number_of_class_weights_must_match_the_classes(animals, tmp_path):
     flags = ["--class_weights=1,2", f"--classes={animals / 'classes.json'}"]
     with pytest.raises(ConfigError, match=r"--class_weights=1,2: there are 2; must be 3, of background, cat, dog"):
         train.train(config_of(animals, tmp_path / "run", *flags))
 
 
-def test_with_two_classes_there_is_a_foreground(animals, tmp_path, trained):
+def test_two_classes_have_a_foreground(animals, tmp_path, trained):
     flags = [
         "--image_files=images/{split}/*.jpg",
         "--mask_files=masks_0_255/{split}/{name}.png",
@@ -116,7 +116,7 @@ def test_with_two_classes_there_is_a_foreground(animals, tmp_path, trained):
     assert results["foreground_iou"] == results["iou"]["animal"]
 
 
-def test_packed_weights_need_no_folder(trained, animals, tmp_path):
+def test_packed_weights_of_own_data_need_no_folder(trained, animals, tmp_path):
     config, results = trained
     out = tmp_path / "out"
     run = ScoreConfig(workdir=config.runtime.workdir, export="weights", output_dir=str(out))
@@ -143,7 +143,7 @@ def test_packed_weights_need_no_folder(trained, animals, tmp_path):
     assert train.train(begun)["step"] == 2
 
 
-def test_a_run_without_its_evaluation_split_is_told_the_flag_and_what_there_is(animals, tmp_path):
+def test_a_missing_evaluation_split_is_refused_with_its_flag_and_the_existing_splits(animals, tmp_path):
     shutil.copytree(animals, tmp_path / "mine")
     for kind in ("images", "masks"):
         (tmp_path / "mine" / kind / "test").rename(tmp_path / "mine" / kind / "val")

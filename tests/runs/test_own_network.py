@@ -40,7 +40,7 @@ def build(image_size, num_classes, channels):
 
 
 @pytest.mark.slow
-def test_a_run_of_ones_own_network_on_two_replicas_goes_on_with_the_same_code_only(tiny_config, tmp_path):
+def test_a_custom_network_trains_on_two_replicas_and_resumes_only_with_the_same_code(tiny_config, tmp_path):
     (tmp_path / "own.py").write_text(CODE)
     model = ModelConfig(network=f"{tmp_path}/own.py:build")
     config = tiny_config.changed(
@@ -102,7 +102,7 @@ def build(image_size, num_classes, channels):
     ],
     ids=["micro-batches", "replicas", "float16", "XLA"],
 )
-def test_weights_that_do_not_reach_the_loss_stay_and_are_named_once(tiny_config, tmp_path, caplog, groups):
+def test_weights_without_a_gradient_stay_and_are_logged_once(tiny_config, tmp_path, caplog, groups):
     (tmp_path / "own.py").write_text(WITH_UNUSED_WEIGHTS)
     model = vars(ModelConfig(network=f"{tmp_path}/own.py:build"))
     config = tiny_config.changed(model=model, **groups)
@@ -125,7 +125,7 @@ def test_weights_that_do_not_reach_the_loss_stay_and_are_named_once(tiny_config,
 
 
 @pytest.mark.parametrize("way", ["load", "score", "predict", "export", "compare", "page", "init_from"])
-def test_the_code_that_a_foreign_work_directory_names_is_not_run(tiny_config, tmp_path, monkeypatch, way):
+def test_code_named_by_a_work_directory_is_not_run(tiny_config, tmp_path, monkeypatch, way):
     was_run, out = tmp_path / "was_run", str(tmp_path / "out")
     (tmp_path / "evil_code.py").write_text(f"open({str(was_run)!r}, 'w').close()\n{CODE}")
     monkeypatch.chdir(tmp_path)
@@ -163,7 +163,7 @@ def build(num_classes, decoder):
     ("classes", "decoder", "left"),
     [(3, "light", 0), (5, "light", 2), (3, "pix2pix", 22)],  # all; kernel and bias of the logits; a whole decoder
 )
-def test_weights_that_fit_are_taken_over_and_the_others_named(classes, decoder, left):
+def test_transfer_copies_weights_that_fit_and_names_the_others(classes, decoder, left):
     original, model = build(3, "light"), build(classes, decoder)
     for weight in original.weights:
         weight.assign(np.full(weight.shape, 7.0, np.float32))

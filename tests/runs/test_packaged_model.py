@@ -57,7 +57,7 @@ def ways(tiny_config, out):
     }
 
 
-def test_a_run_called_like_the_packaged_model_is_the_one_that_is_used(run, tiny_config, caplog):
+def test_a_work_directory_takes_precedence_over_the_packaged_model_of_its_name(run, tiny_config, caplog):
     with caplog.at_level(logging.WARNING, logger="petseg"):
         segmenter = petseg.load("pets", checkpoint="latest")
     assert segmenter.model.input_shape[1:3] == (32, 32)
@@ -71,7 +71,7 @@ def test_a_run_called_like_the_packaged_model_is_the_one_that_is_used(run, tiny_
 
 @pytest.mark.parametrize("what", ["empty folder", "folder of pictures", "file", "dangling link"])
 @pytest.mark.parametrize("way", ["load", "predict", "export", "init_from"])
-def test_a_path_that_is_no_run_is_not_mistaken_for_the_packaged_model(here, tiny_config, what, way):
+def test_other_paths_with_the_name_of_the_packaged_model_are_refused(here, tiny_config, what, way):
     path = here / "pets"
     if "folder" in what:
         path.mkdir()
@@ -89,7 +89,7 @@ def test_a_path_that_is_no_run_is_not_mistaken_for_the_packaged_model(here, tiny
     assert "\n" not in str(caught.value)
 
 
-def test_the_packaged_model_is_there_by_its_flag_its_file_and_where_nothing_has_its_name(here):
+def test_the_packaged_model_opens_by_flag_file_and_name(here):
     file = packed_run.packaged_file("pets")
     assert packed_run.packed_file("pets") == file
     (here / "pets").mkdir()

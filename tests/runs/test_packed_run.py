@@ -39,7 +39,7 @@ def packed(model, tiny_config, tmp_path):
     return packed_run.pack(tmp_path / "run.safetensors", model, config, PETS, CARD)
 
 
-def test_a_run_is_read_back_but_for_the_paths_of_its_machine(packed, tiny_config, tmp_path):
+def test_a_packed_run_keeps_all_but_machine_paths(packed, tiny_config, tmp_path):
     again = PackedRun.open(packed.path)
     assert (again.classes, again.card, again.weights) == (PETS, CARD, "averaged")
     assert again.config.model == changed(tiny_config, "model", encoder_weights="none").model
@@ -80,7 +80,7 @@ def test_a_file_of_a_later_format_is_refused(packed, tmp_path, monkeypatch):
         PackedRun.open(packed.path)
 
 
-def test_what_does_not_go_into_a_file_is_refused(model, tiny_config, tmp_path):
+def test_custom_networks_and_too_large_weights_cannot_be_packed(model, tiny_config, tmp_path):
     model.weights[0].assign(np.full(model.weights[0].shape, 1e6))
     with pytest.raises(ExportError, match="half precision cannot hold"):
         packed_run.pack(tmp_path / "run.safetensors", model, tiny_config, PETS, CARD)
@@ -90,7 +90,7 @@ def test_what_does_not_go_into_a_file_is_refused(model, tiny_config, tmp_path):
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_a_run_starts_from_it(packed, tiny_config, images, caplog):
+def test_a_run_starts_from_packed_weights(packed, tiny_config, images, caplog):
     config = changed(tiny_config, "model", init_from=str(packed.path))
     start = starting_point.find_starting_point(config, WorkDirectory(config.runtime.workdir))
     assert start == StartingPoint(init_from=str(packed.path))
@@ -161,7 +161,7 @@ def with_code(packed, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("allow_code", [False, True])
 @pytest.mark.parametrize("way", ["load", "score", "predict", "export", "init_from"])
-def test_a_file_that_names_a_network_is_refused_on_every_way_in(with_code, tiny_config, tmp_path, way, allow_code):
+def test_packed_files_that_name_a_network_are_refused_everywhere(with_code, tiny_config, tmp_path, way, allow_code):
     path, was_run = with_code
     options = {"workdir": str(path), "allow_code": allow_code}
     out = {"output_dir": str(tmp_path / "out")}
@@ -179,7 +179,7 @@ def test_a_file_that_names_a_network_is_refused_on_every_way_in(with_code, tiny_
     assert not was_run.exists()
 
 
-def test_paths_that_a_file_names_are_not_used(packed, tmp_path):
+def test_paths_in_a_packed_file_are_not_used(packed, tmp_path):
     elsewhere = str(tmp_path / "elsewhere")
     paths = {"data_dir": elsewhere, "cache_dir": elsewhere, "classes": elsewhere}
     rewrite(packed.path, lambda record: record["config"]["data"].update(paths))
@@ -192,14 +192,14 @@ def test_paths_that_a_file_names_are_not_used(packed, tmp_path):
     [[], ["step", "weights"], "text", None, {}, {"step": 12}, {"step": "12", "weights": "trained"},
      {"step": -1, "weights": "trained"}, {"step": True, "weights": "trained"}, {"step": 12, "weights": ["trained"]}],
 )  # fmt: skip
-def test_a_card_that_says_too_little_is_refused(packed, card):
+def test_an_incomplete_model_card_is_refused(packed, card):
     rewrite(packed.path, lambda record: record.update(card=card))
     with pytest.raises(CheckpointError, match=r"not a file of packed weights: .*card"):
         PackedRun.open(packed.path)
 
 
 @pytest.mark.parametrize("metadata", ["[]", "3", '"text"', "null", "[" * 100_000, "{}"])
-def test_metadata_of_another_kind_are_refused(tmp_path, metadata):
+def test_metadata_of_another_structure_are_refused(tmp_path, metadata):
     path = tmp_path / "other.safetensors"
     safetensors.numpy.save_file({"x": np.zeros(2)}, path, metadata={"petseg": metadata})
     with pytest.raises(CheckpointError, match=r"other\.safetensors: not a file of packed weights") as caught:
@@ -212,7 +212,7 @@ def test_numbers_in_a_card_that_json_lacks_are_null(packed):
     assert PackedRun.open(packed.path).card["scores"] == {"iou": [0.5, None]}
 
 
-def test_a_packed_file_is_packed_again_with_all_that_it_says(model, tiny_config, images, tmp_path):
+def test_packing_a_packed_file_again_keeps_its_metadata(model, tiny_config, images, tmp_path):
     classes = dataclasses.replace(PETS, ignored=(0, 7))
     card = {**CARD, "scores": {"mean_iou": 0.5}, "versions": {"petseg": "0.1"}, "git_commit": "abc"}
     first = packed_run.pack(tmp_path / "run.safetensors", model, tiny_config, classes, card)

@@ -41,7 +41,7 @@ def averaged(data_dir, tmp_path_factory):
     return workdir, results, files
 
 
-def test_both_kinds_of_weights_are_scored_and_the_averages_decide_what_is_best(averaged):
+def test_trained_and_averaged_weights_are_scored_and_averages_select_the_best(averaged):
     workdir, results, _ = averaged
     assert results["ema"]["step"] == results["step"] == 4
     assert results["ema"]["confusion_matrix"] != results["confusion_matrix"]
@@ -56,7 +56,7 @@ def test_both_kinds_of_weights_are_scored_and_the_averages_decide_what_is_best(a
 
 
 @pytest.mark.parametrize("checkpoint", ["latest", "best"])
-def test_eval_scores_the_averages_that_training_scored(averaged, checkpoint):
+def test_eval_reproduces_the_scores_of_averaged_weights(averaged, checkpoint):
     workdir, _, trained = averaged
     (raw,), (mean,) = (
         scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(workdir.path), checkpoint=checkpoint, ema=ema)))
@@ -68,7 +68,7 @@ def test_eval_scores_the_averages_that_training_scored(averaged, checkpoint):
 
 
 @pytest.mark.parametrize("ema", [False, True])
-def test_exports_and_masks_are_made_with_the_weights_that_were_asked_for(averaged, data_dir, tmp_path, ema):
+def test_exports_and_predictions_use_the_requested_weights(averaged, data_dir, tmp_path, ema):
     workdir, _, trained = averaged
     config, images = workdir.load_config(), load_examples("synthetic_pets", "test", 32, str(data_dir)).images
     models = [building.build_model(config, PETS) for _ in range(2)]
@@ -94,7 +94,7 @@ def test_exports_and_masks_are_made_with_the_weights_that_were_asked_for(average
 
 
 @pytest.mark.slow
-def test_a_run_that_begins_with_anothers_weights_is_a_new_run_and_says_so(averaged, data_dir, tmp_path, caplog):
+def test_init_from_starts_a_new_run_and_logs_it(averaged, data_dir, tmp_path, caplog):
     source, _, theirs = averaged
     best = json.loads((source.best / "best.json").read_text())["step"]
     origins = [  # a work directory's averages, also into an encoder that will be trained; a checkpoint's weights
@@ -116,7 +116,7 @@ def test_a_run_that_begins_with_anothers_weights_is_a_new_run_and_says_so(averag
     assert not [line for line in caplog.messages if "resumed" in line]
 
 
-def test_weights_that_do_not_fit_are_refused(averaged, data_dir, tmp_path):
+def test_incompatible_initial_weights_are_refused(averaged, data_dir, tmp_path):
     source, _, _ = averaged
     for flag, value in (("encoder_alpha", "0.5"), ("input_scaling", "symmetric")):
         with pytest.raises(ConfigError, match=f"--{flag}={value}: must be .*, as in the run of --init_from="):
@@ -128,7 +128,7 @@ def test_weights_that_do_not_fit_are_refused(averaged, data_dir, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_encoder_stands_still_until_it_is_unfrozen_and_then_learns_at_its_own_rate(data_dir, tmp_path):
+def test_the_encoder_is_frozen_until_unfreezing_and_then_has_its_own_rate(data_dir, tmp_path):
     flags = ["--train_encoder", "--unfreeze_encoder_at=1", "--encoder_learning_rate_factor=0.2"]
     config = tiny(data_dir, tmp_path / "run", *flags, "--optimizer=sgd", "--learning_rate=0.1", "--momentum=0")
     model = building.build_model(config, PETS)

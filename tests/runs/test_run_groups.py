@@ -45,12 +45,12 @@ def test_runs_are_named_by_their_folders_by_the_one_around_them_or_by_a_glob(fol
         ("{}/a,{}/a/seed-2", "each run must be named once; got {}/a/seed-2 twice"),
     ],
 )
-def test_what_names_no_run_or_one_twice_is_refused(folder, text, message):
+def test_globs_without_runs_and_duplicate_runs_are_refused(folder, text, message):
     with pytest.raises(ConfigError, match=message.replace("{}", str(folder))):
         run_groups.find_runs(text.replace("{}", str(folder)), "compare")
 
 
-def test_where_one_run_is_meant_several_are_refused(folder):
+def test_several_runs_are_refused_where_a_single_run_is_required(folder):
     with pytest.raises(ConfigError, match=r"--workdir=.*/a: must be one run; holds 3"):
         run_groups.find_single_run(f"{folder}/a", "workdir")
     assert run_groups.find_single_run(f"{folder}/b", "workdir").path == folder / "b" / "seed-0"
@@ -65,7 +65,7 @@ def test_a_run_belongs_to_a_group_if_its_folder_is_named_by_its_seed(tiny_config
     assert group("runs/a", 0) is None
 
 
-def test_runs_of_one_recipe_differ_in_their_seed_only(folder, tiny_config, caplog):
+def test_runs_of_a_group_that_differ_in_more_than_their_seed_are_warned_of(folder, tiny_config, caplog):
     for seed, rate in ((0, 0.1), (2, 0.1), (10, 0.2)):
         workdir = folder / "a" / f"seed-{seed}"
         config = changed(tiny_config, "runtime", workdir=str(workdir), seed=seed)

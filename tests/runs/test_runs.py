@@ -38,7 +38,7 @@ def tiny(data_dir, workdir):
     return command_line.parse(["train.py", *flags, "--checkpoint_every=2"], Config)
 
 
-def test_a_run_leaves_what_its_work_directory_promises(finished):
+def test_a_complete_run_has_all_documented_files(finished):
     config, workdir, results = finished
     assert workdir.load_config() == with_kept(config, None)
     assert sorted(path.name for path in workdir.checkpoints.glob("*.index")) == ["ckpt-2.index", "ckpt-4.index"]
@@ -62,7 +62,7 @@ def test_the_best_checkpoint_is_the_one_with_the_best_score(finished):
     assert scores[best["step"]] == best["mean_iou"]
 
 
-def test_metrics_csv_holds_every_number_on_the_clock(finished):
+def test_metrics_csv_holds_every_logged_number_at_its_step(finished):
     _, workdir, results = finished
     with open(workdir.metrics_file, newline="") as file:
         rows = list(csv.DictReader(file))
@@ -81,7 +81,7 @@ def test_metrics_csv_holds_every_number_on_the_clock(finished):
 
 
 @pytest.mark.parametrize("checkpoint", ["latest", "best"])
-def test_eval_scores_what_training_scored(finished, checkpoint, capsys):
+def test_eval_reproduces_the_scores_of_training(finished, checkpoint, capsys):
     _, workdir, _ = finished
     (results,) = scoring.evaluate(
         EvalConfig(ScoreConfig(workdir=str(workdir.path), checkpoint=checkpoint, batch_size=3))
@@ -99,7 +99,7 @@ def experiment_results(workdir, step):
     return json.loads((workdir.results / f"test-{step}.json").read_text())
 
 
-def test_eval_refuses_images_that_were_trained_on_unless_told_to(finished):
+def test_eval_refuses_training_images_without_the_flag(finished):
     _, workdir, _ = finished
     with pytest.raises(DataError, match=r"--split=train\[:5\]: 5 of its images were trained on"):
         scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(workdir.path), split="train[:5]")))
@@ -110,7 +110,7 @@ def test_eval_refuses_images_that_were_trained_on_unless_told_to(finished):
     assert (workdir.results / "train.start-5-4.json").exists()
 
 
-def test_eval_of_a_checkpoint_that_does_not_exist(finished, tmp_path):
+def test_eval_refuses_missing_checkpoints(finished, tmp_path):
     _, workdir, _ = finished
     with pytest.raises(CheckpointError, match="there is no such checkpoint"):
         scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(workdir.path), checkpoint=str(tmp_path / "ckpt-9"))))
@@ -118,13 +118,13 @@ def test_eval_of_a_checkpoint_that_does_not_exist(finished, tmp_path):
         scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(tmp_path))))
 
 
-def test_a_run_without_averages_has_none_to_score(finished):
+def test_ema_is_refused_for_a_run_without_averages(finished):
     _, workdir, _ = finished
     with pytest.raises(ConfigError, match=r"--ema: .* kept no averaged weights \(its --ema_decay is 0\)"):
         scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(workdir.path), ema=True)))
 
 
-def test_a_work_directory_of_another_model_is_refused_by_name_and_left_alone(finished):
+def test_resuming_with_another_model_is_refused_and_changes_nothing(finished):
     config, workdir, _ = finished
     before = {path: path.stat().st_mtime_ns for path in workdir.path.rglob("*")}
     with pytest.raises(
@@ -142,14 +142,14 @@ def test_a_work_directory_of_another_model_is_refused_by_name_and_left_alone(fin
         ({"eval_split": "test[:0%]"}, r"split test\[:0%\] is empty"),
     ],
 )
-def test_data_that_cannot_be_trained_on_leaves_no_work_directory(tiny_config, values, message):
+def test_unusable_data_leaves_no_work_directory(tiny_config, values, message):
     with pytest.raises(DataError, match=message):
         train.train(changed(tiny_config, "data", **values))
     assert not WorkDirectory(tiny_config.runtime.workdir).path.exists()
 
 
 @pytest.mark.slow
-def test_balanced_class_weights(tiny_config, caplog):
+def test_balanced_class_weights_are_computed_from_the_training_masks(tiny_config, caplog):
     config = changed(changed(tiny_config, "loss", class_weights="balanced"), "schedule", train_steps=1)
     with caplog.at_level("INFO", logger="petseg"):
         train.train(config)
@@ -163,7 +163,7 @@ def test_balanced_class_weights(tiny_config, caplog):
 
 
 @pytest.mark.slow
-def test_a_complete_run_says_so_and_a_diverging_one_names_step_and_checkpoint(data_dir, tmp_path):
+def test_complete_runs_are_logged_and_diverging_runs_name_step_and_checkpoint(data_dir, tmp_path):
     workdir = tmp_path / "run"
     flags = [*tiny_flags(data_dir, workdir), "--optimizer=sgd", "--eval_every=100", "--checkpoint_every=2"]
     first = run_program("train.py", *flags, "--train_steps=2")
@@ -181,7 +181,7 @@ def test_a_complete_run_says_so_and_a_diverging_one_names_step_and_checkpoint(da
     assert "Traceback" not in diverged.stderr
 
 
-def test_eval_as_a_program_answers_in_one_line_what_it_cannot_do(tmp_path):
+def test_eval_program_prints_errors_in_one_line(tmp_path):
     result = run_program("eval.py", f"--workdir={tmp_path}")
     assert result.returncode == 2
     (line,) = own_lines(result.stderr)
@@ -201,7 +201,7 @@ def test_quiet_leaves_warnings_and_errors_only(data_dir, tmp_path):
     assert "--image_size was '32', is now '64'" in again.stderr
 
 
-def test_only_what_cannot_be_written_is_said_to_be_so(tiny_config, monkeypatch):
+def test_only_write_errors_are_reported_as_write_errors(tiny_config, monkeypatch):
     def fail(number):
         def load(*arguments, **options):
             raise OSError(number, os.strerror(number), "some file")

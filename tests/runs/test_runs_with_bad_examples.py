@@ -107,7 +107,7 @@ def test_ignored_examples_are_logged_once_and_bounded(config, tmp_path, caplog):
         checked.check(8)
 
 
-def test_an_example_that_can_be_read_by_now_is_named_too(config):
+def test_a_bad_example_that_is_readable_again_is_still_named(config):
     examples = loading.load(config.data, "train", for_training=True)
     checked = BadExamples(config, Placement(tf.distribute.get_strategy()), examples, lambda: "the start")
     record(checked.log, {5: [3]})
@@ -134,7 +134,7 @@ def program(config, **flags):
 
 
 @pytest.mark.slow
-def test_killed_around_an_ignored_example_a_run_ends_in_the_same_bits(config, tmp_path):
+def test_a_run_killed_around_an_ignored_example_ends_in_the_same_bits(config, tmp_path):
     bad = in_step(2)  # and once in every epoch of three steps
     spoil(tmp_path / "data", bad)
     undisturbed = changed(config, "runtime", workdir=str(tmp_path / "undisturbed"))

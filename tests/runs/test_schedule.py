@@ -15,7 +15,7 @@ intervals = st.integers(1, 50)
     first=st.integers(0, 200),
     profiled=st.integers(0, 20),
 )
-def test_the_schedule_stops_wherever_something_is_due_and_at_the_end(
+def test_the_next_call_ends_where_something_is_due_or_the_run_ends(
     total, per_loop, summary, evaluation, checkpoint, histogram, first, profiled
 ):
     profile = (first, first + profiled)

@@ -28,9 +28,7 @@ def runs(tiny_config, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_sample_is_scored_in_training_by_eval_and_of_runs_of_other_seeds(
-    runs, array_record_dir, tmp_path, monkeypatch, capsys
-):
+def test_training_eval_and_group_scoring_use_the_same_sample(runs, array_record_dir, tmp_path, monkeypatch, capsys):
     config, first, other = runs
     trained, table = json.loads((first.results / "test-1.json").read_text()), tmp_path / "images.csv"
     asked = {"eval_examples": 4, "csv": str(table), "cache": "none", "resolution": "native"}

@@ -55,7 +55,7 @@ def probabilities(workdir, *, flip=False):
     return examples, found
 
 
-def test_details_are_those_of_the_predictions(trained):
+def test_detailed_scores_match_the_predictions(trained):
     (results,) = score(trained[0], batch_size=4)
     examples, found = probabilities(trained[0])
     labels, predictions = examples.masks[..., 0], found.argmax(-1)
@@ -74,7 +74,7 @@ def test_details_are_those_of_the_predictions(trained):
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_native_resolution_compares_with_the_masks_as_they_were_drawn(trained, flip, capsys):
+def test_native_resolution_scores_against_the_original_masks(trained, flip, capsys):
     small, native = score(trained[0], resolution="native", batch_size=4, flip_tta=flip)
     _, found = probabilities(trained[0], flip=flip)
     config = trained[0].load_config()
@@ -109,7 +109,7 @@ def test_flip_tta_averages_the_two_probabilities(trained):
     assert plain["loss"] != results["loss"]
 
 
-def test_a_csv_holds_a_row_for_each_image(trained, tmp_path):
+def test_csv_has_one_row_per_image(trained, tmp_path):
     (results,) = score(trained[0], csv=str(tmp_path / "images.csv"))
     with open(tmp_path / "images.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -127,7 +127,7 @@ def test_all_checkpoints_are_scored_oldest_first(trained):
     assert second["loss"] == pytest.approx(score(trained[0])[0]["loss"])
 
 
-def test_another_precision_is_computed_and_kept_apart(trained):
+def test_another_precision_has_its_own_results_file(trained):
     (results,) = score(trained[0], precision="mixed_bfloat16")
     (plain,) = score(trained[0])
     assert results["loss"] != plain["loss"]
@@ -206,7 +206,7 @@ def classes_with(**values):
         ),
     ],
 )
-def test_runs_with_other_true_masks_are_not_compared(trained, tmp_path, data, message):
+def test_runs_with_different_true_masks_are_not_compared(trained, tmp_path, data, message):
     other = variant(trained[1], tmp_path / "other", **data)
     with pytest.raises(DataError, match=f"--compare: {message}"):
         score(trained[0], compare=str(other.path))
@@ -218,7 +218,7 @@ def scored(*digests):
     return CheckpointScores("run/ckpt-4", evaluations, [{"resolution": "some"} for _ in evaluations], [], [])
 
 
-def test_runs_are_compared_at_the_resolutions_at_which_every_mask_is_the_same():
+def test_runs_are_compared_at_resolutions_with_identical_masks():
     assert comparison.paired_resolutions([scored([1, 2], [3, 4])] * 2) == [0, 1]
     assert comparison.paired_resolutions([scored([1, 2], [3, 4]), scored([1, 9], [3, 4])]) == [1]
     with pytest.raises(DataError, match=r"--compare: the masks of the runs differ.*--resolution=native"):
@@ -227,7 +227,7 @@ def test_runs_are_compared_at_the_resolutions_at_which_every_mask_is_the_same():
         comparison.paired_resolutions([scored([1, 2], [3, 4]), scored([1, 2, 5], [3, 5])], flag="workdir")
 
 
-def test_runs_of_other_sizes_are_compared_at_native_resolution_only(trained, tmp_path, capsys):
+def test_runs_of_different_sizes_are_compared_at_native_resolution_only(trained, tmp_path, capsys):
     other = variant(trained[1], tmp_path / "other", image_size="64")
     small, native = score(trained[0], compare=str(other.path), resolution="native")
     assert "comparison" not in small
@@ -264,7 +264,7 @@ def test_runs_of_one_group_must_have_the_same_true_masks(trained, tmp_path, caps
     assert "at 32 x 32\n" not in capsys.readouterr().out
 
 
-def test_the_sample_that_two_runs_are_compared_on_does_not_depend_on_their_order(trained, tmp_path):
+def test_the_sample_of_a_comparison_does_not_depend_on_the_order_of_runs(trained, tmp_path):
     other = variant(trained[1], tmp_path / "other")
     record = json.loads(other.config_file.read_text())
     record["config"]["runtime"]["seed"] = 5
@@ -276,14 +276,14 @@ def test_the_sample_that_two_runs_are_compared_on_does_not_depend_on_their_order
     assert mirrored == [-high, -low]
 
 
-def test_the_other_run_must_not_have_trained_on_the_split_either(trained, tmp_path):
+def test_a_comparison_refuses_training_images_of_either_run(trained, tmp_path):
     other = variant(trained[1], tmp_path / "other", train_split="test")
     with pytest.raises(DataError, match=r"--split=test: .* were trained on"):
         score(trained[0], compare=str(other.path))
 
 
 @pytest.mark.slow
-def test_examples_are_cached_as_in_the_run_or_as_flags_say(trained, array_record_dir, tmp_path, monkeypatch):
+def test_scoring_caches_examples_as_the_run_or_flags_say(trained, array_record_dir, tmp_path, monkeypatch):
     shutil.copytree(trained[0].path, tmp_path / "run")
     record = json.loads(trained[0].config_file.read_text())
     record["config"]["data"].update(
@@ -316,12 +316,12 @@ def test_examples_are_cached_as_in_the_run_or_as_flags_say(trained, array_record
         ({"compare": "other", "checkpoint": "all"}, "--compare=other: compares one checkpoint"),
     ],
 )
-def test_flags_that_contradict_each_other(options, message):
+def test_contradictory_flags_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         ScoreConfig(workdir="run", **options)
 
 
-def test_no_checkpoint_yet(trained, tmp_path):
+def test_scoring_without_a_checkpoint_is_refused(trained, tmp_path):
     shutil.copy(trained[0].config_file, tmp_path / "config.json")
     for which in ("latest", "best", "all"):
         with pytest.raises(CheckpointError, match=f"--checkpoint={which}: there is no checkpoint in .* yet"):
@@ -338,7 +338,7 @@ def test_a_work_directory_of_a_newer_format_is_refused_by_number(trained, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_watcher_scores_each_checkpoint_of_a_run_in_another_process_once(data_dir, tmp_path):
+def test_watching_scores_each_checkpoint_of_a_training_process_once(data_dir, tmp_path):
     workdir = tmp_path / "run"
     watcher = Program("eval.py", f"--workdir={workdir}", "--watch", "--watch_interval=0.2", "--split=test[:5]")
     flags = [*tiny_flags(data_dir, workdir), "--checkpoint_every=5", "--keep_checkpoints=1", "--train_steps=40"]
@@ -353,7 +353,7 @@ def test_a_watcher_scores_each_checkpoint_of_a_run_in_another_process_once(data_
     assert (workdir / "results" / "test.start-5-40.json").exists()
 
 
-def test_a_watcher_goes_on_when_a_checkpoint_vanishes_and_gives_up_in_time(trained, monkeypatch, caplog):
+def test_watching_skips_deleted_checkpoints_and_times_out(trained, monkeypatch, caplog):
     genuine = checkpoints.restore_model
 
     def vanish(path, **objects):

@@ -42,14 +42,14 @@ def folder(data_dir, tmp_path_factory):
     return folder
 
 
-def test_each_run_is_what_train_would_make_of_its_seed(folder, data_dir):
+def test_each_run_equals_training_with_its_seed(folder, data_dir):
     for seed in (0, 1):
         config = WorkDirectory(folder / "a" / f"seed-{seed}").load_config()
         flags = [*tiny_flags(data_dir, folder / "a" / f"seed-{seed}"), f"--seed={seed}", "--train_steps=2"]
         assert config == with_kept(command_line.parse(["train.py", *flags], Config), None)
 
 
-def test_the_command_line_of_a_run_makes_its_config(tiny_config):
+def test_flags_of_a_config_parse_to_the_same_config(tiny_config):
     config = changed(changed(tiny_config, "model", sync_batch_norm=False), "augmentation", rotation=0.25)
     assert command_line.parse(["train.py", *seeds.flags_of(config)], Config) == config
 
@@ -63,17 +63,17 @@ def test_the_command_line_of_a_run_makes_its_config(tiny_config):
         ([], "--workdir: must be the folder of the runs' work directories"),
     ],
 )
-def test_wrong_seeds(flags, message):
+def test_invalid_seeds_are_refused(flags, message):
     with pytest.raises(ConfigError, match=message):
         parse(*flags)
 
 
-def test_a_run_is_no_folder_of_runs(folder, data_dir):
+def test_a_work_directory_is_refused_as_a_folder_of_runs(folder, data_dir):
     with pytest.raises(ConfigError, match="is itself a run; must be a folder for those of --seeds"):
         seeds.main(parse(*tiny_flags(data_dir, folder / "a" / "seed-0")))
 
 
-def test_a_table_has_mean_and_spread():
+def test_the_table_of_runs_shows_mean_and_spread():
     def results(score):
         return {"split": "test", "step": 4, "mean_iou": score, "accuracy": 0.9, "iou": {"cat": score, "dog": 0.5}}
 
@@ -91,7 +91,7 @@ def score(**options):
     return ScoreConfig(**{name: str(value) if name != "flip_tta" else value for name, value in options.items()})
 
 
-def test_experiments_are_scored_and_compared_over_their_seeds(folder, capsys, tmp_path):
+def test_groups_are_scored_and_compared_over_their_seeds(folder, capsys, tmp_path):
     flags = score(workdir=folder / "a", compare=folder / "b", csv=tmp_path / "images.csv")
     assert run_groups.names_several_runs(flags)
     results = group_scoring.evaluate(EvalConfig(flags))
@@ -115,7 +115,7 @@ def test_experiments_are_scored_and_compared_over_their_seeds(folder, capsys, tm
     assert [row["run"] for row in rows] == [str(folder / "a" / f"seed-{i}") for i in (0, 1) for _ in range(NUM_TEST)]
 
 
-def test_a_single_run_is_scored_as_ever_and_what_needs_one_refuses_several(folder):
+def test_flags_that_need_a_single_run_refuse_a_group(folder):
     assert not run_groups.names_several_runs(score(workdir=folder / "b", compare=folder / "a" / "seed-0"))
     with pytest.raises(ConfigError, match=r"--workdir=.*/a: holds 2 runs; must be one with --watch, --predict"):
         run_groups.names_several_runs(score(workdir=folder / "a", checkpoint="all"))
@@ -123,7 +123,7 @@ def test_a_single_run_is_scored_as_ever_and_what_needs_one_refuses_several(folde
         run_groups.names_several_runs(score(workdir=folder / "b", compare=folder / "a", checkpoint="some/ckpt-4"))
 
 
-def test_tensorboard_shows_the_runs_of_an_experiment_as_one_group_with_their_mean(folder):
+def test_hparams_shows_the_runs_of_a_recipe_as_one_group_with_their_mean(folder):
     multiplexer = EventMultiplexer().AddRunsFromDirectory(str(folder / "a"))
     multiplexer.Reload()
     context = Context(TBContext(data_provider=MultiplexerDataProvider(multiplexer, str(folder))))
@@ -149,7 +149,7 @@ def program(data_dir, folder, *flags):
 
 
 @pytest.mark.soak
-def test_killed_and_told_to_stop_the_same_command_goes_on_to_the_end(data_dir, tmp_path):
+def test_training_several_seeds_resumes_after_a_kill_and_after_a_stop(data_dir, tmp_path):
     begun = tmp_path / "seed-0" / "metrics.csv"
     for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)):
         process = program(data_dir, tmp_path, "--train_steps=100000", "--summary_every=4")

@@ -17,7 +17,7 @@ def save_checkpoint(workdir, step):
     Checkpoints(workdir.checkpoints, keep=1, model=model).save(step)
 
 
-def test_a_run_starts_from_the_first_of_four_things_that_there_is(tiny_config, tmp_path):
+def test_initial_weights_come_from_the_first_existing_source(tiny_config, tmp_path):
     workdir, other = WorkDirectory(tmp_path / "run"), WorkDirectory(tmp_path / "other")
     assert starting_point.find_starting_point(tiny_config, workdir) == StartingPoint()
     weights = tmp_path / "weights.h5"
@@ -38,14 +38,14 @@ def test_a_run_starts_from_the_first_of_four_things_that_there_is(tiny_config, t
 
 
 @pytest.mark.parametrize("name", ["init_from", "encoder_weights"])
-def test_what_is_not_there_is_refused_before_anything_is_built(tiny_config, tmp_path, name):
+def test_missing_initial_weights_are_refused_before_a_model_is_built(tiny_config, tmp_path, name):
     config = changed(tiny_config, "model", **{name: str(tmp_path / "gone")})
     with pytest.raises(ConfigError, match=f"--{name}={tmp_path}/gone: "):
         starting_point.find_starting_point(config, WorkDirectory(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(("start", "images"), [(StartingPoint(), 5), (StartingPoint(checkpoint="ckpt-5"), 0)])
-def test_a_random_encoder_is_calibrated_on_so_many_images_as_memory_is_fit_for(tiny_config, monkeypatch, start, images):
+def test_calibration_images_are_limited_by_memory(tiny_config, monkeypatch, start, images):
     seen = []
     monkeypatch.setattr(encoders, "calibrate_batch_norm", lambda encoder, images: seen.append(images.shape))
     monkeypatch.setattr(starting_point, "CALIBRATION_PIXELS", 5 * 32**2 + 1)

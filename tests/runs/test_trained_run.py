@@ -20,7 +20,7 @@ def workdir(tiny_config):
     return workdir
 
 
-def test_a_run_is_used_as_it_was_trained_but_for_what_is_asked(workdir):
+def test_flags_of_eval_replace_precision_data_folder_and_cache(workdir):
     run = TrainedRun.open(workdir, ScoreConfig(workdir="run"))
     theirs = workdir.load_config()
     assert run.config == changed(theirs, "data", data_service="")
@@ -30,7 +30,7 @@ def test_a_run_is_used_as_it_was_trained_but_for_what_is_asked(workdir):
     assert run.config == changed(changed(theirs, "data", **data), "compute", precision="mixed_bfloat16")
 
 
-def test_averaged_weights_have_a_name_and_files_of_their_own(workdir, caplog):
+def test_averaged_weights_have_their_own_name_and_results_files(workdir, caplog):
     with caplog.at_level("INFO", logger="petseg"):
         trained = TrainedRun.open(workdir, ScoreConfig(workdir="run"))
     assert caplog.messages == [f"{workdir.path} has averaged weights too; --ema uses them"]
@@ -41,7 +41,7 @@ def test_averaged_weights_have_a_name_and_files_of_their_own(workdir, caplog):
     assert trained.results_file("test", 4, "flip").name == "test-4.flip.json"
 
 
-def test_a_run_without_averages_has_none_to_use_but_can_be_compared_with(workdir):
+def test_a_run_without_averages_refuses_ema_but_can_be_compared(workdir):
     config = changed(workdir.load_config(), "optimizer", ema_decay=0.0)
     workdir.save_config(config, classes=PETS, class_weights=None, devices=[])
     asked = ScoreConfig(workdir="run", ema=True)

@@ -98,7 +98,7 @@ def test_a_picture_that_came_into_the_training_split_after_training_may_be_score
     assert results["examples"] == 2
 
 
-def test_of_an_older_version_s_run_the_splits_of_today_are_compared(root):
+def test_runs_without_a_data_record_are_compared_by_the_splits_of_today(root):
     (root.parent / "run" / "training_data.npz").unlink()
     with pytest.raises(DataError, match="--split=val: 2 of its images were trained on"):
         score(root, "val")
@@ -165,7 +165,7 @@ def add_to_test(root):
         (add_to_test, r"--eval_split=test of .*: 1 picture was added \(images/new.jpg\)"),
     ],
 )
-def test_a_run_does_not_go_on_with_changed_data(root, change, message):
+def test_resuming_with_changed_data_is_refused(root, change, message):
     change(root)
     workdir = root.parent / "run"
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
@@ -177,14 +177,14 @@ def test_a_run_does_not_go_on_with_changed_data(root, change, message):
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
 
-def test_a_run_goes_on_where_its_pictures_are_the_same_elsewhere_with_other_times(root, tmp_path):
+def test_a_run_resumes_with_equal_pictures_in_another_folder_with_other_times(root, tmp_path):
     shutil.copytree(root, tmp_path / "elsewhere", copy_function=shutil.copyfile)
     os.utime(tmp_path / "elsewhere" / "images" / "a.jpg", (1, 1))
     results = go_on(root, f"--data_dir={tmp_path / 'elsewhere'}", "--train_steps=3")
     assert results["step"] == 3
 
 
-def test_a_new_run_from_the_weights_remembers_what_they_were_trained_on(root, caplog):
+def test_a_run_with_init_from_inherits_the_record_of_seen_pictures(root, caplog):
     add(root)
     write_lists(root, trainval=[*"bcdefgh", "new"], test="ija")
     workdir = root.parent / "second"
@@ -196,14 +196,14 @@ def test_a_new_run_from_the_weights_remembers_what_they_were_trained_on(root, ca
         scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(workdir))))
 
 
-def test_from_python_and_for_packed_weights_training_images_are_refused_too(root, tmp_path):
+def test_training_images_are_refused_by_the_python_api_and_for_packed_weights(root, tmp_path):
     loaded = petseg.load(root.parent / "run")
     with pytest.raises(DataError, match=r"^dataset=val: 2 of .* allow_training_images=True scores them nevertheless"):
         loaded.evaluate("val", data_dir=str(root))
     assert loaded.evaluate("val", data_dir=str(root), allow_training_images=True)["examples"] == 2
 
 
-def test_nothing_is_read_for_it_of_any_other_data_set_and_its_size_must_stay(tiny_config, monkeypatch):
+def test_tfds_data_sets_are_recorded_by_size_without_reading_examples(tiny_config, monkeypatch):
     monkeypatch.setattr(DataSet, "raw_examples", None)
     data_set = catalog.open_data(tiny_config.data)
     now = TrainingData.of(data_set, tiny_config.data)

@@ -47,7 +47,7 @@ def workdir(root):
 
 
 @pytest.mark.parametrize("cache", ["memory", "disk", "none"])
-def test_training_refuses_it_by_name_and_leaves_nothing(root, tmp_path, cache):
+def test_training_refuses_an_unlabelled_split_by_name(root, tmp_path, cache):
     message = (
         r"^--eval_split=test: none of its 3 masks has a pixel in a class .*; there are test \(3 .*, val \(4 examples"
     )
@@ -67,12 +67,12 @@ def test_a_sample_without_labels_is_refused_by_the_flag_that_draws_it(root, tmp_
 
 
 @pytest.mark.parametrize("options", [{}, {"resolution": "native"}, {"cache": "none"}, {"checkpoint": "all"}])
-def test_scoring_refuses_it_by_name(workdir, options):
+def test_scoring_refuses_an_unlabelled_split_by_name(workdir, options):
     with pytest.raises(DataError, match=r"^--split=test: none of its 3 masks has a pixel in a class"):
         scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(workdir), split="test", **options)))
 
 
-def test_several_runs_and_python_refuse_it_too(workdir, tmp_path):
+def test_group_scoring_and_the_python_api_refuse_an_unlabelled_split(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "other")
     both = ScoreConfig(workdir=f"{workdir},{tmp_path / 'other'}", split="test")
     with pytest.raises(DataError, match=r"^--split=test: none of its 3 masks has a pixel in a class"):

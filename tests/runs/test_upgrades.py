@@ -20,12 +20,12 @@ from petseg.runs.work_directory import WorkDirectory
 FIXTURES = sorted((ROOT / "tests" / "fixtures").glob("run-format-*.tar.xz"))
 
 
-def test_there_is_a_run_of_this_format():
+def test_a_fixture_of_the_current_format_exists():
     assert f"run-format-{CONFIG_FORMAT}.tar.xz" in [path.name for path in FIXTURES]
 
 
 @pytest.mark.parametrize("archive", FIXTURES, ids=lambda path: path.name)
-def test_a_run_of_an_earlier_version_goes_on_or_is_refused_with_the_reason(data_dir, tmp_path, archive):
+def test_runs_of_earlier_versions_resume_or_are_refused_with_the_reason(data_dir, tmp_path, archive):
     with tarfile.open(archive) as file:
         file.extractall(tmp_path, filter="data")
     workdir = WorkDirectory(tmp_path / "run")
@@ -70,7 +70,7 @@ def test_a_run_of_an_earlier_version_keeps_its_class_weights(data_dir, tmp_path)
     assert config_lib.with_kept(asked, before).loss.class_weight_normalization == "mean"
 
 
-def test_class_weights_that_a_run_of_an_earlier_version_did_not_have_are_those_of_a_new_run(tmp_path):
+def test_class_weights_added_to_a_run_of_an_earlier_version_are_normalised_as_in_new_runs(tmp_path):
     before = unpack_run(tmp_path).load_config()
     assert config_lib.with_kept(Config.of(class_weights="2,2,1"), before).loss.class_weight_normalization == "mean"
 
@@ -84,7 +84,7 @@ def test_a_run_of_an_earlier_version_keeps_its_example_order(data_dir, tmp_path)
         go_on(data_dir, old, "--example_order=2")
 
 
-def test_a_new_run_writes_down_what_it_will_keep(tiny_config):
+def test_a_new_run_records_the_choices_it_keeps(tiny_config):
     train.train(tiny_config.changed(schedule={"train_steps": 1}))
     config = WorkDirectory(tiny_config.runtime.workdir).load_config()
     assert config.runtime.example_order == 2

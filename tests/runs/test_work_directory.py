@@ -13,7 +13,7 @@ from petseg.errors import WorkDirectoryError
 from petseg.runs.work_directory import WorkDirectory
 
 
-def test_the_config_is_written_with_what_is_needed_to_repeat_the_run(tmp_path):
+def test_config_json_holds_what_is_needed_to_repeat_the_run(tmp_path):
     workdir = WorkDirectory.for_training(str(tmp_path / "run"), "pets")
     assert not workdir.path.exists()  # nothing is left behind before the run starts
     config = changed(Config(), "data", batch_size=3)
@@ -26,14 +26,14 @@ def test_the_config_is_written_with_what_is_needed_to_repeat_the_run(tmp_path):
     assert workdir.load_class_weights() == (0.5, 0.25, 0.25)
 
 
-def test_a_new_folder_under_runs_without_a_workdir(tmp_path, monkeypatch):
+def test_without_a_workdir_a_new_folder_under_runs_is_used(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = WorkDirectory.for_training("", "oxford_iiit_pet:4.0.0").path
     assert re.fullmatch(r"runs/\d{8}-\d{6}-oxford_iiit_pet-4.0.0", str(path))
     assert not (tmp_path / "runs").exists()
 
 
-def test_folders_that_cannot_be_used(tmp_path):
+def test_unusable_folders_are_refused(tmp_path):
     file = tmp_path / "file"
     file.write_text("")
     full = tmp_path / "full"
@@ -50,7 +50,7 @@ def test_folders_that_cannot_be_used(tmp_path):
 
 
 @pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run", "hdfs://host:1/run"])
-def test_an_address_is_refused_and_no_folder_of_that_name_is_made(tmp_path, monkeypatch, address):
+def test_cloud_storage_addresses_are_refused(tmp_path, monkeypatch, address):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WorkDirectoryError, match=f"--workdir={address}: must be a folder.*rsync"):
         WorkDirectory.for_training(address, "pets")
@@ -81,12 +81,12 @@ def test_a_config_of_another_format_is_refused(tmp_path):
         WorkDirectory(tmp_path).load_config()
 
 
-def test_a_folder_without_a_run(tmp_path):
+def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(WorkDirectoryError, match="no run is here"):
         WorkDirectory(tmp_path).load_config()
 
 
-def test_the_lock_keeps_a_second_process_out_and_is_gone_afterwards(tmp_path):
+def test_the_lock_refuses_a_second_process_and_is_removed(tmp_path):
     workdir = WorkDirectory(tmp_path / "run")
     with workdir.locked():
         script = (
@@ -100,7 +100,7 @@ def test_the_lock_keeps_a_second_process_out_and_is_gone_afterwards(tmp_path):
     assert [path.name for path in workdir.path.iterdir()] == ["config.json"]
 
 
-def test_reconcile_takes_what_can_change_and_refuses_the_rest_by_name(tmp_path):
+def test_resuming_allows_some_changes_and_refuses_others_by_name(tmp_path):
     workdir = WorkDirectory(tmp_path)
     workdir.save_config(Config(), classes=PETS, class_weights=None, devices=[])
     longer = changed(changed(Config(), "schedule", epochs=30), "runtime", workdir="elsewhere")
@@ -124,7 +124,7 @@ def test_results_files_have_safe_names(tmp_path, split, name):
     assert WorkDirectory(tmp_path).results_file(split, 7) == tmp_path / "results" / name
 
 
-def test_a_run_goes_on_with_other_display_colours_but_not_with_other_values(tmp_path):
+def test_resuming_allows_other_display_colours_but_not_other_values(tmp_path):
     def classes(color, value):
         return Classes.from_dict([{"name": "sky", "value": value, "color": color}, {"name": "sea", "value": 9}])
 
