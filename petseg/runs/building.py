@@ -72,10 +72,7 @@ def training_batches(
 def build_model(config: Config, classes: Classes, encoder_weights: str | None = None) -> keras.Model:
     """Builds the network of a config; call it inside ``strategy.scope()``.
 
-    Args:
-      config: config of the run.
-      classes: the classes to predict.
-      encoder_weights: `weights` of `encoders.build_encoder`; None for random weights, which a checkpoint will replace.
+    `encoder_weights` are those of `encoders.build_encoder`; None for random weights, which a checkpoint will replace.
 
     Raises:
       ConfigError: if the weights are missing or do not fit, or the encoder lacks a named layer.
@@ -172,12 +169,7 @@ def build_evaluator(
     """The evaluator of a model on a split, with the loss of a config; call it inside ``strategy.scope()``.
 
     Args:
-      config: config of the run.
-      strategy: distribution strategy, with any number of replicas.
-      model: network of the config.
-      examples: examples of the split.
-      class_weights: class weights of training, or None.
-      requests: requests to stop.
+      config, strategy, model, examples, class_weights, requests: of the run and the split to score.
       batch_size: number of examples per step over all replicas; 0: that of the config.
       flip_tta: whether to average the probabilities of an image and its mirror image.
       details: whether to compute boundary scores and calibration too.

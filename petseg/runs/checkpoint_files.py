@@ -62,12 +62,11 @@ def newest(directory: Path) -> str | None:
 
 
 def resolve_checkpoint(checkpoints: Path, best: Path, which: str, newest: Callable[[Path], str | None]) -> str:
-    """Path of the checkpoint that --checkpoint names.
+    """Path of the checkpoint that --checkpoint names: `latest`, `best` or a path.
 
     Args:
-      checkpoints: folder of the newest checkpoints.
-      best: folder of the best checkpoint.
-      which: `latest`, `best` or a path.
+      checkpoints, best: folders of the newest checkpoints and of the best one.
+      which: value of the flag.
       newest: function that finds the latest checkpoint of a folder: `newest`, or `checkpoints.newest_intact`.
 
     Raises:

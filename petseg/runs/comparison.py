@@ -30,11 +30,7 @@ def sample_seed(runs: Sequence[TrainedRun]) -> int:
 def check_pairing(first: Examples, second: Examples, *, native: bool = False, flag: str = "compare") -> None:
     """Raises DataError if two runs do not have the same images, classes and true masks, as far as seen before scoring.
 
-    Args:
-      first: examples on which one run is scored.
-      second: examples on which the other run is scored.
-      native: whether both are scored at native resolution too, where resized masks do not matter.
-      flag: flag that names the second run, for the error.
+    With `native`, runs are scored at native resolution too, where resized masks do not matter. The error names `flag`.
     """
     if first.origin != second.origin:
         raise DataError(

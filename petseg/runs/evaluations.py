@@ -27,15 +27,7 @@ logger = logging.getLogger(__name__)
 class Evaluations:
     """Scores the evaluation split with a run's weights, and with their averages if it keeps them.
 
-    Args:
-      config: config of the run.
-      workdir: work directory of the run, for the results files.
-      placement: devices and cluster; all processes score together, and the chief writes.
-      evaluator: evaluator of the run's model on the evaluation split.
-      average: average of the weights, or None.
-      best: the best checkpoint.
-      examples: the examples of the evaluation split.
-      stopwatch: stopwatch of the run.
+    All processes of a cluster score together, and the chief writes results files and the best checkpoint.
     """
 
     def __init__(

@@ -18,21 +18,11 @@ logger = logging.getLogger(__name__)
 class NonFiniteSteps:
     """Checks, between calls of the training loop, whether a step was not finite.
 
-    Args:
-      config: config of the run.
-      placement: devices and cluster of the run.
-      trainer: trainer of the run.
-      checkpoints: checkpoints to restore with --on_nonfinite=restore.
-      num_examples: size of the training split.
+    --on_nonfinite=restore restores the newest of `checkpoints`; `num_examples` is the size of the training split.
     """
 
     def __init__(
-        self,
-        config: Config,
-        placement: Placement,
-        trainer: Trainer,
-        checkpoints: Checkpoints,
-        num_examples: int,
+        self, config: Config, placement: Placement, trainer: Trainer, checkpoints: Checkpoints, num_examples: int
     ):
         self._config, self._placement, self._trainer = config, placement, trainer
         self._checkpoints, self._num_examples = checkpoints, num_examples

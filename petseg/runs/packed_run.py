@@ -122,14 +122,9 @@ class PackedRun:
 
 
 def pack(path: Path, model: "keras.Model", config: Config, classes: Classes, card: dict[str, Any]) -> PackedRun:
-    """Writes a model's weights and metadata into a file.
+    """Writes a model's weights and metadata into a file; an existing file is replaced.
 
-    Args:
-      path: path of the file; an existing file is replaced.
-      model: network of the config.
-      config: config of the run.
-      classes: classes of the run.
-      card: model card, JSON values, with `step` and `weights`.
+    The card holds JSON values, `step` and `weights` among them.
 
     Raises:
       ExportError: if the network is a custom one, or a weight is too large for half precision.
@@ -159,9 +154,6 @@ def packed_file(source: str) -> Path | None:
     """Path of the packed weights that a flag such as --workdir names; None if it names something else.
 
     A work directory takes precedence over a packaged model of the same name.
-
-    Args:
-      source: path, or name of a packaged model.
 
     Raises:
       ConfigError: if it is the name of a packaged model and also of a path that is not a work directory.

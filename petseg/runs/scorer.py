@@ -45,13 +45,7 @@ class CheckpointScores:
 class Scorer:
     """Scores checkpoints of one run on a split.
 
-    Args:
-      run: the run.
-      score: flags of eval.py.
-      split: name of the split to score.
-      placement: devices and cluster to score on.
-      signals: signals that stop it.
-      sample_seed: seed of the sample of --eval_examples, the same for all runs that are compared.
+    `sample_seed` draws the sample of --eval_examples; it is the same for all runs that are compared.
 
     Attributes:
       run: the run.

@@ -88,10 +88,7 @@ def build_initial_model(start: StartingPoint, config: Config, examples: Examples
 
     The run's own checkpoint is not restored here but later, together with the optimizer and the other state.
 
-    Args:
-      start: source of the weights.
-      config: config of the run.
-      examples: examples of the training split, with which the batch norms of a random encoder are calibrated.
+    `examples` of the training split calibrate the batch norms of a random encoder.
 
     Raises:
       PetsegError: if weights do not fit.

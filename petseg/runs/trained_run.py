@@ -90,13 +90,7 @@ class TrainedRun:
         return "averaged" if self.averaged else "trained"
 
     def results_file(self, split: str, step: int, *differences: str) -> Path:
-        """Path of the results file of a split at a step.
-
-        Args:
-          split: name of the split.
-          step: step of the checkpoint.
-          *differences: short names of the settings that differ from evaluations during training.
-        """
+        """Path of the results file of a split at a step; `differences` name settings that differ from training."""
         from petseg.reporting.summaries import EMA
 
         parts = [EMA, *differences] if self.averaged else differences
@@ -109,11 +103,9 @@ class TrainedRun:
         return loading.load(self.config.data, split, self.classes)
 
     def checkpoint(self, which: str, *, intact: bool = True) -> str:
-        """Path of a checkpoint.
+        """Path of the checkpoint that --checkpoint names: `latest`, `best` or a path.
 
-        Args:
-          which: `latest`, `best` or a path.
-          intact: whether `latest` is the newest one that can be read; checking that needs TensorFlow.
+        With `intact`, the latest is the newest one that can be read, which needs TensorFlow.
 
         Raises:
           CheckpointError: if there is none.

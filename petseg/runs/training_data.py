@@ -45,12 +45,7 @@ class TrainingData:
 
     @classmethod
     def of(cls, data_set: DataSet, config: DataConfig, initial: "TrainingData | None" = None) -> "TrainingData":
-        """The data of a config as it is now.
-
-        Args:
-          data_set: data set of the config.
-          config: the config.
-          initial: record of the run of --init_from, if there is one.
+        """The data of a config as it is now; `initial` is the record of the run of --init_from.
 
         Raises:
           DataError: if a split does not exist.
@@ -105,13 +100,7 @@ class TrainingData:
         return np.concatenate([*trained_on, self.seen_before])
 
     def changes_to(self, now: "TrainingData", data_set: DataSet, config: DataConfig) -> str:
-        """Describes what has changed since the record was written; empty if nothing has.
-
-        Args:
-          now: the data as it is now.
-          data_set: the data set as it is now.
-          config: config that names the splits.
-        """
+        """Describes what has changed since the record was written; empty if nothing has."""
         if self.data_set != now.data_set:
             return f"the data set was {self.data_set}, and is now {now.data_set}"
         for flag in SPLITS:
@@ -156,12 +145,6 @@ def check_unchanged(now: TrainingData, data_set: DataSet, config: DataConfig, wo
     """Raises WorkDirectoryError if the data has changed since the start of a run that is to be resumed.
 
     Not for runs of older versions, which have no record.
-
-    Args:
-      now: the data as it is now.
-      data_set: data set of the config.
-      config: config of the run.
-      workdir: its work directory, with a checkpoint.
     """
     before = TrainingData.read(workdir.data_file)
     what = "" if before is None else before.changes_to(now, data_set, config)
@@ -187,13 +170,7 @@ def warn_of_seen_images(data: TrainingData, data_set: DataSet, config: DataConfi
 
 
 def trained_on(data_set: DataSet, split: str, config: DataConfig, record: TrainingData | None) -> Overlap:
-    """The examples of a split that a run was trained on.
-
-    Args:
-      data_set: data set of the split.
-      split: name of the split.
-      config: config of the run.
-      record: record of the run's data; None: its training split is taken as it is now.
+    """The examples of a split that a run was trained on; without a record, its training split is taken as it is now.
 
     Raises:
       DataError: if the split does not exist.
@@ -216,9 +193,7 @@ def check_not_trained_on(
 
     Args:
       split: name of the split.
-      config: config of the run.
-      classes: classes of the run.
-      record: record of the run's data, or None.
+      config, classes, record: of the run; the record may be None.
       flag: flag or argument that named the split, for the error.
       remedy: flag or argument that allows the split to be scored nevertheless, for the error.
     """

@@ -145,14 +145,7 @@ class WorkDirectory:
     def save_config(
         self, config: Config, *, classes: Classes, class_weights: Sequence[float] | None, devices: Sequence[str]
     ) -> None:
-        """Writes config.json: the resolved config and what is needed to repeat the run.
-
-        Args:
-          config: resolved config.
-          classes: classes of the run.
-          class_weights: class weights in use, normalised.
-          devices: names of the devices in use.
-        """
+        """Writes config.json: the resolved config and what is needed to repeat the run."""
         record = {
             "format": CONFIG_FORMAT,
             "config": config_lib.to_dict(config),
@@ -202,11 +195,7 @@ class WorkDirectory:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Locks the work directory; the operating system frees the lock when this process ends, even if it is killed.
-
-        Raises:
-          WorkDirectoryError: if another process holds the lock.
-        """
+        """Locks the work directory, or raises WorkDirectoryError; the system frees the lock when this process ends."""
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(self._lock_file)

@@ -1,4 +1,4 @@
-"""Wrong flags, files, data sets and work directories: one line, the documented exit code, nothing touched."""
+"""Wrong flags, files, data sets and work directories: one line, the documented exit code, nothing changed."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Runs of several processes on the loopback interface."""
+"""Clusters of several processes on the loopback interface."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""What package indexes demand of what is uploaded."""
+"""Requirements of package indexes."""
 
 import configparser
 

@@ -1,4 +1,4 @@
-"""What is built for others, installed where there is no checkout."""
+"""Wheel and sdist, installed without a checkout."""
 
 import importlib.util
 import json

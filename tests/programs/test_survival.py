@@ -1,4 +1,4 @@
-"""Programs that are killed, told to stop, run out of disk, or meet numbers that are none."""
+"""Programs that are killed, stopped by a signal, or run out of disk space."""
 
 import contextlib
 import json

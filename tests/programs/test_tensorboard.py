@@ -1,4 +1,4 @@
-"""A run that was killed and went on, as a real TensorBoard shows it, through its HTTP API and in a real browser."""
+"""A killed and resumed run in a real TensorBoard, through its HTTP API and in a browser."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""A run that resizes nothing: trained on parts, used in tiles."""
+"""Training on random crops and tiled inference of such a run."""
 
 import dataclasses
 

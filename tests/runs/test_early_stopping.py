@@ -1,4 +1,4 @@
-"""--patience: a run whose scores no longer get better ends, and in the same way whatever stopped it meanwhile."""
+"""Early stopping (--patience), also after kills and restarts."""
 
 import json
 import shutil

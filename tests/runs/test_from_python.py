@@ -1,4 +1,4 @@
-"""Training as a call: what it returns, and what it leaves behind in the process."""
+"""petseg.train: its return value and the process state that it restores."""
 
 import contextlib
 import gc

@@ -1,4 +1,4 @@
-"""An evaluation that a run could not finish is made up for, once, whatever stopped it and whoever scored meanwhile."""
+"""Evaluations that an interrupted process missed are repeated once."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite, planted in runs in this process."""
+"""Runs with injected non-finite losses and gradients."""
 
 import logging
 import re

@@ -1,4 +1,4 @@
-"""A run on somebody's own folders, from its first step to masks of new photographs: other classes, other shapes."""
+"""Runs on own folders of pictures and masks: other classes, other image shapes."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Whole runs of a network of one's own, and of what is taken over from another network."""
+"""Runs of custom networks, and transfer of weights between networks."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""What a text names that a user gives as a source of weights: a path, or the packaged model."""
+"""Sources of weights named `pets`: work directory, other path, or the packaged model."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""A run in one file: what it holds, and that it is read back as it was."""
+"""Packed runs: content of the file, and reading it back."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Whole runs with averaged weights, and runs that begin with another one's weights."""
+"""Runs with averaged weights, and runs with --init_from."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Which runs a flag names, and which belong together."""
+"""Flags that name several runs, and groups of runs."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whole runs: in this process where that shows it, as programs where the process is the point."""
+"""Complete runs, in this process or as programs."""
 
 import csv
 import errno

@@ -1,4 +1,4 @@
-"""A sample of a split, and a split too large for a row for each image, from the flags to the files."""
+"""Samples of a split (--eval_examples), and splits too large for per-image scores."""
 
 import csv
 import json

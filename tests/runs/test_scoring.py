@@ -1,4 +1,4 @@
-"""What eval.py does with a trained run, beyond the score that training gave it."""
+"""eval.py: details, native resolution, comparison, --watch and --csv."""
 
 import csv
 import json

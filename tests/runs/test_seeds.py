@@ -1,4 +1,4 @@
-"""Several seeds as one experiment: trained one after the other, told together, scored and compared together."""
+"""Runs with several seeds: training, table of scores, group scoring and comparison."""
 
 import csv
 import shutil

@@ -1,4 +1,4 @@
-"""Which config, files and weights stand for a run that is used after its training."""
+"""TrainedRun: config, results files and weights."""
 
 import pytest
 from conftest import changed

@@ -1,4 +1,4 @@
-"""What a run was trained on is neither scored nor changed without a word, wherever the pictures are by then."""
+"""The record of training data: training images are not scored, changed data is refused."""
 
 import dataclasses
 import os

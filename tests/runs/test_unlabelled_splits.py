@@ -1,4 +1,4 @@
-"""A split of which no pixel is in a class, as test sets without labels are handed out, is refused before it is used."""
+"""Splits without a labelled pixel are refused before they are used."""
 
 import shutil
 

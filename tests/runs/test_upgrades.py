@@ -1,4 +1,4 @@
-"""Work directories that earlier versions left, and files from people one need not trust."""
+"""Work directories of earlier versions, and files from untrusted sources."""
 
 import ast
 import json
