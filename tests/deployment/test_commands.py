@@ -1,4 +1,4 @@
-"""What eval.py does with --export, from a work directory to files. (For --predict, see test_prediction.)"""
+"""`eval.py --export` from a work directory to files."""
 
 import json
 import re

@@ -54,7 +54,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("what", FOREIGN)
-def test_what_petseg_did_not_write_stays_and_nothing_is_written(tmp_path, what):
+def test_foreign_files_stay_and_nothing_is_written(tmp_path, what):
     FOREIGN[what](tmp_path)
     before = contents(tmp_path)
     with pytest.raises(ExportError, match=r"move it away or choose another --output_dir$") as caught:
@@ -63,7 +63,7 @@ def test_what_petseg_did_not_write_stays_and_nothing_is_written(tmp_path, what):
     assert contents(tmp_path) == before
 
 
-def test_what_appears_while_an_export_is_made_stays(tmp_path, monkeypatch):
+def test_a_file_that_appears_during_an_export_stays(tmp_path, monkeypatch):
     load = keras.models.load_model
 
     def load_slowly(path, **options):

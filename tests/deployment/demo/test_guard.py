@@ -1,4 +1,4 @@
-"""What the demo page's server lets through to gradio."""
+"""The demo page's guard passes the page's own requests and refuses all others."""
 
 import asyncio
 import json
@@ -43,7 +43,7 @@ def asked(uploads, method, path, body=b"", *, headers=None, most=1000, hosts=Non
     return sent[0]["status"], seen
 
 
-def test_what_the_page_sends_comes_through(uploads, tmp_path):
+def test_requests_of_the_page_pass(uploads, tmp_path):
     photo = {"path": str(tmp_path / "cache" / "cat.jpg"), "url": "http://127.0.0.1/file=cat"}
     for path, body in (
         (UPLOAD, b"x" * 1000),
@@ -72,12 +72,12 @@ def test_what_the_page_sends_comes_through(uploads, tmp_path):
         ("/login", b"", {b"content-length": b"0"}, 404),
     ],
 )
-def test_what_is_too_large_or_not_of_the_page_is_refused(uploads, path, body, more, status):
+def test_requests_that_are_too_large_or_not_of_the_page_are_refused(uploads, path, body, more, status):
     assert asked(uploads, "POST", path, body, headers=[HOST, *more.items()]) == (status, [])
 
 
 @pytest.mark.parametrize("keys", [{}, {"meta": {"_type": "gradio.FileData"}}, {"meta": None}, {"url": "x", "size": 1}])
-def test_only_uploaded_files_may_be_named_whatever_else_a_request_says(uploads, tmp_path, keys):
+def test_requests_may_name_only_uploaded_files(uploads, tmp_path, keys):
     secret = tmp_path / "secret.png"
     secret.write_bytes(b"secret")
     (tmp_path / "cache" / "link.png").symlink_to(secret)
@@ -100,7 +100,7 @@ def test_only_uploaded_files_may_be_named_whatever_else_a_request_says(uploads, 
 @pytest.mark.parametrize(
     "path", ["/gradio_api/file/etc/passwd", "/gradio_api/proxy=http://x/", "/docs", "/gradio_api/dev/reload", "/token"]
 )
-def test_nothing_else_is_read(uploads, path):
+def test_other_paths_and_methods_are_refused(uploads, path):
     assert asked(uploads, "GET", path)[0] == 404
     assert asked(uploads, "DELETE", "/")[0] == asked(uploads, "OPTIONS", JOIN)[0] == 404
 
@@ -122,7 +122,7 @@ def test_nothing_else_is_read(uploads, path):
         ("127.0.0.1:7860", "https://page.example", 200),
     ],
 )
-def test_foreign_names_are_refused(uploads, host, origin, status):
+def test_foreign_hosts_and_origins_are_refused(uploads, host, origin, status):
     headers = [(b"host", host.encode())] + ([(b"origin", origin.encode())] if origin else [])
     hosts = Hosts({"localhost"}, trusted={"page.example"})
     for method, path in (("GET", "/"), ("POST", "/gradio_api/reset")):
@@ -151,7 +151,7 @@ def test_uploads_take_no_more_than_their_quota(uploads, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["1.jpg", "2.jpg", "cat.jpg"]  # the oldest has gone
 
 
-def test_uploads_on_their_way_count(uploads):
+def test_running_uploads_count(uploads):
     uploads.reserve(60 * MIB)
     assert not uploads.make_room(5 * MIB)
     uploads.reserve(-60 * MIB)

@@ -1,4 +1,4 @@
-"""What the demo page shows and says of a picture."""
+"""Images and texts of the demo page."""
 
 import numpy as np
 
