@@ -1,4 +1,4 @@
-"""The numbers behind a run's curves, kept in memory while it trains: as many as a drawing can show, and no more."""
+"""Points of a run's training curves in bounded memory."""
 
 import functools
 from array import array
@@ -8,7 +8,7 @@ from pathlib import Path
 from petseg.classes import Classes
 from petseg.reporting import pictures, summaries
 
-MOST_POINTS = 1000  # of a curve, more than its chart has pixels
+MOST_POINTS = 1000  # per curve, more than its chart has pixels
 
 
 class Curves:
@@ -19,29 +19,29 @@ class Curves:
     """
 
     def __init__(self, classes: Classes):
-        # Asked for each row of a file, which may have millions.
+        # Cached because it is called for each row of a file, which may have millions.
         self._is_drawn = functools.cache(lambda run, tag: pictures.is_in_curves(run, tag, classes))
         self._curves: dict[tuple[str, str], _Curve] = {}
 
     def read(self, metrics_file: Path) -> None:
-        """Adds what an earlier process has logged."""
+        """Adds the numbers that an earlier process logged."""
         for row in summaries.read_csv(metrics_file, self._is_drawn):
             self.add(*row)
 
     def add(self, step: int, run: str, tag: str, value: float) -> None:
-        """Adds a number; steps of one curve must rise. One that no chart shows is left out."""
+        """Adds a number, unless no chart shows it; steps of a curve must increase."""
         if self._is_drawn(run, tag):
             self._curves.setdefault((run, tag), _Curve()).add(step, value)
 
     def rows(self) -> Iterator[tuple[int, str, str, float]]:
-        """What is to be drawn: (step, run, tag, value), in rising steps for each curve."""
+        """Points to draw: (step, run, tag, value), in increasing steps for each curve."""
         for (run, tag), curve in self._curves.items():
             for step, value in curve.points():
                 yield step, run, tag, value
 
 
 class _Curve:
-    """Points of one curve, evenly thinned out: every `_stride`-th of all, and the last one."""
+    """Points of one curve, thinned out evenly: every `_stride`-th point and the last one."""
 
     def __init__(self) -> None:
         self._steps, self._values = array("q"), array("d")

@@ -1,4 +1,4 @@
-"""The drawing of a network: its stages, their sizes, the skip connections."""
+"""Diagram of a U-Net: stages with their sizes, skip connections."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,7 @@ from petseg.models.layers import InferenceMode
 
 
 def draw(model: keras.Model) -> Figure | None:
-    """The U of a U-Net: a box for each stage with its size, arrows for the skip connections.
-
-    Returns:
-      the drawing; None for a network that is no U-Net of an encoder and a decoder.
-    """
+    """Draws a box for each stage and arrows for the connections; None unless the model is a U-Net with an encoder."""
     encoders = [layer for layer in model.layers if layer.name == "encoder" and isinstance(layer, InferenceMode)]
     joints = (keras.layers.Concatenate, keras.layers.Add)
     joined = [layer for layer in model.layers if isinstance(layer, joints)]

@@ -1,4 +1,4 @@
-"""Figures, drawn on matplotlib's Agg canvas, without the global state of pyplot."""
+"""Figures on matplotlib's Agg canvas, without the global state of pyplot."""
 
 import io
 import math
@@ -16,16 +16,16 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from petseg.classes import Classes
-from petseg.reporting import lettering
+from petseg.reporting import figure_text
 
 JPEG_QUALITY = 85
-WRONG_COLOR = (204, 121, 167)  # of the same palette, reddish purple
+WRONG_COLOR = (204, 121, 167)  # reddish purple, from the palette of the classes
 SHADES = colormaps["viridis"]
 TILE_INCHES, TITLE_INCHES, SHADES_INCHES, LEGEND_ROW_INCHES = 1.7, 0.25, 0.45, 0.2
-PATCHES_ABREAST, PATCHES_SHOWN = 7, 21  # of a legend; more are shown only if they occur in the sheet
+PATCHES_PER_ROW, PATCHES_SHOWN = 7, 21  # of a legend; with more classes only those that occur are shown
 CHARTS = ("loss", "accuracy", "mean_iou")
-CURVES_OF_CLASSES = 13  # at most; of more classes, all share one chart
-CLASSES_WITH_COUNTS, CLASSES_WITH_SHARES = 5, 20  # at most, in a confusion matrix; of more, there are but shades
+CURVES_OF_CLASSES = 13  # with more classes, all share one chart
+CLASSES_WITH_COUNTS, CLASSES_WITH_SHARES = 5, 20  # largest confusion matrices with text; larger ones have colours only
 RUN_COLORS = {"train": "#0072B2", "eval": "#D55E00", "ema": "#009E73"}
 
 
@@ -37,24 +37,24 @@ def prediction_sheet(
     names: Sequence[str],
     classes: Classes,
 ) -> Figure:
-    """Image, true mask, predicted mask, errors and confidence, an example to a row.
+    """Image, true mask, predicted mask, errors and confidence, one row per example.
 
     Args:
       images: uint8 [N, H, W, 3].
-      masks: class ids [N, H, W]; an id without a class is no error.
+      masks: class ids [N, H, W]; ignored pixels are no errors.
       predictions: class ids [N, H, W].
-      confidences: float [N, H, W], the probability of the predicted class.
+      confidences: float [N, H, W], probability of the predicted class.
       names: titles of the N examples.
       classes: the classes.
     """
-    lowest = 1 / len(classes)  # of the class with the highest probability
-    sure = SHADES((confidences - lowest) / (1 - lowest), bytes=True)[..., :3]
+    lowest = 1 / len(classes)  # minimum of the highest probability
+    confidence = SHADES((confidences - lowest) / (1 - lowest), bytes=True)[..., :3]
     columns = {
         "image": images,
         "truth": classes.palette[masks],
         "prediction": classes.palette[predictions],
         "errors": _errors(images, masks, predictions, classes),
-        "confidence": sure,
+        "confidence": confidence,
     }
     patches = [*_class_patches(classes, masks, predictions), _patch(WRONG_COLOR, "wrong")]
     figure = _tiles(columns, names, below=SHADES_INCHES + _height_of(patches))
@@ -70,12 +70,12 @@ def comparison_sheet(
     names: Sequence[str],
     classes: Classes,
 ) -> Figure:
-    """Image, true mask, and the masks and errors of several models, an example to a row.
+    """Image, true mask, and the masks and errors of several models, one row per example.
 
     Args:
       images: uint8 [N, H, W, 3].
-      masks: class ids [N, H, W]; an id without a class is no error.
-      predictions: class ids [N, H, W] by the name of the model.
+      masks: class ids [N, H, W]; ignored pixels are no errors.
+      predictions: class ids [N, H, W] by model name.
       names: titles of the N examples.
       classes: the classes.
     """
@@ -89,7 +89,7 @@ def comparison_sheet(
 
 
 def _errors(images: np.ndarray, masks: np.ndarray, predictions: np.ndarray, classes: Classes) -> np.ndarray:
-    """The images, dark and grey, with the pixels that are wrong in a colour; uint8 [N, H, W, 3]."""
+    """Dimmed grey images with wrong pixels in WRONG_COLOR, uint8 [N, H, W, 3]."""
     wrong = (predictions != masks) & (masks < len(classes))
     dimmed = np.repeat(images.mean(axis=-1, keepdims=True) * 0.6, 3, axis=-1)
     return np.where(wrong[..., None], WRONG_COLOR, dimmed).astype(np.uint8)
@@ -98,7 +98,7 @@ def _errors(images: np.ndarray, masks: np.ndarray, predictions: np.ndarray, clas
 def training_batch(
     images: np.ndarray, masks: np.ndarray, weights: np.ndarray, names: Sequence[str], classes: Classes
 ) -> Figure:
-    """What the model is trained on: augmented images, their masks, what each pixel weighs.
+    """Augmented training images, their masks and pixel weights.
 
     Args:
       images: float32 [N, H, W, 3] in [0, 255].
@@ -121,7 +121,7 @@ def training_batch(
 
 
 def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Shares of each row, and counts, of a confusion matrix int64 [C, C], rows true, columns predicted."""
+    """Confusion matrix int64 [C, C], rows true, columns predicted, as shares of each row and counts."""
     few = len(matrix) <= CLASSES_WITH_COUNTS
     size = max(4.6, 0.62 * min(len(matrix), CLASSES_WITH_SHARES))
     totals = matrix.sum(axis=1, keepdims=True)
@@ -134,7 +134,7 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
         axis.text(column, row, text, ha="center", va="center", fontsize=11 if few else 9,
                   color="white" if share > 0.5 else "black")  # fmt: skip
     axis.set(xlabel="predicted", ylabel="true", xticks=range(len(matrix)), yticks=range(len(matrix)))
-    class_names = [lettering.printable(name) for name in class_names]  # drawing sets these texts anew
+    class_names = [figure_text.printable(name) for name in class_names]  # drawing resets these texts
     axis.set_xticklabels(class_names, rotation=0 if few else 90)
     axis.set_yticklabels(class_names, rotation=90 if few else 0, va="center")
     figure.colorbar(drawn, label="share of the row", format="{x:.0%}")
@@ -142,7 +142,7 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
 
 
 def is_in_curves(run: str, tag: str, classes: Classes) -> bool:
-    """Whether `training_curves` draws a number: of the IoU of each of many classes, that of evaluations alone."""
+    """Whether `training_curves` draws a scalar; with many classes, their IoU only in evaluations."""
     if run not in RUN_COLORS:
         return False
     kind, _, name = tag.partition("/")
@@ -152,12 +152,12 @@ def is_in_curves(run: str, tag: str, classes: Classes) -> bool:
 
 
 def training_curves(rows: Iterable[tuple[int, str, str, float]], steps_per_epoch: int, classes: Classes) -> Figure:
-    """Loss, accuracy, mean IoU and the IoU of each class over the epochs, training beside evaluation.
+    """Loss, accuracy, mean IoU and IoU of each class over epochs, training and evaluation in the same charts.
 
     Args:
       rows: (step, run, tag, value), as `summaries.read_csv` yields them.
-      steps_per_epoch: how many steps an epoch has.
-      classes: the classes; of many, the IoU is shown in one chart, of evaluation alone.
+      steps_per_epoch: number of steps in an epoch.
+      classes: the classes; with many, their IoU in evaluations share one chart.
     """
     series: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for step, run, tag, value in rows:
@@ -200,42 +200,39 @@ def _finish_chart(axis: Axes, title: str) -> None:
 
 
 def to_array(figure: Figure, dpi: int = 100) -> np.ndarray:
-    """A figure as uint8 [H, W, 3]."""
+    """Renders a figure as uint8 [H, W, 3]."""
     canvas = FigureCanvasAgg(figure)
     figure.set_dpi(dpi)
-    lettering.prepare(figure)
+    figure_text.prepare(figure)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"Glyph \d+ ")  # `prepare` has said so, once
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ ")  # `prepare` has warned already
         canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def to_png(figure: Figure, dpi: int = 100) -> bytes:
-    """A figure as PNG file."""
+    """Renders a figure as a PNG file."""
     return encode_png(to_array(figure, dpi))
 
 
 def encode_png(picture: np.ndarray) -> bytes:
-    """A picture uint8 [H, W, 3] as PNG file."""
+    """Encodes an image uint8 [H, W, 3] as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="png", compress_level=4)
     return buffer.getvalue()
 
 
 def encode_jpeg(picture: np.ndarray) -> bytes:
-    """A picture uint8 [H, W, 3] as JPEG file, a fraction of the PNG where it holds photographs; edges stay sharp."""
+    """Encodes an image uint8 [H, W, 3] as JPEG without chroma subsampling, so that edges of masks stay sharp."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="jpeg", quality=JPEG_QUALITY, subsampling=0, optimize=True)
     return buffer.getvalue()
 
 
 def _tiles(columns: Mapping[str, np.ndarray], names: Sequence[str], *, below: float) -> Figure:
-    """Pictures side by side: a titled column for each stack uint8 [N, H, W, 3], a named row for each example.
+    """Grid of images: a titled column per stack uint8 [N, H, W, 3], a named row per example, free space `below`.
 
-    So many inches are left free `below` them.
-
-    They are pasted into one picture, and everything has its place in inches: so many axes, or a layout that is worked
-    out, would take matplotlib a second.
+    Images are pasted into one, and positions are given in inches: many axes or a computed layout would take a second.
     """
     height, width = next(iter(columns.values())).shape[1:3]
     gap = max(1, width // 32)
@@ -257,12 +254,12 @@ def _tiles(columns: Mapping[str, np.ndarray], names: Sequence[str], *, below: fl
 
 
 def _height_of(patches: Sequence[Patch]) -> float:
-    """What a legend takes, in inches."""
-    return LEGEND_ROW_INCHES * math.ceil(len(patches) / PATCHES_ABREAST)
+    """Height of a legend in inches."""
+    return LEGEND_ROW_INCHES * math.ceil(len(patches) / PATCHES_PER_ROW)
 
 
 def _shades_below(figure: Figure, legend: float, shade: str, limits: tuple[float, float]) -> None:
-    """Above the legend, so many inches high: what the shades of a sheet's last column mean."""
+    """Adds a colour bar for a sheet's last column above its legend, which is `legend` inches high."""
     height, place = figure.get_size_inches()[1], legend + SHADES_INCHES
     bar = figure.add_axes((0.25, (place - 0.2) / height, 0.5, 0.1 / height))
     figure.colorbar(ScalarMappable(Normalize(*limits), SHADES), cax=bar, orientation="horizontal")
@@ -271,11 +268,10 @@ def _shades_below(figure: Figure, legend: float, shade: str, limits: tuple[float
 
 
 def _patches_below(figure: Figure, patches: list[Patch]) -> None:
-    abreast = min(len(patches), PATCHES_ABREAST)
     figure.legend(
         handles=patches,
         loc="lower center",
-        ncols=abreast,
+        ncols=min(len(patches), PATCHES_PER_ROW),
         frameon=False,
         fontsize=9,
         borderaxespad=0.1,
@@ -284,7 +280,7 @@ def _patches_below(figure: Figure, patches: list[Patch]) -> None:
 
 
 def _class_patches(classes: Classes, *masks: np.ndarray) -> list[Patch]:
-    """The colours of the classes; of many, only those that occur in masks."""
+    """Legend of the classes; with many, only of those that occur in the masks."""
     occur = set(np.unique(np.concatenate([np.unique(each) for each in masks])).tolist())
     shown = [i for i in range(len(classes)) if len(classes) < PATCHES_SHOWN or i in occur]
     return [_patch(classes.members[i].color, classes.names[i]) for i in shown]

@@ -1,4 +1,4 @@
-"""The run at a glance, on the terminal beside it."""
+"""Progress of a run on the terminal."""
 
 import logging
 import time
@@ -9,14 +9,14 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """A bar over the whole run on a terminal or in a notebook; elsewhere, a plain line every so many steps.
+    """A progress bar on a terminal or in a notebook; otherwise a log line every `log_every` steps.
 
     Args:
       first_step: step at which this process starts.
       last_step: step at which the run ends.
       steps_per_epoch: number of steps in an epoch.
-      log_every: number of steps from line to line.
-      hidden: whether to show nothing at all.
+      log_every: interval of log lines in steps.
+      hidden: whether to show nothing.
     """
 
     def __init__(self, first_step: int, last_step: int, *, steps_per_epoch: int, log_every: int, hidden: bool = False):
@@ -28,28 +28,28 @@ class Progress:
             initial=first_step,
             total=last_step,
             unit="step",
-            disable=True if hidden else None,  # None: where the output is no terminal
+            disable=True if hidden else None,  # None: disable unless the output is a terminal
             dynamic_ncols=True,
-            smoothing=0,  # the time left follows from the whole run so far, evaluations included
+            smoothing=0,  # estimate the time left from the whole run so far, evaluations included
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps{postfix} [{elapsed}<{remaining}]",
         )
 
     def close(self) -> None:
-        """Leaves the bar as it stands, so that other lines can follow."""
+        """Ends the bar, so that other output can follow."""
         self._bar.close()
 
     def start(self) -> None:
-        """Counts the time left from here; what came before was preparation."""
+        """Starts the clock of the remaining time, without the preparation before."""
         self._began = time.monotonic()
         self._bar.unpause()
 
     def show(self, *, loss: float, mean_iou: float, images_per_second: float) -> None:
-        """Takes note of what the last summary said."""
+        """Sets the numbers to show, those of the last summary."""
         self._shown = f"loss {loss:.4f}, mean IoU {mean_iou:.4f}, {images_per_second:.1f} images/s"
         self._bar.set_postfix_str(self._shown, refresh=False)
 
     def advance(self, step: int) -> None:
-        """Moves to a step."""
+        """Moves the display to a step."""
         before, self._step = self._step, step
         self._bar.set_description_str(self._epoch(step), refresh=False)
         self._bar.update(step - before)
@@ -59,10 +59,10 @@ class Progress:
                         tqdm.format_interval(self._seconds_left(step)))  # fmt: skip
 
     def _epoch(self, step: int) -> str:
-        of = -(-self._last_step // self._steps_per_epoch)
-        return f"epoch {min(step // self._steps_per_epoch + 1, of)}/{of}"
+        epochs = -(-self._last_step // self._steps_per_epoch)
+        return f"epoch {min(step // self._steps_per_epoch + 1, epochs)}/{epochs}"
 
     def _seconds_left(self, step: int) -> float:
-        """What is left at the pace so far, evaluations and checkpoints included."""
+        """Remaining seconds at the speed so far, evaluations and checkpoints included."""
         elapsed = time.monotonic() - self._began
         return elapsed / max(step - self._first_step, 1) * (self._last_step - step)

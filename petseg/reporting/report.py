@@ -1,4 +1,4 @@
-"""What a run shows of itself: which numbers and pictures, when; in TensorBoard, in `figures/`, on the terminal."""
+"""Reports a training run in TensorBoard, `metrics.csv`, `figures/` and on the terminal."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -23,18 +23,18 @@ from petseg.reporting.summaries import EMA, EVAL, FINAL, TRAIN, Summaries
 from petseg.training.measurements import Measurements
 
 SHEET_EXAMPLES, EXTREME_EXAMPLES = 6, 4
-PICTURES_AT_FIRST_BITS = 4  # the pictures of fewer than 2**4 evaluations are all logged
+PICTURES_AT_FIRST_BITS = 4  # the first 2**4 - 1 evaluations all log their images
 
 
 @dataclasses.dataclass(frozen=True)
 class Introduction:
-    """What is said once, at the start of a run.
+    """What is logged once, at the start of a run.
 
     Attributes:
-      card: what is known of the data set, as markdown.
-      model_diagram: drawing of the model; None where it cannot be drawn.
+      card: description of the data set, as markdown.
+      model_diagram: figure of the model; None for a model that cannot be drawn.
       graph: graph of the model's forward pass.
-      training_batch: drawing of examples as the model sees them.
+      training_batch: figure of augmented training examples.
     """
 
     card: str
@@ -44,22 +44,22 @@ class Introduction:
 
 
 class NullReport:
-    """A report that tells nothing, for processes of a cluster that are not its chief."""
+    """A report without any effect, for processes of a cluster other than the chief."""
 
     def start(self) -> None:
-        """Counts the time left from here; what came before was preparation."""
+        """Starts the clock of the remaining time, without the preparation before."""
 
     def advance(self, step: int) -> None:
-        """Moves to a step."""
+        """Moves the progress display to a step."""
 
     def begin(self, introduce: Callable[[], Introduction]) -> None:
-        """Logs what is said once, at the start of a run; calls `introduce` to hear it."""
+        """Logs the introduction of a new run, which `introduce` creates."""
 
     def summary(self, step: int, measured: Measurements, telemetry: dict[str, float]) -> None:
-        """Logs what the steps since the last summary did, and what they took."""
+        """Logs the measurements of the steps since the last summary, and their time and memory by tag."""
 
     def histograms(self, step: int, weights: dict[str, np.ndarray], gradients: dict[str, np.ndarray]) -> None:
-        """Logs how weights, and the gradients of the last step, are distributed."""
+        """Logs histograms of the weights and of the gradients of the last step, by layer."""
 
     def evaluation(
         self,
@@ -69,39 +69,47 @@ class NullReport:
         examples: Examples,
         scorer: Evaluator,
     ) -> None:
-        """Logs scores and pictures of an evaluation, and brings the figures up to date."""
+        """Logs scores and images of an evaluation, and updates the figures.
+
+        Args:
+          step: step of the evaluation.
+          evaluations: counts of the trained weights, and of averaged weights if there are any, by run.
+          results: contents of the results files of the same runs.
+          examples: the examples of the split.
+          scorer: evaluator whose model has the weights that are shown.
+        """
 
     def predictions(self, step: int, examples: Examples, scorer: Evaluator) -> None:
-        """Shows what the model makes of the same examples as ever, without scores."""
+        """Logs predictions of the fixed examples, without scores."""
 
     def flush(self) -> None:
-        """Makes everything logged visible to readers."""
+        """Writes buffered summaries to disk."""
 
     def finish(self, results: dict[str, Any]) -> None:
-        """Says how the run ended, where everything lies, and what to type next."""
+        """Prints final scores, the contents of the work directory and the next commands."""
 
     def close(self) -> None:
-        """Ends the report, wherever it is."""
+        """Closes all files, also after an error."""
 
 
 class Report(NullReport):
-    """All that a run tells its user.
+    """Report of the chief process.
 
     Args:
       config: config of the run.
       classes: the classes.
-      selected: the evaluations whose scores and pictures represent the run: `eval`, or `ema` of averaged weights.
-      directory: work directory, with a folder of event files for each of `train`, `eval`, `ema` and `final`.
-      group: folder of the runs that are one experiment with this one, with other seeds; None for none.
-      metrics_file: CSV file of all numbers.
-      figures: folder of pictures.
-      contents: what lies where in the work directory, by name.
+      selected: the evaluations that represent the run: `eval`, or `ema` for averaged weights.
+      directory: work directory; event files go to its folders `train`, `eval`, `ema` and `final`.
+      group: folder of the runs of the same recipe with other seeds; None for a single run.
+      metrics_file: CSV file of all logged numbers.
+      figures: folder of PNG files.
+      contents: descriptions of the files in the work directory, by name.
       description: command, versions and devices of the run, as markdown.
       first_step: step at which this process starts.
       last_step: step at which the run ends.
       steps_per_epoch: number of steps in an epoch.
-      evaluates_first: whether an evaluation at `first_step` comes first.
-      evaluate_every: interval of evaluations in steps, so that a long run logs the pictures of some; 0: of all.
+      evaluates_first: whether training starts with an evaluation at `first_step`.
+      evaluate_every: evaluation interval in steps, by which images of long runs are thinned out; 0: log all.
     """
 
     def __init__(
@@ -166,7 +174,6 @@ class Report(NullReport):
         self._picture(TRAIN, 0, "training_batch", introduction.training_batch)
 
     def summary(self, step: int, measured: Measurements, telemetry: dict[str, float]) -> None:
-        """Logs what the steps since the last summary did, and what they took."""
         scores = metrics.from_confusion_matrix(measured.confusion_matrix, self._classes)
         scalars = {
             **{tags.measurement_tag(name): value for name, value in measured.scalars.items()},
@@ -174,16 +181,15 @@ class Report(NullReport):
             **telemetry,
         }
         self._scalars(TRAIN, step, scalars)
-        self._summaries.flush()  # who watches sees it now, not when some buffer is full
+        self._summaries.flush()  # so that TensorBoard shows it at once
         speed = telemetry.get("speed/images_per_second", float("nan"))
         self._progress.show(loss=measured.scalars["loss"], mean_iou=scores["mean_iou"], images_per_second=speed)
 
     def histograms(self, step: int, weights: dict[str, np.ndarray], gradients: dict[str, np.ndarray]) -> None:
-        """Logs how weights, and the gradients of the last step, are distributed."""
         kinds = {"weights": (weights, tags.WEIGHTS), "gradients": (gradients, tags.GRADIENTS)}
         for kind, (values, description) in kinds.items():
             for name, value in values.items():
-                if np.isfinite(value).all():  # float16 may overflow; the scalars tell of it
+                if np.isfinite(value).all():  # float16 gradients may overflow
                     self._summaries.histogram(TRAIN, step, f"{kind}/{name}", value, description)
 
     def evaluation(
@@ -194,15 +200,6 @@ class Report(NullReport):
         examples: Examples,
         scorer: Evaluator,
     ) -> None:
-        """Logs scores and pictures of an evaluation, and brings the figures up to date.
-
-        Args:
-          step: step of the evaluation.
-          evaluations: what was counted with the weights and with their averages, by run.
-          results: what the results files of the same runs hold.
-          examples: the examples of the split.
-          scorer: evaluator whose model has the weights that are shown.
-        """
         for run, scores in results.items():
             self._scalars(run, step, summaries.scalars_of(scores))
         evaluation = evaluations[self._shown]
@@ -215,22 +212,21 @@ class Report(NullReport):
         self._summaries.evaluated(step, summaries.scalars_of(results[self._shown]))
 
     def predictions(self, step: int, examples: Examples, scorer: Evaluator) -> None:
-        """Shows what the model makes of the same examples as ever, without scores."""
-        self._sheets(self._shown, step, {"predictions": _shown_examples(examples)}, examples.names, examples, scorer)
+        self._sheets(self._shown, step, {"predictions": _fixed_examples(examples)}, examples.names, examples, scorer)
 
     def _scored_sheets(
         self, run: str, step: int, evaluation: Evaluation, examples: Examples, scorer: Evaluator
     ) -> None:
-        """The same examples as ever, the worst and the best, with their scores; NaN for one without a valid pixel.
+        """Logs sheets of the fixed, the worst and the best examples, and a histogram of scores.
 
-        Of a large split, the histogram is that of its sample, and an example that no count was kept of has no score.
+        Of a large split, the histogram is that of its sample, and fixed examples outside the sample show no score.
         """
         kept = metrics.mean_iou(evaluation.confusion_matrices)
         finite = np.sort(kept[np.isfinite(kept)])
         if len(finite):
             self._summaries.histogram(run, step, tags.IMAGE_IOU, finite, tags.SCORES)
         ranked, scores = evaluation.ranked()
-        sheets = {"predictions": _shown_examples(examples)}
+        sheets = {"predictions": _fixed_examples(examples)}
         if self._logs_pictures(step):
             sheets |= {"worst": ranked[:EXTREME_EXAMPLES], "best": ranked[::-1][:EXTREME_EXAMPLES]}
         known = dict(zip(evaluation.ids, kept.tolist(), strict=True))
@@ -261,7 +257,6 @@ class Report(NullReport):
                 self._picture(run, step, tag, sheet, figure=tag == "predictions")
 
     def finish(self, results: dict[str, Any]) -> None:
-        """Says how the run ended, where everything lies, and what to type next."""
         self._progress.close()
         self._summaries.end_session()
         if self._config.runtime.quiet:
@@ -269,11 +264,11 @@ class Report(NullReport):
         path = self._directory
         print(score_tables.table(results))
         if self._shown == EMA:
-            print("\nthe averaged weights")
+            print("\naveraged weights")
             print(score_tables.table(results[EMA]))
         print(f"\nwork directory: {path}")
-        for name, what in self._contents.items():
-            print(f"  {name:23}{what}")
+        for name, content in self._contents.items():
+            print(f"  {name:23}{content}")
         averaged = " --ema" if self._shown == EMA else ""
         print(f"\nscore it:       {command_line.invocation('eval.py')} --workdir={path} --checkpoint=best{averaged}")
         print(f"watch it:       tensorboard --logdir={path}")
@@ -288,10 +283,10 @@ class Report(NullReport):
             self._curves.add(step, run, tag, value)
 
     def _logs_pictures(self, step: int) -> bool:
-        """Whether the pictures of an evaluation go to the event files.
+        """Whether the images of an evaluation go to the event files; `figures/` always has the latest.
 
-        Those of the first 15 evaluations and of the last one do, and of all others a share that halves each time their
-        number doubles: 63 of 1,000, so that the size of event files is bounded. `figures/` has the latest all the same.
+        The first 15 evaluations and the last one do; of the others, a share that halves each time their number doubles
+        (63 of 1,000), which bounds the size of event files.
         """
         if not self._evaluate_every or step >= self._last_step:
             return True
@@ -299,7 +294,7 @@ class Report(NullReport):
         return number % 2 ** max(0, number.bit_length() - PICTURES_AT_FIRST_BITS) == 0
 
     def _picture(self, run: str, step: int, tag: str, drawing: Figure, *, figure: bool = False) -> None:
-        """Logs a drawing, as JPEG where it holds photographs; one that is a figure too is also written to a file."""
+        """Logs a drawing as image, as JPEG if it contains photographs; with `figure` also writes it to `figures/`."""
         picture = pictures.to_array(drawing)
         png = pictures.encode_png(picture) if figure else b""
         if self._logs_pictures(step):
@@ -308,9 +303,9 @@ class Report(NullReport):
             self._figure(tag, png)
 
     def _figure(self, name: str, png: bytes) -> None:
-        with self._summaries.surviving():
+        with self._summaries.write_errors_logged():
             write_bytes(self._figures / f"{name}.png", png)
 
 
-def _shown_examples(examples: Examples) -> np.ndarray:
+def _fixed_examples(examples: Examples) -> np.ndarray:
     return np.arange(min(SHEET_EXAMPLES, len(examples)))

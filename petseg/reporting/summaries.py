@@ -1,4 +1,4 @@
-"""What a run logs: TensorBoard event files, and the same numbers as CSV."""
+"""TensorBoard event files of a run, and the same numbers as CSV; both are cut back to the checkpoint on resume."""
 
 import contextlib
 import csv
@@ -31,26 +31,24 @@ from petseg.runtime import autotuning
 
 logger = logging.getLogger(__name__)
 TRAIN, EVAL = "train", "eval"
-EMA = "ema"  # the evaluations of the averaged weights
-FINAL = "final"  # the run's row of the HParams page, which takes all scalars of this folder for its metrics
+EMA = "ema"  # evaluations of averaged weights
+FINAL = "final"  # the run's row of the HParams page, which takes all scalars of this folder as metrics
 HISTOGRAM_BUCKETS = 30
 SESSION_TAGS = (hparams_metadata.SESSION_START_INFO_TAG, hparams_metadata.SESSION_END_INFO_TAG)
 COLUMNS = ("step", "run", "tag", "value")
 
 
 class Summaries:
-    """Writes what TensorBoard shows of the runs `train`, `eval` and `ema`; the same tag in all makes one chart.
+    """Writes summaries of the runs `train`, `eval` and `ema`; TensorBoard draws equal tags in one chart.
 
     Args:
-      directory: the work directory; the event files of each run go to a folder of its name, those of the HParams page
-        to `final/`.
+      directory: the work directory; the event files of each run go to a folder of its name.
       metrics_file: CSV file of the same numbers.
-      first_step: the step at which this process starts; what a process that was stopped has logged of later steps, and
-        all of step 0, is dropped, for it will be logged again.
+      first_step: the step at which this process starts; what an interrupted process logged of later steps, and all of
+        step 0, is dropped because it will be logged again.
       classes: the classes.
-      runs: names of the runs.
-      evaluates_first: whether an evaluation at `first_step` comes first; what an earlier process has logged of it is
-        dropped too.
+      runs: names of the runs; `final` is the run's row of the HParams page.
+      evaluates_first: whether training starts with an evaluation at `first_step`, whose earlier log is dropped too.
     """
 
     def __init__(
@@ -74,58 +72,57 @@ class Summaries:
         self._failed = False
 
     def evaluated(self, step: int, scores: Mapping[str, float]) -> None:
-        """Logs the scores that stand for the whole run, the last that is said of an evaluation: see `was_evaluated`."""
+        """Logs the metrics of the HParams page; they complete an evaluation, see `was_evaluated`."""
         self.flush()
-        self.scalars(FINAL, step, {tag: scores[of] for tag, of in tags.final(self._classes).items()})
+        self.scalars(FINAL, step, {tag: scores[name] for tag, name in tags.final(self._classes).items()})
         self.flush()
 
     def scalars(self, run: str, step: int, values: Mapping[str, float]) -> None:
-        """Logs numbers by tag."""
-        with self.surviving(), self._writers[run].as_default(step=step):
+        """Logs scalars by tag."""
+        with self.write_errors_logged(), self._writers[run].as_default(step=step):
             for tag, value in values.items():
                 tf.summary.scalar(tag, value, description=tags.describe(tag))
                 self._csv.writerow((step, run, tag, repr(float(value))))
 
     def text(self, step: int, tag: str, markdown: str) -> None:
-        """Logs a text, for the whole run."""
-        with self.surviving(), self._writers[TRAIN].as_default(step=step):
+        """Logs a markdown text."""
+        with self.write_errors_logged(), self._writers[TRAIN].as_default(step=step):
             tf.summary.text(tag, markdown)
 
     def arrange(self) -> None:
-        """Groups the scalars on TensorBoard's custom-scalars page."""
+        """Logs the layout of TensorBoard's custom-scalars page."""
         self._raw(TRAIN, custom_scalar_summary.pb(tags.layout(self._classes)))
 
     def image(self, run: str, step: int, tag: str, picture: bytes) -> None:
-        """Logs a picture that is encoded already, as PNG or JPEG, which is far smaller for photographs."""
+        """Logs an encoded PNG or JPEG image."""
         width, height = open_picture(io.BytesIO(picture)).size
         value = tf.constant([str(width).encode(), str(height).encode(), picture])
         metadata = image_metadata.create_summary_metadata(display_name=None, description=tags.IMAGES[tag])
-        with self.surviving(), self._writers[run].as_default(step=step):
+        with self.write_errors_logged(), self._writers[run].as_default(step=step):
             tf.summary.write(tag, value, metadata=metadata)
 
     def histogram(self, run: str, step: int, tag: str, values: np.ndarray, description: str = "") -> None:
-        """Logs how numbers are distributed; counted by NumPy, for `tf.summary.histogram` takes seconds for millions."""
+        """Logs a histogram of finite numbers, counted by NumPy: `tf.summary.histogram` takes seconds for millions."""
         values = np.asarray(values, np.float64)
         low, high = values.min(), values.max()
-        margin = HISTOGRAM_BUCKETS * np.spacing(max(abs(low), abs(high)))  # else there are no numbers between two edges
+        margin = HISTOGRAM_BUCKETS * np.spacing(max(abs(low), abs(high)))  # else neighbouring edges would be equal
         limits = (low - margin, high + margin) if high - low < 2 * margin else (low, high)
         counts, edges = np.histogram(values, HISTOGRAM_BUCKETS, limits)
         buckets = np.stack([edges[:-1], edges[1:], counts], axis=1)
         metadata = histogram_metadata.create_summary_metadata(display_name=None, description=description)
-        with self.surviving(), self._writers[run].as_default(step=step):
+        with self.write_errors_logged(), self._writers[run].as_default(step=step):
             tf.summary.write(tag, tf.constant(buckets, tf.float64), metadata=metadata)
 
     def graph(self, graph: tf.Graph) -> None:
-        """Logs a graph, for the whole run."""
-        with self.surviving(), self._writers[TRAIN].as_default(step=0):
+        """Logs a graph."""
+        with self.write_errors_logged(), self._writers[TRAIN].as_default(step=0):
             tf.summary.graph(graph)
 
     def begin_session(self, name: str, hyperparameters: Mapping[str, bool | int | float | str]) -> None:
-        """Fills in the run's row of the HParams page, under a name that no other run has, but for those of its group.
+        """Logs the run's row of the HParams page.
 
-        Of runs of one name, the page shows the means of their scores, in one row that can be unfolded.
-
-        No columns are declared, for then TensorBoard finds out by itself in which of them runs differ, and shows these.
+        Runs of the same name share a row with their mean scores. No columns are declared, so that TensorBoard shows
+        those in which runs differ.
         """
         self._raw(FINAL, hparams_summary_v2.hparams_pb(dict(hyperparameters), trial_id=name))
 
@@ -134,26 +131,26 @@ class Summaries:
         self._raw(FINAL, hparams_summary.session_end_pb(api_pb2.STATUS_SUCCESS))
 
     def _raw(self, run: str, summary: Any) -> None:
-        with self.surviving(), self._writers[run].as_default(step=0):
+        with self.write_errors_logged(), self._writers[run].as_default(step=0):
             tf.summary.experimental.write_raw_pb(summary.SerializeToString())
 
     def flush(self) -> None:
-        """Makes everything logged visible to readers."""
-        with self.surviving():
+        """Writes buffered summaries to disk."""
+        with self.write_errors_logged():
             for writer in self._writers.values():
                 writer.flush()
-        with self.surviving():  # the CSV file last, for `was_evaluated` takes its word
+        with self.write_errors_logged():  # the CSV file last because `was_evaluated` reads it
             self._csv_file.flush()
 
     def close(self) -> None:
-        with self.surviving():
+        with self.write_errors_logged():
             self._csv_file.close()
             for writer in self._writers.values():
                 writer.close()
 
     @contextlib.contextmanager
-    def surviving(self) -> Iterator[None]:
-        """A curve that cannot be drawn is no reason to lose the training; says so once."""
+    def write_errors_logged(self) -> Iterator[None]:
+        """Turns write errors into one warning, so that a full disk does not end the training."""
         try:
             yield
         except (OSError, tf.errors.OpError) as error:
@@ -163,13 +160,13 @@ class Summaries:
 
 
 def drop_later_events(directory: Path, step: int) -> None:
-    """Leaves in the event files of a folder only what was logged up to a step; nothing at all of a run at step 0.
+    """Cuts the event files of a folder back to a step, and deletes them for step 0.
 
-    TensorBoard would draw a line back and forth through steps that were logged twice. Of the HParams page nothing is
-    left: a run that goes on may have other flags, and may not be complete any more.
+    TensorBoard would draw zigzag lines through steps that were logged twice. Rows of the HParams page are dropped too
+    because a resumed run may have other flags and is no longer complete.
 
     Raises:
-      WorkDirectoryError: if a file cannot be rewritten; it is left as it was.
+      WorkDirectoryError: if a file cannot be rewritten; it is left unchanged.
     """
     for file in directory.glob("events.out.tfevents.*"):
         if not step:
@@ -190,7 +187,7 @@ def drop_later_events(directory: Path, step: int) -> None:
 
 
 def _records(file: Path) -> Iterator[bytes]:
-    """The records of an event file, up to where it was cut off."""
+    """Records of an event file, up to the first truncated one."""
     records = iter(tf.data.TFRecordDataset(str(file)).with_options(autotuning.off()))
     with contextlib.suppress(tf.errors.DataLossError):
         for record in records:
@@ -198,13 +195,13 @@ def _records(file: Path) -> Iterator[bytes]:
 
 
 def was_evaluated(metrics_file: Path, step: int) -> bool:
-    """Whether training has evaluated at a step and logged all of it, according to its CSV file."""
+    """Whether the CSV file has the complete log of an evaluation at a step."""
     rows = read_csv(metrics_file, lambda run, tag: (run, tag) == (FINAL, tags.LOSS_OF_RUN))
     return any(row[0] == step for row in rows)
 
 
 def _kept_rows(metrics_file: Path, first_step: int, last_kept: Mapping[str, int]) -> Iterator[bytes]:
-    """The lines of a CSV file without the rows that will be logged again; read while they are written elsewhere."""
+    """Lines of a CSV file without the rows that will be logged again, read lazily."""
     yield f"{','.join(COLUMNS)}\r\n".encode()
     for step, run, tag, value in read_csv(metrics_file) if first_step else ():
         if step <= last_kept.get(run, first_step):
@@ -214,23 +211,21 @@ def _kept_rows(metrics_file: Path, first_step: int, last_kept: Mapping[str, int]
 def read_csv(
     metrics_file: Path, wanted: Callable[[str, str], bool] = lambda run, tag: True
 ) -> Iterator[tuple[int, str, str, float]]:
-    """The rows (step, run, tag, value) of a CSV file; none without a file.
-
-    A row that was cut off is left out, also where what is left of its value is a number; so are malformed rows.
+    """Rows (step, run, tag, value) of a CSV file that may be missing; skips truncated and malformed rows.
 
     Args:
       metrics_file: the file.
-      wanted: (run, tag) -> whether its rows are wanted; the others are passed over quickly.
+      wanted: (run, tag) -> whether to yield its rows.
     """
     return MetricsReader(metrics_file, wanted).new_rows()
 
 
 class MetricsReader:
-    """Reads a CSV file of numbers while it grows: every row once.
+    """Reads a growing CSV file incrementally, each row once.
 
     Args:
-      metrics_file: the file; it may appear later.
-      wanted: (run, tag) -> whether its rows are wanted.
+      metrics_file: the file; it may be created later.
+      wanted: (run, tag) -> whether to yield its rows.
     """
 
     def __init__(self, metrics_file: Path, wanted: Callable[[str, str], bool]):
@@ -239,14 +234,14 @@ class MetricsReader:
         self._offset = 0
 
     def was_replaced(self) -> bool:
-        """Whether another file has taken the place of the one read so far; its rows will be read from the first one."""
+        """Whether the file was replaced since the last read; the new file is read from its start."""
         if self._identity is None or not self._file.exists():
             return False
         now = self._file.stat()
         return (now.st_dev, now.st_ino) != self._identity or now.st_size < self._offset
 
     def new_rows(self) -> Iterator[tuple[int, str, str, float]]:
-        """The wanted rows that are new since the last call."""
+        """Wanted rows that were appended since the last call."""
         if not self._file.exists():
             return
         if self.was_replaced():
@@ -263,7 +258,7 @@ class MetricsReader:
                     yield row
 
     def _row(self, line: str) -> tuple[int, str, str, float] | None:
-        """The row in a line; None if it is not wanted, or no row: the header, or what a power cut left."""
+        """The row of a line; None if it is unwanted, the header or malformed."""
         parts = line.rstrip("\r\n").split(",")
         if len(parts) != len(COLUMNS) or not self._wanted(parts[1], parts[2]):
             return None
@@ -274,7 +269,7 @@ class MetricsReader:
 
 
 def scalars_of(results: Mapping[str, object]) -> dict[str, float]:
-    """Scores as scalars: {"iou": {"pet": .8}} -> {"iou/pet": .8}."""
+    """Flattens scores to scalars by tag: {"iou": {"pet": .8}} -> {"iou/pet": .8}; drops everything but floats."""
     scalars = {}
     for name, value in results.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What a run needs: time, by what it goes into, and memory."""
+"""Telemetry of a run: time by activity, memory, the profiler."""
 
 import contextlib
 import time
@@ -14,24 +14,20 @@ PARTS = ("evaluation", "checkpoints", "summaries")
 
 
 class Stopwatch:
-    """Where the time since the last reading went.
-
-    What is timed is training, as the loop's own record of its steps tells, and whatever stands in ``with
-    stopwatch.timing(...)``.
-    """
+    """Shares of wall-clock time since the last reading: training steps, and activities timed by `timing`."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets what was, and begins now."""
+        """Starts a new interval."""
         self._began = time.perf_counter()
         self._seconds = dict.fromkeys(PARTS, 0.0)
         self._steps: list[np.ndarray] = []
 
     @contextlib.contextmanager
     def timing(self, part: str) -> Iterator[None]:
-        """Adds the time that it surrounds to a part of the run: evaluation, checkpoints, summaries."""
+        """Times a block as one of PARTS."""
         began = time.perf_counter()
         try:
             yield
@@ -39,14 +35,13 @@ class Stopwatch:
             self._seconds[part] += time.perf_counter() - began
 
     def steps(self, times: np.ndarray) -> None:
-        """Takes note of steps: float64 [N, 2], the seconds that each waited for its batch, and took in all."""
+        """Records step times: float64 [N, 2], seconds waiting for the batch, and in total."""
         self._steps.append(times)
 
     def pop_scalars(self, batch_size: int) -> dict[str, float]:
-        """Images per second, percentiles of the step, and shares of the wall clock, by tag; starts anew.
+        """Images per second, step time percentiles and time shares by tag; starts a new interval.
 
-        What took no time at all since the last reading, such as a checkpoint that was not due, has the share 0; without
-        a step, what follows from steps is left out, as is the wait for input where it is not known.
+        Without steps only the shares are returned; an unknown waiting time (NaN) is left out.
         """
         elapsed = time.perf_counter() - self._began
         waited, took = np.concatenate([np.empty((0, 2)), *self._steps]).T
@@ -64,11 +59,11 @@ class Stopwatch:
 
 
 class Profiler:
-    """Profiles a range of steps, for TensorBoard's profile page.
+    """Profiles a range of steps for TensorBoard's profile page.
 
     Args:
-      directory: folder to write to, that of a run's event files.
-      steps: the first step, and the first after the last; equal for none.
+      directory: folder of a run's event files.
+      steps: first step and end of the range (exclusive); equal to profile nothing.
     """
 
     def __init__(self, directory: Path, steps: tuple[int, int]):
@@ -76,7 +71,7 @@ class Profiler:
 
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Surrounds what begins with a step; what is not in the range is not profiled."""
+        """Context of a step; profiles it if it is in the range."""
         first, last = self._steps
         if not first <= step < last:
             self.close()
@@ -89,14 +84,14 @@ class Profiler:
             yield
 
     def close(self) -> None:
-        """Writes what was profiled, if anything was."""
+        """Stops a running profile and writes it."""
         if self._runs:
             tf.profiler.experimental.stop()
             self._runs = False
 
 
 def memory() -> dict[str, float]:
-    """Memory in MiB by tag: resident memory of this process; the most that any GPU has held, where there is one."""
+    """Memory in MiB by tag: resident memory of this process, and the highest peak of its GPUs, if any."""
     peaks = [
         tf.config.experimental.get_memory_info(device.name.removeprefix("/device:"))["peak"]
         for device in tf.config.list_logical_devices("GPU")

@@ -10,12 +10,12 @@ from petseg.evaluation import confidence_intervals, metrics, score_tables
 
 
 def matrices(count=40, quality=8, seed=0):
-    """Confusion matrices of images of 100 pixels or so, in which the right class is so many times likelier."""
+    """Confusion matrices of images of about 100 pixels; the true class is 1 + quality times as likely as another."""
     rng = np.random.default_rng(seed)
     return rng.poisson(100 / (quality + 6) / 3 * (1 + quality * np.eye(3)), (count, 3, 3))
 
 
-def test_the_interval_of_the_mean_iou_is_that_of_a_plain_bootstrap():
+def test_the_interval_of_the_mean_iou_equals_that_of_a_plain_bootstrap():
     counts = matrices()
     rng = np.random.default_rng(1)
     drawn = [metrics.mean_iou(counts[rng.integers(0, 40, 40)].sum(axis=0)) for _ in range(4000)]
@@ -33,7 +33,7 @@ def test_an_interval_narrows_with_the_root_of_the_number_of_images():
     assert widths[0] / widths[1] == pytest.approx(4, rel=0.25)
 
 
-def test_a_small_difference_on_the_same_images_is_seen_where_the_intervals_overlap():
+def test_a_paired_comparison_finds_a_difference_although_the_intervals_overlap():
     better = matrices(60, quality=4)
     better = better * np.random.default_rng(2).integers(1, 30, 60)[:, None, None]  # hard and easy images
     worse = better.copy()
@@ -46,7 +46,7 @@ def test_a_small_difference_on_the_same_images_is_seen_where_the_intervals_overl
     assert comparison["better"] == 1
     assert "the first is better" in score_tables.comparison_text(comparison)
     alone = [confidence_intervals.interval(confidence_intervals.resampled_mean_iou(each)) for each in (better, worse)]
-    assert alone[0][0] < alone[1][1]  # which unpaired intervals would not have shown
+    assert alone[0][0] < alone[1][1]  # so unpaired intervals would not show it
 
 
 def test_a_model_is_not_better_than_itself():
@@ -56,7 +56,7 @@ def test_a_model_is_not_better_than_itself():
 
 
 def runs_of(recipe, rng, seeds=3, spread=0.02, images=6):
-    """Runs that call .8 of all pixels right, more or less by seed and image."""
+    """Counts of runs with accuracy `recipe`, plus noise by seed and image."""
     right = recipe + spread * rng.normal(size=(seeds, 1)) + 0.01 * rng.normal(size=(seeds, images))
     counts = np.round(1000 * right).astype(np.int64)
     wrong = 1000 - counts
@@ -64,7 +64,7 @@ def runs_of(recipe, rng, seeds=3, spread=0.02, images=6):
 
 
 @pytest.mark.parametrize("seeds", [(3, 3), (5, 2), (3, 1)])
-def test_an_interval_over_seeds_covers_the_truth_as_often_as_it_says(monkeypatch, seeds):
+def test_an_interval_over_seeds_has_its_nominal_coverage(monkeypatch, seeds):
     monkeypatch.setattr(confidence_intervals, "RESAMPLES", 300)
     rng, found = np.random.default_rng(0), []
     for _ in range(200):
@@ -74,7 +74,7 @@ def test_an_interval_over_seeds_covers_the_truth_as_often_as_it_says(monkeypatch
     assert 0.91 < np.mean(found) < 0.995  # an interval over images alone covers it in a sixth of the cases
 
 
-def test_what_three_seeds_show_is_the_difference_of_the_means():
+def test_the_difference_of_recipes_is_that_of_their_means_over_seeds():
     rng = np.random.default_rng(1)
     better, worse = runs_of(0.85, rng, spread=0.001), runs_of(0.8, rng, spread=0.001)
     comparison = confidence_intervals.compare(better, worse)
@@ -87,7 +87,7 @@ def test_what_three_seeds_show_is_the_difference_of_the_means():
     assert comparison["interval"][1] - comparison["interval"][0] > alone[1] - alone[0]
 
 
-def test_a_bootstrap_in_chunks_draws_and_counts_what_one_at_once_does(monkeypatch):
+def test_a_bootstrap_in_chunks_equals_one_at_once(monkeypatch):
     counts = matrices(60)
     drawn = np.random.default_rng(3).multinomial(60, np.full(60, 1 / 60), confidence_intervals.RESAMPLES)
     sums = (drawn @ counts.reshape(60, 9)).reshape(-1, 3, 3)
@@ -105,7 +105,7 @@ def test_a_class_that_a_resample_lacks_does_not_pull_its_score_down():
 
 def test_a_bootstrap_of_a_hundred_thousand_images_is_within_200_mebibytes(monkeypatch):
     counts = np.ones((100_000, 3, 3), np.int64)
-    monkeypatch.setattr(confidence_intervals, "RESAMPLES", 200)  # of all, only more chunks are made
+    monkeypatch.setattr(confidence_intervals, "RESAMPLES", 200)  # more resamples are only more chunks
     tracemalloc.start()
     try:
         confidence_intervals.resampled_mean_iou(counts)
@@ -134,7 +134,7 @@ def test_a_comparison_with_the_sides_swapped_is_its_mirror_image(seeds):
         assert verdicts[1] == " ".join(swapped.get(word, word) for word in verdicts[0].split())
 
 
-def test_an_interval_over_seeds_of_images_that_do_not_vary_is_that_of_welchs_test():
+def test_without_variation_over_images_the_interval_over_seeds_is_that_of_welchs_test():
     """Every image of a run is the same, so only the seeds spread: SciPy's interval is the expected one."""
     rng = np.random.default_rng(4)
     first, second = (
@@ -157,7 +157,7 @@ def test_nothing_is_concluded_from_images_without_a_score():
     assert "no difference is proven" in score_tables.comparison_text(comparison)
 
 
-def test_counts_of_other_true_masks_are_not_compared():
+def test_counts_of_different_true_masks_are_refused():
     counts = matrices()
     moved = counts.copy()
     moved[3, 0, 1] += 1

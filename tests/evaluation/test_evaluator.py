@@ -184,9 +184,7 @@ def test_at_native_resolution_one_tile_that_covers_an_image_gives_the_counts_of_
     assert evaluator.evaluate_native(iter(pairs), AnySizeModel(KerasRunner(model)).logits) is None
 
 
-def test_a_large_split_has_the_totals_of_a_small_one_for_any_batch_size_and_number_of_replicas(
-    scored, monkeypatch
-):
+def test_a_large_split_has_the_totals_of_a_small_one_for_any_batch_size_and_number_of_replicas(scored, monkeypatch):
     examples, models, _ = scored
     whole = evaluator_of(*models[1], examples, 4, details=True).evaluate()
     assert whole.large_split is None

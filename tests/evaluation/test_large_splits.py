@@ -8,13 +8,13 @@ QUANTILE, NORMAL_DENSITY = 0.025, 0.0584  # of the interval's ends, in standard 
 
 
 def matrices(count, quality=8, seed=0):
-    """Confusion matrices of images of 100 pixels or so, in which the right class is so many times likelier."""
+    """Confusion matrices of images of about 100 pixels; the true class is 1 + quality times as likely as another."""
     rng = np.random.default_rng(seed)
     return rng.poisson(100 / (quality + 6) / 3 * (1 + quality * np.eye(3)), (count, 3, 3))
 
 
 def folded(counts, sizes=(10**9,), resamples=100, boundaries=None):
-    """A large split that is given images in pieces of some sizes, in turn."""
+    """A large split to which images are added in blocks of the given sizes, in turn."""
     split = LargeSplit(len(counts), 3, resamples=resamples, outlines=boundaries is not None)
     first, i = 0, 0
     while first < len(counts):
@@ -30,7 +30,7 @@ def few_rows(monkeypatch):
     monkeypatch.setattr(large_splits, "EXTREMES", 5)
 
 
-def test_totals_sample_and_ends_are_those_of_all_images_however_the_split_is_cut(few_rows):
+def test_totals_sample_and_extremes_do_not_depend_on_the_blocks(few_rows):
     counts, boundaries = matrices(3000), np.random.default_rng(1).integers(0, 50, (3000, 3, 4))
     counts[[5, 600]] = 0  # without a score
     counts[[70, 2000]] = counts[900]  # equal scores
@@ -49,7 +49,7 @@ def test_totals_sample_and_ends_are_those_of_all_images_however_the_split_is_cut
     assert len(splits[0].ids) == 16
 
 
-def test_the_truth_of_a_large_split_is_one_digest_of_masks_in_their_order_however_it_is_cut(few_rows):
+def test_the_digest_of_masks_depends_on_their_order_but_not_on_the_blocks(few_rows):
     digests, counts = np.random.default_rng(0).integers(-(2**62), 2**62, 300), matrices(300)
 
     def truth(digests, size):
@@ -62,26 +62,26 @@ def test_the_truth_of_a_large_split_is_one_digest_of_masks_in_their_order_howeve
     assert len({truth(each, 64) for each in (digests, digests[::-1], digests + (np.arange(300) == 299))}) == 3
 
 
-def test_ends_of_fewer_images_than_two_ends_are_all_of_them_once(few_rows):
+def test_extremes_of_few_images_are_all_of_them_once(few_rows):
     counts = matrices(70)
     counts[7:] = 0
     found = folded(counts, (3,)).extremes[0]
     np.testing.assert_array_equal(found, np.argsort(metrics.mean_iou(counts[:7]), kind="stable"))
 
 
-def test_weights_are_drawn_from_poisson_with_mean_1_for_each_image_and_seed_anew():
+def test_resampling_weights_are_independent_draws_from_poisson_1():
     weights = large_splits.poisson_weights(200, 0, 0).astype(np.float64)
     count = weights.size
     assert abs(weights.mean() - 1) < 5 / np.sqrt(count)
     assert abs(weights.var() - 1) < 5 * np.sqrt(3 / count)  # the fourth moment is 4
     for i, chance in enumerate(np.exp(-1) / np.array([1, 1, 2, 6, 24])):
         assert abs(np.mean(weights == i) - chance) < 5 * np.sqrt(chance * (1 - chance) / count)
-    for other in ((0, 1), (1, 0)):  # independent: products of what is off have mean 0 and variance 1
+    for other in ((0, 1), (1, 0)):  # independent: products of deviations have mean 0 and variance 1
         products = (weights - 1) * (large_splits.poisson_weights(200, *other) - 1.0)
         assert abs(products.mean()) < 5 / np.sqrt(count)
 
 
-def test_its_interval_is_that_of_the_ordinary_bootstrap_within_what_resamples_can_tell(few_rows):
+def test_the_interval_is_that_of_the_ordinary_bootstrap_within_resampling_error(few_rows):
     counts = matrices(2000)
     ordinary = confidence_intervals.resampled_mean_iou(counts)
     poisson = confidence_intervals.resampled_mean_iou(
@@ -98,7 +98,7 @@ def test_its_interval_is_that_of_the_ordinary_bootstrap_within_what_resamples_ca
     assert poisson.std() == pytest.approx(ordinary.std(), rel=4 * np.sqrt(1 / confidence_intervals.RESAMPLES))
 
 
-def test_two_models_are_compared_in_pairs_on_the_same_resamples(few_rows):
+def test_two_models_are_compared_on_the_same_resamples(few_rows):
     better = matrices(500, quality=4) * np.random.default_rng(2).integers(1, 30, 500)[:, None, None]
     worse = better.copy()
     moved = worse[:, 0, 0] // 25
@@ -116,7 +116,7 @@ def test_two_models_are_compared_in_pairs_on_the_same_resamples(few_rows):
 
 
 @pytest.mark.parametrize("num_classes", [3, 150])
-def test_what_is_kept_takes_the_same_memory_for_a_hundred_thousand_images_and_for_a_hundred_million(num_classes):
+def test_memory_does_not_grow_with_the_number_of_images(num_classes):
     def size(count):
         split = LargeSplit(count, num_classes, resamples=2, outlines=True)
         split.add(
@@ -129,7 +129,7 @@ def test_what_is_kept_takes_the_same_memory_for_a_hundred_thousand_images_and_fo
     assert size(100_000) == size(100_000_000) < large_splits.MOST_BYTES
 
 
-def test_the_bound_lies_well_above_the_pets_and_falls_with_the_square_of_the_classes():
+def test_the_limit_falls_with_the_square_of_the_number_of_classes():
     assert large_splits.most_rows(3) == large_splits.most_rows(64) == 2**16
     assert not large_splits.is_large(3669, 3)
     assert large_splits.most_rows(150) == 2**31 // (8 * 150**2)

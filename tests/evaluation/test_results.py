@@ -8,7 +8,7 @@ from petseg.evaluation.results import image_rows, split_results
 
 
 def matrices(count=40, quality=8, seed=0):
-    """Confusion matrices of images of 100 pixels or so, in which the right class is so many times likelier."""
+    """Confusion matrices of images of about 100 pixels; the true class is 1 + quality times as likely as another."""
     rng = np.random.default_rng(seed)
     return rng.poisson(100 / (quality + 6) / 3 * (1 + quality * np.eye(3)), (count, 3, 3))
 
@@ -21,7 +21,7 @@ def detailed():
     return Evaluation(0.5, counts, boundaries, calibration)
 
 
-def test_results_of_a_detailed_evaluation_hold_every_score():
+def test_results_of_an_evaluation_with_details_have_every_score():
     evaluation = detailed()
     species = {"species": ("Cat", "Dog", "Cat", "Cat")}
     found = split_results(evaluation, 7, "test", PETS, resolution="native resolution", groups=species)
@@ -37,7 +37,7 @@ def test_results_of_a_detailed_evaluation_hold_every_score():
         assert shown in text
 
 
-def test_rows_hold_the_scores_of_each_image_by_itself():
+def test_image_rows_have_the_scores_of_each_image():
     evaluation = detailed()
     rows = image_rows(evaluation, PETS, ["a", "b", "c", "d"], {"species": ("Cat", "Dog", "Cat", "Cat")})
     assert [row["name"] for row in rows] == ["a", "b", "c", "d"]

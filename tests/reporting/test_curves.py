@@ -13,7 +13,7 @@ def points(collected, run, tag):
     return [(step, value) for step, *which, value in collected.rows() if which == [run, tag]]
 
 
-def test_a_curve_of_few_points_has_all_of_them():
+def test_a_short_curve_keeps_all_points():
     collected = Curves(PETS)
     expected = [(step, 1 / step) for step in range(1, curves.MOST_POINTS)]
     for step, value in expected:
@@ -23,7 +23,7 @@ def test_a_curve_of_few_points_has_all_of_them():
     assert [-value for _, value in points(collected, "eval", "iou/pet")] == [value for _, value in expected]
 
 
-def test_a_long_curve_is_thinned_out_evenly_and_ends_where_it_ends():
+def test_a_long_curve_is_thinned_out_evenly_and_keeps_its_last_point():
     collected = Curves(PETS)
     for step in range(1, 10_008):
         collected.add(step, "train", "loss", float(step))
@@ -33,7 +33,7 @@ def test_a_long_curve_is_thinned_out_evenly_and_ends_where_it_ends():
     assert len(set(np.diff(steps[:-1]))) == 1
 
 
-def test_numbers_that_no_chart_shows_are_not_kept():
+def test_scalars_that_no_chart_shows_are_not_kept():
     collected = Curves(MANY)
     for run, tag in (("final", "final/IoU"), ("train", "optimization/learning_rate"), ("train", "iou/class3"),
                      ("eval", "dice/class3"), ("eval", "iou/other"), ("eval", "iou/class3")):  # fmt: skip
@@ -41,7 +41,7 @@ def test_numbers_that_no_chart_shows_are_not_kept():
     assert list(collected.rows()) == [(1, "eval", "iou/class3", 0.5)]
 
 
-def test_what_an_earlier_process_logged_is_read_once_in_bounded_memory(tmp_path):
+def test_the_log_of_an_earlier_process_is_read_in_bounded_memory(tmp_path):
     file = tmp_path / "metrics.csv"
     with open(file, "w") as stream:
         stream.write("step,run,tag,value\n")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from petseg.classes import PETS, Classes
 from petseg.models import encoders, unet
-from petseg.reporting import lettering, model_diagram, pictures
+from petseg.reporting import figure_text, model_diagram, pictures
 
 
 def test_masks_get_the_colours_of_their_classes():
@@ -21,7 +21,7 @@ def test_masks_get_the_colours_of_their_classes():
     np.testing.assert_array_equal(colored[1], [PETS.members[2].color, [0, 0, 0]])
 
 
-def test_a_prediction_sheet_shows_all_examples_with_a_legend():
+def test_a_prediction_sheet_has_a_row_per_example_and_a_legend():
     rng = np.random.default_rng(0)
     images, masks = rng.integers(0, 256, (6, 32, 32, 3), np.uint8), rng.integers(0, 3, (6, 32, 32), np.uint8)
     masks[0, 0, :2], predictions = (255, 1), masks.copy()
@@ -42,7 +42,7 @@ def test_a_prediction_sheet_shows_all_examples_with_a_legend():
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), pictures.to_array(figure))
 
 
-def test_a_comparison_sheet_shows_what_each_model_gets_wrong():
+def test_a_comparison_sheet_shows_the_errors_of_each_model():
     rng = np.random.default_rng(0)
     images, masks = rng.integers(0, 256, (2, 32, 32, 3), np.uint8), np.zeros((2, 32, 32), np.uint8)
     wrong = masks.copy()
@@ -55,7 +55,7 @@ def test_a_comparison_sheet_shows_what_each_model_gets_wrong():
     assert not (canvas[:, 165:] == pictures.WRONG_COLOR).all(-1).any()
 
 
-def test_a_training_batch_shows_what_each_pixel_weighs():
+def test_a_training_batch_shows_pixel_weights():
     rng = np.random.default_rng(0)
     images = rng.uniform(-20, 300, (2, 32, 32, 3)).astype(np.float32)  # augmentation may leave the range of bytes
     masks = np.zeros((2, 32, 32), np.uint8)
@@ -77,7 +77,7 @@ def test_a_confusion_matrix_shows_shares_of_its_rows_and_counts():
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == list(PETS.names)
 
 
-def test_curves_hold_every_logged_point():
+def test_training_curves_draw_every_point():
     rows = [(10, "train", "loss", 1.0), (20, "train", "loss", 0.5), (20, "eval", "loss", 0.7)]
     loss = pictures.training_curves(rows, 10, PETS).axes[0]
     assert {line.get_label(): line.get_xydata().tolist() for line in loss.lines} == {
@@ -101,7 +101,7 @@ def test_the_model_diagram_names_every_stage_with_its_size():
     assert picture.shape[-1] == 3
 
 
-def test_pictures_of_a_hundred_classes_show_those_that_occur():
+def test_figures_of_a_hundred_classes_show_those_that_occur():
     classes = Classes.from_dict([f"kind{i}" for i in range(100)])
     assert len({each.color for each in classes.members}) == 100
     images, masks = np.zeros((2, 32, 32, 3), np.uint8), np.full((2, 32, 32), 98, np.uint8)
@@ -131,18 +131,18 @@ def text_drawn(text, **properties):
     "name",
     ["price_$5_$6.jpg", "$x$", "$\\frac{$", "a$", "\\$5^$.png", "\udcff.jpg", "\x00\x07\x7f.jpg", "a\nb", "%_^{}#"],
 )
-def test_any_name_can_be_drawn_and_stands_there_as_it_is(name, monkeypatch):
+def test_any_name_is_drawn_literally(name, monkeypatch):
     drawn([name], model=name)
     classes = Classes.from_dict([{"name": "a"}, {"name": "b"}])
     pictures.to_array(pictures.confusion_matrix(np.eye(2, dtype=np.int64), [name, "b"]))
     pictures.to_array(pictures.training_curves([], 1, classes))
     if name == "$x$":
         np.testing.assert_array_equal(text_drawn("$x$"), text_drawn("$x$", parse_math=False))
-        monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)  # in somebody's matplotlibrc
+        monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)  # as a user's matplotlibrc may set it
         drawn([name])
 
 
-def test_numbers_along_an_axis_may_still_be_mathematics():
+def test_tick_labels_of_numeric_axes_keep_mathtext():
     figure = Figure()
     axis = figure.subplots()
     axis.plot([1, 1000], [1, 2])
@@ -174,26 +174,26 @@ def han_font(tmp_path):
     font_manager.fontManager.ttflist[:] = before
 
 
-def test_names_in_other_scripts_get_a_font_that_has_them(han_font, monkeypatch, caplog):
-    importlib.reload(lettering)  # what it knows of fonts is that of the process
+def test_names_in_other_scripts_are_drawn_in_a_font_that_has_them(han_font, monkeypatch, caplog):
+    importlib.reload(figure_text)  # resets its cache of fonts
     boxes = text_drawn("\u732b")
     han_font()
-    importlib.reload(lettering)
+    importlib.reload(figure_text)
     caplog.clear()
     letters = text_drawn("\u732b")
     assert (letters != boxes).any()
     assert (letters == 0).all(-1).sum() > 50  # the square
     assert not caplog.messages
-    importlib.reload(lettering)
+    importlib.reload(figure_text)
 
 
-def test_characters_that_no_font_has_are_named_once(caplog, recwarn):
-    importlib.reload(lettering)
+def test_characters_that_no_font_has_are_warned_of_once(caplog, recwarn):
+    importlib.reload(figure_text)
     classes = Classes.from_dict(["\uabcd", "\u1b05x"])
     for name in ("\ufdd0.jpg", "\ufdd0\ufdd1.jpg"):
         drawn([name], classes)
         pictures.to_png(pictures.confusion_matrix(np.eye(2, dtype=np.int64), classes.names))
     (message,) = caplog.messages
-    assert message.startswith("pictures show boxes in place of some characters of names (")
-    assert "install one that has them" in message
+    assert message.startswith("figures show boxes for characters of names that no installed font has (")
+    assert "install a font that has them" in message
     assert not [each for each in recwarn if "Glyph" in str(each.message)]

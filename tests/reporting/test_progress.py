@@ -22,7 +22,7 @@ def train(progress):
             progress.advance(step)
 
 
-def test_on_a_terminal_it_is_a_bar_over_the_whole_run(monkeypatch, caplog):
+def test_on_a_terminal_progress_is_a_bar_over_the_whole_run(monkeypatch, caplog):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     with caplog.at_level(logging.INFO, "petseg"):
@@ -33,7 +33,7 @@ def test_on_a_terminal_it_is_a_bar_over_the_whole_run(monkeypatch, caplog):
     assert "40/40 steps, loss 0.0250, mean IoU 0.5000, 12.3 images/s [00:00<00:00]" in last
 
 
-def test_elsewhere_it_is_a_plain_line_now_and_then(caplog):
+def test_without_a_terminal_progress_is_a_log_line_at_an_interval(caplog):
     with caplog.at_level(logging.INFO, "petseg"):
         train(Progress(0, 40, steps_per_epoch=20, log_every=20))
     assert caplog.messages == [
@@ -43,7 +43,7 @@ def test_elsewhere_it_is_a_plain_line_now_and_then(caplog):
 
 
 @pytest.mark.parametrize("stream", [io.StringIO, Terminal])
-def test_hidden_it_is_nothing(monkeypatch, caplog, stream):
+def test_hidden_progress_prints_nothing(monkeypatch, caplog, stream):
     output = stream()
     monkeypatch.setattr(sys, "stderr", output)
     with caplog.at_level(logging.INFO, "petseg"):

@@ -21,7 +21,7 @@ from petseg.training.measurements import Measurements
 
 
 class Scorer:
-    """Calls everything background, and remembers for what it was asked."""
+    """Predicts background everywhere and records the images."""
 
     def __init__(self):
         self.asked = []
@@ -61,7 +61,7 @@ def report(workdir, tiny_config):
 
 
 def evaluate(report, step=2):
-    """Reports on twelve images, the last of which has no pixel with a class; higher numbers are better."""
+    """Reports an evaluation of twelve images with increasing scores, the last of which has only ignored pixels."""
     examples, scorer = random_examples(12), Scorer()
     matrices = np.array([np.full((3, 3), 40) + i * 30 * np.eye(3, dtype=int) for i in range(11)] + [np.zeros((3, 3))])
     evaluation = Evaluation(0.5, matrices.astype(np.int64))
@@ -70,14 +70,14 @@ def evaluate(report, step=2):
     return examples, scorer
 
 
-def test_the_worst_and_the_best_images_are_shown_and_images_without_a_score_are_not(report):
+def test_the_worst_and_best_images_with_a_score_are_shown(report):
     examples, scorer = evaluate(report[0])
     (asked,) = scorer.asked
     expected = [*range(6), *range(EXTREME_EXAMPLES), *range(10, 10 - EXTREME_EXAMPLES, -1)]
     np.testing.assert_array_equal(asked, examples.images[expected])
 
 
-def test_of_a_large_split_the_worst_and_the_best_of_all_images_are_shown(report, monkeypatch):
+def test_of_a_large_split_the_worst_and_best_of_all_images_are_shown(report, monkeypatch):
     monkeypatch.setattr(large_splits, "MOST_ROWS", 8)
     examples, scorer = random_examples(40), Scorer()
     matrices = np.array([np.full((3, 3), 40) + i * 30 * np.eye(3, dtype=int) for i in range(40)])
@@ -92,7 +92,7 @@ def test_of_a_large_split_the_worst_and_the_best_of_all_images_are_shown(report,
     np.testing.assert_array_equal(asked, examples.images[expected])
 
 
-def test_figures_are_brought_up_to_date_at_each_evaluation(report):
+def test_figures_are_updated_at_each_evaluation(report):
     report, workdir = report
     evaluate(report)
     before = {file.name: file.read_bytes() for file in workdir.figures.iterdir()}
@@ -104,7 +104,7 @@ def test_figures_are_brought_up_to_date_at_each_evaluation(report):
     assert [row[0] for row in read_csv(workdir.metrics_file) if row[1:3] == ("eval", "loss")] == [2, 4]
 
 
-def test_curves_of_a_run_that_was_resumed_are_those_of_one_that_was_not(workdir, tiny_config):
+def test_a_resumed_run_draws_the_curves_of_an_uninterrupted_one(workdir, tiny_config):
     whole = make_report(workdir, tiny_config)
     evaluate(whole)
     evaluate(whole, step=4)
@@ -117,7 +117,7 @@ def test_curves_of_a_run_that_was_resumed_are_those_of_one_that_was_not(workdir,
     assert (workdir.figures / "curves.png").read_bytes() == expected
 
 
-def test_an_evaluation_does_not_read_the_numbers_of_the_run_anew(workdir, tiny_config):
+def test_an_evaluation_does_not_reread_the_csv_file(workdir, tiny_config):
     figures = []
     for is_emptied in (False, True):
         report = make_report(workdir, tiny_config)
@@ -131,13 +131,13 @@ def test_an_evaluation_does_not_read_the_numbers_of_the_run_anew(workdir, tiny_c
 
 
 def pictures_logged(workdir, tag):
-    """The pictures of a tag in the event files of evaluations, by step."""
+    """Encoded images of a tag in the event files of evaluations, by step."""
     accumulator = EventAccumulator(str(workdir.path / "eval"), size_guidance={"tensors": 0})
     accumulator.Reload()
     return {event.step: event.tensor_proto.string_val[2] for event in accumulator.Tensors(tag)}
 
 
-def test_event_files_have_photographs_as_jpeg_of_the_size_of_the_figure(report):
+def test_event_files_contain_photographs_as_jpeg(report):
     report, workdir = report
     evaluate(report)
     report.flush()
@@ -151,7 +151,7 @@ def test_event_files_have_photographs_as_jpeg_of_the_size_of_the_figure(report):
     assert Image.open(io.BytesIO(pictures_logged(workdir, "confusion_matrix")[2])).format == "PNG"
 
 
-def test_of_many_evaluations_the_first_the_last_and_ever_fewer_others_log_their_pictures(workdir, tiny_config):
+def test_images_of_many_evaluations_are_thinned_out_in_event_files(workdir, tiny_config):
     report = make_report(workdir, tiny_config, last_step=335, evaluate_every=10)
     for step in (10, 150, 160, 170, 180, 330, 335):
         evaluate(report, step=step)
@@ -173,7 +173,7 @@ def test_figures_that_cannot_be_written_do_not_end_the_training(report, caplog):
     assert message.startswith("summaries cannot be written, training goes on: ")
 
 
-def test_a_summary_can_be_read_at_once_by_who_watches(report):
+def test_a_summary_is_readable_at_once(report):
     report, workdir = report
     scalars = dict.fromkeys(measurements.DESCRIPTIONS, 0.5)
     sums = Measurements(2, scalars, np.eye(3, dtype=np.int64))
@@ -184,7 +184,7 @@ def test_a_summary_can_be_read_at_once_by_who_watches(report):
             assert events(workdir.path / "train")[tag][-1] == step
 
 
-def test_gradients_that_overflowed_are_left_out(report):
+def test_non_finite_gradients_have_no_histogram(report):
     report, workdir = report
     weights = {"kernel": np.ones((2, 2), np.float32)}
     report.histograms(2, weights, {"kernel": np.array([np.inf, 1.0])})
@@ -194,7 +194,7 @@ def test_gradients_that_overflowed_are_left_out(report):
     assert b"gradients/kernel" not in file.read_bytes()
 
 
-def test_a_split_without_a_single_pixel_of_a_class_ends_nothing(report):
+def test_a_split_without_labelled_pixels_is_reported(report):
     report, workdir = report
     evaluation = Evaluation(float("nan"), np.zeros((12, 3, 3), np.int64))
     results = split_results(evaluation, 2, "test", PETS)
@@ -206,7 +206,7 @@ def test_a_split_without_a_single_pixel_of_a_class_ends_nothing(report):
     }
 
 
-def test_a_report_that_tells_nothing_is_asked_in_the_same_way():
+def test_the_null_report_has_the_methods_of_the_report():
     calls = {name: call for name, call in vars(Report).items() if not name.startswith("_")}
     assert calls
     for name, call in calls.items():

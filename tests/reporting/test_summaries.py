@@ -26,10 +26,10 @@ def log_steps(folder, steps, first_step):
 
 
 def steps_of(folder, tag):
-    return sorted(events(folder)[tag])  # files of one second and process have no order
+    return sorted(events(folder)[tag])  # event files of the same second and process have no order
 
 
-def test_a_process_that_goes_on_drops_what_it_will_log_again(tmp_path):
+def test_on_resume_summaries_after_the_checkpoint_are_dropped(tmp_path):
     log_steps(tmp_path, range(6), first_step=0)
     for file in (tmp_path / "train").iterdir():  # cut off, as by a kill
         with open(file, "ab") as stream:
@@ -41,24 +41,22 @@ def test_a_process_that_goes_on_drops_what_it_will_log_again(tmp_path):
     assert [row[0] for row in summaries.read_csv(tmp_path / "metrics.csv")] == list(range(10))
 
 
-def test_a_run_that_starts_over_starts_with_nothing(tmp_path):
+def test_a_restart_from_step_0_drops_all_summaries(tmp_path):
     log_steps(tmp_path, range(3), first_step=0)
     log_steps(tmp_path, range(2), first_step=0)
     assert steps_of(tmp_path / "train", "loss") == [0, 1]
 
 
-def test_a_half_written_row_is_left_out(tmp_path):
+def test_a_truncated_row_is_skipped(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,run,tag,value\n1,train,loss,0.5\n2,train,lo")
     assert list(summaries.read_csv(tmp_path / "metrics.csv")) == [(1, "train", "loss", 0.5)]
 
 
 @pytest.mark.parametrize("broken", ["csv", "events"])
-def test_a_writer_that_fails_says_so_once_and_does_not_end_the_training(tmp_path, caplog, broken):
-    log = Summaries(tmp_path, tmp_path / "metrics.csv", first_step=0, classes=PETS)
+def test_a_failing_writer_logs_one_warning_and_does_not_end_the_training(tmp_path, caplog, monkeypatch, broken):
     if broken == "csv":
-        log._csv_file.close()
-        log._csv_file = open("/dev/full", "w")  # noqa: SIM115
-        log._csv_file.write("x")
+        full = open("/dev/full", "w")  # noqa: SIM115 (closed by the log)
+        monkeypatch.setattr(summaries, "open", lambda *args, **options: full, raising=False)
     else:
 
         class Broken:
@@ -67,10 +65,10 @@ def test_a_writer_that_fails_says_so_once_and_does_not_end_the_training(tmp_path
 
             flush = close = lambda self: None
 
-        log._writers = {summaries.TRAIN: Broken()}
+        monkeypatch.setattr(tf.summary, "create_file_writer", lambda directory: Broken())
+    log = Summaries(tmp_path, tmp_path / "metrics.csv", first_step=0, classes=PETS)
     for step in range(3):
-        if broken == "events":
-            log.scalars(summaries.TRAIN, step, {"loss": 1.0})
+        log.scalars(summaries.TRAIN, step, {"loss": 1.0})
         log.flush()
     log.close()
     (message,) = caplog.messages
@@ -78,7 +76,7 @@ def test_a_writer_that_fails_says_so_once_and_does_not_end_the_training(tmp_path
     assert "No space left on device" in message
 
 
-def test_scores_become_tags():
+def test_nested_scores_are_flattened_to_tags():
     scores = {"accuracy": 0.5, "iou": {"pet": 0.25}, "examples": 3, "split": "test"}
     assert summaries.scalars_of(scores) == {"accuracy": 0.5, "iou/pet": 0.25}
 
@@ -108,7 +106,7 @@ def test_a_histogram_counts_every_value_between_its_edges(tmp_path, values):
     assert buckets[0, 0] <= values.min() <= values.max() <= buckets[-1, 1]
 
 
-def test_a_run_that_goes_on_has_the_flags_it_was_started_with_last(tmp_path):
+def test_a_resumed_run_shows_its_latest_flags_on_the_hparams_page(tmp_path):
     for rate, first_step in ((0.1, 0), (0.2, 3)):
         log = Summaries(tmp_path, tmp_path / "metrics.csv", first_step=first_step, classes=PETS)
         log.begin_session("run", {"learning_rate": rate})
@@ -131,14 +129,14 @@ def test_a_run_that_goes_on_has_the_flags_it_was_started_with_last(tmp_path):
 @pytest.mark.parametrize(
     "tail", ["2,train,loss,1e-", "2,train,loss,0.12", "2,train,loss,", "2,tr", "\0\0\0", "x,y,z,w\r\n"]
 )
-def test_a_run_goes_on_whatever_is_at_the_end_of_its_numbers(tmp_path, tail):
+def test_a_run_resumes_with_a_damaged_end_of_its_csv_file(tmp_path, tail):
     file = tmp_path / "metrics.csv"
     file.write_bytes(f"step,run,tag,value\r\n1,train,loss,0.5\r\n{tail}".encode())
     Summaries(tmp_path, file, first_step=2, classes=PETS).close()
     assert list(summaries.read_csv(file)) == [(1, "train", "loss", 0.5)]
 
 
-def test_event_files_that_cannot_be_rewritten_are_named_and_stay(tmp_path):
+def test_event_files_that_cannot_be_rewritten_are_named_and_unchanged(tmp_path):
     log_steps(tmp_path, range(6), first_step=0)
     before = {file: file.read_bytes() for file in (tmp_path / "train").iterdir()}
     (tmp_path / "train" / "kept.tmp").symlink_to("/dev/full")
@@ -147,14 +145,14 @@ def test_event_files_that_cannot_be_rewritten_are_named_and_stay(tmp_path):
     assert {file: file.read_bytes() for file in (tmp_path / "train").iterdir()} == before
 
 
-def test_a_full_disk_under_the_numbers_is_told_with_their_file(tmp_path):
+def test_a_full_disk_is_reported_with_the_name_of_the_csv_file(tmp_path):
     (tmp_path / "metrics.csv.tmp").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device") as caught:
         Summaries(tmp_path, tmp_path / "metrics.csv", first_step=0, classes=PETS)
     assert caught.value.filename == str(tmp_path / "metrics.csv")
 
 
-def test_a_run_that_goes_on_holds_no_more_of_its_numbers_in_memory_than_a_few(tmp_path):
+def test_resuming_copies_the_csv_file_in_bounded_memory(tmp_path):
     file = tmp_path / "metrics.csv"
     with open(file, "w") as stream:
         stream.write("step,run,tag,value\r\n")
@@ -170,7 +168,7 @@ def test_a_run_that_goes_on_holds_no_more_of_its_numbers_in_memory_than_a_few(tm
     assert peak < 8 * 2**20
 
 
-def test_a_growing_file_is_read_row_by_row_once_and_a_new_one_from_its_start(tmp_path):
+def test_a_growing_csv_file_is_read_incrementally_and_a_new_one_from_its_start(tmp_path):
     file = tmp_path / "metrics.csv"
     reader = summaries.MetricsReader(file, lambda run, tag: tag == "loss")
     assert list(reader.new_rows()) == []

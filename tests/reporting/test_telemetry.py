@@ -9,7 +9,7 @@ from petseg.reporting import telemetry
 from petseg.reporting.telemetry import Profiler, Stopwatch
 
 
-def test_the_stopwatch_tells_where_the_time_went():
+def test_the_stopwatch_measures_steps_and_shares_of_time():
     stopwatch = Stopwatch()
     began = time.perf_counter()
     with stopwatch.timing("evaluation"):
@@ -27,7 +27,7 @@ def test_the_stopwatch_tells_where_the_time_went():
     assert scalars["time_share/checkpoints"] == scalars["time_share/summaries"] == 0
 
 
-def test_after_a_reading_it_starts_anew():
+def test_reading_the_stopwatch_starts_a_new_interval():
     stopwatch = Stopwatch()
     stopwatch.steps(np.array([[0.0, 0.010]]))
     with stopwatch.timing("summaries"):
@@ -39,7 +39,7 @@ def test_after_a_reading_it_starts_anew():
 
 @pytest.mark.slow
 def test_host_memory_is_that_of_this_process():
-    # In a process of its own: here, what other tests have left may be freed at any time.
+    # In a process of its own because memory of other tests may be freed here at any time.
     code = """
 import numpy as np
 from petseg.reporting import telemetry
@@ -51,7 +51,7 @@ print(telemetry.memory()["memory/host"] - before)
     assert float(output) == pytest.approx(64, abs=4)
 
 
-def test_the_profiler_writes_the_steps_it_was_asked_for(tmp_path):
+def test_the_profiler_profiles_the_given_steps(tmp_path):
     profiler = Profiler(tmp_path, (2, 4))
     files = []
     for step in range(6):

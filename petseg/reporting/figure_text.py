@@ -1,4 +1,4 @@
-"""Text in figures: drawn as it is, in fonts that have its characters."""
+"""Literal text in figures, with fallback fonts for characters that the default font lacks."""
 
 import functools
 import logging
@@ -13,15 +13,15 @@ from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 logger = logging.getLogger(__name__)
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-BOXES = "Last Resort"  # matplotlib's own font of boxes, which claims to have every character
+BOXES = "Last Resort"  # matplotlib's font of placeholder boxes, which claims to have every character
 NAMED_CHARACTERS = 12  # at most, in the warning
 
 
 def prepare(figure: Figure) -> None:
-    """Makes the texts of a figure safe to draw, whatever file and class names they hold.
+    """Makes texts with arbitrary file and class names safe to draw.
 
-    Dollar signs are not read as mathematics, what cannot be drawn at all is replaced, and fonts are added for
-    characters that the default font lacks. Where no installed font has them, a warning says so once.
+    Switches off mathtext, replaces undrawable characters, and adds fonts for characters that the default font lacks;
+    warns once about characters that no installed font has.
     """
     texts, numbers = figure.findobj(Text), _numbers(figure)
     for text in texts:
@@ -30,21 +30,21 @@ def prepare(figure: Figure) -> None:
         if text.get_text() != (drawn := printable(text.get_text())):
             text.set_text(drawn)
     characters = frozenset(character for text in texts for character in text.get_text() if character != "\n")
-    fonts = _fonts.that_have(characters)
+    fonts = _fonts.covering(characters)
     for text in texts if fonts else ():
         families = text.get_fontfamily()
         text.set_fontfamily([*families, *(font for font in fonts if font not in families)])
 
 
 def _numbers(figure: Figure) -> set[Text]:
-    """The numbers along axes, which matplotlib itself may write as mathematics."""
+    """Tick labels of numeric axes, which matplotlib itself may write as mathtext."""
     axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis)]
     numeric = [axis for axis in axes if isinstance(axis.get_major_formatter(), (ScalarFormatter, LogFormatter))]
     return {text for axis in numeric for text in axis.findobj(Text) if text is not axis.label}
 
 
 def printable(text: str) -> str:
-    """A text without control characters and without the bytes of a name that is not UTF-8, which fonts cannot draw."""
+    """Replaces control characters and surrogates (bytes of names that are not UTF-8), which fonts cannot draw."""
     return "".join(each if each == "\n" or not _is_control(each) else REPLACEMENT for each in text)
 
 
@@ -54,17 +54,17 @@ def _is_control(character: str) -> bool:
 
 
 class _Fonts:
-    """Finds fonts for characters, and remembers which it has looked for."""
+    """Fallback fonts for all characters so far."""
 
     def __init__(self) -> None:
         self._chosen: list[str] = []
-        self._looked_for: set[str] = set()
+        self._searched: set[str] = set()
         self._warned = False
 
-    def that_have(self, characters: frozenset[str]) -> list[str]:
-        """The families that are needed beside the default one for these characters and all before them."""
-        new = characters - self._looked_for
-        self._looked_for |= new
+    def covering(self, characters: frozenset[str]) -> list[str]:
+        """Font families needed beside the default one for these characters and all earlier ones."""
+        new = characters - self._searched
+        self._searched |= new
         missing = _missing_from(np.array(sorted(map(ord, new)), np.uint32), "")
         for family in self._chosen:
             missing = _missing_from(missing, family)
@@ -79,8 +79,8 @@ class _Fonts:
             self._warned = True
             shown = " ".join(chr(code) for code in missing[:NAMED_CHARACTERS])
             logger.warning(
-                "pictures show boxes in place of some characters of names (%s), which no installed font has; install "
-                "one that has them, such as Noto Sans (fonts-noto, fonts-noto-cjk)",
+                "figures show boxes for characters of names that no installed font has (%s); install a font that has "
+                "them, such as Noto Sans (fonts-noto, fonts-noto-cjk)",
                 shown,
             )
         return self._chosen
@@ -91,7 +91,7 @@ _fonts = _Fonts()
 
 @functools.cache
 def _families() -> dict[str, str]:
-    """The installed font families, and a file of each, the regular one if there is one."""
+    """Installed font families and a file of each, preferably the regular one."""
     entries = sorted(
         font_manager.fontManager.ttflist, key=lambda entry: entry.weight == 400 and entry.style == "normal"
     )
@@ -104,9 +104,9 @@ def _missing_from(codes: np.ndarray, family: str) -> np.ndarray:
 
 @functools.cache
 def _codes_of(family: str) -> np.ndarray:
-    """The characters of a font family, uint32; of the default font if the name is empty."""
+    """Code points of a font family, uint32; of the default font for an empty name."""
     try:
         file = _families()[family] if family else font_manager.findfont(FontProperties())
         return np.fromiter(FT2Font(file).get_charmap(), np.uint32)
-    except (OSError, RuntimeError, ValueError):  # a font that matplotlib cannot use, such as one of coloured bitmaps
+    except (OSError, RuntimeError, ValueError):  # matplotlib cannot use the font, for example one of coloured bitmaps
         return np.zeros(0, np.uint32)
