@@ -136,7 +136,8 @@ class Evaluator:
         self._scored = replica_sum([], tf.int64)
         self._summed_loss, self._denominator = replica_sum([], tf.float32), replica_sum([], tf.float32)
         self._totals = [self._scored, self._summed_loss, self._denominator]
-        self._is_large, self._rows = large_splits.is_large(len(examples), self._num_classes), len(examples)
+        self._is_large = large_splits.is_large(len(examples), self._num_classes)
+        self._rows = self._batches_of_block = len(examples)  # one block that has all
         if self._is_large:  # rows for one block of batches, so that each replica writes the same rows in every block
             replicas = strategy.num_replicas_in_sync
             batch = replicas * input_pipeline.evaluation_batch_of_replica(len(examples), batch_size, replicas)
@@ -160,47 +161,24 @@ class Evaluator:
         batches, count = input_pipeline.distributed_evaluation_batches(
             self._strategy, self._examples, batch_size=self._batch_size, bad_examples=self._bad_examples
         )
-        if self._is_large:
-            return self._evaluate_in_blocks(iter(batches), count)
-        scored, loss, denominator, *calibration = self._score(iter(batches), count)
-        if scored < len(self._examples):
-            return None
-        counts = self._counted(len(self._examples))
-        return Evaluation(
-            _mean_loss(loss, denominator),
-            counts["confusion"],
-            counts.get("boundaries"),
-            calibration[0] if calibration else None,
-            mask_digests=counts.get("mask_digests"),
-        )
-
-    def _counted(self, count: int) -> dict[str, np.ndarray]:
-        """The first `count` rows of each counter."""
-        return {name: rows.numpy()[:count] for name, rows in self._by_example.items()}
-
-    def _evaluate_in_blocks(self, iterator: Any, count: int) -> Evaluation | None:
-        """Scores `count` batches in blocks; the counts of each block are added to the totals of a `LargeSplit`."""
-        large, losses, calibration = self._large_split(), np.zeros(2), np.zeros([metrics.CALIBRATION_BINS, 3])
+        iterator, large = iter(batches), self._large_split()
+        losses, calibration = np.zeros(2), np.zeros([metrics.CALIBRATION_BINS, 3])
         for first in range(0, len(self._examples), self._rows):
             done = first // self._rows * self._batches_of_block
-            batches = min(self._batches_of_block, count - done)
-            scored, loss, denominator, *more = self._score(iterator, batches, tf.constant(first, tf.int64))
-            expected = min(self._rows, len(self._examples) - first)
+            block, expected = min(self._batches_of_block, count - done), min(self._rows, len(self._examples) - first)
+            scored, loss, denominator, *more = self._score(iterator, block, tf.constant(first, tf.int64))
             if scored < expected:
                 return None
             losses += loss, denominator
             calibration += sum(more)
-            counts = self._counted(expected)
-            large.add(first, counts["confusion"], counts.get("boundaries"), counts.get("mask_digests"))
-        return Evaluation(
-            _mean_loss(*losses),
-            large.confusion_matrices,
-            large.boundaries,
-            calibration if self._details else None,
-            large,
-        )
+            counts = {name: rows.numpy()[:expected] for name, rows in self._by_example.items()}
+            if large:
+                large.add(first, *counts.values())
+        return _evaluation(losses, counts, calibration if self._details else None, large)
 
-    def _large_split(self) -> LargeSplit:
+    def _large_split(self) -> LargeSplit | None:
+        if not self._is_large:
+            return None
         return LargeSplit(
             len(self._examples),
             self._num_classes,
@@ -208,7 +186,7 @@ class Evaluator:
             outlines=self._details,
         )
 
-    def _score(self, iterator: Any, count: int, first: tf.Tensor | int = 0) -> list[Any]:
+    def _score(self, iterator: Any, count: int, first: tf.Tensor) -> list[Any]:
         """Scores `count` batches, the first of which starts at example `first`; returns the totals of these batches."""
         for total in self._totals:
             total.assign(tf.zeros_like(total))
@@ -231,28 +209,22 @@ class Evaluator:
         Returns:
           the counts; None if the pass was stopped early.
         """
-        loss, denominator = 0.0, 0.0
         rows = large_splits.block_size(self._num_classes) if self._is_large else len(self._examples)
-        confusions = np.zeros([rows, self._num_classes, self._num_classes], np.int64)
-        boundaries = np.zeros([rows, self._num_classes, 4], np.int64)
-        digests = np.zeros([rows], np.int64)
-        calibration = np.zeros([metrics.CALIBRATION_BINS, 3])
-        large = self._large_split() if self._is_large else None
+        counts = {name: np.zeros([rows, *counter.shape[1:]], np.int64) for name, counter in self._by_example.items()}
+        losses, calibration = np.zeros(2), np.zeros([metrics.CALIBRATION_BINS, 3])
+        large = self._large_split()
         for i, (image, mask) in zip(range(len(self._examples)), pairs, strict=True):
             if self._stop.numpy():
                 return None
-            counts = self._counts(tf.constant(mask)[None], logits(image)[None], tf.constant([True]))
-            loss, denominator = loss + float(counts["loss"]), denominator + float(counts["denominator"])
-            calibration += counts["calibration"].numpy()
+            of_image = self._counts(tf.constant(mask)[None], logits(image)[None], tf.constant([True]))
+            losses += float(of_image["loss"]), float(of_image["denominator"])
+            calibration += of_image["calibration"].numpy()
             row = i % rows
-            confusions[row], boundaries[row] = counts["confusion"].numpy()[0], counts["boundaries"].numpy()[0]
-            digests[row] = counts["mask_digests"].numpy()[0]
+            for name, values in counts.items():
+                values[row] = of_image[name].numpy()[0]
             if large and (row + 1 == rows or i + 1 == len(self._examples)):
-                large.add(i - row, confusions[: row + 1], boundaries[: row + 1], digests[: row + 1])
-        mean_loss = _mean_loss(loss, denominator)
-        if large:
-            return Evaluation(mean_loss, large.confusion_matrices, large.boundaries, calibration, large)
-        return Evaluation(mean_loss, confusions, boundaries, calibration, mask_digests=digests)
+                large.add(i - row, *(values[: row + 1] for values in counts.values()))
+        return _evaluation(losses, counts, calibration, large)
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Class ids, int32 [B, H, W], and their probabilities, float32 [B, H, W], for images uint8 [B, H, W, 3]."""
@@ -317,8 +289,16 @@ class Evaluator:
         return counts
 
 
-def _mean_loss(loss: float, denominator: float) -> float:
-    return float(loss / denominator) if denominator else math.nan
+def _evaluation(
+    losses: np.ndarray, counts: dict[str, np.ndarray], calibration: np.ndarray | None, large: LargeSplit | None
+) -> Evaluation:
+    """An evaluation from summed loss and denominator, counts by example, and the totals of a large split."""
+    loss = float(losses[0] / losses[1]) if losses[1] else math.nan
+    if large:
+        return Evaluation(loss, large.confusion_matrices, large.boundaries, calibration, large)
+    return Evaluation(
+        loss, counts["confusion"], counts.get("boundaries"), calibration, None, counts.get("mask_digests")
+    )
 
 
 def _mask_digests(masks: tf.Tensor) -> tf.Tensor:

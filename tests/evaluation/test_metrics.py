@@ -111,12 +111,12 @@ def test_sparse_boundaries_match_within_a_square_of_any_size(tolerance):
 
 
 def peak_memory():
-    """The most that this process has held since it last asked, in MiB; Linux tells, and forgets when told so."""
+    """Peak memory of this process since the last call in MiB, which Linux reports and resets."""
     status = Path("/proc/self/status").read_text()
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        pytest.skip("this system does not tell the peak of a process's memory")
+        pytest.skip("this system does not report the peak memory of a process")
     return int(status.split("VmHWM:")[1].split()[0]) / 2**10
 
 
