@@ -1,4 +1,4 @@
-"""Clusters on the loopback interface: the environments of their processes."""
+"""Environment variables of cluster processes on the loopback interface."""
 
 import json
 
@@ -8,7 +8,7 @@ def tf_config(addresses, index, job="worker"):
 
 
 def slurm(index, job_id):
-    """The environment of a task, as srun makes it for two tasks on one node."""
+    """The environment that srun gives each of two tasks on one node."""
     return {
         "SLURM_JOB_ID": str(job_id),
         "SLURM_PROCID": str(index),

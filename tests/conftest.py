@@ -1,4 +1,4 @@
-"""What the tests share: four virtual CPUs, a small data set, tiny configs, and programs run as programs."""
+"""Shared by all tests: four virtual CPUs, a small data set, tiny configs, trainers and subprocesses."""
 
 import itertools
 import os
@@ -61,7 +61,7 @@ tf.config.set_logical_device_configuration(
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small `synthetic_pets`, prepared."""
+    """A TFDS folder with a small, prepared `synthetic_pets`."""
     folder = tmp_path_factory.mktemp("tfds")
     SyntheticPets(num_train=NUM_TRAIN, num_test=NUM_TEST, data_dir=folder).download_and_prepare()
     return folder
@@ -93,11 +93,11 @@ def real_weights() -> str:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Playwright's browser, the Chromium of this machine; not for longer, for it keeps an event loop running."""
+    """The Chromium of this machine under Playwright; per module, because it keeps an event loop running."""
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if executable is None:
         pytest.skip("no Chromium on the PATH")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not there")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield browser
@@ -106,7 +106,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def tiny_config(data_dir: Path, tmp_path: Path) -> Config:
-    """Four steps of the smallest run: 32 px, a frozen random encoder, batches of 8."""
+    """The smallest run: four steps, 32 px, a frozen random encoder, batches of 8."""
     return Config(
         data=DataConfig(dataset="synthetic_pets", data_dir=str(data_dir), image_size="32", batch_size=8),
         model=ModelConfig(encoder="tiny", encoder_weights="none", encoder_alpha=0.35),
@@ -117,12 +117,12 @@ def tiny_config(data_dir: Path, tmp_path: Path) -> Config:
 
 
 def changed(config: Config, group: str, **values: object) -> Config:
-    """A config with other values in one of its groups."""
+    """A copy of a config with other values in one of its groups."""
     return config.changed(**{group: values})
 
 
 def tiny_flags(data_dir: Path, workdir: Path) -> list[str]:
-    """The flags of `tiny_config`, but for how long it runs."""
+    """The flags of `tiny_config`, without the length of the run."""
     return [
         "--dataset=synthetic_pets",
         f"--data_dir={data_dir}",
@@ -141,9 +141,10 @@ _make_strategy = tf.distribute.MirroredStrategy.__init__
 
 
 def _make_strategy_of_its_own(self: Any, *arguments: Any, **options: Any) -> None:
-    """TensorFlow remembers a group of collective operations by its number, and strategies of one process share numbers.
+    """Gives each strategy its own range of group keys for collective operations.
 
-    A group of another size under a number that was used breaks all collective operations of the process.
+    TensorFlow's strategies share keys within a process, and a group of another size under a used key breaks all
+    collective operations of the process.
     """
     type(self)._collective_key_base = 1000 * next(_strategies)
     _make_strategy(self, *arguments, **options)
@@ -153,34 +154,34 @@ tf.distribute.MirroredStrategy.__init__ = _make_strategy_of_its_own
 
 
 def replicas(number: int) -> tf.distribute.Strategy:
-    """A strategy over so many virtual CPUs."""
+    """A strategy over a number of virtual CPUs."""
     if number == 1:
         return tf.distribute.OneDeviceStrategy("/cpu:0")
     return tf.distribute.MirroredStrategy([f"cpu:{i}" for i in range(number)])
 
 
 def run_program(script: str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Runs one of the entry scripts in a process of its own."""
+    """Runs an entry script in a new process."""
     return subprocess.run(
         [sys.executable, str(ROOT / script), *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout
     )
 
 
 def own_lines(stderr: str) -> list[str]:
-    """What petseg itself wrote to stderr: without the lines with which TensorFlow's C++ greets."""
+    """The lines that petseg wrote to stderr, without the start-up messages of TensorFlow's C++."""
     greetings = ("WARNING: All log messages before absl", "I0000 ", "W0000 ", "E0000 ", "To enable the following")
     return [line for line in stderr.splitlines() if line.strip() and not line.startswith(greetings)]
 
 
 def events(folder: Path) -> dict[str, list[int]]:
-    """The steps of each tag, in the order of the event files."""
+    """The steps of each tag in the event files of a folder, in their order."""
     accumulator = EventAccumulator(str(folder), size_guidance={"tensors": 0}, purge_orphaned_data=False)
     accumulator.Reload()
     return {tag: [event.step for event in accumulator.Tensors(tag)] for tag in accumulator.Tags()["tensors"]}
 
 
 def data_config(dataset, size, data_dir, **more):
-    """Where examples are, and the side to which they are resized."""
+    """A data config for images of a size."""
     return DataConfig(dataset=dataset, image_size=str(size), data_dir=str(data_dir), **more)
 
 
@@ -191,7 +192,7 @@ def as_array_records(dataset: str, data_dir: Path, target: Path) -> Path:
 
 
 def load_examples(dataset, split, size, data_dir, **more):
-    """A split, decoded; its masks are coded as those of pets."""
+    """The examples of a split, with the classes of pets."""
     return loading.load(data_config(dataset, size, data_dir, **more), split, PETS)
 
 
@@ -223,7 +224,7 @@ def make_trainer(
     weight_decay: float = 0.0,
     **options: Any,
 ) -> tuple[Trainer, tf.distribute.Strategy, Any]:
-    """A trainer of the smallest model over so many replicas, its strategy, and the batches of 100 steps."""
+    """A trainer of the smallest model on a number of replicas, its strategy, and the batches of 100 steps."""
     size, strategy = examples.read([0])[0].shape[1], replicas(number)
     options = {"sync_batch_norm": True, **options}
     keras.utils.set_random_seed(0)

@@ -1,6 +1,6 @@
-"""Programs in processes that are forked from one in which TensorFlow is loaded, and so start in a third of the time.
+"""Programs in processes forked from one that has loaded TensorFlow, which start in a third of the time.
 
-What the start itself does cannot be tested with them; `conftest.run_program` runs the real thing.
+They cannot test the start-up itself; `conftest.run_program` starts a program normally.
 """
 
 import multiprocessing
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class Program:
-    """An entry script in a process of its own, with as much of `subprocess.Popen` as the tests use."""
+    """An entry script in a forked process, with the part of the interface of `subprocess.Popen` that tests use."""
 
     def __init__(self, script, *arguments, env=None):
         self._folder = Path(tempfile.mkdtemp(prefix="program-"))
@@ -38,7 +38,7 @@ class Program:
         return self._process.exitcode
 
     def communicate(self, timeout=None):
-        """What the program wrote to its output and error output, once it has ended."""
+        """Waits for the program to end; returns what it wrote to stdout and stderr."""
         self.wait(timeout)
         return tuple((self._folder / name).read_text() for name in ("stdout", "stderr"))
 
@@ -55,7 +55,7 @@ class Program:
 
 
 def run(script, *arguments, env=None, timeout=300):
-    """Runs a program to its end, as `subprocess.run` does."""
+    """Runs a program to its end, like `subprocess.run`."""
     program = Program(script, *arguments, env=env)
     stdout, stderr = program.communicate(timeout)
     return subprocess.CompletedProcess(program.args, program.returncode, stdout, stderr)
@@ -71,7 +71,7 @@ def _context():
 
 
 def _run(argv, env, folder):
-    """In the forked process: becomes the program."""
+    """Runs the program in the forked process."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))

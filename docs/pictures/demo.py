@@ -1,4 +1,4 @@
-"""Takes the picture of the demo page, demo.png, with a drawing or a photograph segmented.
+"""Takes demo.png, a screenshot of the demo page with a segmented drawing or photograph.
 
 python -m petseg.deployment.demo --port=7860 &
 python docs/pictures/demo.py http://127.0.0.1:7860 [photograph]
@@ -19,14 +19,14 @@ def main(url: str, photograph: str = "") -> None:
         page.goto(url)
         field = page.locator("#photo input[type=file]")
         field.wait_for(state="attached", timeout=60_000)
-        page.wait_for_timeout(1000)  # the drawings come in
+        page.wait_for_timeout(1000)  # until the drawings have loaded
         if photograph:
             field.set_input_files(photograph)
         else:
             page.locator(".gallery-item").nth(2).click()
         page.locator("#cutout img").wait_for(timeout=120_000)
-        page.mouse.move(5, 5)
-        page.wait_for_timeout(3000)  # pictures are shown, the pointer is on nothing
+        page.mouse.move(5, 5)  # away from anything that reacts to the pointer
+        page.wait_for_timeout(3000)  # until the images are shown
         page.screenshot(path=Path(__file__).parent / "demo.png", full_page=True)
         browser.close()
 

@@ -1,7 +1,7 @@
-"""What only a GPU can show: `pytest -m gpu` on a machine with an NVIDIA GPU that TensorFlow sees.
+"""Tests that need a GPU: `pytest -m gpu` on a machine with an NVIDIA GPU that TensorFlow sees.
 
-Everything is trained by programs of their own, for devices are set up once in a process. PETSEG_TEST_GPU_ON_CPU=1 has
-them run on the CPU instead, with the smallest sizes, to try the tests themselves where there is no GPU.
+Each training is a subprocess, because devices are set up once per process. PETSEG_TEST_GPU_ON_CPU=1 runs them on a CPU
+with the smallest sizes, to try the tests themselves without a GPU.
 """
 
 import csv
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(scope="module", autouse=True)
 def device():
-    """Skips where there is no GPU; else leaves its memory to the programs."""
+    """Skips without a GPU; else leaves its memory to the subprocesses."""
     if ON_CPU:
         return
     if not tf.config.list_physical_devices("GPU"):
@@ -51,7 +51,7 @@ def start(*arguments, program=("train.py",)):
 
 
 def run(*arguments, program=("train.py",)):
-    """Runs a program to its end; returns what it wrote to stdout and to stderr."""
+    """Runs a program to its end; returns its stdout and stderr."""
     process = start(*arguments, program=program)
     try:
         stdout, stderr = process.communicate(timeout=900)
@@ -114,7 +114,7 @@ def test_the_device_split_in_two_trains_as_one_replica(data_dir, tmp_path):
     assert found["one"][-1] < found["one"][0]
 
 
-# Trains with the flags that follow it; at the third step, the images of the batch's second half are infinite.
+# Trains with the flags in argv; at the third step, the images of the batch's second half are infinite.
 OVERFLOW = """
 import sys
 import tensorflow as tf
@@ -146,7 +146,7 @@ def test_an_overflow_on_one_of_two_virtual_replicas_is_skipped_by_both(data_dir,
         assert np.asarray(value).dtype.kind != "f" or np.isfinite(value).all(), name
 
 
-# Trains with the flags that follow it, and prints which share of the GPU's memory is in use then.
+# Trains with the flags in argv, then prints the share of the GPU's memory in use.
 MEMORY = """
 import subprocess
 from petseg.config import Config, command_line
@@ -195,7 +195,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(data_dir, tmp_path):
 
 
 def test_images_per_second_beside_model_fit(data_dir, tmp_path, record_property):
-    """Keras's own loop is not faster; both numbers are in the report that --junitxml writes, and shown with -s."""
+    """The loop reaches .9 of the speed of model.fit or more; --junitxml records both speeds, -s shows them."""
     rounds, steps = (1, 2) if ON_CPU else (3, 50)
     flags = flags_of(data_dir, tmp_path / "run", "--train_steps=1", "--summary_every=20", "--steps_per_loop=10")
     file = tmp_path / "numbers.json"

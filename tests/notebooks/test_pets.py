@@ -1,4 +1,4 @@
-"""The notebook, run as a reader runs it, but with the smallest network on a handful of drawings."""
+"""The notebook, executed with the smallest network on a few drawings; and its stored outputs."""
 
 import re
 
@@ -12,7 +12,7 @@ SHORT = 'FOLDER = "pets"\nOPTIONS = {{"epochs": 1, "data_dir": "{}", "encoder": 
 
 
 def outputs(cell):
-    """What a cell shows, by kind: text, error output, and pictures."""
+    """The outputs of a cell: text, error output, and rich data."""
     texts, data = {"stdout": "", "stderr": ""}, []
     for output in cell.outputs:
         if output.output_type == "stream":
@@ -39,7 +39,7 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(data_dir, tmp_path, m
     assert float(re.search(r"([\d.]+)% of the pixels as before", cells["exports"][0])[1]) > 95
 
 
-def test_its_outputs_are_kept_whole_and_name_no_place_on_a_machine():
+def test_stored_outputs_are_complete_and_hold_no_local_paths():
     notebook = nbformat.read(FILE, 4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
