@@ -78,7 +78,7 @@ def test_nonfinite_batches_can_be_skipped(tiny_config, poisoned_step, mode, capl
     assert iterations == (5 if mode == "skip" else 4)  # restored, it does not know of step 2 either
 
 
-@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("killed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_count_of_nonfinite_steps_survives_a_restart(tiny_config, monkeypatch, killed):
     poison(monkeypatch, 1, 2, 3, 5)
     config = poisoned_config(tiny_config, on_nonfinite="skip", nonfinite_limit=3)
