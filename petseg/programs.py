@@ -1,4 +1,4 @@
-"""The two programs: `python train.py` and `python eval.py` of a checkout, `petseg-train` and `petseg-eval` anywhere."""
+"""Entry points: `petseg-train` and `petseg-eval`, or `python train.py` and `python eval.py` in a checkout."""
 
 from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig
@@ -7,17 +7,19 @@ from petseg.runtime import startup
 
 def train() -> None:
     """Trains: flags -> Config -> petseg.runs.train.train."""
-    command_line.run(_train, Config, "Trains a network that says of each pixel of a picture what it shows.")
+    command_line.run(_train, Config, "Trains a semantic segmentation network.")
 
 
 def evaluate() -> None:
-    """Uses a trained run: scores a split (petseg.runs.scoring), or predicts or exports (petseg.deployment)."""
-    command_line.run(_evaluate, EvalConfig, "Uses a trained run: scores a split, predicts masks, or exports the model.")
+    """Evaluates, predicts with or exports a trained model: flags -> EvalConfig -> petseg.runs or petseg.deployment."""
+    command_line.run(
+        _evaluate, EvalConfig, "Evaluates a trained model on a split, predicts masks with it, or exports it."
+    )
 
 
 def _train(config: Config) -> None:
-    config.data.check_data_dir()  # at once: otherwise found only when the data set is opened
-    startup.load_tensorflow(show_greetings=config.runtime.debug)  # after the flags are checked
+    config.data.check_data_dir()  # before TensorFlow loads, which takes seconds
+    startup.load_tensorflow(show_greetings=config.runtime.debug)
     from petseg.runs import train
 
     train.train(config)
@@ -33,7 +35,7 @@ def _evaluate(config: EvalConfig) -> None:
     from petseg.runs import run_groups
 
     several_runs = run_groups.names_several_runs(score)
-    startup.load_tensorflow(show_greetings=score.debug)  # after the flags are checked
+    startup.load_tensorflow(show_greetings=score.debug)
     from petseg.deployment import commands
     from petseg.runs import group_scoring, scoring
 

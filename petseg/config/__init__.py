@@ -1,4 +1,4 @@
-"""Flags and what they mean: one field of a frozen dataclass is one flag. Imports no TensorFlow."""
+"""Configuration: each field of a frozen dataclass is a flag. Imports no TensorFlow."""
 
 from petseg.config.augmentation_config import AugmentationConfig
 from petseg.config.data_config import CACHE_DIR, DataConfig

@@ -1,4 +1,4 @@
-"""From a command line to a config and back to an exit code: what the entry scripts share."""
+"""Command line of the programs: parses flags into a config, runs the program, maps errors to exit codes."""
 
 import contextlib
 import logging
@@ -20,17 +20,15 @@ SCRIPTS = ("train.py", "eval.py")
 
 
 def parse(argv: Sequence[str], config_class: type[C]) -> C:
-    """Reads flags into a config.
-
-    Later flags win, also over another flag that they exclude: --train_steps over an earlier --epochs.
+    """Parses flags into a config. Later flags win, also over a flag that they exclude: --train_steps over --epochs.
 
     Args:
-      argv: name of the program and its arguments; ``--flagfile=FILE`` reads more of them from a file, and, where a
-        training is described, ``--preset=NAME`` from the file of a preset.
+      argv: program name and arguments; ``--flagfile=FILE`` reads more of them from a file, and, for `config.Config`,
+        ``--preset=NAME`` from the file of a preset.
       config_class: `config.Config` or `eval_config.EvalConfig`.
 
     Raises:
-      PetsegError: if an argument is unknown, or a value cannot be used.
+      PetsegError: if an argument is unknown or a value invalid.
     """
     flag_values = flags.FlagValues()
     options.define_flags(config_class, flag_values)
@@ -46,7 +44,7 @@ def parse(argv: Sequence[str], config_class: type[C]) -> C:
 
 
 def _expanded(arguments: Sequence[str], config_class: type, flag_values: flags.FlagValues) -> list[str]:
-    """The arguments, and in place of each file or preset what it holds; files may name presets too."""
+    """Replaces --flagfile and --preset by the flags that the files contain; flag files may name presets."""
     found = flag_values.read_flags_from_files(arguments, force_gnu=False)
     while _has_presets(config_class) and presets.includes_preset(found):
         found = flag_values.read_flags_from_files(presets.as_flagfiles(found), force_gnu=False)
@@ -58,7 +56,7 @@ def _has_presets(config_class: type) -> bool:
 
 
 def invocation(script: str) -> str:
-    """How a program is started from here: `python train.py` where a script of a checkout runs, else `petseg-train`.
+    """The command of a program: `python train.py` if a script of a checkout is running, else `petseg-train`.
 
     Args:
       script: `train.py` or `eval.py`.
@@ -70,7 +68,7 @@ def invocation(script: str) -> str:
 
 
 def help_text(program: str, summary: str, config_class: type) -> str:
-    """All flags by group, with their defaults."""
+    """The text of --help: presets, and all flags by group with their defaults."""
     shown_program = f"python {program}" if program.endswith(".py") else program
     has_presets = _has_presets(config_class)
     preset = "[--preset=NAME] " if has_presets else ""
@@ -96,9 +94,9 @@ def _indented(text: str) -> str:
 def run(main: Callable[[C], Any], config_class: type[C], summary: str) -> None:
     """Runs a program: parses the flags, calls ``main(config)``, and exits.
 
-    Exit codes: 0 done; 1 a fault of the program, with its traceback; 2 something the user can mend, in one line;
-    3 the loss was not finite; 4 some files could not be read; 75 another process of the cluster was lost; 130 and 143
-    stopped by Ctrl-C and SIGTERM.
+    Exit codes: 0 done; 1 a bug, with its traceback; 2 an error that the user can fix, in one line; 3 the loss was not
+    finite; 4 some files could not be read; 75 another process of the cluster was lost; 130 and 143 stopped by Ctrl-C
+    and SIGTERM.
     """
     program = os.path.basename(sys.argv[0])
     if any(argument in ("-h", "-help", "--help", "--helpfull", "--helpshort") for argument in sys.argv[1:]):
@@ -118,14 +116,14 @@ def run(main: Callable[[C], Any], config_class: type[C], summary: str) -> None:
             raise
         print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:  # before anybody listened to signals
+    except KeyboardInterrupt:  # before StopSignals is active
         print(f"{program}: stopped by SIGINT", file=sys.stderr)
         sys.exit(130)
 
 
 def _debug_is_on(arguments: Sequence[str], config_class: type) -> bool:
-    """Whether the last --debug, in any spelling or in a file of flags, is true; answers also where parsing fails."""
-    with contextlib.suppress(flags.Error, PetsegError):  # of which `parse` tells
+    """Whether the last --debug, in any spelling or in a flag file, is true; works also if parsing fails."""
+    with contextlib.suppress(flags.Error, PetsegError):  # `parse` reports them
         arguments = _expanded(arguments, config_class, flags.FlagValues())
     is_on = False
     for argument in arguments:
@@ -136,12 +134,12 @@ def _debug_is_on(arguments: Sequence[str], config_class: type) -> bool:
 
 
 def _check_platform() -> None:
-    """Raises PetsegError on native Windows, where folders cannot be synced nor a file be read at an offset."""
+    """Raises PetsegError on native Windows, which lacks fsync of folders and os.pread."""
     if sys.platform == "win32":
-        raise PetsegError("this is native Windows, where petseg cannot work; run it in WSL2 (wsl --install)")
+        raise PetsegError("this is native Windows, which petseg does not support; run it in WSL2 (wsl --install)")
 
 
 def _set_up_logging() -> None:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow loads, which is after the flags
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow loads
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("petseg").setLevel(logging.INFO)

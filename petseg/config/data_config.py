@@ -1,4 +1,4 @@
-"""The flags of the data: which data set, in which classes, at which size, kept where."""
+"""Flags of the data: data set, classes, image size, cache."""
 
 import dataclasses
 import re
@@ -18,19 +18,19 @@ DATASET_NAME = re.compile(r"\w+(/\w[\w+.-]*)?(:(\d+|\*)(\.(\d+|\*)){2})?", re.AS
 
 
 def check_dataset_name(dataset: str) -> None:
-    """Raises ConfigError for what TFDS would hand to other libraries, or to builders as arguments.
+    """Raises ConfigError for names that TFDS would pass to other libraries or to builders as arguments.
 
-    A name such as `huggingface:owner/name` in somebody else's config.json could have code run.
+    A name such as `huggingface:owner/name` in another person's config.json could run code.
     """
     if not DATASET_NAME.fullmatch(dataset):
         raise ConfigError(f"--dataset={dataset}: must be the name of a TFDS data set, NAME[/CONFIG][:VERSION]")
 
 
 def picture_size(flag: str, value: str) -> tuple[int, int]:
-    """The height and width, in pixels, that a flag gives.
+    """Parses the height and width of a flag, in pixels.
 
     Raises:
-      ConfigError: if it does not.
+      ConfigError: if the value is not a valid size.
     """
     height, width = sides(value)
     if min(height, width) < 32 or height % 32 or width % 32:
@@ -42,7 +42,7 @@ def picture_size(flag: str, value: str) -> tuple[int, int]:
 
 
 def named_splits(split: str) -> frozenset[str]:
-    """The names in a split of TFDS, without slices: train and val of `train[:90%]+val`."""
+    """The names in a TFDS split, without slices: train and val for `train[:90%]+val`."""
     return frozenset(part.split("[")[0].strip() for part in split.split("+"))
 
 
@@ -157,11 +157,11 @@ class DataConfig(Group):
 
     @property
     def classes_file(self) -> Path:
-        """The file that --classes names; those of presets are found by their name alone."""
+        """The file of --classes; those in petseg/presets are found by name."""
         return presets.file_at(self.classes)
 
     def _check_folder(self) -> None:
-        """Raises ConfigError if the flags that say where in a folder pictures and masks are contradict each other."""
+        """Raises ConfigError if the patterns of images and masks contradict other flags."""
         if self.dataset != FOLDER:
             for name in ("image_files", "mask_files"):
                 if value := getattr(self, name):
@@ -174,7 +174,7 @@ class DataConfig(Group):
             raise ConfigError(f"--mask_files={self.mask_files}: must contain {{name}}")
 
     def check_data_dir(self) -> None:
-        """Raises ConfigError if the data set is a folder and none is given.
+        """Raises ConfigError if --dataset=folder comes without --data_dir.
 
         Not part of the other checks, because packed weights of such a run have a config without paths.
         """
@@ -182,14 +182,14 @@ class DataConfig(Group):
             raise ConfigError(f"--dataset={FOLDER}: --data_dir must be the folder of the pictures")
 
     def service_addresses(self) -> tuple[str, ...]:
-        """The addresses in --data_service, each HOST:PORT."""
+        """The HOST:PORT addresses in --data_service."""
         if not self.data_service:
             return ()
         found = [re.fullmatch(r"grpc://([^\s:/]+:\d+)", part) for part in self.data_service.split(",")]
         addresses = tuple(match[1] for match in found if match and int(match[1].rpartition(":")[2]) < 2**16)
         if len(set(addresses)) < len(found):
             raise ConfigError(
-                f"--data_service={self.data_service}: must be grpc://HOST:PORT, or several, each another, separated "
+                f"--data_service={self.data_service}: must be grpc://HOST:PORT, or several different ones, separated "
                 "by commas"
             )
         return addresses

@@ -1,4 +1,4 @@
-"""The flags about devices, which train.py and eval.py share."""
+"""Flags of devices and clusters, shared by train.py and eval.py."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ LOCAL_CROSS_DEVICE_OPS = ("nccl", "hierarchical_copy", "reduction_to_one_device"
 
 @dataclasses.dataclass(frozen=True)
 class DistributionConfig(Group):
-    """On which devices, and how they talk to each other."""
+    """Devices, and communication between them."""
 
     strategy: str = option(
         "auto",

@@ -1,4 +1,4 @@
-"""The flags of eval.py: one field of a frozen dataclass is one flag, as in `train_config`."""
+"""Flags of eval.py, declared as in `train_config`."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ SMALLEST_TILE = 32
 
 @dataclasses.dataclass(frozen=True)
 class ScoreConfig(Group):
-    """What to score; everything else comes from the work directory."""
+    """What to score, predict or export; all else comes from the work directory."""
 
     workdir: str = option(
         "",
@@ -122,16 +122,16 @@ class ScoreConfig(Group):
 
     @property
     def packed(self) -> str:
-        """The packed weights that are used instead of a work directory: a packaged model's name, a file, or empty."""
+        """The packed weights to use instead of a work directory: the packaged model's name or a file; else empty."""
         return PACKAGED if self.pretrained else self.workdir if self.workdir.endswith(PACKED_SUFFIX) else ""
 
     @property
     def prediction_dir(self) -> str:
-        """Folder for what --predict writes."""
+        """Output folder of --predict."""
         return self.output_dir or PREDICTIONS
 
     def tile_size(self, data: DataConfig) -> tuple[int, int] | None:
-        """Height and width of the tiles in which pictures are gone over, for a run on some data; None: as a whole.
+        """Height and width of the tiles for predictions of a run; None for whole images.
 
         Raises:
           ConfigError: if the network of a run that crops cannot take such tiles.
@@ -141,13 +141,13 @@ class ScoreConfig(Group):
         tile = self._given_tile() if self.tile else data.size
         if tile is None or tile[0] > data.size[0] or tile[1] > data.size[1]:
             raise ConfigError(
-                f"--tile={self.tile}: the run has --resize=crop, so its network takes pictures as they are; must be at "
+                f"--tile={self.tile}: the run has --resize=crop, so its network does not resize images; must be at "
                 f"most its --image_size={data.image_size}, and not 0"
             )
         return tile
 
     def _given_tile(self) -> tuple[int, int] | None:
-        """Height and width in --tile; None if there are none."""
+        """Height and width in --tile; None for whole images."""
         if self.tile in ("", "0"):
             return None
         height, width = sides(self.tile)
@@ -165,7 +165,7 @@ class ScoreConfig(Group):
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """All that eval.py is asked."""
+    """All flags of eval.py."""
 
     score: ScoreConfig
     distribution: DistributionConfig = dataclasses.field(default_factory=DistributionConfig)

@@ -1,4 +1,4 @@
-"""The flags of the network."""
+"""Flags of the network."""
 
 import dataclasses
 import re
@@ -12,7 +12,7 @@ ENCODERS = (
     "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_v2_b0", "efficientnet_v2_b1",
     "efficientnet_v2_b2", "efficientnet_v2_b3", "resnet50_v2", "convnext_tiny", "tiny",
 )  # fmt: skip
-# The widths for which there are ImageNet weights; the other encoders have one width, but for `tiny`.
+# Widths with ImageNet weights; the other encoders have one width, except `tiny`.
 IMAGENET_ALPHAS = {
     "mobilenet_v2": (0.35, 0.5, 0.75, 1.0, 1.3, 1.4),
     "mobilenet_v3_small": (0.75, 1.0),
@@ -108,20 +108,20 @@ class ModelConfig(Group):
                 )
 
     def _check_network(self) -> None:
-        """Raises ConfigError if --network cannot name a function, or a flag is given of what it replaces."""
+        """Raises ConfigError if --network names no function, or is combined with a flag that it replaces."""
         if not re.fullmatch(r"(.+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):[A-Za-z_]\w*", self.network):
             raise ConfigError(f"--network={self.network}: must be FILE.py:function or package.module:function")
         replaced = ("encoder", "encoder_alpha", "train_encoder", "train_encoder_from", "decoder", "input_scaling",
                     "batch_norm_momentum", "inner_size")  # fmt: skip
         for field in dataclasses.fields(self):
             if field.name in replaced and (value := getattr(self, field.name)) != field.default:
-                raise ConfigError(f"--{field.name}={value}: must not be given with --network, which decides it")
+                raise ConfigError(f"--{field.name}={value}: must not be given with --network, which replaces it")
 
     def working_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width at which the network works, in pixels, for pictures of a size."""
+        """Height and width at which the network works, in pixels, for an image size."""
         return picture_size("inner_size", self.inner_size) if self.inner_size else image_size
 
     @property
     def first_trained(self) -> str:
-        """What is trained first of the encoder: "all", "none", a stage or a layer."""
+        """First trained part of the encoder: "all", "none", a stage or a layer."""
         return self.train_encoder_from or ("all" if self.train_encoder else "none")

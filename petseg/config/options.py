@@ -1,7 +1,7 @@
-"""One dataclass field = one flag = one line of ``--help`` = one row of the README's tables.
+"""Flags from dataclass fields: one field = one flag = one entry of ``--help`` = one row of the README's tables.
 
-Knows how, not which: the fields themselves stand in `train_config` and the modules beside it. Imports no TensorFlow,
-so that a wrong flag is answered at once.
+The fields are in `train_config` and the modules beside it. Imports no TensorFlow, so that a wrong flag is reported at
+once.
 """
 
 import dataclasses
@@ -21,16 +21,16 @@ G = TypeVar("G", bound="Group")
 
 @dataclasses.dataclass(frozen=True)
 class Allowed:
-    """The values that a field may have, as a check and in words.
+    """The allowed values of a field.
 
     Attributes:
       choices: the only values, if not empty.
       minimum: smallest number.
-      above: number that the value must exceed.
+      above: exclusive lower bound.
       maximum: largest number.
-      below: number that the value must not reach.
-      multiple_of: number that divides the value.
-      required: whether an empty text is refused.
+      below: exclusive upper bound.
+      multiple_of: divisor of the value.
+      required: whether an empty text is invalid.
     """
 
     choices: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ class Allowed:
     required: bool = False
 
     def words(self, kind: Any) -> str:
-        """What a value must be, to follow "must be"."""
+        """Describes the allowed values, to follow "must be" in an error."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
         if kind is bool:
@@ -91,7 +91,7 @@ class Allowed:
 
 
 def sides(text: str) -> tuple[int, int]:
-    """Height and width in a text, a number for both or `HEIGHT,WIDTH`; (0, 0) if it is something else."""
+    """Parses height and width from a number for both or `HEIGHT,WIDTH`; (0, 0) if the text is neither."""
     parts = re.fullmatch(r"(\d{1,5})(?:,(\d{1,5}))?", text)
     return (int(parts[1]), int(parts[2] or parts[1])) if parts else (0, 0)
 
@@ -99,13 +99,13 @@ def sides(text: str) -> tuple[int, int]:
 def option(
     default: Any, help: str, *, kind: type | None = None, unit: str = "", resume: str = "free", **allowed: Any
 ) -> Any:
-    """A dataclass field that is also a flag.
+    """Creates a dataclass field that is also a flag.
 
     Args:
-      default: the value when nobody gives one; None if there is then none.
-      help: what the flag is, as a phrase.
+      default: the default value; None for no value.
+      help: description of the flag, as a phrase.
       kind: type of the values; None for that of the default.
-      unit: what a number counts.
+      unit: unit of a number.
       resume: "fixed" if a checkpoint written under another value cannot be continued, else "free".
       **allowed: the arguments of `Allowed`.
     """
@@ -116,16 +116,16 @@ def option(
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Fields that are flags; checked when made, whoever makes them.
+    """Base class of dataclasses whose fields are flags; validates them on construction.
 
     Raises:
-      ConfigError: if a field has a value that is not allowed.
+      ConfigError: if a field has an invalid value.
     """
 
     exclusive: ClassVar[tuple["Exclusive", ...]] = ()
 
     def changed(self: G, **changes: Any) -> G:
-        """The group with other values; one of them also switches off a flag that it excludes."""
+        """Returns the group with other values, each of which also switches off a flag that it excludes."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | changes
         for pair in self.exclusive:
             changes |= pair.loser(values, {name: 0 if name in changes else -1 for name in pair.off})
@@ -140,24 +140,24 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Exclusive:
-    """Two flags of a group that exclude each other: the one that was given later switches the other one off.
+    """Two mutually exclusive flags of a group: the one given later switches the other one off.
 
-    So a flag replaces what a preset before it says, although that has another name.
+    So a flag can override a flag of another name in a preset.
 
     Attributes:
       off: the two flags, each with the value that switches it off.
-      clash: whether two values, in the order of `off`, contradict each other.
+      clash: whether two values, in the order of `off`, are contradictory.
     """
 
     off: Mapping[str, Any]
     clash: Callable[[Any, Any], bool]
 
     def loser(self, values: Mapping[str, Any], given: Mapping[str, int]) -> dict[str, Any]:
-        """The flag to switch off, with its value; none if the flags agree, or neither is later than the other.
+        """Returns the flag to switch off and its value; empty if the flags agree, or neither is later.
 
         Args:
           values: the values of the flags.
-          given: when each was given; -1 if it was not.
+          given: position at which each was given; -1 if it was not.
         """
         first, second = self.off
         if given[first] == given[second] or not self.clash(values[first], values[second]):
@@ -167,7 +167,7 @@ class Exclusive:
 
 
 def groups(config_class: Any) -> dict[str, type[Group]]:
-    """The groups of a config class by field name; one that is a single group stands under the empty name."""
+    """The groups of a config class by field name; a class that is itself a group has the empty name."""
     if issubclass(config_class, Group):
         return {"": config_class}
     types = typing.get_type_hints(config_class)
@@ -175,7 +175,7 @@ def groups(config_class: Any) -> dict[str, type[Group]]:
 
 
 class _Parser(flags.ArgumentParser):
-    """Text of a flag to its value; says what the text must be when it cannot."""
+    """Parses the text of a flag; the error describes the allowed values."""
 
     def __init__(self, kind: type, allowed: Allowed, *, optional: bool):
         self._kind, self._allowed, self._optional = kind, allowed, optional
@@ -184,7 +184,7 @@ class _Parser(flags.ArgumentParser):
         if not isinstance(argument, str):
             return argument
         if self._optional and not argument:
-            return None  # so that a later flag can take back what a preset says
+            return None  # so that a later flag can reset the value of a preset
         try:
             if self._kind is bool:
                 return {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}[argument.lower()]
@@ -202,7 +202,7 @@ def define_flags(config_class: type, flag_values: flags.FlagValues) -> None:
         for field in dataclasses.fields(group):
             kind, metadata = field.metadata["kind"], field.metadata
             parser: Any = _Parser(kind, metadata["allowed"], optional=field.default is None)
-            if kind is bool:  # a class of its own in absl, which makes --name and --noname work
+            if kind is bool:  # absl's class for --name and --noname
                 flag = flags.BooleanFlag(field.name, field.default, metadata["help"])
                 flag.parser = parser
             else:
@@ -211,12 +211,12 @@ def define_flags(config_class: type, flag_values: flags.FlagValues) -> None:
 
 
 def switch_off_excluded(config_class: type, flag_values: flags.FlagValues, arguments: Sequence[str]) -> None:
-    """Of parsed flags that exclude each other, switches off those that were given earlier, or not at all.
+    """Switches off parsed flags that a later flag excludes.
 
     Args:
       config_class: the config whose flags were parsed.
       flag_values: the parsed flags.
-      arguments: what was parsed, in this order.
+      arguments: the parsed arguments, in order.
     """
     for group in groups(config_class).values():
         for pair in group.exclusive:
@@ -235,7 +235,7 @@ def from_flags(config_class: type[T], flag_values: flags.FlagValues) -> T:
     """Builds a config from parsed flags.
 
     Raises:
-      ConfigError: if a value, or a pair of values, cannot be used.
+      ConfigError: if a value is invalid, or two values contradict each other.
     """
     parts = {
         name: group(**{field.name: flag_values[field.name].value for field in dataclasses.fields(group)})
@@ -270,7 +270,7 @@ def rows(config_class: type) -> list[tuple[str, str, str, str]]:
 
 
 def markdown_table(config_class: type, *, without: Sequence[str] = ()) -> str:
-    """The flags, but for those of some groups, as the table that the README shows."""
+    """The README's table of the flags, without those of some groups."""
     lines = ["| flag | default | what it is |", "| --- | --- | --- |"]
     for name, flag, default, help_text in rows(config_class):
         if name in without:

@@ -1,4 +1,4 @@
-"""The recipes that come with the package, files of flags in petseg/presets, by name."""
+"""Presets: flag files in petseg/presets, by name."""
 
 import re
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ _FLAG = re.compile(r"--?preset(?:=(?P<name>.*))?", re.DOTALL)
 
 
 def names() -> tuple[str, ...]:
-    """The presets there are."""
+    """Names of all presets."""
     return tuple(sorted(file.stem for file in FOLDER.glob("*.cfg")))
 
 
-def find(name: str) -> Path:
-    """The file of a preset.
+def preset_file(name: str) -> Path:
+    """Returns the file of a preset.
 
     Raises:
-      ConfigError: if there is none of that name.
+      ConfigError: if there is no preset of that name.
     """
     if name not in names():
         raise ConfigError(f"--preset={name}: must be one of {', '.join(names())}")
@@ -27,13 +27,13 @@ def find(name: str) -> Path:
 
 
 def summary(name: str) -> str:
-    """What a preset is: how its file begins, up to the scores."""
-    lines = find(name).read_text().splitlines()
+    """Description of a preset: the comment at the start of its file, up to the scores."""
+    lines = preset_file(name).read_text().splitlines()
     return " ".join(line.lstrip("# ") for line in lines if line.startswith("#")).partition(" Scores ")[0]
 
 
 def as_flagfiles(arguments: Sequence[str]) -> list[str]:
-    """The same arguments with --flagfile=FILE in place of each --preset=NAME, or --preset NAME.
+    """Replaces each --preset=NAME, or --preset NAME, by --flagfile=FILE.
 
     Raises:
       ConfigError: if there is no such preset.
@@ -43,18 +43,18 @@ def as_flagfiles(arguments: Sequence[str]) -> list[str]:
         match = _FLAG.fullmatch(argument)
         if match:
             name = match["name"] if match["name"] is not None else next(rest, "")
-            argument = f"--flagfile={find(name)}"
+            argument = f"--flagfile={preset_file(name)}"
         found.append(argument)
     return found
 
 
 def includes_preset(arguments: Sequence[str]) -> bool:
-    """Whether some argument asks for a preset."""
+    """Whether an argument is --preset."""
     return any(_FLAG.fullmatch(argument) for argument in arguments)
 
 
 def file_at(path: str) -> Path:
-    """The file that a flag names: a path, or the name of a file among the presets that the current folder lacks."""
+    """The file at a path, or else, for a bare name that the current folder lacks, that of the presets folder."""
     file = Path(path).expanduser()
     packaged = FOLDER / path
     return packaged if path == file.name and not file.exists() and packaged.is_file() else file

@@ -1,4 +1,4 @@
-"""A config as dictionaries and tables, and how two of them differ."""
+"""Configs as dictionaries and tables, upgrades of earlier formats, and differences between configs."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from petseg.config.train_config import Config
 from petseg.errors import ConfigError
 
 CONFIG_FORMAT = 3
-# Choices of petseg that changed: field by group -> the choice of new runs. A run keeps the one that it began with.
+# Fields whose meaning of "empty" changed: the value of new runs, by group. A run keeps the value that it began with.
 KEPT: dict[str, dict[str, Any]] = {
     "loss": {"class_weight_normalization": "mean"},
     "runtime": {"example_order": 2},
@@ -24,7 +24,7 @@ def to_dict(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def fingerprint(config: Config) -> int:
-    """A number that differs where the configs of two processes differ in more than the paths they see."""
+    """A checksum of the config without machine-dependent paths, to compare the processes of a cluster."""
     values = to_dict(config)
     del values["data"]["data_dir"], values["model"]["encoder_weights"], values["model"]["init_from"]
     del values["data"]["cache_dir"], values["data"]["classes"], values["runtime"]["workdir"]
@@ -35,21 +35,21 @@ def from_dict(values: Mapping[str, Mapping[str, Any]]) -> Config:
     """The inverse of `to_dict`. Fields that are missing have their defaults.
 
     Raises:
-      ConfigError: if a key is unknown or a value cannot be used.
+      ConfigError: if a key is unknown or a value invalid.
     """
     known = groups(Config)
     _refuse_unknown(values, known)
     for name, group in known.items():
         _refuse_unknown(values.get(name, {}), [field.name for field in dataclasses.fields(group)])
     augmentation = values.get("augmentation", {})
-    # Before there were flags without a value, -1 meant "as --augment says".
+    # In earlier versions -1 meant "as --augment says".
     augmentation = {name: None if value == -1.0 else value for name, value in augmentation.items()}
     values = {**values, "augmentation": augmentation, "data": _upgraded(values.get("data", {}))}
     return Config(**{name: group(**values.get(name, {})) for name, group in known.items()})  # type: ignore[arg-type]
 
 
 def _upgraded(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The data group as today's flags have it: once, a size was a number, and bad examples could be skipped."""
+    """Upgrades the data group of earlier versions, where a size was a number and bad examples could be skipped."""
     data = {name: str(value) if name == "image_size" else value for name, value in data.items()}
     if data.get("on_bad_example") == "skip":
         data["on_bad_example"] = "ignore"
@@ -65,11 +65,11 @@ def _refuse_unknown(values: Any, known: Sequence[str] | Mapping[str, Any]) -> No
 
 
 def with_kept(config: Config, run: Config | None) -> Config:
-    """The config with what a run decides when it begins and keeps: as given, or as in the run, or the latest.
+    """Fills in the `KEPT` fields: as given, else as in the run, else the latest.
 
     Args:
       config: config whose `KEPT` fields may be None.
-      run: config of the run that goes on; None for a new one.
+      run: config of the run to resume; None for a new run.
     """
     for group, values in KEPT.items():
         given, before = getattr(config, group), None if run is None else getattr(run, group)
@@ -80,7 +80,7 @@ def with_kept(config: Config, run: Config | None) -> Config:
 
 
 def changes(old: Config, new: Config) -> dict[str, tuple[Any, Any, bool]]:
-    """The fields that differ: name -> (old value, new value, whether the field is fixed for a run)."""
+    """The fields that differ: name -> (old value, new value, whether resuming refuses a change)."""
     found = {}
     for name, group in groups(Config).items():
         for field in dataclasses.fields(group):
@@ -91,7 +91,7 @@ def changes(old: Config, new: Config) -> dict[str, tuple[Any, Any, bool]]:
 
 
 def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
-    """What may make one run's scores differ from another's, by flag: not where it runs, nor how it is watched."""
+    """The flags that may influence scores, with their values, for TensorBoard's HParams."""
     groups_of_interest = (config.data, config.augmentation, config.model, config.loss, config.optimizer, config.compute)
     values = {name: value for group in groups_of_interest for name, value in dataclasses.asdict(group).items()}
     values |= {
@@ -106,7 +106,7 @@ def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
 
 
 def markdown_of(config: Config) -> str:
-    """The values of a config as a table."""
+    """The values of a config as a Markdown table."""
     lines = ["| flag | value |", "| --- | --- |"]
     for group in to_dict(config).values():
         lines += [f"| `--{flag}` | {'empty' if value == '' else f'`{value}`'} |" for flag, value in group.items()]

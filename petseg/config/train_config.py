@@ -1,8 +1,7 @@
-"""The configuration: frozen dataclasses in which one field is one flag.
+"""Flags of train.py: frozen dataclasses in which one field is one flag.
 
-A field's help, unit, default and allowed values stand in one place, here; flags, ``--help``, the tables in the
-package's README and the checks are derived from it by `options`. Imports no TensorFlow, so that a wrong flag is
-answered at once.
+Flags, ``--help``, validation and the README's tables are derived from the fields by `options`. Imports no TensorFlow,
+so that a wrong flag is reported at once.
 """
 
 import dataclasses
@@ -24,7 +23,7 @@ PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig(Group):
-    """How the losses of pixels become one number."""
+    """The loss: function, class weights, boundary weights, normalisation."""
 
     loss: str = option(
         "cross_entropy",
@@ -65,7 +64,7 @@ class LossConfig(Group):
             raise ConfigError(f"--label_smoothing={self.label_smoothing:g}: must be 0 with --loss=dice")
 
     def class_weight_values(self) -> tuple[float, ...] | None:
-        """The given weights, not normalised; None where none are given, or they are to be counted."""
+        """The given weights, not normalised; None if none are given or they depend on class frequencies."""
         if self.class_weights in ("", "balanced", "median_frequency"):
             return None
         try:
@@ -128,19 +127,19 @@ class OptimizerConfig(Group):
             )
 
     def drop_shares(self) -> tuple[float, ...]:
-        """Where the learning rate falls in steps."""
+        """The shares of the run at which the learning rate drops."""
         try:
             shares = tuple(float(part) for part in self.drop_at.split(","))
         except ValueError:
             shares = ()
         if not shares or not shares[0] > 0 or not shares[-1] < 1 or list(shares) != sorted(set(shares)):
-            raise ConfigError(f"--drop_at={self.drop_at}: must be comma-separated numbers between 0 and 1 that rise")
+            raise ConfigError(f"--drop_at={self.drop_at}: must be increasing comma-separated numbers between 0 and 1")
         return shares
 
 
 @dataclasses.dataclass(frozen=True)
 class ComputeConfig(Group):
-    """How a device computes a step."""
+    """Arithmetic of a step on a device."""
 
     precision: str = option(
         "float32",
@@ -174,7 +173,7 @@ class ComputeConfig(Group):
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig(Group):
-    """When things happen, in steps of the one clock."""
+    """Length of the run, and intervals of logging, evaluation and checkpoints."""
 
     exclusive: ClassVar[tuple[Exclusive, ...]] = (
         Exclusive({"epochs": 0, "train_steps": 0}, lambda epochs, steps: bool(epochs and steps)),
@@ -233,7 +232,7 @@ class ScheduleConfig(Group):
 
 @dataclasses.dataclass(frozen=True)
 class RuntimeConfig(Group):
-    """Where the run lives, and what may vary between two runs of one config."""
+    """Work directory, seed, handling of errors."""
 
     workdir: str = option("", "work directory; empty: a new folder in `runs/`")
     seed: int = option(
@@ -266,7 +265,7 @@ class RuntimeConfig(Group):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All of a training run.
+    """All flags of a training run.
 
     Raises:
       ConfigError: if two fields contradict each other.
@@ -297,8 +296,8 @@ class Config:
         if schedule.patience and falling and not schedule.patience_before_decay:
             raise ConfigError(
                 f"--patience={schedule.patience}: must be 0 with "
-                f"--learning_rate_schedule={self.optimizer.learning_rate_schedule}, for scores rise most when the rate "
-                "has fallen, and the run would end before; --patience_before_decay allows it"
+                f"--learning_rate_schedule={self.optimizer.learning_rate_schedule}, because scores rise most after "
+                "the decay, and the run would end before; --patience_before_decay allows it"
             )
         for name, nothing in (("unfreeze_encoder_at", 0), ("encoder_learning_rate_factor", 1)):
             value = getattr(self.optimizer, name)
@@ -307,7 +306,7 @@ class Config:
 
     @classmethod
     def of(cls, **flags: Any) -> "Config":
-        """A config from the names of flags: `Config.of(dataset="synthetic_pets", image_size=64, epochs=3)`.
+        """Creates a config from flags: `Config.of(dataset="synthetic_pets", image_size=64, epochs=3)`.
 
         Raises:
           PetsegError: as on the command line, and with the same text.
@@ -316,7 +315,7 @@ class Config:
 
     @classmethod
     def preset(cls, name: str, **flags: Any) -> "Config":
-        """The config of a preset, with other values for some flags: `Config.preset("best", epochs=5)`.
+        """Returns the config of a preset with some flags changed: `Config.preset("best", epochs=5)`.
 
         Raises:
           PetsegError: if there is no such preset, or as `of`.
@@ -324,13 +323,13 @@ class Config:
         return cls.of(preset=name, **flags)
 
     def changed(self, **groups: Mapping[str, Any]) -> "Config":
-        """A config with other values: `config.changed(runtime={"workdir": "runs/pets"})`.
+        """Returns a config with other values: `config.changed(runtime={"workdir": "runs/pets"})`.
 
         A value also switches off a flag that it excludes: `config.changed(schedule={"train_steps": 100})` sets the
         epochs to 0.
 
         Raises:
-          ConfigError: if a value, or a pair of values, cannot be used.
+          ConfigError: if a value is invalid, or two values contradict each other.
         """
         values = {name: getattr(self, name).changed(**changes) for name, changes in groups.items()}
         return dataclasses.replace(self, **values)

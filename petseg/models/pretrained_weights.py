@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import keras
@@ -25,7 +25,9 @@ def build_with_weights(build: Callable[[str | None], keras.Model], weights: str)
     """
     if weights == "imagenet":
         try:
-            with files.process_lock(_keras_home() / ".petseg.lock", "fetches the encoder's weights"):
+            home = _keras_home()
+            lock = files.process_lock(home / ".petseg.lock", "downloads the encoder's weights")
+            with lock, _complete_downloads(home):
                 return build("imagenet")
         except Exception as error:  # Keras raises network errors of any type
             raise ConfigError(
@@ -42,6 +44,28 @@ def check_weights_file(weights: str) -> None:
     """Raises ConfigError if `weights` is neither "imagenet" nor "none" nor a file."""
     if weights not in ("imagenet", "none") and not os.path.isfile(weights):
         raise ConfigError(f"--encoder_weights={weights}: no such file; must be imagenet, none, or a weights file")
+
+
+@contextlib.contextmanager
+def _complete_downloads(home: Path) -> Iterator[None]:
+    """Removes partial downloads that a killed process left in Keras's folder, which Keras would take for complete.
+
+    While it downloads, a process keeps a list of the files that were there before. A list that is still there at the
+    next start is that of a killed process, and files that it lacks may be partial.
+    """
+    models, list_file = home / "models", home / ".petseg.downloading.json"
+    if list_file.exists():
+        for partial in _weights_files(models) - set(files.read_json(list_file)):
+            (models / partial).unlink()
+    files.write_json(list_file, sorted(_weights_files(models)))
+    try:
+        yield
+    finally:
+        list_file.unlink()
+
+
+def _weights_files(folder: Path) -> set[str]:
+    return {file.name for file in folder.glob("*.h5")}
 
 
 def _keras_home() -> Path:

@@ -1,9 +1,8 @@
-"""Switches tf.data's autotuning off.
+"""Disables tf.data's autotuning, which can delay the end of an iterator by up to a minute.
 
-Each iterator that is autotuned has a thread, which sleeps for 10 ms, then 20, 40, and so on up to a minute. The end
-of an iterator wakes that thread and waits for it; but TensorFlow 2.21 marks the iterator as cancelled only after
-waking it, so a thread that looks too soon sleeps on, and the program with it. It happens to about one iterator in
-ten. Here parallelism and prefetching are fixed, and nothing is lost.
+The autotuning thread of an iterator sleeps for 10 ms, 20 ms, 40 ms, up to a minute. Deleting the iterator wakes that
+thread and waits for it, but TensorFlow 2.21 sets the cancelled flag only after waking it: a thread that checks too
+early sleeps again, for about one iterator in ten. petseg sets parallelism and prefetching itself, so it loses nothing.
 """
 
 import functools
@@ -14,14 +13,14 @@ from tensorflow.python.data.ops import multi_device_iterator_ops
 
 
 def off() -> tf.data.Options:
-    """Options of a data set that is not autotuned."""
+    """Returns data set options without autotuning."""
     options = tf.data.Options()
     options.autotune.enabled = False
     return options
 
 
 def switch_off_on_devices() -> None:
-    """Switches it off, in this process, for the data sets that strategies make for each device, without options."""
+    """Disables it in this process for the per-device data sets of strategies, which ignore the input's options."""
     make = multi_device_iterator_ops._create_device_dataset
     if not hasattr(make, "__wrapped__"):
 

@@ -1,4 +1,4 @@
-"""Who takes part in a run on several machines, from TF_CONFIG or from Slurm's environment."""
+"""Cluster membership: addresses and roles of the processes, from TF_CONFIG or Slurm, and detection of lost ones."""
 
 import collections
 import contextlib
@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The processes that train together, and which of them this one is.
+    """The processes that train together, and the role of this one.
 
     Attributes:
-      resolver: the cluster as `tf.distribute.MultiWorkerMirroredStrategy` wants it described.
+      resolver: cluster resolver for `tf.distribute.MultiWorkerMirroredStrategy`.
       addresses: address of each process by its name: "worker 1" -> "host:port".
       name: name of this process, such as "worker 0".
       is_chief: whether this process writes summaries, checkpoints and results.
@@ -42,7 +42,7 @@ class Cluster:
     def report(self, error: Exception) -> None:
         """Reports an error that ends this process to the others, so that they end with the same exit code.
 
-        Otherwise they would miss this process, and be started again to fail again.
+        Otherwise they would report a lost worker, with an exit code that means "restart", and fail again.
         """
         what = str(error) if isinstance(error, PetsegError) else one_line(error)
         code = getattr(error, "exit_code", 1)
@@ -52,7 +52,7 @@ class Cluster:
             )
 
     def explain(self, error: tf.errors.OpError) -> PetsegError | None:
-        """The error of another process that is behind one of TensorFlow's; None if there is none."""
+        """Returns the error of another process that caused one of TensorFlow's; None if there is none."""
         if reported := re.search(r"petseg: (\w+ \d+) ended with exit code (\d+): (.*)", str(error)):
             explanation = PetsegError(f"{reported[1]} ended: {reported[3]}")
             explanation.exit_code = int(reported[2])
@@ -62,9 +62,9 @@ class Cluster:
         return None
 
     def lost(self, report: str) -> list[str]:
-        """The others that are gone: those that `unreachable` finds, else those that TensorFlow's report names.
+        """Returns the lost processes: those that `unreachable` finds, else those that TensorFlow's report names.
 
-        Where the report lists the tasks that did not come in time, it also names some that did.
+        Of a timeout report, only the part after "timed out task names:" counts: it names other tasks too.
         """
         missing = report.rpartition("timed out task names:")[2]
         named = {f"{job} {index}" for job, index in re.findall(r"/job:(\w+)/replica:\d+/task:(\d+)", missing)}
@@ -72,29 +72,29 @@ class Cluster:
         return self.unreachable() or [f"{name} ({self.addresses[name]})" for name in sorted(others)]
 
     def unreachable(self) -> list[str]:
-        """The others that accept no connection or, restarted, are at the rendezvous, as "worker 1 (host:port)"."""
+        """Returns other processes that refuse connections or have restarted (are at the rendezvous)."""
         others = {name: address for name, address in self.addresses.items() if name != self.name}
         return [
             f"{name} ({address})"
             for name, address in others.items()
-            if not sockets.answers(address) or rendezvous.is_held_at(address)
+            if not sockets.answers(address) or rendezvous.is_waiting_at(address)
         ]
 
 
 def join(*, gpus: int, seconds: float, fewest: int = 0) -> Cluster:
-    """The cluster that the environment describes, or what is left of it, once its processes are there.
+    """Waits for the processes of the cluster that the environment describes; returns those that take part.
 
-    A process may still die before TensorFlow has started in it: TensorFlow is told to wait no longer than `seconds`
-    (but at least `MIN_START_SECONDS`) for all to start.
+    Since a process may still die before TensorFlow has started in it, TensorFlow's own wait for all processes is
+    limited to `seconds` too, but at least `MIN_START_SECONDS`.
 
     Args:
       gpus: number of GPUs that this process uses.
       seconds: longest wait for the others.
-      fewest: smallest number of processes that may go on without the others; 0: all must be there.
+      fewest: smallest number of processes that may continue without the others; 0: all must be present.
 
     Raises:
-      ConfigError: if the environment describes no cluster, or one that cannot be.
-      ClusterError: if too few are there when the time is up.
+      ConfigError: if the environment describes no cluster, or an invalid one.
+      ClusterError: if too few processes are present at the timeout.
     """
     cluster = described_by_environment(gpus)
     number = len(cluster.addresses)
@@ -117,9 +117,9 @@ def join(*, gpus: int, seconds: float, fewest: int = 0) -> Cluster:
 def _limit_registration(cluster: Cluster, seconds: float) -> None:
     """Limits how long TensorFlow waits at its start until all processes of the cluster have registered with it.
 
-    By default it waits without limit, inside one call that holds Python's lock and ignores signals: no thread of this
-    process could end it. The service is the one that MultiWorkerMirroredStrategy would configure. The barrier makes the
-    limit hold for the process that registers the others, too.
+    By default it waits indefinitely, in a call that holds the GIL and ignores signals, so no thread of this process can
+    end it. The service is the one that MultiWorkerMirroredStrategy would configure; the barrier applies the limit to
+    its leader too.
     """
     jobs = collections.Counter(name.split()[0] for name in cluster.addresses)
     tensorflow = context.context()
@@ -135,10 +135,10 @@ def _limit_registration(cluster: Cluster, seconds: float) -> None:
 
 
 def described_by_environment(gpus: int) -> Cluster:
-    """The cluster that TF_CONFIG describes, or else Slurm.
+    """Reads the cluster from TF_CONFIG, or else from Slurm's variables.
 
     Raises:
-      ConfigError: if there is none, or one that cannot be.
+      ConfigError: if there is none, or it is invalid.
     """
     if "TF_CONFIG" in os.environ:
         _check_tf_config(os.environ["TF_CONFIG"])
@@ -157,7 +157,7 @@ def described_by_environment(gpus: int) -> Cluster:
 
 
 def _check_tf_config(text: str) -> None:
-    """Raises ConfigError for what TensorFlow would hang on, or answer with a traceback."""
+    """Raises ConfigError for a TF_CONFIG on which TensorFlow would hang or raise an unclear error."""
     try:
         config = json.loads(text)
     except ValueError as error:
@@ -188,10 +188,10 @@ def _is_address(address: Any) -> bool:
 
 
 def _slurm_resolver(gpus: int) -> tf.distribute.cluster_resolver.ClusterResolver:
-    """Hosts and tasks are Slurm's; the port follows from the job's number, so that two jobs can share a host."""
+    """Resolver of Slurm's hosts and tasks; ports depend on the job ID, so that two jobs can share a host."""
     try:
         port_base = 10_000 + int(os.environ["SLURM_JOB_ID"]) % 1000 * MOST_TASKS_PER_NODE
-        # Its own division of a node's GPUs fails where there are none; Slurm has divided them already.
+        # Slurm has assigned GPUs already, and auto_set_gpu fails on nodes without GPUs.
         slurm = tf.distribute.cluster_resolver.SlurmClusterResolver(
             port_base=port_base, gpus_per_node=MOST_TASKS_PER_NODE, gpus_per_task=1, auto_set_gpu=False
         )
@@ -203,7 +203,7 @@ def _slurm_resolver(gpus: int) -> tf.distribute.cluster_resolver.ClusterResolver
 
 
 def _reduced(cluster: Cluster, members: list[str], gpus: int) -> Cluster:
-    """What is left of a cluster: its members in their order, numbered anew; the first one is the chief."""
+    """The cluster reduced to some members, renumbered in their order; the first one is the chief."""
     addresses = {f"worker {i}": cluster.addresses[member] for i, member in enumerate(members)}
     index = members.index(cluster.name)
     resolver = _resolver(tf.train.ClusterSpec({"worker": list(addresses.values())}), "worker", index, gpus)

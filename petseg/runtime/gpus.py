@@ -1,4 +1,4 @@
-"""Why TensorFlow sees no GPU on a machine that has one."""
+"""Diagnosis: why TensorFlow sees no GPU on a machine that has one."""
 
 import ctypes
 import os
@@ -12,9 +12,9 @@ import tensorflow as tf
 
 DRIVER_VERSION = Path("/proc/driver/nvidia/version")
 REMEDY = "pip install -e '.[cuda]'"
-SECONDS = 120
-QUESTION = "import tensorflow as tf; tf.config.list_physical_devices('GPU')"
-# The lines in which TensorFlow says why, the most telling first.
+TIMEOUT_SECONDS = 120
+PROBE = "import tensorflow as tf; tf.config.list_physical_devices('GPU')"
+# Log lines with the reason, the most specific first.
 REASONS = (
     re.compile(r"Could not load dynamic library.*"),
     re.compile(r"failed call to cuInit.*"),
@@ -25,17 +25,17 @@ REASONS = (
 
 
 def warning() -> str:
-    """One line that says why TensorFlow sees no GPU, and what helps; empty if it sees one, or there is nothing to see.
+    """Returns one line with the reason why TensorFlow sees no GPU, and the remedy.
 
-    Where CUDA_VISIBLE_DEVICES hides all GPUs, that is what somebody wanted.
+    Empty if it sees one, if there is no NVIDIA driver, or if CUDA_VISIBLE_DEVICES hides all GPUs on purpose.
     """
     if tf.config.list_physical_devices("GPU") or hidden_by_environment():
         return ""
     driver = nvidia_driver()
     if not driver:
         return ""
-    reason = "it was built without CUDA" if not tf.test.is_built_with_cuda() else reason_in(_asked_again())
-    return f"an NVIDIA driver is here ({driver}), but TensorFlow sees no GPU: {reason}; {REMEDY} brings its libraries"
+    reason = "it was built without CUDA" if not tf.test.is_built_with_cuda() else reason_in(_verbose_log())
+    return f"an NVIDIA driver is installed ({driver}), but TensorFlow sees no GPU: {reason}; install CUDA: {REMEDY}"
 
 
 def hidden_by_environment() -> bool:
@@ -44,7 +44,7 @@ def hidden_by_environment() -> bool:
 
 
 def nvidia_driver() -> str:
-    """What tells of a driver: its file, program or library; empty if there is none."""
+    """Returns the file, program or library that shows that an NVIDIA driver is installed; empty if there is none."""
     if DRIVER_VERSION.exists():
         return str(DRIVER_VERSION)
     program = shutil.which("nvidia-smi")
@@ -58,23 +58,23 @@ def nvidia_driver() -> str:
 
 
 def reason_in(log: str) -> str:
-    """What a log of TensorFlow's start says about its GPUs, in one line."""
+    """Finds the reason why no GPU is used in a log of TensorFlow's start, as one line."""
     for pattern in REASONS:
         if match := pattern.search(log):
             return " ".join(match[0].split())[:200]
-    return "it does not say why"
+    return "no reason is logged"
 
 
-def _asked_again() -> str:
-    """What TensorFlow logs in a second process at its most verbose level.
+def _verbose_log() -> str:
+    """Returns TensorFlow's log of its search for GPUs, at the most verbose level, from a second process.
 
-    TensorFlow looks for GPUs and logs the reason once per process, at the log level that it read while loading; in this
-    process both are past. Only machines with an NVIDIA driver and no usable GPU pay for the second process.
+    TensorFlow searches once per process, at the log level that it read while loading, so it is too late in this one.
+    Only machines with an NVIDIA driver and no usable GPU pay for the second process.
     """
     loud = {"TF_CPP_MIN_LOG_LEVEL": "0", "TF_CPP_VMODULE": "dso_loader=1,cuda_diagnostics=1"}
     try:
-        command, environment = [sys.executable, "-c", QUESTION], {**os.environ, **loud}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS)
+        command, environment = [sys.executable, "-c", PROBE], {**os.environ, **loud}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     return done.stderr

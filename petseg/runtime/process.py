@@ -1,4 +1,4 @@
-"""Everything about a process that must be decided before a network is built."""
+"""Set-up of a process before a network is built: devices, memory, arithmetic, seeds, determinism."""
 
 import dataclasses
 import logging
@@ -14,17 +14,17 @@ logger = logging.getLogger(__name__)
 
 
 def set_up_runtime(config: Config, devices: DistributionConfig, *, one_device: bool = False) -> Placement:
-    """Devices, memory, arithmetic, input, seeds and determinism of the process; before anything is built.
+    """Configures devices, memory, arithmetic, seeds and determinism; call it before any model is built.
 
     Args:
       config: config of the run.
-      devices: the flags that say which devices to use.
-      one_device: whether to use only the first of them, for work that is not divided; the others are left alone.
+      devices: flags of the devices.
+      one_device: whether to use only the first device, for work that is not distributed.
 
     Raises:
-      ConfigError: if this machine, or the cluster, cannot run what is asked.
+      ConfigError: if this machine or the cluster cannot satisfy the flags.
     """
-    if strategies.computing_kind() == "CPU":  # a GPU has an allocator of its own
+    if strategies.computing_kind() == "CPU":  # GPUs have their own allocator
         host_allocator.keep_freed_memory()
     autotuning.switch_off_on_devices()
     keras.utils.set_random_seed(config.runtime.seed)
@@ -34,7 +34,7 @@ def set_up_runtime(config: Config, devices: DistributionConfig, *, one_device: b
     if one_device:
         devices = dataclasses.replace(devices, strategy="one_device", num_devices=0, cross_device_ops="auto")
     placement = strategies.set_up(devices)
-    if not placement.is_chief:  # what they all would say, one says
+    if not placement.is_chief:  # only the chief logs progress
         logging.getLogger("petseg").setLevel(logging.WARNING)
     logger.info("computes on %s", placement.description())
     if strategies.computing_kind() == "GPU" and config.compute.tensor_float_32 and config.runtime.deterministic:
@@ -45,5 +45,5 @@ def set_up_runtime(config: Config, devices: DistributionConfig, *, one_device: b
 
 
 def uses_tensor_float_32(config: Config) -> bool:
-    """Whether GPUs may round the factors of float32 products to 10 bits; not where bits are to be compared."""
+    """Whether GPUs may round the factors of float32 products to 10 bits: as the flag says, never when deterministic."""
     return config.compute.tensor_float_32 and not config.runtime.deterministic

@@ -1,8 +1,8 @@
-"""The processes of a cluster meet before TensorFlow starts, and agree on who takes part.
+"""Rendezvous: the processes of a cluster agree on its members before TensorFlow starts.
 
-TensorFlow must be told at the start who takes part, and waits for ever for who does not come, deaf to signals. So each
-process first listens at its own address, and asks those before it in the list. The first one that is there leads: it
-waits for the others, and tells them who goes on.
+TensorFlow needs the list of members at its start; it blocks indefinitely on missing workers and ignores signals. So
+each process first listens at its own address and asks those before it in the list. The first one that is present leads:
+it waits for the others and sends them the list of members.
 """
 
 import contextlib
@@ -17,11 +17,11 @@ from petseg.errors import ClusterError
 from petseg.runtime import sockets
 
 POLL_SECONDS = 0.2
-FRESH_SECONDS = 4.0  # who has not asked for so long is gone
+FRESH_SECONDS = 4.0  # a process that has not asked for longer counts as missing
 MOST_BYTES = 2**20
 
-# What a process answers while it meets the others, until it knows the names of those that go on. One that trains does
-# not answer like this, for TensorFlow listens there: WORKS. Nobody answers: None.
+# Answers of a process at the rendezvous until the list of members is known. WORKS: TensorFlow listens there, so the
+# process trains. None: no process answers.
 LEADS, FOLLOWS, WORKS = "leads", "follows", "works"
 Answer = str | list[str] | None
 
@@ -29,137 +29,137 @@ logger = logging.getLogger(__name__)
 
 
 def meet(addresses: Mapping[str, str], name: str, listener: socket.socket, *, fewest: int, seconds: float) -> list[str]:
-    """The names of those that take part, in their order, the same in each of them.
+    """Returns the names of the members in their order, the same list in each of them.
 
-    All of them, as soon as all are there; or those that are there when the time is up, if they are enough. If fewer
-    than all are enough, who comes later waits until those that went on without it meet again, however long that takes.
+    These are all processes as soon as all are present, or those present at the timeout if they are enough. If fewer
+    than all are enough, a late process waits without limit until the others restart.
 
     Args:
-      addresses: "host:port" of each process by its name, in the same order in all of them.
+      addresses: "host:port" of each process by its name, in the same order in all processes.
       name: name of this process.
-      listener: a server's socket at the address of this process; closed at the end.
-      fewest: smallest number of processes that may go on.
-      seconds: longest wait for those that are not there, in seconds.
+      listener: server socket at the address of this process; closed at the end.
+      fewest: smallest number of members.
+      seconds: timeout in seconds.
 
     Raises:
-      ClusterError: if there are too few when the time is up.
+      ClusterError: if too few are present at the timeout.
     """
-    with _Desk(listener, addresses) as desk:
-        members = _Meeting(addresses, name, desk, fewest, seconds).members()
+    with _Server(listener, addresses) as server:
+        members = _Rendezvous(addresses, name, server, fewest, seconds).members()
     if len(members) == len(addresses):
         return members
     waited = f"waited {seconds:g} s in vain for {_described(addresses.keys() - set(members), addresses)}"
     if len(members) < fewest:
         raise ClusterError(waited)
-    logger.warning("%s; goes on with %d of %d processes", waited, len(members), len(addresses))
+    logger.warning("%s; continues with %d of %d processes", waited, len(members), len(addresses))
     return members
 
 
-class _Meeting:
-    """What a process knows of the others while it meets them; the arguments are those of `meet`."""
+class _Rendezvous:
+    """State of this process at the rendezvous; the arguments are those of `meet`."""
 
-    def __init__(self, addresses: Mapping[str, str], name: str, desk: "_Desk", fewest: int, seconds: float):
-        self._addresses, self._name, self._desk = addresses, name, desk
+    def __init__(self, addresses: Mapping[str, str], name: str, server: "_Server", fewest: int, seconds: float):
+        self._addresses, self._name, self._server = addresses, name, server
         self._may_come_later = fewest < len(addresses)
         self._seconds, self._deadline = seconds, time.monotonic() + seconds
-        self._before = list(addresses)[: list(addresses).index(name)]
-        self._leader, self._said = "", set[str]()
+        self._predecessors = list(addresses)[: list(addresses).index(name)]
+        self._leader, self._logged = "", set[str]()
 
     def members(self) -> list[str]:
-        """The names of those that go on, which may be too few."""
+        """Returns the names of the members, which may be too few."""
         while True:
-            answer = self._ask_those_before()
+            answer = self._ask_predecessors()
             if isinstance(answer, list) and self._name in answer:
                 return answer
             members = None
             if answer is None:
                 members = self._lead()
             elif answer in (LEADS, FOLLOWS):
-                self._start_to_wait()
+                self._reset_deadline()
             else:
-                members = self._wait_for_those_at_work()
+                members = self._wait_for_training_processes()
             if members is not None:
-                self._tell(members)
+                self._announce(members)
                 return members
             time.sleep(POLL_SECONDS)
 
-    def _ask_those_before(self) -> Answer:
-        """What the leader answers, or else the first one before this process that answers at all."""
-        for each in ([self._leader] if self._leader else []) + self._before:
+    def _ask_predecessors(self) -> Answer:
+        """Returns the answer of the leader, or else of the first predecessor that answers."""
+        for each in ([self._leader] if self._leader else []) + self._predecessors:
             answer = ask(self._addresses[each], self._name)
             if answer is not None:
                 self._leader = each if answer == LEADS else ""
-                self._desk.state = FOLLOWS
+                self._server.state = FOLLOWS
                 return answer
         self._leader = ""
         return None
 
     def _lead(self) -> list[str] | None:
-        """The names of those that go on; None as long as this process waits."""
-        self._desk.state = LEADS
+        """Returns the names of the members; None while this process has to wait."""
+        self._server.state = LEADS
         missing = self._missing()
         if not missing:
             return list(self._addresses)
         if not self._is_late():
-            self._say_once("%s waits for %s", _described(missing, self._addresses))
+            self._log_once("%s waits for %s", _described(missing, self._addresses))
             return None
         answers = [ask(self._addresses[each], self._name) for each in missing]
         if WORKS in answers:
-            return self._wait_for_those_at_work()
+            return self._wait_for_training_processes()
         has_just_come = any(answer is not None for answer in answers)
-        return None if has_just_come else self._here()
+        return None if has_just_come else self._present()
 
-    def _wait_for_those_at_work(self) -> list[str] | None:
-        """Waits for processes that train; for ever if they do so without this one, else until they must be gone."""
+    def _wait_for_training_processes(self) -> list[str] | None:
+        """Waits for processes that train: without limit if they may do so without this one, else until the timeout."""
         if not self._may_come_later:
-            return self._here() if self._is_late() else None
-        self._say_once("%s waits until the others, which train without it, start again")
-        self._start_to_wait()
+            return self._present() if self._is_late() else None
+        self._log_once("%s waits until the others, which train without it, restart")
+        self._reset_deadline()
         return None
 
-    def _start_to_wait(self) -> None:
+    def _reset_deadline(self) -> None:
         self._deadline = time.monotonic() + self._seconds
 
     def _is_late(self) -> bool:
         return time.monotonic() > self._deadline
 
-    def _here(self) -> list[str]:
+    def _present(self) -> list[str]:
         missing = self._missing()
         return [each for each in self._addresses if each not in missing]
 
     def _missing(self) -> set[str]:
-        return {each for each in self._addresses if each != self._name and not self._desk.knows(each)}
+        return {each for each in self._addresses if each != self._name and not self._server.knows(each)}
 
-    def _say_once(self, message: str, *values: str) -> None:
-        if message not in self._said:
+    def _log_once(self, message: str, *values: str) -> None:
+        if message not in self._logged:
             logger.info(message, self._name, *values)
-            self._said.add(message)
+            self._logged.add(message)
 
-    def _tell(self, members: list[str]) -> None:
-        """Has the others that are here told who goes on."""
-        self._desk.state = members
+    def _announce(self, members: list[str]) -> None:
+        """Waits until the members that are present have received the list."""
+        self._server.state = members
         deadline = time.monotonic() + 2 * FRESH_SECONDS
-        while not self._desk.told.issuperset(set(members) - {self._name}) and time.monotonic() < deadline:
+        while not self._server.informed.issuperset(set(members) - {self._name}) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS / 4)
 
 
-class _Desk:
-    """Answers the processes that ask, in a thread of its own, inside ``with``; closes the socket at the end.
+class _Server:
+    """Context manager that answers other processes in a thread; closes the socket at the end.
 
     Attributes:
-      state: what is answered.
-      told: names of those that were told who goes on.
+      state: the answer.
+      informed: names of the processes that received the list of members.
     """
 
     def __init__(self, listener: socket.socket, addresses: Mapping[str, str]):
         self._listener, self._addresses = listener, addresses
         self.state: str | list[str] = FOLLOWS
-        self.told: set[str] = set()
+        self.informed: set[str] = set()
         self._asked: dict[str, float] = {}
         self._is_open = True
         self._thread = threading.Thread(target=self._serve, name="rendezvous", daemon=True)
 
-    def __enter__(self) -> "_Desk":
+    def __enter__(self) -> "_Server":
         self._listener.settimeout(POLL_SECONDS / 2)
         self._thread.start()
         return self
@@ -170,12 +170,12 @@ class _Desk:
         self._listener.close()
 
     def knows(self, name: str) -> bool:
-        """Whether a process asked just now."""
+        """Whether a process asked recently."""
         return name in self._asked and time.monotonic() - self._asked[name] < FRESH_SECONDS
 
     def _serve(self) -> None:
         while self._is_open:
-            with contextlib.suppress(OSError, ValueError):  # nobody came, or one that left, or speaks of other things
+            with contextlib.suppress(OSError, ValueError):  # no connection, a lost one, or another protocol
                 connection, _ = self._listener.accept()
                 with connection:
                     self._answer(connection)
@@ -188,20 +188,20 @@ class _Desk:
             return
         state = self.state
         connection.sendall(json.dumps({"petseg": state}).encode())
-        if not name:  # `is_held_at` only looks
+        if not name:  # a probe of `is_waiting_at`
             return
         self._asked[name] = time.monotonic()
         if isinstance(state, list):
-            self.told.add(name)
+            self.informed.add(name)
 
 
-def is_held_at(address: str) -> bool:
-    """Whether the process at an address is at the rendezvous, and so does not train; it is not counted as asked."""
+def is_waiting_at(address: str) -> bool:
+    """Whether the process at an address is at the rendezvous, so does not train; does not count as asking."""
     return ask(address, "") not in (WORKS, None)
 
 
 def ask(address: str, name: str) -> Answer:
-    """What the process at an address answers to the one of a name."""
+    """Asks the process at an address in the name of another one (empty: only a probe)."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host, int(port)), timeout=sockets.PROBE_SECONDS) as connection:
@@ -218,7 +218,7 @@ def _answer_of(connection: socket.socket, name: str) -> Answer:
             text += part
         return json.loads(text).get("petseg", WORKS)
     except TimeoutError:
-        return None  # it is halted: its system accepts connections for it
+        return None  # the process is stopped, but its kernel accepts connections
     except (OSError, ValueError):
         return WORKS
 

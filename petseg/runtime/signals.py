@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, what schedulers and Ctrl-C send, as a request that compiled code can see."""
+"""Stop requests: SIGTERM (schedulers) and SIGINT (Ctrl-C) as flags that compiled code can read."""
 
 import contextlib
 import os
@@ -13,10 +13,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @contextlib.contextmanager
 def handlers_kept() -> Iterator[None]:
-    """Puts Python's handlers of the signals back after a block in which a library may replace them in C.
+    """Restores Python's signal handlers after a block in which a library may replace them in C.
 
-    TensorFlow's coordination service installs a SIGTERM handler that only sets a flag, of which Python knows nothing: a
-    process of a cluster would ignore SIGTERM. Where Python has no handler, the system's default is put back.
+    TensorFlow's coordination service installs a SIGTERM handler that only sets a flag inside TensorFlow: a process of a
+    cluster would ignore SIGTERM.
     """
     try:
         yield
@@ -29,13 +29,13 @@ def handlers_kept() -> Iterator[None]:
 
 
 class StopSignals:
-    """Catches the signals inside ``with``.
+    """Context manager that turns SIGTERM and SIGINT into stop requests.
 
-    At first one of them raises `StoppedError` at once. Within ``deferred`` the first one is kept for the program to ask
-    for, so that it can save what it has; the second one raises all the same.
+    A signal raises `StoppedError` at once, except within ``deferred``: there the first signal is only recorded, so that
+    the program can save its state and stop; a second one raises.
 
     Attributes:
-      received: number of the signal; None before there was one.
+      received: number of the last signal; None if there was none.
     """
 
     def __init__(self) -> None:
@@ -44,13 +44,13 @@ class StopSignals:
         self._callbacks: list[Callable[[], None]] = []
 
     def __enter__(self) -> "StopSignals":
-        self._catches = threading.current_thread() is threading.main_thread()  # Python gives signals to no other
+        self._catches = threading.current_thread() is threading.main_thread()  # the only one that may set handlers
         if not self._catches:
             return self
         self._read_end, self._write_end = os.pipe()
         os.set_blocking(self._write_end, False)
-        # Python runs handlers between two of its own instructions only, and a compiled loop is one of those. The
-        # wake-up pipe is written at once.
+        # Python runs handlers only between bytecode instructions, so not during a compiled loop; the wake-up pipe is
+        # written at once.
         self._handlers_before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         self._descriptor_before = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, name="stop signals", daemon=True)
@@ -63,21 +63,22 @@ class StopSignals:
         signal.set_wakeup_fd(self._descriptor_before)
         for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
-        os.close(self._write_end)  # which ends the thread
+        os.close(self._write_end)  # ends the thread
         self._thread.join()
         os.close(self._read_end)
 
     def call(self, callback: Callable[[], None]) -> None:
-        """Has a function called from another thread as soon as a signal comes in."""
+        """Registers a function to call from another thread as soon as a signal arrives."""
         self._callbacks.append(callback)
 
     def stopped(self, what_remains: str) -> StoppedError:
-        """The error to end with, also where the signal went to another process of the cluster."""
+        """Returns the error to exit with, also if another process of the cluster received the signal."""
         sender = "" if self.received else ", sent to another process,"
         return StoppedError(self.received or signal.SIGTERM, f"{sender} {what_remains}")
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
+        """Records the first signal instead of raising."""
         self._deferring = True
         try:
             yield

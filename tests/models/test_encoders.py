@@ -1,14 +1,15 @@
-"""Where an encoder's weights come from."""
+"""Downloading the pretrained weights of an encoder."""
 
+import os
 import threading
 import time
 
 import keras
 
-from petseg.models import encoders
+from petseg.models import encoders, pretrained_weights
 
 
-def test_processes_that_need_keras_weights_fetch_them_one_after_the_other(monkeypatch, tmp_path):
+def test_processes_download_encoder_weights_one_after_the_other(monkeypatch, tmp_path):
     genuine, inside, most = keras.applications.MobileNetV2, [], []
 
     def download(**options):
@@ -34,3 +35,25 @@ def test_processes_that_need_keras_weights_fetch_them_one_after_the_other(monkey
         thread.join()
     assert most == [1, 1, 1]
     assert not list((tmp_path / "keras").iterdir())
+
+
+def test_a_download_that_was_killed_is_downloaded_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "complete.h5").write_bytes(b"all of it")
+
+    def killed(source):
+        (models / "partial.h5").write_bytes(b"half")
+        os._exit(9)
+
+    process = os.fork()
+    if not process:
+        pretrained_weights.build_with_weights(killed, "imagenet")
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+    assert (models / "partial.h5").exists()
+    found = pretrained_weights.build_with_weights(lambda source: [file.name for file in models.iterdir()], "imagenet")
+    assert found == ["complete.h5"]
+    (models / "later.h5").write_bytes(b"all of it")
+    found = pretrained_weights.build_with_weights(lambda source: {file.name for file in models.iterdir()}, "imagenet")
+    assert found == {"complete.h5", "later.h5"}

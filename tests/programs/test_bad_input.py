@@ -76,7 +76,7 @@ FLAGS = [
     ("--loss=hinge", "--loss=hinge: must be one of cross_entropy, focal, dice, cross_entropy_dice"),
     ("--label_smoothing=1", "must be a number of at least 0 and below 1"),
     ("--weight_decay=0.1", "--weight_decay=0.1: must be 0 with --optimizer=adam, above 0 with --optimizer=adamw"),
-    ("--drop_at=0.75,0.5", "--drop_at=0.75,0.5: must be comma-separated numbers between 0 and 1 that rise"),
+    ("--drop_at=0.75,0.5", "--drop_at=0.75,0.5: must be increasing comma-separated numbers between 0 and 1"),
     ("--warmup_steps=6 --train_steps=6", "--warmup_steps=6: must be less than the 6 steps of the run"),
     ("--unfreeze_encoder_at=2", "--unfreeze_encoder_at=2: must be 0 without --train_encoder"),
     ("--encoder_learning_rate_factor=0.1", "--encoder_learning_rate_factor=0.1: must be 1 without --train_encoder"),
@@ -119,7 +119,7 @@ FLAGS = [
     ("--on_bad_example=ignore --cache=disk", "with it --cache must be none"),
     ("--cache=disk --data_service=localhost:5050", "must be grpc://HOST:PORT, or several"),
     ("--cache=disk --data_service=grpc://localhost:70000", "must be grpc://HOST:PORT, or several"),
-    ("--cache=disk --data_service=grpc://a:1,grpc://a:1", "each another"),
+    ("--cache=disk --data_service=grpc://a:1,grpc://a:1", "several different ones"),
     ("--cache=disk --data_service=grpc://a:1,", "must be grpc://HOST:PORT, or several"),
 ]
 DATA = [

@@ -35,7 +35,7 @@ def driver(monkeypatch, tmp_path):
         (NO_CUDA + NO_LIBRARY, "Could not load dynamic library 'libcudnn.so.9'; dlerror: libcudnn.so.9: cannot open"),
         (NO_CUDA + NO_DEVICE, "failed call to cuInit: INTERNAL: CUDA error: no CUDA-capable device"),
         (NO_CUDA, "Could not find cuda drivers"),
-        ("", "it does not say why"),
+        ("", "no reason is logged"),
     ],
 )
 def test_a_gpu_that_tensorflow_does_not_see_is_one_line_with_reason_and_remedy(monkeypatch, driver, log, reason):
@@ -47,13 +47,13 @@ def test_a_gpu_that_tensorflow_does_not_see_is_one_line_with_reason_and_remedy(m
 
     monkeypatch.setattr(subprocess, "run", run)
     assert gpus.warning() == (
-        f"an NVIDIA driver is here ({driver}), but TensorFlow sees no GPU: {reason}; "
-        "pip install -e '.[cuda]' brings its libraries"
+        f"an NVIDIA driver is installed ({driver}), but TensorFlow sees no GPU: {reason}; "
+        "install CUDA: pip install -e '.[cuda]'"
     )
     assert asked == [(sys.executable, "0")]  # not at the level that hides the reason
 
 
-def test_a_tensorflow_without_cuda_is_not_asked_again(monkeypatch, driver):
+def test_a_tensorflow_without_cuda_starts_no_second_process(monkeypatch, driver):
     monkeypatch.setattr(tf.test, "is_built_with_cuda", lambda: False)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("asked"))
     assert "sees no GPU: it was built without CUDA; pip install -e '.[cuda]'" in gpus.warning()
@@ -84,7 +84,7 @@ def test_a_driver_is_known_by_its_file_its_program_or_its_library(monkeypatch, t
 
 
 @pytest.mark.slow
-def test_tensorflow_says_why_when_it_is_asked_again(driver):
+def test_a_second_process_logs_the_reason(driver):
     if gpus.nvidia_driver() != str(driver):
         pytest.skip("this machine has a driver of its own")
-    assert any(pattern.search(gpus._asked_again()) for pattern in gpus.REASONS)
+    assert any(pattern.search(gpus._verbose_log()) for pattern in gpus.REASONS)

@@ -60,7 +60,7 @@ def test_without_one_the_others_go_on_when_the_time_is_up_and_agree(pool, cluste
     lose(cluster, lost)
     calls = [start(pool, cluster, name, known, fewest=2, seconds=0.5) for name in left]
     assert [call.result(10) for call in calls] == [left, left]
-    warning = f"waited 0.5 s in vain for {lost} ({known[lost]}); goes on with 2 of 3 processes"
+    warning = f"waited 0.5 s in vain for {lost} ({known[lost]}); continues with 2 of 3 processes"
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [warning] * 2
 
 
@@ -104,7 +104,7 @@ def test_who_comes_later_waits_until_those_at_work_start_again(pool, cluster, ca
         late = start(pool, cluster, name, known, fewest=1, seconds=0.1)
         with pytest.raises(TimeoutError):
             late.result(1)
-    assert f"{name} waits until the others, which train without it, start again" in caplog.text
+    assert f"{name} waits until the others, which train without it, restart" in caplog.text
     calls = [start(pool, cluster, other, known, fewest=1) for other in all_but([name])]
     assert [call.result(10) for call in [late, *calls]] == [list(known)] * 3
 
@@ -138,10 +138,10 @@ def test_who_only_looks_whether_a_rendezvous_is_held_is_not_counted(pool, cluste
     known = addresses(cluster)
     lose(cluster, "worker 2")
     call = start(pool, cluster, "worker 0", known, fewest=2, seconds=0.5)
-    assert rendezvous.is_held_at(known["worker 0"])
-    assert not rendezvous.is_held_at(known["worker 2"])
+    assert rendezvous.is_waiting_at(known["worker 0"])
+    assert not rendezvous.is_waiting_at(known["worker 2"])
     with at_work(cluster["worker 1"]):
-        assert not rendezvous.is_held_at(known["worker 1"])
+        assert not rendezvous.is_waiting_at(known["worker 1"])
     lose(cluster, "worker 1")
     with pytest.raises(ClusterError, match=r"in vain for worker 1 .*, worker 2"):
         call.result(10)
