@@ -221,7 +221,7 @@ def forward_pass(config: Config) -> Contestant:
     """The compiled network alone, over as many random images as the evaluation split has."""
     process.set_up_runtime(config, config.distribution)
     data, model = config.data, _model(config)
-    count = catalog.num_examples(data, data.eval_split)
+    count = catalog.open_data(data).num_examples(data.eval_split)
     images = _random([data.batch_size, *model.input_shape[1:]], 256)
 
     @tf.function
@@ -325,7 +325,8 @@ def tutorial_batches(config: Config) -> tuple[Any, int]:
       batches of float32 images and masks, without end; and the number of examples.
     """
     data = config.data
-    raw, count = catalog.tfds_dataset(data, data.train_split)
+    data_set = catalog.open_data(data)
+    raw = data_set.builder.as_dataset(split=data.train_split, shuffle_files=False)
     size = list(data.size)
     flip_images = keras.layers.RandomFlip("horizontal", seed=42)
     flip_masks = keras.layers.RandomFlip("horizontal", seed=42)
@@ -343,7 +344,7 @@ def tutorial_batches(config: Config) -> tuple[Any, int]:
         .map(lambda images, masks: (flip_images(images), flip_masks(masks)))
         .prefetch(buffer_size=tf.data.AUTOTUNE)
     )
-    return batches, count
+    return batches, data_set.num_examples(data.train_split)
 
 
 CONTESTANTS: dict[str, Callable[[Config], Contestant]] = {

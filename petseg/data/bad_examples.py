@@ -1,4 +1,4 @@
-"""Examples that cannot be decoded or whose mask is invalid, found while training runs (--cache=none).
+"""Records examples that cannot be decoded or have an invalid mask during training (--cache=none).
 
 Such an example enters its batch as a grey image without a labelled pixel: it has no weight in the loss or in any
 metric. The input pipeline records it here; `runs.bad_examples` reports it or ends the run.
@@ -64,7 +64,7 @@ class BadExampleLog:
 
 
 def reason(examples: Examples, i: int) -> str:
-    """What is wrong with an example that was bad when it was read."""
+    """Why an example was bad, for messages."""
     try:
         examples.check_example(i)
     except DataError as error:

@@ -1,7 +1,4 @@
-"""Data sets by their names: found on disk, downloaded or made of folders; their splits, their undecoded examples.
-
-The only module that asks TFDS for data.
-"""
+"""TFDS data sets by name: finds, downloads or builds them; their splits, undecoded examples and overlaps of splits."""
 
 import contextlib
 import dataclasses
@@ -38,33 +35,28 @@ SHOWN_NAMES = 3
 
 
 class Overlap(NamedTuple):
-    """The examples that a split shares with another one.
-
-    Attributes:
-      examples: their number.
-      names: the names of the first few, where their contents were compared.
-    """
+    """The number of examples that two splits share, and the names of the first few if file contents were compared."""
 
     examples: int
     names: tuple[str, ...] = ()
 
     @property
     def listed(self) -> str:
-        """The names in brackets, with a space before them; empty without names."""
+        """The names in brackets after a space; empty without names."""
         return listed(self.names, self.examples)
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-    """A data set whose files lie on disk.
+    """A prepared TFDS data set.
 
     Attributes:
-      name: its name as the user gives it.
+      name: value of --dataset.
       builder: its TFDS builder.
-      classes: its classes.
-      image_feature: name of the feature with the images.
-      mask_feature: name of the feature with the masks.
-      holds_ids: whether its masks hold class ids, and not the values that the classes have in somebody's masks.
+      classes: the classes.
+      image_feature: feature with the images.
+      mask_feature: feature with the masks.
+      holds_ids: whether masks hold class ids, as copies of folders do, instead of the classes' own values or colours.
     """
 
     name: str
@@ -76,21 +68,21 @@ class DataSet:
 
     @property
     def mask_channels(self) -> int:
-        """Channels of a mask in the files."""
+        """Channels of a stored mask."""
         return 3 if self.classes.colored and not self.holds_ids else 1
 
     @property
     def mask_dtype(self) -> tf.DType:
-        """Dtype of the values of a mask in the files: uint8 or uint16."""
+        """Dtype of a stored mask, uint8 or uint16."""
         return tf.as_dtype(self.builder.info.features[self.mask_feature].np_dtype)
 
     @property
     def full_name(self) -> str:
-        """Its name with config and version, which tells it from any other."""
+        """TFDS name with config and version."""
         return self.builder.info.full_name
 
     def num_examples(self, split: str) -> int:
-        """The size of a split, which is at least 1.
+        """Number of examples of a split.
 
         Raises:
           DataError: if the split does not exist or is empty.
@@ -101,13 +93,12 @@ class DataSet:
         return count
 
     def overlap(self, split: str, other: str) -> "Overlap":
-        """The examples of a split whose pictures another split has too.
+        """Examples of a split that are also in another split.
 
-        The copy of a folder is compared by the contents of its pictures, any other data set by the positions of its
-        examples.
+        Copies of folders are compared by the contents of their images, other data sets by example positions.
 
         Raises:
-          DataError: if there is no such split.
+          DataError: if a split does not exist.
         """
         theirs = self.digests_of(other)
         if theirs is not None:
@@ -122,17 +113,17 @@ class DataSet:
         )
 
     def overlap_with(self, split: str, pictures: np.ndarray) -> "Overlap":
-        """The examples of a split of a folder's copy whose pictures are among those of some digests, uint64 [M]."""
+        """Examples of a split of a folder copy whose image digests are among `pictures`, uint64 [M]."""
         mine = self.digests_of(split)
         assert mine is not None
         positions = np.flatnonzero(np.isin(mine.pictures, pictures))
         return Overlap(len(positions), self.names_at(split, positions[:SHOWN_NAMES].tolist()))
 
     def digests_of(self, split: str) -> Digests | None:
-        """The digests of a split's examples; None where there are none: only the copy of a folder has them.
+        """Content digests of a split's examples; None except for the copy of a folder.
 
         Raises:
-          DataError: if there is no such split, or the file of the digests cannot be read.
+          DataError: if the split does not exist, or the digests cannot be read.
         """
         ranges = self._ranges(split)
         if self.name != FOLDER:
@@ -143,10 +134,10 @@ class DataSet:
             return digests.joined([stored[name].part(start, stop) for name, start, stop in ranges])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             what = f"{file}: cannot be read ({one_line(error)})"
-            raise DataError(f"{what}; delete {file.parent}, and it is written anew from the folder") from error
+            raise DataError(f"{what}; delete {file.parent} and rerun to copy the folder again") from error
 
     def names_at(self, split: str, positions: Iterable[int]) -> tuple[str, ...]:
-        """The names of a few examples of a split; no picture is decoded."""
+        """Names of the examples at a few positions of a split, without decoding images."""
         names: list[str] = []
         for position in positions:
             for name, start, stop in self._ranges(split):
@@ -159,12 +150,12 @@ class DataSet:
         return tuple(names)
 
     def split_sizes(self) -> str:
-        """The splits and the numbers of their examples, in words."""
+        """The splits and their numbers of examples, for messages."""
         splits = sorted(self.builder.info.splits.items())
         return ", ".join(f"{name} ({part.num_examples} examples)" for name, part in splits)
 
     def card(self) -> str:
-        """What is known about it, as markdown: description, sizes of its splits, classes, license, citation."""
+        """Data set card in Markdown: description, splits, classes, license, citation."""
         info = self.builder.info
         facts = {
             "name": info.full_name,
@@ -179,10 +170,7 @@ class DataSet:
         return "\n\n".join(part for part in (info.description.strip(), "\n".join(table), citation) if part)
 
     def raw_examples(self, split: str) -> tf.data.Dataset:
-        """The examples of a split in their order: `image` and `mask`, not yet decoded, `name`, and their labels.
-
-        File after file: then the position of an example says where its record is.
-        """
+        """Undecoded examples of a split in order: `image`, `mask`, `name` and the class labels of whole examples."""
         if self.file_format == ARRAY_RECORD:  # which TensorFlow cannot read
             records = RecordFiles(self.record_ranges(split))
             return self.parsed(records.in_order(range(len(records))))
@@ -190,39 +178,39 @@ class DataSet:
             split=split,
             decoders=self._undecoded(),
             shuffle_files=False,
-            read_config=tfds.ReadConfig(interleave_cycle_length=1),
+            read_config=tfds.ReadConfig(interleave_cycle_length=1),  # file after file, so that positions are fixed
         )
         return examples.map(tf.autograph.experimental.do_not_convert(self._renamed)).with_options(autotuning.off())
 
     @property
     def file_format(self) -> str:
-        """The format of its files as TFDS calls it, such as `tfrecord`."""
+        """TFDS file format, such as `tfrecord`."""
         return str(self.builder.info.file_format.value)
 
     def record_ranges(self, split: str) -> list[RecordRange]:
-        """Where the records of a split are, in the order of its examples.
+        """Locations of a split's records, in the order of its examples.
 
         Raises:
-          DataError: if there is no such split.
+          DataError: if the split does not exist.
         """
         self._ranges(split)
         return [
-            RecordRange(Path(part.filename), part.skip, part.take, part.examples_in_shard)
+            RecordRange(Path(part.filename), part.skip, part.take)
             for part in self.builder.info.splits[split].file_instructions
         ]
 
     def parsed(self, records: tf.data.Dataset) -> tf.data.Dataset:
-        """Records -> examples as `raw_examples` gives them."""
+        """Parses a data set of records into examples as in `raw_examples`."""
         parser = tf.autograph.experimental.do_not_convert(self.parser())
         return records.map(parser).with_options(autotuning.off())
 
     def parser(self) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-        """Record -> example as `raw_examples` gives it."""
+        """A function from a record to an example as in `raw_examples`."""
         decoders = self._undecoded()
         return lambda record: self._renamed(self.builder.info.features.deserialize_example(record, decoders=decoders))
 
     def label_names(self) -> dict[str, list[str]]:
-        """The class labels of examples as wholes: the names of their values."""
+        """Names of the values of each class label of whole examples, such as breeds."""
         features = self.builder.info.features
         return {key: features[key].names for key in features if isinstance(features[key], tfds.features.ClassLabel)}
 
@@ -238,7 +226,7 @@ class DataSet:
         return {feature: tfds.decode.SkipDecoding() for feature in (self.image_feature, self.mask_feature)}
 
     def _ranges(self, split: str) -> list[tuple[str, int, int]]:
-        """A split as stretches (name, start, stop) of the data set's own splits."""
+        """A split as ranges (name, start, stop) of the data set's own splits."""
         splits = self.builder.info.splits
         try:
             parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
@@ -257,17 +245,15 @@ class DataSet:
 
 
 def open_data(config: DataConfig, classes: Classes | None = None) -> DataSet:
-    """The data set of a config, whatever its version; downloaded, or made of its folders, where it is not on disk.
-
-    Of several processes that find no files, one prepares them, and the others wait for it.
+    """Opens the data set of a config; downloads it, or copies its folders, if it is not on disk yet.
 
     Args:
-      config: which data set, where.
-      classes: its classes; None: those that the config names or the data set brings.
+      config: names the data set.
+      classes: the classes; None: those of --classes or of the data set.
 
     Raises:
-      ConfigError: if the classes cannot be used.
-      DataError: if the data set is unknown, can neither be found nor be downloaded, or lacks images, masks or classes.
+      ConfigError: if the classes are invalid.
+      DataError: if the data set is unknown, cannot be prepared, or lacks images, masks or classes.
     """
     if config.dataset == FOLDER:
         from petseg.data.folders import folder_copy
@@ -282,7 +268,7 @@ def open_data(config: DataConfig, classes: Classes | None = None) -> DataSet:
 
 
 def classes_of(config: DataConfig) -> Classes:
-    """The classes of a data set, which is opened only if that takes it.
+    """The classes of a data set; only a folder must be opened for them.
 
     Raises:
       PetsegError: as `open_data`.
@@ -291,13 +277,13 @@ def classes_of(config: DataConfig) -> Classes:
 
 
 def _named_classes(config: DataConfig) -> Classes:
-    """The classes that a file names, or that are known of the data set."""
+    """The classes of --classes, or the known ones of a data set."""
     if config.classes:
         return Classes.read(config.classes_file)
     name = config.dataset.split(":")[0].split("/")[0]
     if name not in KNOWN_CLASSES:
-        _builder(config.dataset, config.data_dir)  # which raises if there is no such data set
-        raise DataError(f"{config.dataset}: its classes are not known here; --classes must be a file that names them")
+        _builder(config.dataset, config.data_dir)  # raises if the data set does not exist
+        raise DataError(f"{config.dataset}: petseg does not know its classes; --classes must be a file that names them")
     return KNOWN_CLASSES[name]
 
 
@@ -305,25 +291,25 @@ def _check_features(data_set: DataSet) -> None:
     features, classes = data_set.builder.info.features, data_set.classes
     for flag, feature in (("image", data_set.image_feature), ("mask", data_set.mask_feature)):
         if feature not in features or not isinstance(features[feature], tfds.features.Image):
-            pictures = ", ".join(sorted(key for key in features if isinstance(features[key], tfds.features.Image)))
+            images = ", ".join(sorted(key for key in features if isinstance(features[key], tfds.features.Image)))
             raise DataError(
-                f"{data_set.name}: --{flag}_feature={feature}: must be a feature that is a picture"
-                f" ({pictures or 'there is none'}); all: {', '.join(sorted(features))}"
+                f"{data_set.name}: --{flag}_feature={feature}: must be an image feature ({images or 'there is none'}); "
+                f"all features: {', '.join(sorted(features))}"
             )
     channels = features[data_set.mask_feature].shape[-1]
     if classes.colored != (channels == 3):
-        what = "colours" if classes.colored else "numbers"
+        what, needed = ("colours", "numbers") if classes.colored else ("numbers", "colours")
         raise DataError(
-            f"{data_set.name}: its masks have {channels} channels, and the classes have {what} as values; must be "
-            + ("numbers" if classes.colored else "colours")
+            f"{data_set.name}: its masks have {channels} channels, but the values of the classes are {what}; must be "
+            f"{needed}"
         )
 
 
 def open_with_splits(config: DataConfig) -> DataSet:
-    """Opens a data set that must have the splits of --train_split and --eval_split; a folder must before it is read.
+    """Opens a data set and checks that it has --train_split and --eval_split; of a folder, before it is copied.
 
     Raises:
-      DataError: if one is not there, which names the flag, or as `open_data`.
+      DataError: if a split does not exist (names the flag), or as `open_data`.
       ConfigError: as `open_data`.
     """
     if config.dataset == FOLDER:
@@ -339,122 +325,99 @@ def open_with_splits(config: DataConfig) -> DataSet:
     return data_set
 
 
-def num_examples(config: DataConfig, split: str, classes: Classes | None = None) -> int:
-    """The number of examples of a split.
-
-    Raises:
-      DataError: as `open_data` and `DataSet.num_examples`.
-    """
-    return open_data(config, classes).num_examples(split)
-
-
 def warn_of_shared_examples(data_set: DataSet, train_split: str, eval_split: str) -> None:
-    """Warns if a run would be scored, and its best checkpoint be chosen, on examples that it trains on.
+    """Warns if examples of the evaluation split are also trained on.
 
     Raises:
-      DataError: if there is no such split.
+      DataError: if a split does not exist.
     """
     shared = data_set.overlap(eval_split, train_split)
     if shared.examples:
         logger.warning(
-            "--eval_split=%s: %d of its %d examples are in --train_split=%s too%s; scores on them, and the checkpoint "
-            "that is the best by them, say little about other images",
+            "--eval_split=%s: %d of its %d examples are also in --train_split=%s%s; scores and the choice of the best "
+            "checkpoint will be too optimistic",
             eval_split, shared.examples, data_set.num_examples(eval_split), train_split, shared.listed,
         )  # fmt: skip
 
 
 def listed(names: Sequence[str], count: int) -> str:
-    """The first few of so many names in brackets, with a space before them; empty without names."""
+    """The first few of `count` names in brackets after a space; empty without names."""
     more = ", ..." if count > len(names) else ""
     return f" ({', '.join(names)}{more})" if names else ""
 
 
-def tfds_dataset(config: DataConfig, split: str) -> tuple[tf.data.Dataset, int]:
-    """A split as other programs get it, decoded at the pictures' own sizes, and the number of its examples.
-
-    Raises:
-      DataError: as `open_data` and `DataSet.num_examples`.
-    """
-    data_set = open_data(config)
-    return data_set.builder.as_dataset(split=split, shuffle_files=False), data_set.num_examples(split)
-
-
 def prepare(dataset: str, data_dir: str) -> Any:
-    """A builder whose files lie on disk, whatever their version; downloads them where they do not.
+    """The TFDS builder of a prepared data set; downloads and prepares it if necessary.
 
-    Of several processes that find no files, one prepares them, and the others wait for it.
+    Any version on disk is used if none is asked for. Concurrent processes wait for the one that prepares it.
 
     Args:
-      dataset: TFDS name, with a version where one is wanted (`oxford_iiit_pet:4.0.0`).
+      dataset: TFDS name, optionally with config and version (`oxford_iiit_pet:4.0.0`).
       data_dir: folder of prepared data sets; empty for TFDS's default.
 
     Raises:
-      ConfigError: if the name is not a plain one.
+      ConfigError: if the name is invalid.
       DataError: if the data set is unknown, or can neither be found nor be downloaded.
     """
-    builder, is_there = _on_disk(dataset, data_dir)
-    if is_there:
+    builder, exists = _find(dataset, data_dir)
+    if exists:
         return builder
     try:
         with _one_process_at_a_time(builder):
             builder = _builder(dataset, data_dir)
             if not builder.data_path.exists():
                 _write(builder)
-    except Exception as error:  # no network, a full disk, a moved archive: there is no common class
-        if _is_embedded(builder.name):
+    except Exception as error:  # no network, a full disk, a moved archive: no common class
+        if builder.name == EMBEDDED:
             raise DataError(f"{dataset} cannot be drawn into {builder.data_path} ({one_line(error)})") from error
         raise DataError(
             f"{dataset} is neither under {builder.data_path.parent} nor can it be downloaded ({one_line(error)}). "
             "Give the folder of a prepared copy with --data_dir=PATH, or train on the embedded data set, which needs "
-            "no download, with --dataset=synthetic_pets."
+            "no download, with --dataset=synthetic_pets"
         ) from error
     return builder
 
 
 def is_on_disk(config: DataConfig) -> bool:
-    """Whether the files of a data set are there, so that opening it downloads and draws nothing."""
+    """Whether a data set can be opened without downloading or drawing it."""
     if config.dataset == FOLDER:
         return bool(config.data_dir) and Path(config.data_dir).expanduser().is_dir()
     try:
-        return _on_disk(config.dataset, config.data_dir)[1]
-    except DataError:  # there is no such data set
+        return _find(config.dataset, config.data_dir)[1]
+    except DataError:  # unknown data set
         return False
 
 
-def _on_disk(dataset: str, data_dir: str) -> tuple[Any, bool]:
-    """A builder, and whether its files are there; of a version that is, if any is and none is asked for."""
+def _find(dataset: str, data_dir: str) -> tuple[Any, bool]:
+    """The builder of a data set, if possible of a version on disk, and whether its files exist."""
     check_dataset_name(dataset)
     builder = _builder(dataset, data_dir)
     if builder.data_path.exists():
         return builder, True
     if builder.data_path.parent.exists() and ":" not in dataset:
-        older = _builder(f"{dataset}:*.*.*", data_dir)  # perhaps another version than TFDS's newest lies on disk
+        older = _builder(f"{dataset}:*.*.*", data_dir)  # a version on disk other than TFDS's newest
         if older.data_path.exists():
             return older, True
     return builder, False
 
 
 def _builder(dataset: str, data_dir: str) -> Any:
-    if _is_embedded(dataset.split(":")[0]):
+    if dataset.split(":")[0] == EMBEDDED:
         from petseg.data import synthetic_pets  # noqa: F401 (importing it registers the builder)
-    where = {"data_dir": os.path.expanduser(data_dir)} if data_dir else {}
     try:
-        return tfds.builder(dataset, **where)
-    except Exception as error:  # TFDS raises whatever its readers and registries raise
+        return tfds.builder(dataset, **({"data_dir": os.path.expanduser(data_dir)} if data_dir else {}))
+    except Exception as error:  # TFDS passes on the errors of its readers and registries
         raise DataError(f"no data set {dataset}: {one_line(error)}") from error
 
 
-def _is_embedded(name: str) -> bool:
-    return name == EMBEDDED
-
-
 def _one_process_at_a_time(builder: Any) -> contextlib.AbstractContextManager[None]:
-    """Keeps other processes from preparing the same files; those with one seed would write into one temporary folder.
+    """Locks the files of a data set for preparing them.
 
-    TFDS draws the name of that folder from Python's `random`, which every run seeds.
+    TFDS draws the name of its temporary folder from Python's `random`, which every run seeds: without a lock, processes
+    with one seed would write into the same folder.
     """
     root = os.fspath(builder.data_dir_root)
-    if "://" in root:  # a bucket, where no file can be locked
+    if "://" in root:  # files in a bucket cannot be locked
         return contextlib.nullcontext()
     Path(root).mkdir(parents=True, exist_ok=True)
     name = builder.info.full_name.replace("/", "-")
@@ -462,18 +425,17 @@ def _one_process_at_a_time(builder: Any) -> contextlib.AbstractContextManager[No
 
 
 def _write(builder: Any) -> None:
-    """Has TFDS write the files of a data set."""
-    embedded = _is_embedded(builder.name)
+    """Downloads and prepares a data set with TFDS."""
+    embedded = builder.name == EMBEDDED
     if embedded:
-        logger.info("%s is drawn into %s", builder.name, builder.data_path)
+        logger.info("drawing %s into %s", builder.name, builder.data_path)
     else:
-        where = builder.data_path.parent
-        logger.info("%s is not under %s: preparing it, with whatever TFDS must download", builder.name, where)
+        logger.info("%s is not under %s: preparing it with TFDS", builder.name, builder.data_path.parent)
     if embedded or not (sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)):
-        tfds.disable_progress_bar()  # in a log, its bars would be hundreds of lines
-    # What TFDS prints speaks of a download of unknown size.
+        tfds.disable_progress_bar()  # hundreds of lines in a log
+    # TFDS would print a message about a download of unknown size.
     quiet = contextlib.redirect_stdout(io.StringIO()) if embedded else contextlib.nullcontext()
-    state = random.getstate()  # so that initial weights are those of a run that finds the files
+    state = random.getstate()  # so that initial weights do not depend on whether data were prepared
     try:
         with quiet:
             builder.download_and_prepare()

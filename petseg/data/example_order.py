@@ -1,20 +1,21 @@
-"""Which examples make the batch of a step: a function of (seed, step) alone."""
+"""Example order: the example ids of a training batch as a function of (seed, step)."""
 
 import tensorflow as tf
 
 from petseg.errors import DataError
 
-# Added to the seed, which is below, as `random_crops.STREAM` is, for keys of permutations. Three are applied in turn:
-# of each key, `index_shuffle` uses two words of 8 bits (up to 65,536 examples) or little more, so one soon repeats.
+# PERMUTATIONS is added to seeds, which are smaller, so that keys are independent of crops and augmentation. Three keys
+# are applied in turn, because `index_shuffle` uses only two words of 8 bits of each (up to 65,536 examples), or little
+# more: a single one would soon repeat.
 PERMUTATIONS, KEYS = 1 << 34, 3
-VERSIONS = (1, 2)  # of `example_ids`; a run keeps the one that it began with
+VERSIONS = (1, 2)  # of `example_ids`; a run keeps its version when it is resumed
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """Whole batches in an epoch. The ragged rest is left out, another one in each epoch, so no batch straddles two.
+    """Full batches in an epoch; the remainder, other examples in each epoch, is dropped.
 
     Raises:
-      DataError: if not even one batch can be filled.
+      DataError: if the split is smaller than a batch.
     """
     if batch_size > num_examples:
         raise DataError(f"--batch_size={batch_size}: the training split holds only {num_examples} examples")
@@ -30,10 +31,10 @@ def example_ids(
     seed: int,
     version: int | None = None,
 ) -> tf.Tensor:
-    """The examples at some positions of the batch of a step.
+    """Example ids at some positions of the batch of a step.
 
-    Each epoch walks through a permutation of its own, drawn from (seed, epoch) by
-    `tf.random.experimental.index_shuffle`, which computes single entries without storing the permutation.
+    Each epoch is a permutation of the split by (seed, epoch). `tf.random.experimental.index_shuffle` computes single
+    entries of it without storing it.
 
     Args:
       step: int64 scalar, counted from 0.
@@ -41,11 +42,11 @@ def example_ids(
       num_examples: size of the split.
       batch_size: global batch size.
       seed: seed of the run.
-      version: one of `VERSIONS`, or None for the latest. Version 1 gives epochs whose numbers are equal modulo 256 the
-        same permutation (modulo 1,024 where there are a million examples), and so it does with seeds.
+      version: one of `VERSIONS`, or None for the latest. Version 1 repeats permutations after 256 epochs or seeds
+        (1,024 with a million examples).
 
     Returns:
-      int64 [K], indices into the split.
+      int64 [K], ids in the split.
     """
     per_epoch = steps_per_epoch(num_examples, batch_size)
     epoch, step_of_epoch = step // per_epoch, step % per_epoch
@@ -57,7 +58,7 @@ def example_ids(
 
 
 def _permutation_keys(seed: int, epoch: tf.Tensor) -> list[tf.Tensor]:
-    """Keys for `index_shuffle`, int64 [2] each, whose low bits depend on all bits of seed and epoch."""
+    """Keys for `index_shuffle`, int64 [2] each; their low bits depend on all bits of seed and epoch."""
     keys = tf.random.stateless_uniform(
         [KEYS, 2],
         seed=tf.stack([tf.constant(seed + PERMUTATIONS, tf.int64), epoch]),

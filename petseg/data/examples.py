@@ -17,12 +17,12 @@ COUNTED_AT_ONCE = 64
 
 
 class Fetched(NamedTuple):
-    """Examples of a batch.
+    """Fetched examples.
 
     Attributes:
       image: uint8 [K, H, W, 3].
-      mask: uint8 [K, H, W, 1], class ids, or IGNORED.
-      usable: bool [K]; a bad example is a grey image whose pixels are all IGNORED.
+      mask: uint8 [K, H, W, 1], class ids or IGNORED.
+      usable: bool [K]; False for a bad example, which is a grey image whose pixels are all IGNORED.
     """
 
     image: tf.Tensor
@@ -31,7 +31,7 @@ class Fetched(NamedTuple):
 
 
 class BatchPosition(NamedTuple):
-    """A place in training, of which example ids and random crops are a function.
+    """Positions in the batch of a step; example ids and random crops are functions of them.
 
     Attributes:
       step: int64 scalar.
@@ -56,11 +56,11 @@ class Examples(abc.ABC):
 
     Attributes:
       classes: the classes.
-      names: N names for logs and result files: file names where the data set has them, else `<split>/<position>`.
-      groups: for each class label in which examples differ, such as `species`, its value for each of the N.
+      names: N names for logs and result files: file names if the data set has them, else `<split>/<position>`.
+      groups: class labels of whole examples, such as `species`: N values each.
       origin: data set with config and version, and split: `oxford_iiit_pet/4.0.0, test`.
-      sampling: `seed` and `of`, the size of the split, if this is a random sample of it; else empty.
-      fetch_portable: like `fetch`, as a graph that a data service in another process can run; None if there is none.
+      sampling: for a random sample: `seed`, and `of`, the size of the split; else empty.
+      fetch_portable: `fetch` as a graph that a data service in another process can run; None if not supported.
     """
 
     classes: Classes
@@ -72,19 +72,19 @@ class Examples(abc.ABC):
 
     @abc.abstractmethod
     def __len__(self) -> int:
-        """The number of examples N."""
+        """Number of examples N."""
 
     @abc.abstractmethod
     def fetch(self, ids: tf.Tensor) -> Fetched:
-        """Examples by id, int64 [K], as a graph of this process; the same ids always give the same pixels."""
+        """Examples by id, int64 [K], as a graph; deterministic."""
 
     def batch(self, ids: tf.Tensor, at: BatchPosition, *, portable: bool = False) -> Fetched:
-        """Examples as training sees them at a place of a batch, as a graph; with `portable`, one for a data service."""
+        """Examples of a training batch, as a graph; with `portable`, one that a data service can run."""
         fetch = self.fetch_portable if portable and self.fetch_portable is not None else self.fetch
         return fetch(ids)
 
     def read(self, ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 [K, H, W, 3] and masks uint8 [K, H, W, 1] of some examples, now.
+        """Images uint8 [K, H, W, 3] and masks uint8 [K, H, W, 1] of examples, as arrays.
 
         Raises:
           DataError: if one of them is bad.
@@ -96,12 +96,12 @@ class Examples(abc.ABC):
         return fetched.image.numpy(), fetched.mask.numpy()
 
     def masks_to_count(self) -> Iterator[np.ndarray]:
-        """Masks by which class frequencies are counted, uint8 [k, H, W, 1] at a time."""
+        """Masks for counting class frequencies, uint8 [k, H, W, 1] at a time."""
         for first in range(0, len(self), COUNTED_AT_ONCE):
             yield self.read(range(first, min(first + COUNTED_AT_ONCE, len(self))))[1]
 
     def has_labels(self) -> bool:
-        """Whether a pixel of any mask is in a class; reads masks until one has such a pixel."""
+        """Whether any mask has a labelled pixel; stops reading at the first one."""
         first, count = 0, 1
         while first < len(self):
             last = min(first + count, len(self))
@@ -110,32 +110,27 @@ class Examples(abc.ABC):
             first, count = last, min(2 * count, COUNTED_AT_ONCE)
         return False
 
-    def check(self) -> None:  # noqa: B027 (most sources have nothing to check)
-        """Raises DataError if files from which examples are read have changed."""
+    def check(self) -> None:  # noqa: B027 (most backends have nothing to check)
+        """Raises DataError if files that examples are read from have changed."""
 
     def check_example(self, i: int) -> None:  # noqa: B027
-        """Raises DataError, which names its file, if an example is bad."""
+        """Raises DataError, naming the file, if an example is bad."""
 
     def names_of(self, ids: Sequence[int]) -> list[str]:
-        """Names of some examples."""
+        """Names of examples."""
         return [self.names[i] for i in ids]
 
     def groups_of(self, ids: Sequence[int]) -> Mapping[str, Sequence[str]]:
-        """The class labels of some examples."""
+        """Class labels of examples."""
         return {key: [labels[i] for i in ids] for key, labels in self.groups.items()}
 
     def subset(self, ids: np.ndarray) -> "Examples":
-        """Some of the examples, int64 [K], which get the ids 0 to K - 1."""
+        """The examples with some ids, int64 [K], as a split of their own with ids 0 to K - 1."""
         return Subset(self, ids)
 
 
 class Subset(Examples):
-    """Some examples of a split; reads nothing before it is asked.
-
-    Args:
-      examples: the split.
-      ids: int64 [K], their ids in it.
-    """
+    """A lazy subset of a split: the examples with some ids, int64 [K]."""
 
     def __init__(self, examples: Examples, ids: np.ndarray):
         self._examples, self._ids = examples, ids
@@ -174,5 +169,5 @@ class Subset(Examples):
 
 
 def all_usable(ids: tf.Tensor) -> tf.Tensor:
-    """`Fetched.usable` of examples that were checked before, bool [K]."""
+    """`Fetched.usable` for backends whose examples were checked at load time, bool [K]."""
     return tf.ones_like(ids, tf.bool)

@@ -1,8 +1,7 @@
-"""Batches addressed by step.
+"""Stateless input pipeline: the training batches of steps, and evaluation batches, distributed over replicas.
 
-The input has no state of its own. Which examples make the batch of a step is a function of (seed, step) alone:
-`example_ids` computes any batch of any epoch directly, so a run resumes at any step at no cost, and the order is the
-same however many replicas share it.
+The examples of a step are a function of (seed, step), `example_ids`. So a run resumes at any step at no cost, and the
+order does not depend on the number of replicas.
 """
 
 import contextlib
@@ -25,56 +24,41 @@ PARALLEL_BATCHES, PREFETCHED_BATCHES = 2, 2
 
 
 def check_batch_divides(strategy: tf.distribute.Strategy, batch_size: int) -> None:
-    """Raises ConfigError if the replicas do not divide a batch evenly."""
+    """Raises ConfigError if the batch size is not a multiple of the number of replicas."""
     number = strategy.num_replicas_in_sync
     if batch_size % number:
         divisors = [each for each in range(1, batch_size + 1) if batch_size % each == 0]
         nearest = [max(each for each in divisors if each < number), *[each for each in divisors if each > number][:1]]
         raise ConfigError(
             f"--batch_size={batch_size}: must be a multiple of the {number} replicas; "
-            f"{' or '.join(map(str, nearest))} would divide it"
+            f"{' or '.join(map(str, nearest))} replicas would divide it"
         )
 
 
 def distributed_training_batches(
-    strategy: tf.distribute.Strategy,
-    examples: Examples,
-    *,
-    batch_size: int,
-    seed: int,
-    first_step: int,
-    last_step: int,
-    addresses: Sequence[str] = (),
-    bad_examples: BadExampleLog | None = None,
-    order_version: int | None = None,
+    strategy: tf.distribute.Strategy, examples: Examples, *, batch_size: int, **options: Any
 ) -> Any:
-    """The global batches of steps `first_step` to `last_step` - 1, distributed over the replicas of a strategy.
+    """The global training batches of a range of steps, distributed over the replicas of a strategy.
 
     Each replica gets a dictionary: `image` uint8 [b, H, W, 3], `mask` uint8 [b, H, W, 1], `example_id` int64 [b] and
-    `position` int64 [b], the position in the global batch, where b = batch_size / replicas. Data services at
-    `addresses` make the batches; this process does if there are none. Bad examples are recorded in `bad_examples`.
-    `order_version` is the `version` of `example_order.example_ids`.
+    `position` int64 [b], the position in the global batch, where b = batch_size / replicas.
+
+    Args:
+      strategy: the strategy.
+      examples: the training split.
+      batch_size: global batch size.
+      **options: the other arguments of `training_batches_of_host`.
 
     Returns:
-      a distributed data set; each of its elements is the batch of one step.
+      a distributed data set with one element per step.
 
     Raises:
-      ConfigError: if the replicas do not divide the batch.
-      DataError: if the split does not fill one.
+      ConfigError: if the batch size is not a multiple of the number of replicas.
+      DataError: if the split is smaller than a batch.
     """
     check_batch_divides(strategy, batch_size)
     return strategy.distribute_datasets_from_function(
-        lambda context: training_batches_of_host(
-            context,
-            examples,
-            batch_size=batch_size,
-            seed=seed,
-            first_step=first_step,
-            last_step=last_step,
-            addresses=addresses,
-            bad_examples=bad_examples,
-            order_version=order_version,
-        )
+        lambda context: training_batches_of_host(context, examples, batch_size=batch_size, **options)
     )
 
 
@@ -90,16 +74,27 @@ def training_batches_of_host(
     bad_examples: BadExampleLog | None = None,
     order_version: int | None = None,
 ) -> tf.data.Dataset:
-    """One host's share of the global batches: the parts of its replicas, one after the other, step by step.
+    """One host's share of the global batches: for each step, the parts of its replicas one after the other.
+
+    Args:
+      context: the host and the number of replicas.
+      examples: the training split.
+      batch_size: global batch size.
+      seed: seed of the run.
+      first_step: step of the first batch.
+      last_step: step after the last batch.
+      addresses: HOST:PORT of data services that make the batches; empty: this process makes them.
+      bad_examples: where bad examples are recorded.
+      order_version: `version` of `example_order.example_ids`.
 
     Raises:
-      DataError: if the split does not fill a batch.
+      DataError: if the split is smaller than a batch.
     """
     local = context.num_replicas_in_sync // context.num_input_pipelines
     size = batch_size // context.num_replicas_in_sync
     steps_per_epoch(len(examples), batch_size)
 
-    @tf.autograph.experimental.do_not_convert  # which would take longer than tracing
+    @tf.autograph.experimental.do_not_convert  # conversion would take longer than tracing
     def part(element: tf.Tensor) -> Batch:
         step, replica = element // local, context.input_pipeline_id * local + element % local
         positions = replica * size + tf.range(size, dtype=tf.int64)
@@ -115,10 +110,10 @@ def training_batches_of_host(
 
 
 def part_of_batch(examples: Examples, at: BatchPosition, *, portable: bool = False) -> Batch:
-    """The examples at some positions of the batch of a step, as a graph; with `portable`, one for a data service.
+    """The examples at some positions of a batch, as a graph; with `portable`, one that a data service can run.
 
     Returns:
-      `image`, `mask`, `example_id` and `position`, and for `BadExampleLog.recorded` also `step` and `usable`.
+      `image`, `mask`, `example_id`, `position`, and for `BadExampleLog.recorded` `step` and `usable`.
     """
     ids = example_ids(
         at.step,
@@ -141,21 +136,21 @@ def distributed_evaluation_batches(
     batch_size: int,
     bad_examples: BadExampleLog | None = None,
 ) -> tuple[Any, int]:
-    """Every example once, in order; the last batch is padded with examples that are marked as not valid.
+    """Evaluation batches: every example once, in order; the last batch is padded with examples that are not `valid`.
 
-    The number of batches is as small as possible, then their size: little is padded.
+    First the number of batches, then their size is as small as possible, to pad little.
 
     Each replica gets a dictionary: `image` uint8 [b, H, W, 3], `mask` uint8 [b, H, W, 1], `example_id` int64 [b] and
     `valid` bool [b].
 
     Args:
-      strategy: the strategy whose replicas share a batch.
-      examples: the examples of the split.
-      batch_size: largest number of examples in a batch over all replicas; rounded up to a multiple of these.
+      strategy: the strategy.
+      examples: the evaluation split.
+      batch_size: maximum global batch size, rounded up to a multiple of the number of replicas.
       bad_examples: where bad examples are recorded.
 
     Returns:
-      a distributed data set, and the number of its elements.
+      a distributed data set, and the number of batches.
     """
     replicas = strategy.num_replicas_in_sync
     size = evaluation_batch_of_replica(len(examples), batch_size, replicas)
@@ -182,17 +177,13 @@ def distributed_evaluation_batches(
 
 
 def evaluation_batch_of_replica(num_examples: int, batch_size: int, replicas: int) -> int:
-    """Number of examples of each replica in each batch of an evaluation."""
+    """Batch size per replica of an evaluation."""
     return math.ceil(num_examples / math.ceil(num_examples / batch_size) / replicas)
 
 
 @contextlib.contextmanager
 def naming_lost_files(*splits: Examples) -> Iterator[None]:
-    """Replaces TensorFlow's error for a file that cannot be read by one that names it.
-
-    Raises:
-      DataError: if the block failed because files of the examples were changed or removed.
-    """
+    """Replaces TensorFlow's error by a DataError that names the file, if a file of examples cannot be read."""
     try:
         yield
     except tf.errors.OpError as error:
@@ -206,6 +197,6 @@ def naming_lost_files(*splits: Examples) -> Iterator[None]:
 def _in_order(dataset: tf.data.Dataset) -> tf.data.Dataset:
     options = autotuning.off()
     options.deterministic = True
-    options.experimental_optimization.apply_default_optimizations = False  # rewriting would copy all examples
+    options.experimental_optimization.apply_default_optimizations = False  # would copy all examples
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.prefetch(PREFETCHED_BATCHES).with_options(options)

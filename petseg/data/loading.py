@@ -1,4 +1,4 @@
-"""Reads a split of a data set: decodes it into memory or into files, or prepares decoding on demand."""
+"""Loads a split of a data set into the backend of --cache: memory, disk, or decoding on demand."""
 
 import contextlib
 import dataclasses
@@ -29,44 +29,41 @@ logger = logging.getLogger(__name__)
 
 
 def check_labels(examples: Examples, config: DataConfig, *, flag: str, split: str) -> None:
-    """Refuses examples without a labelled pixel: there is nothing to train on, and every score is 0 / 0.
+    """Raises DataError for a split, or a sample of one, without a labelled pixel, where every score would be 0 / 0.
 
     Args:
-      examples: the examples of a split, or a sample of them.
-      config: config of their data.
-      flag: what named the split, for the error.
-      split: the split.
-
-    Raises:
-      DataError: if no pixel is in a class.
+      examples: the split or sample.
+      config: the config that it was loaded with.
+      flag: flag that named the split, with its `=`, for the error message.
+      split: value of that flag.
     """
     try:
         if examples.has_labels():
             return
-    except DataError:  # a bad example, which is named when it is trained on or scored
+    except DataError:  # bad examples are reported when they are trained on or scored
         return
-    drawn = f" that --eval_examples={len(examples)} draws" if examples.sampling else ""
+    drawn = f" drawn by --eval_examples={len(examples)}" if examples.sampling else ""
     height, width = config.size
     raise DataError(
-        f"{flag}{split}: none of its {len(examples)} masks{drawn} has a pixel in a class at {height} x {width}, as in "
-        f"a split without labels; must be one with labels; there are "
+        f"{flag}{split}: none of its {len(examples)} masks{drawn} has a pixel in a class at {height} x {width}; "
+        f"must be a split with labels, of "
         f"{catalog.open_data(config, examples.classes).split_sizes()}"
     )
 
 
 def load(config: DataConfig, split: str, classes: Classes | None = None, *, for_training: bool = False) -> Examples:
-    """Decodes and checks a split; with --cache=none, each example when it is asked for.
+    """Loads a split: decodes and checks it now, or with --cache=none each example when it is fetched.
 
     Args:
-      config: which data set, at which size, and where its decoded examples are kept.
+      config: the data set, image size and cache.
       split: split of the data set, or a slice.
-      classes: the classes; None: those that the config names or the data set brings.
-      for_training: whether examples of --resize=crop are random crops instead of centre crops, and --decode and
-        --on_bad_example apply. Evaluation decodes at full size and stops at a bad example.
+      classes: the classes; None: those of --classes or of the data set.
+      for_training: enables random crops (--resize=crop), --decode and --on_bad_example. Evaluation uses centre crops,
+        decodes at full size and stops at a bad example.
 
     Raises:
-      DataError: if the data set cannot be had, lacks a feature, or holds a bad example.
-      ConfigError: if classes cannot be used, or decoded examples cannot be written.
+      DataError: if the data set cannot be opened, lacks a feature, or has a bad example.
+      ConfigError: if the classes are invalid, or the disk cache cannot be written.
     """
     source = SplitSource.open(config, split, classes)
     if for_training and config.resize == "crop":
@@ -74,48 +71,36 @@ def load(config: DataConfig, split: str, classes: Classes | None = None, *, for_
     if for_training and config.decode == "scaled":
         source = source.with_scaled_decoding()
     try:
-        examples = _kept(source, config, ignore_bad=for_training and config.on_bad_example == "ignore")
+        examples = _load(source, config, ignore_bad=for_training and config.on_bad_example == "ignore")
     except BadExampleError as error:
         raise DataError(f"{error}. All faults: {faults.check_command(config)}") from error
     return examples if source.picture_sizes is None else RandomCrops(examples, config.size, source.picture_sizes)
 
 
-def _kept(source: SplitSource, config: DataConfig, *, ignore_bad: bool) -> Examples:
-    """The examples of a source in the backend that --cache names."""
+def _load(source: SplitSource, config: DataConfig, *, ignore_bad: bool) -> Examples:
     if config.cache == "disk":
         return _on_disk(source, config.cache_dir)
     if config.cache == "memory":
         return _in_memory(source)
     assert source.records is not None
-    logger.info("%s: %d examples are decoded and checked when they are needed", source.split, source.count)
+    logger.info("%s: %d examples will be decoded and checked on demand", source.split, source.count)
     command = faults.check_command(config)
     return OnDemandExamples(source, source.records, ignore_bad=ignore_bad, check_command=command)
 
 
-def load_first(config: DataConfig, split: str, classes: Classes | None = None, *, count: int) -> MemoryExamples:
-    """Decodes only the first examples of a split, at most `count`, into memory.
+def load_some(
+    config: DataConfig, split: str, classes: Classes | None = None, *, count: int, spread: bool = False
+) -> MemoryExamples:
+    """Loads at most `count` examples of a split into memory: the first ones, or with `spread` evenly spaced ones.
 
     Raises:
       DataError: as `load`.
     """
-    source = SplitSource.open(_in_order(config), split, classes)
-    return _in_memory(dataclasses.replace(source, positions=source.positions[:count]))
-
-
-def load_spread(config: DataConfig, split: str, classes: Classes | None = None, *, count: int) -> MemoryExamples:
-    """Decodes only evenly spaced examples of a split, at most `count`, into memory.
-
-    Raises:
-      DataError: as `load`.
-    """
-    source = SplitSource.open(_in_order(config), split, classes)
-    step = math.ceil(source.count / count)
-    return _in_memory(dataclasses.replace(source, positions=source.positions[::step]))
-
-
-def _in_order(config: DataConfig) -> DataConfig:
-    """Disables access by position, which a short sequential read does not need."""
-    return dataclasses.replace(config, cache="memory", on_bad_example="stop", data_service="")
+    # Sequential reading of a few examples needs no random access.
+    config = dataclasses.replace(config, cache="memory", on_bad_example="stop", data_service="")
+    source = SplitSource.open(config, split, classes)
+    positions = source.positions[:: math.ceil(source.count / count)] if spread else source.positions[:count]
+    return _in_memory(dataclasses.replace(source, positions=positions))
 
 
 def _in_memory(source: SplitSource) -> MemoryExamples:
@@ -141,11 +126,11 @@ def _on_disk(source: SplitSource, cache_dir: str) -> Examples:
         "resize": source.resizing.method,
         "split": source.split,
         "files": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
-        "tensorflow": tf.__version__,  # whose decoders may change
+        "tensorflow": tf.__version__,  # its decoders may change
         **({"decode": "scaled"} if source.scaled else {}),
     }
     cache = Cache(cache_dir, f"{data_set.full_name}-{source.split}", key, source.count, source.resizing.size)
-    names, groups = cache.filled(
+    names, groups = cache.ensure_written(
         lambda keep: _decode_all(source, lambda _, example: keep(example["image"], example["mask"]))
     )
     return DiskExamples(cache, data_set.classes, names, groups, source.origin)
@@ -154,14 +139,14 @@ def _on_disk(source: SplitSource, cache_dir: str) -> Examples:
 def _decode_all(
     source: SplitSource, keep: Callable[[int, dict[str, Any]], None]
 ) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
-    """Decodes the examples of a split in order, passes each to `keep`, and returns their names and groups.
+    """Decodes all examples in order, passes each with its index to `keep`, and returns names and groups.
 
     Raises:
-      DataError: if one is bad.
+      DataError: if an example is bad.
     """
     data_set, split = source.data_set, source.split
     names, labels = [], {key: np.full(source.count, -1) for key in data_set.label_names()}
-    iterator = _fetched(source, source.undecoded(), [*labels])
+    iterator = _decoded_arrays(source, source.undecoded(), [*labels])
     progress = progress_bar(source.positions, logger, what=f"decoding {split}", unit="images")
     for i, position in enumerate(progress):
         where = source.where(position)
@@ -184,24 +169,24 @@ def _decode_all(
     return tuple(names), distinguishing_labels(data_set.label_names(), labels)
 
 
-def _fetched(source: SplitSource, raw: tf.data.Dataset, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Decoded examples as arrays, fetched in batches, since fetching one takes as long as decoding it."""
+def _decoded_arrays(source: SplitSource, raw: tf.data.Dataset, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Decoded examples as arrays, transferred in batches, since transferring one takes as long as decoding it."""
     count = 0
     with contextlib.suppress(tf.errors.OpError):
         for batch in source.decoded(raw, keys).batch(DECODED_AT_ONCE).prefetch(1).as_numpy_iterator():
             for i in range(len(batch["image"])):
                 yield {key: values[i] for key, values in batch.items()}
                 count += 1
-    if count < source.count:  # up to the example that cannot be read
+    if count < source.count:  # one by one, up to the example that cannot be read
         yield from source.decoded(raw.skip(count), keys).as_numpy_iterator()
 
 
 def native_pairs(
     config: DataConfig, split: str, classes: Classes | None = None, *, ids: np.ndarray | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The pairs of a split at their own sizes, in order: image uint8 [H, W, 3], class ids uint8 [H, W, 1].
+    """Images uint8 [H, W, 3] and class ids uint8 [H, W, 1] of a split at native resolution, in order.
 
-    All; or those at ascending positions `ids`, int64 [K].
+    With `ids`, int64 [K], only those at these ascending positions.
 
     Raises:
       DataError: as `load`.

@@ -1,7 +1,7 @@
-"""`resizing` with NumPy and Pillow, for networks that run without TensorFlow, which takes seconds to load.
+"""`resizing` with NumPy and Pillow, for inference without loading TensorFlow.
 
-The results differ from TensorFlow's in the rounding of sums only: logits of size 1 by at most 2e-4, and an image's
-values by at most one level, in about one of 10,000.
+Results differ from TensorFlow's only by rounding: logits of size 1 by at most 2e-4, and about one of 10,000 image
+values by one level.
 """
 
 import dataclasses
@@ -10,52 +10,48 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-# What fills up the network's input where there is no picture: the middle of the range. --input_scaling=symmetric makes
-# it nearly 0, as which convolutions see all that lies outside. It is also within 25 levels of ImageNet's mean colour,
-# so there is no edge around a picture as strong as one of black would be.
+# Padding of images. --input_scaling=symmetric maps it to nearly 0, the padding of convolutions; being within 25 levels
+# of ImageNet's mean colour, it makes weaker edges than black.
 GREY = 128
-VALUES = 2**17  # at a time when logits are enlarged: they fit a core's cache
+VALUES = 2**17  # resized logits at a time, to fit a core's cache
 
 
 @dataclasses.dataclass(frozen=True)
 class NumpyResizing:
-    """A way from pictures to the network's size, as `resizing.Resizing`.
-
-    Attributes:
-      size: height h and width w of the network's input.
-      method: `stretch`, `letterbox` or `crop`.
-    """
+    """Resizing between image size and network input size, with the attributes of `resizing.Resizing`."""
 
     size: tuple[int, int]
     method: str = "stretch"
 
     def image(self, image: np.ndarray) -> np.ndarray:
-        """uint8 [H, W, 3] -> uint8 [h, w, 3], resized bilinearly with antialiasing, filled up with grey."""
+        """Resizes uint8 [H, W, 3] to [h, w, 3], bilinear with antialiasing, padded with grey."""
         if self.method != "crop":
-            image = _shrunk(image, self._resized_size(image.shape))
-        there = np.full((*self.size, image.shape[2]), GREY, np.uint8)
-        (top, above), (left, before) = (_middle(*sides) for sides in zip(image.shape[:2], self.size, strict=True))
+            image = _resize_image(image, self._resized_size(image.shape))
+        canvas = np.full((*self.size, image.shape[2]), GREY, np.uint8)
+        sides = list(zip(image.shape[:2], self.size, strict=True))
+        above, before = (max(side - wanted, 0) // 2 for side, wanted in sides)
+        top, left = (max(wanted - side, 0) // 2 for side, wanted in sides)
         part = image[above : above + self.size[0], before : before + self.size[1]]
-        there[top : top + part.shape[0], left : left + part.shape[1]] = part
-        return there
+        canvas[top : top + part.shape[0], left : left + part.shape[1]] = part
+        return canvas
 
     def to_image_size(self, logits: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-        """What was said of the network's input, as said of the picture, from top to bottom.
+        """Resizes logits, float32 [h, w, C], to the image's size, a few rows at a time from the top.
 
         Args:
           logits: float32 [h, w, C].
-          shape: whose first two are height H and width W of the picture; with `crop` at most the network's input.
+          shape: height H and width W of the image first; with `crop` they must not exceed the network's input.
 
         Yields:
-          float32 [C, rows, W]; all rows together are H.
+          float32 [C, rows, W]; H rows in all.
         """
         height, width = self._resized_size(shape)
         top, left = (self.size[0] - height) // 2, (self.size[1] - width) // 2
         planes = np.moveaxis(logits[top : top + height, left : left + width], -1, 0)
-        yield from _grown(planes, (shape[0], shape[1]))
+        yield from _resize_planes(planes, (shape[0], shape[1]))
 
     def probabilities(self, logits: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-        """The softmax of `back`, from top to bottom: float32 [rows, W, C]."""
+        """Softmax of the resized logits, a few rows at a time: float32 [rows, W, C]."""
         for planes in self.to_image_size(logits, shape):
             planes -= planes.max(axis=0)
             np.exp(planes, out=planes)
@@ -63,7 +59,7 @@ class NumpyResizing:
             yield np.moveaxis(planes, 0, -1)
 
     def _resized_size(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Height and width of a picture when it is resized."""
+        """Height and width of the image before padding."""
         height, width = shape[:2]
         if self.method == "stretch":
             return self.size
@@ -74,23 +70,16 @@ class NumpyResizing:
         return max(min(high, self.size[0]), 1), max(min(wide, self.size[1]), 1)
 
 
-def _middle(side: int, wanted: int) -> tuple[int, int]:
-    """Where the middle of a side begins: in what is wanted, and in what is there."""
-    return max(wanted - side, 0) // 2, max(side - wanted, 0) // 2
-
-
-def _shrunk(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """An image, uint8 [H, W, C], resized with antialiasing.
-
-    As floats, one channel at a time: Pillow rounds uint8 images twice, which changes every sixth value by one level.
-    """
+def _resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes uint8 [H, W, C] with antialiasing."""
+    # In float channels, because Pillow rounds uint8 images twice, which changes every sixth value by one level.
     channels = (Image.fromarray(image[..., i]).convert("F") for i in range(image.shape[2]))
     resized = [np.asarray(channel.resize(size[::-1], Image.Resampling.BILINEAR)) for channel in channels]
     return np.stack(resized, axis=-1).round().clip(0, 255).astype(np.uint8)
 
 
-def _grown(planes: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Planes, float32 [C, h, w], resized without antialiasing, a few rows at a time: [C, rows, W]."""
+def _resize_planes(planes: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Resizes float32 [C, h, w] without antialiasing, a few rows at a time: [C, rows, W]."""
     count, height, width = planes.shape
     images = [Image.fromarray(plane) for plane in planes]
     rows = max(1, VALUES // (count * size[1]))
@@ -98,7 +87,7 @@ def _grown(planes: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
         bottom = min(top + rows, size[0])
         shape = (size[1], bottom - top)
         box = (0, top * height / size[0], width, bottom * height / size[0])
-        if size[0] < height or size[1] < width:  # where `resize` would apply antialiasing
+        if size[0] < height or size[1] < width:  # `resize` would apply antialiasing
             parts = [image.transform(shape, Image.Transform.EXTENT, box, Image.Resampling.BILINEAR) for image in images]
         else:
             parts = [image.resize(shape, Image.Resampling.BILINEAR, box) for image in images]

@@ -1,4 +1,4 @@
-"""Random crops at the pictures' own scale (--resize=crop)."""
+"""Random crops at native resolution (--resize=crop)."""
 
 import contextlib
 import io
@@ -11,17 +11,17 @@ from petseg.data.example_decoding import BadExampleError
 from petseg.data.examples import BatchPosition, Examples, Fetched
 from petseg.picture_formats import open_picture
 
-# Added to the seed, which is below: augmentation draws from (seed, step) too, and must be independent of the crops.
+# Added to seeds, which are smaller: augmentation also draws from (seed, step) and must be independent of the crops.
 STREAM = 1 << 32
 
 
 class RandomCrops(Examples):
-    """Random crops of pictures in training, another one in each step; their centre crops otherwise.
+    """Random crops of images in training, drawn anew in each step; centre crops elsewhere.
 
     Args:
-      canvases: the pictures, each in the middle of a canvas of one size, as `Resizing` of method `crop` places it.
+      canvases: the images, each centred on a canvas by `Resizing` with method `crop`; all canvases have one size.
       size: height h and width w of a crop.
-      sizes: int32 [N, 2], height and width of each picture.
+      sizes: int32 [N, 2], height and width of each image.
     """
 
     def __init__(self, canvases: Examples, size: tuple[int, int], sizes: np.ndarray):
@@ -42,10 +42,7 @@ class RandomCrops(Examples):
         return Fetched(self._centre(image), self._centre(mask), usable)
 
     def batch(self, ids: tf.Tensor, at: BatchPosition, *, portable: bool = False) -> Fetched:
-        """The random crops of a step, each position in its picture equally likely.
-
-        Along a side on which the picture is smaller than the crop, it is centred in the crop.
-        """
+        """The random crops of a step, uniform over positions; an image smaller than the crop is centred in it."""
         image, mask, usable = self._canvases.batch(ids, at, portable=portable)
         drawn = tf.random.stateless_uniform(
             [at.batch_size, 2], seed=tf.stack([tf.constant(at.seed + STREAM, tf.int64), at.step])
@@ -74,7 +71,7 @@ class RandomCrops(Examples):
         return canvases[:, top : top + self._size[0], left : left + self._size[1]]
 
     def _starts(self, sizes: tf.Tensor, canvas: tf.Tensor, drawn: tf.Tensor) -> tf.Tensor:
-        """Top left corners of crops in their canvases, int32 [K, 2], from uniform numbers `drawn` in [0, 1), [K, 2]."""
+        """Top left corners of crops in their canvases, int32 [K, 2], from uniform numbers in [0, 1), [K, 2]."""
         room = sizes - tf.constant(self._size)
         inside = tf.minimum(tf.cast(drawn * tf.cast(room + 1, tf.float32), tf.int32), room)  # rounding may reach 1
         return (canvas - sizes) // 2 + tf.where(room >= 0, inside, -(-room // 2))
@@ -86,29 +83,29 @@ class RandomCrops(Examples):
             canvas, start = canvas_and_start
             return tf.slice(canvas, [start[0], start[1], 0], shape)
 
-        # One slice for each: tf.gather of rows and columns would copy pixel by pixel, and take ten times as long.
+        # A slice per canvas: tf.gather of rows and columns would copy single pixels and take ten times as long.
         return tf.map_fn(crop, (canvases, starts), fn_output_signature=tf.TensorSpec(shape, canvases.dtype))
 
 
 def sizes_in_headers(files: Iterable[bytes], count: int) -> np.ndarray:
-    """Height and width of pictures by the headers of their files, int32 [count, 2]; 1 x 1 for what is no picture."""
+    """Heights and widths from the headers of image files, int32 [count, 2]; 1 x 1 if a header cannot be read."""
     sizes = np.ones((count, 2), np.int32)
     for i, file in enumerate(files):
-        with contextlib.suppress(Exception), open_picture(io.BytesIO(file)) as picture:  # decoding it gives the reason
+        with contextlib.suppress(Exception), open_picture(io.BytesIO(file)) as picture:  # decoding will report why
             sizes[i] = picture.height, picture.width
     return sizes
 
 
 def canvas_size(sizes: np.ndarray, crop: tuple[int, int]) -> tuple[int, int]:
-    """The smallest height and width that hold each picture and a crop."""
+    """The smallest height and width that hold each image and a crop."""
     height, width = np.maximum(sizes.max(axis=0), crop).tolist()
     return height, width
 
 
 def check_size(in_header: np.ndarray, size: np.ndarray, where: str) -> None:
-    """Raises BadExampleError if a decoded picture has another size than its header says."""
+    """Raises BadExampleError if a decoded image does not have the size in its header."""
     if (size != in_header).any():
         raise BadExampleError(
-            f"{where}: its header says {tuple(in_header.tolist())} (height, width); must be {tuple(size.tolist())}, "
-            "the size of the decoded picture"
+            f"{where}: the image header says {tuple(in_header.tolist())} (height, width); must be "
+            f"{tuple(size.tolist())}, the size of the decoded image"
         )

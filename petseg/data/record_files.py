@@ -1,4 +1,4 @@
-"""Single records of a split by position, out of array_record files."""
+"""Random access to the records of a split in array_record files."""
 
 import collections
 import dataclasses
@@ -14,8 +14,8 @@ import tensorflow as tf
 from petseg.errors import DataError, one_line
 from petseg.runtime import autotuning
 
-# A process may have 1,024 files open, and each reader keeps 8 bytes for each record of its file: without them, with
-# `index_storage_option:offloaded`, a record takes 14 ms instead of 0.4.
+# Processes are limited to 1,024 open files. A reader's index takes 8 bytes per record of its file; without it
+# (`index_storage_option:offloaded`) reading a record takes 14 ms instead of 0.4.
 OPEN_READERS = 256
 READER_OPTIONS = "readahead_buffer_size:0"
 RECORDS_AT_ONCE = 16
@@ -28,34 +28,33 @@ class RecordRange:
 
     Attributes:
       file: the file.
-      first: position in the file of the first record.
+      first: position of the first record in the file.
       count: number of records.
-      in_file: number of records in the whole file.
     """
 
     file: Path
     first: int
     count: int
-    in_file: int
 
 
 class RecordFiles:
-    """The records of a split: positions 0 to N - 1, stretch after stretch. Keeps nothing of a single record.
+    """The records of a split by position, 0 to N - 1; files are opened when they are first read.
+
+    Args:
+      ranges: the records in the order of their positions.
 
     Attributes:
-      states: size and modification time of each file when this was made.
+      states: size and modification time of each file when this was created.
+
+    Raises:
+      DataError: if a file is missing.
     """
 
-    def __init__(self, stretches: Sequence[RecordRange]):
-        """Opens no file yet.
-
-        Raises:
-          DataError: if a file is missing.
-        """
-        self._stretches = tuple(stretches)
-        self._starts = np.cumsum([0, *(stretch.count for stretch in stretches)], dtype=np.int64)
-        self._firsts = np.array([stretch.first for stretch in stretches], np.int64)
-        self.states = {stretch.file: _state(stretch.file) for stretch in stretches}
+    def __init__(self, ranges: Sequence[RecordRange]):
+        self._ranges = tuple(ranges)
+        self._starts = np.cumsum([0, *(each.count for each in ranges)], dtype=np.int64)
+        self._firsts = np.array([each.first for each in ranges], np.int64)
+        self.states = {each.file: _state(each.file) for each in ranges}
         for file, state in self.states.items():
             if state is None:
                 raise DataError(f"{file}: is missing")
@@ -66,24 +65,24 @@ class RecordFiles:
         return int(self._starts[-1])
 
     def place(self, position: int) -> str:
-        """File and number of the record at a position, for messages."""
+        """File and number of a record, for messages."""
         number, place = self._places(np.array([position]))
-        return f"record {place[0]} of {self._stretches[number[0]].file}"
+        return f"record {place[0]} of {self._ranges[number[0]].file}"
 
     def check(self) -> None:
         """Raises DataError if a file has changed."""
         for file, state in self.states.items():
             if _state(file) != state:
-                raise DataError(f"{file}: was changed or removed while it was needed")
+                raise DataError(f"{file}: was changed or removed during the run")
 
     def in_order(self, positions: range) -> tf.data.Dataset:
-        """The records at some positions, one after the other."""
+        """The records at a range of positions, as a data set."""
         batches = tf.data.Dataset.range(positions.start, positions.stop, positions.step).batch(RECORDS_AT_ONCE)
         return batches.map(self.read).prefetch(1).unbatch().with_options(autotuning.off())
 
     def read(self, positions: tf.Tensor) -> tf.Tensor:
-        """Records, string [K], at positions, int64 [K], as a graph of this process."""
-        # Declared stateless, which it is: op determinism would run a stateful function sequentially.
+        """Records, string [K], at positions, int64 [K]; the graph runs in this process only."""
+        # Declared stateless (true: files do not change), because op determinism runs stateful functions sequentially.
         records = tf.numpy_function(self._read, [positions], tf.string, stateful=False)
         records.set_shape(positions.shape)
         return records
@@ -93,20 +92,20 @@ class RecordFiles:
         numbers, places = self._places(positions)
         for number in np.unique(numbers):
             (mine,) = np.nonzero(numbers == number)
-            file = self._stretches[number].file
+            file = self._ranges[number].file
             try:
                 records[mine] = self._reader(file).read(places[mine].tolist())
-            except Exception as error:  # the library has no common class
+            except Exception as error:  # array_record's errors have no common class
                 raise OSError(f"{file}: {UNREADABLE}: {one_line(error)}") from error
         return records
 
     def _places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers of stretches, and positions in their files, int64 [K] each."""
+        """Indices of ranges, and positions in their files, int64 [K] each."""
         numbers = np.searchsorted(self._starts, positions, side="right") - 1
         return numbers, positions - self._starts[numbers] + self._firsts[numbers]
 
     def _reader(self, file: Path) -> Any:
-        """A reader of a file; threads may share it, and it closes when the last one drops it."""
+        """The reader of a file, shared by threads; closed when it is evicted and no thread uses it."""
         with self._lock:
             reader = self._readers.pop(file, None) or _array_record_reader(file)
             self._readers[file] = reader
@@ -116,7 +115,7 @@ class RecordFiles:
 
 
 def _array_record_reader(file: Path) -> Any:
-    from array_record.python import array_record_module  # needed with such files only
+    from array_record.python import array_record_module  # only needed for such files
 
     return array_record_module.ArrayRecordReader(os.fspath(file), options=READER_OPTIONS, file_reader_buffer_size=32768)
 

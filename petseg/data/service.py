@@ -1,7 +1,7 @@
-"""Makes training batches for other processes: python -m petseg.data.service --port=5050, until Ctrl-C or SIGTERM.
+"""Runs a tf.data service, which makes training batches for other processes: python -m petseg.data.service --port=5050
 
-What listens at the port is TensorFlow's data service, a dispatcher with one worker. It runs the graphs that it is sent,
-whoever sends them: only in a network whose users you trust.
+Runs until Ctrl-C or SIGTERM. The service, a dispatcher with one worker, executes any graph that it is sent: use it only
+in trusted networks.
 """
 
 import dataclasses
@@ -14,24 +14,24 @@ from petseg.config.options import Group, option
 from petseg.errors import ConfigError
 from petseg.runtime import sockets, startup
 
-logger = logging.getLogger("petseg.data.service")  # whose __name__ is __main__
+logger = logging.getLogger("petseg.data.service")  # __name__ may be __main__
 
 
 @dataclasses.dataclass(frozen=True)
 class ServiceConfig(Group):
-    """Where the service listens."""
+    """Flags: the address of the service."""
 
-    port: int = option(5050, "port to listen at; the worker listens at any other", minimum=1, maximum=65535)
-    host: str = option("", "name or address by which trainings reach this machine; empty: its host name")
+    port: int = option(5050, "port of the dispatcher; the worker uses any free port", minimum=1, maximum=65535)
+    host: str = option("", "name or address of this machine for training processes; empty: its host name")
     debug: bool = option(False, "show the traceback of an error that is otherwise one line")
 
 
 def main(config: ServiceConfig) -> None:
-    """Runs the service until a signal comes.
+    """Runs the service until a signal arrives.
 
     Raises:
-      ConfigError: if it cannot listen, or the host has no address.
-      StoppedError: when a signal comes.
+      ConfigError: if it cannot listen at the port, or the host has no address.
+      StoppedError: on SIGINT or SIGTERM.
     """
     host = config.host or socket.gethostname()
     _check(host, config.port)
@@ -46,25 +46,25 @@ def main(config: ServiceConfig) -> None:
         worker = service.WorkerServer(
             service.WorkerConfig(
                 dispatcher_address=f"localhost:{config.port}",
-                worker_address=f"{host}:%port%",  # what trainings are told; `localhost` if nothing is said
+                worker_address=f"{host}:%port%",  # sent to training processes; default: localhost
                 heartbeat_interval_ms=1000,
             )
         )
         logger.info("the data service is ready: --data_service=grpc://%s:%d --cache=disk", host, config.port)
-        threading.Event().wait()  # and not `worker.join`, during which no signal handler runs
+        threading.Event().wait()  # `worker.join` would block signal handlers
         del worker, dispatcher
 
 
 def _check(host: str, port: int) -> None:
-    """Raises ConfigError for what TensorFlow would answer with a traceback."""
+    """Raises ConfigError for an unusable host or port, for which TensorFlow would print a traceback."""
     try:
         socket.getaddrinfo(host, port)
     except OSError as error:
-        raise ConfigError(f"--host={host}: has no address ({error.strerror}); must be what trainings reach") from error
+        raise ConfigError(f"--host={host}: has no address ({error.strerror}); must be this machine's") from error
     try:
         sockets.listen(port).close()
     except OSError as error:
-        raise ConfigError(f"--port={port}: cannot listen there: {error.strerror}") from error
+        raise ConfigError(f"--port={port}: cannot listen there: {error.strerror}; must be a free port") from error
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Batches that other processes make: the side that asks; `service` is the other one."""
+"""Client of data services (--data_service): fetches training batches that other processes make."""
 
 import contextlib
 import logging
@@ -15,7 +15,7 @@ from petseg.errors import ClusterError
 from petseg.runtime import autotuning, sockets
 
 POLL_SECONDS = 0.5
-LOST_SECONDS = 10.0  # TensorFlow bridges shorter interruptions by itself, and longer ones too: for ever
+LOST_SECONDS = 10.0  # TensorFlow would retry for ever
 BATCHES_AT_ONCE = 2
 OUT_OF_ORDER = "data service: batch out of order"
 
@@ -25,19 +25,19 @@ logger = logging.getLogger(__name__)
 def remote_batches(
     addresses: Sequence[str], first: int, last: int, make: Callable[[tf.Tensor], Any]
 ) -> tf.data.Dataset:
-    """The batches `make(first)` to `make(last - 1)`, in this order, made by the processes that listen at addresses.
+    """The batches `make(first)` to `make(last - 1)`, in order, made by data services.
 
-    Of K addresses, each has a worker of its own, which makes every K-th batch; they are dealt in turn. TensorFlow would
-    also divide the work among workers of one address, first come, first served: then their order would be anyone's.
+    Each of K services makes every K-th batch. A service must have a single worker: TensorFlow would divide the batches
+    among several on a first-come, first-served basis, which loses their order.
 
     Args:
       addresses: HOST:PORT of dispatchers.
       first: number of the first batch.
-      last: number behind that of the last batch.
+      last: number after that of the last batch.
       make: int64 scalar -> batch, as a graph that any process can run.
 
     Raises:
-      tf.errors.InvalidArgumentError: while iterating, if a batch comes out of order.
+      tf.errors.InvalidArgumentError: while iterating, if a batch is out of order.
     """
     service = tf.data.experimental.service
     options = autotuning.off()
@@ -58,7 +58,7 @@ def remote_batches(
             service.distribute(
                 processing_mode=service.ShardingPolicy.OFF,
                 service=f"grpc://{address}",
-                compression=None,  # photographs do not shrink, and each end would spend its time on it
+                compression=None,  # takes time and hardly shrinks photographs
             )
         )
         for k, address in enumerate(addresses)
@@ -69,10 +69,10 @@ def remote_batches(
 
 
 def wait_for_services(addresses: Sequence[str], seconds: float) -> None:
-    """Returns when somebody listens at each address.
+    """Waits until all services answer.
 
     Raises:
-      ClusterError: if that does not happen in time.
+      ClusterError: if one does not in time.
     """
     missing = sockets.wait_until_all_answer(
         lambda: [address for address in addresses if not sockets.answers(address)],
@@ -82,23 +82,23 @@ def wait_for_services(addresses: Sequence[str], seconds: float) -> None:
     if missing:
         raise ClusterError(
             f"--data_service: waited {seconds:g} s in vain for {_listed(missing)}; "
-            "`python -m petseg.data.service` starts one"
+            "`python -m petseg.data.service` starts a service"
         )
 
 
 @contextlib.contextmanager
 def watch_services(addresses: Sequence[str], what_remains: str) -> Iterator[None]:
-    """Ends the process, with one line, when an address has not been answering for a while.
+    """Ends the process with an error message when a service has not answered for LOST_SECONDS.
 
-    TensorFlow goes on asking for ever, in calls that no signal, no exception and no end of the program interrupts. So
-    the process ends as after `kill -9`, which a run survives.
+    TensorFlow would retry for ever in calls that neither signals nor exceptions interrupt, so the process exits
+    immediately, as after `kill -9`; the run can be resumed.
 
     Args:
-      addresses: HOST:PORT of the services; nothing is watched if there are none.
-      what_remains: end of the line: what the user has left, and can do.
+      addresses: HOST:PORT of the services; may be empty.
+      what_remains: end of the message: how to resume.
 
     Raises:
-      ClusterError: if the block failed because a service was started anew and knows nothing of this process.
+      ClusterError: if the block failed because a service was restarted, lost its worker, or has several.
     """
     if not addresses:
         yield
@@ -112,7 +112,7 @@ def watch_services(addresses: Sequence[str], what_remains: str) -> Iterator[None
         if OUT_OF_ORDER in str(error):
             problem = "batches came out of order; there must be one worker behind each address"
         elif "dispatcher" in str(error) or isinstance(error, tf.errors.UnavailableError):
-            problem = f"{_listed(addresses)} was started anew, or lost its worker"
+            problem = f"{_listed(addresses)} was restarted, or lost its worker"
         else:
             raise
         raise ClusterError(f"--data_service: {problem}; {what_remains}") from error
@@ -130,7 +130,7 @@ def _watch(addresses: Sequence[str], what_remains: str, over: threading.Event) -
         lost = [address for address, moment in seen.items() if time.monotonic() - moment > LOST_SECONDS]
         if lost and not over.is_set():
             program = os.path.basename(sys.argv[0])
-            error = ClusterError(f"--data_service: lost {_listed(lost)}; start it again, then {what_remains}")
+            error = ClusterError(f"--data_service: lost {_listed(lost)}; restart it, then {what_remains}")
             print(f"{program}: error: {error}", file=sys.stderr, flush=True)
             os._exit(error.exit_code)
 

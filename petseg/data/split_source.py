@@ -1,4 +1,4 @@
-"""The examples of a split, not decoded yet: which ones, from which files, to which size."""
+"""The undecoded examples of a split, and how they are decoded: files, positions, target size."""
 
 import contextlib
 import dataclasses
@@ -17,23 +17,23 @@ from petseg.data.resizing import Resizing
 from petseg.errors import DataError, one_line
 from petseg.runtime import strategies
 
-DECODED_AT_ONCE = 16  # pictures whose pixels are in memory at one time: 24 megapixels take 360 MiB while one is resized
-LOOKED_AT = 16  # pictures, for whether there are JPEGs
+DECODED_AT_ONCE = 16  # images in memory at one time: resizing one of 24 megapixels takes 360 MiB
+JPEG_CANDIDATES = 16  # images among which --decode=scaled needs a JPEG
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitSource:
-    """Examples of a split, to be decoded at a size.
+    """Undecoded examples of a split.
 
     Attributes:
       data_set: the data set.
       split: its split, or a slice.
-      resizing: how pictures are brought to their size.
-      positions: ascending positions of the examples in the split; all of them, or some.
-      picture_sizes: int32 [N, 2], heights and widths in the headers of pictures that lie on canvases; else None.
+      resizing: resizes images and masks.
+      positions: ascending positions in the split of the N examples.
+      picture_sizes: for canvases of --resize=crop: heights and widths in image headers, int32 [N, 2]; else None.
       scaled: whether JPEGs are decoded at a reduced size.
-      records: its records by position if they are in array_record files; else None, and they are read in order.
+      records: random access to the records of array_record files; None: other files, read in order.
     """
 
     data_set: DataSet
@@ -46,10 +46,10 @@ class SplitSource:
 
     @classmethod
     def open(cls, config: DataConfig, split: str, classes: Classes | None) -> "SplitSource":
-        """A split of the data set of a config.
+        """Opens a split of the data set of a config.
 
         Raises:
-          PetsegError: if there is none, or --cache=none needs its records in another file format.
+          PetsegError: if it does not exist, or --cache=none cannot read its file format.
         """
         data_set = catalog.open_data(config, classes)
         positions = range(data_set.num_examples(split))
@@ -62,8 +62,8 @@ class SplitSource:
         return cls(data_set, split, Resizing(config.size, config.resize), positions, records=records)
 
     def on_canvases(self) -> "SplitSource":
-        """The same pictures at their own size, each on a canvas that holds the largest, to take crops from."""
-        logger.info("%s: reading the sizes of %d pictures from their headers", self.split, self.count)
+        """The same images, not resized but each centred on a canvas of the largest size, for random crops."""
+        logger.info("%s: reading the sizes of %d images from their headers", self.split, self.count)
         files = self.undecoded().map(lambda example: example["image"]).as_numpy_iterator()
         with self._naming_unreadable_files():
             sizes = random_crops.sizes_in_headers(files, self.count)
@@ -71,17 +71,17 @@ class SplitSource:
         return dataclasses.replace(self, resizing=Resizing(canvas, "crop"), picture_sizes=sizes)
 
     def with_scaled_decoding(self) -> "SplitSource":
-        """The same pictures, JPEGs among them decoded at a reduced size.
+        """The same images, with JPEGs decoded at a reduced size.
 
         Raises:
-          DataError: if there seem to be no JPEGs among them.
+          DataError: if none of the first images is a JPEG.
         """
         with self._naming_unreadable_files():
-            first = [example["image"] for example in self.undecoded().take(LOOKED_AT)]
+            first = [example["image"] for example in self.undecoded().take(JPEG_CANDIDATES)]
         if not any(tf.io.is_jpeg(file) for file in first):
             raise DataError(
-                f"--decode=scaled: {self.origin}: none of the first {len(first)} pictures is a JPEG file, and no other "
-                "format can be decoded smaller than it is; must be full"
+                f"--decode=scaled: {self.origin}: none of the first {len(first)} images is a JPEG file, and no other "
+                "format can be decoded at a reduced size; must be full"
             )
         return dataclasses.replace(self, scaled=True)
 
@@ -100,11 +100,11 @@ class SplitSource:
 
     @property
     def origin(self) -> str:
-        """The data set with its config and version, and the split."""
+        """Data set with config and version, and split."""
         return f"{self.data_set.full_name}, {self.split}"
 
     def shape(self, channels: int) -> tuple[int, int, int, int]:
-        """(N, H, W, channels), of the decoded examples."""
+        """Shape (N, H, W, channels) of the decoded examples."""
         return (self.count, *self.resizing.size, channels)
 
     def where(self, position: int) -> str:
@@ -112,21 +112,21 @@ class SplitSource:
         return f"{self.data_set.name}, split {self.split}, example {position}"
 
     def undecoded(self) -> tf.data.Dataset:
-        """The examples in order, as `DataSet.raw_examples` gives them."""
+        """The examples in order, as in `DataSet.raw_examples`."""
         if self.records is not None:
             return self.data_set.parsed(self.records.in_order(self.positions))
         return self.data_set.raw_examples(self.split).take(self.positions.stop).shard(self.positions.step, 0)
 
     def decode(self, example: dict[str, tf.Tensor], keys: Sequence[str] = ()) -> dict[str, tf.Tensor]:
-        """An example as `example_decoding.decode` gives it."""
+        """Decodes an example as `example_decoding.decode` does."""
         return example_decoding.decode(self.data_set, self.resizing, example, keys, scaled=self.scaled)
 
     def decoded(self, examples: tf.data.Dataset, keys: Sequence[str] = ()) -> tf.data.Dataset:
-        """Examples as `decode` gives them, several at one time."""
+        """Decodes a data set of examples in parallel."""
         decode = tf.autograph.experimental.do_not_convert(lambda example: self.decode(example, keys))
         return examples.map(decode, num_parallel_calls=parallel_decodes())
 
 
 def parallel_decodes() -> int:
-    """How many pictures are decoded at one time: as many as this process may use CPUs, within bounds."""
+    """Number of images to decode at one time: the usable CPUs, at most DECODED_AT_ONCE."""
     return min(strategies.usable_cpus(), DECODED_AT_ONCE)

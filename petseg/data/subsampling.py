@@ -1,25 +1,16 @@
-"""A fixed random sample of a split, chosen by a seed."""
+"""Fixed random samples of a split (--eval_examples), a function of a seed."""
 
 import numpy as np
 import tensorflow as tf
 
 from petseg.data.examples import Examples
 
-STREAM = 2**32  # beside the seed, where the order of training has the number of an epoch
+STREAM = 2**32  # second key word; `example_order` has the epoch there
 
 
 def positions(num_examples: int, count: int, seed: int) -> np.ndarray:
-    """The examples of a sample: a function of the arguments; each sample is equally likely.
-
-    Args:
-      num_examples: number of examples in the split.
-      count: number of examples in the sample, at most as many.
-      seed: seed of the draw.
-
-    Returns:
-      int64 [count], ascending ids in the split.
-    """
-    # Mixed, because `index_shuffle` uses the low eight bits of each word only.
+    """Draws `count` of `num_examples` positions without replacement: ascending, int64 [count]."""
+    # Mixed, because `index_shuffle` uses only the low eight bits of each word.
     words = np.random.SeedSequence([seed, STREAM]).generate_state(2).astype(np.int64)
     with tf.device("cpu:0"):
         drawn = tf.random.experimental.index_shuffle(
@@ -31,7 +22,7 @@ def positions(num_examples: int, count: int, seed: int) -> np.ndarray:
 
 
 def subsample(examples: Examples, count: int, seed: int) -> Examples:
-    """A sample of `count` examples of a split, in their order; the split itself if `count` is 0 or not smaller."""
+    """A sample of `count` examples, in the order of the split; all if `count` is 0 or at least their number."""
     if not 0 < count < len(examples):
         return examples
     sampled = examples.subset(positions(len(examples), count, seed))
@@ -41,7 +32,7 @@ def subsample(examples: Examples, count: int, seed: int) -> Examples:
 
 
 def elements_at(dataset: tf.data.Dataset, ids: np.ndarray) -> tf.data.Dataset:
-    """The elements of a data set at ascending positions, int64 [K]; nothing after the last one is read."""
+    """The elements at ascending positions, int64 [K]; reads nothing after the last one."""
     wanted = tf.constant(ids, tf.int64)
 
     @tf.autograph.experimental.do_not_convert

@@ -1,4 +1,4 @@
-"""The pairs of a TFDS data set as the files that they were, so that they are checked as those of a folder are."""
+"""Reads the image-mask pairs of a TFDS data set for the checker, as it reads the files of a folder."""
 
 import io
 from collections.abc import Iterator
@@ -16,14 +16,11 @@ from petseg.picture_formats import open_picture
 
 
 def read_all(config: DataConfig) -> tuple[str, dict[str, int], Classes, Iterator[tuple[str, DecodedPair]]]:
-    """Opens a TFDS data set.
-
-    Returns:
-      its name; the sizes of its splits; its classes; split and pair, one after the other.
+    """Name, split sizes and classes of a TFDS data set, and an iterator over (split, pair).
 
     Raises:
-      ConfigError: if the classes cannot be used.
-      DataError: if the data set cannot be had.
+      ConfigError: if the classes are invalid.
+      DataError: if the data set cannot be opened.
     """
     data_set = catalog.open_data(config)
     sizes = {split: info.num_examples for split, info in data_set.builder.info.splits.items()}
@@ -41,13 +38,13 @@ def _pairs(data_set: DataSet, sizes: dict[str, int]) -> Iterator[tuple[str, Deco
 
     def read(each: tuple[str, str, bytes, bytes]) -> tuple[str, DecodedPair]:
         split, name, image, mask = each
-        return split, pair_files.decode_pair(name, image, f"mask of {name}", _as_decoded(mask, classes), coding)
+        return split, pair_files.decode_pair(name, image, f"mask of {name}", _without_palette(mask, classes), coding)
 
     return folder_files.map_with_progress(examples(), read, sum(sizes.values()), f"reading {data_set.name}")
 
 
-def _as_decoded(mask: bytes, classes: Classes) -> bytes:
-    """A mask as TensorFlow decodes it: of a palette the colours, or what those are in grey; never the index."""
+def _without_palette(mask: bytes, classes: Classes) -> bytes:
+    """A mask as TensorFlow decodes it: palette images as colours or their grey values, never as indices."""
     try:
         with open_picture(io.BytesIO(mask)) as picture:
             if picture.mode not in PALETTED or classes.colored:
@@ -55,4 +52,4 @@ def _as_decoded(mask: bytes, classes: Classes) -> bytes:
         pixels = tf.io.decode_image(mask, channels=1, expand_animations=False)
         return tf.io.encode_png(pixels).numpy()
     except (OSError, tf.errors.OpError):
-        return mask  # which cannot be read, as the one who reads it will say
+        return mask  # unreadable, as its reader will report

@@ -1,4 +1,4 @@
-"""Converts a TFDS data set to array_record files, which --cache=none reads.
+"""Converts a TFDS data set from TFRecord to array_record files, which --cache=none reads.
 
     python -m petseg.data.to_array_record --dataset=NAME --data_dir=DIR --output_dir=OTHER
 
@@ -16,25 +16,25 @@ from petseg.config.options import Group, option
 from petseg.errors import ConfigError
 from petseg.runtime import startup
 
-logger = logging.getLogger("petseg.data.to_array_record")  # whose __name__ is __main__
+logger = logging.getLogger("petseg.data.to_array_record")  # __name__ may be __main__
 
 
 @dataclasses.dataclass(frozen=True)
 class ConversionConfig(Group):
-    """What is converted, and where the copy goes."""
+    """Flags: the data set, and the output folder."""
 
     dataset: str = option("oxford_iiit_pet", "TFDS data set", required=True)
     data_dir: str = option("", "folder of prepared TFDS data sets; empty: TFDS's own default")
-    output_dir: str = option("", "folder for the converted data set, another one than --data_dir")
+    output_dir: str = option("", "folder for the converted data set, not --data_dir")
     debug: bool = option(False, "show the traceback of an error that is otherwise one line")
 
 
 def main(config: ConversionConfig) -> None:
-    """Writes the files of a data set again as array_record, with the same records in the same order.
+    """Writes the records of a data set, in the same order, to array_record files.
 
     Raises:
-      ConfigError: if there is no output folder, or the data set is there already.
-      PetsegError: if the data set cannot be had, or the files cannot be written.
+      ConfigError: if --output_dir is missing or has the data set already, or the files cannot be written.
+      PetsegError: if the data set cannot be opened.
     """
     if not config.output_dir:
         raise ConfigError("--output_dir: must be a folder for the converted data set")
@@ -70,13 +70,13 @@ def _convert(file: Path, folder: Path, file_format: str) -> None:
 
     from petseg.data.catalog import ARRAY_RECORD
 
-    # One record a group: random access then decompresses no neighbours.
+    # One record per group, so that random access decompresses no others.
     path = folder / file.name.replace(f".{file_format}-", f".{ARRAY_RECORD}-")
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
     for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
         writer.write(record)
     writer.close()
-    logger.info("%s is written", path.name)
+    logger.info("wrote %s", path.name)
 
 
 if __name__ == "__main__":

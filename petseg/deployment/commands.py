@@ -90,7 +90,7 @@ def _comparison_images(run: TrainedRun | PackedRun, score: ScoreConfig) -> tuple
     if catalog.is_on_disk(data):
         try:
             split = score.split or data.eval_split
-            return loading.load_first(data, split, run.classes, count=COMPARED_IMAGES).images, "images"
+            return loading.load_some(data, split, run.classes, count=COMPARED_IMAGES).images, "images"
         except PetsegError as error:
             if score.split:
                 raise
@@ -107,4 +107,4 @@ def _drawings(size: tuple[int, int], count: int) -> np.ndarray:
 
 def _calibration_images(run: TrainedRun | PackedRun) -> np.ndarray:
     data = run.config.data
-    return loading.load_spread(data, data.train_split, run.classes, count=CALIBRATION_IMAGES).images
+    return loading.load_some(data, data.train_split, run.classes, count=CALIBRATION_IMAGES, spread=True).images

@@ -59,7 +59,7 @@ def few_drawings(monkeypatch):
 def test_the_embedded_data_set_is_drawn_without_a_word_of_downloads(few_drawings, tmp_path, capfd, caplog):
     with caplog.at_level("INFO", logger="petseg"):
         catalog.prepare("synthetic_pets", str(tmp_path))
-    assert caplog.messages == [f"synthetic_pets is drawn into {tmp_path}/synthetic_pets/2.0.0"]
+    assert caplog.messages == [f"drawing synthetic_pets into {tmp_path}/synthetic_pets/2.0.0"]
     assert capfd.readouterr().out == ""
     assert capfd.readouterr().err == ""
 

@@ -103,7 +103,7 @@ def test_two_workers_behind_one_address_are_found_out(data_dir, cache_dir):
 
 def test_a_service_that_was_started_anew_is_named(addresses):
     error = tf.errors.NotFoundError(None, None, "Unknown iteration client id; perhaps a dispatcher restart")
-    named = pytest.raises(ClusterError, match=rf"grpc://{addresses[0]} was started anew.*; go on")
+    named = pytest.raises(ClusterError, match=rf"grpc://{addresses[0]} was restarted, .*; go on")
     with named, service_client.watch_services(addresses[:1], "go on"):
         raise error
 
@@ -150,7 +150,7 @@ def test_a_service_that_dies_ends_the_run_in_one_line(data_dir, cache_dir, tmp_p
     assert training.returncode == 75, stderr
     line = own_lines(stderr)[-1]
     assert line == (
-        f"train.py: error: --data_service: lost grpc://{address}; start it again, then rerun to resume from the "
+        f"train.py: error: --data_service: lost grpc://{address}; restart it, then rerun to resume from the "
         f"newest checkpoint in {tmp_path}/run/checkpoints"
     )
     assert "Traceback" not in stderr

@@ -122,7 +122,7 @@ def test_a_second_run_reuses_what_the_first_one_decoded(data_dir, tmp_path, capl
         again = load_examples("synthetic_pets", "train", 32, str(data_dir), cache="disk", cache_dir=str(tmp_path))
     (line,) = caplog.messages
     assert line.startswith(
-        f"{NUM_TRAIN} examples at 32x32 px were decoded before: {tmp_path}/synthetic_pets-2.0.0-train"
+        f"reusing {NUM_TRAIN} decoded examples at 32x32 px: {tmp_path}/synthetic_pets-2.0.0-train"
     )
     for one, other in zip(first.read(range(NUM_TRAIN)), again.read(range(NUM_TRAIN)), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -144,7 +144,7 @@ def filled_with(value):
 
 def test_other_keys_are_other_files(tmp_path):
     for value, key in ((1, "a"), (2, "b")):
-        assert cache_of(tmp_path, key).filled(filled_with(value))[1] == {"species": ("cat", "dog", "cat")}
+        assert cache_of(tmp_path, key).ensure_written(filled_with(value))[1] == {"species": ("cat", "dog", "cat")}
     assert (cache_of(tmp_path, "a").images == 1).all()
     assert (cache_of(tmp_path, "b").masks == 2).all()
 
@@ -168,11 +168,11 @@ def test_a_changed_data_set_is_noticed(tmp_path):
 @pytest.mark.parametrize("harm", [lambda file: os.truncate(file, 20), os.remove], ids=["truncated", "removed"])
 def test_damaged_files_are_written_anew(tmp_path, caplog, name, harm):
     cache = cache_of(tmp_path)
-    cache.filled(filled_with(1))
+    cache.ensure_written(filled_with(1))
     harm(cache.folder / name)
     with pytest.raises(DataError, match=rf"{name}: .*; the same command writes it anew"):
         cache.check()
-    names, _ = cache_of(tmp_path).filled(filled_with(2))
+    names, _ = cache_of(tmp_path).ensure_written(filled_with(2))
     assert names == ("a", "b", "c")
     assert (cache.images == 2).all()
     assert f"{cache.folder / name}: " in caplog.text
@@ -185,7 +185,7 @@ from petseg.data.backends.disk import Cache
 def fill(keep):
     keep(np.ones((4, 4, 3), np.uint8), np.ones((4, 4, 1), np.uint8))
     os.kill(os.getpid(), signal.SIGKILL)
-Cache({str(tmp_path)!r}, "pets", {{"key": "a"}}, 3, (4, 4)).filled(fill)
+Cache({str(tmp_path)!r}, "pets", {{"key": "a"}}, 3, (4, 4)).ensure_written(fill)
 """
     killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True)
     assert killed.returncode == -signal.SIGKILL
@@ -193,7 +193,7 @@ Cache({str(tmp_path)!r}, "pets", {{"key": "a"}}, 3, (4, 4)).filled(fill)
     unfinished = cache.folder.with_name(cache.folder.name + ".unfinished")
     assert unfinished.is_dir()
     assert not cache.folder.exists()
-    cache.filled(filled_with(2))
+    cache.ensure_written(filled_with(2))
     assert (cache.images == 2).all()
     assert not unfinished.exists()
 
@@ -204,7 +204,7 @@ def test_what_fails_in_the_middle_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ConfigError, match=r"--cache_dir=.*No space left on device: it takes 0\.0 MiB, .* are free"):
-        cache_of(tmp_path).filled(filled_with(1))
+        cache_of(tmp_path).ensure_written(filled_with(1))
     assert not list(tmp_path.iterdir())
 
 

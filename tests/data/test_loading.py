@@ -85,15 +85,16 @@ def test_some_examples_of_a_split_are_decoded_without_the_others(data_dir, monke
     decoded = []
     genuine = example_decoding.check_example
     monkeypatch.setattr(example_decoding, "check_example", lambda *args: (decoded.append(args), genuine(*args)))
-    first = loading.load_first(data_config("synthetic_pets", 32, data_dir), "train", count=5)
-    spread = loading.load_spread(data_config("synthetic_pets", 32, data_dir), "train", count=10)
+    first = loading.load_some(data_config("synthetic_pets", 32, data_dir), "train", count=5)
+    spread = loading.load_some(data_config("synthetic_pets", 32, data_dir), "train", count=10, spread=True)
     for some, positions in ((first, slice(5)), (spread, slice(None, None, 3))):
         np.testing.assert_array_equal(some.images, whole.images[positions])
         np.testing.assert_array_equal(some.masks, whole.masks[positions])
         assert some.names == whole.names[positions]
     assert len(decoded) == 5 + 8
-    assert len(loading.load_first(data_config("synthetic_pets", 32, data_dir), "train", count=100)) == NUM_TRAIN
-    assert len(loading.load_spread(data_config("synthetic_pets", 32, data_dir), "train", count=100)) == NUM_TRAIN
+    assert len(loading.load_some(data_config("synthetic_pets", 32, data_dir), "train", count=100)) == NUM_TRAIN
+    every = loading.load_some(data_config("synthetic_pets", 32, data_dir), "train", count=100, spread=True)
+    assert len(every) == NUM_TRAIN
 
 
 def test_examples_say_where_they_come_from(array_record_dir, tmp_path):
@@ -158,7 +159,7 @@ def test_features_of_any_name_and_masks_of_any_kind_are_coded_by_the_classes(tmp
     assert examples.classes.names == ("road", "sky")
     ((_, ids),) = loading.native_pairs(config, "train")
     np.testing.assert_array_equal(ids[..., 0], np.tile(np.array([0, 1, 255], np.uint8), (36, 12)))
-    with pytest.raises(DataError, match="streets: its classes are not known here; --classes must be a file"):
+    with pytest.raises(DataError, match="streets: petseg does not know its classes; --classes must be a file"):
         loading.load(data_config("streets", 64, tmp_path), "train")
 
 
@@ -215,7 +216,7 @@ def test_a_data_set_without_masks_is_refused(tmp_path):
         data_dir=str(tmp_path),
     )
     with pytest.raises(
-        DataError, match=r"image_feature=image: must be a feature that is a picture .there is none.; all: label"
+        DataError, match=r"image_feature=image: must be an image feature .there is none.; all features: label"
     ):
         load_examples("only_labels", "train", 32, str(tmp_path))
 

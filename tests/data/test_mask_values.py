@@ -87,16 +87,16 @@ def test_tensorflow_codes_as_numpy_does(numbers, colored):
         if colored
         else array[..., None].astype(np.uint16)
     )
-    ids = mask_decoding.code(tf.constant(pixels), classes)
+    ids = mask_decoding.class_ids(tf.constant(pixels), classes)
     assert ids.dtype == tf.uint8
     np.testing.assert_array_equal(ids[..., 0], MaskCoding(classes).ids(array))
 
 
 def test_values_of_no_class_are_described_in_errors():
     pixels = tf.constant([[[3], [4]]], tf.uint8)
-    number = mask_decoding.an_unknown_value(pixels, mask_decoding.code(pixels, NUMBERS))
-    assert mask_decoding.shown(int(number), NUMBERS) == "value 4"
-    assert mask_decoding.an_unknown_value(pixels, tf.zeros_like(pixels)) == mask_decoding.NONE
+    number = mask_decoding.invalid_value(pixels, mask_decoding.class_ids(pixels, NUMBERS))
+    assert mask_values.value_text(int(number), NUMBERS.colored) == "value 4"
+    assert mask_decoding.invalid_value(pixels, tf.zeros_like(pixels)) == mask_decoding.NONE
 
 
 def found(*masks):

@@ -136,7 +136,7 @@ def test_a_file_that_is_cut_short_cannot_be_used(tmp_path):
 
 def test_where_nothing_can_be_decoded_smaller_it_is_refused(tmp_path):
     write_data_set(tmp_path, [(png(photograph(100, 100)), trimap(100, 100))])
-    with pytest.raises(DataError, match=r"--decode=scaled: .*none of the first 1 pictures is a JPEG.*must be full"):
+    with pytest.raises(DataError, match=r"--decode=scaled: .*none of the first 1 images is a JPEG.*must be full"):
         load(tmp_path, decode="scaled")
     with pytest.raises(ConfigError, match=r"--decode=scaled: must be full with --resize=crop"):
         DataConfig(decode="scaled", resize="crop")

@@ -124,7 +124,7 @@ FLAGS = [
 ]
 DATA = [
     ("--dataset=no_such_pets", "no data set no_such_pets"),
-    ("--dataset=mnist --data_dir={place}/empty", "mnist: its classes are not known here; --classes must be a file"),
+    ("--dataset=mnist --data_dir={place}/empty", "mnist: petseg does not know its classes; --classes must be a file"),
     ("--dataset=synthetic_pets:9.0.0", "no data set synthetic_pets:9.0.0"),
     ("--train_split=validation", "no split validation; it must be one of test (10 examples), train (24 examples)"),
     ("--train_split=train[", "no split train["),
@@ -178,7 +178,7 @@ def test_a_data_set_without_masks_is_refused(capsys, offline, data_dir, place, m
         return self.dataset_info_from_configs(features=tfds.features.FeaturesDict({"image": tfds.features.Image()}))
 
     monkeypatch.setattr(SyntheticPets, "_info", info)
-    message = "--mask_feature=segmentation_mask: must be a feature that is a picture"
+    message = "--mask_feature=segmentation_mask: must be an image feature"
     refused(capsys, 2, message, "train.py", *tiny_flags(data_dir, place / "new"), place=place)  # fmt: skip
 
 

@@ -62,7 +62,7 @@ def test_training_refuses_an_unlabelled_split_by_name(root, tmp_path, cache):
 def test_a_sample_without_labels_is_refused_by_the_flag_that_draws_it(root, tmp_path):
     for seed in range(2):
         flags = ["--eval_split=val[:3]+val[3:]", "--eval_examples=1", f"--seed={seed}"]
-        with pytest.raises(DataError, match="none of its 1 masks that --eval_examples=1 draws has a pixel in a class"):
+        with pytest.raises(DataError, match="none of its 1 masks drawn by --eval_examples=1 has a pixel in a class"):
             train.train(config_of(root, tmp_path / "run", *flags))
 
 

@@ -1,1 +1,1 @@
-"""Where decoded examples are kept: in memory, in files, or nowhere (decoded on demand)."""
+"""Backends of `Examples`, chosen by --cache: memory, disk, or decoding on demand."""

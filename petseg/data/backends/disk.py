@@ -1,7 +1,7 @@
-"""Decoded examples in files (--cache=disk), written once and mapped into memory by every run that uses them.
+"""Disk cache of decoded examples (--cache=disk), written once and memory-mapped by all runs that use it.
 
-A folder holds `images.u8` and `masks.u8`, raw bytes of one example after the other, and `examples.json`. It is written
-under a temporary name and renamed when it is complete; it never changes after that, since runs read it by its path.
+Its folder holds the raw arrays `images.u8` and `masks.u8`, and `examples.json`. It is written under a temporary name,
+renamed when complete, and never changed after that.
 """
 
 import dataclasses
@@ -25,24 +25,24 @@ from petseg.config import CACHE_DIR
 from petseg.data.examples import Examples, Fetched, all_usable
 from petseg.errors import ConfigError, DataError
 
-FORMAT = 2  # another one when the same data set would give other bytes
+FORMAT = 2  # increase it when the same data set would give other bytes
 CHANNELS = {"images.u8": 3, "masks.u8": 1}
 RECORD = "examples.json"
 
 Names = tuple[str, ...]
 Groups = Mapping[str, tuple[str, ...]]
-Keep = Callable[[np.ndarray, np.ndarray], None]
+WriteExample = Callable[[np.ndarray, np.ndarray], None]
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """A place for one split at one size.
+    """The cache of a split at one image size.
 
     Attributes:
-      directory: folder of all caches; empty for the usual one.
+      directory: folder of all caches; empty for the default.
       title: first part of the folder's name.
-      key: JSON values; examples that were made under another key are others.
+      key: JSON values on which the decoded bytes depend; each key has its own folder.
       count: number of examples N.
       image_size: height H and width W of the examples.
     """
@@ -55,7 +55,7 @@ class Cache:
 
     @property
     def folder(self) -> Path:
-        """Where the files are, or will be."""
+        """Folder of the files."""
         key = json.dumps({**self.key, "format": FORMAT, "size": list(self.image_size)}, sort_keys=True)
         title = re.sub(r"[^A-Za-z0-9_.]+", "-", self.title).strip("-")
         parent = Path(self.directory or CACHE_DIR).expanduser().absolute()
@@ -67,23 +67,19 @@ class Cache:
 
     @property
     def images(self) -> np.ndarray:
-        """uint8 [N, H, W, 3], mapped."""
+        """Memory-mapped images, uint8 [N, H, W, 3]."""
         return self._mapped("images.u8")
 
     @property
     def masks(self) -> np.ndarray:
-        """uint8 [N, H, W, 1], mapped."""
+        """Memory-mapped masks, uint8 [N, H, W, 1]."""
         return self._mapped("masks.u8")
 
-    def filled(self, fill: Callable[[Keep], tuple[Names, Groups]]) -> tuple[Names, Groups]:
-        """Has the files written, if they are not there yet.
+    def ensure_written(self, fill: Callable[[WriteExample], tuple[Names, Groups]]) -> tuple[Names, Groups]:
+        """Writes the files unless they exist and are intact; returns names and groups of the examples.
 
         Args:
-          fill: a function that is given another one, which keeps an example, image and mask; it calls that N times, in
-            order, and returns names and groups.
-
-        Returns:
-          names and groups.
+          fill: calls its argument with image and mask of each of the N examples in order; returns names and groups.
 
         Raises:
           ConfigError: if the files cannot be written.
@@ -100,25 +96,21 @@ class Cache:
                 with files.process_lock(lock, f"writes {self.folder}"):
                     self._write(fill)
         else:
-            logger.info("%d examples at %s px were decoded before: %s", self.count, self._size, self.folder)
+            logger.info("reusing %d decoded examples at %s px: %s", self.count, self._size, self.folder)
         record = json.loads((self.folder / RECORD).read_text())
         return tuple(record["names"]), {key: tuple(names) for key, names in record["groups"].items()}
 
     def check(self) -> None:
-        """Raises DataError if the files are no longer what they were."""
+        """Raises DataError if the files are damaged."""
         if damage := self._damage():
-            raise DataError(f"{damage}; the same command writes it anew")
+            raise DataError(f"{damage}; rerun to write it again")
 
     def read(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 [K, H, W, 3] and masks uint8 [K, H, W, 1] of some examples, int64 [K].
+        """Images uint8 [K, H, W, 3] and masks uint8 [K, H, W, 1] of examples, int64 [K].
 
-        Maps the files anew for each batch: a file that was truncated meanwhile is then an error, not a SIGBUS.
+        Maps the files for each call, so that a file truncated meanwhile is an error instead of a SIGBUS.
         """
         return self.images[ids], self.masks[ids]
-
-    def file_of(self, name: str) -> str:
-        """Path of one of the files of pixels."""
-        return str(self.folder / name)
 
     def shape(self, name: str) -> tuple[int, int, int, int]:
         return (self.count, *self.image_size, CHANNELS[name])
@@ -127,12 +119,12 @@ class Cache:
         return np.memmap(self.folder / name, np.uint8, mode="r", shape=self.shape(name))
 
     def _damage(self) -> str:
-        """What is wrong with the files; empty if nothing is to be seen."""
+        """What is wrong with the files; empty if they are intact."""
         for name in CHANNELS:
             file, expected = self.folder / name, int(np.prod(self.shape(name), dtype=np.int64))
             size = file.stat().st_size if file.is_file() else -1
             if size != expected:
-                return f"{file}: " + ("is missing" if size < 0 else f"has {size} bytes instead of {expected}")
+                return f"{file}: " + ("is missing" if size < 0 else f"has {size} bytes; must have {expected}")
         file = self.folder / RECORD
         try:
             record = json.loads(file.read_text())
@@ -142,26 +134,26 @@ class Cache:
             intact = False
         return "" if intact else f"{file}: cannot be read"
 
-    def _write(self, fill: Callable[[Keep], tuple[Names, Groups]]) -> None:
+    def _write(self, fill: Callable[[WriteExample], tuple[Names, Groups]]) -> None:
         if self.folder.exists():
             damage = self._damage()
             if not damage:
                 return  # another process wrote it while this one waited for the lock
-            logger.warning("%s; it is written anew", damage)
+            logger.warning("%s; writing it again", damage)
             shutil.rmtree(self.folder)
         unfinished = self.folder.with_name(self.folder.name + ".unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed, for else the lock were held
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process, since this one holds the lock
         self._check_space()
         logger.info("decoding %d examples at %s px into %s", self.count, self._size, self.folder)
         try:
             unfinished.mkdir()
             with open(unfinished / "images.u8", "wb") as images, open(unfinished / "masks.u8", "wb") as masks:
 
-                def keep(image: np.ndarray, mask: np.ndarray) -> None:
+                def write_example(image: np.ndarray, mask: np.ndarray) -> None:
                     images.write(image.tobytes())
                     masks.write(mask.tobytes())
 
-                names, groups = fill(keep)
+                names, groups = fill(write_example)
                 for file in (images, masks):
                     file.flush()
                     os.fsync(file.fileno())
@@ -181,15 +173,7 @@ class Cache:
 
 
 class DiskExamples(Examples):
-    """The examples of a cache.
-
-    Args:
-      cache: the cache, filled.
-      classes: the classes.
-      names: names of the examples.
-      groups: class labels of the examples.
-      origin: data set and split.
-    """
+    """The examples of a written cache; `classes`, `names`, `groups` and `origin` are attributes of `Examples`."""
 
     def __init__(self, cache: Cache, classes: Classes, names: Names, groups: Groups, origin: str):
         self._cache = cache
@@ -200,23 +184,23 @@ class DiskExamples(Examples):
         return self._cache.count
 
     def fetch(self, ids: tf.Tensor) -> Fetched:
-        # Declared stateless, which it is (the same ids give the same bytes): op determinism would run a stateful
-        # function sequentially.
+        # Declared stateless (true: the same ids give the same bytes), because op determinism runs stateful functions
+        # sequentially.
         image, mask = tf.numpy_function(self._cache.read, [ids], [tf.uint8, tf.uint8], stateful=False)
         image.set_shape([*ids.shape, *self._cache.shape("images.u8")[1:]])
         mask.set_shape([*ids.shape, *self._cache.shape("masks.u8")[1:]])
         return Fetched(image, mask, all_usable(ids))
 
     def _fetch_portable(self, ids: tf.Tensor) -> Fetched:
-        """Any process that sees the folder can run this graph.
+        """A graph for any process that has access to the folder.
 
-        The operation maps the file for each batch, which is cheap. But constant folding copies the whole file once when
-        the graph is set up; hence `fetch` does not use it.
+        Mapping the file for each batch is cheap, but constant folding copies the whole file when the graph is
+        initialised; hence `fetch` does not use it.
         """
         image, mask = (
             tf.gather(
                 tf.raw_ops.ImmutableConst(
-                    dtype=tf.uint8, shape=self._cache.shape(name), memory_region_name=self._cache.file_of(name)
+                    dtype=tf.uint8, shape=self._cache.shape(name), memory_region_name=str(self._cache.folder / name)
                 ),
                 ids,
             )

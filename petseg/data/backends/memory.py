@@ -1,4 +1,4 @@
-"""Decoded examples in host memory."""
+"""Decoded examples in host memory (--cache=memory)."""
 
 import functools
 import math
@@ -14,15 +14,12 @@ TENSOR_ALIGNMENT = 64  # bytes
 
 
 class MemoryExamples(Examples):
-    """Examples in two arrays, whose memory the tensors of batches share.
+    """Examples in two arrays; tensors share their memory if it is aligned.
 
     Args:
       images: uint8 [N, H, W, 3].
-      masks: uint8 [N, H, W, 1], class ids, or IGNORED.
-      classes: the classes.
-      names: names of the examples; their ids if None.
-      groups: class labels of the examples.
-      origin: data set and split.
+      masks: uint8 [N, H, W, 1], class ids or IGNORED.
+      classes, names, groups, origin: attributes of `Examples`; names are the ids if None.
     """
 
     def __init__(
@@ -43,8 +40,8 @@ class MemoryExamples(Examples):
 
     @functools.cached_property
     def _tensors(self) -> tuple[tf.Tensor, tf.Tensor]:
-        with tf.init_scope():  # eager tensors, also if the first call traces a graph
-            return _without_copy(self.images), _without_copy(self.masks)
+        with tf.init_scope():  # eager tensors, even if the first call traces a graph
+            return _shared_tensor(self.images), _shared_tensor(self.masks)
 
     def fetch(self, ids: tf.Tensor) -> Fetched:
         images, masks = self._tensors
@@ -59,21 +56,21 @@ class MemoryExamples(Examples):
             yield self.masks[first : first + COUNTED_AT_ONCE]
 
     def subset(self, ids: np.ndarray) -> Examples:
-        """A copy, so that the other examples need not stay in memory."""
+        """A copy, so that the memory of the other examples can be freed."""
         names, groups = self.names_of(ids.tolist()), self.groups_of(ids.tolist())
         return MemoryExamples(*self.read(ids), self.classes, names, groups, self.origin)
 
 
 def aligned_array(shape: tuple[int, ...]) -> np.ndarray:
-    """An uninitialised uint8 array whose memory a tensor can share."""
+    """An uninitialised uint8 array whose memory tensors can share."""
     size = math.prod(shape)
     buffer = np.empty(size + TENSOR_ALIGNMENT, np.uint8)
     first = -buffer.ctypes.data % TENSOR_ALIGNMENT
     return buffer[first : first + size].reshape(shape)
 
 
-def _without_copy(array: np.ndarray) -> tf.Tensor:
-    """A tensor on the host that shares the memory of an array, where its alignment allows it."""
+def _shared_tensor(array: np.ndarray) -> tf.Tensor:
+    """A tensor on the host that shares an array's memory if its alignment allows, else a copy."""
     if array.flags.c_contiguous and array.flags.writeable and array.ctypes.data % TENSOR_ALIGNMENT == 0:
         return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
     with tf.device("cpu:0"):

@@ -1,7 +1,6 @@
-"""Examples decoded from their records whenever they are asked for (--cache=none).
+"""Examples decoded from their records on demand (--cache=none).
 
-Memory and start-up time do not grow with the number of examples: records are found by arithmetic, and names or labels
-are read when they are asked for.
+Start-up time and memory do not depend on the number of examples: names and labels are also read on demand.
 """
 
 import functools
@@ -28,13 +27,13 @@ logger = logging.getLogger(__name__)
 
 
 class OnDemandExamples(Examples):
-    """The examples of a source, by position.
+    """The examples of a source.
 
     Args:
-      source: the examples.
+      source: the undecoded examples.
       records: all records of the split.
-      ignore_bad: whether `read` returns bad examples as `fetch` does, instead of raising an error.
-      check_command: the command that reports all faults of the data, for messages.
+      ignore_bad: whether `read` returns bad examples as `fetch` does instead of raising an error.
+      check_command: command that reports all faults of the data, for error messages.
     """
 
     def __init__(self, source: SplitSource, records: RecordFiles, *, ignore_bad: bool, check_command: str):
@@ -48,14 +47,12 @@ class OnDemandExamples(Examples):
     def __len__(self) -> int:
         return self._source.count
 
-    # As graphs.
-
     def fetch(self, ids: tf.Tensor) -> Fetched:
         size = ids.shape[0] or tf.shape(ids, tf.int64)[0]
         records = tf.data.Dataset.from_tensor_slices((self._records.read(ids), ids))
         without_conversion = tf.autograph.experimental.do_not_convert
         decoded, safely = without_conversion(self._decoded), without_conversion(self._decoded_or_blank)
-        # In one data set, and only if an example of it cannot be decoded, in a data set for each, which takes longer.
+        # In one data set; if an example cannot be decoded, again with a data set for each example, which is slower.
         whole = records.map(decoded, parallel_decodes()).batch(size, drop_remainder=True).ignore_errors()
         one_by_one = records.map(safely, parallel_decodes()).batch(size, drop_remainder=True)
         first = whole.concatenate(one_by_one).take(1).with_options(autotuning.off())
@@ -63,7 +60,7 @@ class OnDemandExamples(Examples):
         images, masks = tf.cond(
             tf.reduce_all(usable),
             lambda: (images, masks),
-            lambda: (_where(usable, images, GREY), _where(usable, masks, IGNORED)),
+            lambda: (_blank_bad(usable, images, GREY), _blank_bad(usable, masks, IGNORED)),
         )
         images = tf.ensure_shape(images, [ids.shape[0], *self._source.resizing.size, 3])
         return Fetched(images, tf.ensure_shape(masks, [*images.shape[:3], 1]), tf.ensure_shape(usable, ids.shape))
@@ -88,22 +85,16 @@ class OnDemandExamples(Examples):
         return Fetched(*decoded.concatenate(tf.data.Dataset.from_tensors(blank)).take(1).get_single_element())
 
     def _facts(self, ids: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Names and labels of examples, without decoding pictures."""
+        """Names and labels of examples, without decoding images."""
         parser, keys = self._source.data_set.parser(), ("name", *self._source.data_set.label_names())
 
         def facts(record: tf.Tensor) -> dict[str, tf.Tensor]:
             example = parser(record)
             return {key: example[key] for key in keys}
 
-        read = tf.data.Dataset.from_tensor_slices(self._records.read(ids))
-        read = (
-            read.map(tf.autograph.experimental.do_not_convert(facts))
-            .batch(tf.size(ids, tf.int64))
-            .with_options(autotuning.off())
-        )
-        return read.get_single_element()
-
-    # Now.
+        records = tf.data.Dataset.from_tensor_slices(self._records.read(ids))
+        batch = records.map(tf.autograph.experimental.do_not_convert(facts)).batch(tf.size(ids, tf.int64))
+        return batch.with_options(autotuning.off()).get_single_element()
 
     def read(self, ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ids = np.asarray(ids, np.int64)
@@ -114,10 +105,10 @@ class OnDemandExamples(Examples):
         return found.image.numpy(), found.mask.numpy()
 
     def masks_to_count(self) -> Iterator[np.ndarray]:
-        """All masks; of a large split, evenly spaced ones, since each must be decoded."""
+        """All masks; of a large split, COUNTED_MASKS evenly spaced ones, since each must be decoded."""
         if len(self) <= COUNTED_MASKS:
             return super().masks_to_count()
-        logger.info("classes are counted in %d of the %d masks of %s", COUNTED_MASKS, len(self), self.origin)
+        logger.info("counting classes in %d of the %d masks of %s", COUNTED_MASKS, len(self), self.origin)
         ids = np.unique(np.linspace(0, len(self) - 1, COUNTED_MASKS).round().astype(np.int64))
         return self.subset(ids).masks_to_count()
 
@@ -145,7 +136,7 @@ class OnDemandExamples(Examples):
 
     @functools.cached_property
     def groups(self) -> Mapping[str, Sequence[str]]:  # type: ignore[override]
-        """Class labels, by a pass over all records."""
+        """Class labels; reads all records."""
         return self.groups_of(range(len(self)))
 
     def groups_of(self, ids: Sequence[int]) -> Mapping[str, Sequence[str]]:
@@ -165,7 +156,7 @@ class OnDemandExamples(Examples):
         return found
 
     def same_files(self, other: "OnDemandExamples") -> bool:
-        """Whether both are one split of one data set, in the same files."""
+        """Whether both are the same split in the same files."""
         return self._source.origin == other._source.origin and self._records.states == other._records.states
 
     def _name(self, position: int, name: bytes) -> str:
@@ -176,7 +167,7 @@ class OnDemandExamples(Examples):
 
 
 class Names(Sequence[str]):
-    """The names of examples, read from their records when they are asked for."""
+    """Names of examples, read from their records on demand."""
 
     def __init__(self, examples: OnDemandExamples):
         self._examples = examples
@@ -204,7 +195,7 @@ class Names(Sequence[str]):
 def distinguishing_labels(
     label_names: Mapping[str, Sequence[str]], labels: Mapping[str, np.ndarray]
 ) -> dict[str, tuple[str, ...]]:
-    """Labels by name, without those that are all alike, unknown (-1), or equal to another's."""
+    """Class labels as names, without those that are constant, unknown (-1), or identical to another label."""
     groups: dict[str, tuple[str, ...]] = {}
     for key, names in label_names.items():
         values = labels[key]
@@ -215,7 +206,7 @@ def distinguishing_labels(
     return groups
 
 
-def _where(usable: tf.Tensor, pictures: tf.Tensor, filling: int) -> tf.Tensor:
+def _blank_bad(usable: tf.Tensor, pictures: tf.Tensor, filling: int) -> tf.Tensor:
     return tf.where(usable[:, None, None, None], pictures, tf.constant(filling, pictures.dtype))
 
 
