@@ -334,8 +334,8 @@ def warn_of_shared_examples(data_set: DataSet, train_split: str, eval_split: str
     shared = data_set.overlap(eval_split, train_split)
     if shared.examples:
         logger.warning(
-            "--eval_split=%s: %d of its %d examples are also in --train_split=%s%s; scores and the choice of the best "
-            "checkpoint will be too optimistic",
+            "--eval_split=%s: %d of its %d examples are in --train_split=%s too%s; scores, and the choice of the best "
+            "checkpoint by them, will be too optimistic",
             eval_split, shared.examples, data_set.num_examples(eval_split), train_split, shared.listed,
         )  # fmt: skip
 

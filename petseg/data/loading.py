@@ -46,7 +46,7 @@ def check_labels(examples: Examples, config: DataConfig, *, flag: str, split: st
     height, width = config.size
     raise DataError(
         f"{flag}{split}: none of its {len(examples)} masks{drawn} has a pixel in a class at {height} x {width}; "
-        f"must be a split with labels, of "
+        f"must be a split with labels; there are "
         f"{catalog.open_data(config, examples.classes).split_sizes()}"
     )
 

@@ -251,7 +251,7 @@ def test_an_unknown_data_set_is_named(tmp_path):
     ],
 )
 def test_overlap_of_splits(data_dir, first, second, shared):
-    assert catalog.open_data(data_config("synthetic_pets", 32, data_dir)).overlap(first, second) == shared
+    assert catalog.open_data(data_config("synthetic_pets", 32, data_dir)).overlap(first, second).examples == shared
 
 
 def test_drawings_depend_on_their_seed_alone():
