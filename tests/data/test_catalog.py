@@ -56,7 +56,7 @@ def few_drawings(monkeypatch):
     monkeypatch.setitem(SyntheticPets.__init__.__kwdefaults__, "num_test", 2)
 
 
-def test_the_embedded_data_set_is_drawn_without_a_word_of_downloads(few_drawings, tmp_path, capfd, caplog):
+def test_drawing_the_embedded_data_set_mentions_no_download(few_drawings, tmp_path, capfd, caplog):
     with caplog.at_level("INFO", logger="petseg"):
         catalog.prepare("synthetic_pets", str(tmp_path))
     assert caplog.messages == [f"drawing synthetic_pets into {tmp_path}/synthetic_pets/2.0.0"]
@@ -73,7 +73,7 @@ def test_a_run_that_prepares_its_data_draws_the_same_random_numbers_as_one_that_
     assert numbers[0] == numbers[1]
 
 
-def test_an_embedded_data_set_that_cannot_be_written_is_no_matter_of_downloads(few_drawings, tmp_path):
+def test_an_unwritable_embedded_data_set_is_not_reported_as_a_failed_download(few_drawings, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=rf"^synthetic_pets cannot be drawn into {tmp_path}/file/synthetic_pets/2.0.0 "):
         catalog.prepare("synthetic_pets", str(tmp_path / "file"))
@@ -84,7 +84,7 @@ def test_an_embedded_data_set_that_cannot_be_written_is_no_matter_of_downloads(f
     ["huggingface:owner/name", "huggingface:name", "kaggle:pets", "pets/a=True", "pets:1.0.0/seed=3", "a.b", "pets:1",
      "../pets", "gs://pets", "pets/../other"],
 )  # fmt: skip
-def test_only_a_plain_name_of_a_data_set_is_taken(monkeypatch, name, tmp_path):
+def test_names_for_which_tfds_would_run_code_are_refused(monkeypatch, name, tmp_path):
     monkeypatch.setattr(tfds, "builder", None)
     with pytest.raises(ConfigError, match=r"^--dataset=.*: must be ") as caught:
         catalog.prepare(name, str(tmp_path))
@@ -96,7 +96,7 @@ def test_only_a_plain_name_of_a_data_set_is_taken(monkeypatch, name, tmp_path):
 @pytest.mark.parametrize(
     "name", ["pets", "pets:1.0.0", "pets:3.*.*", "my_pets2/2017", "pets/20230601.en-x:1.2.3", "PascalVoc"]
 )
-def test_plain_names_with_config_and_version_are_taken(name):
+def test_names_with_config_and_version_are_accepted(name):
     assert DataConfig(dataset=name).dataset == name
 
 

@@ -75,7 +75,7 @@ def test_batches_are_the_same_bits_in_the_same_order(addresses, data_dir, cache_
         equal(batch, other)
 
 
-def test_each_host_asks_for_its_own_share(addresses, data_dir, cache_dir):
+def test_each_host_fetches_its_own_share(addresses, data_dir, cache_dir):
     memory = load_examples("synthetic_pets", "train", 32, str(data_dir))
     disk = load_examples("synthetic_pets", "train", 32, str(data_dir), cache="disk", cache_dir=cache_dir)
     shares = []
@@ -89,7 +89,7 @@ def test_each_host_asks_for_its_own_share(addresses, data_dir, cache_dir):
     np.testing.assert_array_equal(np.concatenate(shares, axis=1), whole)
 
 
-def test_two_workers_behind_one_address_are_found_out(data_dir, cache_dir):
+def test_two_workers_behind_one_address_are_detected(data_dir, cache_dir):
     disk = load_examples("synthetic_pets", "train", 32, str(data_dir), cache="disk", cache_dir=cache_dir)
     service = tf.data.experimental.service
     dispatcher = service.DispatchServer()
@@ -101,14 +101,14 @@ def test_two_workers_behind_one_address_are_found_out(data_dir, cache_dir):
     assert len(workers) == 2
 
 
-def test_a_service_that_was_started_anew_is_named(addresses):
+def test_a_restarted_service_ends_the_run_with_its_name(addresses):
     error = tf.errors.NotFoundError(None, None, "Unknown iteration client id; perhaps a dispatcher restart")
     named = pytest.raises(ClusterError, match=rf"grpc://{addresses[0]} was restarted, .*; go on")
     with named, service_client.watch_services(addresses[:1], "go on"):
         raise error
 
 
-def test_where_nobody_answers_the_run_ends_in_time_and_touches_nothing(tiny_config, tmp_path):
+def test_a_run_whose_service_does_not_answer_ends_in_time_and_writes_nothing(tiny_config, tmp_path):
     service = f"grpc://localhost:{free_port()}"
     data = {"cache": "disk", "cache_dir": str(tmp_path / "cache"), "data_service": service}
     config = changed(changed(tiny_config, "data", **data), "distribution", cluster_timeout=1.0)
@@ -157,7 +157,7 @@ def test_a_service_that_dies_ends_the_run_in_one_line(data_dir, cache_dir, tmp_p
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_service_ends_when_it_is_told(tmp_path, number, code):
+def test_a_service_ends_on_signals(tmp_path, number, code):
     with serving(tmp_path / "log") as (process, _):
         process.send_signal(number)
         assert process.wait(timeout=30) == code
@@ -166,7 +166,7 @@ def test_a_service_ends_when_it_is_told(tmp_path, number, code):
     assert last == f"service.py: stopped by {signal.Signals(number).name}"
 
 
-def test_a_service_answers_in_one_line_what_it_cannot_do():
+def test_a_service_refuses_bad_flags_in_one_line():
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         for flag, message in (

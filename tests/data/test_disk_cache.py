@@ -121,9 +121,7 @@ def test_a_second_run_reuses_what_the_first_one_decoded(data_dir, tmp_path, capl
     with caplog.at_level("INFO", logger="petseg"):
         again = load_examples("synthetic_pets", "train", 32, str(data_dir), cache="disk", cache_dir=str(tmp_path))
     (line,) = caplog.messages
-    assert line.startswith(
-        f"reusing {NUM_TRAIN} decoded examples at 32x32 px: {tmp_path}/synthetic_pets-2.0.0-train"
-    )
+    assert line.startswith(f"reusing {NUM_TRAIN} decoded examples at 32x32 px: {tmp_path}/synthetic_pets-2.0.0-train")
     for one, other in zip(first.read(range(NUM_TRAIN)), again.read(range(NUM_TRAIN)), strict=True):
         np.testing.assert_array_equal(one, other)
     assert (first.names, first.groups) == (again.names, again.groups)
@@ -142,7 +140,7 @@ def filled_with(value):
     return fill
 
 
-def test_other_keys_are_other_files(tmp_path):
+def test_each_key_has_its_own_files(tmp_path):
     for value, key in ((1, "a"), (2, "b")):
         assert cache_of(tmp_path, key).ensure_written(filled_with(value))[1] == {"species": ("cat", "dog", "cat")}
     assert (cache_of(tmp_path, "a").images == 1).all()
@@ -166,7 +164,7 @@ def test_a_changed_data_set_is_noticed(tmp_path):
 
 @pytest.mark.parametrize("name", ["images.u8", "masks.u8", disk.RECORD])
 @pytest.mark.parametrize("harm", [lambda file: os.truncate(file, 20), os.remove], ids=["truncated", "removed"])
-def test_damaged_files_are_written_anew(tmp_path, caplog, name, harm):
+def test_damaged_files_are_written_again(tmp_path, caplog, name, harm):
     cache = cache_of(tmp_path)
     cache.ensure_written(filled_with(1))
     harm(cache.folder / name)
@@ -178,7 +176,7 @@ def test_damaged_files_are_written_anew(tmp_path, caplog, name, harm):
     assert f"{cache.folder / name}: " in caplog.text
 
 
-def test_a_process_that_was_killed_leaves_nothing_that_is_believed(tmp_path):
+def test_files_of_a_killed_process_are_not_used(tmp_path):
     script = f"""
 import os, signal, numpy as np
 from petseg.data.backends.disk import Cache
@@ -198,7 +196,7 @@ Cache({str(tmp_path)!r}, "pets", {{"key": "a"}}, 3, (4, 4)).ensure_written(fill)
     assert not unfinished.exists()
 
 
-def test_what_fails_in_the_middle_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_no_files(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, os.strerror(28))
 
@@ -208,7 +206,7 @@ def test_what_fails_in_the_middle_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_is_too_small_is_named_before_anything_is_decoded(tmp_path, monkeypatch, data_dir):
+def test_a_full_disk_is_reported_before_anything_is_decoded(tmp_path, monkeypatch, data_dir):
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: Usage(2**20))
     with pytest.raises(ConfigError, match=r"No space left on device: it takes 24\.0 MiB, 1\.0 MiB are free"):
         load_examples("synthetic_pets", "train", 512, str(data_dir), cache="disk", cache_dir=str(tmp_path))

@@ -63,7 +63,7 @@ def test_every_example_comes_at_every_place_equally_often():
     assert np.abs(times - epochs / count).max() < 5 * deviation
 
 
-def test_the_order_of_earlier_versions_stays_for_the_runs_that_began_with_it():
+def test_earlier_order_versions_are_unchanged():
     size = {"num_examples": 20, "batch_size": 8, "seed": 3}
     assert [ids_of_step(step, **size, version=1).tolist() for step in (0, 1, 2)] == [
         [12, 10, 2, 13, 1, 3, 17, 8],
@@ -75,7 +75,7 @@ def test_the_order_of_earlier_versions_stays_for_the_runs_that_began_with_it():
     np.testing.assert_array_equal(old, orders_of_epochs(257, num_examples=30, seed=3, version=1))
 
 
-def test_batches_come_in_the_order_of_the_version_that_is_asked_for():
+def test_batches_follow_the_requested_order_version():
     examples, options = random_examples(20), {"batch_size": 8, "seed": 3}
     context = tf.distribute.InputContext()
     found = {}
@@ -169,6 +169,6 @@ def test_a_batch_larger_than_the_split_is_refused():
         batches(tf.distribute.get_strategy(), random_examples(5), first_step=0, last_step=1)
 
 
-def test_replicas_must_divide_the_batch():
+def test_a_batch_size_that_the_replicas_do_not_divide_is_refused():
     with pytest.raises(ConfigError, match=r"--batch_size=7: must be a multiple of the 2 replicas"):
         batches(replicas(2), random_examples(9), first_step=0, last_step=1, batch_size=7)

@@ -73,7 +73,7 @@ def test_a_split_is_decoded_resized_and_shifted_to_class_ids(data_dir):
     assert all(name.endswith(".jpg") for name in examples.names)
 
 
-def test_slices(data_dir):
+def test_a_slice_holds_its_examples_of_the_split(data_dir):
     whole = load_examples("synthetic_pets", "train", 32, str(data_dir))
     tail = load_examples("synthetic_pets", "train[20:]", 32, str(data_dir))
     np.testing.assert_array_equal(whole.images[20:], tail.images)
@@ -97,7 +97,7 @@ def test_some_examples_of_a_split_are_decoded_without_the_others(data_dir, monke
     assert len(every) == NUM_TRAIN
 
 
-def test_examples_say_where_they_come_from(array_record_dir, tmp_path):
+def test_examples_name_their_origin(array_record_dir, tmp_path):
     folder = str(array_record_dir)
     for cache in ("memory", "disk", "none"):
         examples = load_examples("synthetic_pets", "test[:3]", 32, folder, cache=cache, cache_dir=str(tmp_path))
@@ -105,9 +105,7 @@ def test_examples_say_where_they_come_from(array_record_dir, tmp_path):
 
 
 @pytest.mark.parametrize(("cpus", "expected"), [(3, 3), (200, loading.DECODED_AT_ONCE)])
-def test_as_many_pictures_are_decoded_at_one_time_as_the_process_may_use_cpus_but_not_many(
-    data_dir, monkeypatch, cpus, expected
-):
+def test_decoding_uses_the_usable_cpus_up_to_a_limit(data_dir, monkeypatch, cpus, expected):
     used = []
     genuine = tf.data.Dataset.map
 
@@ -148,7 +146,7 @@ def test_masks_are_resized_by_nearest_neighbour(tmp_path):
     ],
     ids=["16 bits", "colours"],
 )
-def test_features_of_any_name_and_masks_of_any_kind_are_coded_by_the_classes(tmp_path, feature, values, mask):
+def test_features_of_any_name_and_masks_of_any_kind_become_class_ids(tmp_path, feature, values, mask):
     write_data_set(tmp_path, [(png(picture(36, 36)), png(mask))], "streets", names=("photo", "labels"), mask=feature)
     ignored = 255 if mask.ndim == 2 else [[1, 2, 3]]
     classes = [{"name": name, "value": value} for name, value in zip(("road", "sky"), values, strict=True)]
@@ -171,7 +169,7 @@ def test_images_keep_their_pixels_at_their_own_size(tmp_path):
     np.testing.assert_array_equal(examples.masks[0, ..., 0], trimap(32, 32) - 1)
 
 
-def test_the_memory_is_logged_before_it_is_taken(data_dir, caplog):
+def test_memory_use_is_logged_before_decoding(data_dir, caplog):
     with caplog.at_level("INFO", logger="petseg"):
         load_examples("synthetic_pets", "test", 512, str(data_dir))
     assert f"test: {NUM_TEST} examples at 512 x 512 take 10 MiB of memory" in caplog.messages
@@ -221,12 +219,12 @@ def test_a_data_set_without_masks_is_refused(tmp_path):
         load_examples("only_labels", "train", 32, str(tmp_path))
 
 
-def test_an_older_version_that_lies_on_disk_is_used(tmp_path):
+def test_an_older_version_on_disk_is_used(tmp_path):
     write_data_set(tmp_path, [(png(picture()), png(trimap()))], name="oxford_iiit_pet", version="3.2.0")
     assert len(load_examples("oxford_iiit_pet", "train", 32, str(tmp_path))) == 1
 
 
-def test_a_data_set_out_of_reach_names_both_ways_on(tmp_path, monkeypatch):
+def test_an_unreachable_data_set_is_refused_with_both_remedies(tmp_path, monkeypatch):
     def no_network(self, **kwargs):
         raise ConnectionError("no route to host")
 
@@ -283,7 +281,7 @@ def test_the_border_lies_between_pet_and_background():
     assert (trimap[:, 25] == [2] * 12 + [3] * 6 + [1] * 14 + [3] * 6 + [2] * 12).all()
 
 
-def test_the_real_pets(real_data_dir):
+def test_oxford_iiit_pet_has_its_known_class_shares(real_data_dir):
     examples = load_examples("oxford_iiit_pet", "test", 128, real_data_dir)
     assert len(examples) == 669
     shares = np.bincount(examples.masks.ravel(), minlength=3) / examples.masks.size

@@ -12,7 +12,7 @@ SIZES = [(90, 130), (31, 47), (400, 37), (64, 96), (20, 300), (1, 1)]
 
 
 @pytest.mark.parametrize("method", ["stretch", "letterbox", "crop"])
-def test_pictures_come_to_the_networks_size_within_a_level(method):
+def test_images_are_resized_as_by_tensorflow_within_one_level(method):
     size = (64, 96)
     for height, width in SIZES:
         image = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
@@ -24,7 +24,7 @@ def test_pictures_come_to_the_networks_size_within_a_level(method):
 
 
 @pytest.mark.parametrize("method", ["stretch", "letterbox", "crop"])
-def test_what_is_said_comes_back_to_the_pictures_size(method, monkeypatch):
+def test_logits_are_resized_as_by_tensorflow(method, monkeypatch):
     monkeypatch.setattr("petseg.data.numpy_resizing.VALUES", 5000)  # so that it comes in several parts
     size, logits = (64, 96), np.random.default_rng(2).normal(size=(64, 96, 5)).astype(np.float32)
     for height, width in SIZES:

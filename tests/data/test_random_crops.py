@@ -33,7 +33,7 @@ def cut(crops, step, positions=range(5), *, seed=0, ids=range(5)):
     return fetched.image.numpy(), fetched.mask.numpy()
 
 
-def test_crops_lie_inside_their_pictures_and_small_pictures_in_the_middle(crops):
+def test_crops_lie_inside_their_images_and_small_images_are_centred(crops):
     corners = set()
     for step in range(60):
         images, masks = cut(crops, step)
@@ -75,7 +75,7 @@ def load(data_dir, **more):
     return loading.load(config, "train", PETS, for_training=True)
 
 
-def test_read_examples_are_centre_crops_and_classes_are_counted_in_whole_pictures(data_dir):
+def test_read_examples_are_centre_crops_and_classes_are_counted_in_whole_images(data_dir):
     config = data_config("synthetic_pets", 64, str(data_dir), resize="crop")
     pairs = list(loading.native_pairs(config, "train", PETS))
     assert len({image.shape for image, _ in pairs}) > 1

@@ -40,7 +40,7 @@ def test_stretch_fills_all_of_the_networks_input():
         (9, 3, (0, 32), (26, 37)),
     ],
 )
-def test_letterbox_keeps_the_shape_and_lies_in_the_middle(height, width, rows, columns):
+def test_letterbox_keeps_the_aspect_ratio_and_is_centred(height, width, rows, columns):
     found = of_the_picture("letterbox", height, width, (32, 64))
     assert [(side[0], side[-1] + 1) for side in found] == [rows, columns]
     image = Resizing((32, 64), "letterbox").image(tf.constant(picture(height, width))).numpy()
@@ -52,7 +52,7 @@ def test_letterbox_keeps_the_shape_and_lies_in_the_middle(height, width, rows, c
 
 @settings(max_examples=40, derandomize=True)
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from(["letterbox", "crop"]))
-def test_what_comes_back_is_that_of_the_picture_and_of_no_filling(height, width, method):
+def test_logits_at_image_size_contain_no_padding(height, width, method):
     size = (32, 64)
     rows, columns = of_the_picture(method, height, width, size)
     assert abs((rows[0] + rows[-1]) - 31) <= 1
@@ -84,7 +84,7 @@ def test_crop_keeps_the_scale():
 
 
 @pytest.mark.parametrize("method", ["stretch", "letterbox", "crop"])
-def test_as_a_graph_for_pictures_of_any_size(method):
+def test_one_graph_resizes_images_of_any_size(method):
     resizing = Resizing((32, 64), method)
     specs = [tf.TensorSpec([None, None, channels], tf.uint8) for channels in (3, 1)]
     function = tf.function(lambda image, mask: (resizing.image(image), resizing.mask(mask)), input_signature=specs)

@@ -60,7 +60,7 @@ def both(folder):
 
 @pytest.mark.parametrize("method", ["stretch", "letterbox"])
 @pytest.mark.parametrize("target", [(32, 64), (96, 96), (128, 32)])
-def test_a_picture_is_as_small_as_it_may_be_and_no_smaller(method, target):
+def test_the_largest_divisor_that_keeps_the_target_size_is_used(method, target):
     resizing = Resizing(target, method)
     ratios = set()
     for size in SIZES:
@@ -77,7 +77,7 @@ def test_a_picture_is_as_small_as_it_may_be_and_no_smaller(method, target):
 
 
 @pytest.mark.parametrize("resize", ["stretch", "letterbox"])
-def test_pictures_look_as_those_decoded_whole_and_lie_where_they_lie(folder, resize):
+def test_scaled_images_match_those_decoded_at_full_size(folder, resize):
     whole, scaled = (load(folder, resize=resize, decode=decode) for decode in ("full", "scaled"))
     np.testing.assert_array_equal(scaled.masks, whole.masks)
     differences = np.abs(scaled.images.astype(int) - whole.images).mean(axis=(1, 2, 3))
@@ -90,14 +90,14 @@ def test_pictures_look_as_those_decoded_whole_and_lie_where_they_lie(folder, res
     assert (scaled.images[filling] == GREY).all()
 
 
-def test_decoding_whole_is_what_it_was(both):
+def test_full_decoding_resizes_with_antialiasing(both):
     for size, image in zip(SIZES, both["full"].images, strict=False):
         pixels = tf.cast(tf.io.decode_image(jpeg(*size).read(), 3), tf.float32)
         resized = tf.round(tf.image.resize(pixels, [32, 64], antialias=True))
         np.testing.assert_array_equal(image, tf.clip_by_value(resized, 0, 255))
 
 
-def test_the_disk_has_the_same_bits_and_keeps_both_kinds_apart(folder, both, tmp_path):
+def test_the_disk_cache_keeps_full_and_scaled_decoding_apart(folder, both, tmp_path):
     assert (both["full"].images != both["scaled"].images).any()
     for decode in ("full", "scaled", "full"):
         found = load(folder, cache="disk", cache_dir=str(tmp_path), decode=decode)
@@ -122,19 +122,19 @@ def test_batches_without_a_cache_are_the_same_bits_in_every_run_and_on_any_numbe
         assert len(ids) == 16
 
 
-def test_what_is_scored_is_decoded_whole(folder, both):
+def test_evaluation_decodes_at_full_size(folder, both):
     scaled = load_examples("handmade_pets", "train", "32,64", str(folder), decode="scaled")
     np.testing.assert_array_equal(scaled.images, both["full"].images)
 
 
-def test_a_file_that_is_cut_short_cannot_be_used(tmp_path):
+def test_a_truncated_file_is_refused(tmp_path):
     half = jpeg(250, 333).read()
     write_data_set(tmp_path, [(io.BytesIO(half[: len(half) // 2]), trimap(250, 333))])
     with pytest.raises(DataError, match=r"example 0.*cannot be decoded"):
         load(tmp_path, decode="scaled")
 
 
-def test_where_nothing_can_be_decoded_smaller_it_is_refused(tmp_path):
+def test_scaled_decoding_is_refused_without_jpegs_or_with_crops(tmp_path):
     write_data_set(tmp_path, [(png(photograph(100, 100)), trimap(100, 100))])
     with pytest.raises(DataError, match=r"--decode=scaled: .*none of the first 1 images is a JPEG.*must be full"):
         load(tmp_path, decode="scaled")

@@ -8,7 +8,7 @@ from conftest import NUM_TEST, data_config, load_examples, random_examples, repl
 from petseg.data import input_pipeline, loading, subsampling
 
 
-def test_positions_are_a_sample_without_replacement_that_the_seed_decides():
+def test_positions_are_drawn_without_replacement_by_the_seed():
     found = {seed: subsampling.positions(1_000_000, 1000, seed) for seed in (0, 1, 256)}
     for ids in found.values():
         assert (np.diff(ids) > 0).all()  # rising, so none is there twice
@@ -60,12 +60,12 @@ def zip_parts(batch, devices):
     return [{name: values.values[i] for name, values in batch.items()} for i in range(devices)]
 
 
-def test_no_sample_is_all_and_so_is_one_of_more_than_there_are():
+def test_a_sample_of_zero_or_too_many_examples_is_the_whole_split():
     examples = random_examples(5)
     assert all(subsampling.subsample(examples, count, 0) is examples for count in (0, 5, 6))
 
 
-def test_samples_of_one_split_have_equal_names_and_others_have_not():
+def test_samples_are_reproducible_and_differ_by_seed_and_size():
     examples = random_examples(30)
     first, again, other = (subsampling.subsample(examples, 5, seed).names for seed in (1, 1, 2))
     assert first == again
@@ -73,7 +73,7 @@ def test_samples_of_one_split_have_equal_names_and_others_have_not():
     assert first != subsampling.subsample(examples, 6, 1).names
 
 
-def test_only_what_stands_at_the_positions_is_handed_on_and_nothing_after_the_last_is_read():
+def test_elements_at_positions_are_selected_and_nothing_after_the_last_is_read():
     def read(i):
         with tf.control_dependencies([tf.debugging.assert_less(i, tf.constant(8, tf.int64))]):
             return tf.identity(i) * 10
@@ -82,7 +82,7 @@ def test_only_what_stands_at_the_positions_is_handed_on_and_nothing_after_the_la
     assert list(subsampling.elements_at(numbers, np.array([0, 3, 4, 7])).as_numpy_iterator()) == [0, 30, 40, 70]
 
 
-def test_pairs_at_their_own_sizes_are_those_of_the_sample(data_dir):
+def test_native_pairs_are_those_of_the_sample(data_dir):
     config, ids = data_config("synthetic_pets", 32, data_dir), np.array([1, 2, 8])
     whole = list(loading.native_pairs(config, "test"))
     for i, (image, mask) in zip(ids, loading.native_pairs(config, "test", ids=ids), strict=True):
