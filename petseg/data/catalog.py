@@ -48,7 +48,7 @@ class Overlap(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-    """A prepared TFDS data set.
+    """A prepared TFDS data set. Methods raise DataError for a split that does not exist.
 
     Attributes:
       name: value of --dataset.
@@ -82,26 +82,18 @@ class DataSet:
         return self.builder.info.full_name
 
     def num_examples(self, split: str) -> int:
-        """Number of examples of a split.
-
-        Raises:
-          DataError: if the split does not exist or is empty.
-        """
+        """Number of examples of a split; raises DataError if it is empty."""
         count = sum(stop - start for _, start, stop in self._ranges(split))
         if count == 0:
             raise DataError(f"{self.name}: split {split} is empty; sizes are {self.split_sizes()}")
         return count
 
-    def overlap(self, split: str, other: str) -> "Overlap":
+    def overlap(self, split: str, other: str) -> Overlap:
         """Examples of a split that are also in another split.
 
         Copies of folders are compared by the contents of their images, other data sets by example positions.
-
-        Raises:
-          DataError: if a split does not exist.
         """
-        theirs = self.digests_of(other)
-        if theirs is not None:
+        if (theirs := self.digests_of(other)) is not None:
             return self.overlap_with(split, theirs.pictures)
         return Overlap(
             sum(
@@ -112,7 +104,7 @@ class DataSet:
             )
         )
 
-    def overlap_with(self, split: str, pictures: np.ndarray) -> "Overlap":
+    def overlap_with(self, split: str, pictures: np.ndarray) -> Overlap:
         """Examples of a split of a folder copy whose image digests are among `pictures`, uint64 [M]."""
         mine = self.digests_of(split)
         assert mine is not None
@@ -120,11 +112,7 @@ class DataSet:
         return Overlap(len(positions), self.names_at(split, positions[:SHOWN_NAMES].tolist()))
 
     def digests_of(self, split: str) -> Digests | None:
-        """Content digests of a split's examples; None except for the copy of a folder.
-
-        Raises:
-          DataError: if the split does not exist, or the digests cannot be read.
-        """
+        """Content digests of a split's examples; None except for the copy of a folder."""
         ranges = self._ranges(split)
         if self.name != FOLDER:
             return None
@@ -188,16 +176,10 @@ class DataSet:
         return str(self.builder.info.file_format.value)
 
     def record_ranges(self, split: str) -> list[RecordRange]:
-        """Locations of a split's records, in the order of its examples.
-
-        Raises:
-          DataError: if the split does not exist.
-        """
+        """Locations of a split's records, in the order of its examples."""
         self._ranges(split)
-        return [
-            RecordRange(Path(part.filename), part.skip, part.take)
-            for part in self.builder.info.splits[split].file_instructions
-        ]
+        parts = self.builder.info.splits[split].file_instructions
+        return [RecordRange(Path(part.filename), part.skip, part.take) for part in parts]
 
     def parsed(self, records: tf.data.Dataset) -> tf.data.Dataset:
         """Parses a data set of records into examples as in `raw_examples`."""
@@ -268,11 +250,7 @@ def open_data(config: DataConfig, classes: Classes | None = None) -> DataSet:
 
 
 def classes_of(config: DataConfig) -> Classes:
-    """The classes of a data set; only a folder must be opened for them.
-
-    Raises:
-      PetsegError: as `open_data`.
-    """
+    """The classes of a data set; only a folder must be opened for them."""
     return open_data(config).classes if config.dataset == FOLDER else _named_classes(config)
 
 
@@ -326,11 +304,7 @@ def open_with_splits(config: DataConfig) -> DataSet:
 
 
 def warn_of_shared_examples(data_set: DataSet, train_split: str, eval_split: str) -> None:
-    """Warns if examples of the evaluation split are also trained on.
-
-    Raises:
-      DataError: if a split does not exist.
-    """
+    """Warns if examples of the evaluation split are also trained on."""
     shared = data_set.overlap(eval_split, train_split)
     if shared.examples:
         logger.warning(

@@ -23,13 +23,7 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
 
 
 def example_ids(
-    step: tf.Tensor,
-    positions: tf.Tensor,
-    *,
-    num_examples: int,
-    batch_size: int,
-    seed: int,
-    version: int | None = None,
+    step: tf.Tensor, positions: tf.Tensor, *, num_examples: int, batch_size: int, seed: int, version: int | None = None
 ) -> tf.Tensor:
     """Example ids at some positions of the batch of a step.
 
@@ -59,12 +53,5 @@ def example_ids(
 
 def _permutation_keys(seed: int, epoch: tf.Tensor) -> list[tf.Tensor]:
     """Keys for `index_shuffle`, int64 [2] each; their low bits depend on all bits of seed and epoch."""
-    keys = tf.random.stateless_uniform(
-        [KEYS, 2],
-        seed=tf.stack([tf.constant(seed + PERMUTATIONS, tf.int64), epoch]),
-        minval=None,
-        maxval=None,
-        dtype=tf.int64,
-        alg="philox",
-    )
-    return tf.unstack(keys)
+    word = tf.stack([tf.constant(seed + PERMUTATIONS, tf.int64), epoch])
+    return tf.unstack(tf.random.stateless_uniform([KEYS, 2], word, None, None, tf.int64, alg="philox"))

@@ -84,11 +84,7 @@ class Examples(abc.ABC):
         return fetch(ids)
 
     def read(self, ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 [K, H, W, 3] and masks uint8 [K, H, W, 1] of examples, as arrays.
-
-        Raises:
-          DataError: if one of them is bad.
-        """
+        """Images uint8 [K, H, W, 3] and masks uint8 [K, H, W, 1] as arrays; raises DataError for a bad example."""
         with tf.device("cpu:0"):
             fetched = self.fetch(tf.constant(np.asarray(ids, np.int64)))
         for i in np.asarray(ids)[~fetched.usable.numpy()].tolist():

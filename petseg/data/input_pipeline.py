@@ -115,14 +115,8 @@ def part_of_batch(examples: Examples, at: BatchPosition, *, portable: bool = Fal
     Returns:
       `image`, `mask`, `example_id`, `position`, and for `BadExampleLog.recorded` `step` and `usable`.
     """
-    ids = example_ids(
-        at.step,
-        at.positions,
-        num_examples=len(examples),
-        batch_size=at.batch_size,
-        seed=at.seed,
-        version=at.order_version,
-    )
+    sizes = {"num_examples": len(examples), "batch_size": at.batch_size}
+    ids = example_ids(at.step, at.positions, **sizes, seed=at.seed, version=at.order_version)
     image, mask, usable = examples.batch(ids, at, portable=portable)
     return {
         "image": image, "mask": mask, "example_id": ids, "position": at.positions, "step": at.step, "usable": usable

@@ -46,8 +46,7 @@ def check_labels(examples: Examples, config: DataConfig, *, flag: str, split: st
     height, width = config.size
     raise DataError(
         f"{flag}{split}: none of its {len(examples)} masks{drawn} has a pixel in a class at {height} x {width}; "
-        f"must be a split with labels; there are "
-        f"{catalog.open_data(config, examples.classes).split_sizes()}"
+        f"must be a split with labels; there are {catalog.open_data(config, examples.classes).split_sizes()}"
     )
 
 
@@ -91,11 +90,7 @@ def _load(source: SplitSource, config: DataConfig, *, ignore_bad: bool) -> Examp
 def load_some(
     config: DataConfig, split: str, classes: Classes | None = None, *, count: int, spread: bool = False
 ) -> MemoryExamples:
-    """Loads at most `count` examples of a split into memory: the first ones, or with `spread` evenly spaced ones.
-
-    Raises:
-      DataError: as `load`.
-    """
+    """Loads at most `count` examples of a split into memory: the first ones, or with `spread` evenly spaced ones."""
     # Sequential reading of a few examples needs no random access.
     config = dataclasses.replace(config, cache="memory", on_bad_example="stop", data_service="")
     source = SplitSource.open(config, split, classes)
@@ -139,11 +134,7 @@ def _on_disk(source: SplitSource, cache_dir: str) -> Examples:
 def _decode_all(
     source: SplitSource, keep: Callable[[int, dict[str, Any]], None]
 ) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
-    """Decodes all examples in order, passes each with its index to `keep`, and returns names and groups.
-
-    Raises:
-      DataError: if an example is bad.
-    """
+    """Decodes all examples in order, passes each with its index to `keep`, and returns names and groups."""
     data_set, split = source.data_set, source.split
     names, labels = [], {key: np.full(source.count, -1) for key in data_set.label_names()}
     iterator = _decoded_arrays(source, source.undecoded(), [*labels])
@@ -187,9 +178,6 @@ def native_pairs(
     """Images uint8 [H, W, 3] and class ids uint8 [H, W, 1] of a split at native resolution, in order.
 
     With `ids`, int64 [K], only those at these ascending positions.
-
-    Raises:
-      DataError: as `load`.
     """
     data_set = catalog.open_data(config, classes)
     at_once = parallel_decodes()

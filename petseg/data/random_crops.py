@@ -96,12 +96,6 @@ def sizes_in_headers(files: Iterable[bytes], count: int) -> np.ndarray:
     return sizes
 
 
-def canvas_size(sizes: np.ndarray, crop: tuple[int, int]) -> tuple[int, int]:
-    """The smallest height and width that hold each image and a crop."""
-    height, width = np.maximum(sizes.max(axis=0), crop).tolist()
-    return height, width
-
-
 def check_size(in_header: np.ndarray, size: np.ndarray, where: str) -> None:
     """Raises BadExampleError if a decoded image does not have the size in its header."""
     if (size != in_header).any():

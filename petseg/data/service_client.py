@@ -69,11 +69,7 @@ def remote_batches(
 
 
 def wait_for_services(addresses: Sequence[str], seconds: float) -> None:
-    """Waits until all services answer.
-
-    Raises:
-      ClusterError: if one does not in time.
-    """
+    """Waits until all services answer; raises ClusterError if one does not in time."""
     missing = sockets.wait_until_all_answer(
         lambda: [address for address in addresses if not sockets.answers(address)],
         seconds,

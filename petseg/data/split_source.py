@@ -46,11 +46,7 @@ class SplitSource:
 
     @classmethod
     def open(cls, config: DataConfig, split: str, classes: Classes | None) -> "SplitSource":
-        """Opens a split of the data set of a config.
-
-        Raises:
-          PetsegError: if it does not exist, or --cache=none cannot read its file format.
-        """
+        """Opens a split; raises PetsegError if it does not exist or --cache=none cannot read its file format."""
         data_set = catalog.open_data(config, classes)
         positions = range(data_set.num_examples(split))
         records = RecordFiles(data_set.record_ranges(split)) if data_set.file_format == ARRAY_RECORD else None
@@ -67,15 +63,11 @@ class SplitSource:
         files = self.undecoded().map(lambda example: example["image"]).as_numpy_iterator()
         with self._naming_unreadable_files():
             sizes = random_crops.sizes_in_headers(files, self.count)
-        canvas = random_crops.canvas_size(sizes, self.resizing.size)
-        return dataclasses.replace(self, resizing=Resizing(canvas, "crop"), picture_sizes=sizes)
+        height, width = np.maximum(sizes.max(axis=0), self.resizing.size).tolist()
+        return dataclasses.replace(self, resizing=Resizing((height, width), "crop"), picture_sizes=sizes)
 
     def with_scaled_decoding(self) -> "SplitSource":
-        """The same images, with JPEGs decoded at a reduced size.
-
-        Raises:
-          DataError: if none of the first images is a JPEG.
-        """
+        """The same images, with JPEGs decoded at a reduced size; raises DataError if there seem to be no JPEGs."""
         with self._naming_unreadable_files():
             first = [example["image"] for example in self.undecoded().take(JPEG_CANDIDATES)]
         if not any(tf.io.is_jpeg(file) for file in first):

@@ -16,12 +16,7 @@ from petseg.picture_formats import open_picture
 
 
 def read_all(config: DataConfig) -> tuple[str, dict[str, int], Classes, Iterator[tuple[str, DecodedPair]]]:
-    """Name, split sizes and classes of a TFDS data set, and an iterator over (split, pair).
-
-    Raises:
-      ConfigError: if the classes are invalid.
-      DataError: if the data set cannot be opened.
-    """
+    """Name, split sizes and classes of a TFDS data set, and an iterator over (split, pair)."""
     data_set = catalog.open_data(config)
     sizes = {split: info.num_examples for split, info in data_set.builder.info.splits.items()}
     return data_set.name, sizes, data_set.classes, _pairs(data_set, sizes)

@@ -143,7 +143,8 @@ class Cache:
             shutil.rmtree(self.folder)
         unfinished = self.folder.with_name(self.folder.name + ".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process, since this one holds the lock
-        self._check_space()
+        if self._bytes() > shutil.disk_usage(self.folder.parent).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         logger.info("decoding %d examples at %s px into %s", self.count, self._size, self.folder)
         try:
             unfinished.mkdir()
@@ -163,10 +164,6 @@ class Cache:
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
-
-    def _check_space(self) -> None:
-        if self._bytes() > shutil.disk_usage(self.folder.parent).free:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _bytes(self) -> int:
         return self.count * self.image_size[0] * self.image_size[1] * sum(CHANNELS.values())
@@ -197,14 +194,10 @@ class DiskExamples(Examples):
         Mapping the file for each batch is cheap, but constant folding copies the whole file when the graph is
         initialised; hence `fetch` does not use it.
         """
+        files = {str(self._cache.folder / name): self._cache.shape(name) for name in CHANNELS}
         image, mask = (
-            tf.gather(
-                tf.raw_ops.ImmutableConst(
-                    dtype=tf.uint8, shape=self._cache.shape(name), memory_region_name=str(self._cache.folder / name)
-                ),
-                ids,
-            )
-            for name in CHANNELS
+            tf.gather(tf.raw_ops.ImmutableConst(dtype=tf.uint8, shape=shape, memory_region_name=file), ids)
+            for file, shape in files.items()
         )
         return Fetched(image, mask, all_usable(ids))
 
