@@ -168,7 +168,7 @@ def test_damaged_files_are_written_again(tmp_path, caplog, name, harm):
     cache = cache_of(tmp_path)
     cache.ensure_written(filled_with(1))
     harm(cache.folder / name)
-    with pytest.raises(DataError, match=rf"{name}: .*; the same command writes it anew"):
+    with pytest.raises(DataError, match=rf"{name}: .*; rerun to write it again"):
         cache.check()
     names, _ = cache_of(tmp_path).ensure_written(filled_with(2))
     assert names == ("a", "b", "c")
