@@ -50,5 +50,9 @@ def _ends_at(run: TrainedRun, step: int) -> bool:
 def last_step(run: TrainedRun) -> int:
     """Last step of a run, by the config with which it was last started."""
     data, schedule, record = run.config.data, run.workdir.load_config().schedule, run.training_data
-    count = record.examples["train_split"] if record else catalog.num_examples(data, data.train_split, run.classes)
+    count = (
+        record.examples["train_split"]
+        if record
+        else catalog.open_data(data, run.classes).num_examples(data.train_split)
+    )
     return Schedule.of(schedule, example_order.steps_per_epoch(count, data.batch_size)).last_step
