@@ -56,7 +56,7 @@ def test_a_gpu_that_tensorflow_does_not_see_is_one_line_with_reason_and_remedy(m
 def test_a_tensorflow_without_cuda_starts_no_second_process(monkeypatch, driver):
     monkeypatch.setattr(tf.test, "is_built_with_cuda", lambda: False)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("asked"))
-    assert "sees no GPU: it was built without CUDA; pip install -e '.[cuda]'" in gpus.warning()
+    assert "sees no GPU: it was built without CUDA; install CUDA: pip install -e '.[cuda]'" in gpus.warning()
 
 
 def test_there_is_nothing_to_warn_of_where_a_gpu_is_seen_or_hidden_or_absent(monkeypatch, driver):
