@@ -68,7 +68,7 @@ def prepare(config: DataConfig, classes: Classes | None = None) -> tuple[Any, Cl
         with files.explain_write_errors(cache, flag=flag, error_class=ConfigError, needed=size):
             cache.mkdir(parents=True, exist_ok=True)
             lock = cache / f".{builder.info.full_name.replace('/', '-')}.lock"
-            with files.process_lock(lock, f"reads {config.data_dir}"):
+            with files.process_lock(lock, f"reads {printable(config.data_dir)}"):
                 builder = _FolderBuilder(config, layout, classes, data_dir=cache)
                 if not builder.data_path.exists():
                     found, bad = (classes, []) if classes else folder_files.infer_classes(layout)
@@ -82,7 +82,7 @@ def prepare(config: DataConfig, classes: Classes | None = None) -> tuple[Any, Cl
     if not classes:
         logger.info(
             "%s: no --classes, and no classes.json there; classes as found in the masks: %s to %s, for %s",
-            config.data_dir, stored.names[0], stored.names[-1], mask_values.allowed_values_text(stored),
+            printable(config.data_dir), stored.names[0], stored.names[-1], mask_values.allowed_values_text(stored),
         )  # fmt: skip
     return builder, stored
 
@@ -158,7 +158,7 @@ class _FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         Raises:
           DataError: if a needed split has a fault.
         """
-        layout, where = self._layout, self._folder.data_dir
+        layout, where = self._layout, printable(self._folder.data_dir)
         sizes = ", ".join(f"{split} {len(pairs)}" for split, pairs in layout.splits.items())
         logger.info("%s: %s pairs (%s); reading and checking them once, copying them to %s",
                     where, sizes, layout.origin, self.data_path)  # fmt: skip
