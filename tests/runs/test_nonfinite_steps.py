@@ -96,9 +96,9 @@ def test_the_count_of_nonfinite_steps_survives_a_restart(tiny_config, monkeypatc
 def test_restoring_a_checkpoint_keeps_the_count_of_nonfinite_steps(tiny_config, monkeypatch):
     poison(monkeypatch, 2, 3, 5)
     config = poisoned_config(tiny_config, on_nonfinite="restore", nonfinite_limit=2)
-    with pytest.raises(NonFiniteLossError, match=r"at step 5 .*, time 3 of the run"):
+    with pytest.raises(NonFiniteLossError, match=r"at step 5 .*, number 3 of the run"):
         train.train(config)
-    with pytest.raises(NonFiniteLossError, match=r"at step 5 .*, time 3 of the run"):  # as often as it is started
+    with pytest.raises(NonFiniteLossError, match=r"at step 5 .*, number 3 of the run"):  # as often as it is started
         train.train(config)
 
 

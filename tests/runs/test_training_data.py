@@ -171,8 +171,8 @@ def test_resuming_with_changed_data_is_refused(root, change, message):
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
     with pytest.raises(WorkDirectoryError, match=f"^--workdir={workdir}: .*{message}") as caught:
         go_on(root, "--train_steps=4")
-    assert str(caught.value).endswith(f"Restore the data, or start a new run from its weights: another --workdir, and "
-                                      f"--init_from={workdir}")  # fmt: skip
+    remedy = f"or start a new run from its weights with another --workdir and --init_from={workdir}"
+    assert str(caught.value).endswith(f"Restore the data, {remedy}")
     assert "\n" not in str(caught.value)
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
