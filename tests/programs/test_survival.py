@@ -208,7 +208,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(data_dir, small_
     line = own_lines(stderr)[-1]
     assert re.match(
         rf"train\.py: error: {workdir}/checkpoints/ckpt-15: cannot be written: "
-        r"it takes 1\d\.\d MiB, \d+\.\d MiB are free \(.*\)",
+        r"it needs 1\d\.\d MiB, \d+\.\d MiB are free \(.*\)",
         line,
     ), line
     assert "Traceback" not in stderr
