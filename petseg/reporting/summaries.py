@@ -27,6 +27,7 @@ from petseg.errors import WorkDirectoryError
 from petseg.files import write_bytes
 from petseg.picture_formats import open_picture
 from petseg.reporting import tags
+from petseg.reporting.figure_text import printable
 from petseg.runtime import autotuning
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class Summaries:
     def text(self, step: int, tag: str, markdown: str) -> None:
         """Logs a markdown text."""
         with self.write_errors_logged(), self._writers[TRAIN].as_default(step=step):
-            tf.summary.text(tag, markdown)
+            tf.summary.text(tag, printable(markdown))  # a path in it may be not UTF-8
 
     def arrange(self) -> None:
         """Logs the layout of TensorBoard's custom-scalars page."""
@@ -124,7 +125,10 @@ class Summaries:
         Runs of the same name share a row with their mean scores. No columns are declared, so that TensorBoard shows
         those in which runs differ.
         """
-        self._raw(FINAL, hparams_summary_v2.hparams_pb(dict(hyperparameters), trial_id=name))
+        values = {
+            flag: printable(value) if isinstance(value, str) else value for flag, value in hyperparameters.items()
+        }
+        self._raw(FINAL, hparams_summary_v2.hparams_pb(values, trial_id=printable(name)))
 
     def end_session(self) -> None:
         """Marks the run as complete on the HParams page."""

@@ -227,7 +227,10 @@ class WorkDirectory:
 
 
 def check_is_local(path: str) -> None:
-    """Raises WorkDirectoryError if a work directory is an address, such as `gs://bucket/run`."""
+    """Raises WorkDirectoryError if a work directory is an address, such as `gs://bucket/run`, or not UTF-8."""
+    shown = path.encode("utf-8", "backslashreplace").decode()
+    if shown != path:
+        raise WorkDirectoryError(f"--workdir={shown}: must be a path in UTF-8, because TensorFlow writes to no other")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
         raise WorkDirectoryError(
             f"--workdir={path}: must be a folder, because locks, renames and fsync need a file system; train in a "

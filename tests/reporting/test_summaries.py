@@ -1,3 +1,4 @@
+import contextlib
 import tracemalloc
 
 import numpy as np
@@ -187,3 +188,11 @@ def test_a_growing_csv_file_is_read_incrementally_and_a_new_one_from_its_start(t
     (tmp_path / "new").rename(file)
     assert reader.was_replaced()
     assert list(reader.new_rows()) == [(1, "train", "loss", 0.75)]
+
+
+def test_texts_and_names_that_are_not_utf_8_are_logged_with_a_replacement(tmp_path):
+    path = "data/caf\udce9"  # as Python decodes a file name of other bytes
+    with contextlib.closing(Summaries(tmp_path, tmp_path / "metrics.csv", first_step=0, classes=PETS)) as log:
+        log.text(0, "config", f"| `--data_dir` | `{path}` |\n")
+        log.begin_session(path, {"network": f"{path}/mine.py:build"})
+    assert events(tmp_path / summaries.TRAIN)["config"] == [0]

@@ -49,6 +49,11 @@ def test_unusable_folders_are_refused(tmp_path):
             WorkDirectory.for_training(str(path), "pets")
 
 
+def test_a_path_that_is_not_utf_8_is_refused():
+    with pytest.raises(WorkDirectoryError, match=r"--workdir=runs/caf\\udce9: must be a path in UTF-8"):
+        WorkDirectory.for_training("runs/caf\udce9", "pets")
+
+
 @pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run", "hdfs://host:1/run"])
 def test_cloud_storage_addresses_are_refused(tmp_path, monkeypatch, address):
     monkeypatch.chdir(tmp_path)
