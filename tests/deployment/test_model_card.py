@@ -25,7 +25,7 @@ def test_the_card_says_height_and_width_and_how_pictures_come_to_them(tmp_path):
     assert [(each.format, each.mask_agreement > 0.999) for each in found] == [(name, True) for name in formats]
     card = json.loads((tmp_path / "model_card.json").read_text())
     assert card["input"]["shape"] == ["batch", 32, 64, 3]
-    assert "its shape kept, to the largest size that fits 32 x 64 (height x width)" in card["input"]["content"]
+    assert "aspect ratio kept, to the largest size that fits 32 x 64 (height x width)" in card["input"]["content"]
     assert [each["shape"] for each in card["outputs"]] == [["batch", 32, 64, 5], ["batch", 32, 64]]
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(

@@ -97,10 +97,10 @@ def test_a_cluster_that_lost_its_chief_resumes_with_two_workers_and_matches_one_
     (code, _, stderr), (other_code, _, other_stderr) = workers.finish()
     assert (code, other_code) == (143, 143), stderr
     assert f"waited 5 s in vain for worker 0 ({addresses[0]}); continues with 2 of 3 processes" in stderr
-    match = re.search(r"^train.py: stopped by SIGTERM at step (\d+); the same ", other_stderr, re.MULTILINE)
+    match = re.search(r"^train.py: stopped by SIGTERM at step (\d+); rerun ", other_stderr, re.MULTILINE)
     assert match, other_stderr
     assert (workdir / "checkpoints" / f"ckpt-{match[1]}.index").exists()
-    assert f"stopped by SIGTERM, sent to another process, at step {match[1]}; the same command" in stderr
+    assert f"stopped by SIGTERM, sent to another process, at step {match[1]}; rerun to resume" in stderr
 
     job = free_ports(1)[0] % 1000  # its ports follow from its number
     (code, stdout, stderr), (other_code, other_stdout, _) = Workers([slurm(i, job) for i in range(2)], *flags).finish()

@@ -53,7 +53,7 @@ def test_training_eval_and_group_scoring_use_the_same_sample(runs, array_record_
     assert large["comparison"]["bootstrap"] == "Poisson"
     assert (large["comparison"]["difference"], large["comparison"]["interval"]) == (0, [0, 0])
     printed = capsys.readouterr().out
-    for said in ("(Poisson bootstrap)", "paired Poisson bootstrap", "those of a sample of 2 images"):
+    for said in ("(Poisson bootstrap)", "paired Poisson bootstrap", "are of a sample of 2 images"):
         assert said in printed
     with open(table, newline="") as file:
         assert len(list(csv.DictReader(file))) == 2

@@ -78,7 +78,7 @@ def test_moving_statistics_are_equal_on_every_replica(runs, number):
         assert len(values) == number
         for value in values[1:]:
             np.testing.assert_array_equal(value, values[0])
-        np.testing.assert_allclose(values[0], alone, rtol=1e-3, atol=1e-6)
+        assert np.linalg.norm(values[0] - alone) <= 2e-4 * np.linalg.norm(alone)
 
 
 @pytest.mark.slow
