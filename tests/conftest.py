@@ -1,6 +1,7 @@
 """Shared by all tests: four virtual CPUs, a small data set, tiny configs, trainers and subprocesses."""
 
 import itertools
+import logging
 import os
 import shutil
 import subprocess
@@ -57,6 +58,12 @@ settings.load_profile("noisy machine")
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
 )
+
+
+@pytest.fixture(autouse=True)
+def default_log_level() -> None:
+    """The package's log level before each test: programs that ran in this process have changed it."""
+    logging.getLogger("petseg").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
