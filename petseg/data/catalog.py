@@ -1,12 +1,7 @@
-"""TFDS data sets by name: finds, downloads or builds them; their splits, undecoded examples and overlaps of splits."""
+"""Data sets by name: their classes, splits, undecoded examples and overlaps of splits."""
 
-import contextlib
 import dataclasses
-import io
 import logging
-import os
-import random
-import sys
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,19 +11,17 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from petseg import files
 from petseg.classes import PETS, Classes
 from petseg.config import DataConfig
-from petseg.config.data_config import FOLDER, check_dataset_name, named_splits
-from petseg.data import digests
+from petseg.config.data_config import FOLDER, named_splits
+from petseg.data import digests, tfds_builders
 from petseg.data.digests import Digests
 from petseg.data.record_files import RecordFiles, RecordRange
 from petseg.errors import DataError, one_line
 from petseg.runtime import autotuning
 
 logger = logging.getLogger(__name__)
-EMBEDDED = "synthetic_pets"
-KNOWN_CLASSES = {"oxford_iiit_pet": PETS, EMBEDDED: PETS}
+KNOWN_CLASSES = {"oxford_iiit_pet": PETS, tfds_builders.EMBEDDED: PETS}
 NAME_FEATURE = "file_name"
 ARRAY_RECORD = "array_record"
 SHOWN_NAMES = 3
@@ -243,7 +236,7 @@ def open_data(config: DataConfig, classes: Classes | None = None) -> DataSet:
         builder, classes = folder_copy.prepare(config, classes)
         return DataSet(config.dataset, builder, classes, holds_ids=True)
     classes = classes or _named_classes(config)
-    builder = prepare(config.dataset, config.data_dir)
+    builder = tfds_builders.prepare(config.dataset, config.data_dir)
     data_set = DataSet(config.dataset, builder, classes, config.image_feature, config.mask_feature)
     _check_features(data_set)
     return data_set
@@ -260,7 +253,7 @@ def _named_classes(config: DataConfig) -> Classes:
         return Classes.read(config.classes_file)
     name = config.dataset.split(":")[0].split("/")[0]
     if name not in KNOWN_CLASSES:
-        _builder(config.dataset, config.data_dir)  # raises if the data set does not exist
+        tfds_builders.load_builder(config.dataset, config.data_dir)  # raises if the data set does not exist
         raise DataError(f"{config.dataset}: petseg does not know its classes; --classes must be a file that names them")
     return KNOWN_CLASSES[name]
 
@@ -320,98 +313,11 @@ def listed(names: Sequence[str], count: int) -> str:
     return f" ({', '.join(names)}{more})" if names else ""
 
 
-def prepare(dataset: str, data_dir: str) -> Any:
-    """The TFDS builder of a prepared data set; downloads and prepares it if necessary.
-
-    Any version on disk is used if none is asked for. Concurrent processes wait for the one that prepares it.
-
-    Args:
-      dataset: TFDS name, optionally with config and version (`oxford_iiit_pet:4.0.0`).
-      data_dir: folder of prepared data sets; empty for TFDS's default.
-
-    Raises:
-      ConfigError: if the name is invalid.
-      DataError: if the data set is unknown, or can neither be found nor be downloaded.
-    """
-    builder, exists = _find(dataset, data_dir)
-    if exists:
-        return builder
-    try:
-        with _one_process_at_a_time(builder):
-            builder = _builder(dataset, data_dir)
-            if not builder.data_path.exists():
-                _write(builder)
-    except Exception as error:  # no network, a full disk, a moved archive: no common class
-        if builder.name == EMBEDDED:
-            raise DataError(f"{dataset} cannot be drawn into {builder.data_path} ({one_line(error)})") from error
-        raise DataError(
-            f"{dataset} is neither under {builder.data_path.parent} nor can it be downloaded ({one_line(error)}). "
-            "Give the folder of a prepared copy with --data_dir=PATH, or train on the embedded data set, which needs "
-            "no download, with --dataset=synthetic_pets"
-        ) from error
-    return builder
-
-
 def is_on_disk(config: DataConfig) -> bool:
     """Whether a data set can be opened without downloading or drawing it."""
     if config.dataset == FOLDER:
         return bool(config.data_dir) and Path(config.data_dir).expanduser().is_dir()
     try:
-        return _find(config.dataset, config.data_dir)[1]
+        return tfds_builders.find_builder(config.dataset, config.data_dir)[1]
     except DataError:  # unknown data set
         return False
-
-
-def _find(dataset: str, data_dir: str) -> tuple[Any, bool]:
-    """The builder of a data set, if possible of a version on disk, and whether its files exist."""
-    check_dataset_name(dataset)
-    builder = _builder(dataset, data_dir)
-    if builder.data_path.exists():
-        return builder, True
-    if builder.data_path.parent.exists() and ":" not in dataset:
-        older = _builder(f"{dataset}:*.*.*", data_dir)  # a version on disk other than TFDS's newest
-        if older.data_path.exists():
-            return older, True
-    return builder, False
-
-
-def _builder(dataset: str, data_dir: str) -> Any:
-    if dataset.split(":")[0] == EMBEDDED:
-        from petseg.data import synthetic_pets  # noqa: F401 (importing it registers the builder)
-    try:
-        return tfds.builder(dataset, **({"data_dir": os.path.expanduser(data_dir)} if data_dir else {}))
-    except Exception as error:  # TFDS passes on the errors of its readers and registries
-        raise DataError(f"no data set {dataset}: {one_line(error)}") from error
-
-
-def _one_process_at_a_time(builder: Any) -> contextlib.AbstractContextManager[None]:
-    """Locks the files of a data set for preparing them.
-
-    TFDS draws the name of its temporary folder from Python's `random`, which every run seeds: without a lock, processes
-    with one seed would write into the same folder.
-    """
-    root = os.fspath(builder.data_dir_root)
-    if "://" in root:  # files in a bucket cannot be locked
-        return contextlib.nullcontext()
-    Path(root).mkdir(parents=True, exist_ok=True)
-    name = builder.info.full_name.replace("/", "-")
-    return files.process_lock(Path(root, f".{name}.lock"), f"prepares {builder.data_path}")
-
-
-def _write(builder: Any) -> None:
-    """Downloads and prepares a data set with TFDS."""
-    embedded = builder.name == EMBEDDED
-    if embedded:
-        logger.info("drawing %s into %s", builder.name, builder.data_path)
-    else:
-        logger.info("%s is not under %s: preparing it with TFDS", builder.name, builder.data_path.parent)
-    if embedded or not (sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)):
-        tfds.disable_progress_bar()  # hundreds of lines in a log
-    # TFDS would print a message about a download of unknown size.
-    quiet = contextlib.redirect_stdout(io.StringIO()) if embedded else contextlib.nullcontext()
-    state = random.getstate()  # so that initial weights do not depend on whether data were prepared
-    try:
-        with quiet:
-            builder.download_and_prepare()
-    finally:
-        random.setstate(state)

@@ -77,7 +77,7 @@ def wait_for_services(addresses: Sequence[str], seconds: float) -> None:
     )
     if missing:
         raise ClusterError(
-            f"--data_service: waited {seconds:g} s in vain for {_listed(missing)}; "
+            f"--data_service: no answer from {_listed(missing)} within {seconds:g} s; "
             "`python -m petseg.data.service` starts a service"
         )
 

@@ -40,9 +40,9 @@ def main(config: ConversionConfig) -> None:
         raise ConfigError("--output_dir: must be a folder for the converted data set")
     startup.load_tensorflow(show_greetings=config.debug)  # after the flags are checked
     from petseg import files
-    from petseg.data import catalog
+    from petseg.data import catalog, tfds_builders
 
-    builder = catalog.prepare(config.dataset, config.data_dir)
+    builder = tfds_builders.prepare(config.dataset, config.data_dir)
     source = Path(builder.data_path)
     target = Path(config.output_dir).expanduser() / builder.info.full_name
     if target.exists():

@@ -48,10 +48,10 @@ def meet(addresses: Mapping[str, str], name: str, listener: socket.socket, *, fe
         members = _Rendezvous(addresses, name, server, fewest, seconds).members()
     if len(members) == len(addresses):
         return members
-    waited = f"waited {seconds:g} s in vain for {_described(addresses.keys() - set(members), addresses)}"
+    silent = f"no answer from {_described(addresses.keys() - set(members), addresses)} within {seconds:g} s"
     if len(members) < fewest:
-        raise ClusterError(waited)
-    logger.warning("%s; continues with %d of %d processes", waited, len(members), len(addresses))
+        raise ClusterError(silent)
+    logger.warning("%s; continues with %d of %d processes", silent, len(members), len(addresses))
     return members
 
 

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from conftest import NUM_TRAIN, ROOT, data_config
 
 from petseg.config import DataConfig
-from petseg.data import catalog
+from petseg.data import catalog, tfds_builders
 from petseg.data.synthetic_pets import SyntheticPets
 from petseg.errors import ConfigError, DataError
 
@@ -58,7 +58,7 @@ def few_drawings(monkeypatch):
 
 def test_drawing_the_embedded_data_set_mentions_no_download(few_drawings, tmp_path, capfd, caplog):
     with caplog.at_level("INFO", logger="petseg"):
-        catalog.prepare("synthetic_pets", str(tmp_path))
+        tfds_builders.prepare("synthetic_pets", str(tmp_path))
     assert caplog.messages == [f"drawing synthetic_pets into {tmp_path}/synthetic_pets/2.0.0"]
     assert capfd.readouterr().out == ""
     assert capfd.readouterr().err == ""
@@ -68,7 +68,7 @@ def test_a_run_that_prepares_its_data_draws_the_same_random_numbers_as_one_that_
     numbers = []
     for _ in range(2):
         random.seed(0)  # from which Keras draws the seeds of initial weights, and TFDS the name of a folder
-        catalog.prepare("synthetic_pets", str(tmp_path))
+        tfds_builders.prepare("synthetic_pets", str(tmp_path))
         numbers.append(random.random())
     assert numbers[0] == numbers[1]
 
@@ -76,7 +76,7 @@ def test_a_run_that_prepares_its_data_draws_the_same_random_numbers_as_one_that_
 def test_an_unwritable_embedded_data_set_is_not_reported_as_a_failed_download(few_drawings, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=rf"^synthetic_pets cannot be drawn into {tmp_path}/file/synthetic_pets/2.0.0 "):
-        catalog.prepare("synthetic_pets", str(tmp_path / "file"))
+        tfds_builders.prepare("synthetic_pets", str(tmp_path / "file"))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_an_unwritable_embedded_data_set_is_not_reported_as_a_failed_download(fe
 def test_names_for_which_tfds_would_run_code_are_refused(monkeypatch, name, tmp_path):
     monkeypatch.setattr(tfds, "builder", None)
     with pytest.raises(ConfigError, match=r"^--dataset=.*: must be ") as caught:
-        catalog.prepare(name, str(tmp_path))
+        tfds_builders.prepare(name, str(tmp_path))
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"^--dataset=.*: must be "):
         DataConfig(dataset=name)

@@ -113,7 +113,7 @@ def test_a_run_whose_service_does_not_answer_ends_in_time_and_writes_nothing(tin
     data = {"cache": "disk", "cache_dir": str(tmp_path / "cache"), "data_service": service}
     config = changed(changed(tiny_config, "data", **data), "distribution", cluster_timeout=1.0)
     begin = time.monotonic()
-    with pytest.raises(ClusterError, match=rf"waited 1 s in vain for {service}; `python -m petseg.data.service`"):
+    with pytest.raises(ClusterError, match=rf"no answer from {service} within 1 s; `python -m petseg.data.service`"):
         train.train(config)
     assert time.monotonic() - begin < 20
     assert not (tmp_path / "cache").exists()

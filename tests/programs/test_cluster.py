@@ -96,7 +96,7 @@ def test_a_cluster_that_lost_its_chief_resumes_with_two_workers_and_matches_one_
     workers.processes[1].send_signal(signal.SIGTERM)
     (code, _, stderr), (other_code, _, other_stderr) = workers.finish()
     assert (code, other_code) == (143, 143), stderr
-    assert f"waited 5 s in vain for worker 0 ({addresses[0]}); continues with 2 of 3 processes" in stderr
+    assert f"no answer from worker 0 ({addresses[0]}) within 5 s; continues with 2 of 3 processes" in stderr
     match = re.search(r"^train.py: stopped by SIGTERM at step (\d+); rerun ", other_stderr, re.MULTILINE)
     assert match, other_stderr
     assert (workdir / "checkpoints" / f"ckpt-{match[1]}.index").exists()

@@ -1,0 +1,107 @@
+"""TFDS builders by name: finds prepared data sets, downloads or draws missing ones, one process at a time."""
+
+import contextlib
+import io
+import logging
+import os
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from petseg import files
+from petseg.config.data_config import check_dataset_name
+from petseg.errors import DataError, one_line
+
+logger = logging.getLogger(__name__)
+EMBEDDED = "synthetic_pets"
+
+
+def prepare(dataset: str, data_dir: str) -> Any:
+    """The TFDS builder of a prepared data set; downloads and prepares it if necessary.
+
+    Any version on disk is used if none is asked for. Concurrent processes wait for the one that prepares it.
+
+    Args:
+      dataset: TFDS name, optionally with config and version (`oxford_iiit_pet:4.0.0`).
+      data_dir: folder of prepared data sets; empty for TFDS's default.
+
+    Raises:
+      ConfigError: if the name is invalid.
+      DataError: if the data set is unknown, or can neither be found nor be downloaded.
+    """
+    builder, exists = find_builder(dataset, data_dir)
+    if exists:
+        return builder
+    try:
+        with _one_process_at_a_time(builder):
+            builder = load_builder(dataset, data_dir)
+            if not builder.data_path.exists():
+                _write(builder)
+    except Exception as error:  # no network, a full disk, a moved archive: no common class
+        if builder.name == EMBEDDED:
+            raise DataError(f"{dataset} cannot be drawn into {builder.data_path} ({one_line(error)})") from error
+        raise DataError(
+            f"{dataset} is neither under {builder.data_path.parent} nor can it be downloaded ({one_line(error)}). "
+            "Give the folder of a prepared copy with --data_dir=PATH, or train on the embedded data set, which needs "
+            "no download, with --dataset=synthetic_pets"
+        ) from error
+    return builder
+
+
+def find_builder(dataset: str, data_dir: str) -> tuple[Any, bool]:
+    """The builder of a data set, if possible of a version on disk, and whether its files exist."""
+    check_dataset_name(dataset)
+    builder = load_builder(dataset, data_dir)
+    if builder.data_path.exists():
+        return builder, True
+    if builder.data_path.parent.exists() and ":" not in dataset:
+        older = load_builder(f"{dataset}:*.*.*", data_dir)  # a version on disk other than TFDS's newest
+        if older.data_path.exists():
+            return older, True
+    return builder, False
+
+
+def load_builder(dataset: str, data_dir: str) -> Any:
+    """The builder of a data set, prepared or not; raises DataError if the name is unknown."""
+    if dataset.split(":")[0] == EMBEDDED:
+        from petseg.data import synthetic_pets  # noqa: F401 (importing it registers the builder)
+    try:
+        return tfds.builder(dataset, **({"data_dir": os.path.expanduser(data_dir)} if data_dir else {}))
+    except Exception as error:  # TFDS passes on the errors of its readers and registries
+        raise DataError(f"no data set {dataset}: {one_line(error)}") from error
+
+
+def _one_process_at_a_time(builder: Any) -> contextlib.AbstractContextManager[None]:
+    """Locks the files of a data set for preparing them.
+
+    TFDS draws the name of its temporary folder from Python's `random`, which every run seeds: without a lock, processes
+    with one seed would write into the same folder.
+    """
+    root = os.fspath(builder.data_dir_root)
+    if "://" in root:  # files in a bucket cannot be locked
+        return contextlib.nullcontext()
+    Path(root).mkdir(parents=True, exist_ok=True)
+    name = builder.info.full_name.replace("/", "-")
+    return files.process_lock(Path(root, f".{name}.lock"), f"prepares {builder.data_path}")
+
+
+def _write(builder: Any) -> None:
+    """Downloads and prepares a data set with TFDS."""
+    embedded = builder.name == EMBEDDED
+    if embedded:
+        logger.info("drawing %s into %s", builder.name, builder.data_path)
+    else:
+        logger.info("%s is not under %s: preparing it with TFDS", builder.name, builder.data_path.parent)
+    if embedded or not (sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)):
+        tfds.disable_progress_bar()  # hundreds of lines in a log
+    # TFDS would print a message about a download of unknown size.
+    quiet = contextlib.redirect_stdout(io.StringIO()) if embedded else contextlib.nullcontext()
+    state = random.getstate()  # so that initial weights do not depend on whether data were prepared
+    try:
+        with quiet:
+            builder.download_and_prepare()
+    finally:
+        random.setstate(state)
