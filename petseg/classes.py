@@ -33,12 +33,19 @@ class SegmentationClass:
       color: its colour in figures.
       foreground: share that is foreground, 0 to 1: opacity in cut-outs. Scores of foreground versus the rest count
         classes from .5 as foreground. A class with a share between 0 and 1 is a border.
+      more_values: further values in masks that are the same class.
     """
 
     name: str
     value: int | Color
     color: Color
     foreground: float = 0.0
+    more_values: tuple[int | Color, ...] = ()
+
+    @property
+    def values(self) -> tuple[int | Color, ...]:
+        """All its values in masks."""
+        return (self.value, *self.more_values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,20 +68,22 @@ class Classes:
             raise ConfigError(f"classes: there are {len(self.members)}; must be {MIN_CLASSES} to {MAX_CLASSES}")
         if self.colored and _is_color(self.ignored):
             object.__setattr__(self, "ignored", (_value(self.ignored, "ignored"),))
-        for what in ("name", "value", "color"):
+        for what in ("name", "values", "color"):
             seen: dict[Any, str] = {}
             for each in self.members:
-                key = getattr(each, what)
-                if key in seen:
-                    both = f"{seen[key]} and {each.name}"
-                    raise ConfigError(f"classes: {both} have one {what}, {key}; each must have another")
-                seen[key] = each.name
+                found = getattr(each, what)
+                for key in found if what == "values" else (found,):
+                    if key in seen:
+                        both = f"{seen[key]} and {each.name}"
+                        kind = what.removesuffix("s")
+                        raise ConfigError(f"classes: {both} have one {kind}, {key}; each must have another")
+                    seen[key] = each.name
         for each in self.members:
-            if each.value in self.ignored:
+            if ignored := set(each.values).intersection(self.ignored):
                 raise ConfigError(
-                    f"classes: {each.name} has value {each.value}, which is ignored; must be one or the other"
+                    f"classes: {each.name} has value {ignored.pop()}, which is ignored; must be one or the other"
                 )
-        values = [each.value for each in self.members] + [value for value in self.ignored if value != IGNORED]
+        values = [*self._values, *(value for value in self.ignored if value != IGNORED)]
         if len({isinstance(value, tuple) for value in values}) > 1:
             raise ConfigError("classes: some have numbers as values, others colours; all must have the same kind")
 
@@ -84,6 +93,10 @@ class Classes:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(each.name for each in self.members)
+
+    @property
+    def _values(self) -> list[int | Color]:
+        return [value for each in self.members for value in each.values]
 
     @property
     def palette(self) -> np.ndarray:
@@ -123,10 +136,9 @@ class Classes:
         """The content of a classes file."""
         return {
             "classes": [
-                {key: list(value) if isinstance(value, tuple) else value for key, value in vars(each).items()}
-                for each in self.members
+                {key: _as_lists(value) for key, value in vars(each).items() if value != ()} for each in self.members
             ],
-            "ignored": [list(value) if isinstance(value, tuple) else value for value in self.ignored],
+            "ignored": _as_lists(self.ignored),
         }
 
     @classmethod
@@ -154,8 +166,8 @@ class Classes:
             members = (members[0], dataclasses.replace(members[1], foreground=1.0))
         ignored = content.get("ignored", [IGNORED])
         ignored = ignored if isinstance(ignored, list) else [ignored]
-        taken = [each.value for each in members]
         if "ignored" not in content:
+            taken = {value for each in members for value in each.values}
             ignored = [value for value in ignored if value not in taken]
         if not stored:
             _check_file_names(members)
@@ -193,7 +205,8 @@ def distinct_color(number: int) -> Color:
 
 def _members(entries: Sequence[Any]) -> tuple[SegmentationClass, ...]:
     """Parses the classes; those without a colour get an unused one."""
-    members = [_member(i, entry) for i, entry in enumerate(entries)]
+    numbers = any(map(_is_surely_numbers, enumerate(entries)))
+    members = [_member(i, entry, numbers=numbers) for i, entry in enumerate(entries)]
     without = [not isinstance(entry, Mapping) or "color" not in entry for entry in entries]
     given = {member.color for member, lacks in zip(members, without, strict=True) if not lacks}
     free = (color for color in map(distinct_color, itertools.count()) if color not in given)
@@ -203,7 +216,13 @@ def _members(entries: Sequence[Any]) -> tuple[SegmentationClass, ...]:
     )
 
 
-def _member(number: int, entry: Any) -> SegmentationClass:
+def _is_surely_numbers(entry: tuple[int, Any]) -> bool:
+    """Whether the value of a class is a number or a list of numbers; three numbers could also be a colour."""
+    value = entry[1].get("value", entry[0]) if isinstance(entry[1], Mapping) else None
+    return type(value) is int or (isinstance(value, list) and len(value) != 3 and all(type(n) is int for n in value))
+
+
+def _member(number: int, entry: Any, *, numbers: bool) -> SegmentationClass:
     where = f"classes: class {number}"
     if not isinstance(entry, Mapping):
         raise ConfigError(f'{where} is {entry!r}; must be {{"name": ..., "value": ...}}')
@@ -211,15 +230,29 @@ def _member(number: int, entry: Any) -> SegmentationClass:
     name = entry.get("name")
     if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]+", name):
         raise ConfigError(f"{where} has name {name!r}; must be a text of letters, digits, _, ., + and -")
-    value = _value(entry.get("value", number), name)
-    given = entry.get("color", list(value) if isinstance(value, tuple) else list(distinct_color(number)))
-    color = _value(given, name)
-    if not isinstance(color, tuple):
+    value, *more = _values(entry.get("value", number), name, numbers=numbers)
+    if "more_values" in entry:  # as `to_dict` writes several values
+        more += _values(entry["more_values"], name, numbers=True)
+    given = entry.get("color", value if isinstance(value, tuple) else distinct_color(number))
+    if not isinstance(given, list | tuple) or not _is_color(given):
         raise ConfigError(f"classes: {name} has color {given!r}; must be three numbers of 0 to 255")
+    color = given[0], given[1], given[2]
     foreground = entry.get("foreground", 0.0)
     if not isinstance(foreground, bool | int | float) or not 0 <= foreground <= 1:
         raise ConfigError(f"classes: {name} has foreground {foreground!r}; must be true, false, or a share of 0 to 1")
-    return SegmentationClass(name, value, color, float(foreground))
+    return SegmentationClass(name, value, color, float(foreground), tuple(more))
+
+
+def _values(given: Any, name: str, *, numbers: bool) -> list[int | Color]:
+    """The values of a class: one, or a list of them. Three numbers are three values if `numbers`, else a colour."""
+    if not isinstance(given, list) or not given or not (numbers or isinstance(given[0], list)):
+        return [_value(given, name)]
+    if len(set(map(str, given))) < len(given):
+        raise ConfigError(
+            f"classes: {name} has value {given!r}, which repeats a value; must be several values, since another class "
+            "has a number as its value, and all must have the same kind"
+        )
+    return [_value(each, name) for each in given]
 
 
 def _value(value: Any, name: str) -> int | Color:
@@ -228,8 +261,14 @@ def _value(value: Any, name: str) -> int | Color:
     if isinstance(value, list | tuple) and _is_color(value):
         return value[0], value[1], value[2]
     raise ConfigError(
-        f"classes: {name} has value {value!r}; must be a number of 0 to 65535, or a colour [red, green, blue]"
+        f"classes: {name} has value {value!r}; must be a number of 0 to 65535, or a colour [red, green, blue], or a "
+        "list of numbers or colours"
     )
+
+
+def _as_lists(value: Any) -> Any:
+    """Tuples, also nested ones, as lists, for JSON."""
+    return [_as_lists(each) for each in value] if isinstance(value, tuple) else value
 
 
 def _is_color(values: Any) -> bool:

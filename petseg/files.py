@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,12 @@ NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
 NO_PLACE = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)  # the path is unusable
 CANNOT_BE_WRITTEN = (*NO_SPACE, *NOT_ALLOWED, *NO_PLACE, errno.EIO, errno.EFBIG)
 LONGEST_NAME = 255  # bytes of a file name on common file systems
+_NOT_PRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    r"""Escapes control characters, and bytes of paths that are not UTF-8, as `\xNN`, except for those in `keep`."""
+    return _NOT_PRINTABLE.sub(lambda match: match[0] if match[0] in keep else f"\\x{ord(match[0]) & 0xFF:02x}", text)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from petseg.classes import DISTINCT_COLORS, IGNORED, PETS, Classes, distinct_color
+from petseg.classes import DISTINCT_COLORS, IGNORED, PETS, UNKNOWN, Classes, distinct_color
 from petseg.data.folders import mask_values
 from petseg.errors import ConfigError
 
@@ -76,10 +76,18 @@ def test_the_pets_have_a_border():
             '[{"name": "a", "color": [1, 1, 1]}, {"name": "b", "color": [1, 1, 1]}]',
             r"a and b have one color, \(1, 1, 1\); each must have another",
         ),
-        ('[{"name": "a", "value": 0}, {"name": "b", "value": [0, 0, 1]}]', "all must have the same kind"),
+        (
+            '[{"name": "a", "value": 0}, {"name": "b", "value": [0, 0, 1]}]',
+            "repeats a value.*must have the same kind",
+        ),
+        ('[{"name": "a", "value": 0}, {"name": "b", "value": [[0, 0, 1]]}]', "all must have the same kind"),
+        ('[{"name": "a", "value": 0}, {"name": "b", "value": [1, 0]}]', "a and b have one value, 0; each must have"),
+        ('[{"name": "a", "value": [1, 2, 3]}, {"name": "b", "value": [4, 5, 256]}]', "b has value .*must be a number"),
+        ('[{"name": "a", "value": []}, "b"]', r"a has value \[\]; must be a number"),
+        ('{"classes": ["a", {"name": "b", "value": [1, 9]}], "ignored": 9}', "b has value 9, which is ignored"),
         ('{"classes": ["a", "b"], "ignored": [1]}', "b has value 1, which is ignored; must be one or the other"),
         ('[{"name": "a", "value": -1}, "b"]', "a has value -1; must be a number of 0 to 65535, or a colour"),
-        ('[{"name": "a", "color": [1, 2, 256]}, "b"]', r"a has value \[1, 2, 256\]; must be a number"),
+        ('[{"name": "a", "color": [1, 2, 256]}, "b"]', r"a has color \[1, 2, 256\]; must be three numbers"),
         ('[{"name": "a", "color": 7}, "b"]', "a has color 7; must be three numbers of 0 to 255"),
         ('[{"name": "a b"}, "b"]', "class 0 has name 'a b'; must be a text of letters, digits"),
         ('[{"name": "a", "foreground": 2}, "b"]', "a has foreground 2; must be true, false, or a share of 0 to 1"),
@@ -119,6 +127,34 @@ def test_three_numbers_beside_numbers_are_three_ignored_values():
 def test_three_numbers_beside_colours_that_are_a_class_are_refused():
     with pytest.raises(ConfigError, match=r"b has value \(0, 0, 0\), which is ignored"):
         Classes.from_dict({"classes": COLORED, "ignored": [0, 0, 0]})
+
+
+def test_several_values_are_one_class():
+    classes = Classes.from_dict(["road", {"name": "car", "value": [1, 2, 3]}, {"name": "sky", "value": [255, 4]}])
+    assert [each.values for each in classes.members] == [(0,), (1, 2, 3), (255, 4)]
+    assert classes.ignored == ()
+    numbers = np.array([[0, 1, 2, 3, 4, 255, 5]], np.int32)
+    np.testing.assert_array_equal(mask_values.MaskCoding(classes).ids(numbers), [[0, 1, 1, 1, 2, 2, UNKNOWN]])
+    assert mask_values.allowed_values_text(classes) == "0 (road), 1, 2, 3 (car), 255, 4 (sky)"
+    assert Classes.from_dict(json.loads(json.dumps(classes.to_dict()))) == classes
+
+
+def test_several_colours_are_one_class_and_the_first_is_its_colour_in_figures():
+    entries = [{"name": "a", "value": [[1, 2, 3], [4, 5, 6]]}, {"name": "b", "value": [7, 8, 9]}]
+    classes = Classes.from_dict(entries)
+    assert [each.values for each in classes.members] == [((1, 2, 3), (4, 5, 6)), ((7, 8, 9),)]
+    assert classes.members[0].color == (1, 2, 3)
+    assert Classes.from_dict(json.loads(json.dumps(classes.to_dict()))) == classes
+
+
+@pytest.mark.parametrize(
+    ("values", "colored"),
+    [([0, [1, 2, 3]], False), ([[0, 9], [1, 2, 3]], False), ([None, [1, 2, 3]], False), ([[4, 5, 6], [1, 2, 3]], True),
+     ([[[4, 5, 6]], [1, 2, 3]], True)],
+)  # fmt: skip
+def test_three_numbers_are_a_colour_unless_another_class_has_numbers(values, colored):
+    entries = [{"name": f"c{i}"} | ({} if value is None else {"value": value}) for i, value in enumerate(values)]
+    assert Classes.from_dict(entries).colored == colored
 
 
 def test_classes_that_an_earlier_run_stored_are_read_whatever_their_names():

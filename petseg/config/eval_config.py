@@ -10,6 +10,7 @@ from petseg.errors import ConfigError
 EXPORT_FORMATS = ("saved_model", "keras", "h5", "tflite", "tflite_int8", "onnx", "onnx_half", "weights")
 PACKAGED, PACKED_SUFFIX = "pets", ".safetensors"
 RUNTIMES = ("auto", "tensorflow", "onnx")
+MASK_VALUES = ("ids", "own")
 PREDICTIONS = "predictions"
 SMALLEST_TILE = 32
 
@@ -70,6 +71,12 @@ class ScoreConfig(Group):
     output_dir: str = option("", f"output folder of --predict or --export; empty: `{PREDICTIONS}` for --predict")
     export: str = option("", "export the model instead of scoring: some of " + ", ".join(EXPORT_FORMATS))
     cutout: bool = option(False, "with --predict, also write the foreground on a transparent background")
+    mask_values: str = option(
+        "ids",
+        "what the masks of --predict hold: `ids`: class ids with a palette; `own`: the values or colours of the data "
+        "set's own masks, as grey of 8 or 16 bits or RGB",
+        choices=MASK_VALUES,
+    )
     skip_existing: bool = option(False, "with --predict, skip photographs whose outputs exist")
     runtime: str = option(
         "auto",
@@ -103,6 +110,7 @@ class ScoreConfig(Group):
             )
         if not self.predict:
             given = {"cutout": self.cutout, "skip_existing": self.skip_existing, "runtime": self.runtime != RUNTIMES[0]}
+            given["mask_values"] = self.mask_values != MASK_VALUES[0]
             given["output_dir"] = bool(self.output_dir) and not self.export
             for name in (name for name, is_given in given.items() if is_given):
                 raise ConfigError(f"--{name}={getattr(self, name)}: must come with --predict")

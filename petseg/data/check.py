@@ -170,7 +170,7 @@ def _print_classes(inspection: Inspection) -> None:
     """Prints a table: share of labelled pixels, and number of images, by class and split."""
     classes, splits = inspection.classes, inspection.splits
     names = [*classes.names, "in no class"]
-    values = [mask_values.class_value_text(each.value) for each in classes.members] + [""]
+    values = [mask_values.class_value_text(each) for each in classes.members] + [""]
     wide = max(len(name) for name in names), max(len("value"), *map(len, values))
     columns = "".join(f"  {split + ': pixels':>16} {'images':>8}" for split in splits)
     print(f"{'class':<{wide[0]}}  {'value':>{wide[1]}}{columns}")

@@ -116,7 +116,7 @@ def _on_disk(source: SplitSource, cache_dir: str) -> Examples:
     key = {
         "dataset": data_set.full_name,
         "features": [data_set.image_feature, data_set.mask_feature],
-        "values": [each.value for each in data_set.classes.members],
+        "values": [each.values if each.more_values else each.value for each in data_set.classes.members],
         "ignored": data_set.classes.ignored,
         "resize": source.resizing.method,
         "split": source.split,

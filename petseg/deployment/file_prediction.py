@@ -24,16 +24,22 @@ UNREADABLE = "cannot be read"
 
 
 def predict_files(
-    predictor: Predictor, pattern: str, output_dir: str, *, cutout: bool = False, skip_existing: bool = False
+    predictor: Predictor,
+    pattern: str,
+    output_dir: str,
+    *,
+    cutout: bool = False,
+    mask_values: str = "ids",
+    skip_existing: bool = False,
 ) -> list[Path]:
     """Writes masks and overlays of photographs, few of which are in memory at a time.
 
-    For `cat.jpg`: `cat.mask.png`, an indexed-colour PNG of class ids at the photograph's size; `cat.overlay.jpg`; and
+    For `cat.jpg`: `cat.mask.png`, its mask at the photograph's size; `cat.overlay.jpg`; and
     with `cutout`, `cat.cutout.png`, the foreground on a transparent background.
 
     Args:
       predictor: computes the masks.
-      pattern, output_dir, cutout, skip_existing: as in `Plan.make`.
+      pattern, output_dir, cutout, mask_values, skip_existing: as in `Plan.make`.
 
     Returns:
       the files of the masks.
@@ -45,7 +51,8 @@ def predict_files(
     """
     if cutout:
         check_foreground(predictor.classes)
-    return run_plan(Plan.make(pattern, output_dir, cutout=cutout, skip_existing=skip_existing), predictor)
+    plan = Plan.make(pattern, output_dir, cutout=cutout, mask_values=mask_values, skip_existing=skip_existing)
+    return run_plan(plan, predictor)
 
 
 def run_plan(plan: Plan, predictor: Predictor) -> list[Path]:

@@ -51,16 +51,26 @@ class Plan:
       photographs: the photographs to segment, in order.
       output_dir: the output folder.
       cutout: whether to write cut-outs.
+      mask_values: what the masks hold, one of MASK_VALUES.
       skipped: number of photographs that are left out because their outputs exist.
     """
 
     photographs: tuple[Photograph, ...]
     output_dir: str
     cutout: bool = False
+    mask_values: str = "ids"
     skipped: int = 0
 
     @classmethod
-    def make(cls, pattern: str, output_dir: str, *, cutout: bool = False, skip_existing: bool = False) -> "Plan":
+    def make(
+        cls,
+        pattern: str,
+        output_dir: str,
+        *,
+        cutout: bool = False,
+        mask_values: str = "ids",
+        skip_existing: bool = False,
+    ) -> "Plan":
         """Lists photographs and checks their output files; reads no photograph.
 
         Subfolders below the folder, or below the part of a glob without wildcards, are kept. Photographs whose output
@@ -71,6 +81,7 @@ class Plan:
           pattern: a glob (`**` includes subfolders), a file, or a folder, which includes its subfolders.
           output_dir: the output folder.
           cutout: whether to write cut-outs.
+          mask_values: what the masks hold, one of MASK_VALUES.
           skip_existing: whether to leave out photographs of which all outputs exist.
 
         Raises:
@@ -93,7 +104,7 @@ class Plan:
                     )
             if not skip_existing or len(existing) < len(endings):
                 photographs.append(photograph)
-        return cls(tuple(photographs), output_dir, cutout, skipped=len(files) - len(photographs))
+        return cls(tuple(photographs), output_dir, cutout, mask_values, skipped=len(files) - len(photographs))
 
     def write(self, photograph: Photograph, segmentation: Segmentation) -> Path:
         """Writes the outputs of a photograph, each of them even if another fails; returns the mask's file.
@@ -102,8 +113,7 @@ class Plan:
           DataError: if some of the outputs could not be written.
           OSError: if the disk is full or not writable, so that all other photographs would fail, too.
         """
-        mask, classes = Image.fromarray(segmentation.mask), segmentation.classes
-        mask.putpalette(classes.palette[: len(classes)].tobytes())
+        mask = segmentation.mask_picture(self.mask_values)
         images = [mask, segmentation.overlay(OVERLAY_OPACITY), *([segmentation.cutout()] if self.cutout else [])]
         failed = []
         for ending, image in zip(_endings(self.cutout), images, strict=True):

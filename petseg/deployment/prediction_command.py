@@ -30,7 +30,13 @@ def predict(config: EvalConfig) -> list[Path]:
         tile = score.tile_size(run.config.data)
         if score.cutout:
             check_foreground(run.classes)
-        plan = Plan.make(score.predict, score.prediction_dir, cutout=score.cutout, skip_existing=score.skip_existing)
+        plan = Plan.make(
+            score.predict,
+            score.prediction_dir,
+            cutout=score.cutout,
+            mask_values=score.mask_values,
+            skip_existing=score.skip_existing,
+        )
         if not plan.photographs:  # no need to load a network
             file_prediction.log_summary(plan)
             return []

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from petseg.classes import Classes
+from petseg.deployment.mask_pictures import mask_picture
 from petseg.errors import ConfigError, DataError
 
 MAX_KEPT_BYTES = 2**26  # of the probabilities of one image
@@ -68,6 +69,10 @@ class Segmentation:
         if self._compute is None:
             raise DataError("probabilities: too large to be kept in a pickled Segmentation; segment the image again")
         return np.concatenate(list(self._compute()))
+
+    def mask_picture(self, mask_values: str = "ids") -> Image.Image:
+        """The mask as a picture of class ids, or with "own" of the values or colours of the data set's masks."""
+        return mask_picture(self.mask, self.classes, mask_values)
 
     def overlay(self, opacity: float = 0.5) -> Image.Image:
         """The image blended with the colours of its classes."""

@@ -11,8 +11,9 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter, ScalarFormatter
 
+from petseg.files import printable
+
 logger = logging.getLogger(__name__)
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 BOXES = "Last Resort"  # matplotlib's font of placeholder boxes, which claims to have every character
 NAMED_CHARACTERS = 12  # at most, in the warning
 
@@ -27,7 +28,7 @@ def prepare(figure: Figure) -> None:
     for text in texts:
         text.set_usetex(False)
         text.set_parse_math(text in numbers)
-        if text.get_text() != (drawn := printable(text.get_text())):
+        if text.get_text() != (drawn := printable(text.get_text(), keep="\n")):
             text.set_text(drawn)
     characters = frozenset(character for text in texts for character in text.get_text() if character != "\n")
     fonts = _fonts.covering(characters)
@@ -41,16 +42,6 @@ def _numbers(figure: Figure) -> set[Text]:
     axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis)]
     numeric = [axis for axis in axes if isinstance(axis.get_major_formatter(), (ScalarFormatter, LogFormatter))]
     return {text for axis in numeric for text in axis.findobj(Text) if text is not axis.label}
-
-
-def printable(text: str) -> str:
-    """Replaces control characters and surrogates (bytes of names that are not UTF-8), which fonts cannot draw."""
-    return "".join(each if each == "\n" or not _is_control(each) else REPLACEMENT for each in text)
-
-
-def _is_control(character: str) -> bool:
-    code = ord(character)
-    return code < 0x20 or 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000
 
 
 class _Fonts:

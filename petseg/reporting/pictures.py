@@ -16,6 +16,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from petseg.classes import Classes
+from petseg.files import printable
 from petseg.reporting import figure_text
 
 JPEG_QUALITY = 85
@@ -134,7 +135,7 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
         axis.text(column, row, text, ha="center", va="center", fontsize=11 if few else 9,
                   color="white" if share > 0.5 else "black")  # fmt: skip
     axis.set(xlabel="predicted", ylabel="true", xticks=range(len(matrix)), yticks=range(len(matrix)))
-    class_names = [figure_text.printable(name) for name in class_names]  # drawing resets these texts
+    class_names = [printable(name, keep="\n") for name in class_names]  # drawing resets these texts
     axis.set_xticklabels(class_names, rotation=0 if few else 90)
     axis.set_yticklabels(class_names, rotation=90 if few else 0, va="center")
     figure.colorbar(drawn, label="share of the row", format="{x:.0%}")

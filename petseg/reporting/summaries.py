@@ -24,10 +24,9 @@ from tensorboard.plugins.image import metadata as image_metadata
 
 from petseg.classes import Classes
 from petseg.errors import WorkDirectoryError
-from petseg.files import write_bytes
+from petseg.files import printable, write_bytes
 from petseg.picture_formats import open_picture
 from petseg.reporting import tags
-from petseg.reporting.figure_text import printable
 from petseg.runtime import autotuning
 
 logger = logging.getLogger(__name__)
@@ -88,7 +87,7 @@ class Summaries:
     def text(self, step: int, tag: str, markdown: str) -> None:
         """Logs a markdown text."""
         with self.write_errors_logged(), self._writers[TRAIN].as_default(step=step):
-            tf.summary.text(tag, printable(markdown))  # a path in it may be not UTF-8
+            tf.summary.text(tag, printable(markdown, keep="\n"))  # a path in it may be not UTF-8
 
     def arrange(self) -> None:
         """Logs the layout of TensorBoard's custom-scalars page."""

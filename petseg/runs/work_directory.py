@@ -20,7 +20,7 @@ from petseg import config as config_lib
 from petseg.classes import PETS, Classes
 from petseg.config import CONFIG_FORMAT, Config
 from petseg.errors import ConfigError, WorkDirectoryError
-from petseg.files import write_json
+from petseg.files import printable, write_json
 from petseg.models import custom_network
 
 PACKAGES = ("petseg", "tensorflow", "keras", "tensorflow-datasets", "tensorboard", "numpy")
@@ -228,8 +228,8 @@ class WorkDirectory:
 
 def check_is_local(path: str) -> None:
     """Raises WorkDirectoryError if a work directory is an address, such as `gs://bucket/run`, or not UTF-8."""
-    shown = path.encode("utf-8", "backslashreplace").decode()
-    if shown != path:
+    if path != path.encode("utf-8", "ignore").decode():
+        shown = printable(path)
         raise WorkDirectoryError(f"--workdir={shown}: must be a path in UTF-8, because TensorFlow writes to no other")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
         raise WorkDirectoryError(

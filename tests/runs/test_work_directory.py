@@ -50,7 +50,7 @@ def test_unusable_folders_are_refused(tmp_path):
 
 
 def test_a_path_that_is_not_utf_8_is_refused():
-    with pytest.raises(WorkDirectoryError, match=r"--workdir=runs/caf\\udce9: must be a path in UTF-8"):
+    with pytest.raises(WorkDirectoryError, match=r"--workdir=runs/caf\\xe9: must be a path in UTF-8"):
         WorkDirectory.for_training("runs/caf\udce9", "pets")
 
 

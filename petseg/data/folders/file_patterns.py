@@ -13,20 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from petseg.errors import ConfigError
+from petseg.files import printable
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm")
 _PART = re.compile(r"(\{split\}|\{name\}|\*\*/|\*|\?|\[!?[^/][^]/]*\])")
-_NOT_PRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def composed(text: str) -> str:
     """Normalizes a name to NFC, the form in which names are compared."""
     return unicodedata.normalize("NFC", text)
-
-
-def printable(path: str) -> str:
-    r"""Escapes control characters and bytes that are not UTF-8 as `\xNN`, so that a path can be printed."""
-    return _NOT_PRINTABLE.sub(lambda match: f"\\x{ord(match[0]) & 0xFF:02x}", path)
 
 
 @dataclasses.dataclass(frozen=True)

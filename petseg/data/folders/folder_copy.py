@@ -29,12 +29,12 @@ from petseg.config.data_config import FOLDER
 from petseg.data import digests
 from petseg.data.folders import faults, folder_files, folder_layout, mask_values
 from petseg.data.folders.faults import Fault
-from petseg.data.folders.file_patterns import printable
 from petseg.data.folders.folder_layout import Layout
 from petseg.data.folders.inspection import missing_class_faults
 from petseg.data.folders.mask_values import MaskCoding
 from petseg.data.folders.pair_files import DecodedPair
 from petseg.errors import ConfigError, DataError, one_line
+from petseg.files import printable
 
 FORMAT = 2  # increase when the same folder would give other records
 logger = logging.getLogger(__name__)
@@ -269,5 +269,5 @@ def _fingerprint(layout: Layout, classes: Classes | None, file_format: str | Non
 
 def _coding_of(classes: Classes) -> dict[str, Any]:
     """Names, values and ignored values: what the copy depends on, unlike display colours and foreground."""
-    members = [(each.name, each.value) for each in classes.members]
+    members = [(each.name, each.value, *each.more_values) for each in classes.members]
     return {"members": members, "ignored": classes.ignored}

@@ -16,9 +16,10 @@ from petseg.config import DataConfig
 from petseg.config.data_config import named_splits
 from petseg.data.folders import faults, split_lists
 from petseg.data.folders.faults import Fault, Kind
-from petseg.data.folders.file_patterns import SUFFIXES, Pattern, PictureFile, composed, printable
+from petseg.data.folders.file_patterns import SUFFIXES, Pattern, PictureFile, composed
 from petseg.data.folders.split_lists import SPLIT_NAME, USUAL_SPLITS
 from petseg.errors import ConfigError, DataError
+from petseg.files import printable
 
 HASHED_SPLITS = ("train",) * 8 + ("val", "test")
 

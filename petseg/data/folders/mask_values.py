@@ -14,6 +14,7 @@ from petseg.classes import IGNORED, MAX_CLASSES, MIN_CLASSES, UNKNOWN, Classes, 
 from petseg.errors import ConfigError, DataError
 
 PALETTED = ("P", "PA")
+SHOWN_VALUES = 4  # of one class
 ZERO_AND_255 = '{"classes": [{"name": "background", "value": 0}, {"name": "object", "value": 255}]}'
 
 
@@ -87,14 +88,14 @@ def shown_color(red: int, green: int, blue: int) -> str:
 
 def allowed_values_text(classes: Classes) -> str:
     """The allowed values as text, for errors."""
-    values = [each.value for each in classes.members]
+    values = [each.value for each in classes.members if not each.more_values]
     ignored = [value for value in classes.ignored if isinstance(value, tuple) == classes.colored]
-    if not classes.colored and values == list(range(len(values))):
+    if not classes.colored and values == list(range(len(classes))):
         text = f"0 to {len(values) - 1}"
     else:
-        text = ", ".join(f"{class_value_text(each.value)} ({each.name})" for each in classes.members[:12])
+        text = ", ".join(f"{class_value_text(each)} ({each.name})" for each in classes.members[:12])
         text += ", ..." if len(values) > 12 else ""
-    return text + (f", or {', '.join(map(class_value_text, ignored))} (in no class)" if ignored else "")
+    return text + (f", or {', '.join(map(_value_text, ignored))} (in no class)" if ignored else "")
 
 
 def classes_from_values(found: Sequence[tuple[np.ndarray, bool, bytes]]) -> Classes:
@@ -153,7 +154,7 @@ def encode_png(ids: np.ndarray) -> bytes:
 
 def value_table(classes: Classes) -> tuple[np.ndarray, np.ndarray]:
     """The values of classes and the ignored values, int32 [N], sorted; and their class ids, uint8 [N]."""
-    known = {_number(each.value): i for i, each in enumerate(classes.members)}
+    known = {_number(value): i for i, each in enumerate(classes.members) for value in each.values}
     known |= {_number(value): IGNORED for value in classes.ignored if classes.colored == isinstance(value, tuple)}
     numbers = np.array(sorted(known), np.int32)
     return numbers, np.array([known[number] for number in numbers.tolist()], np.uint8)
@@ -167,5 +168,11 @@ def _color(number: int) -> Color:
     return number >> 16, number >> 8 & 255, number & 255
 
 
-def class_value_text(value: int | Color) -> str:
+def class_value_text(member: SegmentationClass) -> str:
+    """The values of a class as text, the first few of many."""
+    more = ", ..." if len(member.values) > SHOWN_VALUES else ""
+    return ", ".join(map(_value_text, member.values[:SHOWN_VALUES])) + more
+
+
+def _value_text(value: int | Color) -> str:
     return str(value) if isinstance(value, int) else f"[{shown_color(*value)}]"

@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from petseg.data.folders.faults import Fault, Kind
-from petseg.data.folders.file_patterns import SUFFIXES, PictureFile, composed, printable
+from petseg.data.folders.file_patterns import SUFFIXES, PictureFile, composed
+from petseg.files import printable
 
 FOLDERS = ("", "splits", "ImageSets/Segmentation")  # the last is that of PASCAL VOC
 USUAL_SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "trainval")

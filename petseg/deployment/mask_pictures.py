@@ -1,0 +1,36 @@
+"""Predicted masks as pictures: of class ids, or of the values and colours of the data set. Imports no TensorFlow."""
+
+import numpy as np
+from PIL import Image
+
+from petseg.classes import IGNORED, Classes
+from petseg.config.eval_config import MASK_VALUES
+from petseg.errors import ConfigError
+
+
+def mask_picture(ids: np.ndarray, classes: Classes, mask_values: str = "ids") -> Image.Image:
+    """A mask as a picture, to be saved as PNG.
+
+    Args:
+      ids: class ids, uint8 [H, W].
+      classes: the classes.
+      mask_values: `ids`: class ids with the colours of the classes as a palette. `own`: as the data set's masks, so
+        that they can be trained on together: values in 8 bits of grey, in 16 if one is above 255, or colours. A class
+        with several values has its first one.
+
+    Raises:
+      ConfigError: if `mask_values` is neither.
+    """
+    if mask_values not in MASK_VALUES:
+        raise ConfigError(f"mask_values={mask_values}: must be one of {', '.join(MASK_VALUES)}")
+    if mask_values == "ids":
+        picture = Image.fromarray(ids)
+        picture.putpalette(classes.palette[: len(classes)].tobytes())
+        return picture
+    values = [each.value for each in classes.members]
+    table = np.zeros((256, 3) if classes.colored else 256, np.uint8 if np.max(values) <= 255 else np.uint16)
+    table[: len(values)] = values
+    ignored = [value for value in classes.ignored if isinstance(value, tuple) == classes.colored]
+    if ignored:
+        table[IGNORED] = ignored[0]
+    return Image.fromarray(table[ids])
