@@ -15,11 +15,11 @@ ROOT = Path(__file__).parent.parent
 
 
 class Program:
-    """An entry script in a forked process, with the part of the interface of `subprocess.Popen` that tests use."""
+    """An entry script, or the module after `-m`, in a forked process; its interface is that of `subprocess.Popen`."""
 
-    def __init__(self, script, *arguments, env=None):
+    def __init__(self, *command, env=None):
         self._folder = Path(tempfile.mkdtemp(prefix="program-"))
-        self.args = [script, *map(str, arguments)]
+        self.args = [str(part) for part in command]
         self._process = _context().Process(target=_run, args=(self.args, env, self._folder))
         self._process.start()
         self.pid = self._process.pid
@@ -54,11 +54,19 @@ class Program:
         self._process.kill()
 
 
-def run(script, *arguments, env=None, timeout=300):
+def run(*command, env=None, timeout=300):
     """Runs a program to its end, like `subprocess.run`."""
-    program = Program(script, *arguments, env=env)
+    program = Program(*command, env=env)
     stdout, stderr = program.communicate(timeout)
     return subprocess.CompletedProcess(program.args, program.returncode, stdout, stderr)
+
+
+def exit_code(function, *arguments):
+    """Calls a function of a test module in a forked process; returns the exit code of that process."""
+    process = _context().Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    return process.exitcode
 
 
 def _context():
@@ -70,16 +78,19 @@ def _context():
     return context
 
 
-def _run(argv, env, folder):
+def _run(command, env, folder):
     """Runs the program in the forked process."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     os.environ.update(env or {})
     os.chdir(ROOT)
-    sys.argv = argv
+    module, sys.argv = command[0] == "-m", command[command[0] == "-m" :]
     try:
-        runpy.run_path(str(ROOT / argv[0]), run_name="__main__")
+        if module:
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else bool(end.code)

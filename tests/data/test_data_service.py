@@ -1,18 +1,15 @@
 """Batches that other processes make: real ones, on the loopback interface."""
 
 import contextlib
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, changed, load_examples, own_lines, tiny_flags
+from conftest import changed, load_examples, own_lines, tiny_flags
 from programs_in_forks import Program, run
 from test_disk_cache import equal, outcome, training_batches
 
@@ -29,30 +26,27 @@ def free_port():
 
 
 @contextlib.contextmanager
-def serving(log):
+def serving():
     """A data service in a process of its own, and its address."""
     port = free_port()
-    command = [sys.executable, "-m", "petseg.data.service", f"--port={port}", "--host=localhost"]
-    with open(log, "w") as stderr:
-        process = subprocess.Popen(command, cwd=ROOT, stderr=stderr)
+    service = Program("-m", "petseg.data.service", f"--port={port}", "--host=localhost")
     try:
         deadline = time.monotonic() + 60
-        while "is ready" not in log.read_text():
-            assert process.poll() is None, log.read_text()
+        while "is ready" not in service.stderr_so_far():
+            assert service.poll() is None, service.stderr_so_far()
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        assert f"is ready: --data_service=grpc://localhost:{port} --cache=disk" in log.read_text()
-        yield process, f"localhost:{port}"
+        assert f"is ready: --data_service=grpc://localhost:{port} --cache=disk" in service.stderr_so_far()
+        yield service, f"localhost:{port}"
     finally:
-        process.kill()
-        process.wait()
+        service.kill()
+        service.wait()
 
 
 @pytest.fixture(scope="module")
-def addresses(tmp_path_factory):
+def addresses():
     """Two services."""
-    folder = tmp_path_factory.mktemp("services")
-    with serving(folder / "first") as (_, first), serving(folder / "second") as (_, second):
+    with serving() as (_, first), serving() as (_, second):
         yield [first, second]
 
 
@@ -136,7 +130,7 @@ def test_training_through_services_gives_the_same_numbers(addresses, data_dir, c
 
 @pytest.mark.slow
 def test_a_service_that_dies_ends_the_run_in_one_line(data_dir, cache_dir, tmp_path):
-    with serving(tmp_path / "log") as (service, address):
+    with serving() as (service, address):
         flags = [*tiny_flags(data_dir, tmp_path / "run"), "--train_steps=100000", "--eval_every=100000"]
         flags += ["--cache=disk", f"--cache_dir={cache_dir}", f"--data_service=grpc://{address}"]
         training = Program("train.py", *flags, "--checkpoint_every=5")
@@ -157,11 +151,11 @@ def test_a_service_that_dies_ends_the_run_in_one_line(data_dir, cache_dir, tmp_p
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_service_ends_on_signals(tmp_path, number, code):
-    with serving(tmp_path / "log") as (process, _):
-        process.send_signal(number)
-        assert process.wait(timeout=30) == code
-    ready, last = own_lines((tmp_path / "log").read_text())
+def test_a_service_ends_on_signals(number, code):
+    with serving() as (service, _):
+        service.send_signal(number)
+        assert service.wait(timeout=30) == code
+    ready, last = own_lines(service.stderr_so_far())
     assert re.search(r"the data service is ready", ready)
     assert last == f"service.py: stopped by {signal.Signals(number).name}"
 
@@ -174,8 +168,7 @@ def test_a_service_refuses_bad_flags_in_one_line():
             ("--port=0", "--port=0: must be a whole number of at least 1 and at most 65535"),
             ("--host=no.such.host.invalid", "--host=no.such.host.invalid: has no address"),
         ):
-            command = [sys.executable, "-m", "petseg.data.service", flag]
-            result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=os.environ)
+            result = run("-m", "petseg.data.service", flag, timeout=60)
             assert result.returncode == 2, result.stderr
             (line,) = own_lines(result.stderr)
             assert line.startswith(f"service.py: error: {message}")

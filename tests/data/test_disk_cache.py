@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import programs_in_forks
 import pytest
 import tensorflow as tf
 from conftest import NUM_TRAIN, ROOT, as_array_records, changed, load_examples, replicas
@@ -176,17 +177,16 @@ def test_damaged_files_are_written_again(tmp_path, caplog, name, harm):
     assert f"{cache.folder / name}: " in caplog.text
 
 
+def write_and_be_killed(folder):
+    def fill(keep):
+        keep(np.ones((4, 4, 3), np.uint8), np.ones((4, 4, 1), np.uint8))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    cache_of(folder).ensure_written(fill)
+
+
 def test_files_of_a_killed_process_are_not_used(tmp_path):
-    script = f"""
-import os, signal, numpy as np
-from petseg.data.backends.disk import Cache
-def fill(keep):
-    keep(np.ones((4, 4, 3), np.uint8), np.ones((4, 4, 1), np.uint8))
-    os.kill(os.getpid(), signal.SIGKILL)
-Cache({str(tmp_path)!r}, "pets", {{"key": "a"}}, 3, (4, 4)).ensure_written(fill)
-"""
-    killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL
+    assert programs_in_forks.exit_code(write_and_be_killed, tmp_path) == -signal.SIGKILL
     cache = cache_of(tmp_path)
     unfinished = cache.folder.with_name(cache.folder.name + ".unfinished")
     assert unfinished.is_dir()

@@ -9,9 +9,10 @@ import signal
 
 import keras
 import numpy as np
+import programs_in_forks
 import pytest
 import tensorflow as tf
-from conftest import changed, run_program, tiny_flags
+from conftest import changed, tiny_flags
 
 import petseg
 from petseg.config import command_line
@@ -41,7 +42,7 @@ def test_a_second_training_equals_training_in_its_own_process(run, data_dir, tmp
     flags = [*tiny_flags(data_dir, tmp_path / "first"), "--train_steps=2", "--precision=mixed_bfloat16", "--seed=7"]
     petseg.train(command_line.parse(["", *flags, "--optimizer=adamw", "--weight_decay=0.01"], petseg.Config))
     petseg.train(command_line.parse(["", *tiny_flags(data_dir, tmp_path / "second"), "--train_steps=3"], petseg.Config))
-    result = run_program("train.py", *tiny_flags(data_dir, tmp_path / "alone"), "--train_steps=3")
+    result = programs_in_forks.run("train.py", *tiny_flags(data_dir, tmp_path / "alone"), "--train_steps=3")
     assert result.returncode == 0, result.stderr
     second, alone = (json.loads((tmp_path / name / "results/test-3.json").read_text()) for name in ("second", "alone"))
     assert second == alone
