@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from filelock import FileLock
 from hypothesis import settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -31,6 +32,7 @@ from petseg.config import (
     OptimizerConfig,
     RuntimeConfig,
     ScheduleConfig,
+    command_line,
 )
 from petseg.data import input_pipeline, loading, to_array_record
 from petseg.data.backends.memory import MemoryExamples
@@ -38,6 +40,7 @@ from petseg.data.examples import Examples
 from petseg.data.synthetic_pets import SyntheticPets
 from petseg.data.to_array_record import ConversionConfig
 from petseg.models import encoders, unet
+from petseg.runs import train
 from petseg.runtime import startup
 from petseg.training import augmentation, learning_rates, optimizers, sample_weights
 from petseg.training.augmentation import Augmentation
@@ -66,18 +69,53 @@ def default_log_level() -> None:
     logging.getLogger("petseg").setLevel(logging.NOTSET)
 
 
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that is made once, by the first process of pytest-xdist that needs it; no test may change it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not (done := folder.with_name(f"{name}.done")).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A TFDS folder with a small, prepared `synthetic_pets`."""
-    folder = tmp_path_factory.mktemp("tfds")
-    SyntheticPets(num_train=NUM_TRAIN, num_test=NUM_TEST, data_dir=folder).download_and_prepare()
-    return folder
+
+    def draw(folder: Path) -> None:
+        SyntheticPets(num_train=NUM_TRAIN, num_test=NUM_TEST, data_dir=folder).download_and_prepare()
+
+    return made_once(tmp_path_factory, "tfds", draw)
 
 
 @pytest.fixture(scope="session")
 def array_record_dir(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the same data set in array_record files, which --cache=none needs."""
-    return as_array_records("synthetic_pets", data_dir, tmp_path_factory.mktemp("array_record"))
+    return made_once(
+        tmp_path_factory, "array_record", lambda folder: as_array_records("synthetic_pets", data_dir, folder)
+    )
+
+
+@pytest.fixture(scope="session")
+def finished_run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work directory of a finished run of four steps; evaluated and saved at 2 and 4."""
+    return made_once(tmp_path_factory, "finished_run", lambda folder: train.train(four_steps(data_dir, folder)))
+
+
+@pytest.fixture(scope="session")
+def averaged_run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with averaged weights and another learning rate; evaluated at 0, too."""
+    flags = ["--ema_decay=0.5", "--learning_rate=0.01", "--eval_at_start"]
+    return made_once(tmp_path_factory, "averaged_run", lambda folder: train.train(four_steps(data_dir, folder, *flags)))
+
+
+def four_steps(data_dir: Path, workdir: Path, *flags: str) -> Config:
+    """The config of `finished_run` in another work directory."""
+    every = [f"--{name}_every=2" for name in ("summary", "eval", "checkpoint")]
+    return command_line.parse(["", *tiny_flags(data_dir, workdir), "--train_steps=4", *every, *flags], Config)
 
 
 @pytest.fixture(scope="session")

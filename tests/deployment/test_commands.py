@@ -8,26 +8,22 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from conftest import NUM_TEST, NUM_TRAIN, load_examples, own_lines, run_program, tiny_flags
+from conftest import NUM_TEST, NUM_TRAIN, load_examples, own_lines, run_program
 
 from petseg.classes import PETS
-from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import example_decoding
 from petseg.deployment import commands
 from petseg.errors import DataError
 from petseg.models import inference
-from petseg.runs import building, checkpoints, train
+from petseg.runs import building, checkpoints
 from petseg.runs.work_directory import WorkDirectory
 
 
 @pytest.fixture(scope="module")
-def workdir(data_dir, tmp_path_factory):
-    """The work directory of a finished run of two steps."""
-    workdir = tmp_path_factory.mktemp("trained") / "run"
-    config = command_line.parse(["train.py", *tiny_flags(data_dir, workdir), "--train_steps=2"], Config)
-    train.train(config)
-    return WorkDirectory(workdir)
+def workdir(finished_run, tmp_path_factory):
+    """The work directory of a finished run."""
+    return WorkDirectory(shutil.copytree(finished_run, tmp_path_factory.mktemp("finished") / "run"))
 
 
 @pytest.mark.slow
@@ -38,7 +34,7 @@ def test_the_model_is_exported_with_a_card(workdir, data_dir, tmp_path):
     assert re.search(r"^saved_model +100\.00000% ", result.stdout, re.MULTILINE), result.stdout
     card = json.loads((tmp_path / "out" / "model_card.json").read_text())
     assert [each["name"] for each in card["classes"]] == list(PETS.names)
-    assert card["checkpoint"].endswith("ckpt-2")
+    assert card["checkpoint"].endswith("ckpt-4")
     assert card["scores"]["examples"] == NUM_TEST
     assert card["run"]["config"]["data"]["image_size"] == "32"
     assert card["run"]["versions"]["keras"]

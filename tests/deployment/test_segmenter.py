@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 
 import petseg
 from petseg.classes import PETS
-from petseg.config import Config, DistributionConfig
+from petseg.config import DistributionConfig
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.deployment import commands, prediction_command, segmentation, segmenter
 from petseg.deployment.predictor import Predictor
@@ -21,17 +22,14 @@ from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectory
 
 
 @pytest.fixture(scope="module")
-def run(data_dir, tmp_path_factory):
-    """A run of two steps with averaged weights."""
-    flags = {"dataset": "synthetic_pets", "data_dir": data_dir, "image_size": 32, "batch_size": 8, "encoder": "tiny"}
-    folder = tmp_path_factory.mktemp("segmenter") / "run"
-    more = {"encoder_weights": "none", "train_steps": 2, "ema_decay": 0.5, "strategy": "one_device"}
-    return petseg.train(Config.of(**flags, **more, workdir=folder))
+def workdir(averaged_run, tmp_path_factory):
+    """The work directory of a finished run with averaged weights."""
+    return shutil.copytree(averaged_run, tmp_path_factory.mktemp("averaged") / "run")
 
 
 @pytest.fixture(scope="module")
-def loaded(run):
-    return petseg.load(run.workdir)
+def loaded(workdir):
+    return petseg.load(workdir)
 
 
 @pytest.fixture(scope="module")
@@ -65,25 +63,26 @@ def test_overlay_cutout_and_repr_show_the_prediction(loaded, photograph):
     assert repr(found).startswith("Segmentation(60 x 45: pet ")
 
 
-def test_averaged_weights_are_used_where_there_are_any(run, loaded, photograph):
+def test_averaged_weights_are_used_where_there_are_any(workdir, loaded, photograph):
     picture = photograph[:32, :32]  # the network's size: what is resized is not quite symmetric
-    trained = petseg.load(run.workdir, ema=False)
+    trained = petseg.load(workdir, ema=False)
     assert np.abs(loaded(picture).probabilities - trained(picture).probabilities).max() > 0
-    flipped = petseg.load(run.workdir, flip_tta=True)
+    flipped = petseg.load(workdir, flip_tta=True)
     mirrored = loaded(picture[:, ::-1]).probabilities[:, ::-1]
     either = (loaded(picture).probabilities + mirrored) / 2
     np.testing.assert_allclose(flipped(picture).probabilities, either, atol=1e-5)
 
 
-def test_a_split_is_scored_as_in_training(run, loaded):
-    results = json.loads((run.workdir / "results" / "test-2.ema.json").read_text())
+def test_a_split_is_scored_as_in_training(workdir, loaded):
     scores = loaded.evaluate("test")
+    step = json.loads((workdir / "best" / "best.json").read_text())["step"]
+    results = json.loads((workdir / "results" / f"test-{step}.ema.json").read_text())
     assert scores["confusion_matrix"] == results["confusion_matrix"]
     assert scores["mean_iou"] == results["mean_iou"]
-    assert (scores["step"], scores["split"]) == (2, "test")
+    assert (scores["step"], scores["split"]) == (step, "test")
 
 
-def test_pairs_are_scored_at_their_own_size(run, loaded):
+def test_pairs_are_scored_at_their_own_size(workdir, loaded):
     examples = load_examples("synthetic_pets", size=32, data_dir=loaded.config.data.data_dir, split="test")
     data_set = tf.data.Dataset.from_tensor_slices((examples.images, examples.masks))
     scores = loaded.evaluate(data_set)
@@ -137,11 +136,11 @@ def test_segmentations_can_be_compared_hashed_and_pickled(loaded, photograph):
     assert pickle.loads(pickle.dumps(found)) == found
 
 
-def test_probabilities_of_large_images_are_not_kept(run, loaded, photograph, monkeypatch):
+def test_probabilities_of_large_images_are_not_kept(workdir, loaded, photograph, monkeypatch):
     small = loaded(photograph)
     monkeypatch.setattr(segmentation, "MAX_KEPT_BYTES", 1000)
     for tile in (None, 32):
-        many = petseg.load(run.workdir, tile=tile)
+        many = petseg.load(workdir, tile=tile)
         large, also = many([photograph, photograph[:5, :5]])
         held = sum(each.nbytes for each in vars(large).values() if isinstance(each, np.ndarray))
         assert held <= 7 * large.mask.size  # the picture's 3 bytes, the class, the confidence, the foreground
@@ -159,12 +158,12 @@ def test_probabilities_of_large_images_are_not_kept(run, loaded, photograph, mon
             assert sent.probabilities.size
 
 
-def test_tile_0_predicts_the_whole_image(run, loaded, photograph):
-    whole = petseg.load(run.workdir, tile=0)(photograph)
+def test_tile_0_predicts_the_whole_image(workdir, loaded, photograph):
+    whole = petseg.load(workdir, tile=0)(photograph)
     np.testing.assert_array_equal(whole.probabilities, loaded(photograph).probabilities)
     for tile in (3, -1, (0, 0), (32, 3), [3, 3], (32, 32, 32), 32.5, True):
         with pytest.raises(ConfigError, match=r"--tile=.*: must be .*, or 0$"):
-            petseg.load(run.workdir, tile=tile)
+            petseg.load(workdir, tile=tile)
 
 
 def test_invalid_pairs_are_refused(loaded, photograph):
@@ -213,25 +212,25 @@ def test_a_split_that_was_trained_on_is_refused_unless_allowed(loaded):
     assert loaded.evaluate("train[:3]", allow_training_images=True)["examples"] == 3
 
 
-def test_sources_that_are_not_runs_are_refused(tmp_path, run):
+def test_sources_that_are_not_runs_are_refused(tmp_path, workdir):
     with pytest.raises(WorkDirectoryError, match=r"horses: must be a work directory, a file .* there are"):
         petseg.load("horses")
     (tmp_path / "empty").mkdir()
     with pytest.raises(WorkDirectoryError, match="no run is here"):
         petseg.load(tmp_path / "empty")
     with pytest.raises(CheckpointError, match="gone"):
-        petseg.load(run.workdir, checkpoint="gone")
+        petseg.load(workdir, checkpoint="gone")
     with pytest.raises(ConfigError, match="--tile=3,3: must be"):
-        petseg.load(run.workdir, tile=3)
+        petseg.load(workdir, tile=3)
 
 
 def score_config(**values):
     return EvalConfig(ScoreConfig(**values), DistributionConfig(strategy="one_device"))
 
 
-def test_packed_weights_predict_score_and_export_as_the_run_does(run, loaded, photograph, tmp_path, capsys):
+def test_packed_weights_predict_score_and_export_as_the_run_does(workdir, loaded, photograph, tmp_path, capsys):
     exported = commands.export(
-        score_config(workdir=str(run.workdir), checkpoint="best", ema=True, export="weights", output_dir=str(tmp_path))
+        score_config(workdir=str(workdir), checkpoint="best", ema=True, export="weights", output_dir=str(tmp_path))
     )
     file = tmp_path / "weights.safetensors"
     assert exported[0].path == str(file)

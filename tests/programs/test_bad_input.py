@@ -17,18 +17,10 @@ from petseg.data.synthetic_pets import SyntheticPets
 from petseg.runs.work_directory import WorkDirectory
 
 
-@pytest.fixture(scope="module")
-def finished(data_dir, tmp_path_factory):
-    """The work directory of a finished run of two steps."""
-    workdir = tmp_path_factory.mktemp("finished") / "run"
-    assert call("train.py", *tiny_flags(data_dir, workdir), "--train_steps=2") == 0
-    return workdir
-
-
 @pytest.fixture
-def place(data_dir, finished, tmp_path):
+def place(data_dir, finished_run, tmp_path):
     """A folder with everything that a wrong line below may speak of."""
-    shutil.copytree(finished, tmp_path / "run")
+    shutil.copytree(finished_run, tmp_path / "run")
     shutil.copytree(data_dir / "synthetic_pets", tmp_path / "cut" / "synthetic_pets")
     for shard in (tmp_path / "cut").glob("**/*.tfrecord*"):
         os.truncate(shard, shard.stat().st_size // 2)
@@ -210,8 +202,9 @@ def damaged_checkpoints(run):
 
 
 def other_model(run):
-    for suffix in (".index", ".data-00000-of-00001"):
-        shutil.copy(run / "best" / f"ckpt-2{suffix}", run / "checkpoints" / f"ckpt-2{suffix}")
+    for file in (run / "best").glob("ckpt-*"):
+        for step in (2, 4):
+            shutil.copy(file, run / "checkpoints" / f"ckpt-{step}{file.suffix}")
 
 
 RUNS = [
@@ -220,7 +213,7 @@ RUNS = [
     (wrong_value, "", "batch_size"),
     (garbled, "", "not a config that can be read"),
     (damaged_checkpoints, "", "holds no checkpoint that can be read, only damaged ones"),
-    (other_model, "--train_steps=4", "cannot be restored"),
+    (other_model, "--train_steps=6", "cannot be restored"),
     (None, "--batch_size=4", "--batch_size was 8, is now 4"),
     (None, "--image_size=64 --seed=3", "--image_size was '32', is now '64'; --seed was 0, is now 3"),
     (None, "--train_encoder", "--train_encoder was False, is now True"),
@@ -231,7 +224,7 @@ RUNS = [
 def test_work_directories_that_cannot_be_resumed_are_refused(capsys, data_dir, place, harm, flags, message):
     if harm:
         harm(place / "run")
-    flags = [*tiny_flags(data_dir, place / "run"), "--train_steps=2", *flags.split()]
+    flags = [*tiny_flags(data_dir, place / "run"), "--train_steps=4", *flags.split()]
     refused(capsys, 2, message, "train.py", *flags, place=place)
 
 
@@ -246,7 +239,7 @@ def test_other_folders_are_refused_as_work_directories(capsys, data_dir, place, 
 def test_a_locked_work_directory_is_refused(capsys, data_dir, place):
     with WorkDirectory(place / "run").locked():
         refused(capsys, 2, "another process is training here", "train.py", *tiny_flags(data_dir, place / "run"),
-                "--train_steps=4", place=place)  # fmt: skip
+                "--train_steps=6", place=place)  # fmt: skip
 
 
 @pytest.mark.parametrize(

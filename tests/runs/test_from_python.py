@@ -19,11 +19,35 @@ from petseg.config import command_line
 from petseg.errors import ConfigError, StoppedError
 from petseg.runs import train
 
+FLAGS = ["--train_steps=4", "--summary_every=2"]
+
+
+def graphs_and_models():
+    """All that are alive, but for TensorFlow's default graph."""
+    gc.collect()
+    return [
+        thing
+        for thing in gc.get_objects()
+        if issubclass(type(thing), (tf.Graph, keras.Model)) and type(thing) is not tf.Graph
+    ]
+
 
 @pytest.fixture(scope="module")
-def run(data_dir, tmp_path_factory):
-    flags = tiny_flags(data_dir, tmp_path_factory.mktemp("from_python") / "run")
-    return petseg.train(command_line.parse(["train.py", *flags, "--train_steps=4", "--summary_every=2"], petseg.Config))
+def left_behind(data_dir, tmp_path_factory):
+    """Graphs and models that are alive after a training with other arithmetic, another seed and another optimizer."""
+    before = graphs_and_models()
+    flags = [*tiny_flags(data_dir, tmp_path_factory.mktemp("first") / "run"), "--train_steps=2", "--eval_every=2"]
+    flags += ["--precision=mixed_bfloat16", "--seed=7", "--optimizer=adamw", "--weight_decay=0.01"]
+    petseg.train(command_line.parse(["", *flags], petseg.Config))
+    earlier = {id(thing) for thing in before}
+    return [repr(thing) for thing in graphs_and_models() if id(thing) not in earlier]
+
+
+@pytest.fixture(scope="module")
+def run(left_behind, data_dir, tmp_path_factory):
+    """The training after that one."""
+    flags = [*tiny_flags(data_dir, tmp_path_factory.mktemp("second") / "run"), *FLAGS]
+    return petseg.train(command_line.parse(["", *flags], petseg.Config))
 
 
 def test_a_run_has_workdir_scores_and_history(run):
@@ -38,32 +62,16 @@ def test_a_run_has_workdir_scores_and_history(run):
 
 
 def test_a_second_training_equals_training_in_its_own_process(run, data_dir, tmp_path):
-    """The one before it, in this process, had other arithmetic, another seed and another optimizer."""
-    flags = [*tiny_flags(data_dir, tmp_path / "first"), "--train_steps=2", "--precision=mixed_bfloat16", "--seed=7"]
-    petseg.train(command_line.parse(["", *flags, "--optimizer=adamw", "--weight_decay=0.01"], petseg.Config))
-    petseg.train(command_line.parse(["", *tiny_flags(data_dir, tmp_path / "second"), "--train_steps=3"], petseg.Config))
-    result = programs_in_forks.run("train.py", *tiny_flags(data_dir, tmp_path / "alone"), "--train_steps=3")
+    result = programs_in_forks.run("train.py", *tiny_flags(data_dir, tmp_path / "alone"), *FLAGS)
     assert result.returncode == 0, result.stderr
-    second, alone = (json.loads((tmp_path / name / "results/test-3.json").read_text()) for name in ("second", "alone"))
+    second, alone = (
+        json.loads((folder / "results/test-4.json").read_text()) for folder in (run.workdir, tmp_path / "alone")
+    )
     assert second == alone
 
 
-def graphs_and_models():
-    """All that are alive, but for TensorFlow's default graph."""
-    gc.collect()
-    return [
-        thing
-        for thing in gc.get_objects()
-        if issubclass(type(thing), (tf.Graph, keras.Model)) and type(thing) is not tf.Graph
-    ]
-
-
-def test_a_training_leaves_no_graph_and_no_model_behind(data_dir, tmp_path):
-    before = graphs_and_models()
-    flags = [*tiny_flags(data_dir, tmp_path / "run"), "--train_steps=2", "--eval_every=2"]
-    petseg.train(command_line.parse(["", *flags], petseg.Config))
-    earlier = {id(thing) for thing in before}
-    assert not [thing for thing in graphs_and_models() if id(thing) not in earlier]
+def test_a_training_leaves_no_graph_and_no_model_behind(left_behind):
+    assert left_behind == []
 
 
 def test_process_state_is_restored_after_training(tiny_config, monkeypatch):

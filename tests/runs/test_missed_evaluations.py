@@ -102,6 +102,7 @@ def test_an_interrupted_evaluation_is_repeated_and_logged_once(
 
 def test_a_finished_evaluation_is_not_repeated(data_dir, undisturbed, monkeypatch):
     workdir, results = undisturbed
+    assert results["ema"] == json.loads((workdir / "results" / "test-4.ema.json").read_text())
     monkeypatch.setattr(Evaluator, "evaluate", None)
     assert trained(data_dir, workdir) == results
 

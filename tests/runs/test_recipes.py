@@ -29,35 +29,35 @@ def tiny(data_dir, workdir, *flags):
 
 
 @pytest.fixture(scope="module")
-def averaged(data_dir, tmp_path_factory):
-    """A finished run that averages its weights: work directory, what `train` returned, its results files."""
-    config = tiny(data_dir, tmp_path_factory.mktemp("averaged") / "run", "--ema_decay=0.5", "--learning_rate=0.01")
-    workdir, results = WorkDirectory(config.runtime.workdir), train.train(config)
-    files = {
+def averaged(averaged_run, tmp_path_factory):
+    """A finished run that averages its weights: its work directory and its results files by weights and step."""
+    workdir = WorkDirectory(shutil.copytree(averaged_run, tmp_path_factory.mktemp("averaged") / "run"))
+    results = {
         (kind, step): json.loads((workdir.results / f"test-{step}{kind}.json").read_text())
         for kind in ("", ".ema")
         for step in (0, 2, 4)
     }
-    return workdir, results, files
+    return workdir, results
 
 
 def test_trained_and_averaged_weights_are_scored_and_averages_select_the_best(averaged):
-    workdir, results, _ = averaged
-    assert results["ema"]["step"] == results["step"] == 4
-    assert results["ema"]["confusion_matrix"] != results["confusion_matrix"]
+    workdir, results = averaged
+    trained, mean = results["", 4], results[".ema", 4]
+    assert mean["step"] == trained["step"] == 4
+    assert mean["confusion_matrix"] != trained["confusion_matrix"]
     rows = list(read_csv(workdir.metrics_file))
     scores = {run: {step: v for step, r, tag, v in rows if (r, tag) == (run, "mean_iou")} for run in ("eval", "ema")}
     assert scores["eval"][0] == scores["ema"][0]  # nothing has been averaged yet
-    assert scores["ema"][4] == results["ema"]["mean_iou"]
+    assert scores["ema"][4] == mean["mean_iou"]
     best = json.loads((workdir.best / "best.json").read_text())
     assert best["mean_iou"] == max(scores["ema"][2], scores["ema"][4])
     final = [value for step, run, tag, value in rows if (step, run, tag) == (4, "final", "final/IoU")]
-    assert final == [results["ema"]["mean_iou"]]
+    assert final == [mean["mean_iou"]]
 
 
 @pytest.mark.parametrize("checkpoint", ["latest", "best"])
 def test_eval_reproduces_the_scores_of_averaged_weights(averaged, checkpoint):
-    workdir, _, trained = averaged
+    workdir, trained = averaged
     (raw,), (mean,) = (
         scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(workdir.path), checkpoint=checkpoint, ema=ema)))
         for ema in (False, True)
@@ -69,7 +69,7 @@ def test_eval_reproduces_the_scores_of_averaged_weights(averaged, checkpoint):
 
 @pytest.mark.parametrize("ema", [False, True])
 def test_exports_and_predictions_use_the_requested_weights(averaged, data_dir, tmp_path, ema):
-    workdir, _, trained = averaged
+    workdir, trained = averaged
     config, images = workdir.load_config(), load_examples("synthetic_pets", "test", 32, str(data_dir)).images
     models = [building.build_model(config, PETS) for _ in range(2)]
     for model, average in zip(models, (ema, not ema), strict=True):
@@ -95,7 +95,7 @@ def test_exports_and_predictions_use_the_requested_weights(averaged, data_dir, t
 
 @pytest.mark.slow
 def test_init_from_starts_a_new_run_and_logs_it(averaged, data_dir, tmp_path, caplog):
-    source, _, theirs = averaged
+    source, theirs = averaged
     best = json.loads((source.best / "best.json").read_text())["step"]
     origins = [  # a work directory's averages, also into an encoder that will be trained; a checkpoint's weights
         (source.path, ["--train_encoder", "--train_steps=1", "--encoder_weights=missing.h5"], theirs[".ema", best]),
@@ -117,7 +117,7 @@ def test_init_from_starts_a_new_run_and_logs_it(averaged, data_dir, tmp_path, ca
 
 
 def test_incompatible_initial_weights_are_refused(averaged, data_dir, tmp_path):
-    source, _, _ = averaged
+    source, _ = averaged
     for flag, value in (("encoder_alpha", "0.5"), ("input_scaling", "symmetric")):
         with pytest.raises(ConfigError, match=f"--{flag}={value}: must be .*, as in the run of --init_from="):
             train.train(tiny(data_dir, tmp_path / "run", f"--init_from={source.path}", f"--{flag}={value}"))

@@ -4,13 +4,15 @@ import csv
 import errno
 import json
 import os
+import shutil
 
 import numpy as np
+import programs_in_forks
 import pytest
-from conftest import NUM_TEST, changed, own_lines, run_program, tiny_flags
+from conftest import NUM_TEST, changed, four_steps, own_lines, run_program, tiny_flags
 
 from petseg.classes import PETS
-from petseg.config import Config, command_line, with_kept
+from petseg.config import with_kept
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import loading
 from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
@@ -27,44 +29,34 @@ SCORES = [
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, data_dir):
-    """A finished run of four steps: its config, its work directory, and what `train` returned."""
-    config = tiny(data_dir, tmp_path_factory.mktemp("finished") / "run")
-    return config, WorkDirectory(config.runtime.workdir), train.train(config)
+def finished(finished_run, tmp_path_factory):
+    """The work directory of a finished run."""
+    return WorkDirectory(shutil.copytree(finished_run, tmp_path_factory.mktemp("finished") / "run"))
 
 
-def tiny(data_dir, workdir):
-    flags = [*tiny_flags(data_dir, workdir), "--train_steps=4", "--summary_every=2", "--eval_every=2"]
-    return command_line.parse(["train.py", *flags, "--checkpoint_every=2"], Config)
-
-
-def test_a_complete_run_has_all_documented_files(finished):
-    config, workdir, results = finished
-    assert workdir.load_config() == with_kept(config, None)
-    assert sorted(path.name for path in workdir.checkpoints.glob("*.index")) == ["ckpt-2.index", "ckpt-4.index"]
-    assert len(list(workdir.best.glob("*.index"))) == 1
-    assert sorted(path.name for path in workdir.results.iterdir()) == ["test-2.json", "test-4.json"]
+def test_a_complete_run_has_all_documented_files(finished, finished_run, data_dir):
+    assert finished.load_config() == with_kept(four_steps(data_dir, finished_run), None)
+    assert sorted(path.name for path in finished.checkpoints.glob("*.index")) == ["ckpt-2.index", "ckpt-4.index"]
+    assert len(list(finished.best.glob("*.index"))) == 1
+    assert sorted(path.name for path in finished.results.iterdir()) == ["test-2.json", "test-4.json"]
     figures = {"curves.png", "predictions.png", "confusion_matrix.png", "model.png"}
-    assert {path.name for path in workdir.figures.iterdir()} == figures
-    written = json.loads((workdir.results / "test-4.json").read_text())
+    assert {path.name for path in finished.figures.iterdir()} == figures
+    written = json.loads((finished.results / "test-4.json").read_text())
     scores = ["accuracy", "mean_iou", "foreground_iou", "iou", "dice", "precision", "recall"]
     assert list(written) == ["step", "split", "examples", "loss", *scores, "confusion_matrix"]
     assert (written["step"], written["split"], written["examples"]) == (4, "test", NUM_TEST)
     assert np.sum(written["confusion_matrix"]) == NUM_TEST * 32 * 32
-    assert written["mean_iou"] == results["mean_iou"]
 
 
 def test_the_best_checkpoint_is_the_one_with_the_best_score(finished):
-    _, workdir, _ = finished
-    scores = {step: json.loads((workdir.results / f"test-{step}.json").read_text())["mean_iou"] for step in (2, 4)}
-    best = json.loads((workdir.best / "best.json").read_text())
+    scores = {step: json.loads((finished.results / f"test-{step}.json").read_text())["mean_iou"] for step in (2, 4)}
+    best = json.loads((finished.best / "best.json").read_text())
     assert best["mean_iou"] == max(scores.values())
     assert scores[best["step"]] == best["mean_iou"]
 
 
 def test_metrics_csv_holds_every_logged_number_at_its_step(finished):
-    _, workdir, results = finished
-    with open(workdir.metrics_file, newline="") as file:
+    with open(finished.metrics_file, newline="") as file:
         rows = list(csv.DictReader(file))
     logged = {(row["run"], row["tag"]) for row in rows}
     of_training = {*tags.SCALARS, *SCORES} - {"memory/device", "time_share/input"}  # no GPU; --deterministic
@@ -77,16 +69,15 @@ def test_metrics_csv_holds_every_logged_number_at_its_step(finished):
     for (run, tag), steps in expected.items():
         assert [int(row["step"]) for row in rows if (row["run"], row["tag"]) == (run, tag)] == steps, tag
     values = [row["value"] for row in rows if row["run"] == "eval" and row["tag"] == "mean_iou"]
-    assert values[-1] == repr(float(results["mean_iou"]))
+    assert values[-1] == repr(float(experiment_results(finished, 4)["mean_iou"]))
 
 
 @pytest.mark.parametrize("checkpoint", ["latest", "best"])
 def test_eval_reproduces_the_scores_of_training(finished, checkpoint, capsys):
-    _, workdir, _ = finished
     (results,) = scoring.evaluate(
-        EvalConfig(ScoreConfig(workdir=str(workdir.path), checkpoint=checkpoint, batch_size=3))
+        EvalConfig(ScoreConfig(workdir=str(finished.path), checkpoint=checkpoint, batch_size=3))
     )
-    scored_in_training = experiment_results(workdir, results["step"])
+    scored_in_training = experiment_results(finished, results["step"])
     assert results["confusion_matrix"] == scored_in_training["confusion_matrix"]
     assert results["loss"] == pytest.approx(scored_in_training["loss"], rel=1e-5)
     printed = capsys.readouterr().out
@@ -100,32 +91,29 @@ def experiment_results(workdir, step):
 
 
 def test_eval_refuses_training_images_without_the_flag(finished):
-    _, workdir, _ = finished
     with pytest.raises(DataError, match=r"--split=train\[:5\]: 5 of its images were trained on"):
-        scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(workdir.path), split="train[:5]")))
+        scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(finished.path), split="train[:5]")))
     (results,) = scoring.evaluate(
-        EvalConfig(ScoreConfig(workdir=str(workdir.path), split="train[:5]", allow_training_images=True))
+        EvalConfig(ScoreConfig(workdir=str(finished.path), split="train[:5]", allow_training_images=True))
     )
     assert results["examples"] == 5
-    assert (workdir.results / "train.start-5-4.json").exists()
+    assert (finished.results / "train.start-5-4.json").exists()
 
 
 def test_eval_refuses_missing_checkpoints(finished, tmp_path):
-    _, workdir, _ = finished
     with pytest.raises(CheckpointError, match="there is no such checkpoint"):
-        scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(workdir.path), checkpoint=str(tmp_path / "ckpt-9"))))
+        scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(finished.path), checkpoint=str(tmp_path / "ckpt-9"))))
     with pytest.raises(WorkDirectoryError, match="no run is here"):
         scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(tmp_path))))
 
 
 def test_ema_is_refused_for_a_run_without_averages(finished):
-    _, workdir, _ = finished
     with pytest.raises(ConfigError, match=r"--ema: .* kept no averaged weights \(its --ema_decay is 0\)"):
-        scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(workdir.path), ema=True)))
+        scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(finished.path), ema=True)))
 
 
-def test_resuming_with_another_model_is_refused_and_changes_nothing(finished):
-    config, workdir, _ = finished
+def test_resuming_with_another_model_is_refused_and_changes_nothing(finished, data_dir):
+    workdir, config = finished, four_steps(data_dir, finished.path)
     before = {path: path.stat().st_mtime_ns for path in workdir.path.rglob("*")}
     with pytest.raises(
         WorkDirectoryError, match=r"--image_size was '32', is now '64'; --encoder_alpha was 0.35, is now 0.5"
@@ -182,7 +170,7 @@ def test_complete_runs_are_logged_and_diverging_runs_name_step_and_checkpoint(da
 
 
 def test_eval_program_prints_errors_in_one_line(tmp_path):
-    result = run_program("eval.py", f"--workdir={tmp_path}")
+    result = programs_in_forks.run("eval.py", f"--workdir={tmp_path}")
     assert result.returncode == 2
     (line,) = own_lines(result.stderr)
     assert line == f"eval.py: error: --workdir={tmp_path}: no run is here (there is no {tmp_path}/config.json)"

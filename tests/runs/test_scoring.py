@@ -8,34 +8,27 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import NUM_TEST, own_lines, random_examples, run_program, tiny_flags
+from conftest import NUM_TEST, own_lines, random_examples, tiny_flags
 from PIL import Image
 from programs_in_forks import Program, run
 
 from petseg.classes import PETS
-from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import loading
 from petseg.errors import CheckpointError, ConfigError, DataError
 from petseg.evaluation import metrics
 from petseg.evaluation.evaluator import Evaluation
-from petseg.runs import building, checkpoints, comparison, group_scoring, scoring, train, watching
+from petseg.runs import building, checkpoints, comparison, group_scoring, scoring, watching
 from petseg.runs.scorer import CheckpointScores
 from petseg.runs.work_directory import WorkDirectory
 from petseg.training import confusion_matrix
 
 
 @pytest.fixture(scope="module")
-def trained(data_dir, tmp_path_factory):
+def trained(finished_run, averaged_run, tmp_path_factory):
     """Two finished runs of four steps, with checkpoints at 2 and 4, at different learning rates."""
-    workdirs = []
-    for rate in (0.001, 0.01):
-        workdir = tmp_path_factory.mktemp("trained") / "run"
-        flags = [*tiny_flags(data_dir, workdir), "--train_steps=4", "--checkpoint_every=2", f"--learning_rate={rate}"]
-        config = command_line.parse(["train.py", *flags], Config)
-        train.train(config)
-        workdirs.append(WorkDirectory(workdir))
-    return workdirs
+    folder = tmp_path_factory.mktemp("trained")
+    return [WorkDirectory(shutil.copytree(run, folder / run.name)) for run in (finished_run, averaged_run)]
 
 
 def score(workdir, **options):
@@ -331,7 +324,7 @@ def test_scoring_without_a_checkpoint_is_refused(trained, tmp_path):
 def test_a_work_directory_of_a_newer_format_is_refused_by_number(trained, tmp_path):
     record = json.loads(trained[0].config_file.read_text())
     (tmp_path / "config.json").write_text(json.dumps({**record, "format": 99}))
-    result = run_program("eval.py", f"--workdir={tmp_path}")
+    result = run("eval.py", f"--workdir={tmp_path}")
     assert result.returncode == 2
     (line,) = own_lines(result.stderr)
     assert line.startswith(f"eval.py: error: {tmp_path}/config.json: has format 99; this petseg reads format ")
