@@ -121,6 +121,18 @@ class Classes:
         names = [each.name for each in self.members if each.foreground == 1]
         return names[0] if len(names) == 1 else ("foreground" if self.foreground.max() >= 0.5 else "")
 
+    def binary_foreground(self) -> int:
+        """Id of the foreground class of two classes, to which a threshold applies.
+
+        Raises:
+          ConfigError: if there are more classes, or not exactly one of the two is foreground.
+        """
+        ids = np.flatnonzero(self.foreground == 1)
+        if len(self) != 2 or len(ids) != 1:
+            found = f"got {len(self)}: {', '.join(self.names[:8])}{', ...' if len(self) > 8 else ''}"
+            raise ConfigError(f"--threshold: must come with two classes, one of them foreground; {found}")
+        return int(ids[0])
+
     @property
     def borders(self) -> np.ndarray:
         """Ids of the classes that are partly foreground."""

@@ -11,6 +11,7 @@ EXPORT_FORMATS = ("saved_model", "keras", "h5", "tflite", "tflite_int8", "onnx",
 PACKAGED, PACKED_SUFFIX = "pets", ".safetensors"
 RUNTIMES = ("auto", "tensorflow", "onnx")
 MASK_VALUES = ("ids", "own")
+PROBABILITIES = ("none", "png", "npz")
 PREDICTIONS = "predictions"
 SMALLEST_TILE = 32
 
@@ -77,6 +78,19 @@ class ScoreConfig(Group):
         "set's own masks, as grey of 8 or 16 bits or RGB",
         choices=MASK_VALUES,
     )
+    probabilities: str = option(
+        "none",
+        "with --predict, also write class probabilities: `png`: 8 bits (255 is 1), a file per class; `npz`: float32; "
+        "`none`",
+        choices=PROBABILITIES,
+    )
+    threshold: float = option(
+        0.0,
+        "of two classes, predict the foreground where its probability is at least this; 0: the most probable class, "
+        "as with 0.5",
+        minimum=0,
+        below=1,
+    )
     skip_existing: bool = option(False, "with --predict, skip photographs whose outputs exist")
     runtime: str = option(
         "auto",
@@ -111,11 +125,16 @@ class ScoreConfig(Group):
         if not self.predict:
             given = {"cutout": self.cutout, "skip_existing": self.skip_existing, "runtime": self.runtime != RUNTIMES[0]}
             given["mask_values"] = self.mask_values != MASK_VALUES[0]
+            given["probabilities"] = self.probabilities != PROBABILITIES[0]
             given["output_dir"] = bool(self.output_dir) and not self.export
             for name in (name for name, is_given in given.items() if is_given):
                 raise ConfigError(f"--{name}={getattr(self, name)}: must come with --predict")
         if (self.predict or self.export) and (self.watch or self.compare or self.checkpoint == "all"):
             raise ConfigError("--predict and --export: --checkpoint must be one, without --watch and --compare")
+        if self.export and self.threshold:
+            raise ConfigError(
+                f"--threshold={self.threshold}: must be 0 with --export, whose masks are most probable classes"
+            )
         unknown = [name for name in self.export_formats() if name not in EXPORT_FORMATS]
         if unknown:
             raise ConfigError(f"--export={unknown[0]}: no such format; must be some of {', '.join(EXPORT_FORMATS)}")

@@ -36,7 +36,9 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     with StopSignals():
         process.set_up_runtime(run.config, config.distribution, one_device=True)
         model, step = load_model(run, run.checkpoint(score.checkpoint))
-        segmenter = Segmenter(model, run.config, run.classes, step=step, flip_tta=score.flip_tta)
+        segmenter = Segmenter(
+            model, run.config, run.classes, step=step, flip_tta=score.flip_tta, threshold=score.threshold
+        )
         # `checked_split` has refused splits that were trained on.
         results = segmenter.evaluate(split, eval_examples=score.eval_examples, allow_training_images=True)
     print(score_tables.table(results))

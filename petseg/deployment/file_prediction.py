@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from petseg import files as files_lib
+from petseg.deployment.output_files import Outputs
 from petseg.deployment.photograph_files import Photograph, Plan
 from petseg.deployment.photographs import count_pixels, read_image
 from petseg.deployment.predictor import Predictor, Prepared
@@ -30,6 +31,7 @@ def predict_files(
     *,
     cutout: bool = False,
     mask_values: str = "ids",
+    probabilities: str = "none",
     skip_existing: bool = False,
 ) -> list[Path]:
     """Writes masks and overlays of photographs, few of which are in memory at a time.
@@ -39,7 +41,8 @@ def predict_files(
 
     Args:
       predictor: computes the masks.
-      pattern, output_dir, cutout, mask_values, skip_existing: as in `Plan.make`.
+      pattern, output_dir, skip_existing: as in `Plan.make`.
+      cutout, mask_values, probabilities: as in `Outputs`.
 
     Returns:
       the files of the masks.
@@ -51,8 +54,8 @@ def predict_files(
     """
     if cutout:
         check_foreground(predictor.classes)
-    plan = Plan.make(pattern, output_dir, cutout=cutout, mask_values=mask_values, skip_existing=skip_existing)
-    return run_plan(plan, predictor)
+    outputs = Outputs(predictor.classes, cutout=cutout, mask_values=mask_values, probabilities=probabilities)
+    return run_plan(Plan.make(pattern, output_dir, outputs, skip_existing=skip_existing), predictor)
 
 
 def run_plan(plan: Plan, predictor: Predictor) -> list[Path]:
@@ -152,6 +155,8 @@ class _Pipeline:
             finishers = self._predictor.run_network([prepared for _, prepared in batch])
             return [(item, finish) for (item, _), finish in zip(batch, finishers, strict=True)]
         except Exception as error:  # such as too little memory for a large image
+            if files_lib.is_disk_error(error):  # of the probabilities of a tiled image
+                raise
             if len(batch) == 1:
                 self._drop(batch[0][0], "cannot be segmented", error)
                 return []

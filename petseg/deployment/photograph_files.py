@@ -1,9 +1,7 @@
 """Inputs and outputs of `--predict`: which photographs, which output files, and which of those exist already."""
 
 import dataclasses
-import errno
 import glob
-import io
 import logging
 import os
 import unicodedata
@@ -11,18 +9,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
-from petseg import files as files_lib
+from petseg.deployment.output_files import MASK, Outputs, is_own, output_file
 from petseg.deployment.segmentation import Segmentation
-from petseg.deployment.signed_pictures import is_signed, signed
-from petseg.errors import DataError, WorkDirectoryError, one_line
+from petseg.errors import DataError, WorkDirectoryError
 from petseg.picture_formats import suffixes
 
 logger = logging.getLogger(__name__)
-MASK, OVERLAY, CUTOUT = ".mask.png", ".overlay.jpg", ".cutout.png"
-OVERLAY_OPACITY = 0.5
-LONGEST_JPEG_SIDE = 65_500  # pixels; the limit of libjpeg
 MOST_NAMED = 8  # files in one line of the log
 
 
@@ -38,10 +30,6 @@ class Photograph:
     file: Path
     target: Path
 
-    def output(self, ending: str) -> Path:
-        """The path of one of its output files."""
-        return self.target.with_name(self.target.name + ending)
-
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -50,27 +38,17 @@ class Plan:
     Attributes:
       photographs: the photographs to segment, in order.
       output_dir: the output folder.
-      cutout: whether to write cut-outs.
-      mask_values: what the masks hold, one of MASK_VALUES.
+      outputs: which files are written for each of them.
       skipped: number of photographs that are left out because their outputs exist.
     """
 
     photographs: tuple[Photograph, ...]
     output_dir: str
-    cutout: bool = False
-    mask_values: str = "ids"
+    outputs: Outputs
     skipped: int = 0
 
     @classmethod
-    def make(
-        cls,
-        pattern: str,
-        output_dir: str,
-        *,
-        cutout: bool = False,
-        mask_values: str = "ids",
-        skip_existing: bool = False,
-    ) -> "Plan":
+    def make(cls, pattern: str, output_dir: str, outputs: Outputs, *, skip_existing: bool = False) -> "Plan":
         """Lists photographs and checks their output files; reads no photograph.
 
         Subfolders below the folder, or below the part of a glob without wildcards, are kept. Photographs whose output
@@ -80,8 +58,7 @@ class Plan:
         Args:
           pattern: a glob (`**` includes subfolders), a file, or a folder, which includes its subfolders.
           output_dir: the output folder.
-          cutout: whether to write cut-outs.
-          mask_values: what the masks hold, one of MASK_VALUES.
+          outputs: which files are written for each photograph.
           skip_existing: whether to leave out photographs of which all outputs exist.
 
         Raises:
@@ -93,39 +70,23 @@ class Plan:
         if own := len(matches) - len(files):
             logger.info("--predict=%s: %d files that petseg wrote are not photographs: skipped", pattern, own)
         targets = _targets(files, _root(pattern), Path(output_dir))
-        endings, photographs = _endings(cutout), []
+        photographs = []
         for photograph in map(Photograph, files, targets):
-            existing = [file for file in map(photograph.output, endings) if os.path.lexists(file)]
+            written = [output_file(photograph.target, ending) for ending in outputs.endings]
+            existing = [file for file in written if os.path.lexists(file)]
             for file in existing:
-                if not _is_own(file):
+                if not is_own(file):
                     raise WorkDirectoryError(
                         f"--output_dir={output_dir}: {file} would be overwritten, and is not as petseg wrote it; "
                         "must be another folder"
                     )
-            if not skip_existing or len(existing) < len(endings):
+            if not skip_existing or len(existing) < len(written):
                 photographs.append(photograph)
-        return cls(tuple(photographs), output_dir, cutout, mask_values, skipped=len(files) - len(photographs))
+        return cls(tuple(photographs), output_dir, outputs, skipped=len(files) - len(photographs))
 
     def write(self, photograph: Photograph, segmentation: Segmentation) -> Path:
-        """Writes the outputs of a photograph, each of them even if another fails; returns the mask's file.
-
-        Raises:
-          DataError: if some of the outputs could not be written.
-          OSError: if the disk is full or not writable, so that all other photographs would fail, too.
-        """
-        mask = segmentation.mask_picture(self.mask_values)
-        images = [mask, segmentation.overlay(OVERLAY_OPACITY), *([segmentation.cutout()] if self.cutout else [])]
-        failed = []
-        for ending, image in zip(_endings(self.cutout), images, strict=True):
-            try:
-                files_lib.write_bytes(photograph.output(ending), signed(_encoded(image, ending)))
-            except Exception as error:  # Pillow's encoders raise OSError, ValueError, struct.error and more
-                if files_lib.is_disk_error(error):
-                    raise
-                failed.append(f"{ending}: {_reason(error)}")
-        if failed:
-            raise DataError("; ".join(failed))
-        return photograph.output(MASK)
+        """Writes the outputs of a photograph, as `Outputs.write`."""
+        return self.outputs.write(photograph.target, segmentation)
 
 
 def find_photographs(pattern: str, matches: Sequence[Path] | None = None) -> list[Path]:
@@ -144,14 +105,10 @@ def find_photographs(pattern: str, matches: Sequence[Path] | None = None) -> lis
         if os.path.isdir(os.path.expanduser(pattern)):
             raise DataError(f"--predict={pattern}: holds no file {kinds}, nor do its subfolders")
         raise DataError(f"--predict={pattern}: matches no file; must be a glob, or a folder with files {kinds}")
-    files = [file for file in matches if not _is_own(file)]
+    files = [file for file in matches if not is_own(file)]
     if not files:
         raise DataError(f"--predict={pattern}: matches only masks and overlays that petseg wrote; must be photographs")
     return files
-
-
-def _endings(cutout: bool) -> tuple[str, ...]:
-    return (MASK, OVERLAY, CUTOUT) if cutout else (MASK, OVERLAY)
 
 
 def _matches(pattern: str) -> list[Path]:
@@ -210,14 +167,6 @@ def _root(pattern: str) -> Path:
     return path.parent if path.is_file() else _fixed_part(path)
 
 
-def _is_own(file: Path) -> bool:
-    """Whether petseg wrote a file as an output and it is unchanged since."""
-    try:
-        return file.name.endswith((MASK, OVERLAY, CUTOUT)) and is_signed(file)
-    except OSError:
-        return False
-
-
 def _targets(files: Sequence[Path], root: Path, output_dir: Path) -> list[Path]:
     """A path without suffix for each file below a folder, all different."""
     relative = [file.absolute().relative_to(root) for file in files]
@@ -240,26 +189,3 @@ def _targets(files: Sequence[Path], root: Path, output_dir: Path) -> list[Path]:
 def _case_folded(path: Path) -> str:
     """Equal for paths that some file systems take for one: macOS and Windows ignore case, macOS composes accents."""
     return unicodedata.normalize("NFC", str(path)).casefold()
-
-
-def _encoded(image: Image.Image, ending: str) -> bytes:
-    """An image as the content of a PNG or JPEG file."""
-    data = io.BytesIO()
-    if not ending.endswith(".jpg"):
-        image.save(data, "PNG")
-        return data.getvalue()
-    if max(image.size) > LONGEST_JPEG_SIDE:
-        raise DataError(
-            f"{image.width} x {image.height} pixels do not fit into JPEG, whose sides are at most "
-            f"{LONGEST_JPEG_SIDE}; cut the photograph into parts"
-        )
-    image.save(data, "JPEG", quality=92)
-    return data.getvalue()
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        return "this name is too long; the photograph's must be shorter"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) if isinstance(error, DataError) else one_line(error)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.deployment import file_prediction, onnx_files
+from petseg.deployment.output_files import Outputs
 from petseg.deployment.photograph_files import Plan
 from petseg.deployment.predictor import Predictor
 from petseg.deployment.segmentation import check_foreground
@@ -30,13 +31,12 @@ def predict(config: EvalConfig) -> list[Path]:
         tile = score.tile_size(run.config.data)
         if score.cutout:
             check_foreground(run.classes)
-        plan = Plan.make(
-            score.predict,
-            score.prediction_dir,
-            cutout=score.cutout,
-            mask_values=score.mask_values,
-            skip_existing=score.skip_existing,
+        if score.threshold:
+            run.classes.binary_foreground()  # raises
+        outputs = Outputs(
+            run.classes, cutout=score.cutout, mask_values=score.mask_values, probabilities=score.probabilities
         )
+        plan = Plan.make(score.predict, score.prediction_dir, outputs, skip_existing=score.skip_existing)
         if not plan.photographs:  # no need to load a network
             file_prediction.log_summary(plan)
             return []
@@ -44,8 +44,15 @@ def predict(config: EvalConfig) -> list[Path]:
             model = onnx_files.find_or_export(run, score.checkpoint, config.distribution)
         else:
             model = _keras_model(run, config)
-        data = run.config.data
-        predictor = Predictor(model, run.classes, resize=data.resize, tile=tile, flip_tta=score.flip_tta)
+        predictor = Predictor(
+            model,
+            run.classes,
+            resize=run.config.data.resize,
+            tile=tile,
+            flip_tta=score.flip_tta,
+            threshold=score.threshold,
+            spool_dir=score.prediction_dir if score.probabilities != "none" else "",
+        )
         return file_prediction.run_plan(plan, predictor)
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from petseg.classes import Classes
-from petseg.deployment.segmentation import Segmentation
+from petseg.deployment.probability_files import Rows, SpooledRows
+from petseg.deployment.segmentation import Segmentation, is_kept
 from petseg.evaluation.tiled_inference import AnySizeModel, Runner
 
 if TYPE_CHECKING:
@@ -33,13 +34,16 @@ class Predictor:
       resize: how images are brought to the model's size, one of RESIZES.
       tile: height and width of tiles; None: whole images.
       flip_tta: whether to average the probabilities of each image and its mirror image.
+      threshold: as in `Segmentation`.
+      spool_dir: folder of temporary files for the probabilities of large tiled images; empty: whoever asks for them has
+        them computed again.
 
     Attributes:
       classes: the model's classes.
       batch_size: number of images per batch.
 
     Raises:
-      ConfigError: if ONNX Runtime is needed and not installed.
+      ConfigError: if ONNX Runtime is needed and not installed, or a threshold does not suit the classes.
       ExportError: if the ONNX file cannot be read.
     """
 
@@ -51,8 +55,12 @@ class Predictor:
         resize: str = "stretch",
         tile: tuple[int, int] | None = None,
         flip_tta: bool = False,
+        threshold: float = 0.0,
+        spool_dir: str = "",
     ):
-        self.classes = classes
+        if threshold:
+            classes.binary_foreground()  # raises
+        self.classes, self._threshold, self._spool_dir = classes, threshold, spool_dir
         self._model = AnySizeModel(_runner(model, resize=resize, flip_tta=flip_tta), tile=tile)
         self.batch_size = self._model.runner.batch_size
 
@@ -87,12 +95,18 @@ class Predictor:
         finishers: list[Callable[[], Segmentation]] = []
         for image, resized in batch:
             if resized is None:
-                done = Segmentation(image, functools.partial(self._model.stripes, image), self.classes)
+                rows: Rows = functools.partial(self._model.stripes, image)
+                if self._spool_dir and not is_kept(image.shape, self.classes):
+                    rows = SpooledRows(rows, self._spool_dir)
+                done = self._segmentation(image, rows)
                 finishers.append(functools.partial(lambda segmentation: segmentation, done))
             else:
-                probabilities = functools.partial(self._model.runner.probabilities, next(logits), image.shape)
-                finishers.append(functools.partial(Segmentation, image, probabilities, self.classes))
+                rows = functools.partial(self._model.runner.probabilities, next(logits), image.shape)
+                finishers.append(functools.partial(self._segmentation, image, rows))
         return finishers
+
+    def _segmentation(self, image: np.ndarray, rows: Rows) -> Segmentation:
+        return Segmentation(image, rows, self.classes, threshold=self._threshold)
 
 
 def _runner(model: Any, *, resize: str, flip_tta: bool) -> Runner:

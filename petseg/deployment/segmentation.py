@@ -1,14 +1,17 @@
 """The segmentation of one image: mask, confidence, probabilities, overlay and cut-out. Imports no TensorFlow."""
 
 import io
+import os
 import zlib
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from petseg.classes import Classes
+from petseg.deployment import probability_files
 from petseg.deployment.mask_pictures import mask_picture
 from petseg.errors import ConfigError, DataError
 
@@ -25,6 +28,8 @@ class Segmentation:
       image: uint8 [H, W, 3].
       probabilities: float32 [H, W, C]; or a function that computes them as blocks of rows, float32 [rows, W, C].
       classes: the classes.
+      threshold: of two classes, the least probability of the foreground class where it is predicted; 0: the most
+        probable class is predicted.
 
     Attributes:
       image, classes: as given.
@@ -35,8 +40,14 @@ class Segmentation:
     """
 
     def __init__(
-        self, image: np.ndarray, probabilities: np.ndarray | Callable[[], Iterable[np.ndarray]], classes: Classes
+        self,
+        image: np.ndarray,
+        probabilities: np.ndarray | Callable[[], Iterable[np.ndarray]],
+        classes: Classes,
+        *,
+        threshold: float = 0.0,
     ):
+        target = classes.binary_foreground() if threshold else 0
         self.image, self.classes = image, classes
         shape = image.shape[:2]
         self.mask: np.ndarray = np.empty(shape, np.uint8)
@@ -44,17 +55,22 @@ class Segmentation:
         self.foreground: np.ndarray | None = np.empty(shape, np.uint8) if classes.foreground.any() else None
         self._compute = probabilities if callable(probabilities) else None
         self._probabilities = None if callable(probabilities) else probabilities
-        is_kept = callable(probabilities) and 4 * shape[0] * shape[1] * len(classes) <= MAX_KEPT_BYTES
+        is_kept_here = callable(probabilities) and is_kept(shape, classes)
         row, blocks = 0, []
         for block in probabilities() if callable(probabilities) else (probabilities,):
             rows = slice(row, row := row + len(block))
-            self.mask[rows] = block.argmax(axis=-1)
-            self.confidence[rows] = block.max(axis=-1)
+            if threshold:
+                is_target = block[..., target] >= threshold
+                self.mask[rows] = np.where(is_target, target, 1 - target)
+                self.confidence[rows] = np.where(is_target, block[..., target], block[..., 1 - target])
+            else:
+                self.mask[rows] = block.argmax(axis=-1)
+                self.confidence[rows] = block.max(axis=-1)
             if self.foreground is not None:
                 self.foreground[rows] = (block @ classes.foreground * 255).round()
-            if is_kept:
+            if is_kept_here:
                 blocks.append(block)
-        if is_kept:
+        if is_kept_here:
             self._probabilities, self._compute = np.concatenate(blocks), None
 
     @property
@@ -64,11 +80,36 @@ class Segmentation:
         Raises:
           DataError: if they were not kept and this is a pickled copy, which has no network.
         """
+        return self._probabilities if self._probabilities is not None else np.concatenate(list(self.probability_rows()))
+
+    def probability_rows(self) -> Iterable[np.ndarray]:
+        """Class probabilities by blocks of rows from top to bottom, float32 [rows, W, C], for images of any size.
+
+        Raises:
+          DataError: as `probabilities`.
+        """
         if self._probabilities is not None:
-            return self._probabilities
+            return [self._probabilities]
         if self._compute is None:
             raise DataError("probabilities: too large to be kept in a pickled Segmentation; segment the image again")
-        return np.concatenate(list(self._compute()))
+        return self._compute()
+
+    def save_probabilities(self, target: str | os.PathLike[str], format: str = "npz") -> list[Path]:
+        """Writes the probabilities like `eval.py --probabilities`; returns the files, which replace existing ones.
+
+        Args:
+          target: path of the files without their endings, such as "out/cat".
+          format: `npz`: TARGET.probabilities.npz with `probabilities`, float32 [H, W, C], and `classes`, their names;
+            `png`: TARGET.probability.CLASS.png for each class, 8 bits, 255 for a probability of 1.
+
+        Raises:
+          ConfigError: if the format is unknown.
+          DataError: as `probabilities`.
+          OSError: if the files cannot be written.
+        """
+        height, width = self.mask.shape
+        names = self.classes.names
+        return probability_files.write(Path(target), format, self.probability_rows, (height, width), names)
 
     def mask_picture(self, mask_values: str = "ids") -> Image.Image:
         """The mask as a picture of class ids, or with "own" of the values or colours of the data set's masks."""
@@ -112,6 +153,11 @@ class Segmentation:
         shares = np.bincount(self.mask.ravel(), minlength=len(self.classes)) / self.mask.size
         text = ", ".join(f"{name} {share:.1%}" for name, share in zip(self.classes.names, shares, strict=True))
         return f"Segmentation({self.mask.shape[1]} x {self.mask.shape[0]}: {text})"
+
+
+def is_kept(shape: tuple[int, ...], classes: Classes) -> bool:
+    """Whether a `Segmentation` of an image [H, W, ...] keeps probabilities that are computed for it."""
+    return 4 * shape[0] * shape[1] * len(classes) <= MAX_KEPT_BYTES
 
 
 def blend_mask(image: np.ndarray, mask: np.ndarray, classes: Classes, opacity: float) -> Image.Image:

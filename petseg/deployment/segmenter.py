@@ -40,6 +40,7 @@ class Segmenter:
       step: training step of the weights.
       tile: height and width of tiles; None: whole images.
       flip_tta: whether to average the probabilities of each image and its mirror image.
+      threshold: as in `load`.
       trained_on: the record of the training images; None: only the config is known.
 
     Attributes:
@@ -55,11 +56,14 @@ class Segmenter:
         step: int = 0,
         tile: tuple[int, int] | None = None,
         flip_tta: bool = False,
+        threshold: float = 0.0,
         trained_on: TrainingData | None = None,
     ):
         self.model, self.config, self.classes, self.step = model, config, classes, step
-        self._flip_tta, self._trained_on = flip_tta, trained_on
-        self._predictor = Predictor(model, classes, resize=config.data.resize, tile=tile, flip_tta=flip_tta)
+        self._flip_tta, self._threshold, self._trained_on = flip_tta, threshold, trained_on
+        self._predictor = Predictor(
+            model, classes, resize=config.data.resize, tile=tile, flip_tta=flip_tta, threshold=threshold
+        )
 
     @overload
     def __call__(self, image: ImageLike) -> Segmentation: ...
@@ -124,7 +128,7 @@ class Segmenter:
 
     def _evaluator(self, examples: Examples) -> Any:
         strategy = tf.distribute.get_strategy()
-        options = {"flip_tta": self._flip_tta, "details": True}
+        options: dict[str, Any] = {"flip_tta": self._flip_tta, "threshold": self._threshold, "details": True}
         return building.build_evaluator(self.config, strategy, self.model, examples, None, StopRequests(), **options)
 
 
@@ -135,6 +139,7 @@ def load(
     ema: bool | None = None,
     flip_tta: bool = False,
     tile: int | Sequence[int] | None = None,
+    threshold: float = 0.0,
     allow_code: bool = False,
 ) -> Segmenter:
     """Loads a trained network.
@@ -147,6 +152,8 @@ def load(
       flip_tta: whether to average the probabilities of each image and its mirror image.
       tile: side, or height and width, of tiles; 0: whole images; None: tiles for a run with `resize="crop"`, else whole
         images.
+      threshold: of two classes, the foreground is predicted where its probability is at least this; 0: the most
+        probable class, as with 0.5.
       allow_code: whether to run the Python code of a run's own `network`.
 
     Raises:
@@ -161,6 +168,7 @@ def load(
         checkpoint=checkpoint,
         ema=bool(ema),
         tile=_tile_flag(tile),
+        threshold=threshold,
         predict=".",
         output_dir=".",
         allow_code=allow_code,
@@ -174,6 +182,7 @@ def load(
         step=step,
         tile=score.tile_size(run.config.data),
         flip_tta=flip_tta,
+        threshold=threshold,
         trained_on=run.training_data,
     )
 

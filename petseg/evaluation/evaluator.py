@@ -107,6 +107,7 @@ class Evaluator:
         batch_size: int,
         stop: tf.Variable | None = None,
         flip_tta: bool = False,
+        threshold: float = 0.0,
         details: bool = False,
     ):
         """Allocates the counters; compiles nothing yet.
@@ -120,13 +121,19 @@ class Evaluator:
           batch_size: global batch size, any number. `predict` runs on one device with a replica's batch size.
           stop: float32 variable; setting it to 1 from another thread ends a pass early.
           flip_tta: whether to average the probabilities of each image and its mirror image.
+          threshold: of two classes, the least probability of the foreground where it is predicted; 0: the most probable
+            class is predicted.
           details: whether to count boundaries, calibration and mask digests too.
+
+        Raises:
+          ConfigError: if there is a threshold, and not two classes with one foreground.
         """
         self._strategy, self._model, self._examples, self._batch_size = strategy, model, examples, batch_size
         self._replica_batch_size = math.ceil(batch_size / strategy.num_replicas_in_sync)
         self._stop = tf.constant(0.0) if stop is None else stop
         self._weight_map, self._loss = weight_map, loss
         self._flip_tta, self._details, self._bad_examples = flip_tta, details, BadExampleLog()
+        self._threshold, self._foreground = threshold, examples.classes.binary_foreground() if threshold else 0
         _, height, width, self._num_classes = model.output_shape
         images = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8, "images")
         # Per instance: a tf.function on the class keeps the graphs and models of all instances.
@@ -240,8 +247,17 @@ class Evaluator:
         return self._predict.get_concrete_function().graph
 
     def _classify(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        probabilities = tf.nn.softmax(self._logits(images))
-        return tf.argmax(probabilities, axis=-1, output_type=tf.int32), tf.reduce_max(probabilities, axis=-1)
+        return self._predictions(self._logits(images))
+
+    def _predictions(self, logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Predicted class ids int32 [B, H, W] and their probabilities float32 [B, H, W]."""
+        probabilities = tf.nn.softmax(logits)
+        if not self._threshold:
+            return tf.argmax(logits, axis=-1, output_type=tf.int32), tf.reduce_max(probabilities, axis=-1)
+        target, other = probabilities[..., self._foreground], probabilities[..., 1 - self._foreground]
+        is_target = target >= self._threshold
+        classes = tf.cast(is_target if self._foreground else ~is_target, tf.int32)
+        return classes, tf.where(is_target, target, other)
 
     def _logits(self, images: tf.Tensor) -> tf.Tensor:
         """Float32 [B, H, W, C] for images uint8 [B, H, W, 3]."""
@@ -273,7 +289,7 @@ class Evaluator:
         valid = sample_weights.valid_pixels(masks) & is_counted
         weights = self._weight_map(masks) * tf.cast(is_counted, tf.float32)
         loss, denominator = self._loss.sums(labels, logits, weights, valid)
-        predictions = tf.argmax(logits, axis=-1, output_type=tf.int32)
+        predictions, confidences = self._predictions(logits)
         counts = {
             "loss": loss / self._pixels,
             "denominator": denominator / self._pixels,
@@ -282,7 +298,6 @@ class Evaluator:
         if self._details:
             tolerance = metrics.boundary_tolerance(*logits.shape[1:3])
             counts["boundaries"] = metrics.boundary_counts(labels, predictions, valid, self._num_classes, tolerance)
-            confidences = tf.reduce_max(tf.nn.softmax(logits), axis=-1)
             counts["mask_digests"] = _mask_digests(masks)
             right = predictions == tf.cast(labels, tf.int32)
             counts["calibration"] = metrics.calibration_counts(confidences, right, valid)

@@ -164,6 +164,7 @@ def build_evaluator(
     *,
     batch_size: int = 0,
     flip_tta: bool = False,
+    threshold: float = 0.0,
     details: bool = False,
 ) -> Evaluator:
     """The evaluator of a model on a split, with the loss of a config; call it inside ``strategy.scope()``.
@@ -172,6 +173,7 @@ def build_evaluator(
       config, strategy, model, examples, class_weights, requests: of the run and the split to score.
       batch_size: number of examples per step over all replicas; 0: that of the config.
       flip_tta: whether to average the probabilities of an image and its mirror image.
+      threshold: of two classes, the least probability of the foreground where it is predicted; 0: the most probable.
       details: whether to compute boundary scores and calibration too.
     """
     return Evaluator(
@@ -183,6 +185,7 @@ def build_evaluator(
         batch_size=batch_size or config.data.batch_size,
         stop=requests.stop,
         flip_tta=flip_tta,
+        threshold=threshold,
         details=details,
     )
 

@@ -82,6 +82,7 @@ class Scorer:
                 requests,
                 batch_size=score.batch_size,
                 flip_tta=score.flip_tta,
+                threshold=score.threshold,
                 details=True,
             )
             runner = KerasRunner(self._model, resize=run.config.data.resize, flip_tta=score.flip_tta)
@@ -137,6 +138,7 @@ class Scorer:
         differences = {
             f"sample{len(self.examples)}": bool(self.examples.sampling),
             "flip": self._score.flip_tta,
+            f"threshold{self._score.threshold:g}": self._score.threshold > 0,
             precision: precision != "run",
             "native": native,
             f"tile{tile}": native and tile not in ("", "0"),

@@ -43,11 +43,19 @@ def test_tiles_are_of_no_use_at_the_models_resolution():
 def test_what_belongs_to_predict_is_refused_without_it():
     assert ScoreConfig(workdir="run", predict="*.jpg").prediction_dir == "predictions"
     assert ScoreConfig(workdir="run", predict="*.jpg", output_dir="out").prediction_dir == "out"
-    for name, value in (("output_dir", "out"), ("runtime", "onnx"), ("cutout", True), ("skip_existing", True)):
+    for name, value in (
+        ("output_dir", "out"),
+        ("runtime", "onnx"),
+        ("cutout", True),
+        ("skip_existing", True),
+        ("probabilities", "npz"),
+    ):
         with pytest.raises(ConfigError, match=f"^--{name}={value}: must come with --predict$"):
             ScoreConfig(workdir="run", **{name: value})
     with pytest.raises(ConfigError, match="--export must come with --output_dir, and without --predict"):
         ScoreConfig(workdir="run", export="onnx")
+    with pytest.raises(ConfigError, match=r"^--threshold=0.3: must be 0 with --export"):
+        ScoreConfig(workdir="run", export="onnx", output_dir="out", threshold=0.3)
     with pytest.raises(ConfigError, match=r"^--runtime=tflite: must be one of auto, tensorflow, onnx"):
         ScoreConfig(workdir="run", predict="*.jpg", runtime="tflite")
 

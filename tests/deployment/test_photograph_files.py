@@ -9,6 +9,7 @@ from PIL import Image
 
 from petseg.classes import PETS
 from petseg.deployment import photograph_files
+from petseg.deployment.output_files import Outputs
 from petseg.deployment.photograph_files import Plan
 from petseg.deployment.segmentation import Segmentation
 from petseg.errors import DataError, WorkDirectoryError
@@ -26,8 +27,12 @@ def carry_out(plan):
     return [plan.write(photograph, segmentation) for photograph in plan.photographs]
 
 
+def plan(pattern, output_dir, *, skip_existing=False, **outputs):
+    return Plan.make(str(pattern), str(output_dir), Outputs(PETS, **outputs), skip_existing=skip_existing)
+
+
 def masks(pattern, output_dir, **options):
-    written = carry_out(Plan.make(str(pattern), str(output_dir), **options))
+    written = carry_out(plan(pattern, output_dir, **options))
     return [str(file.relative_to(output_dir)) for file in written]
 
 
@@ -65,21 +70,21 @@ def test_skip_existing_leaves_out_photographs_with_all_outputs(tmp_path):
     save(*(tmp_path / "in" / f"{i}.png" for i in range(4)))
     out = tmp_path / "out"
     assert len(masks(tmp_path / "in", out)) == 4
-    again = Plan.make(str(tmp_path / "in"), str(out))
+    again = plan(tmp_path / "in", out)
     assert (len(again.photographs), again.skipped) == (4, 0)
     (out / "1.overlay.jpg").unlink()
     save(tmp_path / "in" / "sub" / "new.png")
-    resumed = Plan.make(str(tmp_path / "in"), str(out), skip_existing=True)
+    resumed = plan(tmp_path / "in", out, skip_existing=True)
     assert [each.file.name for each in resumed.photographs] == ["1.png", "new.png"]
     assert resumed.skipped == 3
-    cutouts = Plan.make(str(tmp_path / "in"), str(out), cutout=True, skip_existing=True)
+    cutouts = plan(tmp_path / "in", out, cutout=True, skip_existing=True)
     assert (len(cutouts.photographs), cutouts.skipped) == (5, 0)
     carry_out(cutouts)
-    assert Plan.make(str(tmp_path / "in"), str(out), cutout=True, skip_existing=True).photographs == ()
+    assert plan(tmp_path / "in", out, cutout=True, skip_existing=True).photographs == ()
     with Image.open(out / "2.mask.png") as mask:
         mask.convert("L").save(out / "2.mask.png")  # not as petseg wrote it
     with pytest.raises(WorkDirectoryError, match=r"2\.mask\.png would be overwritten, and is not as petseg wrote it"):
-        Plan.make(str(tmp_path / "in"), str(out), skip_existing=True)
+        plan(tmp_path / "in", out, skip_existing=True)
 
 
 def test_outputs_of_similar_names_do_not_collide(tmp_path, caplog):
@@ -98,7 +103,7 @@ def test_files_of_the_user_are_not_overwritten(tmp_path):
     save(tmp_path / "cat.jpg")
     Image.new("L", (9, 6)).save(tmp_path / "cat.mask.png")
     with pytest.raises(WorkDirectoryError, match=r"cat\.mask\.png would be overwritten.*must be another folder"):
-        Plan.make(str(tmp_path / "cat.jpg"), str(tmp_path))
+        plan(tmp_path / "cat.jpg", tmp_path)
 
 
 def test_own_outputs_are_replaced_and_never_taken_for_photographs(tmp_path, caplog):

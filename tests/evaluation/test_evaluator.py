@@ -1,14 +1,17 @@
 import threading
 import time
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import random_examples, replicas
 
-from petseg.classes import IGNORED, PETS
+from petseg.classes import IGNORED, PETS, Classes
 from petseg.config import LossConfig
 from petseg.data import input_pipeline
+from petseg.data.backends.memory import MemoryExamples
+from petseg.errors import ConfigError
 from petseg.evaluation import large_splits
 from petseg.evaluation.evaluator import Evaluator
 from petseg.evaluation.keras_runner import KerasRunner
@@ -80,6 +83,27 @@ def test_evaluating_twice_gives_the_same_scores(scored):
     first, second = (evaluator.evaluate() for _ in range(2))
     assert first.loss == second.loss
     np.testing.assert_array_equal(first.confusion_matrix, second.confusion_matrix)
+
+
+@pytest.mark.parametrize("foreground", [0, 1])
+def test_a_threshold_decides_between_two_classes_at_both_resolutions(foreground):
+    classes = Classes.from_dict([{"name": name, "foreground": name == "ab"[foreground]} for name in "ab"])
+    images = random_examples(3).images
+    examples = MemoryExamples(images, images[..., :1] % 2, classes)
+    model = keras.Sequential([keras.Input([32, 32, 3]), keras.layers.Rescaling(0.01), keras.layers.Conv2D(2, 1)])
+    probabilities = tf.nn.softmax(model(images.astype(np.float32))).numpy()
+    for threshold in (0.3, 0.7):
+        is_foreground = probabilities[..., foreground] >= threshold
+        predicted = np.where(is_foreground, foreground, 1 - foreground)
+        expected = confusion_matrix.confusion_matrices(examples.masks[..., 0], predicted, predicted < 2, 2).numpy()
+        evaluator = evaluator_of(replicas(1), model, examples, 2, threshold=threshold, details=True)
+        pairs = zip(examples.images, examples.masks, strict=True)
+        native = evaluator.evaluate_native(pairs, lambda image: model(image[None].astype(np.float32))[0])
+        for found in (evaluator.evaluate(), native):
+            np.testing.assert_array_equal(found.confusion_matrices, expected)
+        np.testing.assert_array_equal(evaluator.predict(images)[0], predicted)
+    with pytest.raises(ConfigError, match=r"^--threshold: must come with two classes"):
+        evaluator_of(replicas(1), model, random_examples(1), 2, threshold=0.5)
 
 
 def test_mask_digests_depend_only_on_the_size_and_the_pixels_of_each_true_mask(scored):

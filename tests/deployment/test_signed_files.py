@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from petseg.deployment.signed_pictures import is_signed, signed
+from petseg.deployment.signed_files import is_signed, signed
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
