@@ -25,20 +25,25 @@ def parse(argv: Sequence[str], config_class: type[C]) -> C:
     Args:
       argv: program name and arguments; ``--flagfile=FILE`` reads more of them from a file, and, for `config.Config`,
         ``--preset=NAME`` from the file of a preset.
-      config_class: `config.Config` or `eval_config.EvalConfig`.
+      config_class: `config.Config` or `eval_config.EvalConfig`. If it has an attribute `positional`, one argument may
+        be given without the name of that flag.
 
     Raises:
       PetsegError: if an argument is unknown or a value invalid.
     """
-    flag_values = flags.FlagValues()
+    flag_values, positional = flags.FlagValues(), getattr(config_class, "positional", "")
+    flag_values.set_gnu_getopt(bool(positional))  # flags may follow it
     options.define_flags(config_class, flag_values)
     try:
         arguments = _expanded(argv[1:], config_class, flag_values)
         rest = flag_values([argv[0], *arguments])[1:]
     except flags.Error as error:
         raise PetsegError(" ".join(str(error).split()).removeprefix("flag ")) from error
+    if rest and positional:
+        flag_values[positional].value = rest.pop(0)
     if rest:
-        raise PetsegError(f"{rest[0]}: every argument is a flag, --name=value; see --help")
+        others = f"other than one {positional.upper()} " if positional else ""
+        raise PetsegError(f"{rest[0]}: every argument {others}is a flag, --name=value; see --help")
     options.switch_off_excluded(config_class, flag_values, arguments)
     return options.from_flags(config_class, flag_values)
 
@@ -69,9 +74,9 @@ def invocation(script: str) -> str:
 
 def help_text(program: str, summary: str, config_class: type) -> str:
     """The text of --help: presets, and all flags by group with their defaults."""
-    shown_program = f"python {program}" if program.endswith(".py") else program
-    has_presets = _has_presets(config_class)
-    preset = "[--preset=NAME] " if has_presets else ""
+    shown_program = f"python {'' if program.endswith('.py') else '-m '}{program}" if "." in program else program
+    has_presets, positional = _has_presets(config_class), getattr(config_class, "positional", "")
+    preset = "[--preset=NAME] " if has_presets else f"{positional.upper()} " if positional else ""
     lines = [summary, "", f"usage: {shown_program} {preset}[--flagfile=FILE] [--flag=value ...]"]
     if has_presets:
         lines += ["", "presets, files of flags; later flags win:"]
@@ -98,7 +103,7 @@ def run(main: Callable[[C], Any], config_class: type[C], summary: str) -> None:
     finite; 4 some files could not be read; 75 another process of the cluster was lost; 130 and 143 stopped by Ctrl-C
     and SIGTERM.
     """
-    program = os.path.basename(sys.argv[0])
+    program = _program()
     if any(argument in ("-h", "-help", "--help", "--helpfull", "--helpshort") for argument in sys.argv[1:]):
         print(help_text(program, summary, config_class))
         sys.exit(0)
@@ -119,6 +124,13 @@ def run(main: Callable[[C], Any], config_class: type[C], summary: str) -> None:
     except KeyboardInterrupt:  # before StopSignals is active
         print(f"{program}: stopped by SIGINT", file=sys.stderr)
         sys.exit(130)
+
+
+def _program() -> str:
+    """Name of the running program: its file, or its package if that is run by `python -m`."""
+    name = os.path.basename(sys.argv[0])
+    spec = sys.modules["__main__"].__spec__
+    return spec.parent if name == "__main__.py" and spec and spec.parent else name
 
 
 def _debug_is_on(arguments: Sequence[str], config_class: type) -> bool:

@@ -114,6 +114,11 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def flag_name(field: dataclasses.Field[Any]) -> str:
+    """The flag of a field: its name, without the final underscore of names that Python reserves (`from_`: --from)."""
+    return field.name.removesuffix("_")
+
+
 @dataclasses.dataclass(frozen=True)
 class Group:
     """Base class of dataclasses whose fields are flags; validates them on construction.
@@ -135,7 +140,7 @@ class Group:
         for field in dataclasses.fields(self):
             value, kind, allowed = getattr(self, field.name), field.metadata["kind"], field.metadata["allowed"]
             if not (value is None and field.default is None) and not allowed.admits(value, kind):
-                raise ConfigError(f"--{field.name}={value}: must be {allowed.words(kind)}")
+                raise ConfigError(f"--{flag_name(field)}={value}: must be {allowed.words(kind)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,10 +208,10 @@ def define_flags(config_class: type, flag_values: flags.FlagValues) -> None:
             kind, metadata = field.metadata["kind"], field.metadata
             parser: Any = _Parser(kind, metadata["allowed"], optional=field.default is None)
             if kind is bool:  # absl's class for --name and --noname
-                flag = flags.BooleanFlag(field.name, field.default, metadata["help"])
+                flag = flags.BooleanFlag(flag_name(field), field.default, metadata["help"])
                 flag.parser = parser
             else:
-                flag = flags.Flag(parser, flags.ArgumentSerializer(), field.name, field.default, metadata["help"])
+                flag = flags.Flag(parser, flags.ArgumentSerializer(), flag_name(field), field.default, metadata["help"])
             flags.DEFINE_flag(flag, flag_values)
 
 
@@ -238,7 +243,7 @@ def from_flags(config_class: type[T], flag_values: flags.FlagValues) -> T:
       ConfigError: if a value is invalid, or two values contradict each other.
     """
     parts = {
-        name: group(**{field.name: flag_values[field.name].value for field in dataclasses.fields(group)})
+        name: group(**{field.name: flag_values[flag_name(field)].value for field in dataclasses.fields(group)})
         for name, group in groups(config_class).items()
     }
     return parts[""] if "" in parts else config_class(**parts)  # type: ignore[return-value]
@@ -265,7 +270,7 @@ def rows(config_class: type) -> list[tuple[str, str, str, str]]:
             help_text += f" ({number})" if number else ""
             if any(f"`{choice}`" not in help_text for choice in allowed.choices):
                 help_text += f"; {allowed.words(kind)}"
-            found.append((name, field.name, default, help_text))
+            found.append((name, flag_name(field), default, help_text))
     return found
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from petseg.config import DataConfig
 from petseg.config.data_config import named_splits
+from petseg.data.convert.detection import conversion_hint
 from petseg.data.folders import faults, split_lists
 from petseg.data.folders.faults import Fault, Kind
 from petseg.data.folders.file_patterns import SUFFIXES, Pattern, PictureFile, composed
@@ -178,7 +179,8 @@ def _patterns(config: DataConfig, root: Path) -> tuple[Pattern, Pattern, list[Fa
     for name, flag in (("images", "--image_files"), ("masks", "--mask_files")):
         if not (root / name).is_dir():
             what = f"{name} is {_link(root / name)}" if (root / name).is_symlink() else f"has no folder {name}"
-            raise DataError(f"{config.data_dir}: {what}; must have images and masks, or {flag} say where they are")
+            must = f"; must have images and masks, or {flag} say where they are"
+            raise DataError(f"{config.data_dir}: {what}{conversion_hint(config.data_dir) or must}")
     flat, nested = Pattern("images/*"), Pattern("images/{split}/**/*")
     folders = {picture.split for picture in nested.files(root)}
     lost = _lost_folders(root)
@@ -217,15 +219,13 @@ def _matches(config: DataConfig, root: Path, images: Pattern, masks: Pattern) ->
     # The pattern of images may match masks too, which are no images.
     by_path = {picture.path: picture for picture in pictures if picture.path not in used}
     if not by_path:
-        raise DataError(
-            f"{config.data_dir}: {images.text} matches no image; --image_files must say where they are; they must "
-            f"end in {', '.join(SUFFIXES[:7])}"
-        )
+        must = f"; --image_files must say where they are; they must end in {', '.join(SUFFIXES[:7])}"
+        hint = conversion_hint(config.data_dir) or must
+        raise DataError(f"{config.data_dir}: {images.text} matches no image{hint}")
     if not candidates:
-        raise DataError(
-            f"{config.data_dir}: {masks.text} matches no mask, and {images.text} {len(by_path)} images; "
-            "--mask_files must say where their masks are"
-        )
+        what = f"{masks.text} matches no mask, and {images.text} {len(by_path)} images"
+        hint = conversion_hint(config.data_dir) or "; --mask_files must say where their masks are"
+        raise DataError(f"{config.data_dir}: {what}{hint}")
     spare = [mask for mask in candidates if mask.path not in used and mask.path not in by_path]
     return _Matches(images, masks, by_path, partners, spare)
 
