@@ -20,6 +20,7 @@ from petseg.data.convert.annotations import (
 )
 from petseg.data.convert.picture_search import PictureIndex, files_below, pictures_below
 from petseg.data.convert.shapes import Circle, Patch, Polygons, Shape, rectangle
+from petseg.data.folders.file_patterns import SUFFIXES
 from petseg.errors import DataError
 from petseg.picture_formats import open_picture
 
@@ -84,7 +85,8 @@ def _image(
     near = [image_dir] if image_dir else [file.parent]
     picture: Path | bytes | None = pictures.find(path, near, split_of(shown))
     if picture is None:
-        picture = next((each for each in pictures_below(file.parent) if each.with_suffix(".json") == file), None)
+        beside = (file.with_suffix(end) for suffix in SUFFIXES for end in (suffix, suffix.upper()))
+        picture = next((each for each in beside if each.is_file()), None)
     if picture is None and content.get("imageData"):
         picture = _decoded(content["imageData"], f"{shown}: imageData")
     if picture is None:
