@@ -3,15 +3,18 @@
 from petseg.config.augmentation_config import AugmentationConfig
 from petseg.config.data_config import CACHE_DIR, DataConfig
 from petseg.config.distribution_config import DistributionConfig
+from petseg.config.extension_config import ExtensionConfig
 from petseg.config.model_config import ModelConfig
 from petseg.config.serialization import (
     CONFIG_FORMAT,
     changes,
+    code_references,
     fingerprint,
     from_dict,
     hyperparameters,
     markdown_of,
     to_dict,
+    with_code,
     with_kept,
 )
 from petseg.config.train_config import (
@@ -33,16 +36,19 @@ __all__ = [
     "Config",
     "DataConfig",
     "DistributionConfig",
+    "ExtensionConfig",
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
     "RuntimeConfig",
     "ScheduleConfig",
     "changes",
+    "code_references",
     "fingerprint",
     "from_dict",
     "hyperparameters",
     "markdown_of",
     "to_dict",
+    "with_code",
     "with_kept",
 ]

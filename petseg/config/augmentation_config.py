@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from petseg.config.options import Group, option
+from petseg.config.options import TRAINING, Group, option
 
 # The strengths that --augment sets. A strength of 0 (of a crop: 1) switches its change off.
 SETS: dict[str, dict[str, float]] = {
@@ -31,8 +31,10 @@ class AugmentationConfig(Group):
     augment: str = option(
         "flip",
         "set of augmentations, which the next flags override: `none`; `flip`; `standard`: also crops, small "
-        "rotations and colours; `strong`: more of these, and cutout",
+        "rotations and colours; `strong`: more of these, and cutout; or code, `FILE.py:function`, which then comes "
+        "after what the next flags switch on",
         choices=tuple(SETS),
+        code=TRAINING,
     )
     flip: float | None = _strength("probability of a horizontal flip", minimum=0, maximum=1)
     crop_area: float | None = _strength("smallest crop, as a share of the image's area", above=0, maximum=1)
@@ -49,5 +51,5 @@ class AugmentationConfig(Group):
     def strengths(self) -> dict[str, float]:
         """The strength of each change by field name: as given, else as in the set of --augment."""
         given = dataclasses.asdict(self)
-        chosen = {**dict.fromkeys(given, 0.0), **SETS["none"], **SETS[given.pop("augment")]}
+        chosen = {**dict.fromkeys(given, 0.0), **SETS["none"], **SETS.get(given.pop("augment"), {})}
         return {name: chosen[name] if value is None else value for name, value in given.items()}

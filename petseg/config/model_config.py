@@ -1,11 +1,11 @@
 """Flags of the network."""
 
 import dataclasses
-import re
 from typing import ClassVar
 
+from petseg import custom_code
 from petseg.config.data_config import picture_size
-from petseg.config.options import Exclusive, Group, option
+from petseg.config.options import SCORING, Exclusive, Group, option
 from petseg.errors import ConfigError
 
 ENCODERS = (
@@ -35,12 +35,14 @@ class ModelConfig(Group):
         "",
         "your own network, `FILE.py:function` or `package.module:function`; empty: --encoder and --decoder",
         resume="fixed",
+        code=SCORING,
     )
     encoder: str = option(
         "mobilenet_v2",
-        "`tiny`: five strided convolutions without pretrained weights, for tests",
+        "`tiny`: five strided convolutions without pretrained weights, for tests; or code, `FILE.py:function`",
         resume="fixed",
         choices=ENCODERS,
+        code=SCORING,
     )
     encoder_weights: str = option(
         "imagenet", "`imagenet` (downloaded by Keras), `none`, or a weights file", resume="fixed", required=True
@@ -64,9 +66,11 @@ class ModelConfig(Group):
     )
     decoder: str = option(
         "pix2pix",
-        "`pix2pix`: the tutorial's; `light`: 10% of its weights and 37% of its operations; `lighter`: 6% and 14%",
+        "`pix2pix`: the tutorial's; `light`: 10% of its weights and 37% of its operations; `lighter`: 6% and 14%; "
+        "or code, `FILE.py:function`",
         resume="fixed",
         choices=DECODERS,
+        code=SCORING,
     )
     batch_norm_momentum: float = option(
         0.99, "momentum of the decoder's moving statistics; lower it for short runs", resume="fixed", minimum=0, below=1
@@ -95,6 +99,8 @@ class ModelConfig(Group):
             self._check_network()
         if self.train_encoder and self.train_encoder_from == "none":
             raise ConfigError("--train_encoder and --train_encoder_from=none: must not be given together")
+        if custom_code.is_reference(self.encoder) and self.input_scaling == "encoder":
+            raise ConfigError(f"--input_scaling=encoder: must be unit or symmetric with --encoder={self.encoder}")
         if self.encoder_alpha != 1 and self.encoder not in (*IMAGENET_ALPHAS, "tiny"):
             raise ConfigError(f"--encoder_alpha={self.encoder_alpha:g}: must be 1 with --encoder={self.encoder}")
         if self.encoder_weights == "imagenet":
@@ -108,9 +114,7 @@ class ModelConfig(Group):
                 )
 
     def _check_network(self) -> None:
-        """Raises ConfigError if --network names no function, or is combined with a flag that it replaces."""
-        if not re.fullmatch(r"(.+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):[A-Za-z_]\w*", self.network):
-            raise ConfigError(f"--network={self.network}: must be FILE.py:function or package.module:function")
+        """Raises ConfigError if --network is combined with a flag that it replaces."""
         replaced = ("encoder", "encoder_alpha", "train_encoder", "train_encoder_from", "decoder", "input_scaling",
                     "batch_norm_momentum", "inner_size")  # fmt: skip
         for field in dataclasses.fields(self):

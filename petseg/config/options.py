@@ -13,8 +13,10 @@ from typing import Any, ClassVar, TypeVar
 
 from absl import flags
 
+from petseg import custom_code
 from petseg.errors import ConfigError
 
+SCORING, TRAINING = "scoring", "training"  # where code of the user runs: also when a run is used, or only in training
 T = TypeVar("T")
 G = TypeVar("G", bound="Group")
 
@@ -31,6 +33,7 @@ class Allowed:
       below: exclusive upper bound.
       multiple_of: divisor of the value.
       required: whether an empty text is invalid.
+      code: where code of the user runs that the text may name, SCORING or TRAINING; empty if it must not name code.
     """
 
     choices: tuple[str, ...] = ()
@@ -40,9 +43,12 @@ class Allowed:
     below: float | None = None
     multiple_of: int | None = None
     required: bool = False
+    code: str = ""
 
     def words(self, kind: Any) -> str:
         """Describes the allowed values, to follow "must be" in an error."""
+        if self.code:
+            return f"one of {', '.join(self.choices)}, or {custom_code.FORM}" if self.choices else custom_code.FORM
         if self.choices:
             return "one of " + ", ".join(self.choices)
         if kind is bool:
@@ -76,6 +82,10 @@ class Allowed:
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:
+            return False
+        if self.code and (custom_code.is_reference(value) or not (value or self.choices)):
+            return True
+        if kind is str and self.code and not self.choices:
             return False
         if kind is str:
             return (value in self.choices) if self.choices else (bool(value.strip()) or not self.required)

@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from petseg.config.options import groups
+from petseg import custom_code
+from petseg.config.options import SCORING, TRAINING, groups
 from petseg.config.train_config import Config
 from petseg.errors import ConfigError
 
@@ -76,6 +77,41 @@ def with_kept(config: Config, run: Config | None) -> Config:
         values = {name: getattr(before, name, None) or latest for name, latest in values.items()}
         missing = {name: value for name, value in values.items() if getattr(given, name) is None}
         config = config.changed(**{group: missing})
+    return config
+
+
+def code_references(config: Config, where: Sequence[str] = (SCORING, TRAINING)) -> dict[str, str]:
+    """The flags whose values name code of the user, with these values.
+
+    Args:
+      config: the config.
+      where: which code: SCORING for code that also runs when the run is used, TRAINING for code that only trains.
+    """
+    return {
+        field.name: value
+        for name, group in groups(Config).items()
+        for field in dataclasses.fields(group)
+        if field.metadata["allowed"].code in where
+        and custom_code.is_reference(value := getattr(getattr(config, name), field.name))
+    }
+
+
+def with_code(config: Config, code: Mapping[str, Callable[..., Any]]) -> Config:
+    """The config with functions or classes as the values of the flags that may name code.
+
+    Raises:
+      ConfigError: if a flag takes no code, or a function is not at the top level of a module.
+    """
+    group_of = {
+        field.name: name
+        for name, group in groups(Config).items()
+        for field in dataclasses.fields(group)
+        if field.metadata["allowed"].code
+    }
+    for flag, function in code.items():
+        if flag not in group_of:
+            raise ConfigError(f"{flag}={function!r}: must be one of {', '.join(group_of)}, which take code")
+        config = config.changed(**{group_of[flag]: {flag: custom_code.reference_to(function)}})
     return config
 
 

@@ -10,12 +10,14 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from petseg import custom_code
 from petseg.config import command_line, options
 from petseg.config.augmentation_config import AugmentationConfig
 from petseg.config.data_config import DataConfig
 from petseg.config.distribution_config import DistributionConfig
+from petseg.config.extension_config import ExtensionConfig
 from petseg.config.model_config import ModelConfig
-from petseg.config.options import Exclusive, Group, option
+from petseg.config.options import SCORING, TRAINING, Exclusive, Group, option
 from petseg.errors import ConfigError
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
@@ -28,8 +30,9 @@ class LossConfig(Group):
     loss: str = option(
         "cross_entropy",
         "`cross_entropy`; `focal`; `dice`; `cross_entropy_dice`: cross-entropy plus --dice_weight times the "
-        "soft Dice loss of each image",
+        "soft Dice loss of each image; or code, `FILE.py:function`",
         choices=("cross_entropy", "focal", "dice", "cross_entropy_dice"),
+        code=SCORING,
     )
     dice_weight: float = option(0.5, "weight of Dice in --loss=cross_entropy_dice", minimum=0)
     focal_gamma: float = option(2.0, "exponent of --loss=focal; the higher, the less correct pixels count", minimum=0)
@@ -60,8 +63,8 @@ class LossConfig(Group):
         super().__post_init__()
         self.class_weight_values()
 
-        if self.loss == "dice" and self.label_smoothing:
-            raise ConfigError(f"--label_smoothing={self.label_smoothing:g}: must be 0 with --loss=dice")
+        if self.label_smoothing and (self.loss == "dice" or custom_code.is_reference(self.loss)):
+            raise ConfigError(f"--label_smoothing={self.label_smoothing:g}: must be 0 with --loss={self.loss}")
 
     def class_weight_values(self) -> tuple[float, ...] | None:
         """The given weights, not normalised; None if none are given or they depend on class frequencies."""
@@ -84,7 +87,10 @@ class LossConfig(Group):
 class OptimizerConfig(Group):
     """How gradients become updates."""
 
-    optimizer: str = option("adam", "`adam`, `adamw` or `sgd`", resume="fixed", choices=("adam", "adamw", "sgd"))
+    optimizer: str = option(
+        "adam", "`adam`, `adamw` or `sgd`; or code, `FILE.py:function`", resume="fixed",
+        choices=("adam", "adamw", "sgd"), code=TRAINING,
+    )  # fmt: skip
     momentum: float = option(0.9, "momentum of --optimizer=sgd", resume="fixed", minimum=0, below=1)
     weight_decay: float = option(
         0.0, "decoupled weight decay, multiplied by the learning rate; not for biases and norms", minimum=0
@@ -99,8 +105,9 @@ class OptimizerConfig(Group):
     )
     learning_rate_schedule: str = option(
         "constant",
-        "`constant`; `cosine` and `polynomial`: decay to 0; `step`: drops",
+        "`constant`; `cosine` and `polynomial`: decay to 0; `step`: drops; or code, `FILE.py:function`",
         choices=("constant", "cosine", "polynomial", "step"),
+        code=TRAINING,
     )
     warmup_steps: int = option(0, "length of the learning rate warm-up", unit="steps", minimum=0)
     polynomial_power: float = option(0.9, "exponent of --learning_rate_schedule=polynomial", above=0)
@@ -281,6 +288,7 @@ class Config:
     compute: ComputeConfig = ComputeConfig()
     distribution: DistributionConfig = dataclasses.field(default_factory=DistributionConfig)
     schedule: ScheduleConfig = ScheduleConfig()
+    extension: ExtensionConfig = ExtensionConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
     def __post_init__(self) -> None:

@@ -150,8 +150,8 @@ def build_trainer(
 
 
 def build_weight_map(config: Config, class_weights: tuple[float, ...] | None) -> WeightMap:
-    """Per-pixel weights of the loss, in training and evaluation; multiply factors of your own here."""
-    return sample_weights.weight_map(config.loss, class_weights)
+    """Per-pixel weights of the loss, in training and evaluation."""
+    return sample_weights.weight_map(config.loss, class_weights, config.extension.weight_map)
 
 
 def build_evaluator(

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from petseg import custom_code
 from petseg.config import OptimizerConfig
 from petseg.errors import ConfigError
 
@@ -15,11 +17,12 @@ def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> Learnin
     """The schedule of a config: step (int64 scalar) -> learning rate (float32 scalar).
 
     A linear warm-up (Goyal et al. 2017) is followed by "constant"; "cosine": to 0 along half a cosine (Loshchilov and
-    Hutter 2017); "polynomial": to 0 as (1 - progress)^power (Chen et al. 2018, DeepLab); or "step": times a factor at
-    given points.
+    Hutter 2017); "polynomial": to 0 as (1 - progress)^power (Chen et al. 2018, DeepLab); "step": times a factor at
+    given points; or code of the user: a function of the step after the warm-up, int64 scalar, and the number of these
+    steps, to the factor of --learning_rate, float32 scalar.
 
     Raises:
-      ConfigError: if the warm-up is not shorter than the run of `total_steps`.
+      ConfigError: if the warm-up is not shorter than the run of `total_steps`, or the user's function fails.
     """
     warmup_steps, peak = config.warmup_steps, config.learning_rate
     rest = total_steps - warmup_steps
@@ -45,7 +48,23 @@ def _without_warmup(config: OptimizerConfig, steps: int) -> LearningRate:
     if name == "step":
         bounds = [round(share * steps) - 1 for share in config.drop_shares()]  # Keras takes the last step before a drop
         return schedules.PiecewiseConstantDecay(bounds, [peak * config.drop_factor**i for i in range(len(bounds) + 1)])
+    if custom_code.is_reference(name):
+        return _own_schedule(name, peak, steps)
     return lambda step: tf.constant(peak, tf.float32)
+
+
+def _own_schedule(reference: str, peak: float, steps: int) -> LearningRate:
+    """A schedule that is code of the user, called at its first and last step to check it."""
+    function = custom_code.load("learning_rate_schedule", reference)
+    for step in {0, max(steps - 1, 0)}:
+        made = custom_code.call("learning_rate_schedule", reference, tf.constant(step, tf.int64), steps)
+        factor = np.asarray(made)
+        if factor.shape != () or factor.dtype != np.float32 or not np.isfinite(factor) or factor < 0:
+            raise ConfigError(
+                f"--learning_rate_schedule={reference}: is {made!r} at step {step} of {steps}; must be a finite float32 "
+                "scalar of at least 0, the factor of --learning_rate"
+            )
+    return lambda step: peak * function(step, steps)
 
 
 def scaled(learning_rate: LearningRate, factor: float, *, first_step: int = 0) -> LearningRate:

@@ -4,19 +4,38 @@ A loss is a numerator and a denominator, never a mean: the trainer divides once,
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
+from petseg import custom_code
+from petseg.classes import IGNORED
 from petseg.config import LossConfig
+from petseg.errors import ConfigError, one_line
 
 SMALLEST = 1e-7
 
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """The loss function of a config."""
+    """The loss function of a config: one by name, or code of the user (--loss=FILE.py:function).
+
+    The user's function gets labels int64 [B, H, W], class ids that are 0 at ignored pixels; logits float32
+    [B, H, W, C]; and pixel weights float32 [B, H, W], 0 at ignored pixels. It returns one of
+
+    - float32 [B, H, W]: a loss per pixel, which is multiplied by the weights and normalised like cross-entropy;
+    - float32 [B]: a loss per image, which counts once for each of the image's pixels, like Dice;
+    - a pair of float32 scalars: a sum over the batch and its denominator, both of which are summed over replicas.
+    """
 
     config: LossConfig
+
+    @functools.cached_property
+    def _code(self) -> Callable[..., Any] | None:
+        is_code = custom_code.is_reference(self.config.loss)
+        return custom_code.load("loss", self.config.loss) if is_code else None
 
     def sums(
         self, labels: tf.Tensor, logits: tf.Tensor, weights: tf.Tensor, valid: tf.Tensor
@@ -31,6 +50,8 @@ class Loss:
         """
         config, total = self.config, tf.constant(0.0)
         counted = weights if config.loss_normalization == "weights" else tf.cast(valid, tf.float32)
+        if self._code is not None:
+            return self._sums_of_code(labels, logits, weights, counted)
         if config.loss != "dice":
             gamma = config.focal_gamma if config.loss == "focal" else 0.0
             losses = pixel_losses(labels, logits, focal_gamma=gamma, label_smoothing=config.label_smoothing)
@@ -41,6 +62,68 @@ class Loss:
             pixels_of_images = tf.reduce_sum(counted, axis=[1, 2])
             total += dice_weight * tf.reduce_sum(pixels_of_images * soft_dice(labels, logits, weights))
         return total, tf.reduce_sum(counted)
+
+    def check(self, num_classes: int, image_size: tuple[int, int]) -> None:
+        """Calls a loss that is code of the user on made-up data, before any step.
+
+        Raises:
+          ConfigError: if it cannot be imported, fails, or returns something else than `Loss` describes.
+        """
+        if self._code is None:
+            return
+        masks = tf.random.stateless_uniform([2, *image_size], [0, 0], 0, num_classes, tf.int32)
+        masks = tf.tensor_scatter_nd_update(masks, [[0, 0, 0]], [IGNORED])
+        valid = masks != IGNORED
+        weights = tf.cast(valid, tf.float32)
+        logits = tf.random.stateless_normal([2, *image_size, num_classes], [0, 1])
+
+        @tf.function(autograph=False)  # as in training: a graph, whose values are not known while it is made
+        def gradient() -> tuple[tf.Tensor, tf.Tensor | None]:
+            with tf.GradientTape() as tape:
+                tape.watch(logits)
+                loss, denominator = self.sums(masks, logits, weights, valid)
+            return tf.stack([loss, denominator]), tape.gradient(loss, logits)
+
+        try:
+            sums, slope = gradient()
+        except ConfigError:
+            raise
+        except Exception as error:  # code of the user may raise anything
+            raise ConfigError(f"--loss={self.config.loss}: failed: {one_line(error)}") from error
+        if slope is None:
+            raise ConfigError(f"--loss={self.config.loss}: its result does not depend on the logits; must have a gradient")
+        finite = tf.reduce_all(tf.math.is_finite(sums)) & tf.reduce_all(tf.math.is_finite(slope))
+        if not finite or sums[1] < 0:
+            raise ConfigError(
+                f"--loss={self.config.loss}: on random logits its sum and denominator are {sums.numpy().tolist()}, and "
+                "its gradient " + ("is finite" if finite else "is not finite") + "; all must be finite, the second >= 0"
+            )
+
+    def _sums_of_code(
+        self, labels: tf.Tensor, logits: tf.Tensor, weights: tf.Tensor, counted: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        assert self._code is not None
+        labels = tf.cast(labels, tf.int64)
+        made = self._code(tf.where(labels < logits.shape[-1], labels, 0), logits, weights)
+        if isinstance(made, tuple) and len(made) == 2:
+            loss, denominator = map(tf.convert_to_tensor, made)
+            if all(part.dtype == tf.float32 and part.shape == [] for part in (loss, denominator)):
+                return loss, denominator
+        elif tf.is_tensor(made) and made.dtype == tf.float32:
+            if made.shape.rank == 3 and made.shape.is_compatible_with(weights.shape):
+                return weighted_sum(made, weights), tf.reduce_sum(counted)
+            if made.shape.rank == 1 and made.shape.is_compatible_with(weights.shape[:1]):
+                return tf.reduce_sum(tf.reduce_sum(counted, axis=[1, 2]) * made), tf.reduce_sum(counted)
+        raise ConfigError(
+            f"--loss={self.config.loss}: returned {_described(made)}; must be float32 [B, H, W] (per pixel), float32 "
+            "[B] (per image), or a pair of float32 scalars, a sum and its denominator"
+        )
+
+
+def _described(made: Any) -> str:
+    if isinstance(made, tuple):
+        return f"({', '.join(map(_described, made))})"
+    return f"{made.dtype.name} {made.shape.as_list()}" if tf.is_tensor(made) else type(made).__name__
 
 
 def pixel_losses(

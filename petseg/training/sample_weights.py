@@ -1,6 +1,6 @@
 """Pixel weights: class weights, boundary weights and ignored pixels.
 
-A `WeightMap` multiplies the loss of each pixel. Multiply your own factor into it in `runs.building.build_weight_map`.
+A `WeightMap` multiplies the loss of each pixel; --weight_map multiplies a factor of your own into it.
 """
 
 import logging
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import tensorflow as tf
 
+from petseg import custom_code
 from petseg.classes import IGNORED
 from petseg.config import LossConfig
 from petseg.errors import ConfigError
@@ -17,16 +18,21 @@ logger = logging.getLogger(__name__)
 WeightMap = Callable[[tf.Tensor], tf.Tensor]
 
 
-def weight_map(config: LossConfig, class_weights: Sequence[float] | None = None) -> WeightMap:
-    """The weight map of a config: class weights plus boundary weights; 0 at ignored pixels.
+def weight_map(
+    config: LossConfig, class_weights: Sequence[float] | None = None, own_factor: str = ""
+) -> WeightMap:
+    """The weight map of a config: class weights plus boundary weights, times a factor; 0 at ignored pixels.
 
     Args:
       config: amount and reach of the boundary weights.
       class_weights: one weight per class; None for 1 everywhere.
+      own_factor: value of --weight_map: a reference to a function of masks to the factor; empty for 1 everywhere.
 
     Returns:
       a function of masks, uint8 [B, H, W, 1], class ids or IGNORED, to float32 [B, H, W].
     """
+
+    factor = custom_code.load("weight_map", own_factor) if own_factor else None
 
     def weights_of(masks: tf.Tensor) -> tf.Tensor:
         weights = valid = tf.cast(valid_pixels(masks), tf.float32)
@@ -35,9 +41,27 @@ def weight_map(config: LossConfig, class_weights: Sequence[float] | None = None)
             weights = tf.gather(tf.constant(class_weights, tf.float32), ids) * valid
         if config.boundary_weight:
             weights += config.boundary_weight * near_boundaries(masks, config.boundary_sigma) * valid
-        return weights
+        return weights if factor is None else tf.math.multiply_no_nan(factor(masks), weights)
 
     return weights_of
+
+
+def check_factor(own_factor: str, num_classes: int, image_size: tuple[int, int]) -> None:
+    """Calls the function of --weight_map on a made-up mask.
+
+    Raises:
+      ConfigError: if it cannot be imported, fails, or does not return finite float32 [B, H, W] of at least 0.
+    """
+    if not own_factor:
+        return
+    masks = tf.random.stateless_uniform([2, *image_size, 1], [0, 0], 0, num_classes, tf.int32)
+    masks = tf.cast(tf.tensor_scatter_nd_update(masks, [[0, 0, 0, 0]], [IGNORED]), tf.uint8)
+    made = custom_code.call("weight_map", own_factor, masks)
+    if not tf.is_tensor(made) or made.dtype != tf.float32 or made.shape != masks.shape[:3]:
+        found = f"{made.dtype.name} {made.shape.as_list()}" if tf.is_tensor(made) else type(made).__name__
+        raise ConfigError(f"--weight_map={own_factor}: returned {found}; must be float32 {masks.shape.as_list()[:3]}")
+    if not tf.reduce_all(tf.math.is_finite(made) & (made >= 0)):
+        raise ConfigError(f"--weight_map={own_factor}: returned weights below 0 or not finite; must be at least 0")
 
 
 def valid_pixels(masks: tf.Tensor) -> tf.Tensor:

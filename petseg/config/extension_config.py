@@ -1,0 +1,23 @@
+"""Flags that name code of your own and replace nothing built in."""
+
+import dataclasses
+
+from petseg.config.options import SCORING, TRAINING, Group, option
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtensionConfig(Group):
+    """Code of your own: pixel weights, scores, actions."""
+
+    weight_map: str = option(
+        "", "factor of the pixel weights: `FILE.py:function`, masks [B, H, W, 1] -> float32 [B, H, W]", code=SCORING
+    )
+    scores: str = option(
+        "", "further scores: `FILE.py:function`, (confusion matrix, classes) -> numbers by name", code=SCORING
+    )
+    after_evaluation: str = option(
+        "", "`FILE.py:function`, called with (step, scores, work directory) after each evaluation", code=TRAINING
+    )
+    every_summary: str = option(
+        "", "`FILE.py:function`, called with (step, scalars, work directory) every --summary_every steps", code=TRAINING
+    )

@@ -1,0 +1,128 @@
+"""Functions and classes of your own that flags name: `FILE.py:name` or `package.module:name`."""
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from petseg.errors import ConfigError, one_line
+
+REFERENCE = re.compile(r"(.+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):[A-Za-z_]\w*")
+FORM = "FILE.py:function or package.module:function"
+MAIN = "__main__"
+
+
+def is_reference(value: Any) -> bool:
+    """Whether the value of a flag names code, rather than a choice of petseg's own."""
+    return isinstance(value, str) and REFERENCE.fullmatch(value) is not None
+
+
+def reference_to(code: Callable[..., Any]) -> str:
+    """The reference to a function or class: `module:name`.
+
+    Raises:
+      ConfigError: if it is not at the top level of a module, so that no reference leads to it.
+    """
+    module, name = getattr(code, "__module__", None), getattr(code, "__qualname__", "")
+    if not callable(code) or not name.isidentifier() or getattr(sys.modules.get(module or ""), name, None) is not code:
+        raise ConfigError(f"{code!r}: must be a function or class at the top level of a module, script or notebook")
+    return f"{module}:{name}"
+
+
+def source_file(flag: str, reference: str) -> Path:
+    """The source file of a reference; finding a module in a package imports the package.
+
+    Raises:
+      ConfigError: if there is no such file or module.
+    """
+    place = reference.rpartition(":")[0]
+    if place.endswith(".py"):
+        if not Path(place).is_file():
+            raise ConfigError(f"--{flag}={reference}: there is no file {place}")
+        return Path(place)
+    origin: str | None
+    if place in sys.modules:  # `__main__` has no spec
+        origin = getattr(sys.modules[place], "__file__", None)
+    else:
+        try:
+            spec = importlib.util.find_spec(place)
+        except (ImportError, ValueError):
+            spec = None
+        origin = spec.origin if spec else None
+    if not origin or not Path(origin).is_file():
+        raise ConfigError(f"--{flag}={reference}: there is no module {place}")
+    return Path(origin)
+
+
+def load(flag: str, reference: str) -> Callable[..., Any]:
+    """The function or class of a reference.
+
+    Raises:
+      ConfigError: if it does not exist, or its file cannot be imported.
+    """
+    place, _, name = reference.rpartition(":")
+    try:
+        code = getattr(_module(flag, reference, place), name, None)
+    except ConfigError:
+        raise
+    except Exception as error:  # code of the user may raise anything
+        raise ConfigError(f"--{flag}={reference}: cannot be imported: {one_line(error)}") from error
+    if not callable(code):
+        where = "this program" if place == MAIN else source_file(flag, reference)
+        raise ConfigError(f"--{flag}={reference}: there is no function {name} in {where}")
+    return code
+
+
+def call(flag: str, reference: str, *arguments: Any) -> Any:
+    """Calls the function of a reference once; any exception of it becomes a ConfigError of one line."""
+    function = load(flag, reference)
+    try:
+        return function(*arguments)
+    except Exception as error:  # code of the user may raise anything
+        raise ConfigError(f"--{flag}={reference}: failed: {one_line(error)}") from error
+
+
+def fingerprint(flag: str, reference: str) -> str:
+    """SHA-256 of the source file of a reference; of the function itself if a notebook defines it.
+
+    Raises:
+      ConfigError: if there is no such file or module.
+    """
+    main = sys.modules.get(MAIN)
+    if reference.startswith(f"{MAIN}:") and not getattr(main, "__file__", None):
+        try:
+            source = inspect.getsource(load(flag, reference)).encode()
+        except OSError as error:
+            raise ConfigError(f"--{flag}={reference}: its source cannot be found; must be in a file") from error
+    else:
+        source = source_file(flag, reference).read_bytes()
+    return hashlib.sha256(source).hexdigest()
+
+
+def _module(flag: str, reference: str, place: str) -> ModuleType:
+    if not place.endswith(".py"):
+        if place not in sys.modules:
+            source_file(flag, reference)  # names a missing module
+        return importlib.import_module(place)
+    file = source_file(flag, reference)
+    # One module per content, in sys.modules, so that Keras finds its classes when it copies a model for export.
+    content = hashlib.sha256(file.read_bytes() + str(file.absolute()).encode()).hexdigest()
+    name = f"petseg_code_{file.stem}_{content[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
