@@ -16,6 +16,7 @@ from petseg.config.serialization import (
     to_dict,
     with_code,
     with_kept,
+    without_code,
 )
 from petseg.config.train_config import (
     PRECISIONS,
@@ -51,4 +52,5 @@ __all__ = [
     "to_dict",
     "with_code",
     "with_kept",
+    "without_code",
 ]

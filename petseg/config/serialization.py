@@ -115,6 +115,15 @@ def with_code(config: Config, code: Mapping[str, Callable[..., Any]]) -> Config:
     return config
 
 
+def without_code(config: Config) -> Config:
+    """The config with the defaults of flags that name code of the user."""
+    names = code_references(config)
+    for name, group in groups(Config).items():
+        defaults = {field.name: field.default for field in dataclasses.fields(group) if field.name in names}
+        config = config.changed(**{name: defaults}) if defaults else config
+    return config
+
+
 def changes(old: Config, new: Config) -> dict[str, tuple[Any, Any, bool]]:
     """The fields that differ: name -> (old value, new value, whether resuming refuses a change)."""
     found = {}
@@ -128,7 +137,9 @@ def changes(old: Config, new: Config) -> dict[str, tuple[Any, Any, bool]]:
 
 def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
     """The flags that may influence scores, with their values, for TensorBoard's HParams."""
-    groups_of_interest = (config.data, config.augmentation, config.model, config.loss, config.optimizer, config.compute)
+    groups_of_interest = (
+        config.data, config.augmentation, config.model, config.loss, config.optimizer, config.compute, config.extension
+    )  # fmt: skip
     values = {name: value for group in groups_of_interest for name, value in dataclasses.asdict(group).items()}
     values |= {
         "epochs": config.schedule.epochs,

@@ -288,7 +288,7 @@ class Config:
     compute: ComputeConfig = ComputeConfig()
     distribution: DistributionConfig = dataclasses.field(default_factory=DistributionConfig)
     schedule: ScheduleConfig = ScheduleConfig()
-    extension: ExtensionConfig = ExtensionConfig()
+    extension: ExtensionConfig = dataclasses.field(default_factory=ExtensionConfig)
     runtime: RuntimeConfig = RuntimeConfig()
 
     def __post_init__(self) -> None:

@@ -123,8 +123,9 @@ class Segmenter:
             name, evaluation = "pairs", self._evaluator(examples).evaluate_native(pairs, self._predictor.logits)
         assert evaluation is not None  # there are no stop requests
         return split_results(
-            evaluation, self.step, name, self.classes, groups=examples.groups, sample=examples.sampling
-        )
+            evaluation, self.step, name, self.classes, groups=examples.groups, sample=examples.sampling,
+            own_scores=self.config.extension.scores,
+        )  # fmt: skip
 
     def _evaluator(self, examples: Examples) -> Any:
         strategy = tf.distribute.get_strategy()
@@ -154,7 +155,7 @@ def load(
         images.
       threshold: of two classes, the foreground is predicted where its probability is at least this; 0: the most
         probable class, as with 0.5.
-      allow_code: whether to run the Python code of a run's own `network`.
+      allow_code: whether to run Python code that the run names in its flags, such as its own `network` or `loss`.
 
     Raises:
       PetsegError: if the source does not exist or cannot be used.

@@ -1,13 +1,17 @@
 """Segmentation metrics from confusion matrices, class boundaries and confidences."""
 
 import math
+import re
+from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
+from petseg import custom_code
 from petseg.classes import Classes
+from petseg.errors import ConfigError
 
 CALIBRATION_BINS = 15
 
@@ -24,7 +28,7 @@ DESCRIPTIONS = {
 }
 
 
-def from_confusion_matrix(matrix: np.ndarray, classes: Classes) -> dict[str, Any]:
+def from_confusion_matrix(matrix: np.ndarray, classes: Classes, own_scores: str = "") -> dict[str, Any]:
     """Accuracy, IoU (Jaccard), Dice (F1), precision and recall; a new score is a line in `overall` or `by_class`.
 
     Ratios with denominator 0 are NaN, and `mean_iou` averages over the classes that occur in truth or prediction, as
@@ -33,6 +37,7 @@ def from_confusion_matrix(matrix: np.ndarray, classes: Classes) -> dict[str, Any
     Args:
       matrix: int64 [C, C], rows true, columns predicted.
       classes: the C classes.
+      own_scores: value of --scores, see `own`; empty for none.
 
     Returns:
       overall scores as floats, `foreground_iou` only if classes are marked as foreground; scores by class as
@@ -54,7 +59,31 @@ def from_confusion_matrix(matrix: np.ndarray, classes: Classes) -> dict[str, Any
     return {
         **{name: float(value) for name, value in overall.items()},
         **{name: dict(zip(classes.names, values.tolist(), strict=True)) for name, values in by_class.items()},
+        **(own(own_scores, matrix, classes) if own_scores else {}),
     }
+
+
+def own(reference: str, matrix: np.ndarray, classes: Classes) -> dict[str, Any]:
+    """The scores of code of the user: a function of the confusion matrix, int64 [C, C], and the classes.
+
+    It returns a dictionary of numbers, or of C numbers by class, by name.
+
+    Raises:
+      ConfigError: if the function fails or returns something else.
+    """
+    found = custom_code.call("scores", reference, matrix, classes)
+    scores: dict[str, Any] = {}
+    for name, value in found.items() if isinstance(found, Mapping) else [("", found)]:
+        values = np.asarray(value)
+        is_name = re.fullmatch(r"[a-z]\w*", str(name))
+        if not is_name or values.shape not in ((), (len(classes),)) or values.dtype.kind not in "iuf":
+            raise ConfigError(
+                f"--scores={reference}: returned {name}: {value!r}; must be a dictionary of a number, or of "
+                f"{len(classes)} numbers, one for each class, by lower-case names"
+            )
+        numbers = values.astype(float).tolist()
+        scores[name] = dict(zip(classes.names, numbers, strict=True)) if values.shape else numbers
+    return scores
 
 
 def boundary_counts(

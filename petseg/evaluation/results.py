@@ -22,6 +22,7 @@ def split_results(
     resolution: str = "",
     groups: Mapping[str, Sequence[str]] | None = None,
     sample: Mapping[str, int] | None = None,
+    own_scores: str = "",
 ) -> dict[str, Any]:
     """Content of a results file: the confusion matrix and all scores.
 
@@ -33,6 +34,7 @@ def split_results(
       resolution: description of the resolution.
       groups: label of each example, by the name of the labelling, such as species.
       sample: `Examples.sampling` of the split; None or empty if all of it was scored.
+      own_scores: value of --scores.
     """
     matrix = evaluation.confusion_matrix
     scores = {
@@ -41,7 +43,7 @@ def split_results(
         "examples": evaluation.examples,
         **({"sample": dict(sample)} if sample else {}),
         "loss": evaluation.loss,
-        **metrics.from_confusion_matrix(matrix, classes),
+        **metrics.from_confusion_matrix(matrix, classes, own_scores),
         "confusion_matrix": matrix.tolist(),
     }
     outlines = evaluation.boundary_total

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import keras
 
+from petseg import custom_code
 from petseg.config.model_config import DECODERS
+from petseg.errors import ConfigError
 from petseg.models.layers import Conv2D, Conv2DTranspose, DepthToSpace, Upsample
 
 PIX2PIX_FILTERS = (512, 256, 128, 64)
@@ -46,15 +48,27 @@ def decode(name: str, taps: Taps, batch_norm: Mapping[str, Any]) -> keras.KerasT
     """The output of a decoder, a feature map of half the image size.
 
     Args:
-      name: one of `petseg.config.model_config.DECODERS`.
+      name: one of `petseg.config.model_config.DECODERS`, or code of the user: a function of these `taps` and
+        `batch_norm` to the map.
       taps: the image and the encoder's feature maps.
       batch_norm: options of `keras.layers.BatchNormalization`.
+
+    Raises:
+      ConfigError: if the user's function fails or its map has another size.
     """
-    return _DECODERS[name].build(taps, batch_norm)
+    if not custom_code.is_reference(name):
+        return _DECODERS[name].build(taps, batch_norm)
+    made, wanted = custom_code.call("decoder", name, taps, batch_norm), tuple(taps.skips[0].shape[:3])
+    found = tuple(made.shape[:3]) if isinstance(made, keras.KerasTensor) else type(made).__name__
+    if found != wanted:
+        raise ConfigError(f"--decoder={name}: returned {found}; must be a Keras tensor {wanted} with any channels")
+    return made
 
 
 def logits(name: str, features: keras.KerasTensor, taps: Taps, num_classes: int) -> keras.KerasTensor:
     """Float32 logits at the image size from the feature map of the decoder of this name."""
+    if custom_code.is_reference(name):
+        return _light_logits(features, taps, num_classes)
     return _DECODERS[name].logits(features, taps, num_classes)
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from petseg import custom_code
 from petseg.config.model_config import ENCODERS
 from petseg.errors import ConfigError
 from petseg.models import pretrained_weights
@@ -111,22 +112,40 @@ def build_encoder(name: str, *, image_size: tuple[int, int], alpha: float = 1.0,
     """Builds an encoder: a model with five feature maps, at 1/2 to 1/32 of the input size, finest first.
 
     Args:
-      name: one of `petseg.config.model_config.ENCODERS`.
+      name: one of `petseg.config.model_config.ENCODERS`, or code of the user: a function of the image size and the
+        number of channels to a functional Keras model with the five maps as outputs, with initial weights of its own.
       image_size: height and width of the input in pixels, multiples of 32.
       alpha: width factor of the channels; 1 for encoders of one width.
-      weights: "none", "imagenet", or a file; see `pretrained_weights.build_with_weights`.
+      weights: "none", "imagenet", or a file; see `pretrained_weights.build_with_weights`. For code of the user, a file
+        replaces the weights of its own.
 
     Raises:
-      ConfigError: if the weights cannot be loaded, or a feature map has another size.
+      ConfigError: if the weights cannot be loaded, a feature map has another size, or the user's function fails.
     """
-    kind, shape = _ENCODERS[name], [*image_size, 3]
-    backbone = pretrained_weights.build_with_weights(lambda source: kind.build(shape, alpha, source), weights)
-    outputs = [_tap(backbone, tap) for tap in kind.taps]
+    if custom_code.is_reference(name):
+        backbone = pretrained_weights.build_with_weights(
+            lambda _: _own(name, image_size), "none" if weights == "imagenet" else weights
+        )
+        outputs = backbone.outputs
+    else:
+        kind, shape = _ENCODERS[name], [*image_size, 3]
+        backbone = pretrained_weights.build_with_weights(lambda source: kind.build(shape, alpha, source), weights)
+        outputs = [_tap(backbone, tap) for tap in kind.taps]
     wanted = [tuple(side // 2**level for side in image_size) for level in range(1, LEVELS + 1)]
     found = [tuple(output.shape[1:3]) for output in outputs]
     if found != wanted:
         raise ConfigError(f"--encoder={name}: its maps of {image_size} pixels are {found}; must be {wanted}")
     return keras.Model(backbone.inputs[0], outputs, name="encoder")
+
+
+def _own(reference: str, image_size: tuple[int, int]) -> keras.Model:
+    made = custom_code.call("encoder", reference, image_size, 3)
+    if not isinstance(made, keras.Model) or not hasattr(made, "outputs"):
+        raise ConfigError(
+            f"--encoder={reference}: returned {type(made).__name__}; must be a functional Keras model with {LEVELS} "
+            "feature maps as outputs, at 1/2 to 1/32 of the image size"
+        )
+    return made
 
 
 def _tap(backbone: keras.Model, tap: str) -> keras.KerasTensor:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from petseg import config as config_lib
+from petseg import config as config_lib, custom_code
 from petseg.classes import Classes
 from petseg.config import Config, command_line
 from petseg.data.examples import Examples
@@ -174,13 +174,15 @@ class Report(NullReport):
         self._picture(TRAIN, 0, "training_batch", introduction.training_batch)
 
     def summary(self, step: int, measured: Measurements, telemetry: dict[str, float]) -> None:
-        scores = metrics.from_confusion_matrix(measured.confusion_matrix, self._classes)
+        scores = metrics.from_confusion_matrix(measured.confusion_matrix, self._classes, self._config.extension.scores)
         scalars = {
             **{tags.measurement_tag(name): value for name, value in measured.scalars.items()},
             **summaries.scalars_of(scores),
             **telemetry,
         }
         self._scalars(TRAIN, step, scalars)
+        if action := self._config.extension.every_summary:
+            custom_code.call("every_summary", action, step, scalars, self._directory)
         self._summaries.flush()  # so that TensorBoard shows it at once
         speed = telemetry.get("speed/images_per_second", float("nan"))
         self._progress.show(loss=measured.scalars["loss"], mean_iou=scores["mean_iou"], images_per_second=speed)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from petseg.classes import Classes
@@ -12,6 +13,7 @@ from petseg.data import catalog, input_pipeline, loading
 from petseg.data.bad_examples import BadExampleLog
 from petseg.data.examples import Examples
 from petseg.errors import ConfigError
+from petseg.evaluation import metrics
 from petseg.evaluation.evaluator import Evaluator
 from petseg.models import custom_network, encoders, unet
 from petseg.runs import checkpoints
@@ -152,6 +154,17 @@ def build_trainer(
 def build_weight_map(config: Config, class_weights: tuple[float, ...] | None) -> WeightMap:
     """Per-pixel weights of the loss, in training and evaluation."""
     return sample_weights.weight_map(config.loss, class_weights, config.extension.weight_map)
+
+
+def check_code(config: Config, classes: Classes) -> None:
+    """Calls the loss, pixel weights and scores that are code of the user on made-up data, before examples are loaded.
+
+    Raises:
+      ConfigError: if one fails or returns something of another form.
+    """
+    losses.Loss(config.loss).check(len(classes), config.data.size)
+    sample_weights.check_factor(config.extension.weight_map, len(classes), config.data.size)
+    metrics.from_confusion_matrix(np.eye(len(classes), dtype=np.int64), classes, config.extension.scores)
 
 
 def build_evaluator(

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from petseg import custom_code
 from petseg.config import Config
 from petseg.data.examples import Examples
 from petseg.evaluation.evaluator import Evaluation, Evaluator
@@ -78,9 +79,9 @@ class Evaluations:
         if evaluations is None:
             return None
         split, classes = self._config.data.eval_split, self._examples.classes
+        options = {"sample": self._examples.sampling, "own_scores": self._config.extension.scores}
         by_run = {
-            run: split_results(evaluation, step, split, classes, sample=self._examples.sampling)
-            for run, evaluation in evaluations.items()
+            run: split_results(evaluation, step, split, classes, **options) for run, evaluation in evaluations.items()
         }
         results = {**by_run[EVAL], **{run: scores for run, scores in by_run.items() if run != EVAL}}
         if self._placement.is_chief:
@@ -97,6 +98,8 @@ class Evaluations:
                 )  # fmt: skip
             with self._stopwatch.timing("summaries"), self._averaged_weights():
                 report.evaluation(step, evaluations, by_run, self._examples, self._evaluator)
+            if action := self._config.extension.after_evaluation:
+                custom_code.call("after_evaluation", action, step, results, self._workdir.path)
         return results
 
     def ends_early(self, step: int, schedule: Schedule) -> bool:

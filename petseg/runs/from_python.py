@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import tensorflow as tf
 from tensorflow.python.framework import ops
 from tensorflow.python.framework.config import is_op_determinism_enabled  # which has no public name
 
+from petseg import config as config_lib
 from petseg.config import Config
 from petseg.errors import StoppedError
 from petseg.reporting import summaries
@@ -47,16 +48,22 @@ class Run:
         return [rows[step] for step in sorted(rows)]
 
 
-def train(config: Config) -> Run:
+def train(config: Config, **code: Callable[..., Any]) -> Run:
     """Trains to the end of the schedule, resuming in the config's work directory; creates one if none is named.
 
     Several trainings in one process give the same results as in processes of their own. The seeds of TensorFlow and
     Keras stay those of the last one. TensorFlow cannot undo op determinism or virtual devices; a warning says so.
 
+    Args:
+      config: the config.
+      **code: functions or classes for flags that take code, at the top level of a module, script or notebook:
+        `petseg.train(config, loss=my_loss)`.
+
     Raises:
       PetsegError: if something cannot be used, or the loss is not finite; its text is one line.
       KeyboardInterrupt: on Ctrl-C or a notebook's stop button; the same call resumes the run.
     """
+    config = config_lib.with_code(config, code)
     if is_op_determinism_enabled() and not config.runtime.deterministic:
         logger.warning("op determinism is on since an earlier training in this process; TensorFlow cannot turn it off")
     workdir = WorkDirectory.for_training(config.runtime.workdir, config.data.dataset)

@@ -72,10 +72,10 @@ class PackedRun:
             _check_card(record["card"])
         except (OSError, safetensors.SafetensorError, *MALFORMED, ConfigError) as error:
             raise CheckpointError(f"{path}: not a file of packed weights: {one_line(error)}") from error
-        if config.model.network:
+        for flag, reference in config_lib.code_references(config).items():
             raise CheckpointError(
-                f"{path}: its metadata names the network {config.model.network}, which is Python code; must be a file "
-                "of a network that petseg builds itself, as --export=weights writes it"
+                f"{path}: its metadata names the {flag} {reference}, which is Python code; must be a file of a network "
+                "that petseg builds itself, as --export=weights writes it"
             )
         config = config if score is None else trained_run.with_score_options(config, score)
         return cls(path, config, classes, record["card"])
@@ -129,15 +129,17 @@ def pack(path: Path, model: "keras.Model", config: Config, classes: Classes, car
     Raises:
       ExportError: if the network is a custom one, or a weight is too large for half precision.
     """
-    if config.model.network:
-        raise ExportError(f"its network is the code {config.model.network}, which the file cannot hold")
+    for flag, reference in config_lib.code_references(config).items():
+        if flag in ("network", "encoder", "decoder"):
+            raise ExportError(f"its {flag} is the code {reference}, which the file cannot hold")
+        logger.warning("--%s=%s: the file cannot hold code; names the default instead", flag, reference)
     tensors = {name: _in_half_precision(np.asarray(variable)) for name, variable in _by_name(model).items()}
     too_large = [name for name, values in tensors.items() if not np.isfinite(values).all()]
     if too_large:
         raise ExportError(f"{too_large[0]} holds numbers that half precision cannot hold")
     record = {
         "format": CONFIG_FORMAT,
-        "config": config_lib.to_dict(_without_paths(config)),
+        "config": config_lib.to_dict(config_lib.without_code(_without_paths(config))),
         "classes": classes.to_dict(),
         "card": card,
     }

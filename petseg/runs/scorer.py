@@ -148,8 +148,9 @@ class Scorer:
     def _results(self, evaluation: Evaluation, step: int, resolution: str) -> dict[str, Any]:
         groups, sampled = self.examples.groups, self.examples.sampling
         scores = split_results(
-            evaluation, step, self._split, self.run.classes, resolution=resolution, groups=groups, sample=sampled
-        )
+            evaluation, step, self._split, self.run.classes, resolution=resolution, groups=groups, sample=sampled,
+            own_scores=self.run.config.extension.scores,
+        )  # fmt: skip
         return {**scores, "weights": self.run.weights}
 
     def _complete(self, evaluation: Evaluation | None) -> Evaluation:

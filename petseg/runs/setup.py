@@ -5,7 +5,7 @@ import logging
 
 import keras
 
-from petseg import config as config_lib
+from petseg import config as config_lib, custom_code
 from petseg.config import Config
 from petseg.data import catalog, example_order, input_pipeline, loading, service_client, subsampling
 from petseg.data.examples import Examples
@@ -94,6 +94,8 @@ def set_up(config: Config, workdir: WorkDirectory, placement: Placement, signals
       PetsegError: if something cannot be used.
     """
     building.check_replicas(config, placement.strategy)
+    for flag, reference in config_lib.code_references(config).items():
+        custom_code.load(flag, reference)
     start = starting_point.find_starting_point(config, workdir)
     service_client.wait_for_services(config.data.service_addresses(), config.distribution.cluster_timeout)
     data = _checked_data(config, workdir, start)
@@ -118,6 +120,7 @@ def _checked_data(config: Config, workdir: WorkDirectory, start: StartingPoint) 
       PetsegError: if it cannot be used, or has changed.
     """
     data_set = catalog.open_with_splits(config.data)
+    building.check_code(config, data_set.classes)
     workdir.check_classes(data_set.classes)
     data = TrainingData.of(data_set, config.data, starting_point.initial_training_data(start))
     if start.checkpoint:

@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from petseg import custom_code
 from petseg.config import Config, ModelConfig
 from petseg.data.examples import Examples
 from petseg.errors import CheckpointError, ConfigError
@@ -146,6 +147,8 @@ def _check_compatible(source: str, ours: ModelConfig, theirs: ModelConfig) -> No
     pairs = {name: (getattr(ours, name), getattr(theirs, name)) for name in ("network", "encoder", "encoder_alpha")}
     if encoders.scaling(ours.encoder, ours.input_scaling) != encoders.scaling(theirs.encoder, theirs.input_scaling):
         pairs["input_scaling"] = (ours.input_scaling, theirs.input_scaling)
+    if custom_code.is_reference(theirs.decoder):  # code that only the user's own flag may run
+        pairs["decoder"] = (ours.decoder, theirs.decoder)
     for name, (mine, its) in pairs.items():
         if mine != its:
             raise ConfigError(f"--{name}={mine}: must be {its}, as in the run of --init_from={source}")

@@ -9,9 +9,11 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from petseg import config as config_lib
 from petseg.classes import Classes
 from petseg.config import Config
 from petseg.config.eval_config import ScoreConfig
+from petseg.config.options import SCORING
 from petseg.errors import CheckpointError, ConfigError
 from petseg.runs import checkpoint_files
 from petseg.runs.work_directory import WorkDirectory
@@ -50,13 +52,12 @@ class TrainedRun:
           ConfigError: if --ema is given but the run has no averaged weights, or --allow_code is missing.
         """
         config = workdir.load_config()
-        if config.model.network:
+        for flag, reference in config_lib.code_references(config, [SCORING]).items():
             if not score.allow_code:
                 raise ConfigError(
-                    f"{workdir.path}: its network is the code {config.model.network}; --allow_code must be given to "
-                    "run it"
+                    f"{workdir.path}: its {flag} is the code {reference}; --allow_code must be given to run it"
                 )
-            workdir.check_network(config)
+        workdir.check_code(config, [SCORING])
         if score.ema and not config.optimizer.ema_decay:
             raise ConfigError(f"--ema: {workdir.path} kept no averaged weights (its --ema_decay is 0)")
         if config.optimizer.ema_decay and not score.ema:

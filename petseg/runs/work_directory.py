@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import filelock
 
-from petseg import config as config_lib
+from petseg import config as config_lib, custom_code
 from petseg.classes import PETS, Classes
 from petseg.config import CONFIG_FORMAT, Config
+from petseg.config.options import SCORING, TRAINING
 from petseg.errors import ConfigError, WorkDirectoryError
 from petseg.files import printable, write_json
-from petseg.models import custom_network
 
 PACKAGES = ("petseg", "tensorflow", "keras", "tensorflow-datasets", "tensorboard", "numpy")
 
@@ -106,7 +106,7 @@ class WorkDirectory:
 
         Raises:
           WorkDirectoryError: if a change does not fit the existing checkpoints.
-          ConfigError: if the code of a custom network is missing.
+          ConfigError: if code of the user is missing.
         """
         changes = config_lib.changes(self.load_config(), config)
         changes.pop("workdir", None)
@@ -115,22 +115,26 @@ class WorkDirectory:
             raise WorkDirectoryError(
                 f"--workdir={self.path}: belongs to a run that cannot be resumed with other values: {'; '.join(fixed)}"
             )
-        self.check_network(config)
+        self.check_code(config)
         return {name: (old, new) for name, (old, new, _) in changes.items()}
 
-    def check_network(self, config: Config) -> None:
-        """Checks that the code of a custom network, if there is one, has not changed since the start of the run.
+    def check_code(self, config: Config, where: Sequence[str] = (SCORING, TRAINING)) -> None:
+        """Checks that code of the user that the run was started with, and that flags still name, has not changed.
+
+        `where` is that of `config.code_references`.
 
         Raises:
           WorkDirectoryError: if it has changed.
           ConfigError: if it is missing.
         """
-        network, record = config.model.network, json.loads(self.config_file.read_text())
-        if network and record.get("network_sha256") != custom_network.fingerprint(network):
-            raise WorkDirectoryError(
-                f"--network={network}: {custom_network.source_file(network)} has changed since the run in {self.path} "
-                "began; must be the same file"
-            )
+        record = json.loads(self.config_file.read_text())
+        before = config_lib.code_references(self.load_config())
+        hashes = {"network": record.get("network_sha256"), **record.get("code_sha256", {})}
+        for flag, reference in config_lib.code_references(config, where).items():
+            if before.get(flag) == reference and hashes.get(flag) != custom_code.fingerprint(flag, reference):
+                raise WorkDirectoryError(
+                    f"--{flag}={reference}: its file has changed since the run in {self.path} began; must be the same"
+                )
 
     def check_classes(self, classes: Classes) -> None:
         """Raises WorkDirectoryError if the run here has other classes; display colours may differ."""
@@ -151,7 +155,10 @@ class WorkDirectory:
             "config": config_lib.to_dict(config),
             "classes": classes.to_dict(),
             "class_weights": class_weights,
-            "network_sha256": custom_network.fingerprint(config.model.network),
+            "code_sha256": {
+                flag: custom_code.fingerprint(flag, reference)
+                for flag, reference in config_lib.code_references(config).items()
+            },
             "command": sys.argv,
             "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}},
             "devices": list(devices),

@@ -9,12 +9,15 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from petseg import custom_code
 from petseg.classes import IGNORED
 from petseg.config import AugmentationConfig
+from petseg.errors import ConfigError, one_line
 
 Augmentation = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 GREY = 127.5
+OWN_STREAM = 1 << 33  # added to seeds, which are smaller, as `random_crops.STREAM` is
 # RGB -> YIQ (NTSC): luma and two colour axes, in which hue is an angle and saturation a radius.
 YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
@@ -33,6 +36,7 @@ def build_augmentation(config: AugmentationConfig, *, seed: int, batch_size: int
     """
     strength = config.strengths()
     moves = strength["crop_area"] < 1 or strength["crop_aspect"] > 1 or strength["rotation"] > 0
+    own = own_augmentation(config.augment) if custom_code.is_reference(config.augment) else None
     recolours = any(strength[name] for name in ("brightness", "contrast", "saturation", "hue"))
 
     def augment(
@@ -62,9 +66,43 @@ def build_augmentation(config: AugmentationConfig, *, seed: int, batch_size: int
             )
         if strength["cutout"]:
             images = cut_out(images, hole_x, hole_y, strength["cutout"])
+        if own is not None:
+            images, masks = own(images, masks, tf.gather(_seeds(seed, step, batch_size), positions))
         return images, masks
 
     return augment
+
+
+def own_augmentation(reference: str) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    """The function of the user that --augment names, with a check of what it returns.
+
+    It gets images float32 [b, H, W, C] in [0, 255], masks uint8 [b, H, W, 1] and seeds int32 [b, 2], one pair per
+    example for `tf.random.stateless_...`: an example then changes alike on any number of replicas and after a restart.
+
+    Raises:
+      ConfigError: if it cannot be imported; in a call, if it fails or changes a shape or dtype.
+    """
+    function = custom_code.load("augment", reference)
+
+    def augment(images: tf.Tensor, masks: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        try:
+            made = tuple(map(tf.convert_to_tensor, function(images, masks, seeds)))
+        except Exception as error:  # code of the user may raise anything
+            raise ConfigError(f"--augment={reference}: failed: {one_line(error)}") from error
+        found = [(part.dtype, part.shape.as_list()) for part in made]
+        wanted = [(part.dtype, part.shape.as_list()) for part in (images, masks)]
+        if found != wanted:
+            shown = ["; ".join(f"{dtype.name} {shape}" for dtype, shape in each) for each in (found, wanted)]
+            raise ConfigError(f"--augment={reference}: returned {shown[0]}; must be images and masks, {shown[1]}")
+        return made[0], made[1]
+
+    return augment
+
+
+def _seeds(seed: int, step: tf.Tensor, batch_size: int) -> tf.Tensor:
+    """Seeds of the examples of a step, int32 [batch_size, 2], independent of the draws of the built-in changes."""
+    key = tf.stack([tf.constant(seed + OWN_STREAM, tf.int64), step])
+    return tf.random.stateless_uniform([batch_size, 2], seed=key, minval=None, maxval=None, dtype=tf.int32)
 
 
 def _between(low: float, high: float, drawn: tf.Tensor) -> tf.Tensor:

@@ -61,8 +61,8 @@ def _own_schedule(reference: str, peak: float, steps: int) -> LearningRate:
         factor = np.asarray(made)
         if factor.shape != () or factor.dtype != np.float32 or not np.isfinite(factor) or factor < 0:
             raise ConfigError(
-                f"--learning_rate_schedule={reference}: is {made!r} at step {step} of {steps}; must be a finite float32 "
-                "scalar of at least 0, the factor of --learning_rate"
+                f"--learning_rate_schedule={reference}: is {made!r} at step {step} of {steps}; must be a finite "
+                "float32 scalar of at least 0, the factor of --learning_rate"
             )
     return lambda step: peak * function(step, steps)
 

@@ -73,15 +73,14 @@ class Loss:
             return
         masks = tf.random.stateless_uniform([2, *image_size], [0, 0], 0, num_classes, tf.int32)
         masks = tf.tensor_scatter_nd_update(masks, [[0, 0, 0]], [IGNORED])
-        valid = masks != IGNORED
-        weights = tf.cast(valid, tf.float32)
+        valid, where = masks != IGNORED, f"--loss={self.config.loss}"
         logits = tf.random.stateless_normal([2, *image_size, num_classes], [0, 1])
 
         @tf.function(autograph=False)  # as in training: a graph, whose values are not known while it is made
         def gradient() -> tuple[tf.Tensor, tf.Tensor | None]:
             with tf.GradientTape() as tape:
                 tape.watch(logits)
-                loss, denominator = self.sums(masks, logits, weights, valid)
+                loss, denominator = self.sums(masks, logits, tf.cast(valid, tf.float32), valid)
             return tf.stack([loss, denominator]), tape.gradient(loss, logits)
 
         try:
@@ -89,14 +88,13 @@ class Loss:
         except ConfigError:
             raise
         except Exception as error:  # code of the user may raise anything
-            raise ConfigError(f"--loss={self.config.loss}: failed: {one_line(error)}") from error
+            raise ConfigError(f"{where}: failed: {one_line(error)}") from error
         if slope is None:
-            raise ConfigError(f"--loss={self.config.loss}: its result does not depend on the logits; must have a gradient")
-        finite = tf.reduce_all(tf.math.is_finite(sums)) & tf.reduce_all(tf.math.is_finite(slope))
-        if not finite or sums[1] < 0:
+            raise ConfigError(f"{where}: its result does not depend on the logits; must have a gradient")
+        if not tf.reduce_all(tf.math.is_finite(sums)) or not tf.reduce_all(tf.math.is_finite(slope)) or sums[1] < 0:
             raise ConfigError(
-                f"--loss={self.config.loss}: on random logits its sum and denominator are {sums.numpy().tolist()}, and "
-                "its gradient " + ("is finite" if finite else "is not finite") + "; all must be finite, the second >= 0"
+                f"{where}: for random logits, its sum and denominator are {sums.numpy().tolist()}, the largest gradient "
+                f"{tf.reduce_max(tf.abs(slope)):g}; all must be finite, the denominator at least 0"
             )
 
     def _sums_of_code(

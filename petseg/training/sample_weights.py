@@ -18,9 +18,7 @@ logger = logging.getLogger(__name__)
 WeightMap = Callable[[tf.Tensor], tf.Tensor]
 
 
-def weight_map(
-    config: LossConfig, class_weights: Sequence[float] | None = None, own_factor: str = ""
-) -> WeightMap:
+def weight_map(config: LossConfig, class_weights: Sequence[float] | None = None, own_factor: str = "") -> WeightMap:
     """The weight map of a config: class weights plus boundary weights, times a factor; 0 at ignored pixels.
 
     Args:
