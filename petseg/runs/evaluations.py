@@ -79,9 +79,10 @@ class Evaluations:
         if evaluations is None:
             return None
         split, classes = self._config.data.eval_split, self._examples.classes
-        options = {"sample": self._examples.sampling, "own_scores": self._config.extension.scores}
+        sample, own_scores = self._examples.sampling, self._config.extension.scores
         by_run = {
-            run: split_results(evaluation, step, split, classes, **options) for run, evaluation in evaluations.items()
+            run: split_results(evaluation, step, split, classes, sample=sample, own_scores=own_scores)
+            for run, evaluation in evaluations.items()
         }
         results = {**by_run[EVAL], **{run: scores for run, scores in by_run.items() if run != EVAL}}
         if self._placement.is_chief:

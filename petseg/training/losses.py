@@ -93,8 +93,8 @@ class Loss:
             raise ConfigError(f"{where}: its result does not depend on the logits; must have a gradient")
         if not tf.reduce_all(tf.math.is_finite(sums)) or not tf.reduce_all(tf.math.is_finite(slope)) or sums[1] < 0:
             raise ConfigError(
-                f"{where}: for random logits, its sum and denominator are {sums.numpy().tolist()}, the largest gradient "
-                f"{tf.reduce_max(tf.abs(slope)):g}; all must be finite, the denominator at least 0"
+                f"{where}: for random logits, its sum and denominator are {sums.numpy().tolist()}, its largest "
+                f"gradient {tf.reduce_max(tf.abs(slope)):g}; all must be finite, the denominator at least 0"
             )
 
     def _sums_of_code(

@@ -213,17 +213,22 @@ def full_size(taps, batch_norm):
     return taps.image
 
 
+def schedule_of(name):
+    config = OptimizerConfig(learning_rate_schedule=f"{__name__}:{name}")
+    return learning_rates.learning_rate_schedule(config, 9)
+
+
 def augmentation_of(batch_size, reference):
     return augmentation.build_augmentation(AugmentationConfig(augment=reference), seed=0, batch_size=batch_size)
 
 
 REFUSED = {
     "half as a schedule": (
-        lambda: learning_rates.learning_rate_schedule(OptimizerConfig(learning_rate_schedule=f"{__name__}:half"), 9),
+        lambda: schedule_of("half"),
         "is 0.5 at step 0 of 9; must be a finite float32 scalar",
     ),
     "a negative schedule": (
-        lambda: learning_rates.learning_rate_schedule(OptimizerConfig(learning_rate_schedule=f"{__name__}:negative"), 9),
+        lambda: schedule_of("negative"),
         "must be a finite float32 scalar of at least 0",
     ),
     "a map with channels": (
@@ -244,7 +249,7 @@ REFUSED = {
     ),
     "an augmentation that changes the size": (
         lambda: augmentation_of(2, f"{__name__}:bad_augment")(
-            tf.zeros([2, 8, 8, 3]), tf.zeros([2, 8, 8, 1], tf.uint8), tf.constant(0, tf.int64), tf.range(2, dtype=tf.int64)
+            tf.zeros([2, 8, 8, 3]), tf.zeros([2, 8, 8, 1], tf.uint8), tf.constant(0, tf.int64), tf.constant([0, 1])
         ),
         "returned float32 [2, 4, 8, 3]; uint8 [2, 8, 8, 1]; must be images and masks, float32 [2, 8, 8, 3]",
     ),
