@@ -19,6 +19,8 @@ class Program:
 
     def __init__(self, *command, env=None):
         self._folder = Path(tempfile.mkdtemp(prefix="program-"))
+        for name in ("stdout", "stderr"):  # here, because the process may be killed before it opens them
+            (self._folder / name).touch()
         self.args = [str(part) for part in command]
         self._process = _context().Process(target=_run, args=(self.args, env, self._folder))
         self._process.start()
@@ -43,8 +45,7 @@ class Program:
         return tuple((self._folder / name).read_text() for name in ("stdout", "stderr"))
 
     def stderr_so_far(self):
-        file = self._folder / "stderr"
-        return file.read_text(errors="replace") if file.exists() else ""
+        return (self._folder / "stderr").read_text(errors="replace")
 
     def send_signal(self, number):
         if self._process.exitcode is None:

@@ -4,6 +4,7 @@ import keras
 import pytest
 import tensorflow as tf
 
+from petseg import custom_code
 from petseg.config import ModelConfig, OptimizerConfig
 from petseg.errors import ConfigError
 from petseg.models import custom_network
@@ -84,7 +85,7 @@ def test_a_function_in_a_module_is_found_by_its_name(tmp_path, monkeypatch):
     (tmp_path / "networks_of_mine.py").write_text(WITHOUT_NORMS)
     monkeypatch.syspath_prepend(tmp_path)
     assert build("networks_of_mine:build").output_shape == (None, 16, 24, 5)
-    assert len(custom_network.fingerprint("networks_of_mine:build")) == 64
+    assert len(custom_code.fingerprint("network", "networks_of_mine:build")) == 64
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ def test_unusable_networks_are_refused_in_one_line(tmp_path, code, function, say
 @pytest.mark.parametrize(("name", "says"), [("/gone.py:build", "no file /gone.py"), ("gone.away:build", "no module")])
 def test_missing_files_and_modules_are_named(name, says):
     with pytest.raises(ConfigError, match=f"--network={name}: there is {says}"):
-        custom_network.fingerprint(name)
+        custom_code.fingerprint("network", name)
 
 
 @pytest.mark.parametrize(
