@@ -13,7 +13,7 @@ from made_folders import picture, save
 from PIL import Image
 
 from petseg.config import DataConfig, command_line
-from petseg.data import check
+from petseg.data import check, picture_files
 from petseg.data.check import CheckConfig, CheckOptions
 from petseg.data.convert import __main__ as program, detection
 from petseg.data.convert.__main__ import ConversionConfig
@@ -154,7 +154,7 @@ class TestCoco:
     def test_run_lengths_that_do_not_fit_are_refused(self, root, convert, counts):
         save(root / "a.jpg", picture())
         write_json(root / "a.json", coco([{"segmentation": {"size": [HEIGHT, WIDTH], "counts": counts}}]))
-        with pytest.raises(DataError, match=r"^a\.json: annotation 0 has a (compressed )?run-length encoding"):
+        with pytest.raises(DataError, match=r"^a\.json: annotation 0: has a (compressed )?run-length encoding"):
             convert("coco")
 
     def test_crowds_are_ignored_and_the_smaller_object_is_on_top(self, root, convert):
@@ -255,6 +255,26 @@ class TestCoco:
         )
         assert ("1 images are annotated as stored" in printed) == turned
 
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_masks_lie_on_the_turned_picture(self, root, convert, tmp_path, orientation):
+        white = np.zeros((16, 24, 3), np.uint8)
+        white[0:8, 0:8] = 255
+        image, exif = Image.fromarray(white), Image.Exif()
+        exif[EXIF] = orientation
+        for name in ("stored", "upright"):
+            save(root / f"{name}.jpg", b"")
+            image.save(root / f"{name}.jpg", exif=exif)
+        upright = picture_files.read(root / "stored.jpg").upright().pixels[..., 0] > 127
+        top, left = (int(places.min()) for places in np.nonzero(upright))
+        boxes = [polygon(box(0, 0, 8, 8)), polygon(box(left, top, left + 8, top + 8), image_id=1)]
+        content = coco(boxes, files=("stored.jpg", "upright.jpg"))
+        for entry, size in zip(content["images"], ((16, 24), upright.shape), strict=True):
+            entry["height"], entry["width"] = size
+        write_json(root / "a.json", content)
+        masks, _ = convert("coco")
+        for name in ("stored", "upright") if orientation in (1, 5, 6, 7, 8) else ("upright",):
+            np.testing.assert_array_equal(masks[f"{name}.png"], upright)
+
     def test_upside_down_photographs_are_annotated_as_people_see_them(self, root, convert):
         save(root / "a.jpg", turned_picture(3))
         write_json(root / "a.json", coco([polygon(SQUARE)]))
@@ -275,9 +295,9 @@ class TestCoco:
             (coco([{"segmentation": [[1, "x", 2, 3, 4, 5]]}]), "annotation 0 has a segmentation that is neither"),
             (
                 coco([polygon([[1, 1], [1e9, 1], [1, 5]])]),
-                r"annotation 0 has a point at 1e\+09, 1; the image is 16 x 12",
+                r"annotation 0: has a point at 1e\+09, 1; the image is 16 x 12",
             ),
-            (coco([polygon([[1, 1], [float("nan"), 1], [1, 5]])]), "annotation 0 has a point at nan, 1"),
+            (coco([polygon([[1, 1], [float("nan"), 1], [1, 5]])]), "annotation 0: has a point at nan, 1"),
             (coco([{"segmentation": {"size": [3, 3], "counts": [9]}}]), "has a mask of 3 x 3, in an image of 12 x 16"),
             (coco([{"bbox": [1, 2, 3, 4]}]), "no image has an object with a mask; left out: 1 annotations without"),
             (
@@ -525,7 +545,7 @@ class TestMasksPerClass:
             (
                 "cat/a.png",
                 filled((0, 0, 1, 1, 7), (2, 2, 3, 3, 9)),
-                r"^masks/cat/a\.png holds 7 and 9; must be black and one",
+                r"^masks/cat/a\.png: holds 7 and 9; must be black and one",
             ),
             ("cat/a.png", filled(size=(5, 5)), r"is 5 x 5 \(height x width\), its picture 12 x 16"),
             ("cat/a.jpg", filled((0, 0, 5, 5, 255)), "is a mask in JPEG"),
@@ -595,6 +615,25 @@ class TestProgram:
             ConfigError, match=rf"--from={name}: needs the package {package}: pip install 'petseg\[convert\]'"
         ):
             self.run(f"--from={name}", source, "--to=x")
+
+    @pytest.mark.parametrize(
+        "layout",
+        [
+            ["images/a.jpg", "masks/cat/a.png"],
+            ["images/a.jpg", "masks/a_cat.png", "masks/a_dog.png"],
+            ["images/train/a.jpg", "masks/train/cat/a.png", "masks/train/dog/a.png"],
+        ],
+    )
+    def test_a_folder_with_a_mask_for_each_class_names_the_command(self, root, layout):
+        for file in layout:
+            save(root / file, filled((0, 0, 5, 5, 255)))
+        try:
+            found = folder_layout.scan_folder(DataConfig(dataset="folder", data_dir=str(root)))
+            message = str(found.faults[0])
+        except DataError as error:
+            message = str(error)
+        command = shlex.split(message.partition(": python -m ")[2])
+        assert command == ["petseg.data.convert", "--from=masks_per_class", str(root), f"--to={root}-masks"]
 
     @pytest.mark.parametrize("name", ["coco", "labelme", "yolo"])
     def test_a_folder_with_annotations_names_the_command(self, root, tmp_path, name):

@@ -184,7 +184,7 @@ def _paint(image: AnnotatedImage, size: tuple[int, int], ids: Mapping[str, int])
         try:
             regions.append((each.shape.drawn(*size), IGNORED if each.label == IGNORED_LABEL else ids[each.label]))
         except DataError as error:
-            raise DataError(f"{each.where} {error}") from error
+            raise DataError(f"{each.where}: {error}") from error
     mask = np.zeros(size, np.uint8)
     painted, contested = np.zeros(size, bool), np.zeros(size, bool)
     for region, number in sorted(regions, key=lambda each: -each[0].area):

@@ -7,13 +7,25 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from petseg.data.convert import masks_per_class
+from petseg.data.convert.picture_search import pictures_below
+from petseg.data.folders.file_patterns import composed
+
 HEAD = 65536  # bytes at the beginning and at the end of a JSON file that are looked at
 LOOKED_AT = 50  # JSON files
 DEPTH = 2  # folders below the data set's
+SHOWN = {
+    "yolo": "YOLO annotations",
+    "coco": "COCO annotations",
+    "labelme": "LabelMe annotations",
+    "masks_per_class": "a mask for each class of a picture",
+}
 
 
 def detected_format(folder: Path) -> str:
-    """`yolo`, `coco` or `labelme` if a folder holds such annotations; otherwise empty."""
+    """The value of --from if a folder holds annotations that are not masks; otherwise empty."""
+    if has_masks_per_class(folder):
+        return "masks_per_class"
     if _has_yolo(folder):
         return "yolo"
     for file in itertools.islice(_files(folder, ".json"), LOOKED_AT):
@@ -25,14 +37,38 @@ def detected_format(folder: Path) -> str:
     return ""
 
 
+def has_masks_per_class(folder: Path) -> bool:
+    """Whether some of a folder's first pictures have masks of several classes, or in folders of classes."""
+    images, masks = folder / "images", folder / "masks"
+    if not (images.is_dir() and masks.is_dir()):
+        return False
+    by_name: dict[str, list[Path]] = {}
+    for file in pictures_below(images):
+        by_name.setdefault(composed(file.stem), []).append(file)
+    labels: dict[Path, set[str]] = {}
+    for mask in itertools.islice(pictures_below(masks), LOOKED_AT):
+        picture, label = masks_per_class.match(mask, masks, images, by_name)
+        if picture:
+            labels.setdefault(picture, set()).add(label)
+            if mask.stem == picture.stem and mask.parent.name == label:
+                return True
+    return any(len(several) > 1 for several in labels.values())
+
+
 def conversion_hint(folder: str) -> str:
     """A clause with the command that converts a folder's annotations; empty if it has none that are known."""
     name = detected_format(Path(folder).expanduser())
-    if not name:
-        return ""
+    return _command(name, folder) if name else ""
+
+
+def masks_per_class_hint(folder: Path) -> str:
+    """As `conversion_hint`, for folders with masks that are not of one picture each."""
+    return _command("masks_per_class", str(folder)) if has_masks_per_class(folder) else ""
+
+
+def _command(name: str, folder: str) -> str:
     target = f"{folder.rstrip('/')}-masks"
-    shown = {"yolo": "YOLO", "coco": "COCO", "labelme": "LabelMe"}[name]
-    return f"; it has {shown} annotations, from which masks are made by: " + shlex.join(
+    return f"; it has {SHOWN[name]}, from which masks are made by: " + shlex.join(
         ["python", "-m", "petseg.data.convert", f"--from={name}", folder, f"--to={target}"]
     )
 

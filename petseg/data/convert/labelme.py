@@ -96,7 +96,7 @@ def _image(
     if isinstance(picture, Path) and picture.is_relative_to(pictures.root):
         name = str(picture.relative_to(pictures.root))
     objects = [
-        LabelledObject(str(shape.get("label", "")), area, f"{shown}: shape {number}")
+        LabelledObject(str(shape.get("label") or ""), area, f"{shown}: shape {number}")
         for number, shape in enumerate(content["shapes"])
         if (area := _shape(shape, f"{shown}: shape {number}", found))
     ]

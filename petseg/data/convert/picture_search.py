@@ -61,9 +61,11 @@ def read_header(picture: Path | bytes, name: str) -> PictureHeader:
     Raises:
       DataError: if it is no picture.
     """
-    data = picture if isinstance(picture, bytes) else picture.read_bytes()
     try:
+        data = picture if isinstance(picture, bytes) else picture.read_bytes()
         stored = picture_files.size_in_header(data)
+    except OSError as error:
+        raise DataError(f"{printable(name)}: cannot be read: {error.strerror}") from error
     except picture_files.PictureError as error:
         raise DataError(f"{printable(name)}: {error}") from error
     try:
@@ -114,6 +116,8 @@ class PictureIndex:
         Raises:
           DataError: if several pictures match.
         """
+        if os.path.isabs(text) and os.path.isfile(text):
+            return Path(text)
         parts = [part for part in text.replace("\\", "/").split("/") if part not in ("", ".")]
         if not parts:
             return None

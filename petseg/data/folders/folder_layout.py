@@ -14,7 +14,7 @@ from pathlib import Path
 
 from petseg.config import DataConfig
 from petseg.config.data_config import named_splits
-from petseg.data.convert.detection import conversion_hint
+from petseg.data.convert.detection import conversion_hint, masks_per_class_hint
 from petseg.data.folders import faults, split_lists
 from petseg.data.folders.faults import Fault, Kind
 from petseg.data.folders.file_patterns import SUFFIXES, Pattern, PictureFile, composed
@@ -152,7 +152,7 @@ def scan_folder(config: DataConfig) -> Layout:
         if len(matches.partners[path]) == 1
     }
     spare, notes = _spare(matches, splits, needed)
-    found += [*splits.faults, *spare, *_without_mask(matches, splits, needed), *_ambiguous(matches, splits)]
+    found += [*splits.faults, *spare, *_without_mask(matches, splits, needed, root), *_ambiguous(matches, splits, root)]
     found += _unreadable(pairs, splits)
     found.sort(key=lambda fault: list(Kind).index(fault.kind))
     blocking, others = faults.partition(found, needed)
@@ -255,10 +255,11 @@ def _spare(matches: _Matches, splits: _Splits, needed: Collection[str]) -> tuple
     return [Fault(Kind.NO_PICTURE, mask.shown, what, mask.split) for mask in bad], notes
 
 
-def _without_mask(matches: _Matches, splits: _Splits, needed: frozenset[str]) -> list[Fault]:
+def _without_mask(matches: _Matches, splits: _Splits, needed: frozenset[str], root: Path) -> list[Fault]:
     """Faults of images without a mask."""
     lonely = {path for path in splits.members() if not matches.partners[path]}
-    hint = _hint(matches, [picture for path, picture in matches.pictures.items() if path in lonely])
+    hint = masks_per_class_hint(root) if lonely else ""
+    hint = hint or _hint(matches, [picture for path, picture in matches.pictures.items() if path in lonely])
     bare = {split for split, paths in splits.paths.items() if lonely.issuperset(paths)}
     found = []
     for split, paths in splits.paths.items():
@@ -272,14 +273,15 @@ def _without_mask(matches: _Matches, splits: _Splits, needed: frozenset[str]) ->
     return found
 
 
-def _ambiguous(matches: _Matches, splits: _Splits) -> list[Fault]:
+def _ambiguous(matches: _Matches, splits: _Splits, root: Path) -> list[Fault]:
     """Faults of images with several masks, and of masks shared by images."""
     found, first, members = [], dict[str, str](), splits.members()
+    hint = masks_per_class_hint(root) if any(len(matches.partners[path]) > 1 for path in members) else ""
     for path in sorted(members):
         masks, name = matches.partners[path], matches.pictures[path].shown
         names = [mask.shown for mask in masks]
         if len(masks) > 1:
-            what = f"has {len(masks)} masks, {', '.join(names)}; must be one"
+            what = f"has {len(masks)} masks, {', '.join(names)}; must be one{hint}"
             found += [Fault(Kind.AMBIGUOUS, name, what, split) for split in members[path]]
         elif masks and (other := first.setdefault(masks[0].path, path)) != path:
             what = f"has the mask of {matches.pictures[other].shown} too, {names[0]}; each must have its own"
