@@ -91,7 +91,7 @@ class _File:
         categories = self._dictionaries(content, "categories", ("id", "name"))
         self._names = {category["id"]: str(category["name"]) for category in categories}
         used = {annotation["category_id"] for annotation in self._annotations}
-        parents = {each.get("supercategory") for each in categories if each.get("supercategory") != each["name"]}
+        parents = {str(each.get("supercategory")) for each in categories if each.get("supercategory") != each["name"]}
         for number, name in list(self._names.items()):  # Roboflow's files have such a one, the whole data set
             if number not in used and name in parents:
                 found.leave_out("categories that only group others", self._names.pop(number))
