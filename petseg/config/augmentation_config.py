@@ -3,11 +3,13 @@
 import dataclasses
 from typing import Any
 
+from petseg.config.data_config import DataConfig
 from petseg.config.options import TRAINING, Group, option
+from petseg.errors import ConfigError
 
 # The strengths that --augment sets. A strength of 0 (of a crop: 1) switches its change off.
 SETS: dict[str, dict[str, float]] = {
-    "none": {"crop_area": 1.0, "crop_aspect": 1.0},
+    "none": {"crop_area": 1.0, "crop_area_max": 1.0, "crop_aspect": 1.0},
     "flip": {"flip": 0.5},
     "standard": {
         "flip": 0.5, "crop_area": 0.5, "crop_aspect": 1.2, "rotation": 10.0,
@@ -18,6 +20,7 @@ SETS: dict[str, dict[str, float]] = {
         "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.05, "cutout": 0.25,
     },
 }  # fmt: skip
+LARGEST_AREA = 16.0  # at a quarter of the scale, bilinear resampling without antialiasing is at its end
 
 
 def _strength(help: str, **allowed: Any) -> Any:
@@ -37,9 +40,30 @@ class AugmentationConfig(Group):
         code=TRAINING,
     )
     flip: float | None = _strength("probability of a horizontal flip", minimum=0, maximum=1)
-    crop_area: float | None = _strength("smallest crop, as a share of the image's area", above=0, maximum=1)
+    vertical_flip: float | None = _strength("probability of a vertical flip", minimum=0, maximum=1)
+    quarter_turns: float | None = _strength(
+        "probability of a turn by 0, 90, 180 or 270 degrees, each as likely, without resampling; needs a square "
+        "--image_size",
+        minimum=0,
+        maximum=1,
+    )
+    crop_area: float | None = _strength(
+        "crops have areas between this and --crop_area_max, as shares of the image's; above 1 zooms out, with ignored "
+        "pixels around the image",
+        above=0,
+        maximum=LARGEST_AREA,
+    )
+    crop_area_max: float | None = _strength(
+        "the other bound of --crop_area; empty: 1, the whole image", above=0, maximum=LARGEST_AREA
+    )
     crop_aspect: float | None = _strength(
         "largest factor by which a crop is wider or narrower than the image", minimum=1
+    )
+    crop_focus: float | None = _strength(
+        "share of the random crops, of --resize=crop and of --crop_area, that are centred on a pixel of a class that "
+        "is rare in the training split, as far as the image reaches",
+        minimum=0,
+        maximum=1,
     )
     rotation: float | None = _strength("largest rotation, either way", unit="degrees", minimum=0, maximum=180)
     brightness: float | None = _strength("largest relative change", minimum=0, maximum=1)
@@ -53,3 +77,18 @@ class AugmentationConfig(Group):
         given = dataclasses.asdict(self)
         chosen = {**dict.fromkeys(given, 0.0), **SETS["none"], **SETS.get(given.pop("augment"), {})}
         return {name: chosen[name] if value is None else value for name, value in given.items()}
+
+    def check_data(self, data: DataConfig) -> None:
+        """Raises ConfigError for changes that are impossible, or would do nothing, with the images of a config."""
+        strength = self.strengths()
+        if strength["quarter_turns"] and data.size[0] != data.size[1]:
+            raise ConfigError(
+                f"--quarter_turns={strength['quarter_turns']:.10g}: --image_size must be a square with it, got "
+                f"{data.image_size}; --flip and --vertical_flip turn by 180 degrees together, --rotation by any angle"
+            )
+        smallest = min(strength["crop_area"], strength["crop_area_max"])
+        if strength["crop_focus"] and data.resize != "crop" and smallest >= 1:
+            raise ConfigError(
+                f"--crop_focus={strength['crop_focus']:.10g}: there are no random crops to centre; must be 0, or with "
+                "--resize=crop or a --crop_area below 1"
+            )

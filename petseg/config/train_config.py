@@ -307,6 +307,7 @@ class Config:
                 f"--learning_rate_schedule={self.optimizer.learning_rate_schedule}, because scores rise most after "
                 "the decay, and the run would end before; --patience_before_decay allows it"
             )
+        self.augmentation.check_data(self.data)
         for name, nothing in (("unfreeze_encoder_at", 0), ("encoder_learning_rate_factor", 1)):
             value = getattr(self.optimizer, name)
             if value != nothing and model.first_trained == "none":

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
+from petseg.data.crop_focus import CropFocus, FocusPixels
 from petseg.data.example_decoding import BadExampleError
 from petseg.data.examples import BatchPosition, Examples, Fetched
 from petseg.picture_formats import open_picture
@@ -22,10 +23,11 @@ class RandomCrops(Examples):
       canvases: the images, each centred on a canvas by `Resizing` with method `crop`; all canvases have one size.
       size: height h and width w of a crop.
       sizes: int32 [N, 2], height and width of each image.
+      focus: centres crops on rare classes; None: all crops are uniform over positions.
     """
 
-    def __init__(self, canvases: Examples, size: tuple[int, int], sizes: np.ndarray):
-        self._canvases, self._size, self._sizes = canvases, size, sizes
+    def __init__(self, canvases: Examples, size: tuple[int, int], sizes: np.ndarray, focus: CropFocus | None = None):
+        self._canvases, self._size, self._sizes, self._focus = canvases, size, sizes, focus
         self.classes, self.names, self.origin = canvases.classes, canvases.names, canvases.origin
         self.fetch_portable = canvases.fetch_portable
 
@@ -36,18 +38,23 @@ class RandomCrops(Examples):
     def groups(self) -> Mapping[str, Sequence[str]]:  # type: ignore[override]
         return self._canvases.groups
 
+    def focused(self, focus: CropFocus) -> "RandomCrops":
+        """The same crops, a share of them centred on rare classes."""
+        return RandomCrops(self._canvases, self._size, self._sizes, focus)
+
     def fetch(self, ids: tf.Tensor) -> Fetched:
         """The centre crops."""
         image, mask, usable = self._canvases.fetch(ids)
         return Fetched(self._centre(image), self._centre(mask), usable)
 
     def batch(self, ids: tf.Tensor, at: BatchPosition, *, portable: bool = False) -> Fetched:
-        """The random crops of a step, uniform over positions; an image smaller than the crop is centred in it."""
+        """The random crops of a step, which lie inside their images; a smaller image is centred in its crop."""
         image, mask, usable = self._canvases.batch(ids, at, portable=portable)
         drawn = tf.random.stateless_uniform(
             [at.batch_size, 2], seed=tf.stack([tf.constant(at.seed + STREAM, tf.int64), at.step])
         )
-        starts = self._starts(tf.gather(self._sizes, ids), tf.shape(image)[1:3], tf.gather(drawn, at.positions))
+        pixels = None if self._focus is None else self._focus.pixels(mask, at)
+        starts = self._starts(tf.gather(self._sizes, ids), tf.shape(image)[1:3], tf.gather(drawn, at.positions), pixels)
         return Fetched(self._cropped(image, starts), self._cropped(mask, starts), usable)
 
     def read(self, ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -70,11 +77,14 @@ class RandomCrops(Examples):
         top, left = ((side - wanted) // 2 for side, wanted in zip(canvases.shape[1:3], self._size, strict=True))
         return canvases[:, top : top + self._size[0], left : left + self._size[1]]
 
-    def _starts(self, sizes: tf.Tensor, canvas: tf.Tensor, drawn: tf.Tensor) -> tf.Tensor:
+    def _starts(self, sizes: tf.Tensor, canvas: tf.Tensor, drawn: tf.Tensor, centres: FocusPixels | None) -> tf.Tensor:
         """Top left corners of crops in their canvases, int32 [K, 2], from uniform numbers in [0, 1), [K, 2]."""
-        room = sizes - tf.constant(self._size)
+        margins, room = (canvas - sizes) // 2, sizes - tf.constant(self._size)
         inside = tf.minimum(tf.cast(drawn * tf.cast(room + 1, tf.float32), tf.int32), room)  # rounding may reach 1
-        return (canvas - sizes) // 2 + tf.where(room >= 0, inside, -(-room // 2))
+        if centres is not None:
+            centred = tf.stack([centres.row, centres.column], axis=1) - margins - tf.constant(self._size) // 2
+            inside = tf.where(centres.found[:, None], tf.clip_by_value(centred, 0, tf.maximum(room, 0)), inside)
+        return margins + tf.where(room >= 0, inside, -(-room // 2))
 
     def _cropped(self, canvases: tf.Tensor, starts: tf.Tensor) -> tf.Tensor:
         shape = [*self._size, canvases.shape[-1]]

@@ -11,7 +11,9 @@ from petseg.classes import Classes
 from petseg.config import Config, DataConfig
 from petseg.data import catalog, input_pipeline, loading
 from petseg.data.bad_examples import BadExampleLog
+from petseg.data.crop_focus import CropFocus
 from petseg.data.examples import Examples
+from petseg.data.random_crops import RandomCrops
 from petseg.errors import ConfigError
 from petseg.evaluation import metrics
 from petseg.evaluation.evaluator import Evaluator
@@ -50,6 +52,15 @@ def load_splits(config: DataConfig) -> tuple[Examples, Examples]:
     evaluation = loading.load(config, config.eval_split, train.classes)
     catalog.warn_of_shared_examples(catalog.open_data(config, train.classes), config.train_split, config.eval_split)
     return train, evaluation
+
+
+def focused_crops(config: Config, examples: Examples) -> tuple[Examples, CropFocus | None]:
+    """The training split with random crops as --crop_focus says, and its focus; None without that flag."""
+    share = config.augmentation.strengths()["crop_focus"]
+    if not share:
+        return examples, None
+    focus = CropFocus.of_split(share, examples)
+    return examples.focused(focus) if isinstance(examples, RandomCrops) else examples, focus
 
 
 def training_batches(
@@ -129,14 +140,17 @@ def build_trainer(
     class_weights: tuple[float, ...] | None,
     total_steps: int,
     requests: StopRequests,
+    focus: CropFocus | None = None,
 ) -> trainer.Trainer:
-    """The trainer of a config; call it inside ``strategy.scope()``."""
+    """The trainer of a config, with the focus of `focused_crops`; call it inside ``strategy.scope()``."""
     compute, batch_size = config.compute, config.data.batch_size
     return trainer.Trainer(
         strategy,
         model,
         optimizers.build_optimizer(config.optimizer, model, total_steps),
-        augmentation.build_augmentation(config.augmentation, seed=config.runtime.seed, batch_size=batch_size),
+        augmentation.build_augmentation(
+            config.augmentation, seed=config.runtime.seed, batch_size=batch_size, focus=focus
+        ),
         build_weight_map(config, class_weights),
         losses.Loss(config.loss),
         LossScale(compute),

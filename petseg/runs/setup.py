@@ -143,10 +143,11 @@ def _build(
     class_weights = sample_weights.resolve_class_weights(
         config.loss, train_examples.masks_to_count, train_examples.classes.names
     )
+    train_examples, focus = building.focused_crops(config, train_examples)
     requests, stopwatch, strategy = StopRequests(), Stopwatch(), placement.strategy
     with strategy.scope():
         model = starting_point.build_initial_model(start, config, train_examples)
-        trainer = building.build_trainer(config, strategy, model, class_weights, schedule.last_step, requests)
+        trainer = building.build_trainer(config, strategy, model, class_weights, schedule.last_step, requests, focus)
         evaluator = building.build_evaluator(config, strategy, model, eval_examples, class_weights, requests)
     latest = Checkpoints(
         workdir.checkpoints, keep=config.schedule.keep_checkpoints, saves=placement.is_chief, **trainer.state()

@@ -12,30 +12,36 @@ import tensorflow as tf
 from petseg import custom_code
 from petseg.classes import IGNORED
 from petseg.config import AugmentationConfig
+from petseg.data.crop_focus import CropFocus, FocusPixels
+from petseg.data.examples import BatchPosition
 from petseg.errors import ConfigError, one_line
 
 Augmentation = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 GREY = 127.5
-OWN_STREAM = 1 << 33  # added to seeds, which are smaller, as `random_crops.STREAM` is
+FURTHER_DRAWS, OWN_STREAM = 3 << 32, 1 << 33  # added to seeds, which are smaller; `random_crops.STREAM` is another
 # RGB -> YIQ (NTSC): luma and two colour axes, in which hue is an angle and saturation a radius.
 YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
 
-def build_augmentation(config: AugmentationConfig, *, seed: int, batch_size: int) -> Augmentation:
+def build_augmentation(
+    config: AugmentationConfig, *, seed: int, batch_size: int, focus: CropFocus | None = None
+) -> Augmentation:
     """The random changes of a config, as a function of a batch.
 
     Args:
       config: the strength of each change.
       seed: seed of the run.
       batch_size: global batch size. Random numbers are drawn for all of it; each replica uses its own rows.
+      focus: centres crops on rare classes; None: crops are uniform over positions.
 
     Returns:
-      a function (images, masks, step, positions) -> (images, masks): float32 [b, H, W, 3] in [0, 255], uint8
+      a function (images, masks, step, positions) -> (images, masks): float32 [b, H, W, C] in [0, 255], uint8
       [b, H, W, 1], an int64 scalar and int64 [b]. Images are reflected at their edges, masks are IGNORED there.
     """
     strength = config.strengths()
-    moves = strength["crop_area"] < 1 or strength["crop_aspect"] > 1 or strength["rotation"] > 0
+    smallest, largest = sorted((strength["crop_area"], strength["crop_area_max"]))
+    moves = (smallest, largest) != (1, 1) or strength["crop_aspect"] > 1 or strength["rotation"] > 0
     own = own_augmentation(config.augment) if custom_code.is_reference(config.augment) else None
     recolours = any(strength[name] for name in ("brightness", "contrast", "saturation", "hue"))
 
@@ -47,13 +53,26 @@ def build_augmentation(config: AugmentationConfig, *, seed: int, batch_size: int
         flip, area, aspect, angle, x, y, brightness, contrast, saturation, hue, hole_x, hole_y = tf.unstack(
             tf.gather(drawn, positions), axis=1
         )
+        # Each row is one change's, so that more can follow and runs keep the bits of the others.
+        further = tf.random.stateless_uniform(
+            [3, batch_size], seed=tf.stack([tf.constant(seed + FURTHER_DRAWS, tf.int64), step])
+        )
+        upside_down, turned, turns = tf.unstack(tf.gather(further, positions, axis=1))
         if strength["flip"]:
-            images, masks = (flip_left_right(both, flip < strength["flip"]) for both in (images, masks))
+            images, masks = (mirror(both, flip < strength["flip"], axis=2) for both in (images, masks))
+        if strength["vertical_flip"]:
+            images, masks = (mirror(both, upside_down < strength["vertical_flip"], axis=1) for both in (images, masks))
+        if strength["quarter_turns"]:
+            count = tf.where(turned < strength["quarter_turns"], tf.floor(4 * turns), 0.0)
+            images, masks = (turn(both, count) for both in (images, masks))
         if moves:
             width, height = crop_sides(
-                tf.exp(_between(math.log(strength["crop_area"]), 0.0, area)),
+                tf.exp(_between(math.log(smallest), math.log(largest), area)),
                 tf.exp(_between(-1, 1, aspect) * math.log(strength["crop_aspect"])),
             )
+            if focus is not None:
+                at = BatchPosition(step, positions, batch_size, seed)
+                x, y = focused_positions(focus.pixels(masks, at), masks.shape[1:3], width, height, x, y)
             radians = _between(-1, 1, angle) * math.radians(strength["rotation"])
             images, masks = crop_and_rotate(images, masks, width, height, radians, x, y)
         if recolours:
@@ -110,15 +129,48 @@ def _between(low: float, high: float, drawn: tf.Tensor) -> tf.Tensor:
     return low + (high - low) * drawn
 
 
-def flip_left_right(images: tf.Tensor, flipped: tf.Tensor) -> tf.Tensor:
-    """Mirrors those of the images [b, H, W, C] for which `flipped`, bool [b], is True."""
-    return tf.where(flipped[:, None, None, None], tf.reverse(images, axis=[2]), images)
+def mirror(images: tf.Tensor, flipped: tf.Tensor, *, axis: int) -> tf.Tensor:
+    """Mirrors along an axis those of the images [b, H, W, C] for which `flipped`, bool [b], is True."""
+    return tf.where(flipped[:, None, None, None], tf.reverse(images, axis=[axis]), images)
+
+
+def turn(images: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Turns square images [b, H, H, C] by 0 to 3 quarter turns counter-clockwise, float32 [b]; moves pixels only."""
+    odd = (count == 1) | (count == 3)
+    images = tf.where(odd[:, None, None, None], tf.transpose(images, [0, 2, 1, 3]), images)
+    images = mirror(images, (count == 1) | (count == 2), axis=1)
+    return mirror(images, count >= 2, axis=2)
 
 
 def crop_sides(area: tf.Tensor, aspect: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Width and height of crops of given areas and width-to-height ratios, as shares of the image's, at most 1."""
-    root = tf.sqrt(area)
-    return tf.minimum(root * tf.sqrt(aspect), 1.0), tf.minimum(root / tf.sqrt(aspect), 1.0)
+    """Width and height of crops of given areas and width-to-height ratios, as shares of the image's.
+
+    Each is at most 1 unless the area is larger than the image's.
+    """
+    root, limit = tf.sqrt(area), tf.where(area > 1, math.inf, 1.0)
+    return tf.minimum(root * tf.sqrt(aspect), limit), tf.minimum(root / tf.sqrt(aspect), limit)
+
+
+def focused_positions(
+    pixels: FocusPixels, size: tuple[int, int], width: tf.Tensor, height: tf.Tensor, x: tf.Tensor, y: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Positions x and y, as in `crop_and_rotate`, of crops centred on pixels as far as they stay in the image.
+
+    Args:
+      pixels: the pixels.
+      size: height and width of the images in pixels.
+      width: float32 [b], width of each crop as a share of the image's.
+      height: float32 [b], its height as a share of the image's.
+      x: float32 [b], position of crops without such a pixel.
+      y: float32 [b], the same.
+    """
+
+    def focused(pixel: tf.Tensor, side: int, share: tf.Tensor, otherwise: tf.Tensor) -> tf.Tensor:
+        centre = (tf.cast(pixel, tf.float32) + 0.5) / side
+        position = tf.math.divide_no_nan(centre - share / 2, 1 - share)
+        return tf.where(pixels.found, tf.clip_by_value(position, 0.0, 1.0), otherwise)
+
+    return focused(pixels.column, size[1], width, x), focused(pixels.row, size[0], height, y)
 
 
 def crop_and_rotate(
@@ -138,7 +190,7 @@ def crop_and_rotate(
       width: float32 [b], width of each crop as a share of the image's.
       height: float32 [b], its height as a share of the image's.
       radians: float32 [b], rotation of the crop about its centre.
-      x: float32 [b], horizontal position of the crop: 0 at the left edge, 1 at the right.
+      x: float32 [b], horizontal position of the crop: 0 if both left edges coincide, 1 if both right edges do.
       y: float32 [b], vertical position: 0 at the top, 1 at the bottom.
     """
     rows, columns = images.shape[1], images.shape[2]

@@ -44,6 +44,11 @@ WRONG_FLAGS = [
     (["--loss_normalization=mean"], "--loss_normalization=mean", "one of pixels, weights"),
     (["--input_scaling=raw"], "--input_scaling=raw", "one of unit, symmetric"),
     (["--augment=wild"], "--augment=wild", "one of none, flip"),
+    (["--vertical_flip=2"], "--vertical_flip=2", "at most 1"),
+    (["--crop_area=17"], "--crop_area=17", "above 0 and at most 16"),
+    (["--quarter_turns=0.5", "--image_size=64,96"], "--quarter_turns=0.5: --image_size", "must be a square"),
+    (["--crop_focus=0.3"], "--crop_focus=0.3: there are no random crops", "--resize=crop or a --crop_area below 1"),
+    (["--crop_focus=0.3", "--crop_area=2"], "--crop_focus=0.3: there are no random crops", "must be 0"),
     (["--train_encoder=perhaps"], "--train_encoder=perhaps", "true or false"),
     (["--encoder_alpha=0.7"], "--encoder_alpha=0.7", "0.35, 0.5, 0.75, 1, 1.3, 1.4"),
     (["--dataset="], "--dataset=", "not empty"),
@@ -169,6 +174,13 @@ def test_config_survives_json(batch_size, learning_rate, epochs, split, determin
 def test_a_config_with_unknown_keys_is_refused(values):
     with pytest.raises(ConfigError, match=r"config: (unknown key|got)"):
         config_lib.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    "flags", [{"resize": "crop"}, {"crop_area": 0.5}, {"augment": "standard"}, {"crop_area": 2.0, "crop_area_max": 0.5}]
+)
+def test_crops_can_be_focused_wherever_there_are_random_crops(flags):
+    assert Config.of(crop_focus=0.3, **flags).augmentation.strengths()["crop_focus"] == 0.3
 
 
 def test_changes_tell_fixed_fields_from_free_ones():

@@ -9,6 +9,7 @@ from test_disk_cache import equal, training_batches
 from petseg.classes import IGNORED, PETS
 from petseg.data import input_pipeline, loading
 from petseg.data.backends.memory import MemoryExamples
+from petseg.data.crop_focus import CropFocus
 from petseg.data.examples import BatchPosition
 from petseg.data.random_crops import RandomCrops
 from petseg.data.resizing import GREY, Resizing
@@ -70,9 +71,34 @@ def test_crops_are_functions_of_seed_step_and_position(crops):
     assert (cut(crops, 3, [4, 2, 0, 7, 1], seed=1)[0] != images).any()
 
 
-def load(data_dir, **more):
+def test_focused_crops_are_centred_on_a_rare_pixel_and_stay_inside_their_images(crops):
+    images, masks = crops._canvases.read(range(5))
+    (first_row, first_column) = CANVAS[0] // 2, CANVAS[1] // 2
+    for row, column in ((0, 0), (3, -9), (-4, 15)):  # from the middle of the canvas, which is in every image
+        rare = masks.copy()
+        rare[:, first_row + row, first_column + column] = 2
+        rare[2] = np.where(rare[2] == 2, 1, rare[2])  # has none
+        marked = RandomCrops(MemoryExamples(images, rare, PETS), (32, 64), SIZES)
+        everywhere = {}
+        for share in (0.0, 1.0):
+            everywhere[share] = [cut(marked.focused(CropFocus(share, (2,))), step) for step in range(8)]
+        np.testing.assert_array_equal(everywhere[0.0][0][0], cut(marked, 0)[0])
+        for (ordinary, _), (_, found) in zip(everywhere[0.0], everywhere[1.0], strict=True):
+            assert ordinary.shape == (5, 32, 64, 3)
+            for i in (0, 1, 3):
+                (found_row,), (found_column,) = (set(each) for each in np.nonzero(found[i, ..., 0] == 2))
+                margins = (np.array(CANVAS) - SIZES[i]) // 2
+                place = np.array([first_row + row, first_column + column]) - margins
+                room = SIZES[i] - (32, 64)
+                start = np.where(room >= 0, np.clip(place - (16, 32), 0, np.maximum(room, 0)), -(-room // 2))
+                assert (found_row, found_column) == tuple(place - start)
+        assert (everywhere[1.0][3][0][2] == everywhere[0.0][3][0][2]).all()  # an ordinary crop
+
+
+def load(data_dir, *, focused=False, **more):
     config = data_config("synthetic_pets", 64, str(data_dir), resize="crop", **more)
-    return loading.load(config, "train", PETS, for_training=True)
+    crops = loading.load(config, "train", PETS, for_training=True)
+    return crops.focused(CropFocus(0.5, (0, 2))) if focused else crops
 
 
 def test_read_examples_are_centre_crops_and_classes_are_counted_in_whole_images(data_dir):
@@ -90,9 +116,14 @@ def test_read_examples_are_centre_crops_and_classes_are_counted_in_whole_images(
             np.testing.assert_array_equal(masks[i], mask[top : top + 64, left : left + 64])
 
 
-def test_batches_are_the_same_bits_in_all_caches_on_all_replicas_and_after_a_resume(array_record_dir, tmp_path):
+@pytest.mark.parametrize("focused", [False, True], ids=["uniform", "focused"])
+def test_batches_are_the_same_bits_in_all_caches_on_all_replicas_and_after_a_resume(
+    array_record_dir, tmp_path, focused
+):
     caches = ("memory", "disk", "none")
-    memory, *others = (load(array_record_dir, cache=cache, cache_dir=str(tmp_path)) for cache in caches)
+    memory, *others = (
+        load(array_record_dir, focused=focused, cache=cache, cache_dir=str(tmp_path)) for cache in caches
+    )
     expected = training_batches(memory)
     assert {batch["image"].shape for batch in expected} == {(4, 64, 64, 3)}
     for examples in others:
@@ -111,7 +142,7 @@ def test_batches_are_the_same_bits_in_all_caches_on_all_replicas_and_after_a_res
 
 
 def test_the_graph_for_a_data_service_makes_the_same_crops(data_dir, tmp_path):
-    examples = load(data_dir, cache="disk", cache_dir=str(tmp_path))
+    examples = load(data_dir, focused=True, cache="disk", cache_dir=str(tmp_path))
     for step, expected in enumerate(training_batches(examples)):
         at = BatchPosition(tf.constant(step, tf.int64), tf.range(4, dtype=tf.int64), 4, 3)
         found = input_pipeline.part_of_batch(examples, at, portable=True)

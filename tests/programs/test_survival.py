@@ -20,7 +20,10 @@ from petseg.runs.work_directory import WorkDirectory
 
 STEPS = 30
 # Of the runs that are compared bit by bit; tests of resuming elsewhere have the other decoder.
-RECIPE = ("--ema_decay=0.9", "--augment=strong", "--eval_at_start", "--decoder=light", "--inner_size=64")
+RECIPE = (
+    "--ema_decay=0.9", "--augment=strong", "--vertical_flip=0.5", "--quarter_turns=1", "--crop_area_max=2",
+    "--crop_focus=0.3", "--eval_at_start", "--decoder=light", "--inner_size=64",
+)  # fmt: skip
 
 
 def start(*flags):

@@ -16,7 +16,7 @@ from petseg.runs import scoring, train
 @pytest.mark.slow
 def test_a_run_on_crops_trains_scores_and_predicts(tiny_config, tmp_path):
     data = {"resize": "crop", "image_size": "64", "eval_split": "test[:3]"}
-    config = tiny_config.changed(data=data, schedule={"train_steps": 2})
+    config = tiny_config.changed(data=data, augmentation={"crop_focus": 0.5}, schedule={"train_steps": 2})
     results = train.train(config)
     assert np.sum(results["confusion_matrix"]) == 3 * 64 * 64
     score = ScoreConfig(workdir=config.runtime.workdir, resolution="native")
