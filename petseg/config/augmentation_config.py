@@ -68,8 +68,8 @@ class AugmentationConfig(Group):
     rotation: float | None = _strength("largest rotation, either way", unit="degrees", minimum=0, maximum=180)
     brightness: float | None = _strength("largest relative change", minimum=0, maximum=1)
     contrast: float | None = _strength("largest relative change", minimum=0, maximum=1)
-    saturation: float | None = _strength("largest relative change", minimum=0, maximum=1)
-    hue: float | None = _strength("largest hue shift, either way", unit="turns", minimum=0, maximum=0.5)
+    saturation: float | None = _strength("largest relative change, of RGB images", minimum=0, maximum=1)
+    hue: float | None = _strength("largest hue shift of RGB images, either way", unit="turns", minimum=0, maximum=0.5)
     cutout: float | None = _strength("side of a grey square, as a share of the image's side", minimum=0, below=1)
 
     def strengths(self) -> dict[str, float]:

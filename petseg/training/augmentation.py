@@ -215,16 +215,26 @@ def crop_and_rotate(
 def recolour(
     images: tf.Tensor, brightness: tf.Tensor, contrast: tf.Tensor, saturation: tf.Tensor, hue: tf.Tensor
 ) -> tf.Tensor:
-    """Changes the colours of float32 [b, H, W, 3] in [0, 255] by three factors and a hue rotation in turns, all [b]."""
+    """Changes the colours of float32 [b, H, W, C] in [0, 255] by three factors and a hue rotation in turns, all [b].
+
+    Images with another number of channels than 3 only change in brightness and contrast.
+    """
+    if images.shape[-1] == 3:
+        images = tf.einsum("bhwc,bdc->bhwd", images, _colour_matrix(saturation, hue) * brightness[:, None, None])
+    else:
+        images *= brightness[:, None, None, None]
+    mean = tf.reduce_mean(images, axis=[1, 2, 3], keepdims=True)
+    return tf.clip_by_value(mean + contrast[:, None, None, None] * (images - mean), 0.0, 255.0)
+
+
+def _colour_matrix(saturation: tf.Tensor, hue: tf.Tensor) -> tf.Tensor:
+    """RGB to RGB matrices [b, 3, 3] that scale the saturation by factors [b] and rotate the hue by turns [b]."""
     angle = 2 * math.pi * hue
     one, zero = tf.ones_like(angle), tf.zeros_like(angle)
     cos, sin = saturation * tf.cos(angle), saturation * tf.sin(angle)
     rotation = tf.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], axis=1)
     to_yiq = tf.constant(YIQ)
-    matrix = tf.linalg.inv(to_yiq) @ tf.reshape(rotation, [-1, 3, 3]) @ to_yiq * brightness[:, None, None]
-    images = tf.einsum("bhwc,bdc->bhwd", images, matrix)
-    mean = tf.reduce_mean(images, axis=[1, 2, 3], keepdims=True)
-    return tf.clip_by_value(mean + contrast[:, None, None, None] * (images - mean), 0.0, 255.0)
+    return tf.linalg.inv(to_yiq) @ tf.reshape(rotation, [-1, 3, 3]) @ to_yiq
 
 
 def cut_out(images: tf.Tensor, x: tf.Tensor, y: tf.Tensor, share: float) -> tf.Tensor:

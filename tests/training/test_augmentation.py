@@ -225,6 +225,17 @@ def test_brightness_contrast_saturation_and_hue():
     assert after.max() == 255
 
 
+def test_images_with_other_channels_than_rgb_change_in_brightness_and_contrast_only():
+    images = np.random.default_rng(1).uniform(60, 190, (BATCH, SIZE, SIZE, 4)).astype(np.float32)
+    config = {"augment": "none", "brightness": 0.3, "contrast": 0.2, "saturation": 0.2, "hue": 0.1}
+    found, _ = augmented(AugmentationConfig(**config), images=images)
+    for before, after in zip(images, found, strict=True):
+        unclipped = (after > 0) & (after < 255)
+        factor, offset = np.polyfit(before[unclipped], after[unclipped], 1)
+        np.testing.assert_allclose(after[unclipped], factor * before[unclipped] + offset, atol=0.05)
+    assert np.abs(found - images).max() > 10
+
+
 def test_cutout_paints_a_grey_square_and_keeps_the_mask():
     images = np.zeros((BATCH, SIZE, SIZE, 3), np.float32)
     sizes = []
