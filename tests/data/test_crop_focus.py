@@ -75,7 +75,7 @@ def test_pixels_are_functions_of_seed_step_and_position():
 
 def test_every_row_of_a_mask_with_more_pixels_than_float32_counts_can_be_drawn():
     mask = np.ones((1, 4200, 4200, 1), np.uint8)
-    _, rows, columns = zip(*[pixels(mask, (1,), step=step, batch_size=1) for step in range(40)], strict=True)
+    _, rows, columns = zip(*[pixels(mask, (1,), step=step, batch_size=1) for step in range(12)], strict=True)
     for drawn in (rows, columns):
-        assert np.min(drawn) < 600
-        assert np.max(drawn) > 3600
+        assert np.min(drawn) < 1400
+        assert np.max(drawn) > 2800

@@ -116,13 +116,11 @@ def test_read_examples_are_centre_crops_and_classes_are_counted_in_whole_images(
             np.testing.assert_array_equal(masks[i], mask[top : top + 64, left : left + 64])
 
 
-@pytest.mark.parametrize("focused", [False, True], ids=["uniform", "focused"])
-def test_batches_are_the_same_bits_in_all_caches_on_all_replicas_and_after_a_resume(
-    array_record_dir, tmp_path, focused
-):
+def test_batches_are_the_same_bits_in_all_caches_on_all_replicas_and_after_a_resume(array_record_dir, tmp_path):
     caches = ("memory", "disk", "none")
     memory, *others = (
-        load(array_record_dir, focused=focused, cache=cache, cache_dir=str(tmp_path)) for cache in caches
+        load(array_record_dir, focused=True, cache=cache, cache_dir=str(tmp_path))
+        for cache in caches  # half of them
     )
     expected = training_batches(memory)
     assert {batch["image"].shape for batch in expected} == {(4, 64, 64, 3)}
