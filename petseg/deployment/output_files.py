@@ -2,23 +2,22 @@
 
 import dataclasses
 import errno
-import functools
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image
-
 from petseg import files as files_lib
 from petseg.classes import Classes
-from petseg.deployment import probability_files
-from petseg.deployment.picture_encoding import encoded
+from petseg.deployment import picture_encoding, probability_files
+from petseg.deployment.georeference import NONE, Georeference
+from petseg.deployment.probability_files import PROBABILITY
 from petseg.deployment.segmentation import Segmentation
 from petseg.deployment.signed_files import is_signed
 from petseg.errors import DataError, one_line
 
-MASK, OVERLAY, CUTOUT = ".mask.png", ".overlay.jpg", ".cutout.png"
-_OWN_NAME = re.compile(r"\.(mask\.png|overlay\.jpg|cutout\.png|probability\..+\.png|probabilities\.npz)$")
+MASK, OVERLAY, CUTOUT = ".mask", ".overlay.jpg", ".cutout.png"
+_OWN_NAME = re.compile(r"\.(mask\.(png|tif)|overlay\.jpg|cutout\.png|probability\..+\.(png|tif)|probabilities\.npz)$")
 OVERLAY_OPACITY = 0.5
 
 
@@ -38,32 +37,45 @@ class Outputs:
     mask_values: str = "ids"
     probabilities: str = "none"
 
-    @property
-    def endings(self) -> tuple[str, ...]:
+    def endings(self, georeference: Georeference = NONE) -> tuple[str, ...]:
         """The endings of a photograph's output files; the mask's is the first."""
         cutout = (CUTOUT,) if self.cutout else ()
-        return (MASK, OVERLAY, *cutout, *probability_files.endings(self.probabilities, self.classes.names))
+        suffix = georeference.suffix
+        probabilities = probability_files.endings(self.probabilities, self.classes.names, suffix)
+        return (MASK + suffix, OVERLAY, *cutout, *probabilities)
 
-    def write(self, target: Path, segmentation: Segmentation) -> Path:
+    def write(self, target: Path, segmentation: Segmentation, georeference: Georeference = NONE) -> Path:
         """Writes the output files of a photograph, each of them even if another fails; returns the mask's file.
 
         Args:
           target: path of the output files without their endings.
           segmentation: what to write.
+          georeference: georeference of the photograph, which its mask and the pictures of probabilities get.
 
         Raises:
           DataError: if some of the outputs could not be written.
           OSError: if the disk is full or not writable, so that all other photographs would fail, too.
         """
-        writers: dict[str, Callable[[], object]] = {
-            MASK: lambda: _write_picture(output_file(target, MASK), segmentation.mask_picture(self.mask_values)),
-            OVERLAY: lambda: _write_picture(output_file(target, OVERLAY), segmentation.overlay(OVERLAY_OPACITY)),
-        }
+        mask_file = output_file(target, MASK + georeference.suffix)
+
+        def write_mask() -> None:
+            picture_encoding.write(mask_file, segmentation.mask_picture(self.mask_values), georeference)
+
+        def write_overlay() -> None:
+            picture_encoding.write(output_file(target, OVERLAY), segmentation.overlay(OVERLAY_OPACITY))
+
+        def write_cutout() -> None:
+            picture_encoding.write(output_file(target, CUTOUT), segmentation.cutout())
+
+        def write_probabilities() -> None:
+            rows, shape, names = segmentation.probability_rows, segmentation.mask.shape, self.classes.names
+            probability_files.write(target, self.probabilities, rows, shape, names, georeference)
+
+        writers: dict[str, Callable[[], None]] = {MASK: write_mask, OVERLAY: write_overlay}
         if self.cutout:
-            writers[CUTOUT] = lambda: _write_picture(output_file(target, CUTOUT), segmentation.cutout())
+            writers[CUTOUT] = write_cutout
         if self.probabilities != "none":
-            save = functools.partial(segmentation.save_probabilities, target, self.probabilities)
-            writers[f"--probabilities={self.probabilities}"] = save
+            writers[f"--probabilities={self.probabilities}"] = write_probabilities
         failed = []
         for what, write in writers.items():
             try:
@@ -74,7 +86,20 @@ class Outputs:
                 failed.append(f"{what}: {_reason(error)}")
         if failed:
             raise DataError("; ".join(failed))
-        return output_file(target, MASK)
+        return mask_file
+
+    def foreign(self, target: Path, georeference: Georeference = NONE) -> Path | None:
+        """An existing file that an output would replace and that petseg did not write; None if there is none."""
+        for ending in self.endings(georeference):
+            file = output_file(target, ending)
+            if os.path.lexists(file):
+                if not is_own(file):
+                    return file
+            elif ending.startswith((MASK, PROBABILITY)):
+                for beside, content in georeference.sidecars(file).items():
+                    if os.path.lexists(beside) and beside.read_bytes() != content:
+                        return beside
+        return None
 
 
 def output_file(target: Path, ending: str) -> Path:
@@ -88,10 +113,6 @@ def is_own(file: Path) -> bool:
         return bool(_OWN_NAME.search(file.name)) and is_signed(file)
     except OSError:
         return False
-
-
-def _write_picture(file: Path, picture: Image.Image) -> None:
-    files_lib.write_bytes(file, encoded(picture, file.suffix))
 
 
 def _reason(error: Exception) -> str:

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from petseg.deployment import georeference
+from petseg.deployment.georeference import NONE, Georeference
 from petseg.deployment.output_files import MASK, Outputs, is_own, output_file
 from petseg.deployment.segmentation import Segmentation
 from petseg.errors import DataError, WorkDirectoryError
@@ -25,10 +27,12 @@ class Photograph:
     Attributes:
       file: its file.
       target: path of its output files, without their endings.
+      georeference: where it lies on the earth.
     """
 
     file: Path
     target: Path
+    georeference: Georeference = NONE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Plan:
 
     @classmethod
     def make(cls, pattern: str, output_dir: str, outputs: Outputs, *, skip_existing: bool = False) -> "Plan":
-        """Lists photographs and checks their output files; reads no photograph.
+        """Lists photographs and checks their output files; of photographs, reads only tags of TIFF files.
 
         Subfolders below the folder, or below the part of a glob without wildcards, are kept. Photographs whose output
         names would clash, also where case is ignored, keep their suffix and get a number if necessary. Unchanged
@@ -70,23 +74,22 @@ class Plan:
         if own := len(matches) - len(files):
             logger.info("--predict=%s: %d files that petseg wrote are not photographs: skipped", pattern, own)
         targets = _targets(files, _root(pattern), Path(output_dir))
-        photographs = []
-        for photograph in map(Photograph, files, targets):
-            written = [output_file(photograph.target, ending) for ending in outputs.endings]
-            existing = [file for file in written if os.path.lexists(file)]
-            for file in existing:
-                if not is_own(file):
-                    raise WorkDirectoryError(
-                        f"--output_dir={output_dir}: {file} would be overwritten, and is not as petseg wrote it; "
-                        "must be another folder"
-                    )
-            if not skip_existing or len(existing) < len(written):
-                photographs.append(photograph)
+        georeferences, photographs = georeference.find(files), []
+        for file, target in zip(files, targets, strict=True):
+            where = georeferences.get(file, NONE)
+            if foreign := outputs.foreign(target, where):
+                raise WorkDirectoryError(
+                    f"--output_dir={output_dir}: {foreign} would be overwritten, and is not as petseg wrote it; "
+                    "must be another folder"
+                )
+            written = (output_file(target, ending) for ending in outputs.endings(where))
+            if not skip_existing or not all(map(os.path.lexists, written)):
+                photographs.append(Photograph(file, target, where))
         return cls(tuple(photographs), output_dir, outputs, skipped=len(files) - len(photographs))
 
     def write(self, photograph: Photograph, segmentation: Segmentation) -> Path:
         """Writes the outputs of a photograph, as `Outputs.write`."""
-        return self.outputs.write(photograph.target, segmentation)
+        return self.outputs.write(photograph.target, segmentation, photograph.georeference)
 
 
 def find_photographs(pattern: str, matches: Sequence[Path] | None = None) -> list[Path]:
@@ -140,6 +143,8 @@ def _photographs_below(folder: Path) -> list[Path]:
         closed.extend(Path(where, name) for name in subfolders if os.path.islink(Path(where, name)))
         for file in (Path(where, name) for name in names if not name.startswith(".")):
             (found if file.suffix.lower() in readable else others).append(file)
+    beside = {file.with_name(name) for file in found for name in georeference.sidecar_names(file)}
+    others = [file for file in others if file.with_name(file.name.lower()) not in beside]
     for files, reason in (
         (others, "files are left out because no reader is installed for their suffixes"),
         (closed, "subfolders are left out because they are links or cannot be listed"),
@@ -180,7 +185,7 @@ def _targets(files: Sequence[Path], root: Path, output_dir: Path) -> list[Path]:
             name, number = path.with_name(f"{path.name}-{number}"), number + 1
         taken.add(_case_folded(name))
         names[path] = name
-    renamed = [f"{path} -> {name}{MASK}" for path, name in names.items() if name != path.with_suffix("")]
+    renamed = [f"{path} -> {name}{MASK}.png" for path, name in names.items() if name != path.with_suffix("")]
     if renamed:
         logger.warning("%d photographs share a name with another; their masks: %s", len(renamed), ", ".join(renamed))
     return [output_dir / names[path] for path in relative]

@@ -11,23 +11,32 @@ import numpy as np
 from PIL import Image
 
 from petseg import files as files_lib
-from petseg.deployment.picture_encoding import encoded
+from petseg.deployment import picture_encoding
+from petseg.deployment.georeference import NONE, Georeference
 from petseg.deployment.signed_files import archive_signature
 from petseg.errors import ConfigError
 
 FORMATS = ("png", "npz")
+PROBABILITY = ".probability."
 MAX_PLANES_BYTES = 2**26  # of 8-bit probabilities in memory
 Rows = Callable[[], Iterable[np.ndarray]]  # computes or reads float32 [rows, W, C], from top to bottom
 
 
-def endings(format: str, names: Sequence[str]) -> tuple[str, ...]:
+def endings(format: str, names: Sequence[str], suffix: str = ".png") -> tuple[str, ...]:
     """Endings of the files of a format for classes of these names; of other formats, there are none."""
     if format == "png":
-        return tuple(f".probability.{name}.png" for name in names)
+        return tuple(f"{PROBABILITY}{name}{suffix}" for name in names)
     return (".probabilities.npz",) if format == "npz" else ()
 
 
-def write(target: Path, format: str, rows: Rows, shape: tuple[int, int], names: Sequence[str]) -> list[Path]:
+def write(
+    target: Path,
+    format: str,
+    rows: Rows,
+    shape: tuple[int, ...],
+    names: Sequence[str],
+    georeference: Georeference = NONE,
+) -> list[Path]:
     """Writes the files of a format for one image; few rows, or some 8-bit planes, are in memory at a time.
 
     Args:
@@ -36,22 +45,23 @@ def write(target: Path, format: str, rows: Rows, shape: tuple[int, int], names: 
       rows: the probabilities; called several times if 8-bit planes of all classes would take much memory.
       shape: height and width of the image.
       names: names of the C classes.
+      georeference: of the image; with that of a GeoTIFF, PNG files become GeoTIFFs.
 
     Raises:
       ConfigError: if the format is unknown.
     """
     if format not in FORMATS:
         raise ConfigError(f"probabilities: got {format!r}; must be one of {', '.join(FORMATS)}")
-    files = [target.with_name(target.name + ending) for ending in endings(format, names)]
+    files = [target.with_name(target.name + ending) for ending in endings(format, names, georeference.suffix)]
     if format == "npz":
         files_lib.write_bytes(files[0], _npz(rows, shape, names))
     else:
         for file, plane in zip(files, _planes(rows, shape, len(names)), strict=True):
-            files_lib.write_bytes(file, encoded(Image.fromarray(plane), file.suffix))
+            picture_encoding.write(file, Image.fromarray(plane), georeference)
     return files
 
 
-def _npz(rows: Rows, shape: tuple[int, int], names: Sequence[str]) -> Iterator[bytes]:
+def _npz(rows: Rows, shape: tuple[int, ...], names: Sequence[str]) -> Iterator[bytes]:
     """The content of an npz file: `probabilities` float32 [H, W, C], and `classes`, their names [C]."""
     chunks = _Chunks()
     with zipfile.ZipFile(chunks, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
@@ -67,7 +77,7 @@ def _npz(rows: Rows, shape: tuple[int, int], names: Sequence[str]) -> Iterator[b
     yield chunks.pop()
 
 
-def _planes(rows: Rows, shape: tuple[int, int], count: int) -> Iterator[np.ndarray]:
+def _planes(rows: Rows, shape: tuple[int, ...], count: int) -> Iterator[np.ndarray]:
     """The probabilities of each of `count` classes as uint8 [H, W], 255 for 1."""
     at_once = max(1, MAX_PLANES_BYTES // (shape[0] * shape[1]))
     for first in range(0, count, at_once):

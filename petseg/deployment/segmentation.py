@@ -107,9 +107,7 @@ class Segmentation:
           DataError: as `probabilities`.
           OSError: if the files cannot be written.
         """
-        height, width = self.mask.shape
-        names = self.classes.names
-        return probability_files.write(Path(target), format, self.probability_rows, (height, width), names)
+        return probability_files.write(Path(target), format, self.probability_rows, self.mask.shape, self.classes.names)
 
     def mask_picture(self, mask_values: str = "ids") -> Image.Image:
         """The mask as a picture of class ids, or with "own" of the values or colours of the data set's masks."""
