@@ -108,7 +108,7 @@ def _read_sidecars(picture: Path, names: Mapping[str, str]) -> dict[str, bytes]:
       picture: the picture.
       names: the names in its folder, by lower-case name.
     """
-    contents = {}
+    contents: dict[str, bytes] = {}
     for what, candidates in _sidecar_names(picture).items():
         for name in (names[name] for name in candidates if name in names):
             content = picture.with_name(name).read_bytes()

@@ -133,21 +133,21 @@ def test_files_left_out_of_a_folder_are_logged(tmp_path, caplog):
         format = {".JFIF": "JPEG", ".jpg": "JPEG"}.get(name[1:])
         (tmp_path / "in" / "sub").mkdir(parents=True, exist_ok=True)
         Image.new("L", (9, 6)).save(tmp_path / "in" / name, format)
-    for name in ("f.heic", "sub/notes.txt", ".hidden.heic"):
+    for name in ("f.eps", "sub/notes.txt", ".hidden.eps"):
         (tmp_path / "in" / name).write_text("no picture that Pillow reads")
     (tmp_path / "in" / "link").symlink_to(tmp_path)
     with caplog.at_level(logging.WARNING, "petseg"):
         assert masks(tmp_path / "in", tmp_path / "out") == [f"{name}.mask.png" for name in "abcde"]
     files, folders = caplog.messages
     assert "2 files are left out" in files
-    assert files.endswith(": f.heic, sub/notes.txt")
+    assert files.endswith(": f.eps, sub/notes.txt")
     assert folders.endswith(": link")
     for i in range(20):
-        (tmp_path / "in" / f"{i:02}.heic").write_text("")
+        (tmp_path / "in" / f"{i:02}.eps").write_text("")
     caplog.clear()
     masks(tmp_path / "in", tmp_path / "out")
     assert "22 files are left out" in caplog.messages[0]
-    assert caplog.messages[0].endswith("07.heic and 14 more")
+    assert caplog.messages[0].endswith("07.eps and 14 more")
 
 
 def test_names_that_are_not_utf8_work(tmp_path):

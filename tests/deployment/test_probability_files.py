@@ -76,7 +76,7 @@ def test_outputs_with_probabilities_are_recognised_until_they_are_changed(tmp_pa
         outputs = Outputs(PETS, probabilities=format)
         outputs.write(tmp_path / format / "cat", found)
         files = list((tmp_path / format).iterdir())
-        assert {file.name for file in files} == {f"cat{ending}" for ending in outputs.endings}
+        assert {file.name for file in files} == {f"cat{ending}" for ending in outputs.endings()}
         assert len(files) == count
         assert all(map(is_own, files))
     file = tmp_path / "npz" / "cat.probabilities.npz"
