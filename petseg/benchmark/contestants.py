@@ -15,15 +15,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from petseg.benchmark import step_cost
 from petseg.config import Config
 from petseg.data import catalog, input_pipeline, loading
-from petseg.models import inference
 from petseg.reporting import telemetry
 from petseg.runs import building, train
 from petseg.runs.setup import Run, set_up
 from petseg.runs.work_directory import WorkDirectory
-from petseg.runtime import host_allocator, process
+from petseg.runtime import process
 from petseg.runtime.signals import StopSignals
 from petseg.training.stop_requests import StopRequests
 from petseg.training.trainer import Trainer
@@ -49,7 +47,7 @@ Contestant = Generator[Any, int, None]
 
 def serve(connection: Connection, name: str, config: Config) -> None:
     """Runs a contestant for another process: sends its facts, then a turn for each number of steps received."""
-    contestant = CONTESTANTS[name](config)
+    contestant = globals()[name](config)
     began = time.perf_counter()
     facts = next(contestant)
     connection.send({**facts, "ready_after": time.perf_counter() - began})
@@ -58,10 +56,10 @@ def serve(connection: Connection, name: str, config: Config) -> None:
         connection.send({**dataclasses.asdict(turn), **telemetry.memory()})
 
 
-def timed(images: int, work: Callable[[int], Any], facts: Callable[[], dict[str, float]] = dict) -> Contestant:
-    """A contestant that calls `work(steps)` in each turn, `images` for each step; yields `facts` after a warm-up."""
+def timed(images: int, work: Callable[[int], Any]) -> Contestant:
+    """A contestant that calls `work(steps)` in each turn, `images` for each step; ready after a warm-up."""
     work(WARM_UP)
-    steps = yield facts()
+    steps = yield {}
     while True:
         began = time.perf_counter()
         work(steps)
@@ -70,7 +68,7 @@ def timed(images: int, work: Callable[[int], Any], facts: Callable[[], dict[str,
 
 def bare_step(config: Config) -> Contestant:
     """The compiled loop on one batch in memory: no input, no summaries, no checkpoints."""
-    strategy = process.set_up_runtime(config, config.distribution).strategy
+    strategy = process.set_up_runtime(config, config.distribution, trains=True).strategy
     trainer, batches = trainer_and_batches(config, strategy)
 
     def work(steps: int) -> None:
@@ -96,16 +94,6 @@ def trainer_and_batches(config: Config, strategy: tf.distribute.Strategy) -> tup
         strategy.distribute_datasets_from_function(lambda _: tf.data.Dataset.from_tensors(batch).cache().repeat())
     )
     return trainer, batches
-
-
-def counted_step(config: Config) -> Contestant:
-    """`bare_step`, whose facts are the operations and bytes of an image."""
-    contestant = bare_step(config)
-    next(contestant)
-    flops, moved = step_cost.flops_and_bytes(_model(config), config.data.batch_size)
-    steps = yield {"flops_per_image": flops, "bytes_per_image": moved}
-    while True:
-        steps = yield contestant.send(steps)
 
 
 def whole_loop(config: Config) -> Contestant:
@@ -150,11 +138,11 @@ def whole_loop(config: Config) -> Contestant:
 def set_up_run(config: Config) -> Run:
     """The run that `train.py` would train."""
     workdir = WorkDirectory.for_training(config.runtime.workdir, config.data.dataset)
-    return set_up(config, workdir, process.set_up_runtime(config, config.distribution), StopSignals())
+    return set_up(config, workdir, process.set_up_runtime(config, config.distribution, trains=True), StopSignals())
 
 
-def keras_fit(config: Config, *, jit_compile: str | bool = "auto") -> Contestant:
-    """`model.fit` of the same network on the tutorial's input pipeline, with Keras's defaults."""
+def keras_fit(config: Config, *, jit_compile: str | bool = "auto", batches: Any = None) -> Contestant:
+    """`model.fit` of the same network, with Keras's defaults, by default on the tutorial's input pipeline."""
     model = _model(config)
     model.compile(
         optimizer=keras.optimizers.Adam(config.optimizer.learning_rate),
@@ -162,7 +150,7 @@ def keras_fit(config: Config, *, jit_compile: str | bool = "auto") -> Contestant
         metrics=["accuracy"],
         jit_compile=jit_compile,
     )
-    batches, _ = tutorial_batches(config)
+    batches = tutorial_batches(config)[0] if batches is None else batches
     yield from timed(
         config.data.batch_size, lambda steps: model.fit(batches, epochs=1, steps_per_epoch=steps, verbose=0)
     )
@@ -173,137 +161,64 @@ def keras_fit_without_xla(config: Config) -> Contestant:
     yield from keras_fit(config, jit_compile=False)
 
 
+def fit_in_memory(config: Config, *, jit_compile: str | bool = "auto") -> Contestant:
+    """`keras_fit` on one batch in memory."""
+    process.set_up_runtime(config, config.distribution)
+    batch = tf.data.Dataset.from_tensors(_float_batch(config)).cache().repeat().prefetch(2)
+    yield from keras_fit(config, jit_compile=jit_compile, batches=batch)
+
+
+def fit_in_memory_without_xla(config: Config) -> Contestant:
+    """`fit_in_memory` with `jit_compile=False`."""
+    yield from fit_in_memory(config, jit_compile=False)
+
+
+def plain_loop(config: Config) -> Contestant:
+    """A compiled loop of a gradient tape and Keras's Adam on one batch in memory, with no bookkeeping at all."""
+    process.set_up_runtime(config, config.distribution)
+    model, optimizer = _model(config), keras.optimizers.Adam(config.optimizer.learning_rate)
+    optimizer.build(model.trainable_variables)
+    loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    images, masks = _float_batch(config)
+
+    def step(done: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        with tf.GradientTape() as tape:
+            loss = loss_of(masks, model(images, training=True))
+        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+        return done + 1, loss
+
+    @tf.function(autograph=False)
+    def loop(steps: tf.Tensor) -> tf.Tensor:
+        return tf.while_loop(lambda done, _: done < steps, step, (tf.constant(0), tf.constant(0.0)))[1]
+
+    yield from timed(config.data.batch_size, lambda steps: loop(tf.constant(steps)).numpy())
+
+
+def _float_batch(config: Config) -> tuple[tf.Tensor, tf.Tensor]:
+    """Random images, float32 [B, H, W, 3], and masks, int32 [B, H, W, 1]."""
+    shape = [config.data.batch_size, *config.data.size]
+    return tf.cast(_random([*shape, 3], 256), tf.float32), tf.cast(_random([*shape, 1], 3), tf.int32)
+
+
 def petseg_input(config: Config) -> Contestant:
     """petseg's training input."""
     data = config.data
-    before = telemetry.memory()["memory/host"]
     examples = loading.load(data, data.train_split)
-    batches = iter(
-        input_pipeline.distributed_training_batches(
-            tf.distribute.OneDeviceStrategy("/cpu:0"),
-            examples,
-            batch_size=data.batch_size,
-            seed=config.runtime.seed,
-            first_step=0,
-            last_step=10**9,
-        )
+    batches = input_pipeline.distributed_training_batches(
+        tf.distribute.OneDeviceStrategy("/cpu:0"),
+        examples,
+        batch_size=data.batch_size,
+        seed=config.runtime.seed,
+        first_step=0,
+        last_step=10**9,
     )
-    yield from _input(batches, before, len(examples), data.batch_size)
-
-
-def tutorial_input(config: Config) -> Contestant:
-    """The tutorial's training input."""
-    before = telemetry.memory()["memory/host"]
-    batches, count = tutorial_batches(config)
-    yield from _input(iter(batches), before, count, config.data.batch_size)
-
-
-def _input(batches: Any, before: float, examples: int, batch_size: int) -> Contestant:
-    def work(steps: int) -> None:
-        for _ in range(steps):
-            next(batches)
-
-    work(2 * examples // batch_size)  # fills the caches
-    yield from timed(batch_size, work, lambda: {"data_memory": telemetry.memory()["memory/host"] - before})
-
-
-def passes(images: int, work: Callable[[], Any]) -> Contestant:
-    """A contestant that calls `work()` once in each turn, whatever its number of steps."""
-    work()
-    yield {}
-    while True:
-        began = time.perf_counter()
-        work()
-        yield Turn(time.perf_counter() - began, images)
-
-
-def forward_pass(config: Config) -> Contestant:
-    """The compiled network alone, over as many random images as the evaluation split has."""
-    process.set_up_runtime(config, config.distribution)
-    data, model = config.data, _model(config)
-    count = catalog.open_data(data).num_examples(data.eval_split)
-    images = _random([data.batch_size, *model.input_shape[1:]], 256)
-
-    @tf.function
-    def forward(batches: tf.Tensor) -> tf.Tensor:
-        total = tf.constant(0.0)
-        for _ in tf.range(batches):
-            # One batch at a time, as elsewhere; several would be faster on a CPU, but need more memory.
-            tf.autograph.experimental.set_loop_options(parallel_iterations=1)
-            total += tf.reduce_sum(inference.logits(model, images))
-        return total
-
-    whole, rest = divmod(count, data.batch_size)
-
-    @tf.function
-    def last() -> tf.Tensor:
-        return tf.reduce_sum(inference.logits(model, images[:rest]))
-
-    def work() -> None:
-        forward(tf.constant(whole)).numpy()
-        if rest:
-            last().numpy()
-
-    yield from passes(count, work)
-
-
-def prediction(config: Config) -> Contestant:
-    """The compiled network alone, on one batch in memory."""
-    process.set_up_runtime(config, config.distribution)
-    model, size = _model(config), config.data.batch_size
-    images = _random([size, *model.input_shape[1:]], 256)
-    forward = tf.function(lambda: tf.reduce_sum(inference.logits(model, images)), autograph=False)
+    iterator = iter(batches)
 
     def work(steps: int) -> None:
         for _ in range(steps):
-            forward().numpy()
+            next(iterator)
 
-    yield from timed(size, work)
-
-
-def evaluation(config: Config) -> Contestant:
-    """The evaluator's pass over the evaluation split."""
-    data = config.data
-    strategy = process.set_up_runtime(config, config.distribution).strategy
-    examples = loading.load(data, data.eval_split)
-    with strategy.scope():
-        evaluator = building.build_evaluator(config, strategy, _model(config), examples, None, StopRequests())
-    yield from passes(len(examples), evaluator.evaluate)
-
-
-def matrix_product(config: Config) -> Contestant:
-    """A product of large matrices; each of its floating-point operations counts as an image."""
-    host_allocator.keep_freed_memory()
-    rows, columns = 4096, 2048
-    left, right = tf.random.normal([rows, columns]), tf.random.normal([columns, columns])
-
-    @tf.function
-    def product() -> tf.Tensor:
-        return tf.matmul(left, right)
-
-    def work(steps: int) -> None:
-        for _ in range(steps):
-            result = product()
-        result.numpy()
-
-    yield from timed(2 * rows * columns * columns, work)
-
-
-def memory_copy(config: Config) -> Contestant:
-    """The sum of a large array and a number; each byte read or written counts as an image."""
-    host_allocator.keep_freed_memory()
-    array = tf.random.normal([2**24])
-
-    @tf.function
-    def add_one(array: tf.Tensor) -> tf.Tensor:
-        return array + 1.0
-
-    def work(steps: int) -> None:
-        for _ in range(steps):
-            result = add_one(array)
-        result.numpy()
-
-    yield from timed(2 * 4 * 2**24, work)
+    yield from timed(data.batch_size, work)
 
 
 def _model(config: Config) -> keras.Model:
@@ -345,22 +260,3 @@ def tutorial_batches(config: Config) -> tuple[Any, int]:
         .prefetch(buffer_size=tf.data.AUTOTUNE)
     )
     return batches, data_set.num_examples(data.train_split)
-
-
-CONTESTANTS: dict[str, Callable[[Config], Contestant]] = {
-    contestant.__name__: contestant
-    for contestant in (
-        bare_step,
-        counted_step,
-        whole_loop,
-        keras_fit,
-        keras_fit_without_xla,
-        petseg_input,
-        tutorial_input,
-        forward_pass,
-        prediction,
-        evaluation,
-        matrix_product,
-        memory_copy,
-    )
-}

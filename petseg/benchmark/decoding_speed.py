@@ -1,4 +1,4 @@
-"""Decoding speed of a core and of the training input: python -m petseg.benchmark --measure=decoding.
+"""Decoding speed of a core: python -m petseg.benchmark --measure=decoding.
 
 The decoders take turns in one process. Images per second of wall-clock time depend on other work on the machine; images
 per second of processor time hardly do, and give the number of cores that keep up with a GPU.
@@ -19,8 +19,6 @@ from petseg.errors import ConfigError, DataError
 
 MAX_EXAMPLES = 512  # that are decoded in turn
 SPARE = 0.2  # additional cores, for other work of the host
-WARM_UP, IDLE_SECONDS = 4, 0.3
-SEED = 0
 logger = logging.getLogger("petseg.benchmark")
 
 
@@ -114,7 +112,6 @@ def _decoders(data: DataConfig) -> Iterator[tuple[str, Decoder]]:
     """The decoders to measure, with their titles."""
     import tensorflow as tf
 
-    from petseg.data import loading
     from petseg.data.split_source import SplitSource
 
     whole = SplitSource.open(data, data.train_split, None)
@@ -136,11 +133,6 @@ def _decoders(data: DataConfig) -> Iterator[tuple[str, Decoder]]:
             )
         except DataError as error:
             logger.warning("not measured: %s", error)
-    if whole.records is None:
-        logger.warning("batches of --cache=none are not measured: they need array_record files")
-        return
-    examples = loading.load(dataclasses.replace(data, cache="none"), data.train_split, for_training=True)
-    yield f"batches of --cache=none, --decode={data.decode}", _training_input(examples, data.batch_size)
 
 
 def _on_one_core(undecoded: Any, decode: Callable[[Any], Any], batch_size: int) -> Decoder:
@@ -163,45 +155,3 @@ def _on_one_core(undecoded: Any, decode: Callable[[Any], Any], batch_size: int) 
         return Turn(steps * batch_size, time.perf_counter() - began, time.process_time() - cpu)
 
     return turn
-
-
-def _training_input(examples: Any, batch_size: int) -> Decoder:
-    """The training input, in all its threads."""
-    import tensorflow as tf
-
-    from petseg.data import input_pipeline
-
-    def turn(steps: int) -> Turn:
-        # A new iterator for each turn: an old one would continue to prefetch during the turns of others.
-        batches = iter(
-            input_pipeline.distributed_training_batches(
-                tf.distribute.OneDeviceStrategy("/cpu:0"),
-                examples,
-                batch_size=batch_size,
-                seed=SEED,
-                first_step=0,
-                last_step=10**6,
-            )
-        )
-        for _ in range(WARM_UP):
-            next(batches)
-        began, cpu = time.perf_counter(), time.process_time()
-        for _ in range(steps):
-            next(batches)
-        result = Turn(steps * batch_size, time.perf_counter() - began, time.process_time() - cpu)
-        del batches
-        _wait_until_idle()
-        return result
-
-    return turn
-
-
-def _wait_until_idle() -> None:
-    """Waits until this process uses no processor time, 10 s at most."""
-    before = -math.inf
-    for _ in range(int(10 / IDLE_SECONDS)):
-        now = time.process_time()
-        if now - before < IDLE_SECONDS / 10:
-            return
-        before = now
-        time.sleep(IDLE_SECONDS)

@@ -28,13 +28,15 @@ class Worker:
         """Sends a message to the worker."""
         self.connection.send(message)
 
-    def receive(self) -> Any:
+    def receive(self, seconds: float | None = None) -> Any:
         """Waits for the worker's next message.
 
         Raises:
-          PetsegError: if the worker failed or ended instead.
+          PetsegError: if the worker failed or ended instead, or sent nothing within some seconds.
         """
         try:
+            if seconds is not None and not self.connection.poll(max(0.0, seconds)):
+                raise PetsegError(f"{self._title}: did not end within its time")
             message = self.connection.recv()
         except EOFError:
             raise PetsegError(f"{self._title}: its process ended") from None
@@ -45,7 +47,7 @@ class Worker:
 
 @contextlib.contextmanager
 def worker(title: str, target: str, *arguments: Any, environment: Mapping[str, str] | None = None) -> Iterator[Worker]:
-    """Spawns a process for the duration of a ``with`` block.
+    """Starts a process for the duration of a ``with`` block: a fork of one that has loaded TensorFlow.
 
     Args:
       title: name of the worker in error messages.
@@ -54,7 +56,8 @@ def worker(title: str, target: str, *arguments: Any, environment: Mapping[str, s
       arguments: further arguments, which are pickled.
       environment: environment variables to set before TensorFlow loads.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["petseg.benchmark.preloaded"])
     ours, theirs = context.Pipe()
     process = context.Process(target=_run, args=(theirs, target, arguments, environment or {}), daemon=True)
     process.start()

@@ -1,4 +1,4 @@
-"""Scaling of training steps: python -m petseg.benchmark --measure=scaling [--plot=FILE] [any flag of train.py].
+"""Scaling of training steps: python -m petseg.benchmark --measure=scaling [any flag of train.py].
 
 Measures steps of several replicas of one process, and of several worker processes on the loopback interface, on CPUs.
 A model is fitted to steps of one replica and to separate all-reduces of two, compared with all other steps, and used to
@@ -12,12 +12,10 @@ import logging
 import math
 from collections.abc import Sequence
 from multiprocessing import connection
-from pathlib import Path
 from typing import Any
 
 from petseg.benchmark import processes, scaling_model
 from petseg.benchmark.scaling_model import (
-    MICRO_BATCHES,
     REPLICAS,
     WORKERS,
     Link,
@@ -58,7 +56,6 @@ class ScalingConfig(Group):
         f"{REPLICAS},{WORKERS}", "what to measure: replicas of one process, workers, or both", required=True
     )
     scaling_steps: int = option(10, "steps of which the median counts, with --measure=scaling", unit="steps", minimum=1)
-    scaling_variants: bool = option(True, "also measure two of each with micro-batches, and with float16 gradients")
     gpu_images_per_second: str = option(
         "400",
         "training speed of a single GPU, images/s; here and below, comma-separated values describe several machines",
@@ -71,7 +68,6 @@ class ScalingConfig(Group):
     input_images_per_second: str = option("0", "speed of the input of a node, images/s; 0: as measured on this host")
     gpu_batch: int = option(0, "examples of each GPU in weak scaling; 0: --batch_size", unit="examples", minimum=0)
     strong_batch: int = option(4096, "examples of a step in strong scaling", unit="examples", minimum=1)
-    plot: str = option("", "PNG file for a plot of throughput and efficiency; empty: none")
 
     def numbers(self) -> tuple[int, ...]:
         """Numbers of replicas and workers, in order."""
@@ -91,7 +87,7 @@ class ScalingConfig(Group):
         return tuple(name for name in (REPLICAS, WORKERS) if name in asked)
 
     def check(self, batch_size: int) -> None:
-        """Raises ConfigError if a flag is invalid, the numbers do not divide the batch, or the plot has no folder."""
+        """Raises ConfigError if a flag is invalid, or the numbers do not divide the batch."""
         most = self.numbers()[-1]
         self.kinds()
         self.machines(input_per_host=1.0)
@@ -100,8 +96,6 @@ class ScalingConfig(Group):
                 f"--batch_size={batch_size}: must be a multiple of the largest of --scaling_numbers, {most}, and at "
                 "least twice that"
             )
-        if self.plot and not Path(self.plot).absolute().parent.is_dir():
-            raise ConfigError(f"--plot={self.plot}: its folder does not exist")
 
     def machines(self, input_per_host: float) -> list[Machine]:
         """The machines that the flags describe, in their order."""
@@ -146,35 +140,25 @@ def measure(config: ScalingConfig, plain: Config) -> list[dict[str, Any]]:
       plain: the training run whose steps are measured; its strategy and devices are replaced.
 
     Returns:
-      one dictionary of the results: `points`, `variants`, `input_per_host`, `model` and `predictions`.
+      one dictionary of the results: `points`, `input_per_host`, `model` and `predictions`.
     """
-    points, variants = [], []
+    points = []
     for kind in config.kinds():
         for number in config.numbers():
             batches = batch_sizes(plain.data.batch_size, number, config.numbers()[-1])
             configs = [replicated_config(plain, kind, number, size) for size in batches]
-            titles = list(batches.values())
-            if number == 2 and config.scaling_variants:
-                more = _variants(configs[-1], kind)
-                configs, titles = [*configs, *more.values()], [*titles, *more]
             logger.info("%d %s: %d measurements", number, kind, len(configs))
-            for title, each, found in zip(
-                titles, configs, measure_steps(kind, number, configs, config.scaling_steps), strict=True
-            ):
+            results = measure_steps(kind, number, configs, config.scaling_steps)
+            for (size, title), found in zip(batches.items(), results, strict=True):
                 row = {key: found[key] for key in ("step", "busy", "all_reduce", "small", "bytes", "small_reduces")}
                 row["busy"] *= number if kind == WORKERS else 1  # each measures its own; they are alike
-                if title in ("weak", "strong", "both"):
-                    points.append(Point(kind, number, title, each.data.batch_size, **row))
-                if title != "weak" and number == 2:
-                    what = "" if title in ("strong", "both") else f", {title}"
-                    variants.append({"title": f"2 {kind}{what}", "batch_size": each.data.batch_size, **found})
+                points.append(Point(kind, number, title, size, **row))
     logger.info("measuring the input of this host")
     input_per_host = _input_per_host(plain)
     model = scaling_model.fit(points, usable_cpus())
     return [
         {
             "points": [_beside_model(point, model) for point in points],
-            "variants": variants if config.scaling_variants else [],
             "input_per_host": input_per_host,
             "model": dataclasses.asdict(model),
             "predictions": _predictions(config, plain, points, input_per_host),
@@ -218,16 +202,6 @@ def replicated_config(plain: Config, kind: str, number: int, batch_size: int) ->
     return plain.changed(distribution=devices, data={"batch_size": batch_size}, runtime={"deterministic": False})
 
 
-def _variants(config: Config, kind: str) -> dict[str, Config]:
-    """Ways for two replicas to send fewer bytes: float16 gradients, and several micro-batches in a step."""
-    found = {"--all_reduce_dtype=float16": config.changed(compute={"all_reduce_dtype": "float16"})}
-    for number in MICRO_BATCHES if kind == REPLICAS else ():
-        found[f"--micro_batches={number}"] = config.changed(
-            compute={"micro_batches": number}, data={"batch_size": config.data.batch_size * number}
-        )
-    return found
-
-
 def measure_steps(kind: str, number: int, configs: Sequence[Config], steps: int) -> list[dict[str, Any]]:
     """Measures each config on replicas of one process, or on worker processes, of which the first one's results count.
 
@@ -268,11 +242,7 @@ def _first_result(target: str, arguments: tuple[Any, ...], environments: Sequenc
 def _predictions(
     config: ScalingConfig, plain: Config, points: Sequence[Point], input_per_host: float
 ) -> list[dict[str, Any]]:
-    """Predicts weak and strong scaling from one GPU to `MOST_GPUS`, for each machine.
-
-    `float16` and `micro_batches` hold the efficiency with half of the bytes, and with `MICRO_BATCHES[-1]` times the
-    batch.
-    """
+    """Predicts weak and strong scaling from one GPU to `MOST_GPUS`, for each machine."""
     two = next(point for point in points if point.number == 2)
     rows = []
     for machine in config.machines(input_per_host):
@@ -281,15 +251,11 @@ def _predictions(
                 if scaling == "strong" and gpus > batch:
                     break
                 each = batch if scaling == "weak" else batch / gpus
-                found, halved, longer = (
-                    scaling_model.predict(machine, gpus, each * k, size=size, small_reduces=k * two.small_reduces)
-                    for k, size in ((1, two.bytes), (1, two.bytes / 2), (MICRO_BATCHES[-1], two.bytes))
-                )
-                others = {"float16": halved.efficiency, "micro_batches": longer.efficiency}
-                rows.append({"machine": machine.description(), "scaling": scaling, **_as_row(found), **others})
+                found = scaling_model.predict(machine, gpus, each, size=two.bytes, small_reduces=two.small_reduces)
+                rows.append({"machine": machine.description(), "scaling": scaling, **_as_row(found)})
     return rows
 
 
 def _as_row(found: Prediction) -> dict[str, Any]:
-    names = ("network", "step", "images_per_second", "efficiency", "hidden", "bottleneck")
+    names = ("network", "step", "images_per_second", "efficiency", "bottleneck")
     return {**dataclasses.asdict(found), **{name: getattr(found, name) for name in names}}

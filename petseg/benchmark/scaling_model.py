@@ -12,7 +12,6 @@ import numpy as np
 
 REPLICAS, WORKERS = "replicas", "workers"
 COMPUTE, NETWORK, INPUT = "compute", "network", "input"
-MICRO_BATCHES = (2, 4)  # numbers that are measured
 SMALL_BYTES = 4096.0  # an all-reduce of this size is nearly all latency
 
 
@@ -233,11 +232,6 @@ class Prediction:
     def efficiency(self) -> float:
         """Throughput relative to that of as many GPUs that never wait."""
         return self.compute / self.step
-
-    @property
-    def hidden(self) -> float:
-        """Efficiency if compute hid the gradients' all-reduce completely: the bound of any overlap."""
-        return self.compute / max(self.compute + self.norms, self.network, self.input)
 
     @property
     def bottleneck(self) -> str:

@@ -1,19 +1,17 @@
-"""The tables and the plot of --measure=scaling."""
+"""The tables of --measure=scaling."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from petseg.benchmark.scaling_model import MICRO_BATCHES
 from petseg.benchmark.tables import heading, row
 
 SCALINGS = ("weak", "strong")
 
 
 def tables(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Measured points beside the model's, the model, variants, and predictions for each machine."""
+    """Measured points beside the model's, the model, and predictions for each machine."""
     (found,) = rows
-    parts = [_points(found), _model(found), _variants(found["variants"])]
+    parts = [_points(found), _model(found)]
     for machine in dict.fromkeys(each["machine"] for each in found["predictions"]):
         parts.append(_machine(machine, [each for each in found["predictions"] if each["machine"] == machine]))
     return "\n\n".join("\n".join(part) for part in parts if part)
@@ -72,29 +70,10 @@ def _model(found: Mapping[str, Any]) -> list[str]:
     return [*lines, f"- input: {found['input_per_host']:.0f} images/s of this host"]
 
 
-def _variants(variants: Sequence[Mapping[str, Any]]) -> list[str]:
-    if not variants:
-        return []
-    lines = heading("", "batch", "step, ms", "images/s", "all-reduce alone, ms", "MB", "kB an image", "packs")
-    for each in variants:
-        cells = (
-            each["title"],
-            each["batch_size"],
-            f"{1e3 * each['step']:.0f}",
-            f"{each['batch_size'] / each['step']:.0f}",
-            f"{1e3 * each['all_reduce']:.1f}",
-            f"{each['bytes'] / 1e6:.2f}",
-            f"{2 * each['bytes'] / each['batch_size'] / 1e3:.1f}",  # both of two replicas
-            each["packs"],
-        )
-        lines.append(row(*cells))
-    return lines
-
-
 def _machine(machine: str, predictions: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = heading(
         "GPUs", "scaling", "batch", "compute, ms", "gradients, ms", "batch norms, ms", "input, ms", "images/s",
-        "efficiency", "in float16", f"with {MICRO_BATCHES[-1]} micro-batches", "all-reduce hidden", "bottleneck",
+        "efficiency", "bottleneck",
     )  # fmt: skip
     for each in predictions:
         cells = (
@@ -107,9 +86,6 @@ def _machine(machine: str, predictions: Sequence[Mapping[str, Any]]) -> list[str
             f"{1e3 * each['input']:.1f}",
             f"{each['images_per_second']:.0f}",
             f"{each['efficiency']:.2f}",
-            f"{each['float16']:.2f}",
-            f"{each['micro_batches']:.2f}" if each["scaling"] == "weak" else "",
-            f"{each['hidden']:.2f}",
             each["bottleneck"],
         )
         lines.append(row(*cells))
@@ -127,48 +103,3 @@ def _changes(predictions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if each["bottleneck"] != before:
             before = each["bottleneck"]
             yield f"{before} from {each['gpus']} GPU{'s' if each['gpus'] > 1 else ''} on"
-
-
-def draw(rows: Sequence[Mapping[str, Any]], file: str) -> None:
-    """Plots throughput and efficiency: this machine's points with the model's, and the predictions for GPUs."""
-    from matplotlib.figure import Figure
-
-    from petseg.files import write_bytes
-    from petseg.reporting import pictures
-
-    (found,) = rows
-    figure = Figure(figsize=(12, 9), layout="constrained")
-    (here, here_efficiency), (there, there_efficiency) = figure.subplots(2, 2)
-    groups = [(kind, scaling) for kind in dict.fromkeys(p["kind"] for p in found["points"]) for scaling in SCALINGS]
-    for number, (kind, scaling) in enumerate(groups):
-        points = [p for p in found["points"] if p["kind"] == kind and p["scaling"] in (scaling, "both")]
-        numbers = [point["number"] for point in points]
-        for axis, unit in ((here, 1.0), (here_efficiency, _speed(points[0], "step"))):
-            measured, predicted = ([_speed(p, name) / unit for p in points] for name in ("step", "predicted"))
-            axis.plot(numbers, measured, f"C{number}o", label=f"{kind}, {scaling}")
-            axis.plot(numbers, predicted, f"C{number}--")
-    title, label = "this machine: measured (dots), model (dashes)", "replicas or workers, which share the cores"
-    here.set(title=title, xlabel=label, ylabel="images/s", xticks=sorted({p["number"] for p in found["points"]}))
-    here_efficiency.set(title="the same over the speed of one", xlabel=label, ylabel="factor", xticks=here.get_xticks())
-    for number, machine in enumerate(dict.fromkeys(each["machine"] for each in found["predictions"])):
-        for scaling, style in zip(SCALINGS, ("-", "--"), strict=True):
-            rows = [each for each in found["predictions"] if (each["machine"], each["scaling"]) == (machine, scaling)]
-            gpus = [each["gpus"] for each in rows]
-            for axis, name in ((there, "images_per_second"), (there_efficiency, "efficiency")):
-                axis.plot(gpus, [each[name] for each in rows], f"C{number}{style}", label=f"{scaling}: {machine}")
-    there.set(title="predicted: weak scaling (lines), strong (dashes)", ylabel="images/s", yscale="log")
-    there_efficiency.set(title="predicted", ylabel="efficiency", ylim=(0, 1.05))
-    for axis in (there, there_efficiency):
-        axis.set_xscale("log", base=2)
-        axis.set_xlabel("GPUs")
-    for axis in (here, here_efficiency):
-        axis.set_ylim(0, None)
-    for axis in (here, here_efficiency, there, there_efficiency):
-        axis.grid(alpha=0.3)
-    here.legend(frameon=False, fontsize=8)
-    there_efficiency.legend(frameon=False, fontsize=6, loc="lower left")
-    write_bytes(Path(file), pictures.to_png(figure))
-
-
-def _speed(point: Mapping[str, Any], seconds: str) -> float:
-    return point["batch_size"] / point[seconds]

@@ -15,7 +15,6 @@ from petseg.benchmark.tables import heading, row
 from petseg.benchmark.time_to_score_config import FIT, TimeToScoreConfig
 from petseg.config import Config
 
-SHOWN_BELOW = 0.1  # how far a curve is drawn below the target, or below the lowest of the contestants' best scores
 logger = logging.getLogger("petseg.benchmark")
 
 
@@ -38,8 +37,6 @@ def race(config: TimeToScoreConfig, flags: Sequence[str], scratch: Path) -> list
         each = given.changed(runtime={"workdir": str(scratch / f"time-to-{number}"), "quiet": True})
         logger.info("%s trains until its mean IoU is %g", title, config.target)
         rows.append({"title": title, **_train(title, each, config)})
-    if config.curve:
-        _draw(rows, config)
     return rows
 
 
@@ -76,28 +73,3 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     if whole is not None:
         notes.append(f"all epochs of {FIT}, at its speed: {whole:.0f} s")
     return "\n".join([*lines, "", *notes])
-
-
-def _draw(rows: Sequence[Mapping[str, Any]], config: TimeToScoreConfig) -> None:
-    """Plots scores over seconds: a curve for each contestant with scores, a vertical line for an extrapolated end."""
-    from matplotlib.figure import Figure
-
-    from petseg.files import write_bytes
-    from petseg.reporting import pictures
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axis = figure.subplots()
-    for number, each in enumerate(rows):
-        color = f"C{number}"
-        if each["scores"]:
-            points = [(score["seconds"], score["mean_iou"]) for score in each["scores"]]
-            axis.plot(*zip(*points, strict=True), color=color, marker="o", markersize=3, label=each["title"])
-        if each["computed"]:
-            axis.axvline(each["seconds"], color=color, linestyle="--", label=f"{each['title']}, all epochs (computed)")
-    axis.axhline(config.target, color="black", linewidth=0.8, label=f"target {config.target:g}")
-    axis.set(xlabel="seconds of training, start-up and compiling included", ylabel="mean IoU", xlim=(0, None))
-    highest = [max(score["mean_iou"] for score in each["scores"]) for each in rows if each["scores"]]
-    axis.set_ylim(bottom=max(axis.get_ylim()[0], min([config.target, *highest]) - SHOWN_BELOW))
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
-    write_bytes(Path(config.curve), pictures.to_png(figure))

@@ -30,7 +30,6 @@ class TimeToScoreConfig(Group):
         unit="steps",
         minimum=0,
     )
-    curve: str = option("", "PNG file for a plot of the scores over time; empty: none")
 
     def configs(self, flags: Sequence[str]) -> dict[str, Config]:
         """The training config of each contestant, by its name.
@@ -55,8 +54,6 @@ class TimeToScoreConfig(Group):
         return command_line.parse(["train.py", f"--flagfile={file}", *flags], Config)
 
     def check(self) -> None:
-        """Raises ConfigError if there is no target, or the curve cannot be written."""
+        """Raises ConfigError if there is no target."""
         if not self.target:
             raise ConfigError("--target=0: must be above 0 with --measure=time_to")
-        if self.curve and not Path(self.curve).absolute().parent.is_dir():
-            raise ConfigError(f"--curve={self.curve}: its folder does not exist")

@@ -10,7 +10,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from petseg.benchmark import step_cost
 from petseg.benchmark.contestants import set_up_run, tutorial_batches
 from petseg.benchmark.time_to_score_config import TimeToScoreConfig
 from petseg.config import Config
@@ -19,6 +18,7 @@ from petseg.evaluation import metrics
 from petseg.evaluation.evaluator import Evaluator
 from petseg.reporting.report import NullReport
 from petseg.runs import building, model_selection, train
+from petseg.training import flops
 from petseg.training.stop_requests import StopRequests
 
 
@@ -202,4 +202,12 @@ def _evaluator(config: Config, model: keras.Model) -> Evaluator:
 
 def _flops(config: Config) -> float:
     """Floating-point operations of a training step, per image."""
-    return step_cost.flops_and_bytes(building.build_model(config, catalog.classes_of(config.data)), 2)[0]
+    model = building.build_model(config, catalog.classes_of(config.data))
+
+    @tf.function
+    def step(images: tf.Tensor) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(images, training=True))
+        return [loss, *tape.gradient(loss, [weight.value for weight in model.trainable_variables])]
+
+    return flops.flops(step.get_concrete_function(tf.TensorSpec([1, *model.input_shape[1:]])).graph)

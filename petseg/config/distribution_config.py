@@ -23,7 +23,7 @@ class DistributionConfig(Group):
     strategy: str = option(
         "auto",
         "`one_device`; `mirrored`: all devices of this machine; `multi_worker_mirrored`: a cluster, from "
-        "TF_CONFIG or Slurm; `auto`: mirrored if several devices are visible, else one_device",
+        "TF_CONFIG or Slurm; `auto`: mirrored on the most devices that divide the batch with 8 examples or more each",
         choices=STRATEGIES,
     )
     num_devices: int = option(0, "devices to use of this machine; 0: all", minimum=0)
@@ -33,7 +33,8 @@ class DistributionConfig(Group):
     cross_device_ops: str = option(
         "auto",
         "all-reduce: `nccl`, `hierarchical_copy` or `reduction_to_one_device` on one machine, `ring` or "
-        "`nccl` in a cluster; `auto`: TensorFlow's choice, on a split GPU `reduction_to_one_device`",
+        "`nccl` in a cluster; `auto`: `nccl` on unsplit GPUs, else `ring`, or `reduction_to_one_device` on a "
+        "split GPU",
         choices=("auto", *LOCAL_CROSS_DEVICE_OPS, "ring"),
     )
     cluster_timeout: float = option(

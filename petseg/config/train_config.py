@@ -176,6 +176,12 @@ class ComputeConfig(Group):
         "TensorFloat-32 on Ampere and later GPUs: factors of float32 products rounded to 10 bits, several "
         "times faster; off under --deterministic",
     )
+    peak_tflops: float = option(
+        0.0,
+        "peak of one device at --precision, for `speed/mfu`; 0: from a table of common GPUs",
+        unit="TFLOP/s",
+        minimum=0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

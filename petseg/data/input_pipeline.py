@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from petseg.data import service_client
+from petseg.data import feeding, service_client
 from petseg.data.bad_examples import BadExampleLog
 from petseg.data.example_order import example_ids, steps_per_epoch
 from petseg.data.examples import BatchPosition, Examples
@@ -20,7 +20,6 @@ from petseg.errors import ConfigError, DataError, one_line
 from petseg.runtime import autotuning
 
 Batch = dict[str, tf.Tensor]
-PARALLEL_BATCHES, PREFETCHED_BATCHES = 2, 2
 
 
 def check_batch_divides(strategy: tf.distribute.Strategy, batch_size: int) -> None:
@@ -73,6 +72,7 @@ def training_batches_of_host(
     addresses: Sequence[str] = (),
     bad_examples: BadExampleLog | None = None,
     order_version: int | None = None,
+    example_bytes: int = 0,
 ) -> tf.data.Dataset:
     """One host's share of the global batches: for each step, the parts of its replicas one after the other.
 
@@ -86,12 +86,14 @@ def training_batches_of_host(
       addresses: HOST:PORT of data services that make the batches; empty: this process makes them.
       bad_examples: where bad examples are recorded.
       order_version: `version` of `example_order.example_ids`.
+      example_bytes: size of an image with its mask, by which memory bounds the batches that are kept ready.
 
     Raises:
       DataError: if the split is smaller than a batch.
     """
     local = context.num_replicas_in_sync // context.num_input_pipelines
     size = batch_size // context.num_replicas_in_sync
+    at_once, ready = feeding.parts_at_once(local, size, size * example_bytes)
     steps_per_epoch(len(examples), batch_size)
 
     @tf.autograph.experimental.do_not_convert  # conversion would take longer than tracing
@@ -105,8 +107,8 @@ def training_batches_of_host(
     if addresses:
         parts = service_client.remote_batches(addresses, first, last, part)
     else:
-        parts = tf.data.Dataset.range(first, last).map(part, PARALLEL_BATCHES)
-    return _in_order((bad_examples or BadExampleLog()).recorded(parts))
+        parts = tf.data.Dataset.range(first, last).map(part, at_once)
+    return _in_order((bad_examples or BadExampleLog()).recorded(parts), ready)
 
 
 def part_of_batch(examples: Examples, at: BatchPosition, *, portable: bool = False) -> Batch:
@@ -129,6 +131,7 @@ def distributed_evaluation_batches(
     *,
     batch_size: int,
     bad_examples: BadExampleLog | None = None,
+    example_bytes: int = 0,
 ) -> tuple[Any, int]:
     """Evaluation batches: every example once, in order; the last batch is padded with examples that are not `valid`.
 
@@ -142,6 +145,7 @@ def distributed_evaluation_batches(
       examples: the evaluation split.
       batch_size: maximum global batch size, rounded up to a multiple of the number of replicas.
       bad_examples: where bad examples are recorded.
+      example_bytes: as in `training_batches_of_host`.
 
     Returns:
       a distributed data set, and the number of batches.
@@ -164,8 +168,9 @@ def distributed_evaluation_batches(
                 "image": image, "mask": mask, "example_id": ids, "valid": valid, "step": element, "usable": usable
             }  # fmt: skip
 
-        parts = tf.data.Dataset.range(count * local).map(batch, PARALLEL_BATCHES)
-        return _in_order((bad_examples or BadExampleLog()).recorded(parts))
+        at_once, ready = feeding.parts_at_once(local, size, size * example_bytes)
+        parts = tf.data.Dataset.range(count * local).map(batch, at_once)
+        return _in_order((bad_examples or BadExampleLog()).recorded(parts), ready)
 
     return strategy.distribute_datasets_from_function(dataset_of_host), count
 
@@ -188,9 +193,9 @@ def naming_lost_files(*splits: Examples) -> Iterator[None]:
         raise
 
 
-def _in_order(dataset: tf.data.Dataset) -> tf.data.Dataset:
+def _in_order(dataset: tf.data.Dataset, ready: int) -> tf.data.Dataset:
     options = autotuning.off()
     options.deterministic = True
     options.experimental_optimization.apply_default_optimizations = False  # would copy all examples
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return dataset.prefetch(PREFETCHED_BATCHES).with_options(options)
+    return dataset.prefetch(ready).with_options(options)

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
-from petseg.data import catalog, example_decoding, random_crops, subsampling
+from petseg.data import catalog, example_decoding, feeding, random_crops, subsampling
 from petseg.data.backends.disk import Cache, DiskExamples
 from petseg.data.backends.memory import MemoryExamples, aligned_array
 from petseg.data.backends.on_demand import OnDemandExamples, distinguishing_labels
@@ -21,10 +21,11 @@ from petseg.data.example_decoding import BadExampleError
 from petseg.data.examples import Examples
 from petseg.data.folders import faults
 from petseg.data.random_crops import RandomCrops
-from petseg.data.split_source import DECODED_AT_ONCE, SplitSource, parallel_decodes
+from petseg.data.split_source import SplitSource
 from petseg.errors import DataError, one_line
 from petseg.runtime.progress_bars import progress_bar
 
+ARRAYS_AT_ONCE = 16  # decoded examples
 logger = logging.getLogger(__name__)
 
 
@@ -164,7 +165,7 @@ def _decoded_arrays(source: SplitSource, raw: tf.data.Dataset, keys: Sequence[st
     """Decoded examples as arrays, transferred in batches, since transferring one takes as long as decoding it."""
     count = 0
     with contextlib.suppress(tf.errors.OpError):
-        for batch in source.decoded(raw, keys).batch(DECODED_AT_ONCE).prefetch(1).as_numpy_iterator():
+        for batch in source.decoded(raw, keys).batch(ARRAYS_AT_ONCE).prefetch(1).as_numpy_iterator():
             for i in range(len(batch["image"])):
                 yield {key: values[i] for key, values in batch.items()}
                 count += 1
@@ -180,7 +181,7 @@ def native_pairs(
     With `ids`, int64 [K], only those at these ascending positions.
     """
     data_set = catalog.open_data(config, classes)
-    at_once = parallel_decodes()
+    at_once = feeding.decodes_at_once()
     without_conversion = tf.autograph.experimental.do_not_convert
     decode = without_conversion(lambda example: example_decoding.decoded_pair(data_set, example)[:2])
     raw = data_set.raw_examples(split)

@@ -10,14 +10,12 @@ import tensorflow as tf
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
-from petseg.data import catalog, example_decoding, random_crops
+from petseg.data import catalog, example_decoding, feeding, random_crops
 from petseg.data.catalog import ARRAY_RECORD, DataSet
 from petseg.data.record_files import RecordFiles
 from petseg.data.resizing import Resizing
 from petseg.errors import DataError, one_line
-from petseg.runtime import strategies
 
-DECODED_AT_ONCE = 16  # images in memory at one time: resizing one of 24 megapixels takes 360 MiB
 JPEG_CANDIDATES = 16  # images among which --decode=scaled needs a JPEG
 logger = logging.getLogger(__name__)
 
@@ -116,9 +114,4 @@ class SplitSource:
     def decoded(self, examples: tf.data.Dataset, keys: Sequence[str] = ()) -> tf.data.Dataset:
         """Decodes a data set of examples in parallel."""
         decode = tf.autograph.experimental.do_not_convert(lambda example: self.decode(example, keys))
-        return examples.map(decode, num_parallel_calls=parallel_decodes())
-
-
-def parallel_decodes() -> int:
-    """Number of images to decode at one time: the usable CPUs, at most DECODED_AT_ONCE."""
-    return min(strategies.usable_cpus(), DECODED_AT_ONCE)
+        return examples.map(decode, num_parallel_calls=feeding.decodes_at_once())

@@ -166,7 +166,11 @@ class Evaluator:
           DataError: if an example that is decoded on demand is bad.
         """
         batches, count = input_pipeline.distributed_evaluation_batches(
-            self._strategy, self._examples, batch_size=self._batch_size, bad_examples=self._bad_examples
+            self._strategy,
+            self._examples,
+            batch_size=self._batch_size,
+            bad_examples=self._bad_examples,
+            example_bytes=4 * math.prod(self._model.input_shape[1:3]),
         )
         iterator, large = iter(batches), self._large_split()
         losses, calibration = np.zeros(2), np.zeros([metrics.CALIBRATION_BINS, 3])

@@ -17,15 +17,25 @@ def measurement_tag(name: str) -> str:
 SCALARS: dict[str, str] = {
     **{name: text for name, text in metrics.DESCRIPTIONS.items() if "{name}" not in text},
     **{measurement_tag(name): text for name, text in measurements.DESCRIPTIONS.items()},
-    "speed/images_per_second": "Training images per second, without compilation, evaluation and checkpoints.",
+    "speed/images_per_second": "Training images per second of wall-clock time that is neither compilation nor "
+    "evaluation, checkpoints, summaries.",
     "speed/step_time_median": "Median step time since the last summary, in milliseconds.",
     "speed/step_time_p95": "95th percentile of the step time since the last summary, in milliseconds.",
-    "time_share/input": "Share of wall-clock time, 0 to 1, waiting for input; unknown with --deterministic.",
+    "speed/model_tflops": "10^12 floating-point operations per second of the network's convolutions and products.",
+    "time_share/input": "Share of wall-clock time, 0 to 1, the host waited for input; unknown with --deterministic.",
     "time_share/evaluation": "Share of wall-clock time, 0 to 1, spent in evaluation.",
     "time_share/checkpoints": "Share of wall-clock time, 0 to 1, spent writing checkpoints.",
     "time_share/summaries": "Share of wall-clock time, 0 to 1, spent on summaries and figures.",
     "memory/host": "Resident memory of the chief process, in MiB.",
+}
+
+ON_GPUS: dict[str, str] = {
+    "speed/mfu": "The same as a share, 0 to 1, of the devices' peak at --precision; for GPUs of the table in "
+    "runtime/gpu_peaks.py, and with --peak_tflops on a CPU too.",
+    "speed/gpu_utilisation": "Share of time, 0 to 1, in which a kernel ran just before the summary, mean of the GPUs; "
+    "needs nvidia-ml-py.",
     "memory/device": "Highest peak memory of the GPUs of the chief process, in MiB; only with a GPU.",
+    "memory/device_in_use": "Highest memory in use of these GPUs, by all processes, in MiB; needs nvidia-ml-py.",
 }
 
 IMAGES: dict[str, str] = {
@@ -59,8 +69,8 @@ def final(classes: Classes) -> dict[str, str]:
 
 def describe(tag: str) -> str:
     """Description of a scalar with its unit; by default the words of its tag."""
-    if tag in SCALARS:
-        return SCALARS[tag]
+    if described := {**SCALARS, **ON_GPUS}.get(tag):
+        return described
     kind, _, name = tag.partition("/")
     if kind == "final":
         scores = {"IoU": "mean_iou", "accuracy": "accuracy", "loss": "loss"}
@@ -85,8 +95,10 @@ def _charts(classes: Classes) -> dict[str, dict[str, list[str]]]:
         "speed": {
             "images/s": ["speed/images_per_second"],
             "step time (ms)": ["speed/step_time_median", "speed/step_time_p95"],
+            "TFLOP/s of the network": ["speed/model_tflops"],
+            "share of peak (MFU), GPU utilisation": ["speed/mfu", "speed/gpu_utilisation"],
             "share of time": [tag for tag in SCALARS if tag.startswith("time_share/")],
-            "memory (MiB)": ["memory/host", "memory/device"],
+            "memory (MiB)": ["memory/host", "memory/device", "memory/device_in_use"],
         },
     }
 

@@ -1,6 +1,7 @@
 """Telemetry of a run: time by activity, memory, the profiler."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import tensorflow as tf
+
+from petseg.runtime import nvml
 
 MEBIBYTE = 2**20
 PARTS = ("evaluation", "checkpoints", "summaries")
@@ -41,6 +44,7 @@ class Stopwatch:
     def pop_scalars(self, batch_size: int) -> dict[str, float]:
         """Images per second, step time percentiles and time shares by tag; starts a new interval.
 
+        Images per second are those of the wall clock: all time counts but that of PARTS. Call it outside of `timing`.
         Without steps only the shares are returned; an unknown waiting time (NaN) is left out.
         """
         elapsed = time.perf_counter() - self._began
@@ -48,7 +52,7 @@ class Stopwatch:
         scalars = {f"time_share/{part}": self._seconds[part] / elapsed for part in PARTS}
         if len(took):
             scalars |= {
-                "speed/images_per_second": len(took) * batch_size / float(took.sum()),
+                "speed/images_per_second": len(took) * batch_size / (elapsed - sum(self._seconds.values())),
                 "speed/step_time_median": float(np.median(took)) * 1000,
                 "speed/step_time_p95": float(np.percentile(took, 95)) * 1000,
             }
@@ -56,6 +60,27 @@ class Stopwatch:
             scalars["time_share/input"] = float(waited.sum()) / elapsed
         self.reset()
         return scalars
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpeed:
+    """Floating-point operations of a training, beside the peak of its devices.
+
+    Attributes:
+      flops_per_image: operations of a step for each example; NaN if unknown.
+      peak_tflops: peak of all devices together in TFLOP/s; 0 if unknown.
+    """
+
+    flops_per_image: float
+    peak_tflops: float
+
+    def scalars(self, images_per_second: float) -> dict[str, float]:
+        """TFLOP/s of the model, and their share of the peak (MFU), by tag; without what is unknown."""
+        tflops = images_per_second * self.flops_per_image / 1e12
+        if not tflops > 0:
+            return {}
+        share = {"speed/mfu": tflops / self.peak_tflops} if self.peak_tflops else {}
+        return {"speed/model_tflops": tflops, **share}
 
 
 class Profiler:
@@ -91,10 +116,10 @@ class Profiler:
 
 
 def memory() -> dict[str, float]:
-    """Memory in MiB by tag: resident memory of this process, and the highest peak of its GPUs, if any."""
+    """Memory in MiB by tag: resident memory of this process, and of its GPUs, if any, with their utilisation."""
     peaks = [
         tf.config.experimental.get_memory_info(device.name.removeprefix("/device:"))["peak"]
         for device in tf.config.list_logical_devices("GPU")
     ]
     device = {"memory/device": max(peaks) / MEBIBYTE} if peaks else {}
-    return {"memory/host": psutil.Process().memory_info().rss / MEBIBYTE, **device}
+    return {"memory/host": psutil.Process().memory_info().rss / MEBIBYTE, **device, **nvml.scalars()}

@@ -1,5 +1,6 @@
 """Builds what a config describes: data splits, network, trainer, evaluator."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -78,6 +79,7 @@ def training_batches(
             addresses=config.data.service_addresses(),
             bad_examples=bad_examples,
             order_version=config.runtime.example_order,
+            example_bytes=4 * math.prod(config.data.size),
         )
     )
 

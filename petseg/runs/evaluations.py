@@ -76,14 +76,14 @@ class Evaluations:
         """
         with self._stopwatch.timing("evaluation"):
             evaluations = self._score()
-        if evaluations is None:
-            return None
-        split, classes = self._config.data.eval_split, self._examples.classes
-        sample, own_scores = self._examples.sampling, self._config.extension.scores
-        by_run = {
-            run: split_results(evaluation, step, split, classes, sample=sample, own_scores=own_scores)
-            for run, evaluation in evaluations.items()
-        }
+            if evaluations is None:
+                return None
+            split, classes = self._config.data.eval_split, self._examples.classes
+            sample, own_scores = self._examples.sampling, self._config.extension.scores
+            by_run = {
+                run: split_results(evaluation, step, split, classes, sample=sample, own_scores=own_scores)
+                for run, evaluation in evaluations.items()
+            }
         results = {**by_run[EVAL], **{run: scores for run, scores in by_run.items() if run != EVAL}}
         if self._placement.is_chief:
             if step:

@@ -18,12 +18,12 @@ from petseg.errors import DataError
 from petseg.files import explain_write_errors
 from petseg.reporting import summaries, telemetry
 from petseg.reporting.report import NullReport
-from petseg.reporting.telemetry import Profiler
+from petseg.reporting.telemetry import ModelSpeed, Profiler
 from petseg.runs import building, introduction, setup
 from petseg.runs.schedule import Schedule
 from petseg.runs.setup import Run
 from petseg.runs.work_directory import WorkDirectory
-from petseg.runtime import process
+from petseg.runtime import gpu_peaks, process
 from petseg.runtime.signals import StopSignals
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def train(config: Config) -> dict[str, Any]:
     if resumes:
         for name, (old, new) in workdir.reconcile(config).items():
             logger.info("changed: --%s was %r, is now %r", name, old, new)
-    placement = process.set_up_runtime(config, config.distribution)
+    placement = process.set_up_runtime(config, config.distribution, trains=True)
     with StopSignals() as signals:  # after TensorFlow, which installs a SIGTERM handler of its own in a cluster
         lock = workdir.locked() if placement.is_chief else contextlib.nullcontext()
         with (
@@ -110,6 +110,8 @@ def train_loop(run: Run, report: NullReport, step: int, schedule: Schedule, resu
         run.config, run.placement.strategy, run.train_examples, steps=steps, bad_examples=log
     )
     trainer.compile(batches)  # now, so that the measured speed does not include it
+    peak = gpu_peaks.peak_of_visible_devices(run.config, process.uses_tensor_float_32(run.config))
+    speed = ModelSpeed(trainer.flops_per_image(batches), peak * run.placement.num_processes)
     profiler = Profiler(run.workdir.path / summaries.TRAIN, schedule.profile if run.placement.is_chief else (0, 0))
     last_save = time.monotonic()
     stopwatch.reset()
@@ -128,10 +130,10 @@ def train_loop(run: Run, report: NullReport, step: int, schedule: Schedule, resu
 
             # 2. Summaries.
             if schedule.due(step, schedule.summary_every):
+                times = stopwatch.pop_scalars(run.config.data.batch_size)
                 with stopwatch.timing("summaries"):
-                    measured = trainer.pop_measurements()
-                    times = stopwatch.pop_scalars(run.config.data.batch_size)
-                    report.summary(step, measured, {**times, **telemetry.memory()})
+                    times |= speed.scalars(times.get("speed/images_per_second", 0.0))
+                    report.summary(step, trainer.pop_measurements(), {**times, **telemetry.memory()})
             if schedule.due(step, schedule.histogram_every):
                 with stopwatch.timing("summaries"):
                     report.histograms(step, trainer.weights(), trainer.gradients())

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow as tf
@@ -13,6 +14,7 @@ import tensorflow as tf
 DRIVER_VERSION = Path("/proc/driver/nvidia/version")
 REMEDY = "pip install -e '.[cuda]'"
 TIMEOUT_SECONDS = 120
+BLACKWELL = {10: "Blackwell, ", 12: "Blackwell, "}  # by the first number of the compute capability
 PROBE = "import tensorflow as tf; tf.config.list_physical_devices('GPU')"
 # Log lines with the reason, the most specific first.
 REASONS = (
@@ -36,6 +38,27 @@ def warning() -> str:
         return ""
     reason = "it was built without CUDA" if not tf.test.is_built_with_cuda() else reason_in(_verbose_log())
     return f"an NVIDIA driver is installed ({driver}), but TensorFlow sees no GPU: {reason}; install CUDA: {REMEDY}"
+
+
+def missing_kernels() -> str:
+    """Returns one line if a visible GPU is newer than TensorFlow's kernels, such as Blackwell; else an empty text."""
+    newest = max((int(number) for number in re.findall(r"\d+", " ".join(_architectures()))), default=0)
+    for device in tf.config.get_visible_devices("GPU") if newest else ():
+        details = tf.config.experimental.get_device_details(device)
+        capability = details.get("compute_capability")
+        if capability and capability[0] > newest // 10:
+            return (
+                f"TensorFlow {tf.__version__} has no kernels for {details.get('device_name', 'this GPU')} "
+                f"({BLACKWELL.get(capability[0], '')}compute capability {capability[0]}.{capability[1]}; its newest is "
+                f"{newest // 10}.{newest % 10}): it compiles them at the first start, for up to an hour, or fails; "
+                "use an earlier GPU, or a TensorFlow that was built for this one"
+            )
+    return ""
+
+
+def _architectures() -> Sequence[str]:
+    """The GPU architectures that TensorFlow was built for, such as `sm_89` and `compute_90`; empty without CUDA."""
+    return tf.sysconfig.get_build_info().get("cuda_compute_capabilities", ())
 
 
 def hidden_by_environment() -> bool:

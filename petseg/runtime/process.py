@@ -13,13 +13,16 @@ from petseg.runtime.strategies import Placement
 logger = logging.getLogger(__name__)
 
 
-def set_up_runtime(config: Config, devices: DistributionConfig, *, one_device: bool = False) -> Placement:
+def set_up_runtime(
+    config: Config, devices: DistributionConfig, *, one_device: bool = False, trains: bool = False
+) -> Placement:
     """Configures devices, memory, arithmetic, seeds and determinism; call it before any model is built.
 
     Args:
       config: config of the run.
       devices: flags of the devices.
       one_device: whether to use only the first device, for work that is not distributed.
+      trains: whether the devices must divide the batch of the config, so that --strategy=auto may leave some idle.
 
     Raises:
       ConfigError: if this machine or the cluster cannot satisfy the flags.
@@ -33,13 +36,15 @@ def set_up_runtime(config: Config, devices: DistributionConfig, *, one_device: b
     tf.config.experimental.enable_tensor_float_32_execution(uses_tensor_float_32(config))
     if one_device:
         devices = dataclasses.replace(devices, strategy="one_device", num_devices=0, cross_device_ops="auto")
-    placement = strategies.set_up(devices)
+    batch = {"batch_size": config.data.batch_size, "micro_batches": config.compute.micro_batches} if trains else {}
+    placement = strategies.set_up(devices, **batch)
     if not placement.is_chief:  # only the chief logs progress
         logging.getLogger("petseg").setLevel(logging.WARNING)
-    logger.info("computes on %s", placement.description())
+    all_reduce = f", summed by {placement.all_reduce}" if placement.all_reduce else ""
+    logger.info("computes on %s%s", placement.description(), all_reduce)
     if strategies.computing_kind() == "GPU" and config.compute.tensor_float_32 and config.runtime.deterministic:
         logger.info("--deterministic: --tensor_float_32 is off")
-    if warning := gpus.warning():
+    for warning in filter(None, (gpus.warning(), gpus.missing_kernels())):
         logger.warning("%s", warning)
     return placement
 

@@ -16,6 +16,7 @@ from petseg.runtime import cluster_membership, signals
 from petseg.runtime.cpus import usable_cpus
 
 LINGER_SECONDS = 1.0
+LEAST_SHARE = 8  # examples of a device in a step, below which a GPU mostly waits for its host
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +28,12 @@ class Placement:
     Attributes:
       strategy: the strategy, over all replicas.
       cluster: the processes that take part; None if it is this one alone.
+      all_reduce: what sums over the replicas, such as "NCCL"; empty with one replica.
     """
 
     strategy: tf.distribute.Strategy
     cluster: cluster_membership.Cluster | None = None
+    all_reduce: str = ""
 
     @property
     def is_chief(self) -> bool:
@@ -41,6 +44,11 @@ class Placement:
     def name(self) -> str:
         """The name of this process, such as "worker 1"."""
         return "this process" if self.cluster is None else self.cluster.name
+
+    @property
+    def num_processes(self) -> int:
+        """Number of processes that train together."""
+        return 1 if self.cluster is None else len(self.cluster.addresses)
 
     def gather(self, value: int) -> list[int]:
         """The values that all processes came with, one for each replica; returns when all are here."""
@@ -80,7 +88,7 @@ class Placement:
             details = f"{usable_cpus()} cores"
         parts = tf.config.get_logical_device_configuration(physical[0]) or []
         split = f", split in {len(parts)}" if len(parts) > 1 else ""
-        where = "" if self.cluster is None else f" in {len(self.cluster.addresses)} processes"
+        where = "" if self.cluster is None else f" in {self.num_processes} processes"
         replicas = f"; {number} replicas{where}" if number > 1 else ""
         return f"{len(physical)} {kind}{'s' if len(physical) > 1 else ''} ({details}){split}{replicas}"
 
@@ -105,24 +113,30 @@ class Placement:
             raise
 
 
-def set_up(config: DistributionConfig) -> Placement:
+def set_up(config: DistributionConfig, *, batch_size: int = 0, micro_batches: int = 1) -> Placement:
     """Configures the devices and creates the strategy.
 
     TensorFlow fixes its devices when it first computes. If that happened before, a setting that cannot be changed any
     more is logged as a warning; it is an error only if there are fewer devices than were asked for by number.
 
+    Args:
+      config: flags of the devices.
+      batch_size: global batch that --strategy=auto divides among devices; 0: it uses all of them.
+      micro_batches: slices of each replica's share.
+
     Raises:
       ConfigError: if this machine, or the cluster, cannot run what is asked.
       ClusterError: if another process of the cluster did not come, or was lost.
     """
-    number = _set_up_devices(config)
+    number = _set_up_devices(config, batch_size, micro_batches)
     if config.strategy == "multi_worker_mirrored":
         return _multi_worker_mirrored(config, number)
     devices = _logical_devices(config, number)
     number = len(devices)
     if config.strategy == "one_device" or (config.strategy == "auto" and number == 1):
         return Placement(tf.distribute.OneDeviceStrategy(devices[0]))
-    return Placement(tf.distribute.MirroredStrategy(devices, cross_device_ops=_cross_device_ops(config)))
+    strategy = tf.distribute.MirroredStrategy(devices, cross_device_ops=_cross_device_ops(config))
+    return Placement(strategy, all_reduce=_all_reduce(config, "reduction_to_one_device") if number > 1 else "")
 
 
 def computing_kind() -> str:
@@ -130,7 +144,36 @@ def computing_kind() -> str:
     return "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
 
 
-def _set_up_devices(config: DistributionConfig) -> int:
+def devices_that_divide(found: int, examples: int) -> int:
+    """The most of some devices that divide a number of examples and leave each `LEAST_SHARE` of them, or else 1."""
+    return max(n for n in range(1, found + 1) if n == 1 or (examples % n == 0 and examples // n >= LEAST_SHARE))
+
+
+def _devices_of_auto(kind: str, found: int, batch_size: int, micro_batches: int) -> int:
+    """The number of devices that --strategy=auto uses for a batch; says so if others stay idle."""
+    examples = batch_size // micro_batches
+    number = devices_that_divide(found, examples)
+    if number < found:
+        fits = examples % found == 0
+        why = f"all {found} would have {examples // found} each" if fits else f"{found} do not divide them"
+        enough = -(-max(examples, LEAST_SHARE * found) // found) * found * micro_batches
+        logger.info(
+            "--strategy=auto: uses %s of %d %ss, %d examples each of --batch_size=%d: %s (at least %d are sensible); "
+            "to use all: --batch_size=%d%s",
+            f"{number} ({kind} 0{f' to {number - 1}' if number > 1 else ''})",
+            found,
+            kind,
+            batch_size // number,
+            batch_size,
+            why,
+            LEAST_SHARE,
+            enough,
+            ", or --strategy=mirrored" if fits else "",
+        )
+    return number
+
+
+def _set_up_devices(config: DistributionConfig, batch_size: int, micro_batches: int) -> int:
     """Splits what is to be split, hides what is not to be used; returns how many devices remain."""
     kind = computing_kind()
     visible = tf.config.get_visible_devices(kind)
@@ -150,6 +193,8 @@ def _set_up_devices(config: DistributionConfig) -> int:
             len(visible),
             kind,
         )
+    if config.strategy == "auto" and batch_size and not (config.num_devices or config.virtual_devices):
+        number = _devices_of_auto(kind, number, batch_size, micro_batches)
     used = visible[:1] if config.virtual_devices else visible[:number]
     if used != visible:
         _unless_too_late("--num_devices", tf.config.set_visible_devices, used, kind)
@@ -199,6 +244,17 @@ def _cross_device_ops(config: DistributionConfig) -> tf.distribute.CrossDeviceOp
     }[config.cross_device_ops]()
 
 
+def _all_reduce(config: DistributionConfig, on_a_split_gpu: str) -> str:
+    """What sums over several replicas, for the line at the start; `auto` is NCCL wherever unsplit GPUs compute."""
+    if config.cross_device_ops != "auto":
+        chosen = config.cross_device_ops
+    elif computing_kind() == "CPU":
+        chosen = "ring"
+    else:
+        chosen = on_a_split_gpu if config.virtual_devices else "nccl"
+    return "NCCL" if chosen == "nccl" else chosen
+
+
 def _splits_a_gpu(config: DistributionConfig) -> bool:
     """Whether NCCL would have several ranks on one GPU, which it cannot.
 
@@ -224,17 +280,14 @@ def _multi_worker_mirrored(config: DistributionConfig, devices: int) -> Placemen
     cluster = cluster_membership.join(
         gpus=devices if computing_kind() == "GPU" else 0, seconds=config.cluster_timeout, fewest=config.min_workers
     )
-    implementation = tf.distribute.experimental.CommunicationImplementation
-    options = tf.distribute.experimental.CommunicationOptions(
-        implementation={
-            "auto": implementation.RING if _splits_a_gpu(config) else implementation.AUTO,
-            "ring": implementation.RING,
-            "nccl": implementation.NCCL,
-        }[config.cross_device_ops]
-    )
+    # Said outright, because TensorFlow's AUTO never chooses NCCL.
+    all_reduce = _all_reduce(config, "ring")
+    implementation = tf.distribute.experimental.CommunicationImplementation[all_reduce.upper()]
+    options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
     try:
         with signals.handlers_kept():
-            return Placement(tf.distribute.MultiWorkerMirroredStrategy(cluster.resolver, options), cluster)
+            strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster.resolver, options)
+            return Placement(strategy, cluster, all_reduce)
     except tf.errors.OpError as error:  # a process that was there at the rendezvous did not start TensorFlow
         raise cluster.explain(error) or ClusterError(
             f"TensorFlow did not start in all processes ({one_line(error)}); start all again"

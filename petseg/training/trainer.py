@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import config as tf_config  # the public API can only switch determinism on
 
-from petseg.training import confusion_matrix, sample_weights
+from petseg.training import confusion_matrix, flops, sample_weights
 from petseg.training.augmentation import Augmentation
 from petseg.training.loss_scale import LossScale
 from petseg.training.losses import Loss
@@ -136,8 +136,8 @@ class Trainer:
         """Trains for `num_steps` batches, or until a stop request or a non-finite step that the loss scale can't fix.
 
         Returns:
-          float64 [steps made, 2]: seconds that each step waited for its batch, and its total time. Under op
-          determinism, which forbids clocks in compiled code: NaN, and the mean over the steps.
+          float64 [steps made, 2]: seconds that the host waited for each batch, and the total time of each step. Under
+          op determinism, which forbids clocks in compiled code: NaN, and the mean over the steps.
         """
         began = time.perf_counter()
         times = self._loop(iterator, tf.constant(num_steps, tf.int64)).numpy()
@@ -153,6 +153,13 @@ class Trainer:
         """The graph of the compiled loop, whose operations can be counted."""
         return self._loop.get_concrete_function(iterator, tf.constant(1, tf.int64)).graph
 
+    def flops_per_image(self, iterator: Any) -> float:
+        """Floating-point operations of the convolutions and matrix products of a step, for each example.
+
+        Counted from the graph, in which the body of the loop over micro-batches appears once.
+        """
+        return flops.flops(self.graph(iterator)) / (self._slice_size * len(self._strategy.extended.worker_devices))
+
     def _trace_loop(self, iterator: Any, num_steps: tf.Tensor) -> tf.Tensor:
         self.traces += 1
 
@@ -162,10 +169,12 @@ class Trainer:
         def step(
             done: tf.Tensor, began: tf.Tensor, times: tf.TensorArray
         ) -> tuple[tf.Tensor, tf.Tensor, tf.TensorArray]:
-            batch = next(iterator)
-            arrived = _timestamp_after(batch["position"])  # the tensors of a batch arrive together; this one is small
+            asked = _timestamp_after([])
+            with tf.control_dependencies([asked]):
+                batch = next(iterator)
+            waited = _timestamp_after(batch, on_host=True) - asked
             ended = _timestamp_after(self._step(batch))
-            times = times.write(tf.cast(done, tf.int32), tf.stack([arrived - began, ended - began]))
+            times = times.write(tf.cast(done, tf.int32), tf.stack([waited, ended - began]))
             return done + 1, ended, times
 
         times = tf.TensorArray(tf.float64, size=0, dynamic_size=True, element_shape=[2])
@@ -412,13 +421,18 @@ class Trainer:
         self.nonfinite_step.assign(-1)
 
 
-def _timestamp_after(value: Any) -> tf.Tensor:
+def _timestamp_after(value: Any, *, on_host: bool = False) -> tf.Tensor:
     """Seconds since 1970, float64, read on the host once some tensors are computed; 0 under op determinism.
 
-    One number of each tensor is copied to the host.
+    One number of each tensor is copied to the host, which waits for all that the device was doing before. With
+    `on_host` none is: the time is that at which the host had the tensors.
     """
     if tf_config.is_op_determinism_enabled():
         return tf.constant(0.0, tf.float64)
-    first = [tf.reshape(part, [-1])[0] for part in tf.nest.flatten(value, expand_composites=True)]
-    with tf.device("cpu:0"), tf.control_dependencies([tf.identity(part) for part in first]):
+    tensors = tf.nest.flatten(value, expand_composites=True)
+    if not on_host:
+        first = [tf.reshape(part, [-1])[0] for part in tensors]
+        with tf.device("cpu:0"):
+            tensors = [tf.identity(part) for part in first]
+    with tf.device("cpu:0"), tf.control_dependencies(tensors):
         return tf.timestamp()

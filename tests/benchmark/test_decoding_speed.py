@@ -37,7 +37,6 @@ def test_all_decoders_are_measured(array_record_dir):
         "a picture alone, not resized",
         "an example, --decode=full",
         "an example, --decode=scaled",
-        "batches of --cache=none, --decode=full",
     ]
     for row in rows:
         assert len(row["images_per_second"]) == len(row["images_per_core_second"]) == 1

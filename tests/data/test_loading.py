@@ -104,8 +104,8 @@ def test_examples_name_their_origin(array_record_dir, tmp_path):
         assert examples.origin == "synthetic_pets/2.0.0, test[:3]"
 
 
-@pytest.mark.parametrize(("cpus", "expected"), [(3, 3), (200, loading.DECODED_AT_ONCE)])
-def test_decoding_uses_the_usable_cpus_up_to_a_limit(data_dir, monkeypatch, cpus, expected):
+@pytest.mark.parametrize(("cpus", "memory", "expected"), [(3, 2**40, 3), (200, 36 * 2**30, 25), (200, 2**20, 1)])
+def test_decoding_uses_the_usable_cpus_within_the_memory(data_dir, monkeypatch, cpus, memory, expected):
     used = []
     genuine = tf.data.Dataset.map
 
@@ -115,6 +115,7 @@ def test_decoding_uses_the_usable_cpus_up_to_a_limit(data_dir, monkeypatch, cpus
 
     monkeypatch.setattr("os.cpu_count", lambda: 96)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cpus)), raising=False)
+    monkeypatch.setattr("petseg.runtime.cpus.usable_memory", lambda: memory)
     monkeypatch.setattr(tf.data.Dataset, "map", watched)
     source = SplitSource.open(data_config("synthetic_pets", 32, data_dir), "test", None)
     source.decoded(source.undecoded())

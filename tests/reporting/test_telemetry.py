@@ -1,12 +1,17 @@
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from conftest import changed
 
+from petseg.config import Config
 from petseg.reporting import telemetry
-from petseg.reporting.telemetry import Profiler, Stopwatch
+from petseg.reporting.telemetry import ModelSpeed, Profiler, Stopwatch
+from petseg.runtime import gpu_peaks, nvml
 
 
 def test_the_stopwatch_measures_steps_and_shares_of_time():
@@ -19,7 +24,9 @@ def test_the_stopwatch_measures_steps_and_shares_of_time():
     time.sleep(0.2)
     scalars = stopwatch.pop_scalars(batch_size=6)
     elapsed = time.perf_counter() - began
-    assert scalars["speed/images_per_second"] == pytest.approx(3 * 6 / 0.060)
+    # By the wall clock: what passes between calls counts, evaluations do not.
+    assert scalars["speed/images_per_second"] == pytest.approx(3 * 6 / (elapsed - 0.2), rel=0.1)
+    assert scalars["speed/images_per_second"] < 3 * 6 / 0.2
     assert scalars["speed/step_time_median"] == pytest.approx(20)
     assert scalars["speed/step_time_p95"] == pytest.approx(29)
     assert scalars["time_share/input"] == pytest.approx(0.010 / elapsed, rel=0.1)
@@ -37,11 +44,104 @@ def test_reading_the_stopwatch_starts_a_new_interval():
     assert scalars == {f"time_share/{part}": 0.0 for part in telemetry.PARTS}
 
 
+def test_the_speed_of_the_model_is_beside_the_peak_of_its_devices():
+    assert ModelSpeed(2e9, 10.0).scalars(500.0) == {"speed/model_tflops": 1.0, "speed/mfu": 0.1}
+    assert ModelSpeed(2e9, 0.0).scalars(500.0) == {"speed/model_tflops": 1.0}
+    assert ModelSpeed(float("nan"), 10.0).scalars(500.0) == ModelSpeed(2e9, 10.0).scalars(0.0) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "tf32", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", "mixed_bfloat16", True, 989),
+        ("NVIDIA H100 PCIe", "mixed_float16", True, 756),
+        ("NVIDIA H200", "float32", True, 495),
+        ("NVIDIA A100-SXM4-40GB", "float32", False, 19.5),
+        ("NVIDIA A10G", "float32", True, 35),
+        ("NVIDIA L4", "mixed_float16", True, 121),
+        ("NVIDIA L40S", "mixed_float16", True, 362),
+        ("Tesla V100-SXM2-16GB", "float32", True, 15.7),
+        ("Tesla V100-PCIE-32GB", "mixed_float16", True, 112),
+        ("Tesla T4", "mixed_bfloat16", True, 0),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "float32", True, 0),
+        ("NVIDIA GeForce RTX 3080 Ti", "float32", True, 0),
+        ("NVIDIA GeForce RTX 4090", "mixed_float16", True, 165),
+        ("AMD Instinct MI300X", "float32", True, 0),
+    ],
+)
+def test_peaks_of_common_gpus(name, precision, tf32, peak):
+    assert gpu_peaks.peak_tflops(name, precision, tf32) == peak
+
+
+def test_the_peak_is_that_of_all_visible_gpus_unless_it_is_given(monkeypatch):
+    names = {"GPU:0": "NVIDIA H200", "GPU:1": "NVIDIA H200"}
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: [*names])
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: {"device_name": names[gpu]})
+    assert gpu_peaks.peak_of_visible_devices(Config(), True) == 990
+    assert gpu_peaks.peak_of_visible_devices(changed(Config(), "compute", peak_tflops=3.0), True) == 6
+    names["GPU:1"] = "NVIDIA Something New"
+    assert gpu_peaks.peak_of_visible_devices(Config(), True) == 0
+    names.clear()  # a CPU
+    assert gpu_peaks.peak_of_visible_devices(Config(), True) == 0
+    assert gpu_peaks.peak_of_visible_devices(changed(Config(), "compute", peak_tflops=3.0), True) == 3
+
+
+class FakeNvml(types.ModuleType):
+    """What stands for `pynvml` on a machine with 4 GPUs."""
+
+    class NVMLError(Exception):
+        pass
+
+    nvmlInit = staticmethod(lambda: None)  # noqa: N815
+    nvmlDeviceGetHandleByIndex = staticmethod(lambda index: [10, 20, 30, 40][index])  # noqa: N815
+    nvmlDeviceGetHandleByUUID = staticmethod({"GPU-a": 30}.__getitem__)  # noqa: N815
+    nvmlDeviceGetUtilizationRates = staticmethod(lambda handle: types.SimpleNamespace(gpu=handle))  # noqa: N815
+    nvmlDeviceGetMemoryInfo = staticmethod(lambda handle: types.SimpleNamespace(used=handle * 2**20))  # noqa: N815
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Two visible GPUs, of which NVML tells."""
+    devices = [types.SimpleNamespace(name=f"/physical_device:GPU:{i}") for i in range(2)]
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: devices)
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml("pynvml"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    nvml._handles.cache_clear()
+    yield
+    nvml._handles.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("visible", "utilisation", "used"), [("", 0.15, 20), ("3,1", 0.3, 40), ("GPU-a,0", 0.2, 30), ("7,8", None, None)]
+)
+def test_nvml_tells_utilisation_and_memory_of_the_gpus_that_tensorflow_sees(
+    monkeypatch, gpus, visible, utilisation, used
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = {"speed/gpu_utilisation": utilisation, "memory/device_in_use": used}
+    assert nvml.scalars() == ({key: pytest.approx(value) for key, value in found.items()} if used else {})
+
+
+def test_without_nvml_or_where_it_fails_nothing_is_said(monkeypatch, gpus):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert nvml.scalars() == {}
+    nvml._handles.cache_clear()
+    fake = FakeNvml("pynvml")
+
+    def fails(handle):
+        raise FakeNvml.NVMLError
+
+    fake.nvmlDeviceGetUtilizationRates = fails
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    assert nvml.scalars() == {}
+
+
 @pytest.mark.slow
 def test_host_memory_is_that_of_this_process():
     # In a process of its own because memory of other tests may be freed here at any time.
     code = """
 import numpy as np
+from petseg.config import Config
 from petseg.reporting import telemetry
 before = telemetry.memory()["memory/host"]
 block = np.ones(64 * 2**20, np.uint8)

@@ -59,7 +59,7 @@ def test_metrics_csv_holds_every_logged_number_at_its_step(finished):
     with open(finished.metrics_file, newline="") as file:
         rows = list(csv.DictReader(file))
     logged = {(row["run"], row["tag"]) for row in rows}
-    of_training = {*tags.SCALARS, *SCORES} - {"memory/device", "time_share/input"}  # no GPU; --deterministic
+    of_training = {*tags.SCALARS, *SCORES} - {"time_share/input"}  # unknown with --deterministic
     expected = {
         **{("train", tag): [2, 4] for tag in of_training},
         **{("eval", tag): [2, 4] for tag in ["loss", *SCORES]},

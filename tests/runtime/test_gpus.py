@@ -88,3 +88,20 @@ def test_a_second_process_logs_the_reason(driver):
     if gpus.nvidia_driver() != str(driver):
         pytest.skip("this machine has a driver of its own")
     assert any(pattern.search(gpus._verbose_log()) for pattern in gpus.REASONS)
+
+
+@pytest.mark.parametrize(
+    ("capability", "says"),
+    [((9, 0), ""), ((10, 0), "Blackwell, compute capability 10.0"), ((12, 0), "Blackwell"), ((13, 1), "(compute")],
+)
+def test_a_gpu_newer_than_tensorflows_kernels_is_named_with_its_generation(monkeypatch, capability, says):
+    details = {"device_name": "NVIDIA B200", "compute_capability": capability}
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["GPU:0"])
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: details)
+    monkeypatch.setattr(gpus, "_architectures", lambda: ["sm_60", "sm_89", "compute_90"])
+    line = gpus.missing_kernels()
+    assert bool(line) == bool(says)
+    assert says in line
+    assert "\n" not in line
+    monkeypatch.setattr(gpus, "_architectures", lambda: [])  # a build without CUDA
+    assert gpus.missing_kernels() == ""

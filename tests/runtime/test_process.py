@@ -73,6 +73,23 @@ def test_a_gpu_that_is_not_seen_is_warned_of(monkeypatch, calls, caplog):
     ]
 
 
+def test_how_replicas_are_summed_is_in_the_line_of_the_devices(monkeypatch, calls, caplog):
+    batches = []
+
+    def set_up(devices, **batch):
+        batches.append(batch)
+        return strategies.Placement(tf.distribute.get_strategy(), all_reduce="NCCL")
+
+    monkeypatch.setattr(strategies, "set_up", set_up)
+    monkeypatch.setattr(strategies.Placement, "description", lambda self: "8 GPUs; 8 replicas")
+    config = changed(changed(Config(), "data", batch_size=24), "compute", micro_batches=3)
+    with caplog.at_level(logging.INFO, logger="petseg"):
+        process.set_up_runtime(config, config.distribution)
+        process.set_up_runtime(config, config.distribution, trains=True)
+    assert caplog.messages == ["computes on 8 GPUs; 8 replicas, summed by NCCL"] * 2
+    assert batches == [{}, {"batch_size": 24, "micro_batches": 3}]  # an evaluation uses all devices
+
+
 def test_a_gpu_says_that_determinism_switches_tf32_off(monkeypatch, calls, caplog, tensor_float_32):
     monkeypatch.setattr(strategies, "computing_kind", lambda: "GPU")
     monkeypatch.setattr(strategies, "set_up", lambda devices: strategies.Placement(tf.distribute.get_strategy()))

@@ -81,8 +81,45 @@ def test_all_gpus_of_a_machine_are_summed_by_what_tensorflow_chooses(monkeypatch
     devices = FakeDevices(monkeypatch, 8)
     placement = strategies.set_up(DistributionConfig(strategy=strategy))
     assert len(visible(devices)) == len(devices.growth) == len(placement.strategy.names) == 8
-    assert placement.strategy.cross_device_ops is None
+    assert placement.strategy.cross_device_ops is None  # TensorFlow's default, which is NCCL on unsplit GPUs
+    assert placement.all_reduce == "NCCL"
     assert placement.description() == "8 GPUs (NVIDIA H100); 8 replicas"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "batch_size", "micro_batches", "used", "says"),
+    [
+        (8, 64, 1, 8, ""),
+        (2, 64, 2, 2, ""),
+        (1, 7, 1, 1, ""),
+        (8, 8, 1, 1, "uses 1 (GPU 0) of 8 GPUs, 8 examples each of --batch_size=8: all 8 would have 1 each "
+         "(at least 8 are sensible); to use all: --batch_size=64, or --strategy=mirrored"),
+        (6, 64, 1, 4, "uses 4 (GPU 0 to 3) of 6 GPUs, 16 examples each of --batch_size=64: 6 do not divide them "
+         "(at least 8 are sensible); to use all: --batch_size=66"),
+        (7, 16, 1, 2, "to use all: --batch_size=56"),
+        (5, 64, 1, 4, "to use all: --batch_size=65"),
+        (3, 13, 1, 1, "13 examples each of --batch_size=13: 3 do not divide them"),
+        (4, 64, 4, 2, "uses 2 (GPU 0 to 1) of 4 GPUs, 32 examples each of --batch_size=64: all 4 would have 4 each "
+         "(at least 8 are sensible); to use all: --batch_size=128, or --strategy=mirrored"),
+    ],
+)  # fmt: skip
+def test_auto_uses_the_most_gpus_that_divide_the_batch_and_says_how_to_use_all(
+    monkeypatch, caplog, gpus, batch_size, micro_batches, used, says
+):
+    devices = FakeDevices(monkeypatch, gpus)
+    with caplog.at_level("INFO", logger="petseg"):
+        placement = strategies.set_up(DistributionConfig(), batch_size=batch_size, micro_batches=micro_batches)
+    assert len(placement.strategy.names) == len(visible(devices)) == used
+    assert says in caplog.text
+    assert bool(says) == (used < gpus) == ("--strategy=auto" in caplog.text)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"strategy": "mirrored"}, {"num_devices": 6}, {"num_devices": 6, "strategy": "auto"}]
+)
+def test_gpus_that_are_asked_for_are_all_used_whatever_the_batch(monkeypatch, asked):
+    FakeDevices(monkeypatch, 6)
+    assert len(strategies.set_up(DistributionConfig(**asked), batch_size=8).strategy.names) == 6
 
 
 class DevicesInUse(FakeDevices):
@@ -170,6 +207,7 @@ def test_parts_of_one_gpu_are_never_summed_by_nccl(monkeypatch, number):
     assert devices.growth == {}  # TensorFlow refuses it for parts
     assert placement.strategy.names == ["/device:GPU:0", "/device:GPU:1"]
     assert isinstance(placement.strategy.cross_device_ops, tf.distribute.ReductionToOneDevice)
+    assert placement.all_reduce == "reduction_to_one_device"
     assert placement.description() == "1 GPU (NVIDIA H100), split in 2; 2 replicas"
     with pytest.raises(ConfigError, match="--cross_device_ops=nccl: with --virtual_devices=2 must be auto: NCCL"):
         strategies.set_up(DistributionConfig(virtual_devices=2, cross_device_ops="nccl"))
@@ -178,21 +216,22 @@ def test_parts_of_one_gpu_are_never_summed_by_nccl(monkeypatch, number):
 @pytest.mark.parametrize(
     ("flags", "implementation"),
     [
-        ({}, "AUTO"),
+        ({}, "NCCL"),
         ({"virtual_devices": 2}, "RING"),
         ({"cross_device_ops": "nccl"}, "NCCL"),
         ({"cross_device_ops": "ring"}, "RING"),
     ],
 )
-def test_how_a_cluster_sums(monkeypatch, flags, implementation):
+def test_a_cluster_sums_by_nccl_wherever_unsplit_gpus_compute(monkeypatch, flags, implementation):
     FakeDevices(monkeypatch, 4)
     given = []
-    cluster = SimpleNamespace(resolver=None)
+    cluster = SimpleNamespace(resolver=None, addresses={"worker 0": "", "worker 1": ""})
     monkeypatch.setattr(strategies.cluster_membership, "join", lambda gpus, **waiting: given.append(gpus) or cluster)
     monkeypatch.setattr(
         tf.distribute, "MultiWorkerMirroredStrategy", lambda resolver, options: given.append(options.implementation)
     )
-    strategies.set_up(DistributionConfig(strategy="multi_worker_mirrored", **flags))
+    placement = strategies.set_up(DistributionConfig(strategy="multi_worker_mirrored", **flags))
+    assert placement.all_reduce.upper() == implementation  # as the line at the start says
     assert given == [flags.get("virtual_devices", 4), getattr(
         tf.distribute.experimental.CommunicationImplementation, implementation)]  # fmt: skip
 

@@ -12,12 +12,12 @@ import numpy as np
 import tensorflow as tf
 
 from petseg.classes import IGNORED
-from petseg.data import example_decoding, random_crops
+from petseg.data import example_decoding, feeding, random_crops
 from petseg.data.example_decoding import BadExampleError
 from petseg.data.examples import Examples, Fetched
 from petseg.data.numpy_resizing import GREY
 from petseg.data.record_files import RecordFiles
-from petseg.data.split_source import SplitSource, parallel_decodes
+from petseg.data.split_source import SplitSource
 from petseg.errors import DataError, one_line
 from petseg.runtime import autotuning
 
@@ -53,8 +53,8 @@ class OnDemandExamples(Examples):
         without_conversion = tf.autograph.experimental.do_not_convert
         decoded, safely = without_conversion(self._decoded), without_conversion(self._decoded_or_blank)
         # In one data set; if an example cannot be decoded, again with a data set for each example, which is slower.
-        whole = records.map(decoded, parallel_decodes()).batch(size, drop_remainder=True).ignore_errors()
-        one_by_one = records.map(safely, parallel_decodes()).batch(size, drop_remainder=True)
+        whole = records.map(decoded, feeding.decodes_of_a_part()).batch(size, drop_remainder=True).ignore_errors()
+        one_by_one = records.map(safely, feeding.decodes_of_a_part()).batch(size, drop_remainder=True)
         first = whole.concatenate(one_by_one).take(1).with_options(autotuning.off())
         images, masks, usable = first.get_single_element()
         images, masks = tf.cond(

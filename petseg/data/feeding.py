@@ -1,0 +1,45 @@
+"""How much of the input a host makes at one time, and keeps ready: by its cores and replicas, within its memory."""
+
+import math
+
+from petseg.runtime import cpus
+
+DECODE_BYTES = 360 * 2**20  # to resize an image of 24 megapixels
+MOST_OF_A_PART = 8  # decodes of one part of a batch at one time; parts are made side by side
+BATCHES_READY = 2
+# Shares of the available memory that images in decoding, and batches in the making and ready, may take.
+DECODING_SHARE, BATCHES_SHARE = 1 / 4, 1 / 8
+
+
+def decodes_at_once() -> int:
+    """Number of images that a host decodes at one time: its cores, unless that takes too much memory."""
+    return max(1, min(cpus.usable_cpus(), _memory_bound()))
+
+
+def decodes_of_a_part() -> int:
+    """Number of images of one replica's part of a batch that are decoded at one time (--cache=none)."""
+    return max(1, min(_decodes_in_all() // 2, MOST_OF_A_PART))
+
+
+def parts_at_once(local_replicas: int, examples: int, bytes_of_part: int) -> tuple[int, int]:
+    """Numbers of parts of batches that a host makes at one time, and keeps ready.
+
+    Args:
+      local_replicas: number of replicas of this host; each gets a part of each batch.
+      examples: number of examples in a part.
+      bytes_of_part: size of a part.
+    """
+    made = max(2, _decodes_in_all() // min(examples, decodes_of_a_part()), min(local_replicas, _decodes_in_all()))
+    ready = BATCHES_READY * local_replicas
+    fitting = int(BATCHES_SHARE * cpus.usable_memory()) // max(bytes_of_part, 1)
+    scale = min(1.0, fitting / (made + ready))
+    return max(2, math.floor(made * scale)), max(2, math.floor(ready * scale))
+
+
+def _decodes_in_all() -> int:
+    """Decodes that all parts together may have begun: two a core, so that none waits where parts end."""
+    return max(2, min(2 * cpus.usable_cpus(), _memory_bound()))
+
+
+def _memory_bound() -> int:
+    return int(DECODING_SHARE * cpus.usable_memory()) // DECODE_BYTES
