@@ -60,14 +60,10 @@ class DataSet:
     holds_ids: bool = False
 
     @property
-    def mask_channels(self) -> int:
-        """Channels of a stored mask."""
-        return 3 if self.classes.colored and not self.holds_ids else 1
-
-    @property
-    def mask_dtype(self) -> tf.DType:
-        """Dtype of a stored mask, uint8 or uint16."""
-        return tf.as_dtype(self.builder.info.features[self.mask_feature].np_dtype)
+    def mask_notes(self) -> list[str]:
+        """What may be a mistake in the masks of a folder, as its copy has it."""
+        metadata = self.builder.info.metadata
+        return list(metadata.get("mask_notes", [])) if self.holds_ids and metadata else []
 
     @property
     def full_name(self) -> str:
@@ -268,6 +264,8 @@ def _check_features(data_set: DataSet) -> None:
                 f"all features: {', '.join(sorted(features))}"
             )
     channels = features[data_set.mask_feature].shape[-1]
+    if (dtype := np.dtype(features[data_set.mask_feature].np_dtype)).kind == "f":
+        raise DataError(f"{data_set.name}: its masks are {dtype}; must be whole numbers of 8 or 16 bits, or colours")
     if classes.colored != (channels == 3):
         what, needed = ("colours", "numbers") if classes.colored else ("numbers", "colours")
         raise DataError(

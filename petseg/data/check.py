@@ -85,7 +85,7 @@ def main(config: CheckConfig) -> None:
     found, notes = list(source.faults), list(source.notes)
     overlays: OverlaySheet | None = None
     if source.classes is not None:
-        inspection = Inspection(source.classes, source.faults)
+        inspection = Inspection(source.classes, source.needed, source.faults)
         overlays = OverlaySheet(source.classes, sum(source.sizes.values()), config.check.overlays)
         for split, pair in source.pairs:
             inspection.add(split, pair)

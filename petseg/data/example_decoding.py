@@ -3,17 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
-from petseg.classes import Classes
-from petseg.data import mask_decoding
+from petseg.classes import IGNORED
+from petseg.data import mask_files
 from petseg.data.catalog import DataSet
-from petseg.data.folders import mask_values
+from petseg.data.folders.mask_values import MaskCoding
 from petseg.data.resizing import Resizing
 from petseg.errors import DataError
 
 DIVISORS = (2, 4, 8)  # by which a JPEG decoder can divide the sides of an image
-UNDECODABLE = "image or mask cannot be decoded; each must be a JPEG, PNG, GIF or BMP file"
+UNDECODABLE = "the image cannot be decoded; must be a JPEG, PNG, GIF or BMP file"
 
 
 class BadExampleError(DataError):
@@ -21,7 +22,7 @@ class BadExampleError(DataError):
 
 
 def decoded_pair(data_set: DataSet, example: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Image uint8 [H, W, 3] and class ids uint8 [H, W, 1] at their stored size, and an invalid mask value or NONE."""
+    """Image uint8 [H, W, 3] and class ids uint8 [H, W, 1] at their stored size, and what is wrong with the mask."""
     return _decoded_image(example["image"]), *_decoded_mask(data_set, example["mask"])
 
 
@@ -32,12 +33,25 @@ def _decoded_image(file: tf.Tensor) -> tf.Tensor:
 
 
 def _decoded_mask(data_set: DataSet, file: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    values = tf.io.decode_image(file, data_set.mask_channels, data_set.mask_dtype, expand_animations=False)
-    values.set_shape([None, None, data_set.mask_channels])
+    """Class ids uint8 [H, W, 1], and what is wrong with the mask, a string scalar, empty if nothing is."""
     if data_set.holds_ids:
-        return values, tf.constant(mask_decoding.NONE)
-    mask = mask_decoding.class_ids(values, data_set.classes)
-    return mask, mask_decoding.invalid_value(values, mask)
+        mask, problem = tf.io.decode_image(file, 1, expand_animations=False), tf.constant("")
+    else:
+        coding = MaskCoding(data_set.classes)
+
+        def read(data: bytes | np.ndarray) -> tuple[np.ndarray, bytes]:
+            try:
+                data = data.item() if isinstance(data, np.ndarray) else data  # an array of one object in eager mode
+                _, values = mask_files.decode(data, coding.classes.colored)
+                return mask_files.ids_of(values, coding)[..., None], b""
+            except DataError as error:
+                return np.full((1, 1, 1), IGNORED, np.uint8), str(error).encode()
+
+        # As for the disk cache, declared stateless, so that op determinism does not run it sequentially.
+        mask, problem = tf.numpy_function(read, [file], [tf.uint8, tf.string], stateful=False)
+        problem.set_shape([])
+    mask.set_shape([None, None, 1])
+    return mask, problem
 
 
 def decode_reduced(file: tf.Tensor, resizing: Resizing) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -85,15 +99,15 @@ def decode(
 
     Returns:
       `image` uint8 [h, w, 3], `mask` uint8 [h, w, 1], `name`, the labels, and for `check_example` the decoded sizes
-      `image_size` and `mask_size`, int32 [2], and `invalid`, an invalid mask value or NONE, int32.
+      `image_size` and `mask_size`, int32 [2], and `problem`, what is wrong with the mask, a string.
     """
-    mask, invalid = _decoded_mask(data_set, example["mask"])
+    mask, problem = _decoded_mask(data_set, example["mask"])
     if scaled:
         image, image_size, divisor = decode_reduced(example["image"], resizing)
     else:
         image = _decoded_image(example["image"])
         image_size, divisor = tf.shape(image)[:2], tf.constant(1)
-    facts = {"image_size": image_size, "mask_size": tf.shape(mask)[:2], "invalid": invalid}
+    facts = {"image_size": image_size, "mask_size": tf.shape(mask)[:2], "problem": problem}
     size = tf.constant(resizing.size)
     has_size = tf.reduce_all(facts["image_size"] == size) & tf.reduce_all(facts["mask_size"] == size)
     image, mask = tf.cond(
@@ -110,18 +124,15 @@ def decode(
 
 def is_usable(example: dict[str, tf.Tensor]) -> tf.Tensor:
     """Whether `check_example` accepts a decoded example, bool scalar, as a graph."""
-    return tf.reduce_all(example["image_size"] == example["mask_size"]) & (example["invalid"] == mask_decoding.NONE)
+    return tf.reduce_all(example["image_size"] == example["mask_size"]) & (example["problem"] == "")
 
 
-def check_example(example: dict[str, Any], where: str, classes: Classes) -> None:
-    """Raises BadExampleError if image and mask differ in size or the mask has an invalid value."""
+def check_example(example: dict[str, Any], where: str) -> None:
+    """Raises BadExampleError if image and mask differ in size or the mask cannot be used."""
+    if example["problem"]:
+        raise BadExampleError(f"{where}: the mask {example['problem'].decode()}")
     image_size, mask_size = tuple(example["image_size"].tolist()), tuple(example["mask_size"].tolist())
     if image_size != mask_size:
         raise BadExampleError(
             f"{where}: the image is {image_size} (height, width), its mask {mask_size}; both must be one size"
-        )
-    if example["invalid"] != mask_decoding.NONE:
-        found = mask_values.value_text(example["invalid"], classes.colored)
-        raise BadExampleError(
-            f"{where}: the mask holds {found}, which is in no class; must be {mask_values.allowed_values_text(classes)}"
         )

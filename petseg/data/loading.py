@@ -20,12 +20,15 @@ from petseg.data.backends.on_demand import OnDemandExamples, distinguishing_labe
 from petseg.data.example_decoding import BadExampleError
 from petseg.data.examples import Examples
 from petseg.data.folders import faults
+from petseg.data.folders.faults import Kind
+from petseg.data.mask_survey import MaskSurvey
 from petseg.data.random_crops import RandomCrops
 from petseg.data.split_source import SplitSource
 from petseg.errors import DataError, one_line
 from petseg.runtime.progress_bars import progress_bar
 
 ARRAYS_AT_ONCE = 16  # decoded examples
+SURVEYED_MASKS = 200
 logger = logging.getLogger(__name__)
 
 
@@ -66,6 +69,8 @@ def load(config: DataConfig, split: str, classes: Classes | None = None, *, for_
       ConfigError: if the classes are invalid, or the disk cache cannot be written.
     """
     source = SplitSource.open(config, split, classes)
+    if for_training:
+        _judge_masks(source, config)
     if for_training and config.resize == "crop":
         source = source.on_canvases()
     if for_training and config.decode == "scaled":
@@ -75,6 +80,32 @@ def load(config: DataConfig, split: str, classes: Classes | None = None, *, for_
     except BadExampleError as error:
         raise DataError(f"{error}. All faults: {faults.check_command(config)}") from error
     return examples if source.picture_sizes is None else RandomCrops(examples, config.size, source.picture_sizes)
+
+
+def _judge_masks(source: SplitSource, config: DataConfig) -> None:
+    """Warns of what the masks, taken together, say; the checker does the same with all splits.
+
+    Looks at SURVEYED_MASKS masks, and at more until there are two classes. Of a folder, it was done for its copy.
+
+    Raises:
+      DataError: if their values do not mean what the classes say.
+    """
+    data_set = source.data_set
+    notes = data_set.mask_notes
+    if not data_set.holds_ids:
+        survey = MaskSurvey(data_set.classes)
+        for number, facts in enumerate(source.mask_facts(spread=SURVEYED_MASKS)):
+            survey.add(f"mask of {source.split}/{number}", facts)
+            if number + 1 >= SURVEYED_MASKS and survey.has_classes:
+                break
+        found = survey.faults()
+        if not survey.ignores_pixels:  # all in one class: a poor choice of a split, but nothing is misread
+            found = [fault for fault in found if fault.kind is not Kind.CLASSES]
+        if found:
+            raise faults.as_error(found, data_set.name, faults.check_command(config))
+        notes = survey.notes()
+    for note in notes:
+        logger.warning("%s: %s", data_set.name, note)
 
 
 def _load(source: SplitSource, config: DataConfig, *, ignore_bad: bool) -> Examples:
@@ -151,7 +182,7 @@ def _decode_all(
                 f"{where}: the files under {data_set.builder.data_path} cannot be read: {one_line(error)}"
             ) from error
         name = example["name"].decode() or f"{split}/{position}"
-        example_decoding.check_example(example, f"{where} ({name})", data_set.classes)
+        example_decoding.check_example(example, f"{where} ({name})")
         if source.picture_sizes is not None:
             random_crops.check_size(source.picture_sizes[i], example["image_size"], f"{where} ({name})")
         keep(i, example)

@@ -10,8 +10,9 @@ import tensorflow as tf
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
-from petseg.data import catalog, example_decoding, feeding, random_crops
+from petseg.data import catalog, example_decoding, feeding, mask_files, random_crops
 from petseg.data.catalog import ARRAY_RECORD, DataSet
+from petseg.data.mask_survey import MaskFacts
 from petseg.data.record_files import RecordFiles
 from petseg.data.resizing import Resizing
 from petseg.errors import DataError, one_line
@@ -106,6 +107,19 @@ class SplitSource:
         if self.records is not None:
             return self.data_set.parsed(self.records.in_order(self.positions))
         return self.data_set.raw_examples(self.split).take(self.positions.stop).shard(self.positions.step, 0)
+
+    def mask_facts(self, *, spread: int) -> Iterator[MaskFacts]:
+        """Facts of the readable masks of a TFDS data set; with random access, of `spread` evenly spaced ones first."""
+        order = [self.positions]
+        if self.records is not None and self.count > spread:
+            order = [self.positions[:: -(-self.count // spread)], self.positions]
+        for positions in order:
+            examples = dataclasses.replace(self, positions=positions).undecoded()
+            masks = examples.map(tf.autograph.experimental.do_not_convert(lambda example: example["mask"]))
+            colored = self.data_set.classes.colored
+            for data in masks.as_numpy_iterator():
+                with contextlib.suppress(DataError):  # it is reported when it is decoded
+                    yield MaskFacts.of(mask_files.decode(data, colored)[1])
 
     def decode(self, example: dict[str, tf.Tensor], keys: Sequence[str] = ()) -> dict[str, tf.Tensor]:
         """Decodes an example as `example_decoding.decode` does."""

@@ -25,7 +25,7 @@ from petseg.config import CACHE_DIR
 from petseg.data.examples import Examples, Fetched, all_usable
 from petseg.errors import ConfigError, DataError
 
-FORMAT = 2  # increase it when the same data set would give other bytes
+FORMAT = 3  # increase it when the same data set would give other bytes
 CHANNELS = {"images.u8": 3, "masks.u8": 1}
 RECORD = "examples.json"
 
@@ -171,8 +171,6 @@ class Cache:
 
 class DiskExamples(Examples):
     """The examples of a written cache; `classes`, `names`, `groups` and `origin` are attributes of `Examples`."""
-
-    checked = True
 
     def __init__(self, cache: Cache, classes: Classes, names: Names, groups: Groups, origin: str):
         self._cache = cache

@@ -22,8 +22,6 @@ class MemoryExamples(Examples):
       classes, names, groups, origin: attributes of `Examples`; names are the ids if None.
     """
 
-    checked = True
-
     def __init__(
         self,
         images: np.ndarray,

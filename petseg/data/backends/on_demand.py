@@ -125,7 +125,7 @@ class OnDemandExamples(Examples):
             raise DataError(f"{where}: cannot be read: {one_line(error)}") from error
         facts = {key: value.numpy() for key, value in decoded.items()}
         try:
-            example_decoding.check_example(facts, where, source.data_set.classes)
+            example_decoding.check_example(facts, where)
             if source.picture_sizes is not None:
                 random_crops.check_size(source.picture_sizes[i], facts["image_size"], where)
         except BadExampleError as error:

@@ -21,6 +21,8 @@ class Kind(enum.Enum):
     SMALL = "images that are too small"
     INEXACT = "masks in a format that changes values"
     VALUES = "masks with values in no class"
+    RESAMPLED = "masks with values that interpolation made"
+    PALETTES = "palettes that differ between masks"
     CLASSES = "classes that the masks do not have"
 
 

@@ -18,7 +18,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL
 import tensorflow_datasets as tfds
 
@@ -30,13 +29,13 @@ from petseg.data import digests
 from petseg.data.folders import faults, folder_files, folder_layout, mask_values
 from petseg.data.folders.faults import Fault
 from petseg.data.folders.folder_layout import Layout
-from petseg.data.folders.inspection import missing_class_faults
 from petseg.data.folders.mask_values import MaskCoding
 from petseg.data.folders.pair_files import DecodedPair
+from petseg.data.mask_survey import MaskSurvey
 from petseg.errors import ConfigError, DataError, one_line
 from petseg.files import printable
 
-FORMAT = 2  # increase when the same folder would give other records
+FORMAT = 3  # increase when the same folder would give other records
 logger = logging.getLogger(__name__)
 
 
@@ -214,12 +213,12 @@ class _FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         assert self._classes is not None
         written = dataclasses.replace(self._layout, splits=self._written)
         pairs = folder_files.read_pairs(written, MaskCoding(self._classes))
-        counts = np.zeros(256, np.int64)
+        survey = MaskSurvey(self._classes)
         self._digests = {}
-        return {split: self._generate_examples(split, pairs, counts) for split in self._written}
+        return {split: self._generate_examples(split, pairs, survey) for split in self._written}
 
     def _generate_examples(
-        self, split: str, pairs: Iterator[tuple[str, DecodedPair]], counts: np.ndarray
+        self, split: str, pairs: Iterator[tuple[str, DecodedPair]], survey: MaskSurvey
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Takes the examples of a split from an iterator over the pairs of all splits."""
         for i, _ in enumerate(self._written[split]):
@@ -228,14 +227,17 @@ class _FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
                 self._bad = [*pair.faults, *(fault for _, other in pairs for fault in other.faults)]
                 raise DataError("some pairs cannot be used")  # `write` reports which
             assert pair.ids is not None
-            counts += np.bincount(pair.ids.ravel(), minlength=256)
+            assert pair.facts is not None
+            if split in self._layout.needed:
+                survey.add(pair.mask_name, pair.facts, either_way=pair.either_way)
             of_picture = int.from_bytes(pair.digest[:8], "little")
             self._digests.setdefault(split, []).append((of_picture, digests.of_ids(pair.ids)))
             yield i, {"image": pair.image, "segmentation_mask": pair.mask, "file_name": pair.name}
         if split == list(self._written)[-1]:
-            self._bad = missing_class_faults(counts, self._classes)  # type: ignore[arg-type]
+            self._bad = survey.faults()
             if self._bad:
                 raise DataError("the masks do not have the classes")
+            self.info.metadata["mask_notes"] = survey.notes()
             # In the temporary folder that TFDS renames when the data set is complete.
             found = {name: digests.from_rows(rows) for name, rows in self._digests.items()}
             digests.write(Path(self.data_path) / digests.FILE, found)

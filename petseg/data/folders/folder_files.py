@@ -3,27 +3,24 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from petseg.classes import Classes
 from petseg.config import DataConfig
-from petseg.data.folders import faults, mask_values, pair_files
-from petseg.data.folders.faults import Fault, Kind
+from petseg.data.folders import faults, pair_files
+from petseg.data.folders.faults import Fault
 from petseg.data.folders.folder_layout import Layout, Pair
+from petseg.data.folders.inferred_classes import CLASSES_FILE, classes_from_masks
 from petseg.data.folders.mask_values import MaskCoding
 from petseg.data.folders.pair_files import DecodedPair
-from petseg.errors import ConfigError, DataError
+from petseg.data.mask_survey import MaskFacts
 from petseg.runtime.cpus import usable_cpus
 from petseg.runtime.progress_bars import progress_bar
 
-_Values = tuple[np.ndarray, bool, bytes]  # as `mask_values.classes_from_values` takes them
 T = TypeVar("T")
 R = TypeVar("R")
-CLASSES_FILE = "classes.json"
 AT_ONCE = 8  # threads that decode pairs, at most
 logger = logging.getLogger(__name__)
 
@@ -46,51 +43,34 @@ def infer_classes(layout: Layout) -> tuple[Classes | None, list[Fault]]:
     Masks of unneeded splits with faults are not counted.
     """
     pairs = _pairs_by_split(layout)
-    values: dict[str, list[_Values]] = {}
+    found: dict[str, list[tuple[str, MaskFacts]]] = {}
     bad: list[Fault] = []
-    found = map_with_progress(
-        pairs, lambda each: _read_values(each[1]), len(pairs), f"looking for classes in {layout.name}"
+    read = map_with_progress(
+        pairs, lambda each: _read_facts(each[1]), len(pairs), f"looking for classes in {layout.name}"
     )
-    for (split, _), of_mask in zip(pairs, found, strict=True):
-        if isinstance(of_mask, Fault):
-            bad.append(dataclasses.replace(of_mask, split=split))
+    for (split, pair), facts in zip(pairs, read, strict=True):
+        if isinstance(facts, Fault):
+            bad.append(dataclasses.replace(facts, split=split))
         else:
-            values.setdefault(split, []).append(of_mask)
+            found.setdefault(split, []).append((pair.mask_name, facts))
     blocking, others = faults.partition(bad, layout.needed)
-    usable = [each for split, of_split in values.items() if split not in others for each in of_split]
-    needed = [each for split, of_split in values.items() if split in layout.needed for each in of_split]
+    usable = [each for split, of_split in found.items() if split not in others for each in of_split]
+    needed = [each for split, of_split in found.items() if split in layout.needed for each in of_split]
     if blocking or not usable:
         return None, bad
-    if needed and any(colored for _, colored, _ in needed) != any(colored for _, colored, _ in usable):
-        usable = needed
-    try:
-        return _found_classes(usable, needed), bad
-    except ConfigError as error:
-        return None, [Fault(Kind.CLASSES, CLASSES_FILE, f"there is none, and {error}")]
+    classes, wrong = classes_from_masks(usable)
+    if needed and len(needed) < len(usable):
+        of_needed = classes_from_masks(needed)
+        if wrong or (of_needed[0] and classes and of_needed[0].colored != classes.colored):
+            classes, wrong = of_needed
+    return classes, [*bad, *wrong]
 
 
-def _found_classes(usable: Sequence[_Values], needed: Sequence[_Values]) -> Classes:
-    """Classes for the values of all usable splits, or of the needed ones alone if that fails."""
-    try:
-        return mask_values.classes_from_values(usable)
-    except ConfigError:
-        if not needed or len(needed) == len(usable):
-            raise
-        return mask_values.classes_from_values(needed)
-
-
-def _read_values(pair: Pair) -> _Values | Fault:
-    """Reads the distinct values of a mask."""
+def _read_facts(pair: Pair) -> MaskFacts | Fault:
+    """Reads a mask whose classes are unknown."""
     data = pair_files.read_file(pair.mask_name, pair.mask)
-    mask = data if isinstance(data, Fault) else pair_files.open_mask(pair.mask_name, data)
-    if isinstance(mask, Fault):
-        return mask
-    try:
-        found, colored = mask_values.values_in(mask, None)
-    except DataError as error:
-        return Fault(Kind.VALUES, pair.mask_name, str(error))
-    palette = bytes(mask.getpalette("RGB") or b"") if mask.mode in mask_values.PALETTED else b""
-    return np.unique(found), colored, palette
+    mask = data if isinstance(data, Fault) else pair_files.read_mask(pair.mask_name, data, None)
+    return mask if isinstance(mask, Fault) else MaskFacts.of(mask[1])
 
 
 def read_pair(pair: Pair, coding: MaskCoding) -> DecodedPair:
@@ -98,7 +78,9 @@ def read_pair(pair: Pair, coding: MaskCoding) -> DecodedPair:
     image = pair_files.read_file(pair.name, pair.image)
     mask = pair_files.read_file(pair.mask_name, pair.mask)
     if isinstance(image, Fault) or isinstance(mask, Fault):
-        return DecodedPair(pair.name, faults=tuple(each for each in (image, mask) if isinstance(each, Fault)))
+        return DecodedPair(
+            pair.name, pair.mask_name, faults=tuple(each for each in (image, mask) if isinstance(each, Fault))
+        )
     return pair_files.decode_pair(pair.name, image, pair.mask_name, mask, coding)
 
 

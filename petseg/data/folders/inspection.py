@@ -3,14 +3,14 @@
 import collections
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
 from petseg.classes import IGNORED, UNKNOWN, Classes
 from petseg.data.folders.faults import Fault, Kind
-from petseg.data.folders.mask_values import ZERO_AND_255
 from petseg.data.folders.pair_files import DecodedPair
+from petseg.data.mask_survey import MaskSurvey
 
 LARGEST_SUGGESTED = 512  # pixels of the longer side
 DIVISOR = 32  # sides of the network's input are multiples of it
@@ -58,11 +58,12 @@ class Inspection:
 
     Args:
       classes: the classes.
+      needed: the splits whose masks are judged together.
       faults: faults that were found before any file was opened.
     """
 
-    def __init__(self, classes: Classes, faults: Iterable[Fault] = ()):
-        self.classes = classes
+    def __init__(self, classes: Classes, needed: Collection[str] = (), faults: Iterable[Fault] = ()):
+        self.classes, self._needed, self._survey = classes, needed, MaskSurvey(classes)
         self.splits: dict[str, SplitCounts] = {}
         self.faults: list[Fault] = list(faults)
         self.modes: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -79,11 +80,13 @@ class Inspection:
             self._places.setdefault(pair.digest, []).append((split, pair.name))
         if not pair.faults and pair.ids is not None:
             counts.add(pair.name, pair.ids)
+        if pair.facts and split in self._needed:
+            self._survey.add(pair.mask_name, pair.facts, either_way=pair.either_way)
 
     def finish(self) -> None:
         """Adds the faults of all masks together, after the last pair."""
-        if not any(fault.kind in (Kind.VALUES, Kind.INEXACT) for fault in self.faults):
-            self.faults += missing_class_faults(self.pixels, self.classes)
+        unread = any(fault.kind in (Kind.VALUES, Kind.INEXACT) for fault in self.faults)
+        self.faults += [fault for fault in self._survey.faults() if fault.kind is not Kind.CLASSES or not unread]
 
     @property
     def pixels(self) -> np.ndarray:
@@ -114,7 +117,7 @@ class Inspection:
         if shared:
             pairs = [" = ".join(f"{split}: {name}" for split, name in places[:3]) for places in shared]
             found.append(f"{len(shared)} images are in two splits or more, byte by byte: {_few(pairs)}")
-        return found
+        return [*found, *self._survey.notes()]
 
     def suggested_size(self) -> str:
         """Flags for the size of the network's input."""
@@ -140,26 +143,6 @@ class Inspection:
     def _sides(self) -> tuple[np.ndarray, np.ndarray]:
         sizes = np.array(list(self.sizes.elements()))
         return sizes[:, 0], sizes[:, 1]
-
-
-def missing_class_faults(counts: np.ndarray, classes: Classes) -> list[Fault]:
-    """A fault if at most one class occurs, as in masks of 0 and 255 where 255 is ignored.
-
-    Args:
-      counts: number of pixels by class id, int64 [256].
-      classes: the classes.
-    """
-    present = np.flatnonzero(counts[: len(classes)])
-    if len(present) > 1 or not counts.any():
-        return []
-    what = f"hold class {classes.names[present[0]]} alone" if len(present) else "hold no class"
-    if counts[IGNORED]:
-        share = counts[IGNORED] / counts.sum()
-        what += f", and, in {share:.1%} of their pixels, a value in no class"
-    what += "; must hold two classes or more"
-    if counts[IGNORED] and not classes.colored and IGNORED in classes.ignored:
-        what += f"; for 0 and 255, the classes file must be {ZERO_AND_255}"
-    return [Fault(Kind.CLASSES, "the masks", what)]
 
 
 def _divisible(side: float) -> int:

@@ -13,10 +13,13 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
-from petseg.classes import UNKNOWN
+from petseg.data import mask_files
 from petseg.data.folders import mask_values
 from petseg.data.folders.faults import Fault, Kind
 from petseg.data.folders.mask_values import MaskCoding
+from petseg.data.mask_files import LossyMaskError, MaskValues
+from petseg.data.mask_survey import MaskFacts
+from petseg.data.picture_files import Picture, PictureError
 from petseg.errors import DataError, one_line
 from petseg.picture_formats import exif_orientation
 
@@ -25,7 +28,6 @@ R = TypeVar("R")
 SMALLEST_SIDE = 8
 END_OF_PNG = b"IEND\xaeB`\x82"
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM")  # decoded in this process; never EPS
-LOSSY = ("JPEG", "MPO")
 # Modes by format that TensorFlow decodes to the same pixels as Pillow.
 DECODABLE = {
     "JPEG": ("L", "RGB"),
@@ -40,23 +42,28 @@ class DecodedPair:
     """A decoded image and mask.
 
     Attributes:
-      name: name of the image.
+      name, mask_name: names of image and mask.
       image: a JPEG, PNG or BMP file that TensorFlow decodes; empty if there is a fault.
       mask: class ids as a PNG file; empty if there is a fault.
       ids: class ids, uint8 [H, W]; None if the mask cannot be decoded.
       size: height and width of the image; None if it cannot be read.
       modes: Pillow's modes of image and mask, such as RGB and P.
       digest: hash of the image file.
+      facts: facts of the mask for a survey of all masks; None if it cannot be decoded.
+      either_way: whether the image is turned by EXIF, and the mask fits it as stored too.
       faults: faults of either file.
     """
 
     name: str
+    mask_name: str = ""
     image: bytes = b""
     mask: bytes = b""
     ids: np.ndarray | None = None
     size: tuple[int, int] | None = None
     modes: tuple[str, str] = ("", "")
     digest: bytes = b""
+    facts: MaskFacts | None = None
+    either_way: bool = False
     faults: tuple[Fault, ...] = ()
 
 
@@ -74,21 +81,30 @@ def decode_pair(name: str, image_data: bytes, mask_name: str, mask_data: bytes, 
     """
     faults: list[Fault] = []
     picture = _opened(name, image_data, faults)
-    mask = _opened(mask_name, mask_data, faults)
-    modes = (picture.mode if picture else "", mask.mode if mask else "")
-    ids = _ids(mask_name, mask, coding, faults) if mask else None
-    turned = False
+    mask = read_mask(mask_name, mask_data, coding.classes.colored)
+    mask_size = ids = facts = None
+    if isinstance(mask, Fault):
+        faults.append(mask)
+    else:
+        mask_size, facts = mask[0].size, MaskFacts.of(mask[1])
+        try:
+            ids = mask_files.ids_of(mask[1], coding)
+        except DataError as error:
+            faults.append(Fault(Kind.VALUES, mask_name, str(error)))
+    modes = (picture.mode if picture else "", "" if isinstance(mask, Fault) else mask[0].mode)
+    turned = either_way = False
     if picture:
         size = (picture.height, picture.width)
-        turned = _is_turned(picture, mask)
+        turned = _is_turned(picture, mask_size)
         if min(size) < SMALLEST_SIDE:
             what = f"is {size[0]} x {size[1]} pixels; must be at least {SMALLEST_SIDE} x {SMALLEST_SIDE}"
             faults.append(Fault(Kind.SMALL, name, what))
+        either_way = turned and size == mask_size and (size[0] == size[1] or exif_orientation(picture) < 5)
         if turned:
             picture = ImageOps.exif_transpose(picture)
             size = (picture.height, picture.width)
-        if mask and size != (mask.height, mask.width):
-            what = f"is {size[0]} x {size[1]} (height x width), its mask {mask_name} {mask.height} x {mask.width}"
+        if mask_size and size != mask_size:
+            what = f"is {size[0]} x {size[1]} (height x width), its mask {mask_name} {mask_size[0]} x {mask_size[1]}"
             faults.append(Fault(Kind.SIZES, name, f"{what}; both must be one size"))
     image_file = mask_file = b""
     if picture and not faults:
@@ -100,16 +116,21 @@ def decode_pair(name: str, image_data: bytes, mask_name: str, mask_data: bytes, 
         mask_file = mask_values.encode_png(ids)
     shape = size if picture else None
     digest = hashlib.blake2b(image_data, digest_size=16).digest()
-    return DecodedPair(name, image_file, mask_file, ids, shape, modes, digest, tuple(faults))
+    return DecodedPair(
+        name, mask_name, image_file, mask_file, ids, shape, modes, digest, facts, either_way, tuple(faults)
+    )
 
 
-def open_mask(name: str, data: bytes) -> Image.Image | Fault:
-    """Decodes a mask; returns a fault if that fails, or if its format is lossy."""
-    faults: list[Fault] = []
-    mask = _opened(name, data, faults)
-    if mask:
-        _refuse_lossy(name, mask, faults)
-    return faults[0] if faults or not mask else mask
+def read_mask(name: str, data: bytes, colored: bool | None) -> tuple[Picture, MaskValues] | Fault:
+    """Decodes a mask as `mask_files.decode` does; returns a fault if that fails."""
+    try:
+        return mask_files.decode(data, colored)
+    except PictureError as error:
+        return Fault(Kind.UNREADABLE, name, str(error))
+    except LossyMaskError as error:
+        return Fault(Kind.INEXACT, name, str(error))
+    except DataError as error:
+        return Fault(Kind.VALUES, name, str(error))
 
 
 def map_in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
@@ -142,48 +163,13 @@ def _opened(name: str, data: bytes, faults: list[Fault]) -> Image.Image | None:
     return picture
 
 
-def _refuse_lossy(name: str, mask: Image.Image, faults: list[Fault]) -> None:
-    if mask.format in LOSSY:
-        what = "is a mask in JPEG, which changes values at every edge; must be a PNG made of the original mask"
-        faults.append(Fault(Kind.INEXACT, name, what))
-
-
-def _ids(name: str, mask: Image.Image, coding: MaskCoding, faults: list[Fault]) -> np.ndarray | None:
-    """Class ids of a mask; adds a fault if it is lossy or has values of no class."""
-    _refuse_lossy(name, mask, faults)
-    if mask.format in LOSSY:
-        return None
-    try:
-        values, _ = mask_values.values_in(mask, coding.classes.colored)
-    except DataError as error:
-        faults.append(Fault(Kind.VALUES, name, str(error)))
-        return None
-    ids = coding.ids(values)
-    if (ids == UNKNOWN).any():
-        faults.append(Fault(Kind.VALUES, name, _unknown_values(values, ids == UNKNOWN, coding)))
-    return ids
-
-
-def _unknown_values(values: np.ndarray, where: np.ndarray, coding: MaskCoding) -> str:
-    """Names the most frequent value of no class and its first pixel."""
-    unknown, counts = np.unique(values[where], return_counts=True)
-    number, count = int(unknown[counts.argmax()]), counts.max()
-    row, column = np.argwhere(values == number)[0]
-    pixels = "1 pixel" if count == 1 else f"{count} pixels"
-    more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-    return (
-        f"holds {mask_values.value_text(number, coding.classes.colored)}{more} in no class ({pixels}, the first at row "
-        f"{row}, column {column}); must be {mask_values.allowed_values_text(coding.classes)}"
-    )
-
-
-def _is_turned(picture: Image.Image, mask: Image.Image | None) -> bool:
+def _is_turned(picture: Image.Image, mask_size: tuple[int, int] | None) -> bool:
     """Whether to rotate an image according to EXIF. Pillow has rotated TIFF files already."""
     orientation = exif_orientation(picture)
     if orientation == 1 or picture.format == "TIFF":
         return False
     swaps = orientation >= 5
-    return not (swaps and mask and mask.size == picture.size and picture.width != picture.height)
+    return not (swaps and mask_size == (picture.height, picture.width) and picture.width != picture.height)
 
 
 def _is_decodable(picture: Image.Image, data: bytes) -> bool:

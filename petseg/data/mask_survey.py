@@ -1,0 +1,288 @@
+"""What the masks of a data set, taken together, say about the meaning of their values. Imports no TensorFlow.
+
+A single mask is valid or not; only together do masks show that 255 is a class after all, that palettes differ, or that
+values come from interpolation.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage
+
+from petseg.classes import IGNORED, UNKNOWN, Classes
+from petseg.data.folders.faults import Fault, Kind
+from petseg.data.folders.mask_values import ZERO_AND_255, MaskCoding
+from petseg.data.mask_files import RESAMPLED, MaskValues, uniform_pixels
+
+MOST_VALUES = 4096  # of one mask that are surveyed; instance labels may have more
+SURVEYED_SIDE = 256  # pixels; regions are measured on a grid of at most this many
+LINE = 8  # a region with more than this many times the area of a square inside it is a line
+MANY = 16  # values of one mask
+RARE = 0.05  # largest share of the pixels of a value that interpolation makes
+SHOWN_NAMES = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskFacts:
+    """Facts of one mask.
+
+    Attributes:
+      values: its values or colours, int [N], ascending.
+      pixels: number of pixels of each, int64 [N].
+      uniform: how many of these are in a block of 2 x 2 equal pixels, int64 [N].
+      between: how many are between a smaller and a larger value, int64 [N]; counted where values are many.
+      compact: number of pixels of value 255 in regions that are no thin lines.
+      colored: whether the values are colours.
+      palette: colours of the values in the file's palette, uint8 [N, 3]; None without a palette.
+      single: whether the file has numbers and no colours at all.
+      transparent: whether its pixels differ in opacity.
+    """
+
+    values: np.ndarray
+    pixels: np.ndarray
+    uniform: np.ndarray
+    between: np.ndarray
+    compact: int = 0
+    colored: bool = False
+    palette: np.ndarray | None = None
+    single: bool = False
+    transparent: bool = False
+
+    @classmethod
+    def of(cls, mask: MaskValues) -> "MaskFacts":
+        """Collects the facts of a mask."""
+        numbers, places = mask.numbers, mask.numbers
+        if mask.colored:
+            values, places = np.unique(numbers, return_inverse=True)
+            places = places.reshape(numbers.shape)
+        else:
+            values = np.flatnonzero(np.bincount(numbers.ravel()))
+        count = len(values) if mask.colored else int(values[-1]) + 1
+        kept = slice(MOST_VALUES) if mask.colored else values[:MOST_VALUES]
+
+        def counted(where: np.ndarray) -> np.ndarray:
+            return np.bincount(places[where], minlength=count)[kept]
+
+        pixels, uniform = np.bincount(places.ravel(), minlength=count)[kept], counted(uniform_pixels(places))
+        many = len(values) > MANY or (uniform < pixels / 2).sum() > 2
+        between = counted(_is_between(numbers)) if many and not mask.colored else np.zeros_like(pixels)
+        values = values[:MOST_VALUES]
+        void = not mask.colored and IGNORED in values and len(values) > 1
+        compact = _count_compact(numbers == IGNORED) if void else 0
+        palette = None if mask.palette is None else mask.palette[np.minimum(values, 255)]
+        return cls(values, pixels, uniform, between, compact, mask.colored, palette, mask.single, mask.transparent)
+
+
+class MaskSurvey:
+    """Collects the facts of masks and judges them together.
+
+    Args:
+      classes: the classes of a classes file, or of a run; None if classes are to be inferred from the masks.
+    """
+
+    def __init__(self, classes: Classes | None):
+        self._classes = classes
+        self._sums: dict[bool, dict[int, np.ndarray]] = {False: {}, True: {}}  # pixels, uniform, between, by value
+        self._colors: dict[int, tuple[bytes, str]] = {}  # of palette indices, and the first mask that has them
+        self._differing: tuple[int, str, str] | None = None
+        self._void_pixels = self._void_compact = 0
+        self._void: list[str] = []  # masks with compact regions of 255
+        self._only_void: list[str] = []  # masks of 0 and 255 alone
+        self._without_void: list[str] = []  # masks of other values than 0, without 255
+        self._beside_void = False  # whether 255 occurs in one mask with values other than 0
+        self._either_way: list[str] = []
+        self._transparent: list[str] = []
+        self._grey: list[str] = []  # masks of numbers other than 0 and 255 in files without colours
+
+    def add(self, name: str, facts: MaskFacts, *, either_way: bool = False) -> None:
+        """Adds a mask; `either_way`: its image is turned by EXIF, and it fits the image as stored too."""
+        if either_way:
+            self._either_way.append(name)
+        sums = self._sums[facts.colored]
+        for value, *counts in zip(facts.values.tolist(), facts.pixels, facts.uniform, facts.between, strict=True):
+            sums[value] = sums.get(value, 0) + np.array(counts)
+        if facts.transparent:
+            self._transparent.append(name)
+        if facts.palette is not None:
+            self._add_palette(name, facts.values, facts.palette)
+        if not facts.colored:
+            self._add_void(name, facts)
+
+    def _add_palette(self, name: str, values: np.ndarray, palette: np.ndarray) -> None:
+        for value, color in zip(values.tolist(), palette, strict=True):
+            if (color == value).all():
+                continue  # the shade of its number, as a palette that was made of grey has it: no colour
+            first, where = self._colors.setdefault(value, (color.tobytes(), name))
+            if first != color.tobytes():
+                self._differing = self._differing or (value, where, name)
+
+    def _add_void(self, name: str, facts: MaskFacts) -> None:
+        values = set(facts.values.tolist())
+        others = values - {0, IGNORED}
+        if facts.single and others:
+            self._grey.append(name)
+        if IGNORED not in values:
+            if others:
+                self._without_void.append(name)
+            return
+        self._beside_void |= bool(others)
+        if values == {0, IGNORED}:
+            self._only_void.append(name)
+        if len(values) > 1:
+            self._void_pixels += int(facts.pixels[facts.values == IGNORED].sum())
+            self._void_compact += facts.compact
+            if facts.compact:
+                self._void.append(name)
+
+    def faults(self) -> list[Fault]:
+        """What makes the masks unusable."""
+        found = [Fault(Kind.RESAMPLED, "the masks", self._resampled())] if self._resampled() else []
+        if self._classes is None:
+            if not found and (reason := self._meaning_of_void()):
+                remedy = 'a classes file must say what it is: a class with "value": 255, or "ignored": [255]'
+                found.append(Fault(Kind.CLASSES, "the masks", f"{reason}; {remedy}"))
+            if self.holds_colors and self._grey and (self._differing or self._sums[True]):
+                what = (
+                    f"hold numbers in {_few(self._grey)} and colours in others, whose numbers mean something else in "
+                    "every file; must be numbers or colours throughout"
+                )
+                found.append(Fault(Kind.CLASSES, "the masks", what))
+            return found
+        if self._differing and not self._classes.colored:
+            found.append(Fault(Kind.PALETTES, self._differing[2], self._palettes()))
+        return found + self._missing_classes(self._classes)
+
+    def notes(self) -> list[str]:
+        """What may be a mistake."""
+        classes = self._classes
+        found = []
+        if self._either_way:
+            found.append(
+                f"{len(self._either_way)} masks fit their images both as stored and as turned by EXIF; they are taken "
+                f"to be drawn on the turned ones: {_few(self._either_way)}"
+            )
+        if self._transparent:
+            count = len(self._transparent)
+            found.append(f"{count} masks have pixels of different opacity, which is ignored: {_few(self._transparent)}")
+        if classes and not classes.colored and IGNORED in classes.ignored and (reason := self._meaning_of_void()):
+            found.append(f'the masks {reason}; if it is a class, the classes file must give it "value": 255')
+        return found
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether at least two of the classes occur."""
+        return len(np.flatnonzero(self._class_pixels()[:UNKNOWN])) > 1
+
+    @property
+    def ignores_pixels(self) -> bool:
+        """Whether pixels in no class occur."""
+        return self._class_pixels()[IGNORED] > 0
+
+    def _class_pixels(self) -> np.ndarray:
+        """Number of pixels by class id, int64 [256]."""
+        assert self._classes is not None
+        sums = self._sums[self._classes.colored]
+        ids = MaskCoding(self._classes).ids(np.array(list(sums), np.int32))
+        return np.bincount(ids, [pixels for pixels, *_ in sums.values()], minlength=256).astype(np.int64)
+
+    @property
+    def holds_colors(self) -> bool:
+        """Whether colours, not numbers, say what a pixel is: some masks hold colours, or palettes differ."""
+        return bool(self._sums[True]) or self._differing is not None
+
+    def _meaning_of_void(self) -> str:
+        """Why 255 may be a class in masks where it is ignored; empty if it seems to be no class."""
+        reasons = []
+        values = sorted(self._sums[False])
+        gaps = np.diff(values)
+        if IGNORED in values and len(values) > 2 and gaps.min() >= 8 and gaps.max() <= 2 * gaps.min() + 2:
+            shown = ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
+            reasons.append(f"their values {shown} are shades of grey at even distances")
+        if self._only_void and self._without_void and not self._beside_void:
+            masks = f"{len(self._only_void)} masks hold 0 and 255 alone ({_few(self._only_void)})"
+            reasons.append(f"{masks}, {len(self._without_void)} others hold other values ({_few(self._without_void)})")
+        if self._void_compact > self._void_pixels / 2:
+            reasons.append(f"in {len(self._void)} masks 255 covers compact regions, not lines ({_few(self._void)})")
+        return f"hold 255, which means no class by convention, but {' and '.join(reasons)}" if reasons else ""
+
+    def _missing_classes(self, classes: Classes) -> list[Fault]:
+        """A fault if at most one class occurs, as in masks of 0 and 255 where 255 is ignored."""
+        counts = self._class_pixels()
+        present = np.flatnonzero(counts[: len(classes)])
+        if len(present) > 1 or not counts.any():
+            return []
+        what = f"hold class {classes.names[present[0]]} alone" if len(present) else "hold no class"
+        if counts[IGNORED]:
+            what += f", and, in {counts[IGNORED] / counts.sum():.1%} of their pixels, a value in no class"
+        what += "; must hold two classes or more"
+        if counts[IGNORED] and not classes.colored and IGNORED in classes.ignored:
+            what += f"; for 0 and 255, the classes file must be {ZERO_AND_255}"
+        return [Fault(Kind.CLASSES, "the masks", what)]
+
+    def _resampled(self) -> str:
+        """Why values seem to come from interpolation; empty if they do not."""
+        for colored, sums in self._sums.items():
+            if not sums:
+                continue
+            counts = np.array([sums[value] for value in sorted(sums)])
+            pixels, uniform, between = counts.T
+            scattered = (uniform < pixels / 2) & (pixels < RARE * pixels.sum())
+            if not colored:
+                scattered &= between >= pixels / 2
+            drawn, made = int((uniform >= pixels / 2).sum()), int(scattered.sum())
+            # Values of a class are there on purpose: more of them must look like interpolation.
+            least = max(3, drawn) if self._classes is None else max(4, 2 * drawn)
+            if drawn >= 2 and made >= least:
+                return _made_by_interpolation("colours" if colored else "values", made, drawn)
+            # Enlarged again by nearest neighbour: blocks of such values, in steps from one frequent value to the next.
+            steps = int(((pixels < RARE / 5 * pixels.sum()) & (between >= 0.8 * pixels)).sum())
+            if self._classes is None and steps > max(MANY, 2 * (len(counts) - steps)) and len(counts) - steps > 1:
+                return _made_by_interpolation("values", steps, len(counts) - steps)
+        return ""
+
+    def _palettes(self) -> str:
+        assert self._differing
+        value, first, _ = self._differing
+        return (
+            f"its palette gives index {value} another colour than that of {first} does; all must have one palette, or "
+            'the classes must have colours as values: "value": [red, green, blue]'
+        )
+
+
+def _made_by_interpolation(what: str, made: int, others: int) -> str:
+    few = f"{made} occur in few pixels at edges only, between {others} frequent ones"
+    return f"hold {made + others} {what}, of which {few}, {RESAMPLED}"
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN_NAMES]) + (", ..." if len(names) > SHOWN_NAMES else "")
+
+
+def _is_between(numbers: np.ndarray) -> np.ndarray:
+    """Whether the values before and after the run of equal pixels around a pixel, in its row or column, are one smaller
+    and one larger than its own; bool [H, W]."""
+
+    def in_rows(rows: np.ndarray) -> np.ndarray:
+        at = np.arange(rows.shape[1])
+        ends = np.pad(rows[:, 1:] != rows[:, :-1], ((0, 0), (1, 1)), constant_values=True)
+        first = np.maximum.accumulate(np.where(ends[:, :-1], at, 0), axis=1)
+        last = np.minimum.accumulate(np.where(ends[:, 1:], at, at[-1])[:, ::-1], axis=1)[:, ::-1]
+        before = np.take_along_axis(rows, np.maximum(first - 1, 0), axis=1)
+        after = np.take_along_axis(rows, np.minimum(last + 1, at[-1]), axis=1)
+        return (np.minimum(before, after) < rows) & (rows < np.maximum(before, after))
+
+    return in_rows(numbers) | in_rows(numbers.T).T
+
+
+def _count_compact(region: np.ndarray) -> int:
+    """Pixels of a region, bool [H, W], in parts that are no thin lines: not much larger than a square inside them."""
+    step = -(-max(region.shape) // SURVEYED_SIDE)
+    region = region[::step, ::step]
+    parts, count = ndimage.label(region, np.ones((3, 3)))
+    if not count:
+        return 0
+    depths = ndimage.distance_transform_cdt(region, "chessboard")  # 1 at edges
+    sides = 2 * np.atleast_1d(ndimage.maximum(depths, parts, np.arange(1, count + 1))) - 1
+    areas = np.bincount(parts.ravel())[1:]
+    return step**2 * int(areas[(sides >= 3) & (areas <= LINE * sides**2)].sum())

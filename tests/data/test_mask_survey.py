@@ -1,0 +1,160 @@
+"""What all masks of a data set say together: is 255 a class, do palettes differ, did interpolation make values?"""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFilter
+
+from petseg.classes import PETS, Classes
+from petseg.data import mask_files
+from petseg.data.folders.inferred_classes import classes_from_masks
+from petseg.data.mask_survey import MaskFacts, MaskSurvey
+
+TWO = Classes.from_dict(["a", "b"])
+MANY = Classes.from_dict([f"c{i}" for i in range(21)])
+COLORS = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0]], np.uint8)
+
+
+def drawn(values, count=4, side=96, radii=(6, 16)):
+    """Masks with an ellipse of each value, uint8 [side, side]."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(count):
+        picture = Image.new("L", (side, side))
+        for value in values:
+            (x, y), (a, b) = rng.integers(20, side - 20, 2).tolist(), rng.integers(*radii, 2).tolist()
+            ImageDraw.Draw(picture).ellipse([x - a, y - b, x + a, y + b], fill=value)
+        found.append(np.asarray(picture))
+    return found
+
+
+def resized(masks, method=Image.Resampling.BILINEAR, side=61):
+    return [np.asarray(Image.fromarray(mask).resize((side, side), method)) for mask in masks]
+
+
+def outlined(masks, width=5):
+    """Masks with lines of 255 around objects, as PASCAL VOC has them."""
+    pictures = [Image.fromarray(mask) for mask in masks]
+    return [
+        np.where(np.asarray(p.filter(ImageFilter.MaxFilter(width))) != p.filter(ImageFilter.MinFilter(width)), 255, p)
+        for p in pictures
+    ]
+
+
+def facts(masks, classes=None):
+    for i, mask in enumerate(masks):
+        data = io.BytesIO()
+        picture = mask if isinstance(mask, Image.Image) else Image.fromarray(mask.astype(np.uint8))
+        picture.save(data, "PNG")
+        yield f"{i}.png", MaskFacts.of(mask_files.decode(data.getvalue(), classes.colored if classes else None)[1])
+
+
+def judged(masks, classes=None):
+    """Faults and notes of masks."""
+    survey = MaskSurvey(classes)
+    for name, of_mask in facts(masks, classes):
+        survey.add(name, of_mask)
+    return " ".join(map(str, survey.faults())), " ".join(survey.notes())
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (drawn([1, 255]), "in 4 masks 255 covers compact regions, not lines (0.png, 1.png, ...)"),
+        (drawn([1, 255, 255], radii=(2, 5)), "255 covers compact regions"),
+        (drawn([1]) + drawn([255]), "4 masks hold 0 and 255 alone (4.png, 5.png, ...), 4 others hold other values"),
+        (drawn([1]) + [Image.fromarray(mask > 0) for mask in drawn([1])], "4 masks hold 0 and 255 alone"),
+        (drawn([85, 170, 255]), "their values 0, 85, 170, 255 are shades of grey at even distances"),
+        (drawn([127, 255]), "their values 0, 127, 255 are shades of grey"),
+    ],
+)
+def test_255_that_seems_to_be_a_class_is_a_fault_without_a_classes_file_and_a_note_with_one(masks, message):
+    faults, notes = judged(masks)
+    assert message in faults
+    assert faults.endswith('a classes file must say what it is: a class with "value": 255, or "ignored": [255]')
+    assert not notes
+    faults, notes = judged(masks, Classes.from_dict([{"name": f"c{i}", "value": i} for i in (0, 1, 85, 127, 170)]))
+    assert not faults
+    assert message in notes
+    own = [{"name": f"c{i}", "value": i} for i in (0, 1, 85, 127, 170, 255)]
+    assert judged(masks, Classes.from_dict(own)) == ("", "")
+
+
+def test_masks_of_0_and_255_are_a_fault_where_255_is_ignored():
+    faults, _ = judged(drawn([255]), TWO)
+    assert "hold class a alone, and, in" in faults
+    assert 'the classes file must be {"classes": [{"name": "background", "value": 0}, {"name"' in faults
+
+
+@pytest.mark.parametrize(
+    "masks",
+    [
+        drawn([1, 2, 3]),
+        outlined(drawn([1, 2, 15])),
+        resized(outlined(drawn([1, 2, 15], side=256, radii=(20, 60))), Image.Resampling.NEAREST, 80),
+        [*drawn([1, 2]), np.full((9, 9), 255)],  # one without labels
+        [np.random.default_rng(i).integers(0, 20, (40, 40)) for i in range(3)],
+        drawn([10, 20, 40]),
+        [COLORS[mask] for mask in drawn([1, 2])],
+    ],
+    ids=["plain", "outlined", "small", "unlabelled", "noise", "greys", "colours"],
+)
+def test_ordinary_masks_have_neither_faults_nor_notes(masks):
+    assert judged(masks) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("masks", "classes"),
+    [
+        (resized(drawn([255])), None),
+        (resized(drawn([100, 200]), side=200), None),
+        (resized(drawn([100]), Image.Resampling.BOX, 48), None),
+        (resized([COLORS[mask] for mask in drawn([1, 2])], Image.Resampling.BICUBIC), None),
+        ([np.asarray(Image.fromarray(mask).rotate(17, Image.Resampling.BICUBIC)) for mask in drawn([80, 160])], None),
+        (resized(drawn([20])), MANY),
+        (resized(resized(drawn([100, 200]), side=48), Image.Resampling.NEAREST, 96), None),
+    ],
+    ids=["0-255", "enlarged", "box", "colours", "rotated", "valid values", "reduced and enlarged"],
+)
+def test_values_that_interpolation_made_are_a_fault(masks, classes):
+    faults, _ = judged(masks, classes)
+    assert "occur in few pixels at edges only" in faults
+    assert "by nearest neighbour and saved as PNG" in faults
+
+
+def adaptive(mask):
+    return Image.fromarray(COLORS[mask]).convert("P", palette=Image.Palette.ADAPTIVE, colors=4)
+
+
+def test_palettes_that_differ_are_a_fault_where_classes_are_numbers_and_colours_decide_without_classes():
+    masks = [adaptive(mask) for mask in [*drawn([1, 2]), *drawn([2])]]
+    faults, _ = judged(masks, MANY)
+    assert "another colour than that of 0.png does; all must have one palette, or the classes" in faults
+    classes, faults = classes_from_masks(list(facts(masks)))
+    assert not faults
+    assert {each.value for each in classes.members} == {tuple(color) for color in COLORS.tolist()}
+    colored = [{"name": f"c{i}", "value": color} for i, color in enumerate(COLORS.tolist())]
+    assert judged(masks, Classes.from_dict(colored)) == ("", "")
+
+
+def test_colours_that_differ_in_unused_indices_or_say_nothing_are_no_fault():
+    masks = [Image.fromarray(mask) for mask in drawn([1, 2])]
+    for i, mask in enumerate(masks[1:]):
+        mask.putpalette([*COLORS.ravel().tolist(), 40 * i, 0, 0])
+    masks += [Image.fromarray(mask).convert("P") for mask in drawn([1])]  # index 1 is grey 1
+    assert judged(masks) == ("", "")
+
+
+def test_numbers_in_some_masks_and_colours_in_others_are_a_fault_without_classes():
+    faults, _ = judged([*drawn([1, 2]), *(COLORS[mask] for mask in drawn([1]))])
+    assert "hold numbers in 0.png, 1.png, ... and colours in others" in faults
+
+
+def test_opacity_that_varies_is_a_note():
+    mask = np.zeros((12, 12, 2), np.uint8)
+    mask[:6, :, 0], mask[3:, :, 1] = 1, 255
+    assert judged([mask], TWO) == ("", "1 masks have pixels of different opacity, which is ignored: 0.png")
+
+
+def test_the_trimaps_of_pets_have_neither():
+    assert judged([np.maximum(mask, 1) for mask in drawn([2, 3])], PETS) == ("", "")
