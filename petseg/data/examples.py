@@ -60,6 +60,7 @@ class Examples(abc.ABC):
       groups: class labels of whole examples, such as `species`: N values each.
       origin: data set with config and version, and split: `oxford_iiit_pet/4.0.0, test`.
       sampling: for a random sample: `seed`, and `of`, the size of the split; else empty.
+      checked: whether all examples were decoded when the split was loaded, so that none can be bad.
       fetch_portable: `fetch` as a graph that a data service in another process can run; None if not supported.
     """
 
@@ -68,6 +69,7 @@ class Examples(abc.ABC):
     groups: Mapping[str, Sequence[str]] = {}
     origin: str = ""
     sampling: Mapping[str, int] = {}
+    checked: bool = False
     fetch_portable: Fetch | None = None
 
     @abc.abstractmethod
@@ -130,7 +132,7 @@ class Subset(Examples):
 
     def __init__(self, examples: Examples, ids: np.ndarray):
         self._examples, self._ids = examples, ids
-        self.classes, self.origin = examples.classes, examples.origin
+        self.classes, self.origin, self.checked = examples.classes, examples.origin, examples.checked
         if (fetch_portable := examples.fetch_portable) is not None:
             self.fetch_portable = lambda chosen: fetch_portable(self._in_split(chosen))
 
@@ -165,5 +167,5 @@ class Subset(Examples):
 
 
 def all_usable(ids: tf.Tensor) -> tf.Tensor:
-    """`Fetched.usable` for backends whose examples were checked at load time, bool [K]."""
+    """`Fetched.usable` of `checked` examples, bool [K]."""
     return tf.ones_like(ids, tf.bool)

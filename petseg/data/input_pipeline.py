@@ -108,21 +108,21 @@ def training_batches_of_host(
         parts = service_client.remote_batches(addresses, first, last, part)
     else:
         parts = tf.data.Dataset.range(first, last).map(part, at_once)
-    return _in_order((bad_examples or BadExampleLog()).recorded(parts), ready)
+    return _finished(parts, ready, examples, bad_examples)
 
 
 def part_of_batch(examples: Examples, at: BatchPosition, *, portable: bool = False) -> Batch:
     """The examples at some positions of a batch, as a graph; with `portable`, one that a data service can run.
 
     Returns:
-      `image`, `mask`, `example_id`, `position`, and for `BadExampleLog.recorded` `step` and `usable`.
+      `image`, `mask`, `example_id`, `position`; for `BadExampleLog.recorded`, unless the examples are `checked`,
+      `step` and `usable`.
     """
     sizes = {"num_examples": len(examples), "batch_size": at.batch_size}
     ids = example_ids(at.step, at.positions, **sizes, seed=at.seed, version=at.order_version)
     image, mask, usable = examples.batch(ids, at, portable=portable)
-    return {
-        "image": image, "mask": mask, "example_id": ids, "position": at.positions, "step": at.step, "usable": usable
-    }  # fmt: skip
+    batch = {"image": image, "mask": mask, "example_id": ids, "position": at.positions}
+    return batch if examples.checked else batch | {"step": at.step, "usable": usable}
 
 
 def distributed_evaluation_batches(
@@ -164,13 +164,12 @@ def distributed_evaluation_batches(
             valid = ids < len(examples)
             ids = tf.where(valid, ids, 0)
             image, mask, usable = examples.fetch(ids)
-            return {
-                "image": image, "mask": mask, "example_id": ids, "valid": valid, "step": element, "usable": usable
-            }  # fmt: skip
+            batch = {"image": image, "mask": mask, "example_id": ids, "valid": valid}
+            return batch if examples.checked else batch | {"step": element, "usable": usable}
 
         at_once, ready = feeding.parts_at_once(local, size, size * example_bytes)
         parts = tf.data.Dataset.range(count * local).map(batch, at_once)
-        return _in_order((bad_examples or BadExampleLog()).recorded(parts), ready)
+        return _finished(parts, ready, examples, bad_examples)
 
     return strategy.distribute_datasets_from_function(dataset_of_host), count
 
@@ -193,9 +192,14 @@ def naming_lost_files(*splits: Examples) -> Iterator[None]:
         raise
 
 
-def _in_order(dataset: tf.data.Dataset, ready: int) -> tf.data.Dataset:
+def _finished(
+    parts: tf.data.Dataset, ready: int, examples: Examples, bad_examples: BadExampleLog | None
+) -> tf.data.Dataset:
+    """Parts of batches in their order, `ready` of them prefetched, with bad examples recorded."""
+    if not examples.checked:
+        parts = (bad_examples or BadExampleLog()).recorded(parts)
     options = autotuning.off()
     options.deterministic = True
     options.experimental_optimization.apply_default_optimizations = False  # would copy all examples
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return dataset.prefetch(ready).with_options(options)
+    return parts.prefetch(ready).with_options(options)

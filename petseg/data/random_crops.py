@@ -29,7 +29,7 @@ class RandomCrops(Examples):
     def __init__(self, canvases: Examples, size: tuple[int, int], sizes: np.ndarray, focus: CropFocus | None = None):
         self._canvases, self._size, self._sizes, self._focus = canvases, size, sizes, focus
         self.classes, self.names, self.origin = canvases.classes, canvases.names, canvases.origin
-        self.fetch_portable = canvases.fetch_portable
+        self.checked, self.fetch_portable = canvases.checked, canvases.fetch_portable
 
     def __len__(self) -> int:
         return len(self._canvases)

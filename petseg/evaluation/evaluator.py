@@ -21,6 +21,8 @@ from petseg.training.losses import Loss
 from petseg.training.sample_weights import WeightMap
 from petseg.training.variables import replica_sum
 
+PADDING = -1  # in place of the id of an example
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -145,17 +147,15 @@ class Evaluator:
         self._totals = [self._scored, self._summed_loss, self._denominator]
         self._is_large = large_splits.is_large(len(examples), self._num_classes)
         self._rows = self._batches_of_block = len(examples)  # one block that has all
-        if self._is_large:  # rows for one block of batches, so that each replica writes the same rows in every block
+        if self._is_large:  # a block of batches at a time
             replicas = strategy.num_replicas_in_sync
             batch = replicas * input_pipeline.evaluation_batch_of_replica(len(examples), batch_size, replicas)
             self._batches_of_block = max(1, large_splits.block_size(self._num_classes) // batch)
             self._rows = self._batches_of_block * batch
-        # A row per example, written by the replica that has the example, then rows for the padding of a batch.
-        rows, classes = self._rows + self._replica_batch_size, self._num_classes
-        self._by_example = {"confusion": replica_sum([rows, classes, classes], tf.int64)}
+        # Shapes of what is counted for each example, int64; it goes to the host with each batch.
+        self._shapes_by_example = {"confusion": [self._num_classes] * 2}
         if details:
-            self._by_example["boundaries"] = replica_sum([rows, classes, 4], tf.int64)
-            self._by_example["mask_digests"] = replica_sum([rows], tf.int64)
+            self._shapes_by_example |= {"boundaries": [self._num_classes, 4], "mask_digests": []}
             self._calibration = replica_sum([metrics.CALIBRATION_BINS, 3], tf.float64)
             self._totals.append(self._calibration)
 
@@ -177,12 +177,12 @@ class Evaluator:
         for first in range(0, len(self._examples), self._rows):
             done = first // self._rows * self._batches_of_block
             block, expected = min(self._batches_of_block, count - done), min(self._rows, len(self._examples) - first)
-            scored, loss, denominator, *more = self._score(iterator, block, tf.constant(first, tf.int64))
+            (scored, loss, denominator, *more), by_example = self._score(iterator, block)
             if scored < expected:
                 return None
             losses += loss, denominator
             calibration += sum(more)
-            counts = {name: rows.numpy()[:expected] for name, rows in self._by_example.items()}
+            counts = self._in_order_of_examples(by_example, first, expected)
             if large:
                 large.add(first, *counts.values())
         return _evaluation(losses, counts, calibration if self._details else None, large)
@@ -197,14 +197,31 @@ class Evaluator:
             outlines=self._details,
         )
 
-    def _score(self, iterator: Any, count: int, first: tf.Tensor) -> list[Any]:
-        """Scores `count` batches, the first of which starts at example `first`; returns the totals of these batches."""
+    def _score(self, iterator: Any, count: int) -> tuple[list[Any], dict[str, tf.Tensor]]:
+        """Scores `count` batches; returns their totals, and what was counted for each example of this process."""
         for total in self._totals:
             total.assign(tf.zeros_like(total))
         with input_pipeline.naming_lost_files(self._examples):
-            self._loop(iterator, tf.constant(count, tf.int64), first)
+            by_example = self._loop(iterator, tf.constant(count, tf.int64))
         self._bad_examples.raise_first(self._examples)
-        return [total.numpy() for total in self._totals]
+        return [total.numpy() for total in self._totals], by_example
+
+    def _in_order_of_examples(self, counts: dict[str, tf.Tensor], first: int, count: int) -> dict[str, np.ndarray]:
+        """The counts of `count` examples from `first` on, of all processes, without padding."""
+        arrays = {name: self._of_all_processes(values) for name, values in counts.items()}
+        ids = arrays.pop("example_id")
+        ordered = {name: np.empty([count, *values.shape[1:]], np.int64) for name, values in arrays.items()}
+        for name, values in arrays.items():
+            ordered[name][ids[ids != PADDING] - first] = values[ids != PADDING]
+        return ordered
+
+    def _of_all_processes(self, values: tf.Tensor) -> np.ndarray:
+        """Rows of all processes, one after the other."""
+        if isinstance(self._strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            parts = iter(tf.split(values, len(self._strategy.extended.worker_devices)))  # one for each replica here
+            distributed = self._strategy.experimental_distribute_values_from_function(lambda _: next(parts))
+            values = self._strategy.gather(distributed, axis=0)
+        return values.numpy()
 
     def evaluate_native(
         self, pairs: Iterable[tuple[np.ndarray, np.ndarray]], logits: Callable[[np.ndarray], tf.Tensor]
@@ -221,7 +238,7 @@ class Evaluator:
           the counts; None if the pass was stopped early.
         """
         rows = large_splits.block_size(self._num_classes) if self._is_large else len(self._examples)
-        counts = {name: np.zeros([rows, *counter.shape[1:]], np.int64) for name, counter in self._by_example.items()}
+        counts = {name: np.zeros([rows, *shape], np.int64) for name, shape in self._shapes_by_example.items()}
         losses, calibration = np.zeros(2), np.zeros([metrics.CALIBRATION_BINS, 3])
         large = self._large_split()
         for i, (image, mask) in zip(range(len(self._examples)), pairs, strict=True):
@@ -267,25 +284,41 @@ class Evaluator:
         """Float32 [B, H, W, C] for images uint8 [B, H, W, 3]."""
         return inference.logits(self._model, images, flip_tta=self._flip_tta)
 
-    def _trace_loop(self, iterator: Any, count: tf.Tensor, first: tf.Tensor | int = 0) -> None:
-        def score(done: tf.Tensor) -> tuple[tf.Tensor]:
-            self._strategy.run(self._replica_step, args=(next(iterator), first))
-            return (done + 1,)
+    def _trace_loop(self, iterator: Any, count: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Scores batches; returns, on the host, the counts and the ids of the examples that this process had."""
+        shapes = {**self._shapes_by_example, "example_id": []}
 
-        tf.while_loop(lambda done: (done < count) & (self._stop == 0), score, (tf.constant(0, tf.int64),))
+        def score(done: tf.Tensor, arrays: dict[str, tf.TensorArray]) -> tuple[tf.Tensor, dict[str, tf.TensorArray]]:
+            counts = self._strategy.run(self._replica_step, args=(next(iterator),))
+            with tf.device("cpu:0"):
+                rows = {name: tf.concat(self._strategy.experimental_local_results(counts[name]), 0) for name in shapes}
+                arrays = {name: array.write(tf.cast(done, tf.int32), rows[name]) for name, array in arrays.items()}
+            return done + 1, arrays
 
-    def _replica_step(self, batch: dict[str, tf.Tensor], first: tf.Tensor | int) -> None:
-        """Counts a replica's part of a batch; row 0 of the counters belongs to example `first`."""
+        def is_running(done: tf.Tensor, _: Any) -> tf.Tensor:
+            return (done < count) & (self._stop == 0)
+
+        with tf.device("cpu:0"):
+            arrays = {
+                name: tf.TensorArray(tf.int64, 0, True, infer_shape=False, element_shape=[None, *shape])
+                for name, shape in shapes.items()
+            }
+        _, arrays = tf.while_loop(is_running, score, (tf.constant(0, tf.int64), arrays))
+        with tf.device("cpu:0"):
+            return {name: array.concat() for name, array in arrays.items()}
+
+    def _replica_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Adds a replica's part of a batch to the totals; returns the counts by example."""
         counts = self._counts(batch["mask"], self._logits(batch["image"]), batch["valid"])
         self._summed_loss.assign_add(counts["loss"])
         self._denominator.assign_add(counts["denominator"])
-        # Examples of a batch are consecutive; padding follows them and is written to the rows after the last example.
-        row = tf.where(batch["valid"][0], batch["example_id"][0] - first, self._rows)
-        for name, rows in self._by_example.items():
-            _write_rows(rows, row, counts[name])
         if self._details:
             self._calibration.assign_add(counts["calibration"])
         self._scored.assign_add(tf.reduce_sum(tf.cast(batch["valid"], tf.int64)))
+        return {
+            "example_id": tf.where(batch["valid"], batch["example_id"], PADDING),
+            **{name: counts[name] for name in self._shapes_by_example},
+        }
 
     def _counts(self, masks: tf.Tensor, logits: tf.Tensor, is_counted: tf.Tensor) -> dict[str, tf.Tensor]:
         """Contributions of a batch to the counters; padding, where `is_counted` is False, contributes nothing."""
@@ -303,7 +336,7 @@ class Evaluator:
             tolerance = metrics.boundary_tolerance(*logits.shape[1:3])
             counts["boundaries"] = metrics.boundary_counts(labels, predictions, valid, self._num_classes, tolerance)
             counts["mask_digests"] = _mask_digests(masks)
-            right = predictions == tf.cast(labels, tf.int32)
+            right = tf.cast(predictions, tf.int64) == tf.cast(labels, tf.int64)  # a GPU compares int32 on the host
             counts["calibration"] = metrics.calibration_counts(confidences, right, valid)
         return counts
 
@@ -321,21 +354,8 @@ def _evaluation(
 
 
 def _mask_digests(masks: tf.Tensor) -> tf.Tensor:
-    """Hashes of the size and content of masks uint8 [B, H, W, 1]: int64 [B].
-
-    Computed on the host, which has the only kernel of `tf.fingerprint`.
-    """
-    height, width = tf.unstack(tf.cast(tf.shape(masks)[1:3], tf.int64))
-    of_size = tf.bitwise.bitwise_xor(tf.bitwise.left_shift(height, tf.constant(32, tf.int64)), width)
-    return tf.bitwise.bitwise_xor(tf.bitcast(tf.fingerprint(masks), tf.int64), of_size)
-
-
-def _write_rows(variable: tf.Variable, first: tf.Tensor, values: tf.Tensor) -> None:
-    """Overwrites rows `first` to `first + len(values)` of a replica's copy of a variable, in place.
-
-    Adding to all rows would copy the variable for each batch, and a GPU scatters integers through the host.
-    """
-    last = first + tf.shape(values, tf.int64)[0]
-    tf.raw_ops.ResourceStridedSliceAssign(
-        ref=variable.handle, begin=first[None], end=last[None], strides=tf.constant([1], tf.int64), value=values
-    )
+    """Hashes of the size and content of masks uint8 [B, H, W, 1], int64 [B]: sums weighted by pseudo-random numbers."""
+    _, height, width, _ = masks.shape
+    factors = tf.random.stateless_uniform([height * width], [height, width], None, None, tf.int64, alg="philox")
+    labels = tf.cast(tf.reshape(masks, [-1, height * width]), tf.int64) + 1
+    return tf.reduce_sum(labels * factors, axis=1)

@@ -112,13 +112,14 @@ def boundary_counts(
     def counts_of(number: tf.Tensor) -> tf.Tensor:
         """Int64 [B, 4] for one class; maps of all classes at once would take too much memory for large images."""
         predicted, true = (
-            outline & (ids == number) for outline, ids in zip(outlines, (predictions, labels), strict=True)
+            outline & (ids == tf.cast(number, tf.uint8))
+            for outline, ids in zip(outlines, (predictions, labels), strict=True)
         )
         near_predicted, near_true = (_dilated(outline, tolerance) for outline in (predicted, true))
         counted = (predicted, predicted & near_true, true, true & near_predicted)
         return tf.stack([_count_true(each) for each in counted], axis=-1)
 
-    classes = tf.cast(tf.range(num_classes), tf.uint8)
+    classes = tf.range(num_classes, dtype=tf.int64)  # for uint8, a GPU has no lists of tensors
     by_class = tf.map_fn(counts_of, classes, parallel_iterations=1, fn_output_signature=tf.int64)
     return tf.transpose(by_class, [1, 0, 2])
 
@@ -186,15 +187,12 @@ def calibration_counts(confidences: tf.Tensor, correct: tf.Tensor, valid: tf.Ten
     Returns:
       float64 [CALIBRATION_BINS, 3]: pixels, sum of confidences, correct pixels.
     """
-    bins = tf.clip_by_value(tf.cast(confidences * CALIBRATION_BINS, tf.int32), 0, CALIBRATION_BINS - 1)
+    bins = tf.clip_by_value(tf.cast(confidences * CALIBRATION_BINS, tf.int64), 0, CALIBRATION_BINS - 1)
     bins = tf.reshape(tf.where(valid, bins, CALIBRATION_BINS), [-1])
-    columns = (tf.ones_like(confidences), confidences, tf.cast(correct, tf.float32))
-    size = CALIBRATION_BINS + 1
-    sums = [
-        tf.math.bincount(bins, tf.cast(tf.reshape(column, [-1]), tf.float64), minlength=size, maxlength=size)[:-1]
-        for column in columns
-    ]
-    return tf.stack(sums, axis=-1)
+    columns = tf.stack([tf.ones_like(confidences), confidences, tf.cast(correct, tf.float32)], axis=-1)
+    columns = tf.cast(tf.reshape(columns, [-1, 3]), tf.float64)
+    # Not `tf.math.bincount`, which has no kernel for float64 on GPUs.
+    return tf.math.unsorted_segment_sum(columns, bins, CALIBRATION_BINS + 1)[:-1]
 
 
 def calibration_error(counts: np.ndarray) -> float:

@@ -29,7 +29,6 @@ class BadExamples:
     """
 
     def __init__(self, config: Config, placement: Placement, examples: Examples, newest_checkpoint: Callable[[], str]):
-        self._all_checked = config.data.cache != "none"  # every example was decoded before training
         self._ignore, self._placement = config.data.on_bad_example == "ignore", placement
         self._examples, self._newest_checkpoint = examples, newest_checkpoint
         self._ignored: set[int] = set()
@@ -49,7 +48,7 @@ class BadExamples:
         Raises:
           DataError: if the run must end; names the example.
         """
-        if self._all_checked:
+        if self._examples.checked:
             return
         found = self.log.pop(step)
         for at, i in found:

@@ -21,16 +21,17 @@ def confusion_matrices(labels: tf.Tensor, predictions: tf.Tensor, valid: tf.Tens
     pairs = tf.cast(labels, tf.int64) * num_classes + tf.cast(predictions, tf.int64)
     pairs += (tf.range(images) * cells)[:, None, None]
     counts = _histogram(tf.reshape(tf.where(valid, pairs, images * cells), [-1]), images * cells)
-    return tf.reshape(tf.cast(counts, tf.int64), [images, num_classes, num_classes])
+    return tf.reshape(counts, [images, num_classes, num_classes])
 
 
 def _histogram(numbers: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """Number of occurrences of 0 .. size - 1, int32 [size]; the number `size` may occur and is not counted.
+    """Number of occurrences of 0 .. size - 1, int64 [size]; the number `size` may occur and is not counted.
 
-    In int32, because neither operation has an int64 kernel for GPUs.
+    Counted in int32, because neither operation has an int64 kernel for GPUs; but a GPU slices int32 on the host.
     """
     if tf_config.is_op_determinism_enabled():  # a GPU then refuses DenseBincount, which is faster on a CPU
-        return tf.math.unsorted_segment_sum(tf.cast(numbers < size, tf.int32), numbers, size + 1)[:-1]
-    none = tf.constant([], tf.int32)
-    # Not `tf.math.bincount`, which computes the maximum first.
-    return tf.raw_ops.DenseBincount(input=numbers, size=size + 1, weights=none, binary_output=False)[:-1]
+        counts = tf.math.unsorted_segment_sum(tf.cast(numbers < size, tf.int32), numbers, size + 1)
+    else:  # not `tf.math.bincount`, which computes the maximum first
+        none = tf.constant([], tf.int32)
+        counts = tf.raw_ops.DenseBincount(input=numbers, size=size + 1, weights=none, binary_output=False)
+    return tf.cast(counts, tf.int64)[:-1]

@@ -139,7 +139,7 @@ def pixel_losses(
       float32 [B, H, W], in nats.
     """
     classes = logits.shape[-1]
-    in_range = tf.clip_by_value(tf.cast(labels, tf.int32), 0, classes - 1)
+    in_range = _class_ids(labels, classes)
     if not focal_gamma and not label_smoothing:
         return tf.nn.sparse_softmax_cross_entropy_with_logits(in_range, logits)
     targets = tf.one_hot(in_range, classes) * (1 - label_smoothing) + label_smoothing / classes
@@ -165,12 +165,16 @@ def soft_dice(labels: tf.Tensor, logits: tf.Tensor, weights: tf.Tensor) -> tf.Te
     Returns:
       float32 [B].
     """
-    in_range = tf.clip_by_value(tf.cast(labels, tf.int32), 0, logits.shape[-1] - 1)
-    targets, weights = tf.one_hot(in_range, logits.shape[-1]), weights[..., None]
+    targets, weights = tf.one_hot(_class_ids(labels, logits.shape[-1]), logits.shape[-1]), weights[..., None]
     probabilities = tf.math.multiply_no_nan(tf.nn.softmax(logits), weights)
     intersection = tf.reduce_sum(probabilities * targets, axis=[1, 2])
     areas = tf.reduce_sum(probabilities + weights * targets, axis=[1, 2])
     return 1 - tf.reduce_mean((2 * intersection + 1) / (areas + 1), axis=-1)
+
+
+def _class_ids(labels: tf.Tensor, classes: int) -> tf.Tensor:
+    """Labels in 0 .. classes - 1, whatever ignored pixels hold; int64, because a GPU computes int32 on the host."""
+    return tf.clip_by_value(tf.cast(labels, tf.int64), 0, classes - 1)
 
 
 def weighted_sum(losses: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:

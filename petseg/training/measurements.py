@@ -15,7 +15,7 @@ DESCRIPTIONS = {
     # Means over the steps that changed the weights.
     "loss": "Loss of --loss with pixel weights, over the number of valid pixels or the sum of their weights.",
     "gradient_norm": "Global norm of the gradients before clipping, mean over the interval.",
-    "update_ratio": "Global norm of an update over that of the weights, mean over the interval; 1e-3 is usual.",
+    "update_ratio": "Global norm of the interval's last update over that of the weights; 1e-3 is usual.",
     # Values at the time of the reading.
     "learning_rate": "Learning rate of the last step; that of the decoder, if the encoder has its own.",
     "weight_norm": "Global norm of the trained weights.",
@@ -23,7 +23,7 @@ DESCRIPTIONS = {
     "skipped_steps": "Steps since the start of the run that were skipped because a gradient was not finite.",
 }
 # The sum that divides a scalar's sum, if it is not the number of steps that changed the weights.
-DENOMINATORS = {"loss": "denominator"}
+DENOMINATORS = {"loss": "denominator", "update_ratio": "measured_updates"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,8 @@ class MeasuredSums(tf.Module):
     def load_by_name(self, saved: Mapping[str, np.ndarray]) -> None:
         """Loads sums that were saved by name, perhaps by another version; missing ones start at 0."""
         for name, variable in (("nonfinite_steps", self.nonfinite_steps), *self._sums()):
-            value = saved.get(name)
+            is_divided = DENOMINATORS.get(name, name) in saved  # else it was summed over other steps
+            value = saved.get(name) if is_divided else None
             fits = value is not None and tuple(value.shape) == tuple(variable.shape)
             variable.assign(tf.cast(value, variable.dtype) if fits else tf.zeros_like(variable))
 

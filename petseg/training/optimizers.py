@@ -1,7 +1,9 @@
 """Optimizers with parameter groups, each with its own learning rate."""
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+import logging
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -10,7 +12,15 @@ import tensorflow as tf
 from petseg.config import OptimizerConfig
 from petseg.models.layers import InferenceMode
 from petseg.training import learning_rates
+from petseg.training.flat_vectors import FlatWeights, StoredSlice
 from petseg.training.learning_rates import LearningRate
+
+logger = logging.getLogger(__name__)
+# Optimizers whose update of an element depends on that element alone; the exact types, since Muon is a kind of Adam.
+ELEMENTWISE = frozenset(
+    getattr(keras.optimizers, name)
+    for name in ("Adam", "AdamW", "SGD", "Lion", "Nadam", "RMSprop", "Adagrad", "Adadelta", "Adamax", "Ftrl")
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +39,14 @@ class Group:
 class Optimizer(tf.Module):
     """One Keras optimizer for each parameter group. Create it inside ``strategy.scope()``.
 
-    It takes gradients that are already reduced over the replicas, so Keras's own reduction is switched off. The
-    optimizers are built at once, so that a checkpoint restores all their slots.
+    Keras updates one variable at a time, so its `ELEMENTWISE` optimizers are built for a few flat vectors in place of
+    the weights, others for the weights themselves. Checkpoints store slots by weight in both cases. The optimizers are
+    built at once, so that a checkpoint restores all their slots.
+
+    It takes gradients that are already reduced over the replicas, so Keras's own reduction is switched off.
 
     Attributes:
-      weights: the weights of all groups, in the order of the gradients.
+      weights: the weights of all groups.
       variables: learning rates, counts and slots.
     """
 
@@ -45,18 +58,19 @@ class Optimizer(tf.Module):
           groups: the weights to update; the learning rate of the first group is reported.
         """
         super().__init__()
-        self._groups = tuple(groups)
+        self._groups, self._warned_of_unused = tuple(groups), False
         self.weights = [weight for group in groups for weight in group.weights]
-        self._optimizers = [_keras_optimizer(config, group.weights) for group in groups]
+        self._updates = tuple(_update_of(_keras_optimizer(config), group.weights) for group in groups)
+        self._optimizers = [update.stored for update in self._updates]  # the name under which checkpoints store them
 
     @property
     def variables(self) -> tuple[Any, ...]:
-        return tuple(variable for optimizer in self._optimizers for variable in optimizer.variables)
+        return tuple(variable for update in self._updates for variable in update.optimizer.variables)
 
     @property
     def iterations(self) -> Any:
         """Number of updates so far."""
-        return self._optimizers[0].iterations
+        return self._updates[0].optimizer.iterations
 
     def learning_rate(self, step: tf.Tensor) -> tf.Tensor:
         """The learning rate of the first group at a step, a float32 scalar."""
@@ -64,15 +78,116 @@ class Optimizer(tf.Module):
 
     def set_learning_rates(self, step: tf.Tensor) -> None:
         """Sets the learning rates of a step, outside the replicas."""
-        for group, optimizer in zip(self._groups, self._optimizers, strict=True):
-            optimizer.learning_rate.assign(group.learning_rate(step))
+        for group, update in zip(self._groups, self._updates, strict=True):
+            update.optimizer.learning_rate.assign(group.learning_rate(step))
 
-    def apply(self, gradients: Sequence[tf.Tensor]) -> None:
-        """Updates all weights, on a replica."""
-        rest = list(gradients)
-        for group, optimizer in zip(self._groups, self._optimizers, strict=True):
-            part, rest = rest[: len(group.weights)], rest[len(group.weights) :]
-            optimizer.apply_gradients(zip(part, group.weights, strict=True))
+    def gradients(self, tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor]:
+        """Joined gradients of a loss; 0 for weights that it does not depend on, with one warning."""
+        found = tape.gradient(loss, self.weights)
+        unused = [w.path for w, gradient in zip(self.weights, found, strict=True) if gradient is None]
+        if unused and not self._warned_of_unused:  # each replica traces this
+            self._warned_of_unused = True
+            logger.warning("the loss does not depend on these weights, whose gradients are 0: %s", ", ".join(unused))
+        return self.join(
+            [
+                tf.zeros(weight.shape, weight.dtype) if gradient is None else gradient
+                for weight, gradient in zip(self.weights, found, strict=True)
+            ]
+        )
+
+    def join(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Tensors of the weights' shapes, such as gradients, joined as `apply` takes them."""
+        parts = _chunks(tensors, [len(group.weights) for group in self._groups])
+        return [vector for update, part in zip(self._updates, parts, strict=True) for vector in update.join(part)]
+
+    def split(self, joined: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """The inverse of `join`."""
+        return [tensor for update, part in self._with_update(joined) for tensor in update.split(part)]
+
+    def apply(self, gradients: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        """Updates all weights by joined gradients, on a replica; returns the joined weights before and after it."""
+        before, after = list[tf.Tensor](), list[tf.Tensor]()
+        for update, part in self._with_update(gradients):
+            update.load()
+            before += [tf.identity(variable.value) for variable in update.variables]
+            update.optimizer.apply_gradients(zip(part, update.variables, strict=True))
+            after += [tf.identity(variable.value) for variable in update.variables]
+            update.store()
+        return before, after
+
+    def _with_update(self, joined: Sequence[tf.Tensor]) -> Iterable[tuple["_Flat | _PerWeight", list[tf.Tensor]]]:
+        sizes = [len(update.variables) for update in self._updates]
+        return zip(self._updates, _chunks(joined, sizes), strict=True)
+
+
+class _PerWeight:
+    """A Keras optimizer that updates a group's weights themselves.
+
+    Attributes:
+      optimizer: the Keras optimizer, built.
+      variables: the variables that it updates.
+      stored: what a checkpoint stores.
+    """
+
+    def __init__(self, optimizer: keras.optimizers.Optimizer, weights: Sequence[keras.Variable]):
+        self.optimizer = self.stored = optimizer
+        self.variables = weights
+        _build(optimizer, weights, exempt=[weight for weight in weights if _is_exempt(weight)])
+
+    def join(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        return list(tensors)
+
+    split = join
+
+    def load(self) -> None:
+        """The weights are in place."""
+
+    store = load
+
+
+class _Flat(FlatWeights):
+    """A Keras optimizer that updates a group's weights in flat vectors, with the attributes of `_PerWeight`."""
+
+    def __init__(self, optimizer: keras.optimizers.Optimizer, weights: Sequence[keras.Variable]):
+        super().__init__(weights, [(weight.dtype, _is_exempt(weight)) for weight in weights])
+        self.optimizer, add_slots, slots = optimizer, optimizer.add_optimizer_variables, list[Any]()
+
+        def add_and_record(variables: Any, names: Any, *args: Any, **options: Any) -> Any:
+            added = add_slots(variables, names, *args, **options)
+            by_name = [added] if isinstance(names, str) else added
+            slots.extend(zip(*(self.stored_slices(of_name) for of_name in by_name), strict=True))  # as Keras has them
+            return added
+
+        optimizer.add_optimizer_variables = add_and_record
+        kinds = zip(self.variables, self.kinds, strict=True)
+        _build(optimizer, self.variables, exempt=[variable for variable, (_, is_exempt) in kinds if is_exempt])
+        self.stored = _StoredOptimizer(optimizer, [part for of_weight in slots for part in of_weight])
+
+
+class _StoredOptimizer(tf.Module):
+    """The state of an optimizer of flat vectors under the names that one of the weights has in a checkpoint."""
+
+    def __init__(self, optimizer: keras.optimizers.Optimizer, slots: Sequence[StoredSlice]):
+        super().__init__()
+        self._iterations, self._learning_rate = optimizer.iterations, optimizer.learning_rate
+        others = [v for v in optimizer.variables if len(v.shape) == 0]  # iterations and learning rate are the first
+        self._variables = [*others[:2], *slots, *others[2:]]
+
+
+def _update_of(optimizer: keras.optimizers.Optimizer, weights: Sequence[keras.Variable]) -> _Flat | _PerWeight:
+    # Norms of single gradients, which `clipnorm` limits, need the weights too.
+    is_elementwise = type(optimizer) in ELEMENTWISE and not optimizer.clipnorm
+    return _Flat(optimizer, weights) if is_elementwise else _PerWeight(optimizer, weights)
+
+
+def _is_exempt(weight: keras.Variable) -> bool:
+    """Whether a weight is exempt from weight decay: biases and parameters of norms."""
+    return len(weight.shape) < 2
+
+
+def _chunks(values: Iterable[Any], sizes: Iterable[int]) -> list[list[Any]]:
+    rest = iter(values)
+    return [list(itertools.islice(rest, size)) for size in sizes]
 
 
 def build_optimizer(config: OptimizerConfig, model: keras.Model, total_steps: int) -> Optimizer:
@@ -104,17 +219,22 @@ def build_optimizer(config: OptimizerConfig, model: keras.Model, total_steps: in
     return Optimizer(config, [Group(rest, rate), *groups] if rest else groups)
 
 
-def _keras_optimizer(config: OptimizerConfig, weights: Sequence[keras.Variable]) -> keras.optimizers.Optimizer:
-    """Adam (Kingma and Ba 2015), AdamW (Loshchilov and Hutter 2019) or SGD, built, without its own all-reduce."""
+def _keras_optimizer(config: OptimizerConfig) -> keras.optimizers.Optimizer:
+    """Adam (Kingma and Ba 2015), AdamW (Loshchilov and Hutter 2019) or SGD."""
     decay = config.weight_decay or None
     if config.optimizer == "adam":
-        optimizer = keras.optimizers.Adam(weight_decay=decay)
-    elif config.optimizer == "adamw":
-        optimizer = keras.optimizers.AdamW(weight_decay=decay)
-    else:
-        optimizer = keras.optimizers.SGD(momentum=config.momentum, weight_decay=decay)
-    optimizer.exclude_from_weight_decay(var_list=[weight for weight in weights if len(weight.shape) < 2])
-    optimizer.build(weights)
+        return keras.optimizers.Adam(weight_decay=decay)
+    if config.optimizer == "adamw":
+        return keras.optimizers.AdamW(weight_decay=decay)
+    return keras.optimizers.SGD(momentum=config.momentum, weight_decay=decay)
+
+
+def _build(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable], exempt: Sequence[keras.Variable]
+) -> None:
+    """Builds an optimizer without its own all-reduce; the `exempt` variables have no weight decay."""
+    optimizer.exclude_from_weight_decay(var_list=exempt)
+    optimizer.build(variables)
     # Keras's own reduction would sum reduced gradients again; if a new Keras renames it, refuse to train.
     if not hasattr(optimizer, "_all_reduce_sum_gradients"):
         raise RuntimeError(
@@ -122,4 +242,3 @@ def _keras_optimizer(config: OptimizerConfig, weights: Sequence[keras.Variable])
             "gradients would be multiplied by the number of replicas; install a version of Keras that setup.cfg allows"
         )
     optimizer._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
-    return optimizer

@@ -35,7 +35,7 @@ def weight_map(config: LossConfig, class_weights: Sequence[float] | None = None,
     def weights_of(masks: tf.Tensor) -> tf.Tensor:
         weights = valid = tf.cast(valid_pixels(masks), tf.float32)
         if class_weights is not None:
-            ids = tf.minimum(tf.cast(masks[..., 0], tf.int32), len(class_weights) - 1)
+            ids = tf.minimum(tf.cast(masks[..., 0], tf.int64), len(class_weights) - 1)  # a GPU has no int32 arithmetic
             weights = tf.gather(tf.constant(class_weights, tf.float32), ids) * valid
         if config.boundary_weight:
             weights += config.boundary_weight * near_boundaries(masks, config.boundary_sigma) * valid

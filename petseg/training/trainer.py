@@ -113,13 +113,12 @@ class Trainer:
         _, height, width, self._num_classes = model.output_shape
         self._pixels_of_batch = float(batch_size * height * width)
         self._weights = optimizer.weights
-        self._warned_of_unused = False
 
         self.step, self.nonfinite_step = step_variable(0, tf.int64), step_variable(-1, tf.int64)
         self._requested, self._divisor = step_variable([0.0, 0.0], tf.float32), step_variable(1.0, tf.float32)
-        # Sums of the current step on each replica: gradients, loss, denominator.
-        self._accumulated = [replica_sum(v.shape, v.dtype) for v in self._weights]
-        self._accumulated += [replica_sum([], tf.float32) for _ in range(2)]
+        # Sums of the current step on each replica: gradients, joined by the optimizer; loss and denominator.
+        self._gradients = [replica_sum(v.shape, v.dtype) for v in optimizer.join(self._weights)]
+        self._loss_sums = replica_sum([2], tf.float32)
         self._confusion_of_step = replica_sum([self._num_classes] * 2, tf.int64)
         self._nonfinite_replicas = replica_sum([replicas], tf.int64)
         # Variables that the forward pass changes, and their values before the step.
@@ -173,7 +172,7 @@ class Trainer:
             with tf.control_dependencies([asked]):
                 batch = next(iterator)
             waited = _timestamp_after(batch, on_host=True) - asked
-            ended = _timestamp_after(self._step(batch))
+            ended = _timestamp_after(self._step(batch, is_last=done + 1 == num_steps))
             times = times.write(tf.cast(done, tf.int32), tf.stack([waited, ended - began]))
             return done + 1, ended, times
 
@@ -181,11 +180,11 @@ class Trainer:
         *_, times = tf.while_loop(is_running, step, (tf.constant(0, tf.int64), _timestamp_after([]), times))
         return times.stack()
 
-    def _step(self, batch: Any) -> tf.Tensor:
+    def _step(self, batch: Any, is_last: tf.Tensor) -> tf.Tensor:
         """Makes one step, outside the replicas: accumulate, reduce, decide, apply.
 
-        Returns:
-          the gradient norm, which is available only once the gradients are.
+        Returns the gradient norm, which is available only once the gradients are. After the last step of a call of
+        `run`, summaries may be due.
         """
         self.optimizer.set_learning_rates(self.step)
         self._accumulate(batch)
@@ -193,7 +192,7 @@ class Trainer:
         finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
         tf.cond(
             finite,
-            lambda: self._apply(gradients, loss=loss, denominator=denominator, norm=norm),
+            lambda: self._apply(gradients, loss=loss, denominator=denominator, norm=norm, is_last=is_last),
             lambda: self._strategy.run(self._undo),
         )
         self._divisor.assign(denominator * self.loss_scale.value())
@@ -219,8 +218,8 @@ class Trainer:
             add_slice(0)  # a loop in the graph costs memory and a few percent of speed
 
     def _begin(self) -> None:
-        """Clears a replica's sums and copies its moving statistics."""
-        for total in (*self._accumulated, self._confusion_of_step):
+        """Copies a replica's moving statistics, and clears its sums if there are several micro-batches."""
+        for total in self._sums_of_step() if self._micro_batches > 1 else ():
             total.assign(tf.zeros_like(total))
         for before, variable in zip(self._statistics_before, self._statistics, strict=True):
             before.assign(variable)
@@ -229,11 +228,14 @@ class Trainer:
         """Adds gradients, loss, denominator and confusion matrix of one micro-batch to a replica's sums."""
         batch = {key: self._slice(value, index) for key, value in batch.items()}
         images, masks, weights, valid = self.prepare_batch(batch, step)
-        gradients, *sums, predictions = self._differentiate(images, masks, weights, valid, self.loss_scale.value())
-        for total, value in zip(self._accumulated, (*gradients, *sums), strict=True):
-            total.assign_add(value)
+        gradients, sums, predictions = self._differentiate(images, masks, weights, valid, self.loss_scale.value())
         matrices = confusion_matrix.confusion_matrices(masks[..., 0], predictions, valid, self._num_classes)
-        self._confusion_of_step.assign_add(tf.reduce_sum(matrices, axis=0))
+        values = (*gradients, sums, tf.reduce_sum(matrices, axis=0))
+        for total, value in zip(self._sums_of_step(), values, strict=True):
+            total.assign(total + value if self._micro_batches > 1 else value)
+
+    def _sums_of_step(self) -> tuple[tf.Variable, ...]:
+        return *self._gradients, self._loss_sums, self._confusion_of_step
 
     def _slice(self, values: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
         """Every K-th example: a slice then holds the same examples on any number of replicas."""
@@ -257,67 +259,55 @@ class Trainer:
 
     def _forward_and_backward(
         self, images: tf.Tensor, masks: tf.Tensor, weights: tf.Tensor, valid: tf.Tensor, scale: tf.Tensor
-    ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Gradients of the scaled loss, the summed loss, its denominator, and the predicted class ids."""
+    ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+        """Joined gradients of the scaled loss; the summed loss and its denominator, [2]; the predicted class ids."""
         with tf.GradientTape() as tape:
             logits = self.model(images, training=True)
             loss, denominator = self._loss.sums(masks[..., 0], logits, weights, valid)
             # A constant, the pixels of the global batch, keeps sums near 1; `_decide` divides by the denominator.
             loss, denominator = loss / self._pixels_of_batch, denominator / self._pixels_of_batch
             scaled = loss * scale
-        gradients = self._zero_where_none(tape.gradient(scaled, self._weights))
-        return gradients, loss, denominator, tf.argmax(logits, axis=-1, output_type=tf.int32)
-
-    def _zero_where_none(self, gradients: list[tf.Tensor | None]) -> list[tf.Tensor]:
-        """Replaces the gradients of weights that the loss does not depend on by 0, with one warning."""
-        unused = [weight.path for weight, gradient in zip(self._weights, gradients, strict=True) if gradient is None]
-        if unused and not self._warned_of_unused:  # each replica traces this
-            self._warned_of_unused = True
-            logger.warning("the loss does not depend on these weights, whose gradients are 0: %s", ", ".join(unused))
-        return [
-            tf.zeros(weight.shape, weight.dtype) if gradient is None else gradient
-            for weight, gradient in zip(self._weights, gradients, strict=True)
-        ]
+        gradients = self.optimizer.gradients(tape, scaled)
+        return gradients, tf.stack([loss, denominator]), tf.argmax(logits, axis=-1)
 
     # Phases 2 and 3, reduce and decide: the same values on all replicas.
 
     def _reduce_and_decide(self) -> tuple[Any, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         """Reduces and divides: per-replica gradients; loss, denominator, gradient norm and requests."""
-        gradients, *results = self._strategy.run(lambda: self._decide(self.reduce()))
+        gradients, *results = self._strategy.run(lambda: self._decide(*self.reduce()))
         loss, denominator, norm, requested = (self._of_first_replica(value) for value in results)
         return gradients, loss, denominator, norm, requested
 
-    def reduce(self) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """The step's one all-reduce, on a replica: gradients, loss and denominator as a list; requests."""
+    def reduce(self) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+        """The step's one all-reduce, on a replica: joined gradients; loss and denominator; requests."""
         reduced: dict[str, Any] = {}
         for part in self.to_reduce():
             reduced |= tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, part)
         for variable, total in zip(self._statistics, reduced["averages"], strict=False):
             variable.assign(total / self._strategy.num_replicas_in_sync)
-        return [*(tf.cast(total, tf.float32) for total in reduced["gradients"]), *reduced["sums"]], reduced["asked"]
+        return [tf.cast(total, tf.float32) for total in reduced["gradients"]], reduced["sums"], reduced["asked"]
 
     def to_reduce(self) -> list[dict[str, Any]]:
         """A replica's operands of the all-reduce; two parts in float16, because TensorFlow packs one dtype only."""
-        values, count = [tf.identity(total) for total in self._accumulated], len(self._weights)
         # TensorFlow packs in the order of the keys, and sums over three or more replicas round by position: keep keys.
-        gradients = {"gradients": [tf.cast(value, self._all_reduce_dtype) for value in values[:count]]}
+        gradients = {"gradients": [tf.cast(tf.identity(total), self._all_reduce_dtype) for total in self._gradients]}
         others = {
             "asked": tf.stack([self._requests.stop, self._requests.save]),
             "averages": [tf.identity(v.value) for v in self._statistics if self._average_statistics],
-            "sums": values[count:],  # float32 in any case: the denominator divides all gradients
+            "sums": tf.identity(self._loss_sums),  # float32 in any case: the denominator divides all gradients
         }
         return [gradients | others] if self._all_reduce_dtype == "float32" else [gradients, others]
 
     def _decide(
-        self, reduced: tuple[list[tf.Tensor], tf.Tensor]
+        self, gradients: list[tf.Tensor], sums: tf.Tensor, requests: tf.Tensor
     ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         """Normalises and clips the gradients; also returns loss, denominator, norm before clipping, and requests."""
-        (*gradients, loss, denominator), requests = reduced
+        loss, denominator = tf.unstack(sums)
         divisor = denominator * self.loss_scale.value()
-        gradients = [tf.math.divide_no_nan(gradient, divisor) for gradient in gradients]
-        norm = tf.linalg.global_norm(gradients)
+        norm = tf.math.divide_no_nan(tf.linalg.global_norm(gradients), divisor)
         if self._clip_norm:
-            gradients, _ = tf.clip_by_global_norm(gradients, self._clip_norm, use_norm=norm)
+            divisor *= tf.maximum(norm / self._clip_norm, 1.0)
+        gradients = [tf.math.divide_no_nan(gradient, divisor) for gradient in gradients]
         return gradients, loss, denominator, norm, requests
 
     def _of_first_replica(self, value: Any) -> tf.Tensor:
@@ -325,39 +315,44 @@ class Trainer:
 
     # Phase 4, apply: all replicas update their weights, or none does.
 
-    def _apply(self, gradients: Any, **measured: tf.Tensor) -> None:
-        ratio = self._of_first_replica(self._strategy.run(self._update, args=(gradients, self.step)))
-        self._measured_sums.add(self._measure(**measured, update_ratio=ratio))
+    def _apply(self, gradients: Any, *, is_last: tf.Tensor, **measured: tf.Tensor) -> None:
+        ratio = self._of_first_replica(self._strategy.run(self._update, args=(gradients, self.step, is_last)))
+        self._measured_sums.add(self._measure(**measured, update_ratio=ratio, is_last=is_last))
 
-    def _update(self, gradients: list[tf.Tensor], step: tf.Tensor) -> tf.Tensor:
-        """Updates a replica's weights; returns the norm of the update over that of the weights."""
-        before = [tf.identity(weight.value) for weight in self._weights]
-        self.optimizer.apply(gradients)
+    def _update(self, gradients: list[tf.Tensor], step: tf.Tensor, is_last: tf.Tensor) -> tf.Tensor:
+        """Updates a replica's weights; returns for the last step the norm of the update over that of the weights."""
+        before, after = self.optimizer.apply(gradients)
         # Only here, so that predictions of skipped steps are not counted.
         self._replica_confusion.assign_add(tf.identity(self._confusion_of_step))
         if self.average is not None:
             self.average.update(step)
-        updates = [weight.value - old for weight, old in zip(self._weights, before, strict=True)]
-        return tf.linalg.global_norm(updates) / tf.linalg.global_norm(before)
+
+        def ratio() -> tf.Tensor:
+            updates = [new - old for new, old in zip(after, before, strict=True)]
+            return tf.linalg.global_norm(updates) / tf.linalg.global_norm(before)
+
+        return tf.cond(is_last, ratio, lambda: tf.constant(0.0))
 
     def _undo(self) -> None:
         """Restores a replica's moving statistics, and records whether its own sums were finite."""
         for before, variable in zip(self._statistics_before, self._statistics, strict=True):
             variable.assign(tf.identity(before))
-        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(tf.identity(total))) for total in self._accumulated])
+        totals = (*self._gradients, self._loss_sums)
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(tf.identity(total))) for total in totals])
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         number = self._strategy.num_replicas_in_sync
         self._nonfinite_replicas.assign(tf.one_hot(replica, number, dtype=tf.int64) * tf.cast(~finite, tf.int64))
 
     def _measure(
-        self, *, loss: tf.Tensor, denominator: tf.Tensor, norm: tf.Tensor, update_ratio: tf.Tensor
+        self, *, loss: tf.Tensor, denominator: tf.Tensor, norm: tf.Tensor, update_ratio: tf.Tensor, is_last: tf.Tensor
     ) -> dict[str, tf.Tensor]:
         """The scalars of a step that changed the weights, float32, to be summed by name. Add yours here."""
-        return {"loss": loss, "denominator": denominator, "gradient_norm": norm, "update_ratio": update_ratio}
+        updates = {"update_ratio": update_ratio, "measured_updates": tf.cast(is_last, tf.float32)}
+        return {"loss": loss, "denominator": denominator, "gradient_norm": norm, **updates}
 
     def _names_of_measurements(self) -> list[str]:
         one = tf.constant(1.0)
-        return list(self._measure(loss=one, denominator=one, norm=one, update_ratio=one))
+        return list(self._measure(loss=one, denominator=one, norm=one, update_ratio=one, is_last=one))
 
     # The state of a run, and readings of it between calls of `run`.
 
@@ -408,9 +403,9 @@ class Trainer:
 
         They are 0 if no pixel of the batch counted, as in the update. All processes of a cluster must call it together.
         """
-        totals = zip(self._weights, self._accumulated, strict=False)  # loss and denominator follow the gradients
         divisor = self._divisor.numpy()
-        return {weight.path: tf.math.divide_no_nan(total.numpy(), divisor).numpy() for weight, total in totals}
+        totals = self.optimizer.split([tf.math.divide_no_nan(total.numpy(), divisor) for total in self._gradients])
+        return {weight.path: total.numpy() for weight, total in zip(self._weights, totals, strict=True)}
 
     def nonfinite_replicas(self) -> list[int]:
         """The replicas whose own loss or gradients were not finite in the last skipped step."""

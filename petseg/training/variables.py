@@ -1,6 +1,6 @@
 """Variables of a training loop over replicas. Create them inside ``strategy.scope()``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -56,3 +56,14 @@ def _moving_statistics(layer: keras.Layer) -> Iterator[keras.Variable]:
     # Keras has no public access to the sublayers of a layer that is not a model.
     for part in layer._flatten_layers(include_self=False, recursive=False):
         yield from _moving_statistics(part)
+
+
+def assign_on_replica(variables: Sequence[keras.Variable], values: Sequence[tf.Tensor]) -> None:
+    """Assigns to a model's or optimizer's variables on a replica; the values must be the same on all of them."""
+
+    def assign(strategy: tf.distribute.Strategy, values: Sequence[Any]) -> None:
+        for variable, value in zip(variables, values, strict=True):
+            strategy.extended.update(variable.value, lambda v, new: v.assign(new), args=(value,), group=False)
+
+    # As in Keras's optimizers: a replica alone may not assign to a mirrored variable.
+    tf.__internal__.distribute.interim.maybe_merge_call(assign, tf.distribute.get_strategy(), values)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
+from petseg.training.flat_vectors import Layout
 from petseg.training.variables import moving_statistics, replica_copy
 
 
@@ -26,14 +27,15 @@ class WeightAverage(tf.Module):
         super().__init__()
         self._decay = decay
         self._originals = [*model.trainable_variables, *moving_statistics(model)]
-        self._averages = [replica_copy(tf.identity(v.value), tf.as_dtype(v.dtype)) for v in self._originals]
+        self._layout = Layout([variable.shape for variable in self._originals])
+        self._average = self._no_dependency(replica_copy(self._joined(), tf.float32))
+        self._averages = self._layout.stored(self._average)  # this is what checkpoints store, by position
 
     def update(self, step: tf.Tensor) -> None:
         """Updates the averages after a step, on a replica."""
         step = tf.cast(step, tf.float32)
         share = 1 - tf.minimum(self._decay, (1 + step) / (10 + step))
-        for average, original in zip(self._averages, self._originals, strict=True):
-            average.assign_add(tf.cast(share, average.dtype) * (original.value - average))
+        self._average.assign_add(share * (self._joined() - self._average))
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -46,7 +48,10 @@ class WeightAverage(tf.Module):
 
     def swap(self) -> None:
         """Exchanges weights and averages, outside the replicas."""
-        for average, original in zip(self._averages, self._originals, strict=True):
-            kept = average.numpy()
-            average.assign(original.numpy())
-            original.assign(kept)
+        averages, originals = self._layout.split(self._average.numpy()), self._joined()
+        for original, average in zip(self._originals, averages, strict=True):
+            original.assign(average)
+        self._average.assign(originals)
+
+    def _joined(self) -> tf.Tensor:
+        return self._layout.join([tf.cast(variable.value, tf.float32) for variable in self._originals])

@@ -5,7 +5,8 @@ from conftest import random_examples, replicas
 from hypothesis import given, settings, strategies as st
 
 from petseg.data import example_order, input_pipeline
-from petseg.data.examples import BatchPosition
+from petseg.data.examples import BatchPosition, Subset
+from petseg.data.random_crops import RandomCrops
 from petseg.errors import ConfigError, DataError
 
 
@@ -91,6 +92,17 @@ def test_batches_follow_the_requested_order_version():
             ids_of_step(step, num_examples=20, **options, version=version).tolist() for step in range(3)
         ]
     assert found[1] != found[2] == found[None]
+
+
+def test_batches_of_examples_that_were_decoded_before_training_are_not_checked_again():
+    examples, at = random_examples(8), BatchPosition(tf.constant(0, tf.int64), tf.range(4, dtype=tf.int64), 4, 0)
+    half = Subset(examples, np.arange(4))
+    crops = RandomCrops(examples, (16, 16), np.full([8, 2], 32, np.int32))
+    for checked in (examples, half, crops):
+        assert checked.checked
+        assert "usable" not in input_pipeline.part_of_batch(checked, at)
+    examples.checked = False
+    assert "usable" in input_pipeline.part_of_batch(Subset(examples, np.arange(4)), at)
 
 
 def batches(strategy, examples, *, first_step, last_step, batch_size=8, seed=3):

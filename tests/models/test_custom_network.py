@@ -68,7 +68,7 @@ def test_layers_learn_at_the_rates_that_the_function_gives_them(tmp_path):
     assert len(optimizer.weights) == len(model.trainable_variables)
     before = [weight.numpy() for weight in optimizer.weights]
     optimizer.set_learning_rates(tf.constant(0, tf.int64))
-    optimizer.apply([tf.ones(weight.shape) for weight in optimizer.weights])
+    optimizer.apply(optimizer.join([tf.ones(weight.shape) for weight in optimizer.weights]))
     of_block = {id(weight) for weight in model.layers[2].trainable_variables}
     assert len(of_block) == 3
     for old, weight in zip(before, optimizer.weights, strict=True):

@@ -138,7 +138,7 @@ def test_the_encoder_is_frozen_until_unfreezing_and_then_has_its_own_rate(data_d
     for step, of_encoder in ((0, 0.0), (1, 0.02)):
         before = [weight.numpy() for weight in optimizer.weights]
         optimizer.set_learning_rates(tf.constant(step, tf.int64))
-        optimizer.apply([tf.ones(weight.shape) for weight in optimizer.weights])
+        optimizer.apply(optimizer.join([tf.ones(weight.shape) for weight in optimizer.weights]))
         for old, weight in zip(before, optimizer.weights, strict=True):
             rate = of_encoder if id(weight) in encoder else 0.1
             np.testing.assert_allclose(weight.numpy(), old - rate, atol=1e-5)

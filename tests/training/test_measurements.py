@@ -1,8 +1,11 @@
+import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import make_trainer, random_examples
 
 from petseg.reporting import tags
 from petseg.runs.checkpoints import Checkpoints
+from petseg.training.measurements import MeasuredSums
 from petseg.training.trainer import Trainer
 
 
@@ -35,6 +38,24 @@ def test_a_scalar_added_in_measure_is_stored_by_name_and_can_be_removed_again(tm
     old, *_ = make_trainer(examples=examples)
     Checkpoints(tmp_path, keep=1, **old.state()).restore(str(tmp_path / "ckpt-3"))
     assert old.pop_measurements().scalars == before.scalars
+
+
+def test_the_update_ratio_is_that_of_the_last_update_before_a_reading():
+    trainer, _, batches = make_trainer(examples=random_examples(8), learning_rate=0.1)
+    trainer.run(batches, 2)
+    weights = np.concatenate([value.reshape(-1) for value in trainer.weights().values()])
+    trainer.pop_measurements()
+    trainer.run(batches, 1)
+    update = np.concatenate([value.reshape(-1) for value in trainer.weights().values()]) - weights
+    last = np.linalg.norm(update) / np.linalg.norm(weights)
+    assert trainer.pop_measurements().scalars["update_ratio"] == pytest.approx(last, rel=1e-4)
+
+
+def test_a_sum_that_an_earlier_version_took_over_all_steps_begins_anew():
+    sums = MeasuredSums(["loss", "denominator", "update_ratio", "measured_updates"], 3)
+    sums.load_by_name({"update_ratio": np.float32(7), "loss": np.float32(6), "denominator": np.float32(3)})
+    sums.add({"loss": 0.0, "denominator": 0.0, "update_ratio": tf.constant(0.5), "measured_updates": tf.constant(1.0)})
+    assert sums.means() == {"loss": 2.0, "update_ratio": 0.5}
 
 
 def test_a_scalar_without_a_description_gets_a_default_one():

@@ -60,7 +60,7 @@ def test_each_group_has_its_learning_rate_and_may_stand_still_at_first(name):
     for step in range(3):
         before = [variable.numpy() for variable in variables]
         optimizer.set_learning_rates(tf.constant(step, tf.int64))
-        optimizer.apply([tf.constant([0.5, -0.5])] * 3)
+        optimizer.apply(optimizer.join([tf.constant([0.5, -0.5])] * 3))
         moved.append([old - variable.numpy() for old, variable in zip(before, variables, strict=True)])
     assert int(optimizer.iterations) == 3
     for step, (first, second, third) in enumerate(moved):
@@ -78,7 +78,7 @@ def test_weight_decay_takes_its_share_of_kernels_and_leaves_biases_and_norms_alo
     group = optimizers.Group(model.trainable_variables, constant(0.1))
     optimizer = optimizers.Optimizer(OptimizerConfig(optimizer=name, weight_decay=0.2), [group])
     optimizer.set_learning_rates(tf.constant(0, tf.int64))
-    optimizer.apply([tf.zeros(variable.shape) for variable in model.trainable_variables])
+    optimizer.apply(optimizer.join([tf.zeros(variable.shape) for variable in model.trainable_variables]))
     kernel, *others = model.trainable_variables
     np.testing.assert_allclose(kernel, np.full([2, 3], 1 - 0.1 * 0.2), rtol=1e-6)
     assert len(others) == 3

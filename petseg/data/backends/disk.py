@@ -172,6 +172,8 @@ class Cache:
 class DiskExamples(Examples):
     """The examples of a written cache; `classes`, `names`, `groups` and `origin` are attributes of `Examples`."""
 
+    checked = True
+
     def __init__(self, cache: Cache, classes: Classes, names: Names, groups: Groups, origin: str):
         self._cache = cache
         self.classes, self.names, self.groups, self.origin = classes, names, groups, origin

@@ -22,6 +22,8 @@ class MemoryExamples(Examples):
       classes, names, groups, origin: attributes of `Examples`; names are the ids if None.
     """
 
+    checked = True
+
     def __init__(
         self,
         images: np.ndarray,

@@ -1,0 +1,128 @@
+"""Updates of flat vectors against Keras's own updates of each weight, and the checkpoints of both."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import replicas
+
+from petseg.config import OptimizerConfig
+from petseg.runs.checkpoints import Checkpoints
+from petseg.training import optimizers
+from petseg.training.weight_averaging import WeightAverage
+
+SHAPES = (3, 3, 2, 5), (5,), (7,), (5, 4), (1, 129)
+
+
+def make_weights():
+    rng = np.random.default_rng(0)
+    weights = [keras.Variable(rng.normal(size=shape).astype(np.float32)) for shape in SHAPES]
+    weights[3].constraint = keras.constraints.NonNeg()
+    return weights
+
+
+def make_gradients(step):
+    rng = np.random.default_rng(step)
+    return [tf.constant(rng.normal(size=shape).astype(np.float32)) for shape in SHAPES]
+
+
+def train(update, weights, steps):
+    @tf.function(autograph=False)
+    def step(gradients):
+        update.load()
+        update.optimizer.apply_gradients(zip(update.join(gradients), update.variables, strict=True))
+        update.store()
+
+    for number in steps:
+        step(make_gradients(number))
+    return [weight.numpy() for weight in weights]
+
+
+def assert_equal(arrays, others):
+    for array, other in zip(arrays, others, strict=True):
+        np.testing.assert_array_equal(array, other)
+
+
+@pytest.mark.parametrize("kind", sorted(optimizers.ELEMENTWISE, key=lambda kind: kind.__name__))
+def test_flat_vectors_have_the_bits_of_updates_by_weight(kind):
+    found = []
+    for build in (optimizers._update_of, optimizers._PerWeight):
+        weights = make_weights()
+        update = build(kind(0.1, weight_decay=0.2), weights)
+        found.append(train(update, weights, range(3)))
+        assert (len(update.variables) == 2) == (build is optimizers._update_of)  # decayed and exempt weights
+    if kind in (
+        keras.optimizers.Adagrad,
+        keras.optimizers.RMSprop,
+    ):  # TensorFlow takes an approximate 1 / sqrt for them
+        for flat, separate in zip(*found, strict=True):
+            np.testing.assert_allclose(flat, separate, rtol=1e-5)
+    else:
+        assert_equal(*found)
+
+
+@pytest.mark.parametrize(
+    "optimizer", [keras.optimizers.Adam(clipnorm=1.0), keras.optimizers.Lamb(), keras.optimizers.Adafactor()]
+)
+def test_optimizers_that_look_at_whole_weights_get_them(optimizer):
+    weights = make_weights()
+    update = optimizers._update_of(optimizer, weights)
+    assert update.variables == weights
+    assert all(np.isfinite(weight).all() for weight in train(update, weights, range(2)))
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_checkpoints_of_updates_by_weight_go_on_in_flat_vectors_and_the_other_way_round(tmp_path, monkeypatch, name):
+    config = OptimizerConfig(optimizer=name, weight_decay=0.2 if name == "adamw" else 0.0)
+
+    def build(elementwise, devices=1):
+        monkeypatch.setattr(optimizers, "ELEMENTWISE", elementwise)
+        strategy = replicas(devices)
+        with strategy.scope():
+            weights = make_weights()
+            groups = [optimizers.Group(weights[:2], lambda _: 0.1), optimizers.Group(weights[2:], lambda _: 0.05)]
+            return optimizers.Optimizer(config, groups), strategy
+
+    def step(made, number):
+        optimizer, strategy = made
+        optimizer.set_learning_rates(tf.constant(number, tf.int64))
+        tf.function(
+            lambda: strategy.run(lambda: optimizer.apply(optimizer.join(make_gradients(number)))), autograph=False
+        )()
+
+    flat, separate = optimizers.ELEMENTWISE, frozenset()
+    for first, then, devices in ((separate, flat, 1), (flat, separate, 1), (separate, flat, 2)):
+        whole, folder = build(separate), tmp_path / f"{len(first)}-{devices}"
+        for number in range(4):
+            step(whole, number)
+        old = build(first)
+        for number in range(2):
+            step(old, number)
+        Checkpoints(folder, keep=2, optimizer=old[0]).save(2)
+        new = build(then, devices)
+        checkpoints = Checkpoints(folder, keep=2, optimizer=new[0])
+        checkpoints.restore(checkpoints.newest())
+        for number in range(2, 4):
+            step(new, number)
+        for expected, weight in zip(whole[0].weights, new[0].weights, strict=True):
+            for copy in new[1].experimental_local_results(weight.value):
+                np.testing.assert_array_equal(copy.numpy(), expected.numpy())
+        assert int(new[0].iterations.numpy()) == 4
+        checkpoints.save(4)  # each time the values of today
+        again = build(first)
+        Checkpoints(folder, keep=2, optimizer=again[0]).restore(str(folder / "ckpt-4"))
+        for made in (whole, again):
+            step(made, 4)
+        assert_equal(whole[0].weights, again[0].weights)
+
+
+def test_averages_are_stored_one_by_one_as_ever(tmp_path):
+    model = keras.Sequential([keras.Input([2]), keras.layers.Dense(3), keras.layers.BatchNormalization()])
+    former = tf.Module()
+    former._averages = [tf.Variable(tf.fill(v.shape, float(i))) for i, v in enumerate(model.weights)]
+    Checkpoints(tmp_path, keep=1, model=model, average=former).save(1)
+    average = WeightAverage(model, 0.9)
+    Checkpoints(tmp_path, keep=1, model=model, average=average).restore(str(tmp_path / "ckpt-1"))
+    with average.in_place():
+        for i, weight in enumerate(model.weights):
+            np.testing.assert_array_equal(weight.numpy(), np.full(weight.shape, i))
