@@ -19,6 +19,7 @@ import psutil
 import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
+import petseg
 from petseg.benchmark import contestants, time_to_score_contestants
 from petseg.benchmark.time_to_score_config import TimeToScoreConfig
 from petseg.config import Config
@@ -67,7 +68,8 @@ def devices(send: Send, config: Config) -> None:
     built = tf.sysconfig.get_build_info()
     rows = {
         "devices": placement.description(),
-        "TensorFlow, Keras, Python": f"{tf.__version__}, {keras.__version__}, {platform.python_version()}",
+        "petseg, TensorFlow, Keras": f"{petseg.__version__}, {tf.__version__}, {keras.__version__}",
+        "Python": platform.python_version(),
         "CUDA, cuDNN": f"{built.get('cuda_version', 'none')}, {built.get('cudnn_version', 'none')}",
         "cores, memory": f"{cpus.usable_cpus()}, {psutil.virtual_memory().total / 2**30:.0f} GiB",
         "warnings": "; ".join(filter(None, (gpus.warning(), gpus.missing_kernels()))) or "none",

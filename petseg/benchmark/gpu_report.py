@@ -23,7 +23,14 @@ from petseg.errors import ConfigError, PetsegError
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 TARGETS = (0.7416, 0.79)
 LOSS_BOUND = 1e-4  # relative, of 20 steps on a split device
-TINY = ("--image_size=32", "--inner_size=", "--encoder=tiny", "--encoder_alpha=0.35", "--batch_size=8")
+TINY = (
+    "--image_size=32",
+    "--inner_size=",
+    "--encoder=tiny",
+    "--encoder_alpha=0.35",
+    "--batch_size=8",
+    "--warmup_steps=0",
+)
 Row = dict[str, Any]
 logger = logging.getLogger("petseg.benchmark")
 
@@ -80,6 +87,7 @@ def measure(config: GpuReportConfig, flags: Sequence[str], scratch: Path) -> lis
     """
     deadline = time.monotonic() + 60 * config.minutes
     examples = Recipes(config.smallest, flags, scratch)
+    shown = ["--smallest", *flags] if config.smallest else flags
     failed = run_case(Case("draw", (str(scratch / "drawn"), 24 if config.smallest else 256)), 60.0)
     found: list[Row] = [{"title": "Drawn data", "seconds": 0.0, "rows": failed}] if failed else []
     for part in parts(examples):
@@ -91,7 +99,7 @@ def measure(config: GpuReportConfig, flags: Sequence[str], scratch: Path) -> lis
         except PetsegError as error:
             rows = [{"error": str(error)}]
         found.append({"title": part.title, "seconds": time.monotonic() - began, "rows": rows})
-        Path(config.report).write_text(markdown(found, flags))
+        Path(config.report).write_text(markdown(found, shown))
         Path(config.report).with_suffix(".json").write_text(json.dumps(found, indent=2) + "\n")
     return found
 
@@ -165,14 +173,13 @@ def run_cases(cases: Iterable[Case], seconds: float) -> list[Row]:
 def speed_cases(recipes: Recipes) -> list[Case]:
     """Both recipes in each precision, without XLA at all batch sizes, then with it at one."""
     cases = []
-    for xla, batches in ((False, (8, 64, 512)), (True, (64,))):
-        for precision in PRECISIONS[: 1 if xla and recipes.smallest else None]:
-            for name in ("best", "tutorial"):
-                flags = (f"--precision={precision}", f"--jit_compile={xla}".lower())
-                title = {"recipe": name, "precision": precision, "XLA": "on" if xla else "off"}
-                sizes = (4,) if recipes.smallest else batches
-                arguments = (recipes.preset(name, *flags), sizes, recipes.seconds, precision == "float32")
-                cases.append(Case("speed", arguments, title))
+    names, sizes = (("best",), (4,)) if recipes.smallest else (("best", "tutorial"), (8, 64, 512))
+    for xla, precisions in ((False, PRECISIONS), (True, PRECISIONS[:1] if recipes.smallest else PRECISIONS)):
+        for precision, name in itertools.product(precisions, names):
+            config = recipes.preset(name, f"--precision={precision}", f"--jit_compile={xla}".lower())
+            title = {"recipe": name, "precision": precision, "XLA": "on" if xla else "off"}
+            batches = sizes[len(sizes) // 2 :][:1] if xla else sizes
+            cases.append(Case("speed", (config, batches, recipes.seconds, precision == "float32"), title))
     return cases
 
 

@@ -46,7 +46,9 @@ def needed(graph: tf.Graph) -> Iterator[tf.Operation]:
         waiting += [tensor.op for tensor in operation.inputs] + operation.control_inputs
         yield operation
         for attribute in CALLS.get(operation.type, ()):
-            yield from needed(graph._get_function(operation.get_attr(attribute).name).graph)
+            called = graph._get_function(operation.get_attr(attribute).name)
+            if called is not None:  # as it is for functions of TensorFlow's runtime
+                yield from needed(called.graph)
 
 
 def _flops(operation: tf.Operation) -> float:
