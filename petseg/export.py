@@ -1,5 +1,5 @@
-"""Where petseg.deployment.export was once: `.keras` files that were exported then name this module."""
+"""Where the layer of exported `.keras` files was once defined; these files name this module."""
 
-from petseg.deployment.export import Serving
+from petseg.deployment.export_formats import Serving
 
 __all__ = ["Serving"]

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import white_figures
 from filelock import FileLock
 from hypothesis import settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -40,6 +41,7 @@ from petseg.data.examples import Examples
 from petseg.data.synthetic_pets import SyntheticPets
 from petseg.data.to_array_record import ConversionConfig
 from petseg.models import encoders, unet
+from petseg.reporting import pictures
 from petseg.runs import train
 from petseg.runtime import startup
 from petseg.training import augmentation, learning_rates, optimizers, sample_weights
@@ -61,6 +63,15 @@ settings.load_profile("noisy machine")
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
 )
+
+
+pictures.to_array = white_figures.to_array
+
+
+@pytest.fixture
+def drawn_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn; without this fixture they stay white."""
+    monkeypatch.setattr(pictures, "to_array", white_figures.draw)
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +113,13 @@ def array_record_dir(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def finished_run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The work directory of a finished run of four steps; evaluated and saved at 2 and 4."""
-    return made_once(tmp_path_factory, "finished_run", lambda folder: train.train(four_steps(data_dir, folder)))
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pictures, "to_array", white_figures.draw)
+            train.train(four_steps(data_dir, folder))
+
+    return made_once(tmp_path_factory, "finished_run", make)
 
 
 @pytest.fixture(scope="session")

@@ -11,18 +11,25 @@ import sys
 import tempfile
 from pathlib import Path
 
+import white_figures
+
+from petseg.reporting import pictures
+
 ROOT = Path(__file__).parent.parent
 
 
 class Program:
-    """An entry script, or the module after `-m`, in a forked process; its interface is that of `subprocess.Popen`."""
+    """An entry script, or the module after `-m`, in a forked process; its interface is that of `subprocess.Popen`.
 
-    def __init__(self, *command, env=None):
+    Its figures stay white unless it `draws`, as in `conftest`.
+    """
+
+    def __init__(self, *command, env=None, draws=False):
         self._folder = Path(tempfile.mkdtemp(prefix="program-"))
         for name in ("stdout", "stderr"):  # here, because the process may be killed before it opens them
             (self._folder / name).touch()
         self.args = [str(part) for part in command]
-        self._process = _context().Process(target=_run, args=(self.args, env, self._folder))
+        self._process = _context().Process(target=_run, args=(self.args, env, self._folder, draws))
         self._process.start()
         self.pid = self._process.pid
 
@@ -79,12 +86,14 @@ def _context():
     return context
 
 
-def _run(command, env, folder):
+def _run(command, env, folder, draws):
     """Runs the program in the forked process."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     os.environ.update(env or {})
+    if not draws:
+        pictures.to_array = white_figures.to_array
     os.chdir(ROOT)
     module, sys.argv = command[0] == "-m", command[command[0] == "-m" :]
     try:

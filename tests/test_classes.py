@@ -33,7 +33,7 @@ def test_255_can_be_a_class():
     assert classes.ignored == ()
 
 
-def test_colours_in_masks_are_colours_in_pictures():
+def test_colours_in_masks_are_colours_in_figures():
     classes = Classes.from_dict([{"name": "a", "value": [1, 2, 3]}, {"name": "b", "value": [4, 5, 6]}])
     assert classes.colored
     np.testing.assert_array_equal(classes.palette[:3], [[1, 2, 3], [4, 5, 6], [0, 0, 0]])

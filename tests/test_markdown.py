@@ -44,7 +44,7 @@ def test_relative_links_and_anchors_resolve(path):
         assert not anchor or anchor in anchors(target), f"{link}: no such heading"
 
 
-def test_every_picture_is_shown_by_a_markdown_file():
+def test_every_image_is_shown_by_a_markdown_file():
     used = {(path.parent / link).resolve() for path in FILES for link in targets(path)}
     pictures = {path for path in (ROOT / "docs" / "pictures").iterdir() if path.suffix != ".py"}
     assert pictures <= used, f"unused: {sorted(path.name for path in pictures - used)}"

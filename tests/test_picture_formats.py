@@ -56,7 +56,7 @@ def size_in_header(file):
         open_picture,
     ],
 )
-def test_no_picture_starts_ghostscript(read, tmp_path, ghostscript):
+def test_no_image_starts_ghostscript(read, tmp_path, ghostscript):
     file = tmp_path / "photo.jpg"
     Image.new("RGB", (20, 30), "red").save(file, "EPS")
     with pytest.raises((DataError, UnidentifiedImageError)):
@@ -65,7 +65,7 @@ def test_no_picture_starts_ghostscript(read, tmp_path, ghostscript):
 
 
 @pytest.mark.parametrize("suffix", [".jfif", ".avif", ".jp2", ".pgm", ".ppm", ".webp", ".tga", ".tif", ".png"])
-def test_pictures_of_many_formats_are_read(suffix, tmp_path):
+def test_images_of_many_formats_are_read(suffix, tmp_path):
     image = np.full((30, 20, 3), (200, 40, 90), np.uint8)
     picture = Image.fromarray(image) if suffix != ".pgm" else Image.fromarray(image[..., 0])
     file = tmp_path / f"photo{suffix}"
@@ -77,6 +77,6 @@ def test_pictures_of_many_formats_are_read(suffix, tmp_path):
     assert suffix in suffixes()
 
 
-def test_suffixes_are_those_of_pictures_that_can_be_read():
+def test_suffixes_are_those_of_readable_images():
     assert suffixes() >= {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".mpo"}
     assert suffixes().isdisjoint({".eps", ".ps", ".pdf", ".mpg", ".h5", ".wmf"})

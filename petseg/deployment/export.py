@@ -1,7 +1,4 @@
-"""Exports models as SavedModel, Keras file, TFLite, ONNX or packed weights; each is read back and compared.
-
-Loading `model.keras` or `model.h5` needs the layers defined here: `import petseg.export`.
-"""
+"""Exports models as SavedModel, Keras file, TFLite, ONNX or packed weights; each is read back and compared."""
 
 import dataclasses
 import hashlib
@@ -11,36 +8,24 @@ import logging
 import math
 import os
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from petseg import config as config_lib
-from petseg.classes import Classes
 from petseg.config.eval_config import EXPORT_FORMATS
 from petseg.data.resizing import Resizing
-from petseg.deployment.half_precision import half_precision
+from petseg.deployment.export_formats import FORMATS, ExportContext, Runner, Serving, predictions
 from petseg.errors import ConfigError, ExportError, one_line
 from petseg.files import explain_write_errors, write_json
-from petseg.models import inference
-from petseg.models.layers import InferenceMode
-from petseg.runs import packed_run
-from petseg.runs.open_run import load_model
-from petseg.runs.packed_run import PackedRun
 
 logger = logging.getLogger(__name__)
-SIGNATURE, CARD = "serving_default", "model_card.json"
+CARD = "model_card.json"
 WRITTEN = "written"  # key of the card: digests of the files that petseg wrote and may replace
-MASK_AGREEMENT, MASK_AGREEMENT_INT8 = 0.999, 0.97
-ONNX_OPSET, BATCH_SIZE = 18, 16
-
-# A loaded export: uint8 images [B, H, W, 3] -> the outputs of `Serving`.
-Runner = Callable[[np.ndarray], Mapping[str, Any]]
+BATCH_SIZE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,36 +45,6 @@ class Agreement:
     largest_difference: float
     mask_agreement: float
     size_mib: float
-
-
-@keras.saving.register_keras_serializable("petseg")
-class Serving(InferenceMode):
-    """The exported model: a network with its scaling of pixels, softmax and argmax.
-
-    Input: uint8 [B, H, W, 3]. Output: `probabilities`, float32 [B, H, W, C], and `mask`, class ids, uint8 [B, H, W].
-    """
-
-    def call(self, inputs: tf.Tensor, training: bool | None = None) -> Any:
-        return _predictions(self.model, inputs)
-
-
-class _ExportContext(NamedTuple):
-    """What a format may need besides the model: calibration images and the model card."""
-
-    calibration: np.ndarray | None
-    card: Mapping[str, Any]
-
-
-class _Format(NamedTuple):
-    """An export format: file name, writer, reader, and pip names of the modules that it needs."""
-
-    file: str
-    write: Callable[[Serving, Path, _ExportContext], None]
-    read: Callable[[Path], Runner]
-    packages: Mapping[str, str] = {}
-    least_agreement: float = MASK_AGREEMENT
-    batch_size: int | None = None
-    calibrated: bool = False
 
 
 def export(
@@ -133,17 +88,17 @@ def export(
     check_replaceable(formats, output_dir)
     layer = Serving(_float32_twin(model, rebuild), trainable=False, name="petseg")
     original = model if model.dtype_policy.name == "float32" else layer.model
-    expected = _run(lambda images: _predictions(original, images), examples, BATCH_SIZE)
+    expected = _run(lambda images: predictions(original, images), examples, BATCH_SIZE)
     agreements, failures, placed = [], {}, []
     with explain_write_errors(output_dir, flag=f"--output_dir={output_dir}"):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         written = _written(Path(output_dir))
         with tempfile.TemporaryDirectory(prefix=".export-", dir=output_dir) as scratch:
             for name in dict.fromkeys(formats):
-                path = Path(output_dir, _FORMATS[name].file)
+                path = Path(output_dir, FORMATS[name].file)
                 made = Path(scratch, path.name)
                 try:
-                    _FORMATS[name].write(layer, made, _ExportContext(calibration, card))
+                    FORMATS[name].write(layer, made, ExportContext(calibration, card))
                     agreement = dataclasses.replace(_compare(name, made, expected, examples), path=str(path))
                     agreements.append(agreement)
                     if not _agrees(agreement):
@@ -173,7 +128,7 @@ def write_onnx(model: keras.Model, path: Path, rebuild: Callable[[], keras.Model
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as scratch:
         layer, made = Serving(_float32_twin(model, rebuild), trainable=False, name="petseg"), Path(scratch, path.name)
         try:
-            _write_onnx(layer, made, _ExportContext(None, {}))
+            FORMATS["onnx"].write(layer, made, ExportContext(None, {}))
             os.replace(made, path)
         except Exception as error:  # converters raise classes of their own, and bare ones
             raise ExportError(f"{path}: {one_line(error)}") from error
@@ -187,7 +142,7 @@ def check_replaceable(formats: Sequence[str], output_dir: str) -> None:
         raise ExportError(f"{card}: is not a model card of petseg; move it away or choose another --output_dir")
     written = _written(folder)
     for name in formats:
-        _check_own(folder / _FORMATS[name].file, written)
+        _check_own(folder / FORMATS[name].file, written)
 
 
 def _check_own(path: Path, written: Mapping[str, str]) -> None:
@@ -229,7 +184,7 @@ def check_formats(formats: Sequence[str]) -> None:
     for name in formats:
         if name not in EXPORT_FORMATS:
             raise ConfigError(f"--export={name}: no such format; must be some of {', '.join(EXPORT_FORMATS)}")
-        packages = _FORMATS[name].packages
+        packages = FORMATS[name].packages
         if any(importlib.util.find_spec(module) is None for module in packages):
             noun, names = "packages" if len(packages) > 1 else "package", " and ".join(packages.values())
             raise ConfigError(f"--export={name}: needs the {noun} {names}: pip install 'petseg[export]'")
@@ -237,7 +192,7 @@ def check_formats(formats: Sequence[str]) -> None:
 
 def needs_calibration(formats: Sequence[str]) -> bool:
     """Whether any of the formats needs calibration images."""
-    return any(_FORMATS[name].calibrated for name in formats)
+    return any(FORMATS[name].calibrated for name in formats)
 
 
 def table(agreements: Sequence[Agreement]) -> str:
@@ -277,12 +232,6 @@ def _in_float32(config: Any) -> Any:
     return "float32" if config in ("mixed_float16", "mixed_bfloat16") else config
 
 
-def _predictions(model: keras.Model, images: tf.Tensor) -> dict[str, tf.Tensor]:
-    logits = inference.logits(model, images)
-    # Not Keras's argmax: its handling of negative zeros uses operations that TFLite and ONNX lack.
-    return {"probabilities": tf.nn.softmax(logits), "mask": tf.cast(tf.argmax(logits, axis=-1), tf.uint8)}
-
-
 def _move_into_place(made: Path, path: Path, written: Mapping[str, str]) -> None:
     """Moves an export from a temporary folder to its path, replacing an earlier one."""
     _check_own(path, written)  # again: making an export takes a while
@@ -298,7 +247,7 @@ def _move_into_place(made: Path, path: Path, written: Mapping[str, str]) -> None
 
 
 def _compare(name: str, path: Path, expected: dict[str, np.ndarray], examples: np.ndarray) -> Agreement:
-    kind = _FORMATS[name]
+    kind = FORMATS[name]
     found = _run(kind.read(path), examples, kind.batch_size or BATCH_SIZE)
     for key, value in expected.items():
         if (found[key].dtype, found[key].shape) != (value.dtype, value.shape):
@@ -311,13 +260,13 @@ def _compare(name: str, path: Path, expected: dict[str, np.ndarray], examples: n
 
 def _agrees(agreement: Agreement) -> bool:
     finite = math.isfinite(agreement.largest_difference)
-    return finite and agreement.mask_agreement >= _FORMATS[agreement.format].least_agreement
+    return finite and agreement.mask_agreement >= FORMATS[agreement.format].least_agreement
 
 
 def _disagreement(agreement: Agreement) -> str:
     return (
         f"{agreement.path} agrees with the model on {agreement.mask_agreement:.3%} of the pixels, must on "
-        f"{_FORMATS[agreement.format].least_agreement:.1%}; probabilities differ by {agreement.largest_difference:.2g}"
+        f"{FORMATS[agreement.format].least_agreement:.1%}; probabilities differ by {agreement.largest_difference:.2g}"
     )
 
 
@@ -329,7 +278,7 @@ def _facts(
     preparation = f"RGB, {Resizing((height, width), resize).describe()}"
     pixels = ["batch", height, width]
     exports: dict[str, dict[str, Any]] = {
-        a.format: {**dataclasses.asdict(a), "path": Path(a.path).name, "batch": _FORMATS[a.format].batch_size or "any"}
+        a.format: {**dataclasses.asdict(a), "path": Path(a.path).name, "batch": FORMATS[a.format].batch_size or "any"}
         for a in agreements
     }
     if "tflite_int8" in exports:
@@ -347,115 +296,3 @@ def _run(runner: Runner, images: np.ndarray, batch_size: int) -> dict[str, np.nd
     with tf.device("/CPU:0"):  # TF32 on a GPU would add differences
         outputs = [runner(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
     return {key: np.concatenate([output[key] for output in outputs]) for key in ("probabilities", "mask")}
-
-
-def _as_module(layer: Serving, batch: int | None) -> tuple[tf.Module, Any]:
-    """A module that holds the variables, and its function for batches of a fixed or any size."""
-    module = tf.Module()
-    module.weights = [variable.value for variable in layer.variables]
-    image = tf.TensorSpec([batch, *layer.model.input_shape[1:]], tf.uint8, name="image")
-    module.call = tf.function(lambda image: layer(image), input_signature=[image])
-    return module, module.call
-
-
-def _write_saved_model(layer: Serving, path: Path, _: _ExportContext) -> None:
-    module, call = _as_module(layer, None)
-    tf.saved_model.save(module, str(path), signatures={SIGNATURE: call})
-
-
-def _read_saved_model(path: Path) -> Runner:
-    loaded = tf.saved_model.load(str(path))
-    return lambda images: loaded.signatures[SIGNATURE](image=tf.constant(images))
-
-
-def _write_keras(layer: Serving, path: Path, _: _ExportContext) -> None:
-    image = keras.Input(layer.model.input_shape[1:], dtype="uint8", name="image")
-    keras.Model(image, layer(image), name="petseg").save(path)
-
-
-def _read_keras(path: Path) -> Runner:
-    loaded = keras.models.load_model(path, compile=False)
-    return lambda images: loaded(images, training=False)
-
-
-def _write_tflite(layer: Serving, path: Path, _: _ExportContext) -> None:
-    path.write_bytes(_tflite_converter(layer).convert())
-
-
-def _write_tflite_int8(layer: Serving, path: Path, context: _ExportContext) -> None:
-    assert context.calibration is not None
-    images = context.calibration
-    converter = _tflite_converter(layer)
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: ({"image": image[None]} for image in images)
-    with warnings.catch_warnings():  # the converter warns of an interpreter that it uses itself
-        warnings.filterwarnings("ignore", message=r"(?s).*tf\.lite\.Interpreter is deprecated")
-        path.write_bytes(converter.convert())
-
-
-def _tflite_converter(layer: Serving) -> Any:
-    module, call = _as_module(layer, 1)
-    return tf.lite.TFLiteConverter.from_concrete_functions([call.get_concrete_function()], module)
-
-
-def _read_tflite(path: Path) -> Runner:
-    from ai_edge_litert.interpreter import Interpreter
-
-    runner = Interpreter(str(path)).get_signature_runner(SIGNATURE)
-
-    return lambda images: runner(image=images)
-
-
-def _write_onnx(layer: Serving, path: Path, _: _ExportContext) -> None:
-    import tf2onnx
-
-    _, call = _as_module(layer, None)
-    model, _ = tf2onnx.convert.from_function(call, call.input_signature, opset=ONNX_OPSET)
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    path.write_bytes(model.SerializeToString())
-
-
-def _write_onnx_half(layer: Serving, path: Path, context: _ExportContext) -> None:
-    whole = path.with_suffix(".whole")
-    _write_onnx(layer, whole, context)
-    half_precision(whole, path)
-    whole.unlink()
-
-
-def _read_onnx(path: Path) -> Runner:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return lambda images: dict(zip(names, session.run(names, {"image": images}), strict=True))
-
-
-def _write_weights(layer: Serving, path: Path, context: _ExportContext) -> None:
-    record = context.card["run"]
-    config = config_lib.from_dict(record["config"])
-    classes = Classes.from_dict(record.get("classes", {"classes": context.card["classes"]}), stored=True)
-    card = {name: context.card[name] for name in ("step", "weights", "scores") if name in context.card}
-    known = {**context.card, **record}
-    card |= {name: known[name] for name in ("versions", "git_commit") if name in known}
-    packed_run.pack(path, layer.model, config, classes, card)
-
-
-def _read_weights(path: Path) -> Runner:
-    model, _ = load_model(PackedRun.open(path), str(path))
-    return lambda images: _predictions(model, images)
-
-
-_LITERT, _ONNX = {"ai_edge_litert": "ai-edge-litert"}, {"tf2onnx": "tf2onnx", "onnxruntime": "onnxruntime"}
-_FORMATS: Mapping[str, _Format] = {
-    "saved_model": _Format("saved_model", _write_saved_model, _read_saved_model),
-    "keras": _Format("model.keras", _write_keras, _read_keras),
-    "h5": _Format("model.h5", _write_keras, _read_keras),
-    "tflite": _Format("model.tflite", _write_tflite, _read_tflite, _LITERT, batch_size=1),
-    "tflite_int8": _Format(
-        "model_int8.tflite", _write_tflite_int8, _read_tflite, _LITERT, MASK_AGREEMENT_INT8, 1, True
-    ),
-    "onnx": _Format("model.onnx", _write_onnx, _read_onnx, _ONNX),
-    "onnx_half": _Format("model_half.onnx", _write_onnx_half, _read_onnx, _ONNX),
-    "weights": _Format(f"weights{packed_run.SUFFIX}", _write_weights, _read_weights),
-}

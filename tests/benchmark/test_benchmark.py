@@ -50,14 +50,14 @@ def test_the_program_prints_tables_and_writes_numbers(data_dir, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "message"),
     [
         (["--measure=all"], "must be some of training, gpu, time_to, decoding, scaling"),
         (["--dataset=synthetic_pets", "--train_split=nothing"], "no split nothing"),
         (["--measure=gpu", "--report=nowhere/gpu.md"], "--report=nowhere/gpu.md: must be a .md file in a folder"),
     ],
 )
-def test_invalid_flags_are_reported_in_one_line(flags, says, data_dir):
+def test_invalid_flags_are_reported_in_one_line(flags, message, data_dir):
     done = benchmark(f"--data_dir={data_dir}", *flags)
     assert done.returncode == 2
-    assert says in own_lines(done.stderr)[-1]
+    assert message in own_lines(done.stderr)[-1]

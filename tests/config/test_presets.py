@@ -55,7 +55,7 @@ def test_the_length_of_a_run_in_steps_replaces_the_epochs_of_a_preset_wherever_i
     assert parse(f"--flagfile={mine}", "--epochs=10") == parse("--preset=best")
 
 
-def test_what_a_preset_says_of_one_change_to_examples_can_be_taken_back():
+def test_one_augmentation_of_a_preset_can_be_switched_off():
     assert parse("--preset=best").augmentation.crop_area == 1
     assert parse("--preset=best", "--crop_area=").augmentation.crop_area is None
 
@@ -80,13 +80,13 @@ def test_the_classes_of_camvid_are_found_from_any_folder_unless_one_has_its_own(
 
 
 @pytest.mark.parametrize("path", ["none.json", "./camvid_classes.json", "../presets/camvid_classes.json"])
-def test_other_files_of_classes_are_where_they_are_said_to_be(elsewhere, path):
+def test_paths_of_class_files_are_resolved(elsewhere, path):
     with pytest.raises(ConfigError, match=r"--classes=.*: cannot be read"):
         Classes.read(parse(f"--classes={path}").data.classes_file)
 
 
 @pytest.mark.parametrize(
-    ("started_as", "told"),
+    ("started_as", "shown"),
     [
         ("train.py", "python eval.py"),
         ("/my code/train.py", "python '/my code/eval.py'"),
@@ -95,9 +95,9 @@ def test_other_files_of_classes_are_where_they_are_said_to_be(elsewhere, path):
         ("/site-packages/ipykernel_launcher.py", "petseg-eval"),
     ],
 )
-def test_what_to_type_next_is_told_as_it_can_be_typed(monkeypatch, started_as, told):
+def test_the_next_command_is_shown_as_it_can_be_typed(monkeypatch, started_as, shown):
     monkeypatch.setattr(sys, "argv", [started_as])
-    assert command_line.invocation("eval.py") == told
+    assert command_line.invocation("eval.py") == shown
 
 
 @pytest.mark.parametrize(("program", "name"), [(programs.train, "petseg-train"), (programs.evaluate, "petseg-eval")])

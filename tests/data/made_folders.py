@@ -27,7 +27,7 @@ def save(path, content):
 
 
 def write(root, files):
-    """Writes files by their paths; None stands for a picture, or a mask, as the folder's name says."""
+    """Writes files by their paths; None stands for an image or a mask, depending on the folder's name."""
     for i, (path, content) in enumerate(files.items()):
         if content is None:
             content = mask() if "mask" in path or "annot" in path else picture(seed=i)

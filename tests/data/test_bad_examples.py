@@ -94,7 +94,7 @@ def test_a_bad_example_that_is_read_is_named_with_its_file(spoiled, bad, what):
     assert examples.read([3])[0].mean() == 30
 
 
-def test_an_evaluation_stops_at_a_bad_example_whatever_the_flag_says(spoiled):
+def test_an_evaluation_stops_at_a_bad_example_with_any_flag(spoiled):
     examples, log = loaded(spoiled, "ignore"), BadExampleLog()
     dataset, _ = input_pipeline.distributed_evaluation_batches(replicas(2), examples, batch_size=4, bad_examples=log)
     list(dataset)

@@ -1,4 +1,4 @@
-"""Finding and preparing data sets: by one process or several, with what is said meanwhile; what splits share."""
+"""Finding and preparing data sets, in one process or several, and what is logged meanwhile; overlap of splits."""
 
 import random
 import subprocess

@@ -294,7 +294,7 @@ def test_masks_of_a_split_that_no_flag_names_do_not_change_what_kind_of_classes_
     assert set(builder.info.splits) == {"train", "test"}
 
 
-def test_a_split_of_unlabelled_pictures_is_left_out(root):
+def test_a_split_of_unlabelled_images_is_left_out(root):
     write(root, {"images/extra/z.jpg": None})
     builder, _ = folder_copy.prepare(config(root))
     assert set(builder.info.splits) == {"train", "test"}

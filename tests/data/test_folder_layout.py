@@ -34,7 +34,7 @@ def test_folders_decide_the_splits(tmp_path):
     assert not layout.faults
 
 
-def test_lists_of_splits_name_pictures_with_or_without_their_ending_and_folder(tmp_path):
+def test_lists_of_splits_name_images_with_or_without_their_ending_and_folder(tmp_path):
     write(tmp_path, pairs("a", "b", "c", "d", "e"))
     (tmp_path / "train.txt").write_text("a\nb.jpg\n\nimages/c.jpg\n")
     (tmp_path / "val.txt").write_text("/data/far/away/d.png /data/far/away/d_mask.png\n")
@@ -45,7 +45,7 @@ def test_lists_of_splits_name_pictures_with_or_without_their_ending_and_folder(t
     assert not layout.faults
 
 
-def test_a_picture_that_no_list_names_needs_no_mask(tmp_path):
+def test_an_image_that_no_list_names_needs_no_mask(tmp_path):
     write(tmp_path, {**pairs("a", "b"), "images/c.jpg": None})
     (tmp_path / "train.txt").write_text("a\nb\n")
     assert not find(tmp_path).faults
@@ -59,7 +59,7 @@ def test_an_entry_of_a_list_that_matches_no_image_is_a_fault(tmp_path):
     ]
 
 
-def test_without_folders_and_lists_a_hash_decides_which_does_not_change_when_pictures_are_added(tmp_path):
+def test_without_folders_and_lists_a_hash_decides_which_does_not_change_when_images_are_added(tmp_path):
     few = names(find(write(tmp_path / "few", pairs(*map(str, range(40))))))
     many = names(find(write(tmp_path / "many", pairs(*map(str, range(200))))))
     assert all(set(few[split]) <= set(many[split]) for split in few)
@@ -96,7 +96,7 @@ def test_patterns_with_parts_of_names_and_any_folders(tmp_path):
     assert layout.splits["val"][1].mask_name == "mask/val/bonn/x_mask.png"
 
 
-def test_masks_that_the_pattern_of_pictures_matches_are_no_pictures(tmp_path):
+def test_masks_that_the_pattern_of_images_matches_are_no_images(tmp_path):
     files = {"train/a.png": None, "trainannot/a.png": None, "train/b.png": None, "trainannot/b.png": None}
     layout = find(write(tmp_path, files), image_files="{split}/*.png", mask_files="{split}annot/{name}.png")
     assert names(layout) == {"train": ["train/a.png", "train/b.png"]}

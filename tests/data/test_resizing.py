@@ -14,7 +14,7 @@ def picture(height, width, channels=3):
 
 
 def of_the_picture(method, height, width, size):
-    """Where the picture lies in the network's input, as the mask says: rows and columns."""
+    """The rows and columns of the network's input that hold the image, according to the mask."""
     mask = Resizing(size, method).mask(tf.zeros([height, width, 1], tf.uint8)).numpy()[..., 0]
     rows, columns = np.flatnonzero((mask == 0).any(1)), np.flatnonzero((mask == 0).any(0))
     inside = np.zeros(size, bool)

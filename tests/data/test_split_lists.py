@@ -59,7 +59,7 @@ def test_lists_take_precedence_over_folders_without_usual_split_names(nested):
     assert layout.splits["test"][0].mask_name == "masks/b/0.png"
 
 
-def test_a_name_that_several_pictures_have_is_a_fault(nested):
+def test_a_name_that_several_images_have_is_a_fault(nested):
     layout = find(nested, {"train.txt": "a/0\n1\n", "test.txt": "b/0.jpg"}, **NESTED)
     assert faults(layout) == [
         "train.txt: entry 2 is '1'; 2 images end so, images/a/1.jpg, images/b/1.jpg; must be the path of one"
@@ -72,14 +72,14 @@ def test_an_entry_with_a_missing_folder_is_a_fault(nested):
 
 
 @pytest.mark.parametrize("second", ["0", "0.jpg", "images/0.jpg", "b/0.jpg"])
-def test_a_picture_that_a_list_names_twice_is_a_fault(flat, second):
+def test_an_image_that_a_list_names_twice_is_a_fault(flat, second):
     layout = find(flat, {"train.txt": f"0\n1\n{second}\n", "test.txt": "2"})
     assert faults(layout) == [
         f"train.txt: entry 3 is '{second}'; must be another image than images/0.jpg, which entry 1 '0' names too"
     ]
 
 
-def test_two_lists_that_mean_two_pictures_but_find_one_are_a_fault(flat):
+def test_two_lists_that_mean_two_images_but_find_one_are_a_fault(flat):
     layout = find(flat, {"train.txt": "a/0.jpg\n1", "test.txt": "b/0.jpg\n2"})
     ((kind, text),) = [(fault.kind, str(fault)) for fault in layout.faults]
     assert kind == Kind.LISTED
@@ -87,7 +87,7 @@ def test_two_lists_that_mean_two_pictures_but_find_one_are_a_fault(flat):
     assert "'b/0.jpg'" in text
 
 
-def test_a_picture_may_be_in_two_lists(flat):
+def test_an_image_may_be_in_two_lists(flat):
     lists = {"train.txt": "0\n1", "val.txt": "2", "trainval.txt": "/x/images/0.jpg\n./1.jpg\n2.jpg", "test.txt": "3"}
     layout = find(flat, lists)
     assert not layout.faults
@@ -121,7 +121,7 @@ def test_a_list_of_another_name_counts_where_a_flag_names_it(flat):
     assert "--train_split" in note
 
 
-def test_beside_usual_lists_those_of_similar_names_count_whose_lines_all_name_pictures(flat):
+def test_beside_usual_lists_those_of_similar_names_count_whose_lines_all_name_images(flat):
     lists = {"train.txt": "0", "test.txt": "2", "train_aug.txt": "0\n3", "train_log.txt": "0 barn\nno image"}
     found = names(find(flat, lists))
     assert found["train_aug"] == ["images/0.jpg", "images/3.jpg"]

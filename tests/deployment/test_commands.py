@@ -5,10 +5,11 @@ import re
 import shutil
 
 import numpy as np
+import programs_in_forks
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from conftest import NUM_TEST, NUM_TRAIN, load_examples, own_lines, run_program
+from conftest import NUM_TEST, NUM_TRAIN, load_examples, own_lines
 
 from petseg.classes import PETS
 from petseg.config.eval_config import EvalConfig, ScoreConfig
@@ -29,7 +30,7 @@ def workdir(finished_run, tmp_path_factory):
 @pytest.mark.slow
 def test_the_model_is_exported_with_a_card(workdir, data_dir, tmp_path):
     flags = [f"--workdir={workdir.path}", f"--output_dir={tmp_path / 'out'}"]
-    result = run_program("eval.py", *flags, "--export=saved_model,keras")
+    result = programs_in_forks.run("eval.py", *flags, "--export=saved_model,keras")
     assert result.returncode == 0, result.stderr
     assert re.search(r"^saved_model +100\.00000% ", result.stdout, re.MULTILINE), result.stdout
     card = json.loads((tmp_path / "out" / "model_card.json").read_text())
@@ -45,7 +46,7 @@ def test_the_model_is_exported_with_a_card(workdir, data_dir, tmp_path):
     images = load_examples("synthetic_pets", "test", 32, str(data_dir)).images
     outputs = loaded(image=tf.constant(images))
     np.testing.assert_allclose(outputs["probabilities"], tf.nn.softmax(inference.logits(model, images)), atol=1e-5)
-    refused = run_program("eval.py", *flags, "--export=caffe")
+    refused = programs_in_forks.run("eval.py", *flags, "--export=caffe")
     assert own_lines(refused.stderr) == [
         "eval.py: error: --export=caffe: no such format; "
         "must be some of saved_model, keras, h5, tflite, tflite_int8, onnx, onnx_half, weights"
@@ -103,7 +104,7 @@ def test_without_the_data_set_an_export_is_compared_on_drawings_and_nothing_is_f
     record = json.loads((theirs / "config.json").read_text())
     record["config"]["data"] |= values[data]
     (theirs / "config.json").write_text(json.dumps(record))
-    score = ScoreConfig(workdir=str(theirs), export="saved_model", output_dir=str(tmp_path / "out"))
+    score = ScoreConfig(workdir=str(theirs), export="keras", output_dir=str(tmp_path / "out"))
     with caplog.at_level("WARNING", logger="petseg"):
         (agreement,) = commands.export(EvalConfig(score))
     assert agreement.mask_agreement >= 0.999

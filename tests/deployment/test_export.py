@@ -66,7 +66,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory):
-    """A folder with the model in all formats whose packages are installed, and what `export` said."""
+    """A folder with the model in all formats whose packages are installed, and what `export` returned."""
     folder = tmp_path_factory.mktemp("exports") / "new" / "folder"
     formats = [name for name in EXPORT_FORMATS if name != "weights" and installed(name)]
     card = {"classes": ["pet", "background", "border"], "metrics": {"mean_iou": 0.5, "loss": float("nan")}}
@@ -180,15 +180,15 @@ def test_agreements_and_card(exported):
     ]  # fmt: skip
     assert [agreement.format for agreement in agreements] == list(card["formats"])
     for agreement in agreements:
-        said = card["formats"][agreement.format]
-        assert said["mask_agreement"] == agreement.mask_agreement
-        assert said["batch"] == (1 if "tflite" in agreement.format else "any")
-        assert (folder / said["path"]).exists()
+        entry = card["formats"][agreement.format]
+        assert entry["mask_agreement"] == agreement.mask_agreement
+        assert entry["batch"] == (1 if "tflite" in agreement.format else "any")
+        assert (folder / entry["path"]).exists()
         assert agreement.size_mib > 1
         assert re.search(rf"(?m)^{agreement.format} .*{re.escape(agreement.path)}$", export.table(agreements))
         if agreement.format not in ("tflite_int8", "onnx_half"):
             assert agreement.largest_difference < 1e-4
-    files = {said["path"] for said in card["formats"].values()}
+    files = {entry["path"] for entry in card["formats"].values()}
     assert {path.name for path in folder.iterdir()} == {*files, "model_card.json"}  # nothing temporary
 
 

@@ -49,7 +49,7 @@ def test_the_light_decoder_and_resizing_inside_say_the_same_in_every_format(tmp_
         assert agreement.format in ("tflite_int8", "onnx_half") or agreement.largest_difference < 1e-3
 
 
-def test_a_network_with_layers_that_keras_cannot_copy_says_what_they_need(tmp_path):
+def test_a_network_with_layers_that_keras_cannot_copy_is_refused_with_what_they_need(tmp_path):
     class Unknown(keras.layers.Layer):
         def __init__(self, function):
             super().__init__()

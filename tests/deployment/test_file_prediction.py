@@ -10,20 +10,19 @@ import sys
 import threading
 
 import numpy as np
+import programs_in_forks
 import pytest
 import tensorflow as tf
-from conftest import ROOT, own_lines, run_program, tiny_flags
+from conftest import ROOT, own_lines
 from PIL import Image
 
 from petseg.classes import PETS, Classes
-from petseg.config import Config, command_line
 from petseg.deployment import file_prediction
 from petseg.deployment.photograph_files import Plan
 from petseg.deployment.predictor import Predictor
 from petseg.errors import ConfigError, UnreadableFilesError, WorkDirectoryError
 from petseg.evaluation.keras_runner import KerasRunner
 from petseg.models import encoders, unet
-from petseg.runs import train
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +110,9 @@ def test_a_photograph_whose_output_cannot_be_written_does_not_end_the_batch(pred
     ):
         file_prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"), cutout=True)
     assert caught.value.exit_code == 4
-    said = "\n".join(caplog.messages)
-    assert re.search(r"long\.png: cannot be written: \.overlay\.jpg: 66000 x 32 pixels .* at most 65500", said)
-    assert re.search(r"nnn\.png: cannot be written: .*this name is too long", said)
+    log = "\n".join(caplog.messages)
+    assert re.search(r"long\.png: cannot be written: \.overlay\.jpg: 66000 x 32 pixels .* at most 65500", log)
+    assert re.search(r"nnn\.png: cannot be written: .*this name is too long", log)
     written = {path.name for path in (tmp_path / "out").iterdir()}
     for name in ("a", "猫" * 81, "z"):
         assert written >= {f"{name}.mask.png", f"{name}.overlay.jpg", f"{name}.cutout.png"}
@@ -295,17 +294,15 @@ def test_tiled_inference_on_24_megapixels_takes_little_memory():
 
 
 @pytest.mark.slow
-def test_eval_predict_writes_outputs_and_exits_4_if_a_file_is_unreadable(data_dir, tmp_path):
-    workdir = tmp_path / "run"
-    train.train(command_line.parse(["train.py", *tiny_flags(data_dir, workdir), "--train_steps=1"], Config))
+def test_eval_predict_writes_outputs_and_exits_4_if_a_file_is_unreadable(finished_run, tmp_path):
     (tmp_path / "photos").mkdir()
     Image.fromarray(photograph()).save(tmp_path / "photos" / "cat.jpg")
-    flags = [f"--workdir={workdir}", f"--output_dir={tmp_path / 'out'}"]
-    result = run_program("eval.py", *flags, f"--predict={tmp_path}/photos/*.jpg", "--cutout")
+    flags = [f"--workdir={finished_run}", f"--output_dir={tmp_path / 'out'}"]
+    result = programs_in_forks.run("eval.py", *flags, f"--predict={tmp_path}/photos/*.jpg", "--cutout")
     assert result.returncode == 0, result.stderr
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"cat.mask.png", "cat.overlay.jpg", "cat.cutout.png"}
     (tmp_path / "photos" / "text.jpg").write_text("this is a text")
-    result = run_program("eval.py", *flags, f"--predict={tmp_path}/photos")
+    result = programs_in_forks.run("eval.py", *flags, f"--predict={tmp_path}/photos")
     assert result.returncode == 4
     lines = own_lines(result.stderr)
     assert any("text.jpg: cannot be read: " in line for line in lines)
@@ -314,7 +311,7 @@ def test_eval_predict_writes_outputs_and_exits_4_if_a_file_is_unreadable(data_di
         (f"--predict={tmp_path}/none/*.jpg", "matches no file"),
         ("--checkpoint=all", f"--output_dir={tmp_path / 'out'}: must come with --predict"),
     ):
-        result = run_program("eval.py", *flags, flag)
+        result = programs_in_forks.run("eval.py", *flags, flag)
         assert result.returncode == 2
         assert message in own_lines(result.stderr)[-1]
         assert "Traceback" not in result.stderr

@@ -1,4 +1,4 @@
-"""What an export says of itself, for a network that is not square."""
+"""The model card of a network that is not square."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ from petseg.models import encoders, inference, unet
 
 
 @pytest.mark.slow
-def test_the_card_says_height_and_width_and_how_pictures_come_to_them(tmp_path):
+def test_the_card_describes_input_size_and_resizing(tmp_path):
     encoder = encoders.build_encoder("tiny", image_size=(32, 64))
     model = unet.build_unet(
         image_size=(32, 64), num_classes=5, encoder=encoder, train_encoder=False, input_scaling="unit"

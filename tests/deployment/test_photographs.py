@@ -59,7 +59,7 @@ def png_header(width, height):
 
 
 @pytest.mark.parametrize("read", [photographs.count_pixels, photographs.read_image])
-def test_a_picture_of_too_many_pixels_is_refused_before_any_is_decoded(read, tmp_path):
+def test_an_image_of_too_many_pixels_is_refused_before_any_is_decoded(read, tmp_path):
     (tmp_path / "bomb.png").write_bytes(png_header(10_000, 10_000))
     with warnings.catch_warnings():
         warnings.simplefilter("error" if read is photographs.count_pixels else "ignore")

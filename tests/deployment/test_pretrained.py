@@ -27,7 +27,7 @@ def photograph(tmp_path):
     return tmp_path / "photo.png"
 
 
-def test_it_is_small_and_says_what_it_is():
+def test_it_is_small_and_has_a_card():
     packed = packed_run.PackedRun.open(packed_run.packed_file("pets"))
     assert packed.path.stat().st_size <= 6 * MIB
     assert packed.path.with_suffix(".onnx").stat().st_size <= 6 * MIB
@@ -37,7 +37,7 @@ def test_it_is_small_and_says_what_it_is():
     assert petseg.Config.preset("best").model.decoder == packed.config.model.decoder
 
 
-def test_on_the_photographs_it_scores_what_its_card_says(pets, real_data_dir):
+def test_its_scores_on_photographs_are_those_of_its_card(pets, real_data_dir):
     pairs = loading.native_pairs(data_config("oxford_iiit_pet", 128, real_data_dir), "test[:100]", pets.classes)
     scores = pets.evaluate([(image, mask) for image, mask in pairs])
     assert scores["mean_iou"] >= 0.81
@@ -54,7 +54,7 @@ def test_on_drawings_it_is_nowhere_near_random(pets, data_dir):
     assert scores["iou"]["pet"] >= 0.3
 
 
-def test_the_command_needs_no_run_and_both_runtimes_say_the_same(photograph, tmp_path):
+def test_the_command_needs_no_run_and_both_runtimes_agree(photograph, tmp_path):
     for runtime in ("tensorflow", "auto"):
         flags = [f"--predict={photograph}", f"--output_dir={tmp_path / runtime}", f"--runtime={runtime}", "--cutout"]
         result = run_program("eval.py", "--pretrained", *flags)

@@ -8,7 +8,7 @@ from petseg.deployment.signed_files import is_signed, signed
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_a_signature_holds_until_a_picture_is_changed(kind, tmp_path):
+def test_a_signature_holds_until_an_image_is_changed(kind, tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     plain, file = io.BytesIO(), tmp_path / "picture"
     Image.fromarray(image).save(plain, kind)
@@ -28,7 +28,7 @@ def test_a_signature_holds_until_a_picture_is_changed(kind, tmp_path):
     assert not is_signed(file)
 
 
-def test_what_is_no_picture_is_not_signed(tmp_path):
+def test_files_that_are_no_images_are_not_signed(tmp_path):
     for data in (b"", b"petseg\0", b"\xff\xd8petseg\0", b"\x89PNG\r\n\x1a\npetseg\0"):
         (tmp_path / "file").write_bytes(data)
         assert not is_signed(tmp_path / "file")

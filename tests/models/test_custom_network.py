@@ -55,7 +55,7 @@ def build(name, sync_batch_norm=True):
 
 
 @pytest.mark.parametrize("synchronized", [False, True])
-def test_batch_norms_inside_a_layer_are_found_and_do_as_the_flag_says(tmp_path, synchronized):
+def test_batch_norms_inside_a_layer_are_found_and_follow_the_flag(tmp_path, synchronized):
     model = build(network(tmp_path, WITH_NORMS_INSIDE), synchronized)
     (norm,) = (x for x in model._flatten_layers() if isinstance(x, keras.layers.BatchNormalization))
     assert norm.synchronized == synchronized
@@ -89,7 +89,7 @@ def test_a_function_in_a_module_is_found_by_its_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("code", "function", "says"),
+    ("code", "function", "message"),
     [
         ("import nowhere", "build", "cannot be imported: .*nowhere"),
         (WITHOUT_NORMS, "other", "there is no function other in .*own.py"),
@@ -116,26 +116,26 @@ def test_a_function_in_a_module_is_found_by_its_name(tmp_path, monkeypatch):
         (WITH_NORMS_INSIDE.replace("[block]", "[Block(3)]"), "build", ".*: must be a layer of the model"),
     ],
 )
-def test_unusable_networks_are_refused_in_one_line(tmp_path, code, function, says):
-    with pytest.raises(ConfigError, match=f"--network=.*own.py:{function}: {says}") as caught:
+def test_unusable_networks_are_refused_in_one_line(tmp_path, code, function, message):
+    with pytest.raises(ConfigError, match=f"--network=.*own.py:{function}: {message}") as caught:
         build(network(tmp_path, code, function))
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "says"), [("/gone.py:build", "no file /gone.py"), ("gone.away:build", "no module")])
-def test_missing_files_and_modules_are_named(name, says):
-    with pytest.raises(ConfigError, match=f"--network={name}: there is {says}"):
+@pytest.mark.parametrize(("name", "missing"), [("/gone.py:build", "file /gone.py"), ("gone.away:build", "module")])
+def test_missing_files_and_modules_are_named(name, missing):
+    with pytest.raises(ConfigError, match=f"--network={name}: there is no {missing}"):
         custom_code.fingerprint("network", name)
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "message"),
     [
         ({"network": "own.py"}, r"must be FILE.py:function or package.module:function"),
         ({"network": "own.py:build", "train_encoder": True}, "--train_encoder=True: must not be given with --network"),
         ({"network": "own.py:build", "decoder": "light"}, "--decoder=light: must not be given with --network"),
     ],
 )
-def test_encoder_and_decoder_flags_are_refused_with_network(flags, says):
-    with pytest.raises(ConfigError, match=says):
+def test_encoder_and_decoder_flags_are_refused_with_network(flags, message):
+    with pytest.raises(ConfigError, match=message):
         ModelConfig(**flags)

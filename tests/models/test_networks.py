@@ -53,7 +53,7 @@ def test_the_five_maps_of_an_encoder_have_half_to_a_thirty_second_of_its_size(na
 
 
 @pytest.mark.parametrize("name", marked(pytest.mark.soak))
-def test_the_readme_says_what_an_encoder_and_its_networks_weigh_and_cost(name):
+def test_sizes_and_costs_of_encoders_and_networks_are_those_of_the_readme(name):
     assert row(name, CHANNELS[name]) in (ROOT / "petseg" / "models" / "README.md").read_text().splitlines()
 
 

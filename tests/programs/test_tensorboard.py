@@ -31,7 +31,7 @@ OF_TRAINING = sorted({*tags.SCALARS, *SCORES})
 
 def train(data_dir, workdir, *flags):
     intervals = ["--summary_every=4", "--checkpoint_every=5", "--eval_every=10", "--histogram_every=10"]
-    return Program("train.py", *tiny_flags(data_dir, workdir), *intervals, "--nodeterministic", *flags)
+    return Program("train.py", *tiny_flags(data_dir, workdir), *intervals, "--nodeterministic", *flags, draws=True)
 
 
 @pytest.fixture(scope="module")

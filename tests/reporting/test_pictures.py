@@ -14,6 +14,8 @@ from petseg.classes import PETS, Classes
 from petseg.models import encoders, unet
 from petseg.reporting import figure_text, model_diagram, pictures
 
+pytestmark = pytest.mark.usefixtures("drawn_figures")
+
 
 def test_masks_get_the_colours_of_their_classes():
     colored = PETS.palette[np.array([[0, 1], [2, 255]], np.uint8)]

@@ -19,6 +19,8 @@ from petseg.runs.work_directory import WorkDirectory
 from petseg.training import measurements
 from petseg.training.measurements import Measurements
 
+drawn = pytest.mark.usefixtures("drawn_figures")
+
 
 class Scorer:
     """Predicts background everywhere and records the images."""
@@ -92,6 +94,7 @@ def test_of_a_large_split_the_worst_and_best_of_all_images_are_shown(report, mon
     np.testing.assert_array_equal(asked, examples.images[expected])
 
 
+@drawn
 def test_figures_are_updated_at_each_evaluation(report):
     report, workdir = report
     evaluate(report)
@@ -104,6 +107,7 @@ def test_figures_are_updated_at_each_evaluation(report):
     assert [row[0] for row in read_csv(workdir.metrics_file) if row[1:3] == ("eval", "loss")] == [2, 4]
 
 
+@drawn
 def test_a_resumed_run_draws_the_curves_of_an_uninterrupted_one(workdir, tiny_config):
     whole = make_report(workdir, tiny_config)
     evaluate(whole)
@@ -117,6 +121,7 @@ def test_a_resumed_run_draws_the_curves_of_an_uninterrupted_one(workdir, tiny_co
     assert (workdir.figures / "curves.png").read_bytes() == expected
 
 
+@drawn
 def test_an_evaluation_does_not_reread_the_csv_file(workdir, tiny_config):
     figures = []
     for is_emptied in (False, True):
@@ -137,6 +142,7 @@ def pictures_logged(workdir, tag):
     return {event.step: event.tensor_proto.string_val[2] for event in accumulator.Tensors(tag)}
 
 
+@drawn
 def test_event_files_contain_photographs_as_jpeg(report):
     report, workdir = report
     evaluate(report)

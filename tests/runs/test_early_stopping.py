@@ -22,7 +22,7 @@ SCORES = {2: 0.5, 4: 0.5, 6: 0.6, 8: 0.2}  # a tie is no better score, so the ru
 
 
 class Killed(BaseException):
-    """What no program catches."""
+    """Not caught by any program."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,7 +53,7 @@ def ended(data_dir, tmp_path_factory):
 
 
 def left(workdir):
-    """What a run leaves, but for times."""
+    """What a run has written, without times."""
     workdir = WorkDirectory(workdir)
     timed = ("speed/", "time_share/", "memory/")
     rows = [row for row in workdir.metrics_file.read_text().splitlines() if not any(tag in row for tag in timed)]
@@ -109,7 +109,7 @@ def test_a_killed_run_stops_early_at_the_same_step(data_dir, ended, tmp_path, mo
     for owner, name, number in (
         (evaluations, "write_json", 2),  # results of step 4 are there, its rows are not; the checkpoint is that of 3
         (Summaries, "evaluated", 1),  # the evaluation of step 4 is complete, and there is no checkpoint of it
-        (Checkpoints, "save", 1),  # there is one, and the run has not said how it ended
+        (Checkpoints, "save", 1),  # there is one, and the end of the run is not recorded
     ):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, killing(getattr(owner, name), number))

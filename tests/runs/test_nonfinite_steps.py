@@ -63,26 +63,33 @@ def test_a_nonfinite_batch_ends_the_run_and_names_its_examples(tiny_config, pois
     assert checkpoints.steps(workdir.checkpoints) == [2]
 
 
-@pytest.mark.parametrize("mode", ["skip", "restore"])
-def test_nonfinite_batches_can_be_skipped(tiny_config, poisoned_step, mode, caplog):
-    config = poisoned_config(tiny_config, on_nonfinite=mode)
-    with caplog.at_level(logging.WARNING):
-        results = train.train(config)
-    (message,) = [message for message in caplog.messages if "not finite" in message]
-    assert message.endswith("; skipped" if mode == "skip" else "ckpt-2")
-    assert np.isfinite(results["loss"])
+def assert_finite(config, iterations):
+    """That a run is at step 6 with finite weights and has made some updates."""
     final = tensors(WorkDirectory(config.runtime.workdir).checkpoints / "ckpt-6")
     assert all(np.isfinite(value).all() for value in final.values() if not isinstance(value, bytes))
     assert final["step/.ATTRIBUTES/VARIABLE_VALUE"] == 6
-    iterations = final["optimizer/_optimizers/0/_iterations/.ATTRIBUTES/VARIABLE_VALUE"]
-    assert iterations == (5 if mode == "skip" else 4)  # restored, it does not know of step 2 either
+    assert final["optimizer/_optimizers/0/_iterations/.ATTRIBUTES/VARIABLE_VALUE"] == iterations
+
+
+def test_a_nonfinite_batch_can_take_the_run_back_to_its_checkpoint(tiny_config, poisoned_step, caplog):
+    config = poisoned_config(tiny_config, on_nonfinite="restore")
+    with caplog.at_level(logging.WARNING):
+        results = train.train(config)
+    (message,) = [message for message in caplog.messages if "not finite" in message]
+    assert message.endswith("ckpt-2")
+    assert np.isfinite(results["loss"])
+    assert_finite(config, iterations=4)  # the checkpoint does not contain step 2
 
 
 @pytest.mark.parametrize("killed", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_the_count_of_nonfinite_steps_survives_a_restart(tiny_config, monkeypatch, killed):
+def test_nonfinite_batches_can_be_skipped_up_to_a_limit_that_survives_a_restart(
+    tiny_config, monkeypatch, caplog, killed
+):
     poison(monkeypatch, 1, 2, 3, 5)
     config = poisoned_config(tiny_config, on_nonfinite="skip", nonfinite_limit=3)
-    train.train(changed(config, "schedule", train_steps=4))
+    with caplog.at_level(logging.WARNING):
+        train.train(changed(config, "schedule", train_steps=4))
+    assert [message.rpartition("; ")[2] for message in caplog.messages if "not finite" in message] == ["skipped"] * 3
     if killed:  # before the last checkpoint: steps 2 and 3 are made, and counted, once more
         for file in WorkDirectory(config.runtime.workdir).checkpoints.glob("ckpt-4.*"):
             file.unlink()
@@ -91,6 +98,8 @@ def test_the_count_of_nonfinite_steps_survives_a_restart(tiny_config, monkeypatc
     if killed:
         results = train.train(changed(config, "runtime", nonfinite_limit=4))
         assert results["step"] == 6
+        assert np.isfinite(results["loss"])
+        assert_finite(config, iterations=2)
 
 
 def test_restoring_a_checkpoint_keeps_the_count_of_nonfinite_steps(tiny_config, monkeypatch):

@@ -131,7 +131,7 @@ def test_packed_weights_of_own_data_need_no_folder(trained, animals, tmp_path):
     (mask,) = prediction_command.predict(EvalConfig(predict))
     assert Image.open(mask).size == Image.open(photograph).size
 
-    commands.export(EvalConfig(ScoreConfig(workdir=str(file), export="saved_model,weights", output_dir=str(out))))
+    commands.export(EvalConfig(ScoreConfig(workdir=str(file), export="keras,weights", output_dir=str(out))))
     card = json.loads((out / "model_card.json").read_text())
     assert "drawings" in card["compared_on"]
     with pytest.raises(ConfigError, match="--dataset=folder: --data_dir must be the folder of the pictures"):

@@ -35,7 +35,7 @@ def model(tiny_config):
 
 @pytest.fixture
 def packed(model, tiny_config, tmp_path):
-    config = changed(tiny_config, "model", encoder_weights="/home/somebody/weights.h5")
+    config = changed(tiny_config, "model", encoder_weights="/home/someone/weights.h5")
     return packed_run.pack(tmp_path / "run.safetensors", model, config, PETS, CARD)
 
 
@@ -45,10 +45,10 @@ def test_a_packed_run_keeps_all_but_machine_paths(packed, tiny_config, tmp_path)
     assert again.config.model == changed(tiny_config, "model", encoder_weights="none").model
     assert again.config.data.size == (32, 32)
     with safetensors.safe_open(packed.path, framework="numpy") as file:
-        said = file.metadata()["petseg"]
-    assert str(tmp_path) not in said
-    assert "/home/somebody" not in said
-    assert tiny_config.data.data_dir not in said
+        stored = file.metadata()["petseg"]
+    assert str(tmp_path) not in stored
+    assert "/home/someone" not in stored
+    assert tiny_config.data.data_dir not in stored
 
 
 def test_kernels_are_rounded_to_half_precision_and_nothing_else(packed, model, images):

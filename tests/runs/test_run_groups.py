@@ -29,7 +29,7 @@ def folder(tmp_path):
         ("{}/a/seed-2,{}/single", ["a/seed-2", "single"]),
         ("{}/*/seed-0", ["a/seed-0", "b/seed-0"]),
         ("{}/?", ["a/seed-0", "a/seed-2", "a/seed-10", "b/seed-0"]),
-        ("{}/missing", ["missing"]),  # whoever opens it says so
+        ("{}/missing", ["missing"]),  # opening it fails
         ("", []),
     ],
 )

@@ -154,14 +154,14 @@ def test_balanced_class_weights_are_computed_from_the_training_masks(tiny_config
 def test_complete_runs_are_logged_and_diverging_runs_name_step_and_checkpoint(data_dir, tmp_path):
     workdir = tmp_path / "run"
     flags = [*tiny_flags(data_dir, workdir), "--optimizer=sgd", "--eval_every=100", "--checkpoint_every=2"]
-    first = run_program("train.py", *flags, "--train_steps=2")
+    first = programs_in_forks.run("train.py", *flags, "--train_steps=2")
     assert first.returncode == 0, first.stderr
     assert "mean IoU" in first.stdout
     assert f"tensorboard --logdir={workdir}" in first.stdout
-    again = run_program("train.py", *flags, "--train_steps=2")
+    again = programs_in_forks.run("train.py", *flags, "--train_steps=2")
     assert again.returncode == 0
     assert f"{workdir} is complete: step 2 of 2" in again.stderr
-    diverged = run_program("train.py", *flags, "--train_steps=20", "--learning_rate=1e30")
+    diverged = programs_in_forks.run("train.py", *flags, "--train_steps=20", "--learning_rate=1e30")
     assert diverged.returncode == 3
     (line,) = [line for line in own_lines(diverged.stderr) if "error" in line]
     assert line.startswith("train.py: error: the loss or its gradient is not finite at step ")
@@ -184,7 +184,7 @@ def test_quiet_leaves_warnings_and_errors_only(data_dir, tmp_path):
     assert result.stdout == ""
     assert own_lines(result.stderr) == []
     assert (tmp_path / "run" / "results" / "test-2.json").exists()
-    again = run_program("train.py", *flags, "--image_size=64")
+    again = programs_in_forks.run("train.py", *flags, "--image_size=64")
     assert again.returncode == 2
     assert "--image_size was '32', is now '64'" in again.stderr
 

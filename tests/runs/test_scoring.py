@@ -36,7 +36,7 @@ def score(workdir, **options):
 
 
 def probabilities(workdir, *, flip=False):
-    """What the newest checkpoint says of the test images, computed here."""
+    """Probabilities of the newest checkpoint for the test images, computed without the evaluator."""
     config = workdir.load_config()
     examples = loading.load(config.data, "test")
     model = building.build_model(config, PETS)
@@ -170,7 +170,7 @@ def as_named(**attributes):
 
 
 def variant(workdir, folder, *, classes=None, **data):
-    """A copy of a run whose record says that it was trained on other sizes, masks or classes; the weights fit all."""
+    """A copy of a run with other sizes, masks or classes in its record; the weights fit all."""
     shutil.copytree(workdir.path, folder)
     record = json.loads(workdir.config_file.read_text())
     record["config"]["data"].update(data)

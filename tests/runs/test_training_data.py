@@ -69,7 +69,7 @@ def go_on(root, *flags):
     return train.train(config_of(root, root.parent / "run", *flags))
 
 
-def test_a_split_that_holds_pictures_of_the_training_split_is_refused_with_their_names(root):
+def test_a_split_that_holds_images_of_the_training_split_is_refused_with_their_names(root):
     for split, shared in (("val", r"2 of .* \(images/g.jpg, images/h.jpg\)"), ("train", r"6 .*images/c.jpg, \.\.\.\)")):
         with pytest.raises(DataError, match=f"--split={split}: {shared}; .* --allow_training_images"):
             score(root, split)
@@ -80,7 +80,7 @@ def test_a_split_that_holds_pictures_of_the_training_split_is_refused_with_their
 
 
 @pytest.mark.parametrize("as_what", ["a", "new"])
-def test_a_picture_that_was_moved_or_copied_after_training_is_refused(root, as_what):
+def test_an_image_that_was_moved_or_copied_after_training_is_refused(root, as_what):
     if as_what == "new":
         save_pair(root, "new", ids=(2, 1))  # the picture of a; its mask is no matter
     write_lists(root, trainval="bcdefgh", train="bcdef", test=["i", "j", as_what])
@@ -92,7 +92,7 @@ def test_a_picture_that_was_moved_or_copied_after_training_is_refused(root, as_w
         score(root, "test", compare=str(root.parent / "run"))
 
 
-def test_a_picture_that_came_into_the_training_split_after_training_may_be_scored(root):
+def test_an_image_that_came_into_the_training_split_after_training_may_be_scored(root):
     write_lists(root, trainval="abcdefghi")
     (results,) = score(root, "test")
     assert results["examples"] == 2
@@ -107,7 +107,7 @@ def test_runs_without_a_data_record_are_compared_by_the_splits_of_today(root):
     assert results["examples"] == 3
 
 
-def test_training_warns_of_shared_pictures_by_name(root, caplog):
+def test_training_warns_of_shared_images_by_name(root, caplog):
     data_set = catalog.open_data(config_of(root, "unused").data)
     catalog.warn_of_shared_examples(data_set, "trainval", "test")
     assert not caplog.messages
@@ -177,14 +177,14 @@ def test_resuming_with_changed_data_is_refused(root, change, message):
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
 
-def test_a_run_resumes_with_equal_pictures_in_another_folder_with_other_times(root, tmp_path):
+def test_a_run_resumes_with_equal_images_in_another_folder_with_other_times(root, tmp_path):
     shutil.copytree(root, tmp_path / "elsewhere", copy_function=shutil.copyfile)
     os.utime(tmp_path / "elsewhere" / "images" / "a.jpg", (1, 1))
     results = go_on(root, f"--data_dir={tmp_path / 'elsewhere'}", "--train_steps=3")
     assert results["step"] == 3
 
 
-def test_a_run_with_init_from_inherits_the_record_of_seen_pictures(root, caplog):
+def test_a_run_with_init_from_inherits_the_record_of_seen_images(root, caplog):
     add(root)
     write_lists(root, trainval=[*"bcdefgh", "new"], test="ija")
     workdir = root.parent / "second"

@@ -12,6 +12,7 @@ from conftest import ROOT, tiny_flags
 
 from petseg import config as config_lib
 from petseg.config import CONFIG_FORMAT, Config, command_line
+from petseg.data import input_pipeline
 from petseg.errors import ConfigError, WorkDirectoryError
 from petseg.models import encoders
 from petseg.runs import checkpoints, train
@@ -24,47 +25,50 @@ def test_a_fixture_of_the_current_format_exists():
     assert f"run-format-{CONFIG_FORMAT}.tar.xz" in [path.name for path in FIXTURES]
 
 
-@pytest.mark.parametrize("archive", FIXTURES, ids=lambda path: path.name)
-def test_runs_of_earlier_versions_resume_or_are_refused_with_the_reason(data_dir, tmp_path, archive):
-    with tarfile.open(archive) as file:
-        file.extractall(tmp_path, filter="data")
-    workdir = WorkDirectory(tmp_path / "run")
-    flags = [flag for flag in tiny_flags(data_dir, workdir.path) if flag not in ("--deterministic", "--encoder=tiny")]
-    config = command_line.parse(["train.py", *flags, "--train_steps=3", "--optimizer=sgd"], Config)
-    if archive.name != f"run-format-{CONFIG_FORMAT}.tar.xz":
-        with pytest.raises(WorkDirectoryError, match=f"has format .*; this petseg reads format {CONFIG_FORMAT}"):
-            train.train(config)
-        return
-    results = train.train(config)
+def unpack_run(folder, archive=f"run-format-{CONFIG_FORMAT}.tar.xz"):
+    with tarfile.open(ROOT / "tests" / "fixtures" / archive) as file:
+        file.extractall(folder, filter="data")
+    return WorkDirectory(folder / "run")
+
+
+def resume(data_dir, workdir, *flags):
+    base = [flag for flag in tiny_flags(data_dir, workdir.path) if flag not in ("--deterministic", "--encoder=tiny")]
+    return train.train(command_line.parse(["train.py", *base, "--train_steps=3", "--optimizer=sgd", *flags], Config))
+
+
+@pytest.mark.parametrize("archive", [path.name for path in FIXTURES if str(CONFIG_FORMAT) not in path.name])
+def test_runs_of_earlier_formats_are_refused_with_the_reason(data_dir, tmp_path, archive):
+    with pytest.raises(WorkDirectoryError, match=f"has format .*; this petseg reads format {CONFIG_FORMAT}"):
+        resume(data_dir, unpack_run(tmp_path, archive))
+
+
+def test_a_run_of_an_earlier_version_resumes_and_keeps_its_example_order(data_dir, tmp_path, monkeypatch):
+    genuine, orders = input_pipeline.distributed_training_batches, []
+
+    def batches(*arguments, order_version, **options):
+        orders.append(order_version)
+        return genuine(*arguments, order_version=order_version, **options)
+
+    monkeypatch.setattr(input_pipeline, "distributed_training_batches", batches)
+    workdir = unpack_run(tmp_path)
+    results = resume(data_dir, workdir)
     assert results["step"] == 3
     assert np.isfinite(results["loss"])
     assert checkpoints.newest_intact(workdir.checkpoints) == str(workdir.checkpoints / "ckpt-3")
-
-
-def unpack_run(folder, class_weights=None, **runtime):
-    """A run of this format as an earlier version left it, perhaps with class weights, or other values in its record."""
-    with tarfile.open(ROOT / "tests" / "fixtures" / f"run-format-{CONFIG_FORMAT}.tar.xz") as file:
-        file.extractall(folder, filter="data")
-    workdir = WorkDirectory(folder / "run")
-    record = json.loads(workdir.config_file.read_text())
-    record["config"]["runtime"] |= runtime
-    if class_weights:
-        record["config"]["loss"]["class_weights"] = ",".join(map(str, class_weights))
-        record["class_weights"] = [weight / sum(class_weights) for weight in class_weights]
-    workdir.config_file.write_text(json.dumps(record))
-    return workdir
-
-
-def go_on(data_dir, workdir, *flags):
-    base = [flag for flag in tiny_flags(data_dir, workdir.path) if flag not in ("--deterministic", "--encoder=tiny")]
-    return train.train(command_line.parse(["train.py", *base, "--train_steps=5", "--optimizer=sgd", *flags], Config))
+    assert orders == [1]
+    assert workdir.load_config().runtime.example_order == 1
+    with pytest.raises(WorkDirectoryError, match="--example_order was 1, is now 2"):
+        resume(data_dir, workdir, "--example_order=2")
 
 
 def test_a_run_of_an_earlier_version_keeps_its_class_weights(data_dir, tmp_path):
-    workdir = unpack_run(tmp_path, class_weights=(2, 2, 1))
-    go_on(data_dir, workdir, "--class_weights=2,2,1")
+    workdir = unpack_run(tmp_path)
+    record = json.loads(workdir.config_file.read_text())
+    record["config"]["loss"]["class_weights"], record["class_weights"] = "2,2,1", [0.4, 0.4, 0.2]
+    workdir.config_file.write_text(json.dumps(record))
+    resume(data_dir, workdir, "--class_weights=2,2,1", "--train_steps=2")  # evaluates the complete run
     assert workdir.load_class_weights() == (0.4, 0.4, 0.2)
-    before = workdir.load_config()  # which the next start goes on from
+    before = workdir.load_config()  # that the next start resumes with
     assert config_lib.with_kept(Config.of(class_weights="1,1,2"), before).loss.class_weight_normalization == "sum"
     asked = Config.of(class_weights="1,1,2", class_weight_normalization="mean")
     assert config_lib.with_kept(asked, before).loss.class_weight_normalization == "mean"
@@ -75,18 +79,8 @@ def test_class_weights_added_to_a_run_of_an_earlier_version_are_normalised_as_in
     assert config_lib.with_kept(Config.of(class_weights="2,2,1"), before).loss.class_weight_normalization == "mean"
 
 
-def test_a_run_of_an_earlier_version_keeps_its_example_order(data_dir, tmp_path):
-    old, relabelled = unpack_run(tmp_path / "old"), unpack_run(tmp_path / "relabelled", example_order=2)
-    losses = [go_on(data_dir, workdir)["loss"] for workdir in (old, relabelled)]
-    assert losses[0] != losses[1]
-    assert [workdir.load_config().runtime.example_order for workdir in (old, relabelled)] == [1, 2]
-    with pytest.raises(WorkDirectoryError, match="--example_order was 1, is now 2"):
-        go_on(data_dir, old, "--example_order=2")
-
-
-def test_a_new_run_records_the_choices_it_keeps(tiny_config):
-    train.train(tiny_config.changed(schedule={"train_steps": 1}))
-    config = WorkDirectory(tiny_config.runtime.workdir).load_config()
+def test_a_new_run_records_the_choices_it_keeps(finished_run):
+    config = WorkDirectory(finished_run).load_config()
     assert config.runtime.example_order == 2
     assert config.loss.class_weight_normalization == "mean"
 
@@ -137,5 +131,6 @@ def test_nothing_in_petseg_evaluates_text_or_unpickles():
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = [alias.name for alias in node.names] + [getattr(node, "module", None)]
                 assert not {"pickle", "dill", "marshal", "shelve"} & set(names), file
-            if isinstance(node, ast.keyword):
-                assert node.arg not in ("allow_pickle", "safe_mode"), file
+            if isinstance(node, ast.keyword) and node.arg in (safe := {"allow_pickle": False, "safe_mode": True}):
+                assert isinstance(node.value, ast.Constant), file
+                assert node.value.value is safe[node.arg], file

@@ -57,7 +57,7 @@ def test_more_workers_than_the_cluster_has_cannot_be_asked_for(monkeypatch):
         cluster_membership.join(gpus=0, seconds=1, fewest=3)
 
 
-def test_who_goes_on_alone_is_worker_0_and_the_chief(monkeypatch):
+def test_a_process_that_continues_alone_is_worker_0_and_the_chief(monkeypatch):
     other, mine = (f"localhost:{port}" for port in free_ports(2))
     monkeypatch.setenv("TF_CONFIG", tf_config([other, mine], 1)["TF_CONFIG"])
     cluster = cluster_membership.join(gpus=0, seconds=0.2, fewest=1)

@@ -39,9 +39,9 @@ def srun(number, nodes, tasks):
 
 
 def test_a_job_starts_again_on_the_nodes_that_are_left(tmp_path):
-    code, said, calls = run_script(tmp_path, nodes=["3 n[1-3]", "2 n[1,3]"], codes=[75, 0])
+    code, log, calls = run_script(tmp_path, nodes=["3 n[1-3]", "2 n[1,3]"], codes=[75, 0])
     assert code == 0
-    assert said == ["train.sbatch: exit code 75 on 3 nodes; starts again on those that are left"]
+    assert log == ["train.sbatch: exit code 75 on 3 nodes; starts again on those that are left"]
     assert calls == [srun(3, "n[1-3]", 3), srun(2, "n[1,3]", 2)]
 
 
@@ -59,23 +59,23 @@ def test_a_job_that_lost_a_process_starts_again(tmp_path, code):
     (143, "stopped on request; submit it again to resume"),
 ])  # fmt: skip
 def test_a_job_that_was_stopped_or_would_fail_again_does_not_start_again(tmp_path, code, why):
-    ended, said, calls = run_script(tmp_path, nodes=["2 n[1-2]"] * 2, codes=[code, 0])
+    ended, log, calls = run_script(tmp_path, nodes=["2 n[1-2]"] * 2, codes=[code, 0])
     assert (ended, len(calls)) == (code, 1)
-    assert said == [f"train.sbatch: exit code {code} on 2 nodes: {why}"]
+    assert log == [f"train.sbatch: exit code {code} on 2 nodes: {why}"]
 
 
 def test_a_job_that_cannot_go_on_ends(tmp_path):
-    code, said, calls = run_script(tmp_path, nodes=["2 n[1-2]"] * 2, codes=[137, 2])
+    code, log, calls = run_script(tmp_path, nodes=["2 n[1-2]"] * 2, codes=[137, 2])
     assert (code, len(calls)) == (2, 2)
-    assert said[1] == "train.sbatch: exit code 2 on 2 nodes: starting again would not help"
+    assert log[1] == "train.sbatch: exit code 2 on 2 nodes: starting again would not help"
 
 
 def test_a_job_does_not_start_again_for_ever(tmp_path):
     environment = {"PETSEG_RESTARTS": "2", "SLURM_NTASKS_PER_NODE": "4"}
-    code, said, calls = run_script(tmp_path, nodes=["2 n[1-2]"] * 3, codes=[1] * 3, **environment)
+    code, log, calls = run_script(tmp_path, nodes=["2 n[1-2]"] * 3, codes=[1] * 3, **environment)
     assert code == 1
     assert calls == [srun(2, "n[1-2]", 8)] * 3
-    assert said[-1] == "train.sbatch: exit code 1 after 2 restarts, the most that PETSEG_RESTARTS allows"
+    assert log[-1] == "train.sbatch: exit code 1 after 2 restarts, the most that PETSEG_RESTARTS allows"
 
 
 @pytest.fixture

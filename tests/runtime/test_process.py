@@ -10,7 +10,7 @@ from petseg.runtime import gpus, host_allocator, process, strategies
 
 @pytest.fixture
 def tensor_float_32():
-    """Whether TensorFlow may use TF32, asked anew; put back afterwards."""
+    """A function that returns whether TensorFlow may use TF32, which is restored afterwards."""
     before = tf.config.experimental.tensor_float_32_execution_enabled()
     yield tf.config.experimental.tensor_float_32_execution_enabled
     tf.config.experimental.enable_tensor_float_32_execution(before)
@@ -18,7 +18,7 @@ def tensor_float_32():
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The settings of the whole process that were asked for, without making them."""
+    """Records settings of the whole process instead of making them."""
     made = []
     monkeypatch.setattr(host_allocator, "keep_freed_memory", lambda: made.append("keep_freed_memory"))
     monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: made.append("op_determinism"))
@@ -34,7 +34,7 @@ def calls(monkeypatch):
         (["--deterministic", "--tensor_float_32"], False),
     ],
 )
-def test_float32_is_rounded_to_tf32_unless_somebody_minds(calls, tensor_float_32, flags, used):
+def test_tf32_is_used_unless_a_flag_forbids_it(calls, tensor_float_32, flags, used):
     config = command_line.parse(["train.py", "--strategy=one_device", *flags], Config)
     process.set_up_runtime(config, config.distribution)
     assert tensor_float_32() == used
@@ -90,7 +90,7 @@ def test_how_replicas_are_summed_is_in_the_line_of_the_devices(monkeypatch, call
     assert batches == [{}, {"batch_size": 24, "micro_batches": 3}]  # an evaluation uses all devices
 
 
-def test_a_gpu_says_that_determinism_switches_tf32_off(monkeypatch, calls, caplog, tensor_float_32):
+def test_determinism_on_a_gpu_logs_that_tf32_is_off(monkeypatch, calls, caplog, tensor_float_32):
     monkeypatch.setattr(strategies, "computing_kind", lambda: "GPU")
     monkeypatch.setattr(strategies, "set_up", lambda devices: strategies.Placement(tf.distribute.get_strategy()))
     monkeypatch.setattr(strategies.Placement, "description", lambda self: "1 GPU")

@@ -65,7 +65,7 @@ def test_without_one_the_others_go_on_when_the_time_is_up_and_agree(pool, cluste
 
 
 @pytest.mark.parametrize(("lost", "fewest"), [(["worker 1"], 3), (["worker 0"], 3), (["worker 1", "worker 2"], 2)])
-def test_too_few_say_who_is_missing(pool, cluster, lost, fewest):
+def test_too_few_processes_name_the_missing_ones(pool, cluster, lost, fewest):
     known = addresses(cluster)
     lose(cluster, *lost)
     for call in [start(pool, cluster, name, known, fewest=fewest, seconds=0.3) for name in all_but(lost)]:
@@ -96,7 +96,7 @@ def at_work(listener):
 
 
 @pytest.mark.parametrize("name", ["worker 0", "worker 2"])
-def test_who_comes_later_waits_until_those_at_work_start_again(pool, cluster, caplog, name):
+def test_a_late_process_waits_until_the_others_restart(pool, cluster, caplog, name):
     caplog.set_level("INFO")
     known = addresses(cluster)
     with contextlib.ExitStack() as stack:
@@ -123,7 +123,7 @@ def test_a_halted_process_is_not_waited_for_for_ever(pool, cluster):
     assert [call.result(20) for call in calls] == [["worker 1", "worker 2"]] * 2
 
 
-def test_a_stranger_who_asks_is_not_counted(pool, cluster):
+def test_an_unknown_process_is_not_counted(pool, cluster):
     known = addresses(cluster)
     lose(cluster, "worker 1", "worker 2")
     call = start(pool, cluster, "worker 0", known, fewest=2, seconds=0.5)
@@ -135,7 +135,7 @@ def test_a_stranger_who_asks_is_not_counted(pool, cluster):
         call.result(10)
 
 
-def test_who_only_looks_whether_a_rendezvous_is_held_is_not_counted(pool, cluster):
+def test_a_probe_of_the_port_is_not_counted(pool, cluster):
     known = addresses(cluster)
     lose(cluster, "worker 2")
     call = start(pool, cluster, "worker 0", known, fewest=2, seconds=0.5)

@@ -22,20 +22,20 @@ def test_a_signal_ends_the_program_where_nothing_can_be_lost(number, code):
     assert caught.value.exit_code == code
 
 
-def test_a_deferred_signal_is_told_to_other_threads_and_kept():
-    told = threading.Event()
+def test_a_deferred_signal_wakes_other_threads_and_is_kept():
+    woken = threading.Event()
     with StopSignals() as signals:
-        signals.call(told.set)
+        signals.call(woken.set)
         with signals.deferred():
             assert signals.received is None
             send(signal.SIGTERM)
-            assert told.wait(5)
+            assert woken.wait(5)
             assert signals.received == signal.SIGTERM
-            with pytest.raises(StoppedError):  # who asks twice does not want to wait
+            with pytest.raises(StoppedError):  # a second signal ends the program at once
                 send(signal.SIGINT)
 
 
-def test_afterwards_signals_are_what_they_were():
+def test_signal_handlers_are_restored_afterwards():
     before = signal.getsignal(signal.SIGTERM)
     with StopSignals():
         assert signal.getsignal(signal.SIGTERM) != before
@@ -44,16 +44,16 @@ def test_afterwards_signals_are_what_they_were():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_handler_that_a_library_installs_behind_pythons_back_does_not_stay(number):
-    ignore, told = ctypes.c_void_p(1), threading.Event()
+def test_a_handler_that_a_library_installs_natively_does_not_stay(number):
+    ignore, woken = ctypes.c_void_p(1), threading.Event()
     libc = ctypes.CDLL(None)
     with StopSignals() as signals:
-        signals.call(told.set)
+        signals.call(woken.set)
         with handlers_kept():
             libc.signal(int(number), ignore)
             send(number)
-            assert not told.is_set()  # that one is lost
+            assert not woken.is_set()  # that one is lost
         with pytest.raises(StoppedError) as caught:
             send(number)
     assert caught.value.exit_code == 128 + number
-    assert told.is_set()
+    assert woken.is_set()

@@ -31,27 +31,27 @@ def what_is_written(inside):
     return done.returncode, done.stderr
 
 
-def test_greetings_are_held_back_and_the_rest_let_through():
+def test_greetings_are_hidden_and_the_rest_is_shown():
     assert what_is_written("pass") == (
         0,
         "E0000 00:00:1 1 env.cc:1] no space for anything\na warning of Python's\nafter\n",
     )
 
 
-def test_nothing_is_held_back_from_whoever_cannot_start():
+def test_a_failed_start_shows_everything():
     code, stderr = what_is_written("raise ImportError('no such library')")
     assert code == 1
     assert "failed call to cuInit" in stderr
     assert stderr.endswith("ImportError: no such library\n")
 
 
-def test_what_a_process_wrote_before_it_died_is_not_lost():
+def test_output_before_a_crash_is_not_lost():
     code, stderr = what_is_written("os.abort()  # as TensorFlow does on a CPU that it was not built for")
     assert code < 0
     assert "no space for anything" in stderr
 
 
-def test_without_stderr_nothing_is_held_back():
+def test_without_stderr_nothing_is_hidden():
     script = "import os; os.close(2)\nfrom petseg.runtime import startup\nwith startup.without_greetings(): print('in')"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "in\n")

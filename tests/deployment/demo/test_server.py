@@ -38,7 +38,7 @@ runpy.run_module("petseg.deployment.demo", run_name="__main__")
 """
 
 
-def test_without_gradio_one_line_says_what_to_install(monkeypatch):
+def test_a_missing_gradio_is_reported_with_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs the package gradio: pip install 'petseg\[demo\]'$"):
         demo_server.main(demo_server.DemoConfig())
@@ -70,8 +70,8 @@ class Server:
             port = probe.getsockname()[1]
         self.folder, self.url = folder, f"http://127.0.0.1:{port}"
         flags = [f"--workdir={self.workdir}", f"--port={port}", "--max_upload=1"]
-        # What somebody's shell says of gradio, such as which folders it opens, is not for this page; nor are proxies
-        # and certificates, for it reaches no other machine.
+        # Variables of gradio, such as those that open folders, must not apply to this page; nor those of proxies and
+        # certificates, since it connects to no other machine.
         nowhere = "http://127.0.0.1:9"
         env = {"GRADIO_ALLOWED_PATHS": "/", "HTTP_PROXY": nowhere, "http_proxy": nowhere, "ALL_PROXY": "socks5://x:9"}
         self.program = Program(str(folder / "serve.py"), *flags, env=env | {"SSL_CERT_FILE": "/nothing/here"})
@@ -82,7 +82,7 @@ class Server:
             time.sleep(0.1)
 
     def ask(self, path, body=None, **headers):
-        """The status and the text that a request comes back with; 0 and nothing where nobody listens."""
+        """The status and the text of a response; 0 and nothing without a server."""
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"} | headers)
         try:
@@ -111,7 +111,7 @@ def page(server, browser):
     page.requested, page.faults = [], []
     page.on("request", lambda request: page.requested.append(request))
     page.on("pageerror", lambda error: page.faults.append(str(error)))
-    page.on("console", lambda said: page.faults.append(said.text) if said.type == "error" else None)
+    page.on("console", lambda message: page.faults.append(message.text) if message.type == "error" else None)
     page.goto(server.url)
     page.locator("#photo input[type=file]").wait_for(state="attached", timeout=60_000)
     return page
@@ -187,8 +187,8 @@ def test_a_drawing_is_segmented_when_it_is_chosen(server, page):
 def test_a_broken_file_gets_a_sentence(server, page, name, sentence):
     upload(page, server.folder / name)
     page.locator("#facts .error", has_text=sentence).wait_for(timeout=30_000)
-    for told in (str(server.folder), "/tmp", "Traceback"):
-        assert told not in page.locator("body").inner_text()
+    for leaked in (str(server.folder), "/tmp", "Traceback"):
+        assert leaked not in page.locator("body").inner_text()
     assert not page.locator("#cutout img").count()
 
 
@@ -237,7 +237,7 @@ def uploaded(server, content):
 
 
 @pytest.mark.slow
-def test_what_is_uploaded_is_read_whatever_keys_are_missing_and_a_full_queue_says_so(server):
+def test_uploads_are_read_whatever_keys_are_missing_and_a_full_queue_is_reported(server):
     status, path = uploaded(server, (server.folder / "my cat.png").read_bytes())
     assert status == 200
     assert server.ask(f"/gradio_api/file={path}")[0] == 200

@@ -14,7 +14,7 @@ def segmentation(height=6, width=8):
     return petseg.Segmentation(np.full([height, width, 3], 9, np.uint8), probabilities, PETS)
 
 
-def test_pictures_of_a_segmentation():
+def test_views_of_a_segmentation():
     shown = views.pictures(segmentation(), opacity=1.0)
     assert (np.asarray(shown.overlay) == PETS.palette[0]).all()
     confidence = np.asarray(shown.confidence, np.int64).sum(axis=-1)
@@ -38,7 +38,7 @@ def test_facts_name_shares_sizes_and_time_as_safe_html():
     assert "<b>" not in views.error_sentence("<b>.jpg: cannot be read")
 
 
-def test_only_large_pictures_are_reduced():
+def test_only_large_images_are_reduced():
     image = np.zeros([300, 500, 3], np.uint8)
     assert views.reduced(image, 150_000) is image
     assert views.reduced(image, 1500).shape == (30, 50, 3)
