@@ -20,7 +20,7 @@ def call(model: keras.Model, inputs: tf.Tensor) -> list[tf.Tensor]:
       model: a functional model.
       inputs: its only input.
     """
-    convolution_of = _pairs(model)
+    convolution_of = foldable_pairs(model)
     folded = {id(convolution) for convolution in convolution_of.values()}
 
     def operation(layer: Any) -> Any:
@@ -33,7 +33,7 @@ def call(model: keras.Model, inputs: tf.Tensor) -> list[tf.Tensor]:
     return model._run_through_graph(inputs, operation_fn=operation)
 
 
-def _pairs(model: keras.Model) -> dict[int, keras.Layer]:
+def foldable_pairs(model: keras.Model) -> dict[int, keras.Layer]:
     """Convolutions whose only consumer is a batch norm, by the id of the batch norm."""
     nodes = [node for level in model._nodes_by_depth.values() for node in level if node.operation]
     consumers: dict[int, list[Any]] = {id(output): [None] for output in model.outputs}

@@ -30,7 +30,8 @@ def test_scoring_time_is_excluded_and_a_target_must_hold_twice_in_a_row():
     assert (result["images"], result["operations"], timer.first_images) == (24, 72, 8)
 
 
-@pytest.mark.parametrize(("target", "images"), [(0.01, 32), pytest.param(0.99, 48, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "images"), [(0.01, 32), (0.99, 48)])
 def test_petsegs_loop_ends_where_the_target_held_twice_or_with_its_run(tiny_config, target, images):
     config = changed(tiny_config, "schedule", train_steps=6)
     timer = Timer(time.monotonic(), target, lambda score: None)
@@ -42,7 +43,8 @@ def test_petsegs_loop_ends_where_the_target_held_twice_or_with_its_run(tiny_conf
     assert result["operations"] > images * 1e5
 
 
-@pytest.mark.parametrize("fit_steps", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fit_steps", [0, 2])
 def test_model_fit_is_trained_to_the_target_or_its_speed_is_measured(tiny_config, fit_steps):
     config = changed(tiny_config, "schedule", train_steps=30)
     timer = Timer(time.monotonic(), 0.01, lambda score: None)

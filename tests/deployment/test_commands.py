@@ -91,6 +91,7 @@ def test_without_the_data_set_an_export_is_compared_on_drawings_and_nothing_is_f
         raise AssertionError("the data set is prepared")
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", refuse)
+    monkeypatch.setattr(commands, "COMPARED_IMAGES", 8)
     (tmp_path / "here").mkdir()
     values = {
         "nowhere": {"dataset": "oxford_iiit_pet", "data_dir": str(tmp_path / "nowhere")},
@@ -109,7 +110,7 @@ def test_without_the_data_set_an_export_is_compared_on_drawings_and_nothing_is_f
         (agreement,) = commands.export(EvalConfig(score))
     assert agreement.mask_agreement >= 0.999
     assert "exports are compared on drawings" in caplog.text
-    assert json.loads((tmp_path / "out" / "model_card.json").read_text())["compared_on"] == "64 drawings"
+    assert json.loads((tmp_path / "out" / "model_card.json").read_text())["compared_on"] == "8 drawings"
     assert not (tmp_path / "nowhere").exists()
     assert not list((tmp_path / "here").iterdir())
 

@@ -58,7 +58,7 @@ def test_folded_batch_norms_of_an_encoder_change_nothing(name):
     expected = outputs_and_gradients(lambda x: encoder(x, training=False), images, weights)
     found = outputs_and_gradients(lambda x: folded_norms.call(encoder, x), images, weights)
     assert_close(found, expected, 2e-4)
-    assert len(folded_norms._pairs(encoder)) == (5 if name == "tiny" else 50)
+    assert len(folded_norms.foldable_pairs(encoder)) == (5 if name == "tiny" else 50)
     for weight, before in zip(encoder.non_trainable_weights, statistics, strict=True):
         np.testing.assert_array_equal(weight, before)
 
@@ -69,7 +69,7 @@ def test_a_convolution_that_something_else_reads_or_that_is_an_output_is_left_al
     second = keras.layers.Conv2D(4, 1)(keras.layers.BatchNormalization()(first))
     third = keras.layers.Conv2D(4, 1)(keras.layers.BatchNormalization()(second))
     model = randomised(keras.Model(images, [second, keras.layers.BatchNormalization()(third)]))
-    assert len(folded_norms._pairs(model)) == 1
+    assert len(folded_norms.foldable_pairs(model)) == 1
     x = tf.random.stateless_normal([2, 8, 8, 3], [0, 0])
     weights = [weight.value for weight in model.trainable_weights]
     assert_close(

@@ -220,6 +220,7 @@ def test_runs_are_compared_at_resolutions_with_identical_masks():
         comparison.paired_resolutions([scored([1, 2], [3, 4]), scored([1, 2, 5], [3, 5])], flag="workdir")
 
 
+@pytest.mark.slow
 def test_runs_of_different_sizes_are_compared_at_native_resolution_only(trained, tmp_path, capsys):
     other = variant(trained[1], tmp_path / "other", image_size="64")
     small, native = score(trained[0], compare=str(other.path), resolution="native")
