@@ -94,9 +94,9 @@ def _judge_masks(source: SplitSource, config: DataConfig) -> None:
     notes = data_set.mask_notes
     if not data_set.holds_ids:
         survey = MaskSurvey(data_set.classes)
-        for number, facts in enumerate(source.mask_facts(spread=SURVEYED_MASKS)):
-            survey.add(f"mask of {source.split}/{number}", facts)
-            if number + 1 >= SURVEYED_MASKS and survey.has_classes:
+        for number, (position, facts) in enumerate(source.mask_facts(spread=SURVEYED_MASKS), 1):
+            survey.add(f"mask of {source.split}/{position}", facts)
+            if number >= SURVEYED_MASKS and survey.has_classes:
                 break
         found = survey.faults()
         if not survey.ignores_pixels:  # all in one class: a poor choice of a split, but nothing is misread
@@ -214,7 +214,10 @@ def native_pairs(
     data_set = catalog.open_data(config, classes)
     at_once = feeding.decodes_at_once()
     without_conversion = tf.autograph.experimental.do_not_convert
-    decode = without_conversion(lambda example: example_decoding.decoded_pair(data_set, example)[:2])
+    decode = without_conversion(lambda example: example_decoding.decoded_pair(data_set, example))
     raw = data_set.raw_examples(split)
     raw = raw if ids is None else subsampling.elements_at(raw, ids)
-    yield from raw.map(decode, at_once).prefetch(at_once).as_numpy_iterator()
+    for image, mask, problem in raw.map(decode, at_once).prefetch(at_once).as_numpy_iterator():
+        if problem:
+            raise DataError(f"{data_set.name}, split {split}: a mask {problem.decode()}")
+        yield image, mask

@@ -4,6 +4,7 @@ Folders, TFDS data sets, the checker, training and scoring by path all read mask
 """
 
 import dataclasses
+import os
 
 import numpy as np
 
@@ -115,8 +116,26 @@ def ids_of(values: MaskValues, coding: MaskCoding) -> np.ndarray:
     """
     ids = coding.ids(values.numbers)
     if (ids == UNKNOWN).any():
-        raise DataError(_unknown_values(values.numbers, ids == UNKNOWN, coding.classes))
+        hint = "; the mask holds numbers: [1, 2, 3] is a colour unless another class has a number as its value"
+        what = _unknown_values(values.numbers, ids == UNKNOWN, coding.classes)
+        raise DataError(what + hint if coding.classes.colored and values.single else what)
     return ids
+
+
+def read(path: str | os.PathLike[str], classes: Classes) -> np.ndarray:
+    """Class ids of a mask file, uint8 [H, W].
+
+    Raises:
+      DataError: if it cannot be read, or a value is in no class; names the file.
+    """
+    try:
+        with open(path, "rb") as file:
+            values = decode(file.read(), classes.colored)[1]
+        return ids_of(values, MaskCoding(classes))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; must be a mask file") from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def uniform_pixels(numbers: np.ndarray) -> np.ndarray:

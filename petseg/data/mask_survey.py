@@ -13,7 +13,7 @@ from scipy import ndimage
 from petseg.classes import IGNORED, UNKNOWN, Classes
 from petseg.data.folders.faults import Fault, Kind
 from petseg.data.folders.mask_values import ZERO_AND_255, MaskCoding
-from petseg.data.mask_files import RESAMPLED, MaskValues, uniform_pixels
+from petseg.data.mask_files import LARGEST, RESAMPLED, MaskValues, uniform_pixels
 
 MOST_VALUES = 4096  # of one mask that are surveyed; instance labels may have more
 SURVEYED_SIDE = 256  # pixels; regions are measured on a grid of at most this many
@@ -142,6 +142,9 @@ class MaskSurvey:
             if not found and (reason := self._meaning_of_void()):
                 remedy = 'a classes file must say what it is: a class with "value": 255, or "ignored": [255]'
                 found.append(Fault(Kind.CLASSES, "the masks", f"{reason}; {remedy}"))
+            if LARGEST in self._sums[False] and len(self._sums[False]) > 2:
+                what = f'hold {LARGEST}, the largest value; a classes file must say what it is: a class, or "ignored"'
+                found.append(Fault(Kind.CLASSES, "the masks", what))
             if self.holds_colors and self._grey and (self._differing or self._sums[True]):
                 what = (
                     f"hold numbers in {_few(self._grey)} and colours in others, whose numbers mean something else in "

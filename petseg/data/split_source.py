@@ -108,18 +108,18 @@ class SplitSource:
             return self.data_set.parsed(self.records.in_order(self.positions))
         return self.data_set.raw_examples(self.split).take(self.positions.stop).shard(self.positions.step, 0)
 
-    def mask_facts(self, *, spread: int) -> Iterator[MaskFacts]:
-        """Facts of the readable masks of a TFDS data set; with random access, of `spread` evenly spaced ones first."""
+    def mask_facts(self, *, spread: int) -> Iterator[tuple[int, MaskFacts]]:
+        """Positions and facts of the masks of a TFDS data set; with random access, first of `spread` even ones."""
         order = [self.positions]
         if self.records is not None and self.count > spread:
             order = [self.positions[:: -(-self.count // spread)], self.positions]
-        for positions in order:
-            examples = dataclasses.replace(self, positions=positions).undecoded()
-            masks = examples.map(tf.autograph.experimental.do_not_convert(lambda example: example["mask"]))
-            colored = self.data_set.classes.colored
-            for data in masks.as_numpy_iterator():
-                with contextlib.suppress(DataError):  # it is reported when it is decoded
-                    yield MaskFacts.of(mask_files.decode(data, colored)[1])
+        take_mask = tf.autograph.experimental.do_not_convert(lambda example: example["mask"])
+        with contextlib.suppress(tf.errors.OpError):  # files that cannot be read are reported when they are decoded
+            for positions in order:
+                masks = dataclasses.replace(self, positions=positions).undecoded().map(take_mask)
+                for position, data in zip(positions, masks.as_numpy_iterator(), strict=False):
+                    with contextlib.suppress(DataError):  # as above
+                        yield position, MaskFacts.of(mask_files.decode(data, self.data_set.classes.colored)[1])
 
     def decode(self, example: dict[str, tf.Tensor], keys: Sequence[str] = ()) -> dict[str, tf.Tensor]:
         """Decodes an example as `example_decoding.decode` does."""

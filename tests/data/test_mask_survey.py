@@ -80,6 +80,13 @@ def test_255_that_seems_to_be_a_class_is_a_fault_without_a_classes_file_and_a_no
     assert judged(masks, Classes.from_dict(own)) == ("", "")
 
 
+def test_the_largest_value_beside_others_is_a_fault_without_classes():
+    numbers = np.array([[0, 1, 65535]], np.uint16).repeat(9, 0).repeat(9, 1)
+    survey = MaskSurvey(None)
+    survey.add("a.tif", MaskFacts.of(mask_files.MaskValues(numbers, colored=False)))
+    assert "hold 65535, the largest value" in str(survey.faults()[0])
+
+
 def test_masks_of_0_and_255_are_a_fault_where_255_is_ignored():
     faults, _ = judged(drawn([255]), TWO)
     assert "hold class a alone, and, in" in faults
