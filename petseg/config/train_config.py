@@ -88,9 +88,13 @@ class OptimizerConfig(Group):
     """How gradients become updates."""
 
     optimizer: str = option(
-        "adam", "`adam`, `adamw` or `sgd`; or code, `FILE.py:function`", resume="fixed",
-        choices=("adam", "adamw", "sgd"), code=TRAINING,
-    )  # fmt: skip
+        "adam",
+        "`adam`, `adamw`, `sgd`, `lion`, `adafactor`, `lamb`; `muon`: for kernels, AdamW for the rest; "
+        "`schedule_free_adamw`: for a constant learning rate; or code, `FILE.py:function`",
+        resume="fixed",
+        choices=("adam", "adamw", "sgd", "lion", "muon", "schedule_free_adamw", "adafactor", "lamb"),
+        code=TRAINING,
+    )
     momentum: float = option(0.9, "momentum of --optimizer=sgd", resume="fixed", minimum=0, below=1)
     weight_decay: float = option(
         0.0, "decoupled weight decay, multiplied by the learning rate; not for biases and norms", minimum=0

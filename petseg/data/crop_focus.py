@@ -66,7 +66,8 @@ class CropFocus:
         # A pass for each class: a table of counts, or ranks looked up by class, took four times as long on a CPU.
         present = [tf.reduce_any(masks == label, axis=[1, 2]) for label in self.rare]
         chosen = _drawn_index(tf.cast(tf.stack(present, axis=1), tf.float32), class_drawn)
-        of_class = masks == tf.gather(tf.constant(self.rare, tf.uint8), chosen)[:, None, None]
+        label = tf.cast(tf.gather(tf.constant(self.rare, tf.float32), chosen), tf.uint8)  # GPUs gather no uint8
+        of_class = masks == label[:, None, None]
         row = _drawn_index(tf.reduce_sum(tf.cast(of_class, tf.float32), axis=2), row_drawn)
         column = _drawn_index(tf.cast(tf.gather(of_class, row, batch_dims=1), tf.float32), column_drawn)
         return FocusPixels((focused < self.share) & tf.reduce_any(present, axis=0), row, column)

@@ -20,7 +20,7 @@ from petseg.evaluation import metrics
 from petseg.evaluation.evaluator import Evaluator
 from petseg.models import custom_network, encoders, unet
 from petseg.runs import checkpoints
-from petseg.training import augmentation, losses, optimizers, sample_weights, step_checks, trainer
+from petseg.training import augmentation, keras_optimizers, losses, optimizers, sample_weights, step_checks, trainer
 from petseg.training.loss_scale import LossScale
 from petseg.training.sample_weights import WeightMap
 from petseg.training.stop_requests import StopRequests
@@ -173,12 +173,13 @@ def build_weight_map(config: Config, class_weights: tuple[float, ...] | None) ->
 
 
 def check_code(config: Config, classes: Classes) -> None:
-    """Calls the loss, pixel weights and scores that are code of the user on made-up data, before examples are loaded.
+    """Calls loss, optimizer, pixel weights and scores that are code of the user, on made-up data, before loading any.
 
     Raises:
       ConfigError: if one fails or returns something of another form.
     """
     losses.Loss(config.loss).check(len(classes), config.data.size)
+    keras_optimizers.named_optimizer(config.optimizer)
     sample_weights.check_factor(config.extension.weight_map, len(classes), config.data.size)
     metrics.from_confusion_matrix(np.eye(len(classes), dtype=np.int64), classes, config.extension.scores)
 

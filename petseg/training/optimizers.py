@@ -13,6 +13,7 @@ from petseg.config import OptimizerConfig
 from petseg.models.layers import InferenceMode
 from petseg.training import learning_rates
 from petseg.training.flat_vectors import FlatWeights, StoredSlice
+from petseg.training.keras_optimizers import named_optimizer
 from petseg.training.learning_rates import LearningRate
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class Optimizer(tf.Module):
         super().__init__()
         self._groups, self._warned_of_unused = tuple(groups), False
         self.weights = [weight for group in groups for weight in group.weights]
-        self._updates = tuple(_update_of(_keras_optimizer(config), group.weights) for group in groups)
+        self._updates = tuple(_update_of(named_optimizer(config), group.weights) for group in groups)
         self._optimizers = [update.stored for update in self._updates]  # the name under which checkpoints store them
 
     @property
@@ -217,16 +218,6 @@ def build_optimizer(config: OptimizerConfig, model: keras.Model, total_steps: in
             groups.append(Group(weights, part_rate))
     rest = [weight for weight in model.trainable_variables if id(weight) not in known]
     return Optimizer(config, [Group(rest, rate), *groups] if rest else groups)
-
-
-def _keras_optimizer(config: OptimizerConfig) -> keras.optimizers.Optimizer:
-    """Adam (Kingma and Ba 2015), AdamW (Loshchilov and Hutter 2019) or SGD."""
-    decay = config.weight_decay or None
-    if config.optimizer == "adam":
-        return keras.optimizers.Adam(weight_decay=decay)
-    if config.optimizer == "adamw":
-        return keras.optimizers.AdamW(weight_decay=decay)
-    return keras.optimizers.SGD(momentum=config.momentum, weight_decay=decay)
 
 
 def _build(

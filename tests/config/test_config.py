@@ -40,7 +40,7 @@ WRONG_FLAGS = [
     (["--learning_rate=0"], "--learning_rate=0", "above 0"),
     (["--learning_rate=nan"], "--learning_rate=nan", "a number above 0"),
     (["--batch_norm_momentum=1"], "--batch_norm_momentum=1", "below 1"),
-    (["--optimizer=lion"], "--optimizer=lion", "one of adam, adamw, sgd"),
+    (["--optimizer=adagrad"], "--optimizer=adagrad", "one of adam, adamw, sgd, lion, muon, "),
     (["--loss_normalization=mean"], "--loss_normalization=mean", "one of pixels, weights"),
     (["--input_scaling=raw"], "--input_scaling=raw", "one of unit, symmetric"),
     (["--augment=wild"], "--augment=wild", "one of none, flip"),

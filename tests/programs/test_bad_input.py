@@ -78,7 +78,7 @@ FLAGS = [
         "--init_from={place}/none",
         "--init_from={place}/none: is neither the work directory of a run, nor a checkpoint, nor",
     ),
-    ("--optimizer=lion", "--optimizer=lion: must be one of adam, adamw, sgd"),
+    ("--optimizer=adagrad", "--optimizer=adagrad: must be one of adam, adamw, sgd, lion, muon, "),
     ("--precision=float8", "--precision=float8: must be one of float32"),
     ("--clip_norm=-1", "--clip_norm=-1.0: must be a number of at least 0"),
     ("--micro_batches=3", "--micro_batches=3: must divide the 8 examples"),

@@ -45,7 +45,8 @@ def operations(graph):
 def graph_of_loop(config):
     strategy, examples = tf.distribute.get_strategy(), random_examples(8, config.data.size[0])
     model = building.build_model(config, PETS, "none")
-    trainer = building.build_trainer(config, strategy, model, CLASS_WEIGHTS, 100, StopRequests())
+    _, focus = building.focused_crops(config, examples)
+    trainer = building.build_trainer(config, strategy, model, CLASS_WEIGHTS, 100, StopRequests(), focus)
     batches = building.training_batches(config, strategy, examples, steps=range(1), bad_examples=BadExampleLog())
     return trainer.graph(batches)
 
@@ -116,7 +117,8 @@ def faults(graph):
     [
         {"loss": "cross_entropy_dice", "augment": "strong", "optimizer": "adamw", "weight_decay": 0.1, "clip_norm": 1,
          "ema_decay": 0.9, "boundary_weight": 1.0, "micro_batches": 2},
-        {"loss": "focal", "label_smoothing": 0.1, "precision": "mixed_float16"},
+        {"loss": "focal", "label_smoothing": 0.1, "precision": "mixed_float16", "vertical_flip": 0.5,
+         "quarter_turns": 1, "crop_area": 0.5, "crop_area_max": 2, "crop_focus": 0.3},
     ],
 )  # fmt: skip
 def test_a_gpu_computes_all_of_a_step(flags):
