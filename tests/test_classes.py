@@ -157,7 +157,7 @@ def test_three_numbers_are_a_colour_unless_another_class_has_numbers(values, col
     assert Classes.from_dict(entries).colored == colored
 
 
-def test_classes_that_an_earlier_run_stored_are_read_whatever_their_names():
+def test_stored_classes_of_an_earlier_run_are_read_with_any_names():
     assert Classes.from_dict(["a", "A", ".."], stored=True).names == ("a", "A", "..")
 
 

@@ -27,7 +27,7 @@ def test_the_import_and_a_config_need_no_tensorflow():
     assert float(result.stdout) < 0.2  # of processor time
 
 
-def test_what_is_public_is_there():
+def test_public_names_exist():
     assert set(petseg.__all__) <= set(dir(petseg))
     assert all(getattr(petseg, name) for name in petseg.__all__)
     with pytest.raises(AttributeError, match="no attribute 'fit'"):

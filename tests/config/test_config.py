@@ -122,7 +122,7 @@ def test_of_epochs_and_train_steps_the_later_one_counts(arguments, epochs, train
     assert (schedule.epochs, schedule.train_steps) == (epochs, train_steps)
 
 
-def test_what_is_changed_from_python_switches_off_what_it_excludes():
+def test_a_change_from_python_switches_off_excluded_options():
     in_steps = Config.of(epochs=3).changed(schedule={"train_steps": 10, "log_every": 5})
     assert (in_steps.schedule.epochs, in_steps.schedule.train_steps) == (0, 10)
     assert in_steps.schedule.log_every == 5

@@ -13,7 +13,7 @@ def native(tile):
     return ScoreConfig(workdir="run", resolution="native", tile=tile)
 
 
-def test_tiles_are_asked_for_but_by_a_run_that_crops():
+def test_tiles_must_be_requested_except_for_cropped_runs():
     assert native("").tile_size(STRETCH) is None
     assert native("0").tile_size(STRETCH) is None
     assert native("512").tile_size(STRETCH) == (512, 512)
@@ -29,7 +29,7 @@ def test_a_size_that_no_tile_has(tile):
 
 
 @pytest.mark.parametrize("tile", ["0", "96", "32,128"])
-def test_what_a_run_that_crops_cannot_take(tile):
+def test_too_large_tiles_and_none_are_refused_for_cropped_runs(tile):
     with pytest.raises(ConfigError, match=f"^--tile={tile}: .* at most its --image_size=64,96, and not 0"):
         native(tile).tile_size(CROP)
 
@@ -40,7 +40,7 @@ def test_tiles_are_of_no_use_at_the_models_resolution():
     ScoreConfig(workdir="run", tile="64", predict="*.jpg", output_dir="out")
 
 
-def test_what_belongs_to_predict_is_refused_without_it():
+def test_prediction_flags_are_refused_without_predict():
     assert ScoreConfig(workdir="run", predict="*.jpg").prediction_dir == "predictions"
     assert ScoreConfig(workdir="run", predict="*.jpg", output_dir="out").prediction_dir == "out"
     for name, value in (

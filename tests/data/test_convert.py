@@ -168,7 +168,7 @@ class TestCoco:
         assert "note: 16 pixels in 1 images are of objects of several classes; the smaller object is on top" in printed
         assert "note: 1 crowds and ignored areas have the value 255" in printed
 
-    def test_what_is_missing_is_counted(self, root, convert):
+    def test_faults_of_annotations_are_counted(self, root, convert):
         for file in ("a.jpg", "b.jpg"):
             save(root / file, picture())
         annotations = [

@@ -56,7 +56,7 @@ def test_seeds_that_are_equal_modulo_a_power_of_2_have_orders_of_their_own():
     assert len({order.tobytes() for pair in orders for order in pair}) == 2 * len(seeds)
 
 
-def test_every_example_comes_at_every_place_equally_often():
+def test_every_example_is_at_every_position_equally_often():
     epochs, count = 600, 5
     orders = orders_of_epochs(epochs, num_examples=count, seed=1)
     times = np.stack([(orders == i).sum(axis=0) for i in range(count)])

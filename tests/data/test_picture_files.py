@@ -143,7 +143,7 @@ def test_thumbnails_and_coarser_copies_are_no_pages():
         (encoded(Image.fromarray(COLORS), "PNG")[:300], "cannot be read: image file is truncated"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_one_line(data, message):
+def test_unreadable_files_are_reported_in_one_line(data, message):
     with pytest.raises(PictureError) as error:
         picture_files.decode(data)
     assert str(error.value).startswith(message)

@@ -115,7 +115,7 @@ def test_without_the_data_set_an_export_is_compared_on_drawings_and_nothing_is_f
     assert not list((tmp_path / "here").iterdir())
 
 
-def test_a_split_that_is_asked_for_must_be_in_a_data_set_that_is_there(workdir, tmp_path):
+def test_an_unknown_split_of_an_available_data_set_is_refused(workdir, tmp_path):
     score = ScoreConfig(workdir=str(workdir.path), export="keras", output_dir=str(tmp_path / "out"), split="tets")
     with pytest.raises(DataError, match="no split tets"):
         commands.export(EvalConfig(score))

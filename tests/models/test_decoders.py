@@ -88,7 +88,7 @@ def test_first_trained_follows_from_the_flags_of_the_encoder():
         ModelConfig(train_encoder=True, train_encoder_from="none")
 
 
-def test_calibration_leaves_what_is_frozen_frozen():
+def test_calibration_keeps_frozen_layers_frozen():
     model = build(first_trained="stage_3")
     before = len(model.get_layer("encoder").trainable_variables)
     encoders.calibrate_batch_norm(model.get_layer("encoder").model, images() / 255)

@@ -86,7 +86,7 @@ def everything(config, file):
     )  # fmt: skip
 
 
-def test_a_run_with_all_code_of_ones_own_trains_resumes_and_is_scored(tiny_config, own, tmp_path):
+def test_a_run_with_custom_code_everywhere_trains_resumes_and_is_scored(tiny_config, own, tmp_path):
     config = everything(tiny_config, own)
     results = train.train(config)
     assert results["kappa"] == 0.5
@@ -291,7 +291,7 @@ def test_code_in_the_metadata_of_packed_weights_is_not_run(tiny_config, tmp_path
     assert not [module for module in sys.modules.values() if getattr(module, "__file__", None) == str(own)]
 
 
-def test_examples_are_changed_alike_by_ones_own_augmentation_on_any_number_of_replicas(own):
+def test_a_custom_augmentation_is_the_same_on_any_number_of_replicas(own):
     images, masks = tf.zeros([4, 8, 8, 3]), tf.zeros([4, 8, 8, 1], tf.uint8)
     augment = augmentation_of(4, f"{own}:augment")
     step = tf.constant(3, tf.int64)

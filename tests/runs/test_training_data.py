@@ -98,7 +98,7 @@ def test_an_image_that_came_into_the_training_split_after_training_may_be_scored
     assert results["examples"] == 2
 
 
-def test_runs_without_a_data_record_are_compared_by_the_splits_of_today(root):
+def test_runs_without_a_data_record_are_compared_by_the_present_splits(root):
     (root.parent / "run" / "training_data.npz").unlink()
     with pytest.raises(DataError, match="--split=val: 2 of its images were trained on"):
         score(root, "val")

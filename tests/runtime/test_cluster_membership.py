@@ -51,7 +51,7 @@ def test_a_worker_that_does_not_come_is_named(monkeypatch):
         cluster_membership.join(gpus=0, seconds=0.5)
 
 
-def test_more_workers_than_the_cluster_has_cannot_be_asked_for(monkeypatch):
+def test_min_workers_above_the_size_of_the_cluster_is_refused(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", tf_config(["localhost:1", "localhost:2"], 0)["TF_CONFIG"])
     with pytest.raises(ConfigError, match="--min_workers=3: must be at most 2, the number of processes of the cluster"):
         cluster_membership.join(gpus=0, seconds=1, fewest=3)

@@ -101,7 +101,7 @@ def test_determinism_on_a_gpu_logs_that_tf32_is_off(monkeypatch, calls, caplog, 
     assert caplog.messages == ["computes on 1 GPU", "--deterministic: --tensor_float_32 is off", "computes on 1 GPU"]
 
 
-def test_work_that_is_not_divided_uses_one_device_whatever_is_asked(monkeypatch, calls):
+def test_undivided_work_uses_one_device_with_any_flags(monkeypatch, calls):
     asked = []
 
     def set_up(devices):

@@ -21,7 +21,7 @@ def test_one_device_is_what_a_machine_without_several_gpus_gets():
 
 
 @pytest.mark.parametrize("name", ["hierarchical_copy", "reduction_to_one_device"])
-def test_cross_device_ops_are_those_asked_for(name):
+def test_cross_device_ops_follow_the_flag(name):
     config = DistributionConfig(strategy="mirrored", cross_device_ops=name)
     used = strategies.set_up(config).strategy.extended._cross_device_ops
     assert type(used).__name__.lower().startswith(name.replace("_", ""))
@@ -103,7 +103,7 @@ def test_all_gpus_of_a_machine_are_summed_by_what_tensorflow_chooses(monkeypatch
          "(at least 8 are sensible); to use all: --batch_size=128, or --strategy=mirrored"),
     ],
 )  # fmt: skip
-def test_auto_uses_the_most_gpus_that_divide_the_batch_and_says_how_to_use_all(
+def test_auto_uses_the_most_gpus_that_divide_the_batch_and_logs_how_to_use_all(
     monkeypatch, caplog, gpus, batch_size, micro_batches, used, says
 ):
     devices = FakeDevices(monkeypatch, gpus)
@@ -117,7 +117,7 @@ def test_auto_uses_the_most_gpus_that_divide_the_batch_and_says_how_to_use_all(
 @pytest.mark.parametrize(
     "asked", [{"strategy": "mirrored"}, {"num_devices": 6}, {"num_devices": 6, "strategy": "auto"}]
 )
-def test_gpus_that_are_asked_for_are_all_used_whatever_the_batch(monkeypatch, asked):
+def test_gpus_of_num_devices_are_all_used_for_any_batch(monkeypatch, asked):
     FakeDevices(monkeypatch, 6)
     assert len(strategies.set_up(DistributionConfig(**asked), batch_size=8).strategy.names) == 6
 
@@ -259,7 +259,7 @@ def test_a_strategy_that_is_not_supported_is_not_in_the_help_and_refused_with_th
         ({"strategy": "multi_worker_mirrored"}, "by TF_CONFIG or as Slurm's srun does, and has neither"),
     ],
 )
-def test_what_this_machine_cannot_run_is_refused(config, message):
+def test_strategies_that_this_machine_cannot_run_are_refused(config, message):
     with pytest.raises(ConfigError, match=message):
         strategies.set_up(DistributionConfig(**config))
 

@@ -38,7 +38,7 @@ def resolved(class_weights, masks=MASK, num_classes=3, **options):
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "dice", "cross_entropy_dice", "focal"])
 @pytest.mark.parametrize("equal", ["1", "0.1", "7"])
-def test_equal_class_weights_are_as_none_whatever_the_loss_and_however_many_classes_there_are(loss, equal):
+def test_equal_class_weights_change_nothing_for_any_loss_and_number_of_classes(loss, equal):
     classes, rng = 11, np.random.default_rng(0)
     masks = rng.integers(0, classes, (2, 16, 16, 1)).astype(np.uint8)
     logits = tf.constant(rng.normal(size=(2, 16, 16, classes)), tf.float32)

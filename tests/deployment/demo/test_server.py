@@ -277,7 +277,7 @@ def test_other_sites_cannot_use_the_page(server):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_it_quietly_and_nothing_was_asked_of_another_machine(server, page):
+def test_ctrl_c_ends_it_quietly_without_requests_to_other_machines(server, page):
     hosts = {urllib.parse.urlsplit(each.url).hostname for each in page.requested if not each.url.startswith("data:")}
     assert hosts == {"127.0.0.1"}
     server.program.send_signal(signal.SIGINT)
