@@ -105,7 +105,7 @@ def training_batches_of_host(
 
     first, last = first_step * local, last_step * local
     if addresses:
-        parts = service_client.remote_batches(addresses, first, last, part)
+        parts = service_client.remote_batches(addresses, first, last, part, wanted=ready)
     else:
         parts = tf.data.Dataset.range(first, last).map(part, at_once)
     return _finished(parts, ready, examples, bad_examples)

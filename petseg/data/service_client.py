@@ -16,14 +16,14 @@ from petseg.runtime import autotuning, sockets
 
 POLL_SECONDS = 0.5
 LOST_SECONDS = 10.0  # TensorFlow would retry for ever
-BATCHES_AT_ONCE = 2
+LEAST_AT_ONCE = 2
 OUT_OF_ORDER = "data service: batch out of order"
 
 logger = logging.getLogger(__name__)
 
 
 def remote_batches(
-    addresses: Sequence[str], first: int, last: int, make: Callable[[tf.Tensor], Any]
+    addresses: Sequence[str], first: int, last: int, make: Callable[[tf.Tensor], Any], *, wanted: int = 0
 ) -> tf.data.Dataset:
     """The batches `make(first)` to `make(last - 1)`, in order, made by data services.
 
@@ -35,6 +35,7 @@ def remote_batches(
       first: number of the first batch.
       last: number after that of the last batch.
       make: int64 scalar -> batch, as a graph that any process can run.
+      wanted: number of batches that all services together should make at one time.
 
     Raises:
       tf.errors.InvalidArgumentError: while iterating, if a batch is out of order.
@@ -52,7 +53,7 @@ def remote_batches(
 
     parts = [
         tf.data.Dataset.range(first + k, last, len(addresses))
-        .map(numbered, BATCHES_AT_ONCE)
+        .map(numbered, max(LEAST_AT_ONCE, -(-wanted // len(addresses))))
         .with_options(options)
         .apply(
             service.distribute(
