@@ -1,0 +1,93 @@
+"""The example files: each keeps the promises of the loop, and computes what its paper says."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT, changed
+
+from petseg.runs import train
+
+EXAMPLES = {
+    "lovasz_softmax": {"loss": {"loss": "loss"}},
+    "hard_pixels": {"loss": {"loss": "loss"}},
+    "cutmix": {"augmentation": {"augment": "augment"}},
+}
+
+
+def module(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def with_example(config, name):
+    groups = EXAMPLES[name]
+    file = ROOT / "examples" / f"{name}.py"
+    code = {group: {flag: f"{file}:{function}" for flag, function in flags.items()} for group, flags in groups.items()}
+    return config.changed(optimizer={"optimizer": "sgd", "learning_rate": 0.1}, **code)
+
+
+def trained(config, folder):
+    config = changed(config, "runtime", workdir=str(folder))
+    train.train(config)
+    reader = tf.train.load_checkpoint(f"{folder}/checkpoints/ckpt-{config.schedule.train_steps}")
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if name.startswith("model/")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_resumes_with_the_same_bits_and_four_replicas_compute_what_one_computes(tiny_config, tmp_path, name):
+    config = with_example(tiny_config, name)
+    undisturbed = trained(config, tmp_path / "undisturbed")
+    interrupted = tmp_path / "interrupted"
+    trained(changed(config, "schedule", train_steps=2), interrupted)
+    for key, weights in trained(config, interrupted).items():
+        np.testing.assert_array_equal(weights, undisturbed[key])
+    on_four = changed(config, "distribution", strategy="mirrored", virtual_devices=4)
+    for key, weights in trained(on_four, tmp_path / "on_four").items():
+        np.testing.assert_allclose(weights, undisturbed[key], rtol=1e-5, atol=1e-5)
+
+
+def test_every_example_is_tested_and_listed():
+    files = {path.stem for path in Path(ROOT, "examples").glob("*.py")}
+    listed = Path(ROOT, "examples", "README.md").read_text()
+    assert files == set(EXAMPLES)
+    assert all(f"({name}.py)" in listed for name in files)
+
+
+def test_the_lovasz_loss_of_certain_predictions_is_one_minus_the_mean_iou_of_the_image():
+    labels = np.random.default_rng(0).integers(0, 3, [2, 8, 8])
+    predicted = np.random.default_rng(1).integers(0, 3, [2, 8, 8])
+    weights = np.ones([2, 8, 8], np.float32)
+    weights[:, :2] = 0
+    logits = tf.one_hot(predicted, 3) * 100.0
+    found = module("lovasz_softmax").loss(tf.constant(labels), logits, tf.constant(weights))
+    for i in range(2):
+        true, given = labels[i, 2:], predicted[i, 2:]
+        ious = [((true == c) & (given == c)).sum() / ((true == c) | (given == c)).sum() for c in range(3)]
+        assert float(found[i]) == pytest.approx(1 - np.mean(ious), abs=1e-5)
+
+
+def test_hard_pixels_are_the_quarter_with_the_highest_loss_without_ignored_ones():
+    logits = tf.random.stateless_normal([2, 8, 8, 3], [0, 0])
+    labels, weights = tf.zeros([2, 8, 8], tf.int64), np.ones([2, 8, 8], np.float32)
+    weights[0] = 0
+    total, count = module("hard_pixels").loss(labels, logits, tf.constant(weights))
+    losses = np.sort(-tf.nn.log_softmax(logits)[1, ..., 0].numpy().ravel())[-16:]
+    assert float(count) == 16
+    assert float(total) == pytest.approx(losses.sum(), rel=1e-5)
+
+
+def test_cutmix_moves_a_rectangle_of_image_and_mask_together():
+    images = tf.ones([8, 16, 16, 3]) * tf.range(8, dtype=tf.float32)[:, None, None, None]
+    masks = tf.cast(images[..., :1], tf.uint8)
+    seeds = tf.random.stateless_uniform([8, 2], [0, 1], None, None, tf.int32)
+    mixed, mixed_masks = module("cutmix").augment(images, masks, seeds)
+    np.testing.assert_array_equal(tf.cast(mixed[..., :1], tf.uint8), mixed_masks)
+    found = [set(np.unique(each)) for each in mixed_masks.numpy()]
+    assert all(values <= {i, i ^ 1} for i, values in enumerate(found))
+    assert any(len(values) == 2 for values in found)
