@@ -101,7 +101,7 @@ class ScoreConfig(Group):
     )
     allow_training_images: bool = option(False, "score a split even if the run trained on part of it")
     allow_code: bool = option(
-        False, "run the Python code of the run's --network from its work directory; only if you trust it"
+        False, "run the code that the run's flags name (--network, --loss, ...); only if you trust it"
     )
     debug: bool = option(False, "show the traceback of one-line errors")
 
