@@ -1,17 +1,18 @@
 """Functions and classes of your own that flags name: `FILE.py:name` or `package.module:name`."""
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from petseg.errors import ConfigError, one_line
+from petseg.errors import ConfigError, PetsegError, one_line
 
 REFERENCE = re.compile(r"(.+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):[A-Za-z_]\w*")
 FORM = "FILE.py:function or package.module:function"
@@ -80,11 +81,22 @@ def load(flag: str, reference: str) -> Callable[..., Any]:
 
 
 def call(flag: str, reference: str, *arguments: Any) -> Any:
-    """Calls the function of a reference once; any exception of it becomes a ConfigError of one line."""
+    """Calls the function of a reference; any exception of it becomes a ConfigError of one line."""
     function = load(flag, reference)
-    try:
+    with explained(flag, reference):
         return function(*arguments)
+
+
+@contextlib.contextmanager
+def explained(flag: str, reference: str) -> Iterator[None]:
+    """Converts any exception of the user's code to a ConfigError of one line; changes nothing without a reference."""
+    try:
+        yield
+    except PetsegError:
+        raise
     except Exception as error:  # code of the user may raise anything
+        if not reference:
+            raise
         raise ConfigError(f"--{flag}={reference}: failed: {one_line(error)}") from error
 
 

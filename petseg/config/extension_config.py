@@ -7,10 +7,16 @@ from petseg.config.options import SCORING, TRAINING, Group, option
 
 @dataclasses.dataclass(frozen=True)
 class ExtensionConfig(Group):
-    """Code of your own: pixel weights, scores, actions."""
+    """Code of your own: pixel weights, training step, scores, actions."""
 
     weight_map: str = option(
         "", "factor of the pixel weights: `FILE.py:function`, masks [B, H, W, 1] -> float32 [B, H, W]", code=SCORING
+    )
+    step: str = option(
+        "",
+        "trainer of your own: `FILE.py:Class`, a subclass of `petseg.training.trainer.Trainer` with another `forward`",
+        resume="fixed",
+        code=TRAINING,
     )
     scores: str = option(
         "", "further scores: `FILE.py:function`, (confusion matrix, classes) -> numbers by name", code=SCORING

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from petseg import custom_code
 from petseg.classes import Classes
 from petseg.config import Config, DataConfig
 from petseg.data import catalog, input_pipeline, loading
@@ -146,7 +147,7 @@ def build_trainer(
 ) -> trainer.Trainer:
     """The trainer of a config, with the focus of `focused_crops`; call it inside ``strategy.scope()``."""
     compute, batch_size = config.compute, config.data.batch_size
-    return trainer.Trainer(
+    return _trainer_class(config.extension.step)(
         strategy,
         model,
         optimizers.build_optimizer(config.optimizer, model, total_steps),
@@ -167,17 +168,30 @@ def build_trainer(
     )
 
 
+def _trainer_class(reference: str) -> type[trainer.Trainer]:
+    """The class that --step names; `Trainer` if it is empty.
+
+    Raises:
+      ConfigError: if it is not a subclass of `Trainer`.
+    """
+    found: Any = custom_code.load("step", reference) if reference else trainer.Trainer
+    if not isinstance(found, type) or not issubclass(found, trainer.Trainer):
+        raise ConfigError(f"--step={reference}: must be a subclass of petseg.training.trainer.Trainer; is {found!r}")
+    return found
+
+
 def build_weight_map(config: Config, class_weights: tuple[float, ...] | None) -> WeightMap:
     """Per-pixel weights of the loss, in training and evaluation."""
     return sample_weights.weight_map(config.loss, class_weights, config.extension.weight_map)
 
 
 def check_code(config: Config, classes: Classes) -> None:
-    """Calls loss, optimizer, pixel weights and scores that are code of the user, on made-up data, before loading any.
+    """Checks code of the user before examples are loaded; loss, optimizer, weights and scores on made-up data.
 
     Raises:
       ConfigError: if one fails or returns something of another form.
     """
+    _trainer_class(config.extension.step)
     losses.Loss(config.loss).check(len(classes), config.data.size)
     keras_optimizers.named_optimizer(config.optimizer)
     sample_weights.check_factor(config.extension.weight_map, len(classes), config.data.size)

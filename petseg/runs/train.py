@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from petseg import config as config_lib
+from petseg import config as config_lib, custom_code
 from petseg.config import Config
 from petseg.data import input_pipeline, service_client
 from petseg.errors import DataError
@@ -109,7 +109,8 @@ def train_loop(run: Run, report: NullReport, step: int, schedule: Schedule, resu
     batches = building.training_batches(
         run.config, run.placement.strategy, run.train_examples, steps=steps, bad_examples=log
     )
-    trainer.compile(batches)  # now, so that the measured speed does not include it
+    with custom_code.explained("step", run.config.extension.step):
+        trainer.compile(batches)  # now, so that the measured speed does not include it
     peak = gpu_peaks.peak_of_visible_devices(run.config, process.uses_tensor_float_32(run.config))
     speed = ModelSpeed(trainer.flops_per_image(batches), peak * run.placement.num_processes)
     profiler = Profiler(run.workdir.path / summaries.TRAIN, schedule.profile if run.placement.is_chief else (0, 0))

@@ -14,7 +14,7 @@ from petseg.classes import IGNORED
 from petseg.config import AugmentationConfig
 from petseg.data.crop_focus import CropFocus, FocusPixels
 from petseg.data.examples import BatchPosition
-from petseg.errors import ConfigError, one_line
+from petseg.errors import ConfigError
 
 Augmentation = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
@@ -104,10 +104,8 @@ def own_augmentation(reference: str) -> Callable[[tf.Tensor, tf.Tensor, tf.Tenso
     function = custom_code.load("augment", reference)
 
     def augment(images: tf.Tensor, masks: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        try:
+        with custom_code.explained("augment", reference):
             made = tuple(map(tf.convert_to_tensor, function(images, masks, seeds)))
-        except Exception as error:  # code of the user may raise anything
-            raise ConfigError(f"--augment={reference}: failed: {one_line(error)}") from error
         found = [(part.dtype, part.shape.as_list()) for part in made]
         wanted = [(part.dtype, part.shape.as_list()) for part in (images, masks)]
         if found != wanted:

@@ -13,7 +13,7 @@ import tensorflow as tf
 from petseg import custom_code
 from petseg.classes import IGNORED
 from petseg.config import LossConfig
-from petseg.errors import ConfigError, one_line
+from petseg.errors import ConfigError
 
 SMALLEST = 1e-7
 
@@ -83,12 +83,8 @@ class Loss:
                 loss, denominator = self.sums(masks, logits, tf.cast(valid, tf.float32), valid)
             return tf.stack([loss, denominator]), tape.gradient(loss, logits)
 
-        try:
+        with custom_code.explained("loss", self.config.loss):
             sums, slope = gradient()
-        except ConfigError:
-            raise
-        except Exception as error:  # code of the user may raise anything
-            raise ConfigError(f"{where}: failed: {one_line(error)}") from error
         if slope is None:
             raise ConfigError(f"{where}: its result does not depend on the logits; must have a gradient")
         if not tf.reduce_all(tf.math.is_finite(sums)) or not tf.reduce_all(tf.math.is_finite(slope)) or sums[1] < 0:

@@ -36,6 +36,8 @@ class Trainer:
 
     Decisions are made outside the replicas, on reduced values, so that all replicas act alike.
 
+    A trainer of your own (--step) is a subclass that overrides `forward`, and `state` if it has variables of its own.
+
     Attributes:
       step: int64 variable, the clock: number of attempted steps.
       nonfinite_step: int64 variable, the step at which `run` stopped because the loss or a gradient was not finite for
@@ -257,13 +259,29 @@ class Trainer:
         images, masks = self._augment(tf.cast(batch["image"], tf.float32), batch["mask"], step, batch["position"])
         return images, masks, self._weight_map(masks), sample_weights.valid_pixels(masks)
 
+    def forward(
+        self, images: tf.Tensor, masks: tf.Tensor, weights: tf.Tensor, valid: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Forward pass on a replica; a trainer of your own (--step) overrides this, or adds terms to the loss.
+
+        What it draws must be a function of its arguments and `step`, and what it sums must be sums over examples, so
+        that the result depends neither on the number of replicas nor on restarts.
+
+        Args:
+          images, masks, weights, valid: as returned by `prepare_batch`.
+
+        Returns:
+          logits, float32 [b, H, W, C]; the summed loss and its denominator, float32 scalars.
+        """
+        logits = self.model(images, training=True)
+        return logits, *self._loss.sums(masks[..., 0], logits, weights, valid)
+
     def _forward_and_backward(
         self, images: tf.Tensor, masks: tf.Tensor, weights: tf.Tensor, valid: tf.Tensor, scale: tf.Tensor
     ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         """Joined gradients of the scaled loss; the summed loss and its denominator, [2]; the predicted class ids."""
         with tf.GradientTape() as tape:
-            logits = self.model(images, training=True)
-            loss, denominator = self._loss.sums(masks[..., 0], logits, weights, valid)
+            logits, loss, denominator = self.forward(images, masks, weights, valid)
             # A constant, the pixels of the global batch, keeps sums near 1; `_decide` divides by the denominator.
             loss, denominator = loss / self._pixels_of_batch, denominator / self._pixels_of_batch
             scaled = loss * scale

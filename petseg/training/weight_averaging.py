@@ -1,7 +1,7 @@
 """Exponential moving average (EMA) of the weights (Polyak and Juditsky 1992)."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import keras
 import tensorflow as tf
@@ -36,6 +36,22 @@ class WeightAverage(tf.Module):
         step = tf.cast(step, tf.float32)
         share = 1 - tf.minimum(self._decay, (1 + step) / (10 + step))
         self._average.assign_add(share * (self._joined() - self._average))
+
+    def forward(self, model: keras.Model, images: tf.Tensor) -> tf.Tensor:
+        """Output of the model with the averages as its weights, in inference mode, on a replica (a mean teacher).
+
+        Args:
+          model: the model whose weights are averaged.
+          images: its input.
+        """
+        averages = self._layout.split(self._average)
+        by_id = {id(variable): value for variable, value in zip(self._originals, averages, strict=True)}
+
+        def values(variables: Sequence[keras.Variable]) -> list[tf.Tensor]:
+            return [tf.cast(by_id.get(id(each), each.value), each.dtype) for each in variables]
+
+        weights, others = values(model.trainable_variables), values(model.non_trainable_variables)
+        return model.stateless_call(weights, others, images, training=False)[0]
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:

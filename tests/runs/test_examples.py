@@ -10,7 +10,13 @@ from conftest import ROOT, changed
 
 from petseg.runs import train
 
+CODE_FLAGS = ("loss", "augment", "step")
 EXAMPLES = {
+    "mean_teacher": {
+        "extension": {"step": "MeanTeacher"},
+        "optimizer": {"ema_decay": 0.5, "optimizer": "sgd", "learning_rate": 0.1},
+    },
+    "distillation": {"extension": {"step": "Distillation"}},
     "lovasz_softmax": {"loss": {"loss": "loss"}},
     "hard_pixels": {"loss": {"loss": "loss"}},
     "cutmix": {"augmentation": {"augment": "augment"}},
@@ -27,8 +33,13 @@ def module(name):
 def with_example(config, name):
     groups = EXAMPLES[name]
     file = ROOT / "examples" / f"{name}.py"
-    code = {group: {flag: f"{file}:{function}" for flag, function in flags.items()} for group, flags in groups.items()}
-    return config.changed(optimizer={"optimizer": "sgd", "learning_rate": 0.1}, **code)
+    groups = {"optimizer": {"optimizer": "sgd", "learning_rate": 0.1}} | groups
+    return config.changed(
+        **{
+            group: {flag: f"{file}:{value}" if flag in CODE_FLAGS else value for flag, value in flags.items()}
+            for group, flags in groups.items()
+        }
+    )
 
 
 def trained(config, folder):
@@ -40,7 +51,12 @@ def trained(config, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_resumes_with_the_same_bits_and_four_replicas_compute_what_one_computes(tiny_config, tmp_path, name):
+def test_an_example_resumes_with_the_same_bits_and_four_replicas_compute_what_one_computes(
+    tiny_config, tmp_path, monkeypatch, name
+):
+    if name == "distillation":
+        trained(tiny_config, tmp_path / "teacher")
+        monkeypatch.setenv("TEACHER", str(tmp_path / "teacher"))
     config = with_example(tiny_config, name)
     undisturbed = trained(config, tmp_path / "undisturbed")
     interrupted = tmp_path / "interrupted"
