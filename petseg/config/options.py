@@ -5,6 +5,7 @@ once.
 """
 
 import dataclasses
+import difflib
 import math
 import re
 import typing
@@ -124,6 +125,15 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def near_names(text: str, names: Sequence[str]) -> str:
+    """A clause with the names that are spelled like a text, to follow the list of all; empty if there are none."""
+    spelled = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in names}
+    text = re.sub(r"[^a-z0-9]", "", text.lower())
+    near = [spelled[text]] if text in spelled else [spelled[each] for each in difflib.get_close_matches(text, spelled)]
+    near += [name for each, name in spelled.items() if text and each.startswith(text) and name not in near]
+    return f"; did you mean {' or '.join(near[:3])}?" if near else ""
+
+
 def flag_name(field: dataclasses.Field[Any]) -> str:
     """The flag of a field: its name, without the final underscore of names that Python reserves (`from_`: --from)."""
     return field.name.removesuffix("_")
@@ -150,7 +160,8 @@ class Group:
         for field in dataclasses.fields(self):
             value, kind, allowed = getattr(self, field.name), field.metadata["kind"], field.metadata["allowed"]
             if not (value is None and field.default is None) and not allowed.admits(value, kind):
-                raise ConfigError(f"--{flag_name(field)}={value}: must be {allowed.words(kind)}")
+                near = near_names(str(value), allowed.choices)
+                raise ConfigError(f"--{flag_name(field)}={value}: must be {allowed.words(kind)}{near}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,10 +5,10 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 
-from petseg.benchmark import step_cost
 from petseg.config.model_config import DECODERS, ENCODERS
 from petseg.errors import ConfigError
 from petseg.models import encoders, unet
+from petseg.training import flops
 
 CHANNELS = {
     "mobilenet_v2": (96, 144, 192, 576, 320),
@@ -28,7 +28,7 @@ def operations(model):
     """Floating-point operations of a forward pass for an image."""
     spec = tf.TensorSpec([1, *model.input_shape[1:]], tf.float32)
     graph = tf.function(lambda x: model(x, training=False), autograph=False).get_concrete_function(spec).graph
-    return step_cost.flops(graph)
+    return flops.flops(graph)
 
 
 def row(name, channels):
