@@ -129,8 +129,9 @@ def near_names(text: str, names: Sequence[str]) -> str:
     """A clause with the names that are spelled like a text, to follow the list of all; empty if there are none."""
     spelled = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in names}
     text = re.sub(r"[^a-z0-9]", "", text.lower())
-    near = [spelled[text]] if text in spelled else [spelled[each] for each in difflib.get_close_matches(text, spelled)]
-    near += [name for each, name in spelled.items() if text and each.startswith(text) and name not in near]
+    longer = [each for each in spelled if text and each.startswith(text)]
+    close = [text] if text in spelled else dict.fromkeys([*longer, *difflib.get_close_matches(text, spelled)])
+    near = [spelled[each] for each in close]
     return f"; did you mean {' or '.join(near[:3])}?" if near else ""
 
 
