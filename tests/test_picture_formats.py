@@ -8,10 +8,11 @@ import pytest
 from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
 from petseg.classes import PETS
-from petseg.data import random_crops
+from petseg.config.image_spec import PLAIN
+from petseg.data import images, picture_files, random_crops
 from petseg.data.folders import pair_files
 from petseg.data.folders.mask_values import MaskCoding
-from petseg.deployment import photographs, segmenter
+from petseg.deployment import segmenter
 from petseg.deployment.demo import views
 from petseg.errors import DataError
 from petseg.picture_formats import open_picture, suffixes
@@ -47,10 +48,10 @@ def size_in_header(file):
 @pytest.mark.parametrize(
     "read",
     [
-        photographs.read_image,
-        photographs.count_pixels,
+        lambda file: images.read(file, PLAIN),
+        picture_files.count_pixels,
         segmenter.as_array,
-        views.read,
+        lambda file: views.read(file, PLAIN),
         read_pair,
         size_in_header,
         open_picture,
@@ -72,7 +73,7 @@ def test_images_of_many_formats_are_read(suffix, tmp_path):
     picture.save(file)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        read = photographs.read_image(file)
+        read = images.read(file, PLAIN)
     np.testing.assert_allclose(read, np.asarray(picture.convert("RGB")), atol=8)
     assert suffix in suffixes()
 

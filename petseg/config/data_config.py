@@ -4,7 +4,8 @@ import dataclasses
 import re
 from pathlib import Path
 
-from petseg.config import presets
+from petseg.config import image_spec, presets
+from petseg.config.image_spec import DTYPES, MOST_CHANNELS, ImageSpec
 from petseg.config.options import Group, option, sides
 from petseg.errors import ConfigError
 
@@ -12,6 +13,9 @@ CACHES = ("memory", "disk", "none")
 ON_BAD_EXAMPLE = ("stop", "ignore")
 DECODES = ("full", "scaled")
 RESIZES = ("stretch", "letterbox", "crop")
+PAGES = ("refuse", "examples")
+AUTO = "auto"
+RANGES = {"uint8": "0,255", "uint16": "0,65535", "float32": "0,1"}  # where nothing was measured
 FOLDER = "folder"
 CACHE_DIR = "~/.cache/petseg"
 DATASET_NAME = re.compile(r"\w+(/\w[\w+.-]*)?(:(\d+|\*)(\.(\d+|\*)){2})?", re.ASCII)
@@ -77,6 +81,37 @@ class DataConfig(Group):
     )
     image_feature: str = option("image", "TFDS feature of the images", required=True)
     mask_feature: str = option("segmentation_mask", "TFDS feature of the masks", required=True)
+    channels: int = option(
+        0,
+        "channels of the network's input; 0: those of the data, of which 1 counts as 3; 4 takes opacity or a fourth "
+        "band such as near infrared",
+        resume="fixed",
+        minimum=0,
+        maximum=MOST_CHANNELS,
+    )
+    image_dtype: str = option(
+        AUTO,
+        "numbers in the image files: `uint8`, `uint16`, `float32` (32-bit integers too); `auto`: as found",
+        resume="fixed",
+        choices=(AUTO, *DTYPES),
+    )
+    intensity_range: str = option(
+        AUTO,
+        "numbers that become black and white: `LOW,HIGH`, or such a pair for each channel; `auto`: 0 to 255 of 8 "
+        "bits, else the 0.1 and 99.9 percentiles of the training split, for each channel if there are not 3",
+        resume="fixed",
+        required=True,
+    )
+    shown_channels: str = option(
+        "", "channels that pictures show, from 0 on: one, or three as red, green and blue; empty: the first three"
+    )
+    pages: str = option(
+        "refuse",
+        "TIFF stacks and animations in --dataset=folder: `refuse`; `examples`: each page of image and mask is an "
+        "example, named `scan.tif#3`",
+        resume="fixed",
+        choices=PAGES,
+    )
     train_split: str = option(
         "train", "TFDS split to train on; slices such as `train[:90%]` work", resume="fixed", required=True
     )
@@ -130,6 +165,7 @@ class DataConfig(Group):
         check_dataset_name(self.dataset)
         self.size  # noqa: B018 (raises)
         self._check_folder()
+        self._check_images()
         if self.service_addresses() and self.cache != "disk":
             raise ConfigError(
                 f"--data_service={self.data_service}: with it --cache must be disk, in a --cache_dir that the "
@@ -149,6 +185,33 @@ class DataConfig(Group):
     def size(self) -> tuple[int, int]:
         """Height and width of the network's input, in pixels."""
         return picture_size("image_size", self.image_size)
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """How images reach the network; what is not resolved yet is as in 8-bit RGB images."""
+        dtype = "uint8" if self.image_dtype == AUTO else self.image_dtype
+        text = RANGES[dtype] if self.intensity_range == AUTO else self.intensity_range
+        found = image_spec.parse_range(text)
+        assert found is not None  # checked
+        shown = tuple(map(int, self.shown_channels.split(","))) if self.shown_channels else ()
+        return ImageSpec(self.channels or 3, dtype, *found, shown)
+
+    def _check_images(self) -> None:
+        """Raises ConfigError for an invalid intensity range or invalid shown channels."""
+        text, channels = self.intensity_range, self.channels
+        if text != AUTO and image_spec.parse_range(text, channels) is None:
+            raise ConfigError(
+                f"--intensity_range={text}: must be auto, or LOW,HIGH with LOW below HIGH, or such a pair for each of "
+                f"the {channels or ''} channels".replace("  ", " ")
+            )
+        pattern = r"\d+(,\d+,\d+)?"
+        known = channels or MOST_CHANNELS
+        if (shown := self.shown_channels) and not (
+            re.fullmatch(pattern, shown) and max(map(int, shown.split(","))) < known
+        ):
+            raise ConfigError(
+                f"--shown_channels={shown}: must be a channel, or three, comma-separated, each 0 to {known - 1}"
+            )
 
     @property
     def named_splits(self) -> frozenset[str]:

@@ -44,6 +44,11 @@ class ImageSpec:
         return "uint8" if self.dtype == "uint8" else "uint16"
 
     @property
+    def bytes_per_pixel(self) -> int:
+        """Bytes of a pixel of an image and of its mask, as they travel."""
+        return self.channels * np.dtype(self.travels_as).itemsize + 1
+
+    @property
     def device_range(self) -> tuple[np.ndarray, np.ndarray]:
         """`low` and `high` as numbers of `travels_as`, float32 [1 or C] each."""
         low, high = ((0.0,), (CODES,)) if self.dtype == "float32" else (self.low, self.high)
@@ -56,7 +61,8 @@ class ImageSpec:
             return (GREY,)
         low, high = self.device_range
         middle = np.clip(np.round((low + high) / 2), 0, np.iinfo(self.travels_as).max)
-        return tuple(sorted(set(middle.astype(int).tolist()))) if len(set(middle)) == 1 else tuple(middle.astype(int))
+        numbers = middle.astype(int).tolist()
+        return tuple(numbers[:1] if len(set(numbers)) == 1 else numbers)
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels of a file, [..., C] of `dtype`, as they travel; numbers must be finite."""
@@ -85,6 +91,9 @@ class ImageSpec:
         if self.dtype == "float32":
             entry["codes"] = f"round(65535 * (value - low) / (high - low)), clipped; low {self.low}, high {self.high}"
         return entry
+
+
+PLAIN = ImageSpec()  # 8-bit RGB
 
 
 def _short(values: np.ndarray) -> float | list[float]:

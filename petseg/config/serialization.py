@@ -18,6 +18,9 @@ KEPT: dict[str, dict[str, Any]] = {
     "runtime": {"example_order": 2},
 }
 
+# Fields of the data that a run resolves from its images: the value of a config that does not say.
+RESOLVED = {"channels": 0, "image_dtype": "auto", "intensity_range": "auto"}
+
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
     """The config as nested dictionaries of JSON values."""
@@ -66,7 +69,7 @@ def _refuse_unknown(values: Any, known: Sequence[str] | Mapping[str, Any]) -> No
 
 
 def with_kept(config: Config, run: Config | None) -> Config:
-    """Fills in the `KEPT` fields: as given, else as in the run, else the latest.
+    """Fills in the `KEPT` fields, as given, else as in the run, else the latest; and the `RESOLVED` ones of the run.
 
     Args:
       config: config whose `KEPT` fields may be None.
@@ -77,6 +80,9 @@ def with_kept(config: Config, run: Config | None) -> Config:
         values = {name: getattr(before, name, None) or latest for name, latest in values.items()}
         missing = {name: value for name, value in values.items() if getattr(given, name) is None}
         config = config.changed(**{group: missing})
+    if run is not None:
+        unset = [name for name, value in RESOLVED.items() if getattr(config.data, name) == value]
+        config = config.changed(data={name: getattr(run.data, name) for name in unset})
     return config
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from petseg.config import DataConfig
 from petseg.config.data_config import FOLDER, named_splits
 from petseg.data import digests, tfds_builders
 from petseg.data.digests import Digests
+from petseg.data.images import BandCounts, joined
 from petseg.data.record_files import RecordFiles, RecordRange
 from petseg.errors import DataError, one_line
 from petseg.runtime import autotuning
@@ -64,6 +65,18 @@ class DataSet:
         """What may be a mistake in the masks of a folder, as its copy has it."""
         metadata = self.builder.info.metadata
         return list(metadata.get("mask_notes", [])) if self.holds_ids and metadata else []
+
+    def band_counts(self, splits: Collection[str]) -> BandCounts:
+        """The bands of the images of some splits; of all if there are none of these."""
+        if self.name == FOLDER:
+            from petseg.data.folders import folder_copy
+
+            return joined(folder_copy.band_counts(self.builder), splits)
+        feature = self.builder.info.features[self.image_feature]
+        dtype, with_alpha = np.dtype(feature.np_dtype).name, feature.shape[-1] == 4
+        if dtype not in ("uint8", "uint16"):
+            raise DataError(f"{self.name}: feature {self.image_feature} has {dtype}; must have uint8 or uint16")
+        return BandCounts([[dtype, 3, with_alpha, 1, int(with_alpha), f"feature {self.image_feature}"]])
 
     @property
     def full_name(self) -> str:

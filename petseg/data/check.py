@@ -20,6 +20,7 @@ from petseg.data.folders.faults import Fault
 from petseg.data.folders.inspection import Inspection
 from petseg.data.folders.mask_values import MaskCoding
 from petseg.data.folders.pair_files import DecodedPair
+from petseg.data.images import Bands, joined
 from petseg.data.overlays import OverlaySheet
 from petseg.errors import ConfigError, DataError
 from petseg.runtime import startup
@@ -85,7 +86,7 @@ def main(config: CheckConfig) -> None:
     found, notes = list(source.faults), list(source.notes)
     overlays: OverlaySheet | None = None
     if source.classes is not None:
-        inspection = Inspection(source.classes, source.needed, source.faults)
+        inspection = Inspection(source.classes, source.needed, source.faults, config.data)
         overlays = OverlaySheet(source.classes, sum(source.sizes.values()), config.check.overlays)
         for split, pair in source.pairs:
             inspection.add(split, pair)
@@ -108,7 +109,7 @@ def main(config: CheckConfig) -> None:
 
 
 def _folder(config: DataConfig) -> _Source:
-    layout = folder_layout.scan_folder(config)
+    layout = folder_files.pages_as_pairs(folder_layout.scan_folder(config), config)
     classes, found = folder_files.read_classes(config), list(layout.faults)
     where = config.classes or folder_files.CLASSES_FILE
     if classes is None:
@@ -150,6 +151,10 @@ def _print_counts(inspection: Inspection, config: DataConfig) -> None:
         for stored, count in inspection.modes.items():
             modes[stored[i] or "not readable"] = modes.get(stored[i] or "not readable", 0) + count
         print(f"modes of {what}: " + ", ".join(f"{mode} {count}" for mode, count in sorted(modes.items())))
+    found = joined(inspection.bands, config.named_splits).rows()
+    kinds = {Bands(*row[:3]): row[3] for row in found}
+    if any(bands.channels != 3 or bands.alpha or bands.dtype != "uint8" for bands in kinds):
+        print("bands of images: " + ", ".join(f"{bands} {count}" for bands, count in kinds.items()))
     print(f"sizes (height x width): {_sizes(inspection)}")
     _print_classes(inspection)
     print(f"suggested: {inspection.suggested_size()}")

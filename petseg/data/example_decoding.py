@@ -1,5 +1,6 @@
 """Decodes one example: record -> image and mask at the network's size, and whether they are valid."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,9 +8,11 @@ import numpy as np
 import tensorflow as tf
 
 from petseg.classes import IGNORED
+from petseg.config.image_spec import CODES, ImageSpec
 from petseg.data import mask_files
 from petseg.data.catalog import DataSet
 from petseg.data.folders.mask_values import MaskCoding
+from petseg.data.images import LUMA, Bands
 from petseg.data.resizing import Resizing
 from petseg.errors import DataError
 
@@ -21,15 +24,85 @@ class BadExampleError(DataError):
     """An example that cannot be decoded or has an invalid mask."""
 
 
-def decoded_pair(data_set: DataSet, example: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Image uint8 [H, W, 3] and class ids uint8 [H, W, 1] at their stored size, and what is wrong with the mask."""
-    return _decoded_image(example["image"]), *_decoded_mask(data_set, example["mask"])
+@dataclasses.dataclass(frozen=True)
+class ImageDecoding:
+    """Decodes the image files of records, as graphs that agree with `images.prepared`.
+
+    Attributes:
+      bands: the bands that the files hold.
+      spec: the images that a run wants of them.
+    """
+
+    bands: Bands
+    spec: ImageSpec
+
+    def __call__(self, file: tf.Tensor) -> tf.Tensor:
+        """An image as it travels, uint8 or uint16 [H, W, C]."""
+        return self._encoded(self.stored(file))
+
+    def stored(self, file: tf.Tensor) -> tf.Tensor:
+        """An image in the numbers of its file, uint8, uint16 or float32 [H, W, C]."""
+        return self._unstacked(file) if self.bands.is_stacked else self._with_channels(self._plain(file))
+
+    def from_rgb(self, image: tf.Tensor) -> tf.Tensor:
+        """An image as it travels of decoded RGB, uint8 [H, W, 3]."""
+        return self._encoded(self._with_channels(image))
+
+    def _plain(self, file: tf.Tensor) -> tf.Tensor:
+        channels = 4 if self.bands.is_used_alpha(self.spec.channels) or self.spec.channels == 4 else 3
+
+        def others() -> tf.Tensor:
+            return tf.io.decode_image(file, channels, tf.as_dtype(self.bands.dtype), expand_animations=False)
+
+        is_eight_bit_rgb = channels == 3 and self.bands.dtype == "uint8"
+        image = tf.cond(tf.io.is_jpeg(file), lambda: _decoded_jpeg(file), others) if is_eight_bit_rgb else others()
+        return tf.ensure_shape(image, [None, None, channels])
+
+    def _with_channels(self, image: tf.Tensor) -> tf.Tensor:
+        """The wanted channels of decoded RGB or RGBA."""
+        channels = self.spec.channels
+        if channels == 2:  # grey and opacity
+            return tf.gather(image, [0, 3], axis=-1)
+        if channels == 1:  # integers, as `images.luma`
+            grey = tf.reduce_sum(tf.cast(image, tf.int32) * tf.constant(LUMA), axis=-1, keepdims=True)
+            return tf.cast((grey + 500) // 1000, image.dtype)
+        return image
+
+    def _unstacked(self, file: tf.Tensor) -> tf.Tensor:
+        bands, count = self.bands, self.bands.count + self.bands.alpha
+        stored = tf.uint8 if bands.dtype == "uint8" else tf.uint16
+        planes = tf.io.decode_png(file, 1, stored)[..., 0]
+        width = tf.shape(planes)[1]
+        image = tf.transpose(tf.reshape(planes, [bands.planes, -1, width]), [1, 2, 0])
+        if bands.dtype == "float32":
+            image = tf.bitcast(tf.reshape(image, [-1, width, count, 2]), tf.float32)
+        if not bands.is_used_alpha(self.spec.channels):
+            image = image[..., : bands.count]
+        if bands.count == 1 and self.spec.channels == 3:
+            image = tf.repeat(image, 3, axis=-1)
+        if bands.count == 3 and self.spec.channels == 1:
+            image = tf.reduce_sum(image * (tf.constant(LUMA, tf.float32) / 1000), axis=-1, keepdims=True)
+        return tf.ensure_shape(image, [None, None, self.spec.channels])
+
+    def _encoded(self, image: tf.Tensor) -> tf.Tensor:
+        """As `ImageSpec.encode`."""
+        if self.spec.dtype != "float32":
+            return image
+        low, high = tf.constant(self.spec.low, tf.float32), tf.constant(self.spec.high, tf.float32)
+        share = tf.clip_by_value((image - low) / (high - low), 0, 1)
+        return tf.cast(tf.round(share * CODES), tf.uint16)
 
 
-def _decoded_image(file: tf.Tensor) -> tf.Tensor:
-    image = tf.io.decode_image(file, channels=3, expand_animations=False)
-    image.set_shape([None, None, 3])
-    return image
+def _decoded_jpeg(file: tf.Tensor, ratio: int = 1) -> tf.Tensor:
+    """RGB of a JPEG file, with the exact cosine transform, as Pillow decodes it; sides divided by `ratio`."""
+    return tf.io.decode_jpeg(file, 3, ratio=ratio, dct_method="INTEGER_ACCURATE")
+
+
+def decoded_pair(
+    data_set: DataSet, images: ImageDecoding, example: dict[str, tf.Tensor]
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Image as it travels [H, W, C], class ids uint8 [H, W, 1] at their stored size, and an invalid value or NONE."""
+    return images(example["image"]), *_decoded_mask(data_set, example["mask"])
 
 
 def _decoded_mask(data_set: DataSet, file: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -54,14 +127,16 @@ def _decoded_mask(data_set: DataSet, file: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
     return mask, problem
 
 
-def decode_reduced(file: tf.Tensor, resizing: Resizing) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def decode_reduced(
+    file: tf.Tensor, images: ImageDecoding, resizing: Resizing
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Decodes an image at a reduced size (--decode=scaled).
 
     A JPEG's sides are divided by the largest of 8, 4 and 2 that leaves both at least as long as after resizing; other
     formats are decoded at full size.
 
     Returns:
-      the image, uint8 [H', W', 3]; its full height and width, int32 [2]; the divisor, int32 scalar.
+      the image as it travels, [H', W', C]; its full height and width, int32 [2]; the divisor, int32 scalar.
     """
 
     def reduced_jpeg() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -69,12 +144,12 @@ def decode_reduced(file: tf.Tensor, resizing: Resizing) -> tuple[tf.Tensor, tf.T
         needed = resizing.resized_size(size)
         # Sides are rounded up. If 8 fits, 4 fits too, so the number of divisors that fit is the index of the largest.
         fits = [tf.reduce_all(-(-size // ratio) >= needed) for ratio in DIVISORS]
-        decoders = [lambda ratio=ratio: tf.io.decode_jpeg(file, 3, ratio=ratio) for ratio in (1, *DIVISORS)]
+        decoders = [lambda ratio=ratio: images.from_rgb(_decoded_jpeg(file, ratio)) for ratio in (1, *DIVISORS)]
         number = tf.math.count_nonzero(fits, dtype=tf.int32)
         return tf.switch_case(number, decoders), size, tf.gather((1, *DIVISORS), number)
 
     def whole() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        image = _decoded_image(file)
+        image = images(file)
         return image, tf.shape(image)[:2], tf.constant(1)
 
     return tf.cond(tf.io.is_jpeg(file), reduced_jpeg, whole)
@@ -82,6 +157,7 @@ def decode_reduced(file: tf.Tensor, resizing: Resizing) -> tuple[tf.Tensor, tf.T
 
 def decode(
     data_set: DataSet,
+    images: ImageDecoding,
     resizing: Resizing,
     example: dict[str, tf.Tensor],
     keys: Sequence[str] = (),
@@ -92,20 +168,21 @@ def decode(
 
     Args:
       data_set: the data set.
+      images: decodes its images.
       resizing: resizes images and masks.
       example: undecoded, as in `DataSet.raw_examples`.
       keys: class labels to keep.
       scaled: whether to decode a JPEG image at a reduced size.
 
     Returns:
-      `image` uint8 [h, w, 3], `mask` uint8 [h, w, 1], `name`, the labels, and for `check_example` the decoded sizes
-      `image_size` and `mask_size`, int32 [2], and `problem`, what is wrong with the mask, a string.
+      `image` uint8 or uint16 [h, w, C], `mask` uint8 [h, w, 1], `name`, the labels, and for `check_example` the
+      decoded sizes `image_size` and `mask_size`, int32 [2], and `problem`, what is wrong with the mask, a string.
     """
     mask, problem = _decoded_mask(data_set, example["mask"])
     if scaled:
-        image, image_size, divisor = decode_reduced(example["image"], resizing)
+        image, image_size, divisor = decode_reduced(example["image"], images, resizing)
     else:
-        image = _decoded_image(example["image"])
+        image = images(example["image"])
         image_size, divisor = tf.shape(image)[:2], tf.constant(1)
     facts = {"image_size": image_size, "mask_size": tf.shape(mask)[:2], "problem": problem}
     size = tf.constant(resizing.size)
@@ -114,7 +191,7 @@ def decode(
         has_size, lambda: (image, mask), lambda: (resizing.image(image, image_size, divisor), resizing.mask(mask))
     )
     return {
-        "image": tf.ensure_shape(image, [*resizing.size, 3]),
+        "image": tf.ensure_shape(image, [*resizing.size, images.spec.channels]),
         "mask": tf.ensure_shape(mask, [*resizing.size, 1]),
         "name": example["name"],
         **{key: example[key] for key in keys},

@@ -20,7 +20,7 @@ class Fetched(NamedTuple):
     """Fetched examples.
 
     Attributes:
-      image: uint8 [K, H, W, 3].
+      image: uint8 or uint16 [K, H, W, C], as images travel (`ImageSpec`).
       mask: uint8 [K, H, W, 1], class ids or IGNORED.
       usable: bool [K]; False for a bad example, which is a grey image whose pixels are all IGNORED.
     """
@@ -86,7 +86,7 @@ class Examples(abc.ABC):
         return fetch(ids)
 
     def read(self, ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 [K, H, W, 3] and masks uint8 [K, H, W, 1] as arrays; raises DataError for a bad example."""
+        """Images [K, H, W, C] and masks uint8 [K, H, W, 1] as arrays; raises DataError for a bad example."""
         with tf.device("cpu:0"):
             fetched = self.fetch(tf.constant(np.asarray(ids, np.int64)))
         for i in np.asarray(ids)[~fetched.usable.numpy()].tolist():

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
-from petseg.data import catalog, example_decoding, feeding, random_crops, subsampling
+from petseg.data import catalog, example_decoding, feeding, intensity, random_crops, subsampling
 from petseg.data.backends.disk import Cache, DiskExamples
 from petseg.data.backends.memory import MemoryExamples, aligned_array
 from petseg.data.backends.on_demand import OnDemandExamples, distinguishing_labels
@@ -131,9 +131,10 @@ def load_some(
 
 
 def _in_memory(source: SplitSource) -> MemoryExamples:
-    size = math.prod(source.shape(4)) / 2**20
-    logger.info("%s: %d examples at %d x %d take %.0f MiB of memory", source.split, *source.shape(4)[:3], size)
-    images, masks = aligned_array(source.shape(3)), aligned_array(source.shape(1))
+    channels, dtype = source.images.spec.channels, np.dtype(source.images.spec.travels_as)
+    size = math.prod(source.shape(channels * dtype.itemsize + 1)) / 2**20
+    logger.info("%s: %d examples at %d x %d take %.0f MiB of memory", source.split, *source.shape(1)[:3], size)
+    images, masks = aligned_array(source.shape(channels), dtype), aligned_array(source.shape(1))
 
     def keep(i: int, example: dict[str, Any]) -> None:
         images[i], masks[i] = example["image"], example["mask"]
@@ -143,7 +144,7 @@ def _in_memory(source: SplitSource) -> MemoryExamples:
 
 
 def _on_disk(source: SplitSource, cache_dir: str) -> Examples:
-    data_set = source.data_set
+    data_set, spec = source.data_set, dataclasses.replace(source.images.spec, shown_channels=())
     files = [file for file in sorted(Path(data_set.builder.data_path).iterdir()) if file.is_file()]
     key = {
         "dataset": data_set.full_name,
@@ -155,8 +156,21 @@ def _on_disk(source: SplitSource, cache_dir: str) -> Examples:
         "files": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
         "tensorflow": tf.__version__,  # its decoders may change
         **({"decode": "scaled"} if source.scaled else {}),
+        **(
+            {}
+            if spec.is_plain and spec.channels == 3
+            else {"images": [*dataclasses.astuple(source.images.bands), *dataclasses.astuple(spec)]}
+        ),
     }
-    cache = Cache(cache_dir, f"{data_set.full_name}-{source.split}", key, source.count, source.resizing.size)
+    cache = Cache(
+        cache_dir,
+        f"{data_set.full_name}-{source.split}",
+        key,
+        source.count,
+        source.resizing.size,
+        spec.channels,
+        spec.travels_as,
+    )
     names, groups = cache.ensure_written(
         lambda keep: _decode_all(source, lambda _, example: keep(example["image"], example["mask"]))
     )
@@ -207,14 +221,15 @@ def _decoded_arrays(source: SplitSource, raw: tf.data.Dataset, keys: Sequence[st
 def native_pairs(
     config: DataConfig, split: str, classes: Classes | None = None, *, ids: np.ndarray | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Images uint8 [H, W, 3] and class ids uint8 [H, W, 1] of a split at native resolution, in order.
+    """Images as they travel [H, W, C] and class ids uint8 [H, W, 1] of a split at native resolution, in order.
 
     With `ids`, int64 [K], only those at these ascending positions.
     """
     data_set = catalog.open_data(config, classes)
     at_once = feeding.decodes_at_once()
     without_conversion = tf.autograph.experimental.do_not_convert
-    decode = without_conversion(lambda example: example_decoding.decoded_pair(data_set, example))
+    images = intensity.decoding_of(config, data_set)
+    decode = without_conversion(lambda example: example_decoding.decoded_pair(data_set, images, example))
     raw = data_set.raw_examples(split)
     raw = raw if ids is None else subsampling.elements_at(raw, ids)
     for image, mask, problem in raw.map(decode, at_once).prefetch(at_once).as_numpy_iterator():

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-# Padding of images. --input_scaling=symmetric maps it to nearly 0, the padding of convolutions; being within 25 levels
-# of ImageNet's mean colour, it makes weaker edges than black.
-GREY = 128
+from petseg.config.image_spec import GREY
+
 VALUES = 2**17  # resized logits at a time, to fit a core's cache
 
 
@@ -22,12 +21,13 @@ class NumpyResizing:
 
     size: tuple[int, int]
     method: str = "stretch"
+    padding: tuple[int, ...] = (GREY,)
 
     def image(self, image: np.ndarray) -> np.ndarray:
-        """Resizes uint8 [H, W, 3] to [h, w, 3], bilinear with antialiasing, padded with grey."""
+        """Resizes uint8 or uint16 [H, W, C] to [h, w, C], bilinear with antialiasing, padded."""
         if self.method != "crop":
             image = _resize_image(image, self._resized_size(image.shape))
-        canvas = np.full((*self.size, image.shape[2]), GREY, np.uint8)
+        canvas = np.full((*self.size, image.shape[2]), self.padding, image.dtype)
         sides = list(zip(image.shape[:2], self.size, strict=True))
         above, before = (max(side - wanted, 0) // 2 for side, wanted in sides)
         top, left = (max(wanted - side, 0) // 2 for side, wanted in sides)
@@ -71,11 +71,11 @@ class NumpyResizing:
 
 
 def _resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes uint8 [H, W, C] with antialiasing."""
+    """Resizes uint8 or uint16 [H, W, C] with antialiasing."""
     # In float channels, because Pillow rounds uint8 images twice, which changes every sixth value by one level.
     channels = (Image.fromarray(image[..., i]).convert("F") for i in range(image.shape[2]))
     resized = [np.asarray(channel.resize(size[::-1], Image.Resampling.BILINEAR)) for channel in channels]
-    return np.stack(resized, axis=-1).round().clip(0, 255).astype(np.uint8)
+    return np.stack(resized, axis=-1).round().clip(0, np.iinfo(image.dtype).max).astype(image.dtype)
 
 
 def _resize_planes(planes: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:

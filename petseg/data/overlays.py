@@ -1,14 +1,13 @@
 """Draws a sheet of images beside the same images with mask overlays, with a legend of the classes."""
 
-import io
 import math
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from petseg.classes import IGNORED, Classes
+from petseg.data import images
 from petseg.data.folders.pair_files import DecodedPair
-from petseg.picture_formats import open_picture
 
 TILE_WIDTH, MOST_HEIGHT = 240, 480  # pixels of an image on the sheet; limited by the largest JPEG
 TILES_ACROSS, GAP = 3, 8  # pairs, pixels
@@ -39,12 +38,12 @@ class OverlaySheet:
         """Samples the next pair if it is due; a pair with faults is replaced by the next one."""
         self._pending += self._seen in self._due
         self._seen += 1
-        if self._pending and pair.image and pair.ids is not None:
+        if self._pending and pair.image and pair.picture and pair.ids is not None:
             self._pending -= 1
             height, width = pair.ids.shape
             scale = min(TILE_WIDTH / width, MOST_HEIGHT / height)
             size = max(1, round(width * scale)), max(1, round(height * scale))
-            picture = open_picture(io.BytesIO(pair.image)).convert("RGB").resize(size)
+            picture = Image.fromarray(images.for_people(pair.picture)).resize(size)
             mask = np.asarray(Image.fromarray(pair.ids).resize(size, Image.Resampling.NEAREST))
             self._shown.append((f"{split}: {pair.name}", picture, mask))
 

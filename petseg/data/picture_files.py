@@ -435,7 +435,7 @@ def _npy(file: IO[bytes]) -> Picture:
     shape, _ = _npy_header(file)
     _check_size(*shape[:2])
     file.seek(0)
-    return _of_bands(np.load(file, allow_pickle=False), "NPY")
+    return _of_bands(np.load(file), "NPY")
 
 
 def _of_bands(array: np.ndarray, kind: str) -> Picture:

@@ -97,12 +97,15 @@ class RandomCrops(Examples):
         return tf.map_fn(crop, (canvases, starts), fn_output_signature=tf.TensorSpec(shape, canvases.dtype))
 
 
-def sizes_in_headers(files: Iterable[bytes], count: int) -> np.ndarray:
-    """Heights and widths from the headers of image files, int32 [count, 2]; 1 x 1 if a header cannot be read."""
+def sizes_in_headers(files: Iterable[bytes], count: int, planes: int = 1) -> np.ndarray:
+    """Heights and widths from the headers of image files, int32 [count, 2]; 1 x 1 if a header cannot be read.
+
+    Files hold so many planes of an image one below the other.
+    """
     sizes = np.ones((count, 2), np.int32)
     for i, file in enumerate(files):
         with contextlib.suppress(Exception), open_picture(io.BytesIO(file)) as picture:  # decoding will report why
-            sizes[i] = picture.height, picture.width
+            sizes[i] = picture.height // planes, picture.width
     return sizes
 
 

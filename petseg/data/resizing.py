@@ -5,7 +5,7 @@ import dataclasses
 import tensorflow as tf
 
 from petseg.classes import IGNORED
-from petseg.data.numpy_resizing import GREY
+from petseg.config.image_spec import GREY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,13 +16,15 @@ class Resizing:
       size: height h and width w of the network's input.
       method: `stretch`: resizes the whole image, ignoring its aspect ratio. `letterbox`: keeps the aspect ratio and
         pads. `crop`: the centre of the image, not resized; a smaller image is padded.
+      padding: number of the pixels around an image: one, or one for each channel.
     """
 
     size: tuple[int, int]
     method: str = "stretch"
+    padding: tuple[int, ...] = (GREY,)
 
     def image(self, image: tf.Tensor, shape: tf.Tensor | None = None, divisor: tf.Tensor | int = 1) -> tf.Tensor:
-        """Resizes uint8 [H, W, 3] to [h, w, 3], bilinear with antialiasing, padded with grey.
+        """Resizes uint8 or uint16 [H, W, C] to [h, w, C], bilinear with antialiasing, padded.
 
         Args:
           image: the image, or a copy decoded at a reduced size.
@@ -31,7 +33,7 @@ class Resizing:
             a partial last row or column does not shift the others.
         """
         if self.method == "crop":
-            return self._crop_or_pad(image, GREY)
+            return self._crop_or_pad(image, self.padding)
         shape = tf.shape(image) if shape is None else shape
         size = self.resized_size(shape)
         scale = tf.cast(size * divisor, tf.float32) / tf.cast(shape[:2], tf.float32)
@@ -39,13 +41,15 @@ class Resizing:
         resized = tf.raw_ops.ScaleAndTranslate(
             images=image[None], size=size, scale=scale, translation=[0.0, 0.0], kernel_type="triangle", antialias=True
         )[0]
-        return self._crop_or_pad(tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8), GREY)
+        dtype = tf.as_dtype(image.dtype)
+        resized = tf.cast(tf.clip_by_value(tf.round(resized), 0, dtype.max), dtype)
+        return self._crop_or_pad(resized, self.padding)
 
     def mask(self, mask: tf.Tensor) -> tf.Tensor:
         """Resizes class ids, uint8 [H, W, 1] to [h, w, 1], by nearest neighbour, padded with IGNORED."""
         if self.method != "crop":
             mask = tf.image.resize(mask, self.resized_size(tf.shape(mask)), method="nearest")
-        return self._crop_or_pad(mask, IGNORED)
+        return self._crop_or_pad(mask, (IGNORED,))
 
     def to_image_size(self, values: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
         """Resizes logits, float32 [B, h, w, C], to the image's size, [B, H, W, C], without padding.
@@ -67,9 +71,13 @@ class Resizing:
         return {
             "stretch": f"resized to {size} bilinearly with antialiasing",
             "letterbox": f"resized bilinearly with antialiasing, aspect ratio kept, to the largest size that fits "
-            f"{size}, centred and padded with grey, {GREY}",
-            "crop": f"a crop of {size}, not resized; a smaller image is centred and padded with grey, {GREY}",
+            f"{size}, centred and padded with grey, {self._grey}",
+            "crop": f"a crop of {size}, not resized; a smaller image is centred and padded with grey, {self._grey}",
         }[self.method]
+
+    @property
+    def _grey(self) -> str:
+        return ", ".join(map(str, self.padding))
 
     def resized_size(self, shape: tf.Tensor) -> tf.Tensor:
         """Height and width of the image before padding, int32 [2]."""
@@ -84,7 +92,7 @@ class Resizing:
         sides = tf.stack([tf.minimum(high, self.size[0]), tf.minimum(wide, self.size[1])])
         return tf.cast(tf.maximum(sides, 1), tf.int32)
 
-    def _crop_or_pad(self, picture: tf.Tensor, padding_value: int) -> tf.Tensor:
+    def _crop_or_pad(self, picture: tf.Tensor, padding_value: tuple[int, ...]) -> tf.Tensor:
         """Crops or pads [H, W, C] around its centre to [h, w, C]."""
         if self.method != "stretch":
             shape = tf.shape(picture)
@@ -93,7 +101,10 @@ class Resizing:
                 start, before = tf.maximum(side - wanted, 0) // 2, tf.maximum(wanted - side, 0) // 2
                 slices.append(slice(start, start + wanted))
                 padding.append([before, tf.maximum(wanted - side, 0) - before])
-            picture = tf.pad(
-                picture[tuple(slices)], [*padding, [0, 0]], constant_values=tf.cast(padding_value, picture.dtype)
-            )
+            picture, fill = picture[tuple(slices)], tf.cast(padding_value, picture.dtype)
+            if len(padding_value) == 1:
+                picture = tf.pad(picture, [*padding, [0, 0]], constant_values=fill[0])
+            else:
+                inside = tf.pad(tf.ones_like(picture[..., :1], tf.bool), [*padding, [0, 0]])
+                picture = tf.where(inside, tf.pad(picture, [*padding, [0, 0]]), fill)
         return tf.ensure_shape(picture, [*self.size, picture.shape[-1]])

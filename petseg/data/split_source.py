@@ -10,8 +10,9 @@ import tensorflow as tf
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
-from petseg.data import catalog, example_decoding, feeding, mask_files, random_crops
+from petseg.data import catalog, example_decoding, feeding, intensity, mask_files, random_crops
 from petseg.data.catalog import ARRAY_RECORD, DataSet
+from petseg.data.example_decoding import ImageDecoding
 from petseg.data.mask_survey import MaskFacts
 from petseg.data.record_files import RecordFiles
 from petseg.data.resizing import Resizing
@@ -28,6 +29,7 @@ class SplitSource:
     Attributes:
       data_set: the data set.
       split: its split, or a slice.
+      images: decodes its images.
       resizing: resizes images and masks.
       positions: ascending positions in the split of the N examples.
       picture_sizes: for canvases of --resize=crop: heights and widths in image headers, int32 [N, 2]; else None.
@@ -37,6 +39,7 @@ class SplitSource:
 
     data_set: DataSet
     split: str
+    images: ImageDecoding
     resizing: Resizing
     positions: range
     picture_sizes: np.ndarray | None = None
@@ -54,16 +57,19 @@ class SplitSource:
                 f"--cache=none: {data_set.name} is stored as {data_set.file_format}; must be {ARRAY_RECORD}; "
                 "`python -m petseg.data.to_array_record` converts it, and --cache=disk reads any format"
             )
-        return cls(data_set, split, Resizing(config.size, config.resize), positions, records=records)
+        images = intensity.decoding_of(config, data_set)
+        resizing = Resizing(config.size, config.resize, images.spec.padding)
+        return cls(data_set, split, images, resizing, positions, records=records)
 
     def on_canvases(self) -> "SplitSource":
         """The same images, not resized but each centred on a canvas of the largest size, for random crops."""
         logger.info("%s: reading the sizes of %d images from their headers", self.split, self.count)
         files = self.undecoded().map(lambda example: example["image"]).as_numpy_iterator()
         with self._naming_unreadable_files():
-            sizes = random_crops.sizes_in_headers(files, self.count)
+            sizes = random_crops.sizes_in_headers(files, self.count, self.images.bands.planes)
         height, width = np.maximum(sizes.max(axis=0), self.resizing.size).tolist()
-        return dataclasses.replace(self, resizing=Resizing((height, width), "crop"), picture_sizes=sizes)
+        canvases = Resizing((height, width), "crop", self.resizing.padding)
+        return dataclasses.replace(self, resizing=canvases, picture_sizes=sizes)
 
     def with_scaled_decoding(self) -> "SplitSource":
         """The same images, with JPEGs decoded at a reduced size; raises DataError if there seem to be no JPEGs."""
@@ -123,7 +129,7 @@ class SplitSource:
 
     def decode(self, example: dict[str, tf.Tensor], keys: Sequence[str] = ()) -> dict[str, tf.Tensor]:
         """Decodes an example as `example_decoding.decode` does."""
-        return example_decoding.decode(self.data_set, self.resizing, example, keys, scaled=self.scaled)
+        return example_decoding.decode(self.data_set, self.images, self.resizing, example, keys, scaled=self.scaled)
 
     def decoded(self, examples: tf.data.Dataset, keys: Sequence[str] = ()) -> tf.data.Dataset:
         """Decodes a data set of examples in parallel."""

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from petseg.config.eval_config import EvalConfig, ScoreConfig
+from petseg.config.image_spec import PLAIN, ImageSpec
 from petseg.data import catalog, loading
 from petseg.data.drawings import animal_drawing
 from petseg.data.resizing import Resizing
@@ -73,6 +74,7 @@ def export(config: EvalConfig) -> list[export_lib.Agreement]:
             examples,
             calibration=calibration,
             resize=run.config.data.resize,
+            image_spec=run.config.data.image_spec,
             card=run.model_card(path, split, step),
             compared_on=compared_on,
             rebuild=building.rebuild_for_export(run.config, run.classes),
@@ -82,7 +84,7 @@ def export(config: EvalConfig) -> list[export_lib.Agreement]:
 
 
 def _comparison_images(run: TrainedRun | PackedRun, score: ScoreConfig) -> tuple[np.ndarray, str]:
-    """Images uint8 [N, H, W, 3] of the evaluation split, or drawings if it is not on disk; and which of the two.
+    """Images [N, H, W, C] of the evaluation split, or drawings if it is not on disk; and which of the two.
 
     Raises:
       DataError: if the data set is on disk and lacks the split of --split.
@@ -98,13 +100,19 @@ def _comparison_images(run: TrainedRun | PackedRun, score: ScoreConfig) -> tuple
                 raise
             reason = str(error)
     logger.warning("exports are compared on drawings instead of images of the data set: %s", reason)
-    return _drawings(data.size, COMPARED_IMAGES), "drawings"
+    return _drawings(data.size, data.image_spec), "drawings"
 
 
-def _drawings(size: tuple[int, int], count: int) -> np.ndarray:
-    """Drawn cats and dogs, uint8 [count, H, W, 3]."""
+def _drawings(size: tuple[int, int], spec: ImageSpec) -> np.ndarray:
+    """Drawn cats and dogs as images of a run travel, [N, H, W, C]; their colours are repeated over other channels."""
     resizing = Resizing(size)
-    return np.stack([resizing.image(animal_drawing.draw(np.random.default_rng(i)).image) for i in range(count)])
+    drawn = (animal_drawing.draw(np.random.default_rng(i)).image for i in range(COMPARED_IMAGES))
+    colors = np.stack([resizing.image(image) for image in drawn])
+    if spec == PLAIN:
+        return colors
+    low, high = spec.device_range
+    shares = colors[..., [channel % 3 for channel in range(spec.channels)]] / np.float32(255)
+    return (low + shares * (high - low)).clip(0).astype(spec.travels_as)
 
 
 def _calibration_images(run: TrainedRun | PackedRun) -> np.ndarray:

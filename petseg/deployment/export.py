@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from petseg.config.eval_config import EXPORT_FORMATS
+from petseg.config.image_spec import PLAIN, ImageSpec
 from petseg.data.resizing import Resizing
 from petseg.deployment.export_formats import FORMATS, ExportContext, Runner, Serving, predictions
 from petseg.errors import ConfigError, ExportError, one_line
@@ -56,6 +57,7 @@ def export(
     calibration: np.ndarray | None,
     card: Mapping[str, Any],
     resize: str = "stretch",
+    image_spec: ImageSpec = PLAIN,
     compared_on: str = "images",
     rebuild: Callable[[], keras.Model] | None = None,
 ) -> list[Agreement]:
@@ -67,13 +69,14 @@ def export(
     Only unchanged files of earlier exports are replaced, and only by an export that agrees with the model.
 
     Args:
-      model: float32 images [B, H, W, 3] in [0, 255] -> float32 logits [B, H, W, C].
+      model: float32 images [B, H, W, channels] in [0, 255] -> float32 logits [B, H, W, C].
       formats: some of EXPORT_FORMATS.
       output_dir: the output folder.
-      examples: images to compare on, uint8 [N, H, W, 3].
-      calibration: images uint8 [M, H, W, 3] to calibrate the activations of `tflite_int8`; None if not needed.
+      examples: images to compare on, [N, H, W, channels] as they travel.
+      calibration: images [M, H, W, channels] to calibrate the activations of `tflite_int8`; None if not needed.
       card: further entries of the model card: classes, scores, versions.
       resize: how images are brought to the model's size; only described in the card.
+      image_spec: how images travel.
       compared_on: name of `examples` in the card.
       rebuild: builds the network in float32 without synchronised batch norms, with any weights; None: Keras copies the
         model, which needs a `get_config` of each layer.
@@ -86,9 +89,9 @@ def export(
     """
     check_formats(formats)
     check_replaceable(formats, output_dir)
-    layer = Serving(_float32_twin(model, rebuild), trainable=False, name="petseg")
+    layer = Serving(_float32_twin(model, rebuild), image_spec, trainable=False, name="petseg")
     original = model if model.dtype_policy.name == "float32" else layer.model
-    expected = _run(lambda images: predictions(original, images), examples, BATCH_SIZE)
+    expected = _run(lambda images: predictions(original, images, image_spec), examples, BATCH_SIZE)
     agreements, failures, placed = [], {}, []
     with explain_write_errors(output_dir, flag=f"--output_dir={output_dir}"):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
@@ -119,14 +122,20 @@ def export(
     return agreements
 
 
-def write_onnx(model: keras.Model, path: Path, rebuild: Callable[[], keras.Model] | None = None) -> None:
+def write_onnx(
+    model: keras.Model,
+    path: Path,
+    rebuild: Callable[[], keras.Model] | None = None,
+    image_spec: ImageSpec = PLAIN,
+) -> None:
     """Exports a model as ONNX without comparing it; replaces any file at the path.
 
     Raises:
       ExportError: if it cannot be converted.
     """
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as scratch:
-        layer, made = Serving(_float32_twin(model, rebuild), trainable=False, name="petseg"), Path(scratch, path.name)
+        twin, made = _float32_twin(model, rebuild), Path(scratch, path.name)
+        layer = Serving(twin, image_spec, trainable=False, name="petseg")
         try:
             FORMATS["onnx"].write(layer, made, ExportContext(None, {}))
             os.replace(made, path)
@@ -275,7 +284,9 @@ def _facts(
 ) -> dict[str, Any]:
     """The model card's entries on inputs, outputs and files."""
     _, height, width, classes = layer.model.output_shape
-    preparation = f"RGB, {Resizing((height, width), resize).describe()}"
+    spec = layer.image_spec
+    bands = "RGB" if spec.channels == 3 else f"{spec.channels} channels"
+    preparation = f"{bands}, {Resizing((height, width), resize, spec.padding).describe()}"
     pixels = ["batch", height, width]
     exports: dict[str, dict[str, Any]] = {
         a.format: {**dataclasses.asdict(a), "path": Path(a.path).name, "batch": FORMATS[a.format].batch_size or "any"}
@@ -284,7 +295,7 @@ def _facts(
     if "tflite_int8" in exports:
         exports["tflite_int8"]["calibrated_on"] = f"{calibrated_on} images"
         exports["tflite_int8"]["note"] = "probabilities come in steps of 1/256"
-    image = {"name": "image", "dtype": "uint8", "shape": [*pixels, 3], "range": [0, 255], "content": preparation}
+    image = {"name": "image", "shape": [*pixels, spec.channels], "content": preparation, **spec.describe()}
     probabilities = {"name": "probabilities", "dtype": "float32", "shape": [*pixels, classes], "range": [0, 1]}
     mask = {"name": "mask", "dtype": "uint8", "shape": pixels, "range": [0, classes - 1], "content": "class ids"}
     outputs = [probabilities, mask]

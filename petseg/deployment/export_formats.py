@@ -3,6 +3,7 @@
 Loading `model.keras` or `model.h5` needs the layer defined here: `import petseg.export`.
 """
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import tensorflow as tf
 
 from petseg import config as config_lib
 from petseg.classes import Classes
+from petseg.config.image_spec import PLAIN, ImageSpec
 from petseg.deployment.half_precision import half_precision
 from petseg.models import inference
 from petseg.models.layers import InferenceMode
@@ -25,19 +27,33 @@ SIGNATURE = "serving_default"
 MASK_AGREEMENT, MASK_AGREEMENT_INT8 = 0.999, 0.97
 ONNX_OPSET = 18
 
-# A loaded export: uint8 images [B, H, W, 3] -> the outputs of `Serving`.
+# A loaded export: images [B, H, W, C] as they travel -> the outputs of `Serving`.
 Runner = Callable[[np.ndarray], Mapping[str, Any]]
 
 
 @keras.saving.register_keras_serializable("petseg")
 class Serving(InferenceMode):
-    """The exported model: a network with its scaling of pixels, softmax and argmax.
+    """The exported model: a network with its intensity range, scaling of pixels, softmax and argmax.
 
-    Input: uint8 [B, H, W, 3]. Output: `probabilities`, float32 [B, H, W, C], and `mask`, class ids, uint8 [B, H, W].
+    Input: images as they travel, uint8 or uint16 [B, H, W, channels]. Output: `probabilities`, float32 [B, H, W, C],
+    and `mask`, class ids, uint8 [B, H, W].
     """
 
+    def __init__(self, model: keras.Model, image_spec: ImageSpec = PLAIN, **kwargs: Any):
+        super().__init__(model, **kwargs)
+        self.image_spec = image_spec
+
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> Any:
-        return predictions(self.model, inputs)
+        return predictions(self.model, inputs, self.image_spec)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "image_spec": dataclasses.asdict(self.image_spec)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Serving":
+        values: Any = config.pop("image_spec", {})  # exports of earlier versions have none
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return cls(keras.saving.deserialize_keras_object(config.pop("model")), ImageSpec(**values), **config)
 
 
 class ExportContext(NamedTuple):
@@ -59,9 +75,9 @@ class ExportFormat(NamedTuple):
     calibrated: bool = False
 
 
-def predictions(model: keras.Model, images: tf.Tensor) -> dict[str, tf.Tensor]:
+def predictions(model: keras.Model, images: tf.Tensor, image_spec: ImageSpec) -> dict[str, tf.Tensor]:
     """The outputs of `Serving`."""
-    logits = inference.logits(model, images)
+    logits = inference.logits(model, images, image_spec=image_spec)
     # Not Keras's argmax: its handling of negative zeros uses operations that TFLite and ONNX lack.
     return {"probabilities": tf.nn.softmax(logits), "mask": tf.cast(tf.argmax(logits, axis=-1), tf.uint8)}
 
@@ -70,7 +86,7 @@ def _as_module(layer: Serving, batch: int | None) -> tuple[tf.Module, Any]:
     """A module that holds the variables, and its function for batches of a fixed or any size."""
     module = tf.Module()
     module.weights = [variable.value for variable in layer.variables]
-    image = tf.TensorSpec([batch, *layer.model.input_shape[1:]], tf.uint8, name="image")
+    image = tf.TensorSpec([batch, *layer.model.input_shape[1:]], layer.image_spec.travels_as, name="image")
     module.call = tf.function(lambda image: layer(image), input_signature=[image])
     return module, module.call
 
@@ -86,7 +102,7 @@ def _read_saved_model(path: Path) -> Runner:
 
 
 def _write_keras(layer: Serving, path: Path, _: ExportContext) -> None:
-    image = keras.Input(layer.model.input_shape[1:], dtype="uint8", name="image")
+    image = keras.Input(layer.model.input_shape[1:], dtype=layer.image_spec.travels_as, name="image")
     keras.Model(image, layer(image), name="petseg").save(path)
 
 
@@ -159,8 +175,9 @@ def _write_weights(layer: Serving, path: Path, context: ExportContext) -> None:
 
 
 def _read_weights(path: Path) -> Runner:
-    model, _ = load_model(PackedRun.open(path), str(path))
-    return lambda images: predictions(model, images)
+    run = PackedRun.open(path)
+    model, _ = load_model(run, str(path))
+    return lambda images: predictions(model, images, run.config.data.image_spec)
 
 
 _LITERT, _ONNX = {"ai_edge_litert": "ai-edge-litert"}, {"tf2onnx": "tf2onnx", "onnxruntime": "onnxruntime"}

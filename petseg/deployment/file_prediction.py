@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from petseg import files as files_lib
+from petseg.data import images, picture_files
 from petseg.deployment.output_files import Outputs
 from petseg.deployment.photograph_files import Photograph, Plan
-from petseg.deployment.photographs import count_pixels, read_image
 from petseg.deployment.predictor import Predictor, Prepared
 from petseg.deployment.segmentation import Segmentation, check_foreground
 from petseg.errors import UnreadableFilesError
@@ -126,7 +126,7 @@ class _Pipeline:
         while self._waiting:
             number, photograph = self._waiting[0]
             try:
-                pixels = count_pixels(photograph.file)
+                pixels = picture_files.count_pixels(photograph.file)
             except Exception as error:
                 self._waiting.popleft()
                 self._record_failure(photograph, UNREADABLE, error)
@@ -187,13 +187,13 @@ class _Pipeline:
         self._record_failure(item.photograph, step, error)
 
     def _record_failure(self, photograph: Photograph, step: str, error: Exception) -> None:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()).removeprefix(f"{step}: ") or type(error).__name__
         logger.warning("%s: %s: %s", photograph.file, step, reason)
         self.failed.append(step)
         self._bar.update()
 
     def _read(self, photograph: Photograph) -> Prepared:
-        return self._predictor.prepare(read_image(photograph.file))
+        return self._predictor.prepare(images.read(photograph.file, self._predictor.image_spec, photograph.page))
 
     def _write(self, photograph: Photograph, finish: Callable[[], Segmentation]) -> Path:
         return self._plan.write(photograph, finish())

@@ -47,7 +47,8 @@ def find_or_export(run: TrainedRun | PackedRun, checkpoint: str, distribution: D
         model, _ = load_model(run, path)
         with explain_write_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            export.write_onnx(model, file, building.rebuild_for_export(run.config, run.classes))
+            rebuild = building.rebuild_for_export(run.config, run.classes)
+            export.write_onnx(model, file, rebuild, run.config.data.image_spec)
     return file
 
 

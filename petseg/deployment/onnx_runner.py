@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from petseg.config.image_spec import GREY
 from petseg.data.numpy_resizing import NumpyResizing
 from petseg.errors import ConfigError, ExportError, one_line
 from petseg.evaluation.tiled_inference import MIN_PROBABILITY, inference_batch_size
@@ -15,9 +16,10 @@ class OnnxRunner:
     """An ONNX file that petseg exported, as `tiled_inference.Runner`.
 
     Args:
-      path: the file: `image`, uint8 [B, h, w, 3] -> `probabilities`, float32 [B, h, w, C].
+      path: the file: `image`, uint8 or uint16 [B, h, w, C] -> `probabilities`, float32 [B, h, w, C].
       resize: how images are brought to the model's size, one of RESIZES.
       flip_tta: whether to average the probabilities of each image and its mirror image.
+      padding: grey around images, as `ImageSpec.padding`.
 
     Attributes:
       size: height and width of the model's input.
@@ -27,7 +29,14 @@ class OnnxRunner:
       ExportError: if the file cannot be read, or petseg did not export it.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, resize: str = "stretch", flip_tta: bool = False):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        resize: str = "stretch",
+        flip_tta: bool = False,
+        padding: tuple[int, ...] = (GREY,),
+    ):
         check_installed()
         import onnxruntime
 
@@ -43,7 +52,7 @@ class OnnxRunner:
         except Exception as error:  # ONNX Runtime raises classes of its own, and bare ones
             raise ExportError(f"{path}: is not an ONNX file that petseg exported: {one_line(error)}") from error
         self.batch_size = inference_batch_size(self.size)
-        self._resizing, self._flip_tta = NumpyResizing(self.size, resize), flip_tta
+        self._resizing, self._flip_tta = NumpyResizing(self.size, resize, padding), flip_tta
 
     def resize_image(self, image: np.ndarray) -> np.ndarray:
         return self._resizing.image(image)

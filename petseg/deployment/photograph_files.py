@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from petseg.data import picture_files
 from petseg.deployment import georeference
 from petseg.deployment.georeference import NONE, Georeference
 from petseg.deployment.output_files import MASK, Outputs, is_own, output_file
@@ -28,11 +29,24 @@ class Photograph:
       file: its file.
       target: path of its output files, without their endings.
       georeference: where it lies on the earth.
+      page: page of the file, from 0 on; None for a file that must have one page.
     """
 
     file: Path
     target: Path
     georeference: Georeference = NONE
+    page: int | None = None
+
+    def pages(self) -> list["Photograph"]:
+        """The pages of the file, with outputs such as `scan#3.mask.png`; a file of one page as it is."""
+        try:
+            count = picture_files.count_pages(self.file)
+        except DataError:  # reading it will say why
+            count = 1
+        if count == 1:
+            return [self]
+        names = (self.target.with_name(f"{self.target.name}#{page + 1}") for page in range(count))
+        return [dataclasses.replace(self, target=name, page=page) for page, name in enumerate(names)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +66,15 @@ class Plan:
     skipped: int = 0
 
     @classmethod
-    def make(cls, pattern: str, output_dir: str, outputs: Outputs, *, skip_existing: bool = False) -> "Plan":
+    def make(
+        cls,
+        pattern: str,
+        output_dir: str,
+        outputs: Outputs,
+        *,
+        skip_existing: bool = False,
+        pages: bool = False,
+    ) -> "Plan":
         """Lists photographs and checks their output files; of photographs, reads only tags of TIFF files.
 
         Subfolders below the folder, or below the part of a glob without wildcards, are kept. Photographs whose output
@@ -64,6 +86,7 @@ class Plan:
           output_dir: the output folder.
           outputs: which files are written for each photograph.
           skip_existing: whether to leave out photographs of which all outputs exist.
+          pages: whether each page of a stack is a photograph, as in runs with --pages=examples.
 
         Raises:
           DataError: if nothing matches.
@@ -75,8 +98,12 @@ class Plan:
             logger.info("--predict=%s: %d files that petseg wrote are not photographs: skipped", pattern, own)
         targets = _targets(files, _root(pattern), Path(output_dir))
         georeferences, photographs = georeference.find(files), []
-        for file, target in zip(files, targets, strict=True):
-            where = georeferences.get(file, NONE)
+        found = [
+            Photograph(file, target, georeferences.get(file, NONE)) for file, target in zip(files, targets, strict=True)
+        ]
+        found = [page for each in found for page in each.pages()] if pages else found
+        for photograph in found:
+            target, where = photograph.target, photograph.georeference
             if foreign := outputs.foreign(target, where):
                 raise WorkDirectoryError(
                     f"--output_dir={output_dir}: {foreign} would be overwritten, and is not as petseg wrote it; "
@@ -84,8 +111,8 @@ class Plan:
                 )
             written = (output_file(target, ending) for ending in outputs.endings(where))
             if not skip_existing or not all(map(os.path.lexists, written)):
-                photographs.append(Photograph(file, target, where))
-        return cls(tuple(photographs), output_dir, outputs, skipped=len(files) - len(photographs))
+                photographs.append(photograph)
+        return cls(tuple(photographs), output_dir, outputs, skipped=len(found) - len(photographs))
 
     def write(self, photograph: Photograph, segmentation: Segmentation) -> Path:
         """Writes the outputs of a photograph, as `Outputs.write`."""

@@ -36,7 +36,8 @@ def predict(config: EvalConfig) -> list[Path]:
         outputs = Outputs(
             run.classes, cutout=score.cutout, mask_values=score.mask_values, probabilities=score.probabilities
         )
-        plan = Plan.make(score.predict, score.prediction_dir, outputs, skip_existing=score.skip_existing)
+        pages = run.config.data.pages == "examples"
+        plan = Plan.make(score.predict, score.prediction_dir, outputs, skip_existing=score.skip_existing, pages=pages)
         if not plan.photographs:  # no need to load a network
             file_prediction.log_summary(plan)
             return []
@@ -44,14 +45,16 @@ def predict(config: EvalConfig) -> list[Path]:
             model = onnx_files.find_or_export(run, score.checkpoint, config.distribution)
         else:
             model = _keras_model(run, config)
+        data = run.config.data
         predictor = Predictor(
             model,
             run.classes,
-            resize=run.config.data.resize,
+            resize=data.resize,
             tile=tile,
             flip_tta=score.flip_tta,
             threshold=score.threshold,
             spool_dir=score.prediction_dir if score.probabilities != "none" else "",
+            image_spec=data.image_spec,
         )
         return file_prediction.run_plan(plan, predictor)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from petseg.classes import Classes
+from petseg.config.image_spec import PLAIN, ImageSpec
 from petseg.deployment.probability_files import Rows, SpooledRows
 from petseg.deployment.segmentation import Segmentation, is_kept
 from petseg.evaluation.tiled_inference import AnySizeModel, Runner
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Prepared(NamedTuple):
-    """An image, uint8 [H, W, 3], and its version at the network's size, uint8 [h, w, 3]; None if it is tiled."""
+    """An image as it travels, [H, W, C], and its version at the network's size [h, w, C]; None if it is tiled."""
 
     image: np.ndarray
     resized: np.ndarray | None
@@ -37,9 +38,11 @@ class Predictor:
       threshold: as in `Segmentation`.
       spool_dir: folder of temporary files for the probabilities of large tiled images; empty: whoever asks for them has
         them computed again.
+      image_spec: how images travel.
 
     Attributes:
       classes: the model's classes.
+      image_spec: as given.
       batch_size: number of images per batch.
 
     Raises:
@@ -57,25 +60,28 @@ class Predictor:
         flip_tta: bool = False,
         threshold: float = 0.0,
         spool_dir: str = "",
+        image_spec: ImageSpec = PLAIN,
     ):
         if threshold:
             classes.binary_foreground()  # raises
         self.classes, self._threshold, self._spool_dir = classes, threshold, spool_dir
-        self._model = AnySizeModel(_runner(model, resize=resize, flip_tta=flip_tta), tile=tile)
+        self.image_spec = image_spec
+        runner = _runner(model, resize=resize, flip_tta=flip_tta, image_spec=image_spec)
+        self._model = AnySizeModel(runner, tile=tile)
         self.batch_size = self._model.runner.batch_size
 
     def __call__(self, image: np.ndarray) -> Segmentation:
-        """Segments an image, uint8 [H, W, 3]."""
+        """Segments an image, [H, W, C] as images travel."""
         return next(self.predict([image]))
 
     def predict(self, images: Iterable[np.ndarray]) -> Iterator[Segmentation]:
-        """Segments images, uint8 [H, W, 3] of any sizes, in batches."""
+        """Segments images, [H, W, C] of any sizes as images travel, in batches."""
         images = iter(images)
         while batch := list(itertools.islice(images, self.batch_size)):
             yield from (finish() for finish in self.run_network([self.prepare(image) for image in batch]))
 
     def logits(self, image: np.ndarray) -> Any:
-        """Float32 [H, W, C], whose softmax are the class probabilities of an image uint8 [H, W, 3]."""
+        """Float32 [H, W, C], whose softmax are the class probabilities of an image [H, W, C]."""
         return self._model.logits(image)
 
     # The steps of `predict`: any thread may prepare images and finish them, one thread runs the network.
@@ -106,14 +112,14 @@ class Predictor:
         return finishers
 
     def _segmentation(self, image: np.ndarray, rows: Rows) -> Segmentation:
-        return Segmentation(image, rows, self.classes, threshold=self._threshold)
+        return Segmentation(self.image_spec.shown(image), rows, self.classes, threshold=self._threshold)
 
 
-def _runner(model: Any, *, resize: str, flip_tta: bool) -> Runner:
+def _runner(model: Any, *, resize: str, flip_tta: bool, image_spec: ImageSpec) -> Runner:
     if isinstance(model, str | os.PathLike):
         from petseg.deployment.onnx_runner import OnnxRunner
 
-        return OnnxRunner(model, resize=resize, flip_tta=flip_tta)
+        return OnnxRunner(model, resize=resize, flip_tta=flip_tta, padding=image_spec.padding)
     from petseg.evaluation.keras_runner import KerasRunner
 
-    return KerasRunner(model, resize=resize, flip_tta=flip_tta)
+    return KerasRunner(model, resize=resize, flip_tta=flip_tta, image_spec=image_spec)

@@ -1,8 +1,8 @@
 """The Python interface to a trained network: `load` returns a `Segmenter`, which is called with images."""
 
+import dataclasses
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, overload
 
 import keras
@@ -13,13 +13,14 @@ from PIL import Image
 from petseg.classes import IGNORED, Classes
 from petseg.config import Config
 from petseg.config.eval_config import ScoreConfig
-from petseg.data import loading, subsampling
+from petseg.config.image_spec import PLAIN, ImageSpec
+from petseg.data import images, loading, picture_files, subsampling
 from petseg.data.backends.memory import MemoryExamples
 from petseg.data.examples import Examples
-from petseg.deployment.photographs import read_image, to_rgb
+from petseg.data.picture_files import Picture, PictureError
 from petseg.deployment.predictor import Predictor
 from petseg.deployment.segmentation import Segmentation
-from petseg.errors import DataError, PetsegError, one_line
+from petseg.errors import DataError, one_line
 from petseg.evaluation.results import split_results
 from petseg.runs import building, training_data
 from petseg.runs.open_run import load_model, open_run
@@ -27,7 +28,7 @@ from petseg.runs.training_data import TrainingData
 from petseg.runs.work_directory import WorkDirectory
 from petseg.training.stop_requests import StopRequests
 
-ImageLike = np.ndarray | str | os.PathLike[str] | Image.Image  # an array uint8 [H, W, 3], a path, or a Pillow image
+ImageLike = np.ndarray | str | os.PathLike[str] | Image.Image  # an array [H, W, C], a path, or a Pillow image
 
 
 class Segmenter:
@@ -45,6 +46,7 @@ class Segmenter:
 
     Attributes:
       model, config, classes, step: as given.
+      predictor: segments images as they travel.
     """
 
     def __init__(
@@ -61,8 +63,15 @@ class Segmenter:
     ):
         self.model, self.config, self.classes, self.step = model, config, classes, step
         self._flip_tta, self._threshold, self._trained_on = flip_tta, threshold, trained_on
-        self._predictor = Predictor(
-            model, classes, resize=config.data.resize, tile=tile, flip_tta=flip_tta, threshold=threshold
+        self._spec = config.data.image_spec
+        self.predictor = Predictor(
+            model,
+            classes,
+            resize=config.data.resize,
+            tile=tile,
+            flip_tta=flip_tta,
+            threshold=threshold,
+            image_spec=self._spec,
         )
 
     @overload
@@ -72,14 +81,16 @@ class Segmenter:
     def __call__(self, image: list[ImageLike]) -> list[Segmentation]: ...
 
     def __call__(self, image: ImageLike | list[ImageLike]) -> Segmentation | list[Segmentation]:
-        """Segments an image of any size: an array uint8 [H, W, 3], a path, or a Pillow image; or a list of them.
+        """Segments an image of any size: an array, a path, or a Pillow image; or a list of them.
+
+        An array [H, W, C] has the channels and numbers of the training images: of 8-bit RGB, uint8 [H, W, 3].
 
         Raises:
           DataError: if it is none of these, or cannot be read.
         """
         if isinstance(image, list):
-            return list(self._predictor.predict([as_array(each) for each in image]))
-        return self._predictor(as_array(image))
+            return list(self.predictor.predict([as_array(each, self._spec) for each in image]))
+        return self.predictor(as_array(image, self._spec))
 
     def evaluate(
         self,
@@ -92,7 +103,7 @@ class Segmenter:
         """Scores the network; returns the contents of a results file: `mean_iou`, `accuracy`, `iou` by class, and more.
 
         Args:
-          dataset: pairs of an image uint8 [H, W, 3] and its mask, integers [H, W] of class ids (255 is ignored), each
+          dataset: pairs of an image, as in a call, and its mask, integers [H, W] of class ids (255 is ignored), each
             scored at its own size; or a split of the run's data set, such as "test", scored at the network's size.
           data_dir: folder of that data set; empty: the one of the training.
           eval_examples: number of examples of the split to score, sampled by the run's seed; 0: all.
@@ -113,14 +124,17 @@ class Segmenter:
             loading.check_labels(examples, data, flag="dataset=", split=dataset)
             name, evaluation = dataset, self._evaluator(examples).evaluate()
         else:
-            pairs = [_checked_pair(i, pair, self.classes) for i, pair in enumerate(dataset)]
+            pairs = [_checked_pair(i, pair, self.classes, self._spec) for i, pair in enumerate(dataset)]
             if not pairs:
                 raise DataError("dataset: holds no pairs of image and mask")
             if all((mask == IGNORED).all() for _, mask in pairs):
                 raise DataError(f"dataset: none of its {len(pairs)} masks has a labelled pixel; must be labelled pairs")
-            blank = np.zeros([len(pairs), *self.model.input_shape[1:3], 3], np.uint8)  # only their number counts
-            examples = MemoryExamples(blank, blank[..., :1], self.classes, origin="pairs")
-            name, evaluation = "pairs", self._evaluator(examples).evaluate_native(pairs, self._predictor.logits)
+            blank = np.zeros(
+                [len(pairs), *self.model.input_shape[1:]], self._spec.travels_as
+            )  # only their number counts
+            masks = np.zeros([*blank.shape[:3], 1], np.uint8)
+            examples = MemoryExamples(blank, masks, self.classes, origin="pairs")
+            name, evaluation = "pairs", self._evaluator(examples).evaluate_native(pairs, self.predictor.logits)
         assert evaluation is not None  # there are no stop requests
         return split_results(
             evaluation, self.step, name, self.classes, groups=examples.groups, sample=examples.sampling,
@@ -197,58 +211,62 @@ def _tile_flag(tile: int | str | Sequence[int] | None) -> str:
     return f"{tile},{tile}" if tile else "0"
 
 
-def as_array(image: ImageLike) -> np.ndarray:
-    """Converts an array, a path or a Pillow image to uint8 [H, W, 3].
+def as_array(image: ImageLike, spec: ImageSpec = PLAIN) -> np.ndarray:
+    """Converts an array, a path or a Pillow image to an image [H, W, C] as images of a run travel.
 
     Raises:
-      DataError: if it is none of these, or cannot be read.
+      DataError: if it is none of these, cannot be read, or has other channels or numbers than the run's images.
     """
-    if isinstance(image, str | os.PathLike | Image.Image):
-        name = "image" if isinstance(image, Image.Image) else os.fspath(image)
-        if not isinstance(image, Image.Image) and not os.path.isfile(image):
+    if isinstance(image, str | os.PathLike):
+        if not os.path.isfile(image):
             what = "is a folder" if os.path.isdir(image) else "there is no such file"
-            raise DataError(f"{name}: {what}; must be an image file")
+            raise DataError(f"{os.fspath(image)}: {what}; must be an image file")
         try:
-            return to_rgb(image) if isinstance(image, Image.Image) else read_image(Path(image))
-        except PetsegError:
-            raise
-        except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
-            raise DataError(f"{name}: cannot be read: {one_line(error)}") from error
-    if not hasattr(image, "__array__"):
+            return images.read(image, spec)
+        except PictureError as error:
+            raise DataError(f"{os.fspath(image)}: {error}") from error
+    if not isinstance(image, Image.Image) and not hasattr(image, "__array__"):
         raise DataError(f"image: got {type(image).__name__}; must be an array, a path or a Pillow image")
-    array = np.asarray(image)
-    if array.size and array.ndim in (2, 3) and (rgb := _as_rgb(array)) is not None:
-        return rgb
+    try:
+        if isinstance(image, Image.Image):
+            return images.prepared(picture_files.from_pillow(image), spec)
+        return images.prepared(_of_array(np.asarray(image), spec), spec)
+    except PictureError as error:
+        if isinstance(image, Image.Image):
+            raise DataError(f"image: {error}") from error
+        raise DataError(_wrong_array(np.asarray(image), spec)) from error
+    except Exception as error:  # Pillow decodes now, and raises OSError, SyntaxError, ValueError and more
+        raise DataError(f"image: cannot be read: {one_line(error)}") from error
+
+
+def _of_array(array: np.ndarray, spec: ImageSpec) -> Picture:
+    """A picture of an array; of four channels where three are wanted, the last is opacity."""
+    picture = picture_files.from_array(array)
+    is_rgba = spec.channels == 3 and picture.pixels.shape[2] == 4
+    return dataclasses.replace(picture, alpha=True) if is_rgba else picture
+
+
+def _wrong_array(array: np.ndarray, spec: ImageSpec) -> str:
+    channels = "[height, width, 3]" if spec.channels == 3 else f"[height, width, {spec.channels}]"
+    values = " with values 0 to 255" if spec.is_plain else ""
+    grey = ", or grey [height, width]" if spec.channels in (1, 3) else ""
     hint = ""
-    if array.dtype.kind == "f":
+    if array.dtype.kind == "f" and spec.dtype == "uint8":
         hint = "; of numbers in [0, 1]: (image * 255).round().astype('uint8')"
+    elif array.dtype.kind == "f" and spec.dtype == "float32":
+        hint = "; finite numbers"
     elif array.ndim == 4:
         hint = "; of several images, a list: list(images)"
-    raise DataError(
-        f"image: got {array.dtype} {list(array.shape)}; must be uint8 [height, width, 3] with values 0 to 255, or grey "
-        f"[height, width]{hint}"
-    )
+    return f"image: got {array.dtype} {list(array.shape)}; must be {spec.dtype} {channels}{values}{grey}{hint}"
 
 
-def _as_rgb(array: np.ndarray) -> np.ndarray | None:
-    """An array as uint8 [H, W, 3], converted like a Pillow image of the same pixels; None if that is impossible."""
-    channels = array.shape[2] if array.ndim == 3 else 1
-    if array.dtype == np.uint8 and channels == 3:
-        return array
-    if channels == 1 and array.dtype in (np.uint8, np.uint16, np.bool_):
-        return to_rgb(Image.fromarray(array.reshape(array.shape[:2])))
-    if channels == 4 and array.dtype == np.uint8:
-        return to_rgb(Image.fromarray(array))
-    return None
-
-
-def _checked_pair(number: int, pair: Any, classes: Classes) -> tuple[np.ndarray, np.ndarray]:
-    """Converts a pair to an image uint8 [H, W, 3] and a mask uint8 [H, W, 1]; raises DataError if it is invalid."""
+def _checked_pair(number: int, pair: Any, classes: Classes, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Converts a pair to an image [H, W, C] and a mask uint8 [H, W, 1]; raises DataError if it is invalid."""
     try:
         image, mask = pair
     except (TypeError, ValueError):
         raise DataError(f"pair {number}: got {type(pair).__name__}; must be an image and its mask") from None
-    image, mask = as_array(image), np.asarray(mask)
+    image, mask = as_array(image, spec), np.asarray(mask)
     mask = mask[..., 0] if mask.ndim == 3 and mask.shape[-1] == 1 else mask
     if mask.dtype.kind not in "iu" or mask.shape != image.shape[:2]:
         raise DataError(

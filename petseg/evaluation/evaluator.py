@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from petseg.config.image_spec import PLAIN, ImageSpec
 from petseg.data import input_pipeline
 from petseg.data.bad_examples import BadExampleLog
 from petseg.data.examples import Examples
@@ -110,6 +111,7 @@ class Evaluator:
         stop: tf.Variable | None = None,
         flip_tta: bool = False,
         threshold: float = 0.0,
+        image_spec: ImageSpec = PLAIN,
         details: bool = False,
     ):
         """Allocates the counters; compiles nothing yet.
@@ -125,6 +127,7 @@ class Evaluator:
           flip_tta: whether to average the probabilities of each image and its mirror image.
           threshold: of two classes, the least probability of the foreground where it is predicted; 0: the most probable
             class is predicted.
+          image_spec: how images travel.
           details: whether to count boundaries, calibration and mask digests too.
 
         Raises:
@@ -136,8 +139,9 @@ class Evaluator:
         self._weight_map, self._loss = weight_map, loss
         self._flip_tta, self._details, self._bad_examples = flip_tta, details, BadExampleLog()
         self._threshold, self._foreground = threshold, examples.classes.binary_foreground() if threshold else 0
+        self._image_spec = image_spec
         _, height, width, self._num_classes = model.output_shape
-        images = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8, "images")
+        images = tf.TensorSpec([None, *model.input_shape[1:]], image_spec.travels_as, "images")
         # Per instance: a tf.function on the class keeps the graphs and models of all instances.
         self._predict = tf.function(self._classify, input_signature=[images], autograph=False)
         self._loop = tf.function(self._trace_loop, reduce_retracing=True, autograph=False)
@@ -170,7 +174,7 @@ class Evaluator:
             self._examples,
             batch_size=self._batch_size,
             bad_examples=self._bad_examples,
-            example_bytes=4 * math.prod(self._model.input_shape[1:3]),
+            example_bytes=self._image_spec.bytes_per_pixel * math.prod(self._model.input_shape[1:3]),
         )
         iterator, large = iter(batches), self._large_split()
         losses, calibration = np.zeros(2), np.zeros([metrics.CALIBRATION_BINS, 3])
@@ -231,7 +235,7 @@ class Evaluator:
         Needs `details`. Only the counts grow with the number of examples, up to `large_splits.most_rows`.
 
         Args:
-          pairs: images uint8 [H, W, 3] and masks uint8 [H, W, 1] of any size, in the order of the examples.
+          pairs: images as they travel [H, W, C] and masks uint8 [H, W, 1] of any size, in the order of the examples.
           logits: image -> float32 [H, W, C], as `AnySizeModel.logits`.
 
         Returns:
@@ -255,7 +259,7 @@ class Evaluator:
         return _evaluation(losses, counts, calibration, large)
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Class ids, int32 [B, H, W], and their probabilities, float32 [B, H, W], for images uint8 [B, H, W, 3]."""
+        """Class ids, int32 [B, H, W], and their probabilities, float32 [B, H, W], for images [B, H, W, C]."""
         if not len(images):  # a oneDNN convolution returns a wrong shape for an empty batch
             return np.zeros(images.shape[:3], np.int32), np.zeros(images.shape[:3], np.float32)
         size = self._replica_batch_size
@@ -281,8 +285,8 @@ class Evaluator:
         return classes, tf.where(is_target, target, other)
 
     def _logits(self, images: tf.Tensor) -> tf.Tensor:
-        """Float32 [B, H, W, C] for images uint8 [B, H, W, 3]."""
-        return inference.logits(self._model, images, flip_tta=self._flip_tta)
+        """Float32 [B, H, W, C] for images [B, H, W, C] as they travel."""
+        return inference.logits(self._model, images, flip_tta=self._flip_tta, image_spec=self._image_spec)
 
     def _trace_loop(self, iterator: Any, count: tf.Tensor) -> dict[str, tf.Tensor]:
         """Scores batches; returns, on the host, the counts and the ids of the examples that this process had."""

@@ -24,10 +24,10 @@ class Runner(Protocol):
     batch_size: int
 
     def resize_image(self, image: np.ndarray) -> np.ndarray:
-        """Resizes an image, uint8 [H, W, 3], to the network's input size, uint8 [h, w, 3]."""
+        """Resizes an image [H, W, C] to the network's input size, [h, w, C]."""
 
     def logits(self, images: np.ndarray) -> Any:
-        """Logits of images of the network's input size: uint8 [B, h, w, 3] -> float32 [B, h, w, C]."""
+        """Logits of images of the network's input size: [B, h, w, C] as they travel -> float32 [B, h, w, C]."""
 
     def resize_logits(self, logits: Any, shape: tuple[int, ...]) -> Any:
         """Resizes logits [h, w, C] back to an image's shape [H, W, ...]."""
@@ -49,13 +49,13 @@ class AnySizeModel:
         self.runner, self._tile = runner, tile
 
     def logits(self, image: np.ndarray) -> Any:
-        """Float32 [H, W, C], whose softmax is `probabilities`, for an image uint8 [H, W, 3]."""
+        """Float32 [H, W, C], whose softmax is `probabilities`, for an image [H, W, C]."""
         if self.is_whole(image.shape):
             return self.runner.resize_logits(self.network_logits([self.runner.resize_image(image)])[0], image.shape)
         return np.log(np.maximum(self.probabilities(image), MIN_PROBABILITY))
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
-        """Float32 [H, W, C] for an image uint8 [H, W, 3]."""
+        """Float32 [H, W, C] for an image [H, W, C]."""
         return np.concatenate(list(self.stripes(image)))
 
     def stripes(self, image: np.ndarray) -> Iterator[np.ndarray]:
@@ -97,9 +97,9 @@ def blend_tiles(
     elsewhere the single tile's prediction is used unchanged. Memory holds one row of tiles.
 
     Args:
-      image: uint8 [H, W, 3].
+      image: [H, W, C].
       tile: height and width of the tiles, clipped to the image.
-      predict: the tiles of one row, uint8 [h, w, 3] each -> their predictions, float32 [h, w, C] each; each is used
+      predict: the tiles of one row, [h, w, C] each -> their predictions, float32 [h, w, C] each; each is used
         before the next one is requested.
 
     Yields:

@@ -10,10 +10,10 @@ from petseg.errors import ConfigError
 if TYPE_CHECKING:
     import keras
 
-CHANNELS = 3
 
-
-def build(network: str, *, image_size: tuple[int, int], num_classes: int, sync_batch_norm: bool) -> "keras.Model":
+def build(
+    network: str, *, image_size: tuple[int, int], num_classes: int, sync_batch_norm: bool, channels: int = 3
+) -> "keras.Model":
     """Builds and checks a custom network: float32 images in [0, 255] -> float32 logits.
 
     The function is called as `function(image_size, num_classes, channels)`. It returns a functional Keras model, or a
@@ -24,15 +24,16 @@ def build(network: str, *, image_size: tuple[int, int], num_classes: int, sync_b
       image_size: height and width in pixels.
       num_classes: number of classes.
       sync_batch_norm: whether batch norms, nested ones too, use statistics of the global batch.
+      channels: number of channels of the images.
 
     Raises:
       ConfigError: if there is no such function, it fails, or its result is not such a network.
     """
     import keras
 
-    made = custom_code.call("network", network, image_size, num_classes, CHANNELS)
+    made = custom_code.call("network", network, image_size, num_classes, channels)
     model, groups = made if isinstance(made, tuple) and len(made) == 2 else (made, {})
-    wanted = ((None, *image_size, CHANNELS), (None, *image_size, num_classes), "float32")
+    wanted = ((None, *image_size, channels), (None, *image_size, num_classes), "float32")
     try:
         found = (model.input_shape, model.output_shape, model.output.dtype)
     except AttributeError as error:

@@ -20,7 +20,7 @@ class Taps(NamedTuple):
     """The inputs of a decoder.
 
     Attributes:
-      image: the scaled image, [B, H, W, 3].
+      image: the scaled image, [B, H, W, C].
       skips: the encoder's feature maps at 1/2, 1/4, 1/8 and 1/16 of the image size.
       bottleneck: the encoder's feature map at 1/32 of the image size.
       trained: for each skip, whether it depends on trained weights. If not, its gradient is not computed.

@@ -108,7 +108,9 @@ _ENCODERS = {
 assert tuple(_ENCODERS) == ENCODERS
 
 
-def build_encoder(name: str, *, image_size: tuple[int, int], alpha: float = 1.0, weights: str = "none") -> keras.Model:
+def build_encoder(
+    name: str, *, image_size: tuple[int, int], alpha: float = 1.0, weights: str = "none", channels: int = 3
+) -> keras.Model:
     """Builds an encoder: a model with five feature maps, at 1/2 to 1/32 of the input size, finest first.
 
     Args:
@@ -117,20 +119,21 @@ def build_encoder(name: str, *, image_size: tuple[int, int], alpha: float = 1.0,
       image_size: height and width of the input in pixels, multiples of 32.
       alpha: width factor of the channels; 1 for encoders of one width.
       weights: "none", "imagenet", or a file; see `pretrained_weights.build_with_weights`. For code of the user, a file
-        replaces the weights of its own.
+        replaces the weights of its own. Pretrained weights of petseg's encoders are of RGB; for other channels, the
+        first convolution is adapted by `pretrained_weights.adapt_channels`.
+      channels: number of channels of the input.
 
     Raises:
       ConfigError: if the weights cannot be loaded, a feature map has another size, or the user's function fails.
     """
     if custom_code.is_reference(name):
         backbone = pretrained_weights.build_with_weights(
-            lambda _: _own(name, image_size), "none" if weights == "imagenet" else weights
+            lambda _: _own(name, image_size, channels), "none" if weights == "imagenet" else weights
         )
         outputs = backbone.outputs
     else:
-        kind, shape = _ENCODERS[name], [*image_size, 3]
-        backbone = pretrained_weights.build_with_weights(lambda source: kind.build(shape, alpha, source), weights)
-        outputs = [_tap(backbone, tap) for tap in kind.taps]
+        backbone = _backbone(_ENCODERS[name], image_size, alpha, weights, channels)
+        outputs = [_tap(backbone, tap) for tap in _ENCODERS[name].taps]
     wanted = [tuple(side // 2**level for side in image_size) for level in range(1, LEVELS + 1)]
     found = [tuple(output.shape[1:3]) for output in outputs]
     if found != wanted:
@@ -138,14 +141,27 @@ def build_encoder(name: str, *, image_size: tuple[int, int], alpha: float = 1.0,
     return keras.Model(backbone.inputs[0], outputs, name="encoder")
 
 
-def _own(reference: str, image_size: tuple[int, int]) -> keras.Model:
-    made = custom_code.call("encoder", reference, image_size, 3)
+def _own(reference: str, image_size: tuple[int, int], channels: int) -> keras.Model:
+    made = custom_code.call("encoder", reference, image_size, channels)
     if not isinstance(made, keras.Model) or not hasattr(made, "outputs"):
         raise ConfigError(
             f"--encoder={reference}: returned {type(made).__name__}; must be a functional Keras model with {LEVELS} "
             "feature maps as outputs, at 1/2 to 1/32 of the image size"
         )
     return made
+
+
+def _backbone(kind: _Encoder, image_size: tuple[int, int], alpha: float, weights: str, channels: int) -> keras.Model:
+    """The network of an encoder with its weights, adapted to the channels of the input."""
+    count = channels if weights == "none" else 3
+    backbone = pretrained_weights.build_with_weights(
+        lambda source: kind.build([*image_size, count], alpha, source), weights
+    )
+    if count == channels:
+        return backbone
+    adapted = kind.build([*image_size, channels], alpha, None)
+    pretrained_weights.adapt_channels(backbone, adapted)
+    return adapted
 
 
 def _tap(backbone: keras.Model, tap: str) -> keras.KerasTensor:
@@ -158,14 +174,25 @@ def _tap(backbone: keras.Model, tap: str) -> keras.KerasTensor:
     return backbone.get_layer(tap).output
 
 
-def scaling(encoder: str, input_scaling: str) -> tuple[Any, Any]:
+def scaling(encoder: str, input_scaling: str, channels: int = 3) -> tuple[Any, Any]:
     """Factor and offset of pixels in [0, 255], as numbers or lists by channel.
+
+    Statistics of red, green and blue are repeated over other channels, as the weights of the first convolution are;
+    one channel has their mean.
 
     Args:
       encoder: one of `petseg.config.model_config.ENCODERS`.
       input_scaling: "unit" for [0, 1], "symmetric" for [-1, 1], "encoder" as its pretrained weights expect.
+      channels: number of channels.
     """
-    return _ENCODERS[encoder].scaling if input_scaling == "encoder" else SCALINGS[input_scaling]
+    factor, offset = _ENCODERS[encoder].scaling if input_scaling == "encoder" else SCALINGS[input_scaling]
+    return _by_channel(factor, channels), _by_channel(offset, channels)
+
+
+def _by_channel(values: Any, channels: int) -> Any:
+    if not isinstance(values, list) or channels == 3:
+        return values
+    return [sum(values) / 3] if channels == 1 else [values[channel % 3] for channel in range(channels)]
 
 
 def freeze_before(encoder: keras.Model, first_trained: str) -> list[bool]:
@@ -220,7 +247,7 @@ def calibrate_batch_norm(encoder: keras.Model, images: tf.Tensor) -> None:
 
     Args:
       encoder: the encoder to change, from `build_encoder`.
-      images: float32 [B, H, W, 3], scaled as in training.
+      images: float32 [B, H, W, C], scaled as in training.
     """
     layers = list(encoder._flatten_layers())
     trainable = [layer.trainable for layer in layers]

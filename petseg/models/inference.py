@@ -3,19 +3,25 @@
 import keras
 import tensorflow as tf
 
+from petseg.config.image_spec import PLAIN, ImageSpec
+from petseg.models.intensity import to_floats
 
-def logits(model: keras.Model, images: tf.Tensor, *, flip_tta: bool = False) -> tf.Tensor:
+
+def logits(
+    model: keras.Model, images: tf.Tensor, *, flip_tta: bool = False, image_spec: ImageSpec = PLAIN
+) -> tf.Tensor:
     """Logits of images in inference mode.
 
     Args:
       model: float32 images in [0, 255] -> float32 logits.
-      images: uint8 or float32 [B, H, W, 3] in [0, 255].
+      images: [B, H, W, C] as images travel.
       flip_tta: whether to average the probabilities of each image and its mirror image.
+      image_spec: how images travel.
 
     Returns:
       float32 [B, H, W, C], whose softmax are the probabilities.
     """
-    images = tf.cast(images, tf.float32)
+    images = to_floats(images, image_spec)
     straight = model(images, training=False)
     if not flip_tta:
         return straight

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from petseg import files
 from petseg.errors import ConfigError
@@ -38,6 +39,21 @@ def build_with_weights(build: Callable[[str | None], keras.Model], weights: str)
     if weights != "none":
         _load_file(model, weights)
     return model
+
+
+def adapt_channels(of_rgb: keras.Model, adapted: keras.Model) -> None:
+    """Copies the weights of an encoder of RGB into the same encoder of other channels.
+
+    Kernels that see the input repeat their weights for red, green and blue over the channels, times 3 / channels, so
+    that activations keep their size; one channel gets the sum of the three.
+    """
+    for source, target in zip(of_rgb.weights, adapted.weights, strict=True):
+        values = np.asarray(source)
+        if tuple(target.shape) != values.shape:
+            channels = target.shape[2]
+            repeated = values[:, :, [channel % 3 for channel in range(channels)]] * (3 / channels)
+            values = values.sum(axis=2, keepdims=True) if channels == 1 else repeated
+        target.assign(values)
 
 
 def check_weights_file(weights: str) -> None:

@@ -25,9 +25,9 @@ def build_unet(
 ) -> keras.Model:
     """Builds the U-Net.
 
-    Input: float32 [B, H, W, 3], pixels in [0, 255], which the network scales itself. Output: float32 [B, H, W, C]
-    logits. The encoder's batch norms always run in inference mode, even if their scales and offsets are trained:
-    statistics of small batches would undo ImageNet pretraining.
+    Input: float32 [B, H, W, channels of the encoder], pixels in [0, 255], which the network scales itself. Output:
+    float32 [B, H, W, C] logits. The encoder's batch norms always run in inference mode, even if their scales and
+    offsets are trained: statistics of small batches would undo ImageNet pretraining.
 
     Args:
       image_size: height H and width W in pixels; multiples of 32 if the encoder has the same size.
@@ -46,7 +46,7 @@ def build_unet(
     """
     scale, offset = encoders.SCALINGS[input_scaling] if isinstance(input_scaling, str) else input_scaling
     inner_size = tuple(encoder.input_shape[1:3])
-    images = x = keras.Input([*image_size, 3], name="image")
+    images = x = keras.Input([*image_size, encoder.input_shape[3]], name="image")
     if inner_size != tuple(image_size):
         x = keras.layers.Resizing(*inner_size, dtype="float32", name="enlarge")(x)
     x = keras.layers.Rescaling(scale, offset, dtype="float32", name="scaling")(x)

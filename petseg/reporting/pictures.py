@@ -102,7 +102,7 @@ def training_batch(
     """Augmented training images, their masks and pixel weights.
 
     Args:
-      images: float32 [N, H, W, 3] in [0, 255].
+      images: uint8 [N, H, W, 3].
       masks: class ids [N, H, W].
       weights: float32 [N, H, W].
       names: titles of the N examples.
@@ -110,7 +110,7 @@ def training_batch(
     """
     highest = max(float(weights.max()), 1e-12)
     columns = {
-        "image": np.clip(images, 0, 255).astype(np.uint8),
+        "image": images,
         "mask": classes.palette[masks],
         "weight": SHADES(weights / highest, bytes=True)[..., :3],
     }

@@ -254,7 +254,12 @@ class Report(NullReport):
                 images, masks = examples.read(ids)
                 names = [captions[i] for i in ids]
                 sheet = pictures.prediction_sheet(
-                    images, masks[..., 0], classes[part], confidences[part], names, self._classes
+                    self._config.data.image_spec.shown(images),
+                    masks[..., 0],
+                    classes[part],
+                    confidences[part],
+                    names,
+                    self._classes,
                 )
                 self._picture(run, step, tag, sheet, figure=tag == "predictions")
 

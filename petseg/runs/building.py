@@ -19,7 +19,7 @@ from petseg.data.random_crops import RandomCrops
 from petseg.errors import ConfigError
 from petseg.evaluation import metrics
 from petseg.evaluation.evaluator import Evaluator
-from petseg.models import custom_network, encoders, unet
+from petseg.models import custom_network, encoders, intensity, unet
 from petseg.runs import checkpoints
 from petseg.training import augmentation, keras_optimizers, losses, optimizers, sample_weights, step_checks, trainer
 from petseg.training.loss_scale import LossScale
@@ -80,7 +80,7 @@ def training_batches(
             addresses=config.data.service_addresses(),
             bad_examples=bad_examples,
             order_version=config.runtime.example_order,
-            example_bytes=4 * math.prod(config.data.size),
+            example_bytes=config.data.image_spec.bytes_per_pixel * math.prod(config.data.size),
         )
     )
 
@@ -93,7 +93,7 @@ def build_model(config: Config, classes: Classes, encoder_weights: str | None = 
     Raises:
       ConfigError: if the weights are missing or do not fit, or the encoder lacks a named layer.
     """
-    model = config.model
+    model, channels = config.model, config.data.image_spec.channels
     with unet.dtype_policy(config.compute.precision):
         if model.network:
             return custom_network.build(
@@ -101,6 +101,7 @@ def build_model(config: Config, classes: Classes, encoder_weights: str | None = 
                 image_size=config.data.size,
                 num_classes=len(classes),
                 sync_batch_norm=model.sync_batch_norm,
+                channels=channels,
             )
         return unet.build_unet(
             image_size=config.data.size,
@@ -110,10 +111,11 @@ def build_model(config: Config, classes: Classes, encoder_weights: str | None = 
                 image_size=model.working_size(config.data.size),
                 alpha=model.encoder_alpha,
                 weights=encoder_weights or "none",
+                channels=channels,
             ),
             train_encoder=model.first_trained != "none",
             first_trained=model.first_trained,
-            input_scaling=encoders.scaling(model.encoder, model.input_scaling),
+            input_scaling=encoders.scaling(model.encoder, model.input_scaling, channels),
             decoder=model.decoder,
             batch_norm_momentum=model.batch_norm_momentum,
             sync_batch_norm=model.sync_batch_norm,  # on one replica too, so that its arithmetic equals that of several
@@ -147,13 +149,14 @@ def build_trainer(
 ) -> trainer.Trainer:
     """The trainer of a config, with the focus of `focused_crops`; call it inside ``strategy.scope()``."""
     compute, batch_size = config.compute, config.data.batch_size
+    augment = augmentation.build_augmentation(
+        config.augmentation, seed=config.runtime.seed, batch_size=batch_size, focus=focus
+    )
     return _trainer_class(config.extension.step)(
         strategy,
         model,
         optimizers.build_optimizer(config.optimizer, model, total_steps),
-        augmentation.build_augmentation(
-            config.augmentation, seed=config.runtime.seed, batch_size=batch_size, focus=focus
-        ),
+        intensity.scaled_first(augment, config.data.image_spec),
         build_weight_map(config, class_weights),
         losses.Loss(config.loss),
         LossScale(compute),
@@ -231,6 +234,7 @@ def build_evaluator(
         flip_tta=flip_tta,
         threshold=threshold,
         details=details,
+        image_spec=config.data.image_spec,
     )
 
 

@@ -54,7 +54,7 @@ def introduce(run: Run, report: NullReport, *, evaluates_first: bool) -> None:
 
 
 def _first_batch(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """The first examples as the model sees them: augmented images, masks, pixel weights and names."""
+    """The first examples as the model sees them: augmented images for people, masks, pixel weights and names."""
     step, size = tf.constant(0, tf.int64), run.config.data.batch_size
     positions = tf.range(min(SHEET_EXAMPLES, size), dtype=tf.int64)
     batch = input_pipeline.part_of_batch(
@@ -63,4 +63,4 @@ def _first_batch(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str
     )
     images, masks, weights, _ = run.trainer.prepare_batch(batch, step)
     names = run.train_examples.names_of(batch["example_id"].numpy().tolist())
-    return images.numpy(), masks.numpy()[..., 0], weights.numpy(), names
+    return run.config.data.image_spec.shown(images.numpy()), masks.numpy()[..., 0], weights.numpy(), names

@@ -85,7 +85,8 @@ class Scorer:
                 threshold=score.threshold,
                 details=True,
             )
-            runner = KerasRunner(self._model, resize=run.config.data.resize, flip_tta=score.flip_tta)
+            data = run.config.data
+            runner = KerasRunner(self._model, resize=data.resize, flip_tta=score.flip_tta, image_spec=data.image_spec)
             self._any_size = AnySizeModel(runner, tile=self._tile)
 
     def latest_or_best(self) -> str:
@@ -120,12 +121,13 @@ class Scorer:
         """Predictions of the weights that were scored last, for examples spread evenly over the split.
 
         Returns:
-          images uint8 [N, H, W, 3], masks [N, H, W], predicted class ids [N, H, W], names.
+          images for people, uint8 [N, H, W, 3], masks [N, H, W], predicted class ids [N, H, W], names.
         """
         ids = np.unique(np.linspace(0, len(self.examples) - 1, count).round().astype(int))
         images, masks = self.examples.read(ids)
         classes, _ = self._evaluator.predict(images)
-        return images, masks[..., 0], classes, self.examples.names_of(ids.tolist())
+        shown = self.run.config.data.image_spec.shown(images)
+        return shown, masks[..., 0], classes, self.examples.names_of(ids.tolist())
 
     def _sampled_ids(self) -> np.ndarray | None:
         """Positions in the split of the sampled examples; None if all are scored."""

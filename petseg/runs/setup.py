@@ -7,7 +7,7 @@ import keras
 
 from petseg import config as config_lib, custom_code
 from petseg.config import Config
-from petseg.data import catalog, example_order, input_pipeline, loading, service_client, subsampling
+from petseg.data import catalog, example_order, input_pipeline, intensity, loading, service_client, subsampling
 from petseg.data.examples import Examples
 from petseg.errors import ClusterError, StoppedError
 from petseg.evaluation.evaluator import Evaluator
@@ -98,7 +98,7 @@ def set_up(config: Config, workdir: WorkDirectory, placement: Placement, signals
         custom_code.load(flag, reference)
     start = starting_point.find_starting_point(config, workdir)
     service_client.wait_for_services(config.data.service_addresses(), config.distribution.cluster_timeout)
-    data = _checked_data(config, workdir, start)
+    data, config = _checked_data(config, workdir, start)
     train_examples, eval_examples = building.load_splits(config.data)
     eval_examples = subsampling.subsample(eval_examples, config.schedule.eval_examples, config.runtime.seed)
     with input_pipeline.naming_lost_files(train_examples, eval_examples):
@@ -113,8 +113,8 @@ def set_up(config: Config, workdir: WorkDirectory, placement: Placement, signals
     return run
 
 
-def _checked_data(config: Config, workdir: WorkDirectory, start: StartingPoint) -> TrainingData:
-    """The data of a run, which must be the data that it began with.
+def _checked_data(config: Config, workdir: WorkDirectory, start: StartingPoint) -> tuple[TrainingData, Config]:
+    """The data of a run, which must be the data that it began with; and the config with what was open in it.
 
     Raises:
       PetsegError: if it cannot be used, or has changed.
@@ -122,11 +122,12 @@ def _checked_data(config: Config, workdir: WorkDirectory, start: StartingPoint) 
     data_set = catalog.open_with_splits(config.data)
     building.check_code(config, data_set.classes)
     workdir.check_classes(data_set.classes)
+    config = dataclasses.replace(config, data=intensity.resolved(config.data, data_set))
     data = TrainingData.of(data_set, config.data, starting_point.initial_training_data(start))
     if start.checkpoint:
         training_data.check_unchanged(data, data_set, config.data, workdir)
     training_data.warn_of_seen_images(data, data_set, config.data, start.init_from)
-    return data
+    return data, config
 
 
 def _build(

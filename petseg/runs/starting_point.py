@@ -13,6 +13,7 @@ from petseg.config import Config, ModelConfig
 from petseg.data.examples import Examples
 from petseg.errors import CheckpointError, ConfigError
 from petseg.models import encoders, pretrained_weights
+from petseg.models.intensity import to_floats
 from petseg.reporting.summaries import EMA
 from petseg.runs import building, checkpoints, model_selection, packed_run
 from petseg.runs.open_run import load_model
@@ -101,7 +102,8 @@ def build_initial_model(start: StartingPoint, config: Config, examples: Examples
         pixels = math.prod(config.model.working_size(config.data.size))
         count = max(1, min(CALIBRATION_IMAGES, CALIBRATION_PIXELS // pixels, len(examples)))
         images, _ = examples.read(range(count))
-        scaled = keras.Model(model.input, model.get_layer("scaling").output)(tf.cast(images, tf.float32))
+        floats = to_floats(tf.constant(images), config.data.image_spec)
+        scaled = keras.Model(model.input, model.get_layer("scaling").output)(floats)
         encoders.calibrate_batch_norm(model.get_layer("encoder").model, scaled)
     return model
 

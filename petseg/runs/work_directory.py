@@ -257,7 +257,9 @@ def _with_earlier_choices(values: dict[str, Any], class_weights: Sequence[float]
     """The values of a config.json, with the earlier behaviour for choices that are newer than the file."""
     normalization = "mean" if class_weights is None else "sum"  # without weights there is no scale to keep
     loss = {"class_weight_normalization": normalization, **values.get("loss", {})}
-    return {**values, "loss": loss, "runtime": {"example_order": 1, **values.get("runtime", {})}}
+    # Earlier versions read all images as 8-bit RGB.
+    data = {"channels": 3, "image_dtype": "uint8", "intensity_range": "0,255", **values.get("data", {})}
+    return {**values, "data": data, "loss": loss, "runtime": {"example_order": 1, **values.get("runtime", {})}}
 
 
 def _version(package: str) -> str | None:

@@ -11,7 +11,10 @@ from test_loading import png, write_data_set
 
 from petseg.classes import IGNORED, PETS
 from petseg.config import DataConfig
+from petseg.config.image_spec import PLAIN
 from petseg.data import example_decoding, input_pipeline, loading
+from petseg.data.example_decoding import ImageDecoding
+from petseg.data.images import Bands
 from petseg.data.resizing import GREY, Resizing
 from petseg.errors import ConfigError, DataError
 
@@ -64,7 +67,9 @@ def test_the_largest_divisor_that_keeps_the_target_size_is_used(method, target):
     resizing = Resizing(target, method)
     ratios = set()
     for size in SIZES:
-        image, own_size, ratio = example_decoding.decode_reduced(tf.constant(jpeg(*size).read()), resizing)
+        image, own_size, ratio = example_decoding.decode_reduced(
+            tf.constant(jpeg(*size).read()), ImageDecoding(Bands("uint8", 3), PLAIN), resizing
+        )
         needed = resizing.resized_size(tf.constant(size)).numpy()
         height, width = image.shape[:2]
         assert tuple(own_size.numpy()) == size
@@ -92,7 +97,7 @@ def test_scaled_images_match_those_decoded_at_full_size(folder, resize):
 
 def test_full_decoding_resizes_with_antialiasing(both):
     for size, image in zip(SIZES, both["full"].images, strict=False):
-        pixels = tf.cast(tf.io.decode_image(jpeg(*size).read(), 3), tf.float32)
+        pixels = tf.cast(tf.io.decode_jpeg(jpeg(*size).read(), 3, dct_method="INTEGER_ACCURATE"), tf.float32)
         resized = tf.round(tf.image.resize(pixels, [32, 64], antialias=True))
         np.testing.assert_array_equal(image, tf.clip_by_value(resized, 0, 255))
 

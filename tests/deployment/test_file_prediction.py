@@ -156,7 +156,7 @@ def test_a_pipe_is_reported_and_does_not_block(predictor, tmp_path, caplog):
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(UnreadableFilesError, match="1 of 2 files cannot be read"):
         file_prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
-    assert "pipe.jpg: is not a regular file; must be an image file" in caplog.text
+    assert "pipe.jpg: cannot be read: is not a regular file; must be an image file" in caplog.text
 
 
 def test_an_unwritable_output_folder_is_an_error(predictor, tmp_path):
@@ -195,13 +195,13 @@ def test_photographs_and_pixels_in_memory_are_limited(predictor, tmp_path, monke
         Image.fromarray(photograph(30, 30, i)).save(tmp_path / f"{i:02}.png")
     Image.fromarray(photograph(100, 100)).save(tmp_path / "20-large.png")
     lock, there, seen = threading.Lock(), set(), []
-    read, write = file_prediction.read_image, Plan.write
+    read, write = file_prediction.images.read, Plan.write
 
-    def reading(file):
+    def reading(file, *args):
         with lock:
             there.add(file.name)
             seen.append(set(there))
-        return read(file)
+        return read(file, *args)
 
     def writing(self, photograph, *args):
         try:
@@ -210,7 +210,7 @@ def test_photographs_and_pixels_in_memory_are_limited(predictor, tmp_path, monke
             with lock:
                 there.discard(photograph.file.name)
 
-    monkeypatch.setattr(file_prediction, "read_image", reading)
+    monkeypatch.setattr(file_prediction.images, "read", reading)
     monkeypatch.setattr(Plan, "write", writing)
     monkeypatch.setattr(file_prediction, "MOST_PIXELS", pixels)
     masks = file_prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"))

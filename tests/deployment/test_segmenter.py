@@ -119,7 +119,7 @@ def test_invalid_images_are_refused_in_one_line(picture, message):
 def test_arrays_are_converted_like_pillow_images_of_the_same_pixels(photograph):
     grey = photograph[..., 0]
     transparent = np.dstack([photograph, grey])
-    for array in (grey, grey[..., None], grey > 100, grey.astype(np.uint16) * 257, transparent, grey[:, ::-1]):
+    for array in (grey, grey[..., None], grey > 100, transparent, grey[:, ::-1]):
         picture = Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
         np.testing.assert_array_equal(segmenter.as_array(array), segmenter.as_array(picture))
     np.testing.assert_array_equal(segmenter.as_array(grey), np.repeat(grey[..., None], 3, axis=-1))

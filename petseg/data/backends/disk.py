@@ -1,7 +1,7 @@
 """Disk cache of decoded examples (--cache=disk), written once and memory-mapped by all runs that use it.
 
-Its folder holds the raw arrays `images.u8` and `masks.u8`, and `examples.json`. It is written under a temporary name,
-renamed when complete, and never changed after that.
+Its folder holds the raw arrays `images.u8` or `images.u16` and `masks.u8`, and `examples.json`. It is written under a
+temporary name, renamed when complete, and never changed after that.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from petseg.data.examples import Examples, Fetched, all_usable
 from petseg.errors import ConfigError, DataError
 
 FORMAT = 3  # increase it when the same data set would give other bytes
-CHANNELS = {"images.u8": 3, "masks.u8": 1}
+MASKS = "masks.u8"
 RECORD = "examples.json"
 
 Names = tuple[str, ...]
@@ -45,6 +45,8 @@ class Cache:
       key: JSON values on which the decoded bytes depend; each key has its own folder.
       count: number of examples N.
       image_size: height H and width W of the examples.
+      channels: channels C of the images.
+      dtype: dtype of the images, uint8 or uint16.
     """
 
     directory: str
@@ -52,6 +54,14 @@ class Cache:
     key: Mapping[str, Any]
     count: int
     image_size: tuple[int, int]
+    channels: int = 3
+    dtype: str = "uint8"
+
+    @property
+    def arrays(self) -> dict[str, tuple[int, np.dtype]]:
+        """Channels and dtype of the arrays, by the names of their files: images, masks."""
+        images = {"uint8": "images.u8", "uint16": "images.u16"}[self.dtype]
+        return {images: (self.channels, np.dtype(self.dtype)), MASKS: (1, np.dtype(np.uint8))}
 
     @property
     def folder(self) -> Path:
@@ -67,13 +77,13 @@ class Cache:
 
     @property
     def images(self) -> np.ndarray:
-        """Memory-mapped images, uint8 [N, H, W, 3]."""
-        return self._mapped("images.u8")
+        """Memory-mapped images, [N, H, W, C]."""
+        return self._mapped(next(iter(self.arrays)))
 
     @property
     def masks(self) -> np.ndarray:
         """Memory-mapped masks, uint8 [N, H, W, 1]."""
-        return self._mapped("masks.u8")
+        return self._mapped(MASKS)
 
     def ensure_written(self, fill: Callable[[WriteExample], tuple[Names, Groups]]) -> tuple[Names, Groups]:
         """Writes the files unless they exist and are intact; returns names and groups of the examples.
@@ -106,22 +116,23 @@ class Cache:
             raise DataError(f"{damage}; rerun to write it again")
 
     def read(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 [K, H, W, 3] and masks uint8 [K, H, W, 1] of examples, int64 [K].
+        """Images [K, H, W, C] and masks uint8 [K, H, W, 1] of examples, int64 [K].
 
         Maps the files for each call, so that a file truncated meanwhile is an error instead of a SIGBUS.
         """
         return self.images[ids], self.masks[ids]
 
     def shape(self, name: str) -> tuple[int, int, int, int]:
-        return (self.count, *self.image_size, CHANNELS[name])
+        return (self.count, *self.image_size, self.arrays[name][0])
 
     def _mapped(self, name: str) -> np.ndarray:
-        return np.memmap(self.folder / name, np.uint8, mode="r", shape=self.shape(name))
+        return np.memmap(self.folder / name, self.arrays[name][1], mode="r", shape=self.shape(name))
 
     def _damage(self) -> str:
         """What is wrong with the files; empty if they are intact."""
-        for name in CHANNELS:
-            file, expected = self.folder / name, int(np.prod(self.shape(name), dtype=np.int64))
+        for name, (_, dtype) in self.arrays.items():
+            file = self.folder / name
+            expected = int(np.prod(self.shape(name), dtype=np.int64)) * dtype.itemsize
             size = file.stat().st_size if file.is_file() else -1
             if size != expected:
                 return f"{file}: " + ("is missing" if size < 0 else f"has {size} bytes; must have {expected}")
@@ -148,7 +159,10 @@ class Cache:
         logger.info("decoding %d examples at %s px into %s", self.count, self._size, self.folder)
         try:
             unfinished.mkdir()
-            with open(unfinished / "images.u8", "wb") as images, open(unfinished / "masks.u8", "wb") as masks:
+            with (
+                open(unfinished / next(iter(self.arrays)), "wb") as images,
+                open(unfinished / MASKS, "wb") as masks,
+            ):
 
                 def write_example(image: np.ndarray, mask: np.ndarray) -> None:
                     images.write(image.tobytes())
@@ -158,7 +172,7 @@ class Cache:
                 for file in (images, masks):
                     file.flush()
                     os.fsync(file.fileno())
-            record = {"format": FORMAT, "key": self.key, "shapes": {name: self.shape(name) for name in CHANNELS}}
+            record = {"format": FORMAT, "key": self.key, "shapes": {name: self.shape(name) for name in self.arrays}}
             (unfinished / RECORD).write_text(json.dumps({**record, "names": names, "groups": groups}))
             unfinished.rename(self.folder)
         except BaseException:
@@ -166,7 +180,8 @@ class Cache:
             raise
 
     def _bytes(self) -> int:
-        return self.count * self.image_size[0] * self.image_size[1] * sum(CHANNELS.values())
+        each = sum(channels * dtype.itemsize for channels, dtype in self.arrays.values())
+        return self.count * self.image_size[0] * self.image_size[1] * each
 
 
 class DiskExamples(Examples):
@@ -185,9 +200,11 @@ class DiskExamples(Examples):
     def fetch(self, ids: tf.Tensor) -> Fetched:
         # Declared stateless (true: the same ids give the same bytes), because op determinism runs stateful functions
         # sequentially.
-        image, mask = tf.numpy_function(self._cache.read, [ids], [tf.uint8, tf.uint8], stateful=False)
-        image.set_shape([*ids.shape, *self._cache.shape("images.u8")[1:]])
-        mask.set_shape([*ids.shape, *self._cache.shape("masks.u8")[1:]])
+        arrays = self._cache.arrays
+        dtypes = [tf.as_dtype(dtype) for _, dtype in arrays.values()]
+        image, mask = tf.numpy_function(self._cache.read, [ids], dtypes, stateful=False)
+        for each, name in zip((image, mask), arrays, strict=True):
+            each.set_shape([*ids.shape, *self._cache.shape(name)[1:]])
         return Fetched(image, mask, all_usable(ids))
 
     def _fetch_portable(self, ids: tf.Tensor) -> Fetched:
@@ -196,10 +213,15 @@ class DiskExamples(Examples):
         Mapping the file for each batch is cheap, but constant folding copies the whole file when the graph is
         initialised; hence `fetch` does not use it.
         """
-        files = {str(self._cache.folder / name): self._cache.shape(name) for name in CHANNELS}
+        cache = self._cache
         image, mask = (
-            tf.gather(tf.raw_ops.ImmutableConst(dtype=tf.uint8, shape=shape, memory_region_name=file), ids)
-            for file, shape in files.items()
+            tf.gather(
+                tf.raw_ops.ImmutableConst(
+                    dtype=tf.as_dtype(dtype), shape=cache.shape(name), memory_region_name=str(cache.folder / name)
+                ),
+                ids,
+            )
+            for name, (_, dtype) in cache.arrays.items()
         )
         return Fetched(image, mask, all_usable(ids))
 

@@ -17,7 +17,7 @@ class MemoryExamples(Examples):
     """Examples in two arrays; tensors share their memory if it is aligned.
 
     Args:
-      images: uint8 [N, H, W, 3].
+      images: uint8 or uint16 [N, H, W, C].
       masks: uint8 [N, H, W, 1], class ids or IGNORED.
       classes, names, groups, origin: attributes of `Examples`; names are the ids if None.
     """
@@ -63,12 +63,12 @@ class MemoryExamples(Examples):
         return MemoryExamples(*self.read(ids), self.classes, names, groups, self.origin)
 
 
-def aligned_array(shape: tuple[int, ...]) -> np.ndarray:
-    """An uninitialised uint8 array whose memory tensors can share."""
-    size = math.prod(shape)
+def aligned_array(shape: tuple[int, ...], dtype: np.dtype | type = np.uint8) -> np.ndarray:
+    """An uninitialised array whose memory tensors can share."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     buffer = np.empty(size + TENSOR_ALIGNMENT, np.uint8)
     first = -buffer.ctypes.data % TENSOR_ALIGNMENT
-    return buffer[first : first + size].reshape(shape)
+    return buffer[first : first + size].view(dtype).reshape(shape)
 
 
 def _shared_tensor(array: np.ndarray) -> tf.Tensor:

@@ -15,7 +15,6 @@ from petseg.classes import IGNORED
 from petseg.data import example_decoding, feeding, random_crops
 from petseg.data.example_decoding import BadExampleError
 from petseg.data.examples import Examples, Fetched
-from petseg.data.numpy_resizing import GREY
 from petseg.data.record_files import RecordFiles
 from petseg.data.split_source import SplitSource
 from petseg.errors import DataError, one_line
@@ -60,9 +59,13 @@ class OnDemandExamples(Examples):
         images, masks = tf.cond(
             tf.reduce_all(usable),
             lambda: (images, masks),
-            lambda: (_blank_bad(usable, images, GREY), _blank_bad(usable, masks, IGNORED)),
+            lambda: (
+                _blank_bad(usable, images, self._source.resizing.padding),
+                _blank_bad(usable, masks, (IGNORED,)),
+            ),
         )
-        images = tf.ensure_shape(images, [ids.shape[0], *self._source.resizing.size, 3])
+        channels = self._source.images.spec.channels
+        images = tf.ensure_shape(images, [ids.shape[0], *self._source.resizing.size, channels])
         return Fetched(images, tf.ensure_shape(masks, [*images.shape[:3], 1]), tf.ensure_shape(usable, ids.shape))
 
     def _decoded(self, record: tf.Tensor, position: tf.Tensor) -> Fetched:
@@ -75,8 +78,9 @@ class OnDemandExamples(Examples):
 
     def _decoded_or_blank(self, record: tf.Tensor, position: tf.Tensor) -> Fetched:
         height, width = self._source.resizing.size
+        spec = self._source.images.spec
         blank = Fetched(
-            tf.fill([height, width, 3], np.uint8(GREY)),
+            tf.broadcast_to(tf.constant(spec.padding, spec.travels_as), [height, width, spec.channels]),
             tf.fill([height, width, 1], np.uint8(IGNORED)),
             tf.constant(False),
         )
@@ -206,7 +210,7 @@ def distinguishing_labels(
     return groups
 
 
-def _blank_bad(usable: tf.Tensor, pictures: tf.Tensor, filling: int) -> tf.Tensor:
+def _blank_bad(usable: tf.Tensor, pictures: tf.Tensor, filling: tuple[int, ...]) -> tf.Tensor:
     return tf.where(usable[:, None, None, None], pictures, tf.constant(filling, pictures.dtype))
 
 

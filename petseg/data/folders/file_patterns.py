@@ -15,7 +15,9 @@ from pathlib import Path
 from petseg.errors import ConfigError
 from petseg.files import printable
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm")
+SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".npy", ".jp2", ".avif", ".heic",
+)  # fmt: skip
 _PART = re.compile(r"(\{split\}|\{name\}|\*\*/|\*|\?|\[!?[^/][^]/]*\])")
 
 

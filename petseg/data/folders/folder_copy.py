@@ -31,6 +31,7 @@ from petseg.data.folders.faults import Fault
 from petseg.data.folders.folder_layout import Layout
 from petseg.data.folders.mask_values import MaskCoding
 from petseg.data.folders.pair_files import DecodedPair
+from petseg.data.images import BandCounts
 from petseg.data.mask_survey import MaskSurvey
 from petseg.errors import ConfigError, DataError, one_line
 from petseg.files import printable
@@ -53,7 +54,7 @@ def prepare(config: DataConfig, classes: Classes | None = None) -> tuple[Any, Cl
       ConfigError: if the classes are invalid, or the files cannot be written.
       DataError: if the folder has faults; names the first.
     """
-    layout = folder_layout.scan_folder(config)
+    layout = folder_files.pages_as_pairs(folder_layout.scan_folder(config), config)
     if layout.faults:
         raise faults.as_error(layout.faults, config.data_dir, faults.check_command(config))
     cache = Path(config.cache_dir or CACHE_DIR).expanduser().absolute()
@@ -105,6 +106,11 @@ def _refuse_left_out(builder: "_FolderBuilder", layout: Layout, config: DataConf
             raise DataError(f"{config.data_dir}: {why}. Everything: {faults.check_command(config)}")
 
 
+def band_counts(builder: Any) -> dict[str, BandCounts]:
+    """The bands of the images in the copy of a folder, by split."""
+    return {split: BandCounts(rows) for split, rows in (builder.info.metadata or {}).get("bands", {}).items()}
+
+
 def left_out_splits(builder: Any) -> dict[str, str]:
     """Why splits are missing from the copy of a folder, by the name of the split."""
     return dict((builder.info.metadata or {}).get("left_out", {}))
@@ -136,6 +142,7 @@ class _FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         self._folder, self._layout, self._classes = config, layout, classes
         self._bad: list[Fault] = []
         self._digests: dict[str, list[tuple[int, int]]] = {}
+        self._bands: dict[str, BandCounts] = {}
         self._written = layout.splits
         title = re.sub(r"[^A-Za-z0-9_.]+", "-", layout.name).strip("-.")[:60] or FOLDER
         name = f"{title}-{_fingerprint(layout, given, _file_format(config))}"
@@ -214,7 +221,7 @@ class _FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         written = dataclasses.replace(self._layout, splits=self._written)
         pairs = folder_files.read_pairs(written, MaskCoding(self._classes))
         survey = MaskSurvey(self._classes)
-        self._digests = {}
+        self._digests, self._bands = {}, {}
         return {split: self._generate_examples(split, pairs, survey) for split in self._written}
 
     def _generate_examples(
@@ -223,6 +230,9 @@ class _FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         """Takes the examples of a split from an iterator over the pairs of all splits."""
         for i, _ in enumerate(self._written[split]):
             _, pair = next(pairs)
+            if pair.picture and pair.bands:
+                of_split = self._bands.setdefault(split, BandCounts())
+                of_split.add(pair.bands, pair.name, varies=pair.picture.alpha_varies)
             if pair.faults:
                 self._bad = [*pair.faults, *(fault for _, other in pairs for fault in other.faults)]
                 raise DataError("some pairs cannot be used")  # `write` reports which
@@ -239,6 +249,7 @@ class _FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
                 raise DataError("the masks do not have the classes")
             self.info.metadata["mask_notes"] = survey.notes()
             # In the temporary folder that TFDS renames when the data set is complete.
+            self.info.metadata["bands"] = {name: counts.rows() for name, counts in self._bands.items()}
             found = {name: digests.from_rows(rows) for name, rows in self._digests.items()}
             digests.write(Path(self.data_path) / digests.FILE, found)
 

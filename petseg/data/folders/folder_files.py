@@ -1,4 +1,4 @@
-"""Reads the classes and all pairs of a folder, in parallel. Imports no TensorFlow."""
+"""Reads the classes and all pairs of a folder, in parallel; pages of stacks as pairs. Imports no TensorFlow."""
 
 import dataclasses
 import logging
@@ -9,13 +9,15 @@ from typing import TypeVar
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
+from petseg.data import picture_files
 from petseg.data.folders import faults, pair_files
-from petseg.data.folders.faults import Fault
+from petseg.data.folders.faults import Fault, Kind
 from petseg.data.folders.folder_layout import Layout, Pair
 from petseg.data.folders.inferred_classes import CLASSES_FILE, classes_from_masks
 from petseg.data.folders.mask_values import MaskCoding
 from petseg.data.folders.pair_files import DecodedPair
 from petseg.data.mask_survey import MaskFacts
+from petseg.data.picture_files import PictureError
 from petseg.runtime.cpus import usable_cpus
 from petseg.runtime.progress_bars import progress_bar
 
@@ -69,7 +71,7 @@ def infer_classes(layout: Layout) -> tuple[Classes | None, list[Fault]]:
 def _read_facts(pair: Pair) -> MaskFacts | Fault:
     """Reads a mask whose classes are unknown."""
     data = pair_files.read_file(pair.mask_name, pair.mask)
-    mask = data if isinstance(data, Fault) else pair_files.read_mask(pair.mask_name, data, None)
+    mask = data if isinstance(data, Fault) else pair_files.read_mask(pair.mask_name, data, None, pair.page)
     return mask if isinstance(mask, Fault) else MaskFacts.of(mask[1])
 
 
@@ -81,7 +83,7 @@ def read_pair(pair: Pair, coding: MaskCoding) -> DecodedPair:
         return DecodedPair(
             pair.name, pair.mask_name, faults=tuple(each for each in (image, mask) if isinstance(each, Fault))
         )
-    return pair_files.decode_pair(pair.name, image, pair.mask_name, mask, coding)
+    return pair_files.decode_pair(pair.name, image, pair.mask_name, mask, coding, pair.page)
 
 
 def read_pairs(layout: Layout, coding: MaskCoding) -> Iterator[tuple[str, DecodedPair]]:
@@ -108,6 +110,40 @@ def map_with_progress(items: Iterable[T], function: Callable[[T], R], count: int
 
 def _pairs_by_split(layout: Layout) -> list[tuple[str, Pair]]:
     return [(split, pair) for split, members in layout.splits.items() for pair in members]
+
+
+def pages_as_pairs(layout: Layout, config: DataConfig) -> Layout:
+    """With --pages=examples, the layout with a pair for each page of each file; else the layout as it is.
+
+    Pairs whose image and mask differ in their number of pages are faults.
+    """
+    if config.pages == "refuse":
+        return layout
+    found: list[Fault] = []
+    splits = {
+        split: tuple(page for pair in members for page in _pages(pair, split, found))
+        for split, members in layout.splits.items()
+    }
+    blocking, others = faults.partition(found, layout.needed)
+    left_out = {**layout.left_out, **{split: faults.left_out_note(split, bad) for split, bad in others.items()}}
+    return dataclasses.replace(layout, splits=splits, faults=(*layout.faults, *blocking), left_out=left_out)
+
+
+def _pages(pair: Pair, split: str, found: list[Fault]) -> list[Pair]:
+    """The pages of a pair, each a pair of its own; a file that cannot be read is reported when it is decoded."""
+    try:
+        of_image, of_mask = picture_files.count_pages(pair.image), picture_files.count_pages(pair.mask)
+    except PictureError:
+        return [pair]
+    if of_image != of_mask:
+        what = f"holds {of_image} pages, its mask {pair.mask_name} {of_mask}; must be as many"
+        found.append(Fault(Kind.PAGES, pair.name, what, split))
+    if of_image == 1:
+        return [pair]
+    return [
+        dataclasses.replace(pair, name=f"{pair.name}#{page + 1}", mask_name=f"{pair.mask_name}#{page + 1}", page=page)
+        for page in range(min(of_image, of_mask))
+    ]
 
 
 def all_pairs(layout: Layout) -> Iterator[Pair]:

@@ -27,12 +27,21 @@ HASHED_SPLITS = ("train",) * 8 + ("val", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """An image and its mask; `name` and `mask_name` are their printable paths relative to the folder."""
+    """An image and its mask.
+
+    Attributes:
+      name: printable path of the image relative to the folder, with `#3` for the third page of a file.
+      image: its file.
+      mask_name: printable path of the mask.
+      mask: its file.
+      page: page of both files, from 0 on; None for files of one page.
+    """
 
     name: str
     image: Path
     mask_name: str
     mask: Path
+    page: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

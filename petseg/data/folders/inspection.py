@@ -8,9 +8,12 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 
 from petseg.classes import IGNORED, UNKNOWN, Classes
+from petseg.config import DataConfig
 from petseg.data.folders.faults import Fault, Kind
 from petseg.data.folders.pair_files import DecodedPair
+from petseg.data.images import BandCounts, joined
 from petseg.data.mask_survey import MaskSurvey
+from petseg.errors import DataError
 
 LARGEST_SUGGESTED = 512  # pixels of the longer side
 DIVISOR = 32  # sides of the network's input are multiples of it
@@ -55,15 +58,25 @@ class Inspection:
       faults: all faults, in the order in which they were found.
       modes: number of pairs by Pillow's modes of image and mask.
       sizes: number of images by height and width.
+      bands: the bands of the images by split.
 
     Args:
       classes: the classes.
-      needed: the splits whose masks are judged together.
+      needed: the splits whose masks and images are judged together.
       faults: faults that were found before any file was opened.
+      data: flags of the data.
     """
 
-    def __init__(self, classes: Classes, needed: Collection[str] = (), faults: Iterable[Fault] = ()):
+    def __init__(
+        self,
+        classes: Classes,
+        needed: Collection[str] = (),
+        faults: Iterable[Fault] = (),
+        data: DataConfig | None = None,
+    ):
         self.classes, self._needed, self._survey = classes, needed, MaskSurvey(classes)
+        self._data = data or DataConfig()
+        self.bands: dict[str, BandCounts] = {}
         self.splits: dict[str, SplitCounts] = {}
         self.faults: list[Fault] = list(faults)
         self.modes: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -78,6 +91,9 @@ class Inspection:
         if pair.size:
             self.sizes[pair.size] += 1
             self._places.setdefault(pair.digest, []).append((split, pair.name))
+        if pair.picture and pair.bands:
+            of_split = self.bands.setdefault(split, BandCounts())
+            of_split.add(pair.bands, pair.name, varies=pair.picture.alpha_varies)
         if not pair.faults and pair.ids is not None:
             counts.add(pair.name, pair.ids)
         if pair.facts and split in self._needed:
@@ -87,6 +103,16 @@ class Inspection:
         """Adds the faults of all masks together, after the last pair."""
         unread = any(fault.kind in (Kind.VALUES, Kind.INEXACT) for fault in self.faults)
         self.faults += [fault for fault in self._survey.faults() if fault.kind is not Kind.CLASSES or not unread]
+        try:
+            self._all_bands.resolve(self._data.channels, self._data.image_dtype)
+        except DataError as error:
+            where, _, what = str(error).partition(": ")
+            self.faults.append(Fault(Kind.IMAGES, where, what))
+
+    @property
+    def _all_bands(self) -> BandCounts:
+        """The bands of the images of the splits that training needs."""
+        return joined(self.bands, self._data.named_splits)
 
     @property
     def pixels(self) -> np.ndarray:
@@ -113,6 +139,8 @@ class Inspection:
             for place, names in sorted(counts.uniform.items()):
                 where = "no class" if place == IGNORED else self.classes.names[place]
                 found.append(f"split {split}: {len(names)} masks are entirely in {where}: {_few(names)}")
+        if note := self._all_bands.alpha_note(self._data.channels):
+            found.append(note)
         shared = [places for places in self._places.values() if len({split for split, _ in places}) > 1]
         if shared:
             pairs = [" = ".join(f"{split}: {name}" for split, name in places[:3]) for places in shared]

@@ -4,37 +4,25 @@ import collections
 import concurrent.futures
 import dataclasses
 import hashlib
-import io
-import struct
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from petseg.data import mask_files
+from petseg.data import images, mask_files, picture_files
 from petseg.data.folders import mask_values
 from petseg.data.folders.faults import Fault, Kind
 from petseg.data.folders.mask_values import MaskCoding
+from petseg.data.images import Bands
 from petseg.data.mask_files import LossyMaskError, MaskValues
 from petseg.data.mask_survey import MaskFacts
 from petseg.data.picture_files import Picture, PictureError
-from petseg.errors import DataError, one_line
-from petseg.picture_formats import exif_orientation
+from petseg.errors import DataError
 
 T = TypeVar("T")
 R = TypeVar("R")
 SMALLEST_SIDE = 8
-END_OF_PNG = b"IEND\xaeB`\x82"
-FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM")  # decoded in this process; never EPS
-# Modes by format that TensorFlow decodes to the same pixels as Pillow.
-DECODABLE = {
-    "JPEG": ("L", "RGB"),
-    "MPO": ("L", "RGB"),
-    "PNG": ("1", "L", "LA", "P", "RGB", "RGBA"),
-    "BMP": ("RGB",),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +31,13 @@ class DecodedPair:
 
     Attributes:
       name, mask_name: names of image and mask.
-      image: a JPEG, PNG or BMP file that TensorFlow decodes; empty if there is a fault.
+      image: a file for a record, as `images.record_file` makes it; empty if there is a fault.
       mask: class ids as a PNG file; empty if there is a fault.
       ids: class ids, uint8 [H, W]; None if the mask cannot be decoded.
       size: height and width of the image; None if it cannot be read.
       modes: Pillow's modes of image and mask, such as RGB and P.
-      digest: hash of the image file.
+      digest: hash of the image file, or of a page of it.
+      picture: the upright image; None if it cannot be read.
       facts: facts of the mask for a survey of all masks; None if it cannot be decoded.
       either_way: whether the image is turned by EXIF, and the mask fits it as stored too.
       faults: faults of either file.
@@ -62,12 +51,20 @@ class DecodedPair:
     size: tuple[int, int] | None = None
     modes: tuple[str, str] = ("", "")
     digest: bytes = b""
+    picture: Picture | None = None
     facts: MaskFacts | None = None
     either_way: bool = False
     faults: tuple[Fault, ...] = ()
 
+    @property
+    def bands(self) -> Bands | None:
+        """The bands of the image; None if it cannot be read."""
+        return Bands.of(self.picture) if self.picture else None
 
-def decode_pair(name: str, image_data: bytes, mask_name: str, mask_data: bytes, coding: MaskCoding) -> DecodedPair:
+
+def decode_pair(
+    name: str, image_data: bytes, mask_name: str, mask_data: bytes, coding: MaskCoding, page: int | None = None
+) -> DecodedPair:
     """Decodes and checks a pair.
 
     An image is rotated according to its EXIF data, unless the mask only fits the unrotated image.
@@ -78,10 +75,11 @@ def decode_pair(name: str, image_data: bytes, mask_name: str, mask_data: bytes, 
       mask_name: name of the mask, for messages.
       mask_data: content of the mask file.
       coding: converts values of the mask to class ids.
+      page: page of both files, from 0 on; None for files of one page.
     """
     faults: list[Fault] = []
-    picture = _opened(name, image_data, faults)
-    mask = read_mask(mask_name, mask_data, coding.classes.colored)
+    picture = _read(name, image_data, page, faults)
+    mask = read_mask(mask_name, mask_data, coding.classes.colored, page)
     mask_size = ids = facts = None
     if isinstance(mask, Fault):
         faults.append(mask)
@@ -92,39 +90,42 @@ def decode_pair(name: str, image_data: bytes, mask_name: str, mask_data: bytes, 
         except DataError as error:
             faults.append(Fault(Kind.VALUES, mask_name, str(error)))
     modes = (picture.mode if picture else "", "" if isinstance(mask, Fault) else mask[0].mode)
-    turned = either_way = False
+    size: tuple[int, int] | None = None
+    either_way = False
     if picture:
-        size = (picture.height, picture.width)
-        turned = _is_turned(picture, mask_size)
+        stored = picture
+        picture = _turned(stored, mask_size)
+        size, turned = picture.size, picture.pixels is not stored.pixels
         if min(size) < SMALLEST_SIDE:
             what = f"is {size[0]} x {size[1]} pixels; must be at least {SMALLEST_SIDE} x {SMALLEST_SIDE}"
             faults.append(Fault(Kind.SMALL, name, what))
-        either_way = turned and size == mask_size and (size[0] == size[1] or exif_orientation(picture) < 5)
-        if turned:
-            picture = ImageOps.exif_transpose(picture)
-            size = (picture.height, picture.width)
+        either_way = turned and stored.size == mask_size and (size[0] == size[1] or stored.orientation < 5)
         if mask_size and size != mask_size:
             what = f"is {size[0]} x {size[1]} (height x width), its mask {mask_name} {mask_size[0]} x {mask_size[1]}"
             faults.append(Fault(Kind.SIZES, name, f"{what}; both must be one size"))
     image_file = mask_file = b""
     if picture and not faults:
         try:
-            image_file = image_data if not turned and _is_decodable(picture, image_data) else _as_png(picture)
-        except DataError as error:
-            faults.append(Fault(Kind.UNREADABLE, name, str(error)))
+            images.check_finite(picture.pixels)
+            as_it_is = page is None and picture.pixels is stored.pixels
+            image_file = images.record_file(picture, image_data if as_it_is else b"")
+        except PictureError as error:
+            faults.append(Fault(Kind.IMAGES, name, str(error)))
     if ids is not None and not faults:
         mask_file = mask_values.encode_png(ids)
-    shape = size if picture else None
-    digest = hashlib.blake2b(image_data, digest_size=16).digest()
+    of_page = b"" if page is None else str(page).encode()
+    digest = hashlib.blake2b(image_data + of_page, digest_size=16).digest()
     return DecodedPair(
-        name, mask_name, image_file, mask_file, ids, shape, modes, digest, facts, either_way, tuple(faults)
+        name, mask_name, image_file, mask_file, ids, size, modes, digest, picture, facts, either_way, tuple(faults)
     )
 
 
-def read_mask(name: str, data: bytes, colored: bool | None) -> tuple[Picture, MaskValues] | Fault:
+def read_mask(
+    name: str, data: bytes, colored: bool | None, page: int | None = None
+) -> tuple[Picture, MaskValues] | Fault:
     """Decodes a mask as `mask_files.decode` does; returns a fault if that fails."""
     try:
-        return mask_files.decode(data, colored)
+        return mask_files.decode(data, colored, page)
     except PictureError as error:
         return Fault(Kind.UNREADABLE, name, str(error))
     except LossyMaskError as error:
@@ -149,54 +150,19 @@ def map_in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -
                 future.cancel()
 
 
-def _opened(name: str, data: bytes, faults: list[Fault]) -> Image.Image | None:
+def _read(name: str, data: bytes, page: int | None, faults: list[Fault]) -> Picture | None:
     """Decodes an image; adds a fault and returns None if that fails."""
     try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)  # noqa: TID251
-        picture.load()
-    except Exception as error:  # Pillow's decoders raise many classes
-        what = " ".join(str(error).split()) if "truncated" in str(error) else one_line(error)
-        if "cannot identify" in what:
-            what = f"{len(data)} bytes of no known format" if data else "it is empty"
-        faults.append(Fault(Kind.UNREADABLE, name, f"cannot be read: {what}; must be a complete image"))
+        return picture_files.decode(data, page)
+    except PictureError as error:
+        faults.append(Fault(Kind.UNREADABLE, name, str(error)))
         return None
-    return picture
 
 
-def _is_turned(picture: Image.Image, mask_size: tuple[int, int] | None) -> bool:
-    """Whether to rotate an image according to EXIF. Pillow has rotated TIFF files already."""
-    orientation = exif_orientation(picture)
-    if orientation == 1 or picture.format == "TIFF":
-        return False
-    swaps = orientation >= 5
-    return not (swaps and mask_size == (picture.height, picture.width) and picture.width != picture.height)
-
-
-def _is_decodable(picture: Image.Image, data: bytes) -> bool:
-    """Whether TensorFlow decodes a file to the same pixels as Pillow."""
-    if picture.format == "BMP" and (len(data) < 30 or struct.unpack("<H", data[28:30])[0] != 24):
-        return False
-    if picture.format == "PNG" and END_OF_PNG not in data:
-        return False  # its pixels are complete, but TensorFlow refuses it
-    return picture.mode in DECODABLE.get(picture.format or "", ())
-
-
-def _as_png(picture: Image.Image) -> bytes:
-    """Encodes an image as an RGB PNG file with 8 bits per channel.
-
-    Raises:
-      DataError: if its pixels are not within 8 or 16 bits.
-    """
-    if picture.mode.startswith("I") or picture.mode == "F":
-        pixels = np.asarray(picture, np.float64)
-        if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 65535) or picture.mode == "F":
-            raise DataError(
-                f"has mode {picture.mode} and pixels of neither 8 nor 16 bits; must have 8 or 16 bits per channel"
-            )
-        picture = Image.fromarray((pixels / 257).round().astype(np.uint8))
-    buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "PNG", compress_level=3)
-    return buffer.getvalue()
+def _turned(picture: Picture, mask_size: tuple[int, int] | None) -> Picture:
+    """An image turned as its EXIF orientation says, unless only as it is stored it has the size of its mask."""
+    fits_stored = picture.orientation >= 5 and picture.size == mask_size and picture.size[0] != picture.size[1]
+    return dataclasses.replace(picture, orientation=1) if fits_stored else picture.upright()
 
 
 def read_file(name: str, path: Path) -> bytes | Fault:

@@ -86,7 +86,10 @@ class Networks:
             flip_tta=flip_tta,
             allow_code=self._allow_code,
         )
-        segmenter(np.zeros([32, 32, 3], np.uint8))  # compiles it, so that the first photograph is not slow
+        spec = self.run.config.data.image_spec
+        segmenter.predictor(
+            np.zeros([32, 32, spec.channels], spec.travels_as)
+        )  # compiles it, so that the first photograph is not slow
         return segmenter
 
     def _version(self, checkpoint: str) -> Version:

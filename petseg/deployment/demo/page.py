@@ -10,6 +10,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from petseg.config.image_spec import PLAIN, ImageSpec
 from petseg.data.drawings import animal_drawing
 from petseg.deployment.demo import views
 from petseg.deployment.demo.networks import Networks
@@ -79,7 +80,8 @@ def build(networks: Networks, folder: Path, uploads: Uploads) -> gr.Blocks:
                     False, label="Flip averaging", elem_id="flip",
                     info="Average with the prediction of the mirror image: twice the time",
                 )  # fmt: skip
-                gr.Examples(drawings(folder / "examples"), photo, label="Drawings to try", cache_examples=False)
+                if networks.run.config.data.image_spec == PLAIN:
+                    gr.Examples(drawings(folder / "examples"), photo, label="Drawings to try", cache_examples=False)
             with gr.Column(scale=5, min_width=480):
                 facts = gr.HTML(elem_classes="petseg-facts", elem_id="facts")
                 with gr.Row():
@@ -103,7 +105,7 @@ def build(networks: Networks, folder: Path, uploads: Uploads) -> gr.Blocks:
             if photo is None:
                 return ["", None, *NOTHING]
             try:
-                image = _uploaded(photo, uploads)
+                image = _uploaded(photo, uploads, networks.run.config.data.image_spec)
             except DataError as error:
                 return [views.error_sentence(str(error)), None, *NOTHING]
             try:
@@ -143,8 +145,8 @@ def launch_options() -> dict[str, Any]:
     return {"theme": gr.themes.Default(primary_hue="teal", neutral_hue="slate"), "css": CSS}
 
 
-def _uploaded(photo: Any, uploads: Uploads) -> np.ndarray:
-    """Reads the image that a request names, uint8 [H, W, 3].
+def _uploaded(photo: Any, uploads: Uploads, spec: ImageSpec) -> np.ndarray:
+    """Reads the image that a request names, [H, W, C] as images of the run travel.
 
     `gr.Image` checks only requests with the keys that a browser sends.
 
@@ -154,7 +156,7 @@ def _uploaded(photo: Any, uploads: Uploads) -> np.ndarray:
     file = uploads.resolve(photo.get("path") if isinstance(photo, dict) else None)
     if file is None:
         raise DataError("the photograph was not uploaded or has been deleted; upload it again")
-    return views.read(file)
+    return views.read(file, spec)
 
 
 def _share(value: Any) -> float:
@@ -169,10 +171,10 @@ def _segment(
     segmenter = networks(checkpoint, averaged, flip_tta)
     small = views.reduced(image, MOST_PIXELS)
     start = time.perf_counter()
-    segmentation = segmenter(small)
+    segmentation = segmenter.predictor(small)
     seconds = time.perf_counter() - start
     found = views.facts(segmentation, seconds, segmenter.step, image.shape)
-    return [found, Overlaid(small, segmentation.mask), *views.pictures(segmentation, opacity)]
+    return [found, Overlaid(segmentation.image, segmentation.mask), *views.pictures(segmentation, opacity)]
 
 
 def drawings(folder: Path) -> list[list[str]]:

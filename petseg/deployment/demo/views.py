@@ -11,8 +11,9 @@ from PIL import Image
 
 from petseg.classes import Classes
 from petseg.config import Config
-from petseg.deployment.photographs import read_image
-from petseg.errors import DataError, PetsegError
+from petseg.config.image_spec import ImageSpec
+from petseg.data import images
+from petseg.errors import DataError
 
 if TYPE_CHECKING:
     from petseg.deployment.segmentation import Segmentation
@@ -30,30 +31,30 @@ class Pictures(NamedTuple):
     cutout: Image.Image | None
 
 
-def read(path: Path) -> np.ndarray:
-    """Reads an uploaded image as uint8 [H, W, 3].
+def read(path: Path, spec: ImageSpec) -> np.ndarray:
+    """Reads an uploaded image [H, W, C], as images of the run travel.
 
     Raises:
       DataError: if it cannot be read; the message does not reveal its path on this machine.
     """
     try:
-        return read_image(path)
-    except PetsegError as error:
-        reason = str(error).removeprefix(f"{path}: ").replace(str(path), path.name)
-        raise DataError(f"{path.name}: {reason}") from error
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        reason = " ".join(str(error).split()).replace(str(path), path.name) or type(error).__name__
-        raise DataError(f"{path.name}: cannot be read: {reason}") from error
+        return images.read(path, spec)
+    except DataError as error:
+        raise DataError(f"{path.name}: {str(error).replace(str(path), path.name)}") from error
 
 
 def reduced(image: np.ndarray, most_pixels: int) -> np.ndarray:
-    """Downscales an image uint8 [H, W, 3] to at most `most_pixels`."""
+    """Downscales an image [H, W, C] to at most `most_pixels`."""
     height, width = image.shape[:2]
     shrink = (most_pixels / (height * width)) ** 0.5
     if shrink >= 1:
         return image
     size = (max(1, int(width * shrink)), max(1, int(height * shrink)))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0))
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0))
+    channels = (Image.fromarray(image[..., i].astype(np.float32)) for i in range(image.shape[2]))
+    resized = np.stack([np.asarray(each.resize(size, Image.Resampling.LANCZOS)) for each in channels], axis=-1)
+    return resized.round().clip(0, np.iinfo(image.dtype).max).astype(image.dtype)
 
 
 def pictures(segmentation: "Segmentation", opacity: float) -> Pictures:

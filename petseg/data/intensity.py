@@ -1,0 +1,82 @@
+"""Resolves the flags of images from a data set: channels, numbers of the files, and the intensity range."""
+
+import dataclasses
+import logging
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from petseg.config import DataConfig, image_spec
+from petseg.config.data_config import AUTO, RANGES
+from petseg.data.catalog import DataSet
+from petseg.data.example_decoding import ImageDecoding
+from petseg.data.images import PERCENTILES
+from petseg.errors import DataError
+
+MEASURED_IMAGES, MEASURED_PIXELS = 512, 2**14  # at most; pixels of one image
+logger = logging.getLogger(__name__)
+
+
+def resolved(config: DataConfig, data_set: DataSet) -> DataConfig:
+    """The config with --channels, --image_dtype and --intensity_range as they are in the data set.
+
+    Raises:
+      DataError: if the images of the data set differ from each other or from the flags; names one.
+    """
+    counts = data_set.band_counts(config.named_splits)
+    channels, bands = counts.resolve(config.channels, config.image_dtype)
+    if note := counts.alpha_note(config.channels):
+        logger.warning("%s: %s", data_set.name, note)
+    text = config.intensity_range
+    if text == AUTO:
+        text = RANGES["uint8"]
+        if bands.dtype != "uint8":
+            spec = image_spec.ImageSpec(channels, bands.dtype)
+            text = _measured_range(data_set, config.train_split, ImageDecoding(bands, spec))
+    return dataclasses.replace(config, channels=channels, image_dtype=bands.dtype, intensity_range=text)
+
+
+def decoding_of(config: DataConfig, data_set: DataSet) -> ImageDecoding:
+    """How the images of a data set are decoded; resolves what the config leaves open."""
+    config = resolved(config, data_set)
+    _, bands = data_set.band_counts(config.named_splits).resolve(config.channels, config.image_dtype)
+    return ImageDecoding(bands, config.image_spec)
+
+
+def _measured_range(data_set: DataSet, split: str, decoding: ImageDecoding) -> str:
+    """The range of the numbers in a split, as the value of --intensity_range.
+
+    One range for RGB, whose channels share a scale; one for each channel of other images.
+
+    Raises:
+      DataError: if all numbers are the same.
+    """
+    count, channels = data_set.num_examples(split), decoding.spec.channels
+    decode = tf.autograph.experimental.do_not_convert(lambda example: decoding.stored(example["image"]))
+    examples = data_set.raw_examples(split).shard(math.ceil(count / MEASURED_IMAGES), 0)
+    values = [_sample(pixels) for pixels in examples.map(decode).prefetch(1).as_numpy_iterator()]
+    numbers = np.concatenate(values).astype(np.float64).reshape(-1, 1 if channels == 3 else channels)
+    low, high = np.percentile(numbers, PERCENTILES, axis=0)
+    flat = low >= high
+    low, high = np.where(flat, numbers.min(axis=0), low), np.where(flat, numbers.max(axis=0), high)
+    if (low >= high).all():
+        raise DataError(
+            f"--train_split={split}: all numbers of its images are {low[0]:g}; must differ, or --intensity_range must "
+            "be LOW,HIGH"
+        )
+    high = np.where(low >= high, low + 1, high)
+    if decoding.spec.dtype == "uint16":
+        low, high = np.floor(low), np.ceil(high)
+    text = image_spec.range_text(tuple(low.tolist()), tuple(high.tolist()))
+    logger.info(
+        "--intensity_range=%s: %g%% to %g%% of the numbers in %d images of %s become 0 to 255; %d channel%s of %s",
+        text, *PERCENTILES, len(values), split, channels, "s" if channels > 1 else "", decoding.spec.dtype,
+    )  # fmt: skip
+    return text
+
+
+def _sample(pixels: np.ndarray) -> np.ndarray:
+    """Evenly spaced pixels of an image [H, W, C], at most MEASURED_PIXELS: [N, C]."""
+    flat = pixels.reshape(-1, pixels.shape[-1])
+    return flat[:: math.ceil(len(flat) / MEASURED_PIXELS) | 1].copy()

@@ -1,0 +1,25 @@
+"""Images as they travel -> the floats that networks take."""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from petseg.config.image_spec import ImageSpec
+
+Augmentation = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
+
+def to_floats(images: tf.Tensor, spec: ImageSpec) -> tf.Tensor:
+    """Float32 [B, H, W, C] in [0, 255] of images as they travel: the ends of the intensity range become 0 and 255."""
+    images = tf.cast(images, tf.float32)
+    if spec.is_plain:
+        return images
+    low, high = (tf.constant(value) for value in spec.device_range)
+    return tf.clip_by_value((images - low) * (255.0 / (high - low)), 0.0, 255.0)
+
+
+def scaled_first(augment: Augmentation, spec: ImageSpec) -> Augmentation:
+    """An augmentation of images as they travel, cast to floats: they are scaled to [0, 255], then augmented."""
+    if spec.is_plain:
+        return augment
+    return lambda images, masks, step, positions: augment(to_floats(images, spec), masks, step, positions)

@@ -1,0 +1,218 @@
+"""Channels, depth and intensity range of images: what training sees of a file is what prediction sees of it."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+import tifffile
+from made_folders import config, mask
+from PIL import Image
+
+from petseg.config.image_spec import ImageSpec
+from petseg.data import catalog, check, images, intensity, loading
+from petseg.data.check import CheckConfig
+from petseg.data.picture_files import PictureError, from_array
+from petseg.errors import DataError
+
+HEIGHT, WIDTH = 12, 16
+RNG = np.random.default_rng(0)
+COLORS = RNG.integers(0, 256, (HEIGHT, WIDTH, 4), np.uint8)
+DEEP = RNG.integers(0, 4096, (HEIGHT, WIDTH, 5), np.uint16)
+
+
+def encoded(array, file_format, mode=None, **options):
+    buffer, picture = io.BytesIO(), Image.fromarray(array)
+    (picture.convert(mode) if mode else picture).save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def tiff(array, **options):
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, array, **options)
+    return buffer.getvalue()
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def turned(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def bands(array):
+    return tiff(array, photometric="minisblack", planarconfig="contig", compression="deflate")
+
+
+RGB = COLORS[..., :3]
+EIGHT_BITS = {
+    "a.jpg": encoded(RGB, "JPEG"),
+    "b.jpg": encoded(RGB, "JPEG", "L"),
+    "c.jpg": encoded(RGB, "JPEG", "CMYK"),
+    "d.jpg": encoded(RGB, "JPEG", exif=turned(3)),
+    "e.png": encoded(RGB, "PNG", "1"),
+    "f.png": encoded(RGB[..., 0] // 16, "PNG", "P", bits=4),
+    "g.png": encoded(RGB, "PNG", "P"),
+    "h.png": encoded(COLORS, "PNG"),
+    "i.png": encoded(RGB, "PNG", "LA"),
+    "j.png": encoded(RGB, "PNG", exif=turned(2)),
+    "k.tif": encoded(RGB, "TIFF"),
+    "l.tif": encoded(COLORS, "TIFF"),
+    "m.tif": encoded(RGB, "TIFF", "CMYK"),
+    "n.webp": encoded(RGB, "WEBP"),
+    "o.bmp": encoded(RGB, "BMP"),
+    "p.gif": encoded(RGB, "GIF"),
+    "q.ppm": encoded(RGB, "PPM"),
+    "r.npy": npy(RGB),
+    "s.png": encoded(RGB, "PNG", transparency=(1, 2, 3)),
+    "t.tif": tiff(COLORS, photometric="rgb", extrasamples=["unassalpha"]),
+}
+SIXTEEN_BITS = {
+    "a.png": encoded(DEEP[..., 0], "PNG"),
+    "b.tif": encoded(DEEP[..., 0], "TIFF"),
+    "c.tif": tiff(DEEP[..., :3], photometric="rgb"),
+    "d.npy": npy(DEEP[..., :3]),
+    "e.ppm": b"P6\n16 12\n4095\n" + DEEP[..., :3].astype(">u2").tobytes(),
+    "f.tif": tiff(DEEP[..., :4], photometric="rgb"),
+}
+FLOATS = {
+    "a.tif": tiff(DEEP[..., 0] / np.float32(4096)),
+    "b.npy": npy(DEEP[..., :1] / 4096),
+    "c.tif": tiff(DEEP[..., 0].astype(np.int32)),
+}
+BANDS = {"a.tif": bands(DEEP), "b.npy": npy(DEEP), "c.tif": bands(DEEP[::-1].copy())}
+NEAR_INFRARED = {"a.png": encoded(COLORS, "PNG"), "b.tif": tiff(COLORS, photometric="rgb"), "c.npy": npy(COLORS)}
+
+
+def write(root, files, sizes=None):
+    """A folder with the files as images of both splits."""
+    for split in ("train", "test"):
+        for name, data in files.items():
+            for kind, content in (("images", data), ("masks", encoded(mask(), "PNG"))):
+                file = root / kind / split / (name if kind == "images" else f"{name[:-4].rstrip('.')}.png")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content)
+    return root
+
+
+def resolved(root, **flags):
+    data = config(root, **flags)
+    return intensity.resolved(data, catalog.open_data(data))
+
+
+@pytest.mark.parametrize(
+    ("files", "flags", "expected"),
+    [
+        (EIGHT_BITS, {}, (3, "uint8")),
+        (EIGHT_BITS, {"channels": 1}, (1, "uint8")),
+        (SIXTEEN_BITS, {}, (3, "uint16")),
+        (FLOATS, {}, (3, "float32")),
+        (BANDS, {}, (5, "uint16")),
+        (NEAR_INFRARED, {"channels": 4}, (4, "uint8")),
+        ({"a.png": encoded(RGB, "PNG", "LA")}, {"channels": 2}, (2, "uint8")),
+    ],
+    ids=["8-bit", "8-bit-grey", "16-bit", "floats", "bands", "near-infrared", "grey-and-opacity"],
+)
+def test_training_sees_the_pixels_that_prediction_sees(files, flags, expected, tmp_path):
+    root = write(tmp_path / "folder", files)
+    data = resolved(root, **flags)
+    assert (data.channels, data.image_dtype) == expected
+    pairs = list(loading.native_pairs(data, "test"))
+    assert len(pairs) == len(files)
+    for name, (seen, _) in zip(sorted(files), pairs, strict=True):
+        predicted = images.read(root / "images" / "test" / name, data.image_spec)
+        assert seen.dtype == predicted.dtype == data.image_spec.travels_as
+        assert seen.shape[2] == data.channels
+        np.testing.assert_array_equal(seen, predicted, name)
+
+
+def test_deep_images_keep_their_numbers_in_every_cache(tmp_path):
+    root = write(tmp_path / "folder", BANDS)
+    expected = None
+    for flags in ({}, {"cache": "disk"}, {"cache": "none"}, {"resize": "letterbox"}):
+        examples = loading.load(config(root, image_size="32", **flags), "test")
+        found = examples.read(range(3))[0]
+        assert (found.dtype, found.shape) == (np.uint16, (3, 32, 32, 5))
+        if "resize" in flags:
+            np.testing.assert_array_equal(np.unique(found[:, 0], axis=1)[0, 0], resolved(root).image_spec.padding)
+            continue
+        expected = found if expected is None else expected
+        np.testing.assert_array_equal(found, expected)
+    assert len(np.unique(expected)) > 2000
+
+
+def test_the_intensity_range_is_that_of_the_training_split(tmp_path, caplog):
+    root = write(tmp_path / "folder", SIXTEEN_BITS)
+    with caplog.at_level("INFO", "petseg"):
+        low, high = map(float, resolved(root).intensity_range.split(","))
+    assert 0 <= low < 20
+    assert 4075 < high <= 4095
+    assert any("of the numbers in 6 images of train become 0 to 255" in line for line in caplog.messages)
+    assert resolved(root, intensity_range="0,1000").intensity_range == "0,1000"
+    assert resolved(write(tmp_path / "eight", {"a.png": encoded(RGB, "PNG")})).intensity_range == "0,255"
+    per_channel = resolved(write(tmp_path / "bands", BANDS)).intensity_range.split(",")
+    assert len(per_channel) == 10
+
+
+@pytest.mark.parametrize(
+    ("files", "flags", "message"),
+    [
+        ({"a.png": encoded(RGB, "PNG"), "b.tif": tiff(DEEP[..., 0]), "c.png": encoded(RGB, "PNG")}, {},
+         "images/train/b.tif: has 1 channel of 16 bits, images/train/a.png has 3 channels of 8 bits; all images must "),
+        ({"a.tif": bands(DEEP), "b.tif": bands(DEEP[..., :4]), "c.npy": npy(DEEP)}, {},
+         "images/train/b.tif: has 4 channels of 16 bits; images/train/a.tif has 5 channels of 16 bits; all images"),
+        ({"a.png": encoded(RGB, "PNG")}, {"channels": 4},
+         "images/train/a.png: has 3 channels of 8 bits; must have 4, as --channels says"),
+        ({"a.png": encoded(RGB, "PNG")}, {"image_dtype": "uint16"},
+         "--image_dtype=uint16: images/train/a.png has 3 channels of 8 bits; must be auto or uint8"),
+        ({"a.tif": tiff(np.full((12, 16), 7, np.uint16))}, {}, "--train_split=train: all numbers of its images are 7"),
+    ],
+)  # fmt: skip
+def test_images_that_differ_are_refused_by_name(files, flags, message, tmp_path):
+    root = write(tmp_path / "folder", files)
+    with pytest.raises(DataError, match=f"^{re.escape(message)}"):
+        resolved(root, **flags)
+
+
+def test_the_checker_reports_what_training_refuses_and_opacity_that_is_not_used(tmp_path, capsys):
+    mixed = write(tmp_path / "mixed", {"a.png": encoded(RGB, "PNG"), "b.tif": tiff(DEEP[..., 0])})
+    with pytest.raises(DataError, match="1 fault"):
+        check.main(CheckConfig(config(mixed), check.CheckOptions(output_dir=str(tmp_path))))
+    assert "images/train/b.tif: has 1 channel of 16 bits" in capsys.readouterr().out
+    transparent = write(tmp_path / "transparent", {"a.png": encoded(COLORS, "PNG")})
+    note = "note: 2 images have an opacity that varies (images/train/a.png), which is not used: --channels=4 makes it"
+    for flags, is_noted in (({}, True), ({"channels": 3}, False), ({"channels": 4}, False)):
+        check.main(CheckConfig(config(transparent, **flags), check.CheckOptions(output_dir=str(tmp_path))))
+        assert (note in capsys.readouterr().out) == is_noted
+
+
+def test_a_picture_of_another_depth_or_with_nan_is_refused():
+    with pytest.raises(PictureError, match=r"^has 1 channel of 16 bits; the network was trained on images of 8 bits"):
+        images.prepared(from_array(DEEP[..., 0]), ImageSpec())
+    with pytest.raises(PictureError, match=r"^has 5 channels of 16 bits; must have 3 channels$"):
+        images.prepared(from_array(DEEP), ImageSpec(3, "uint16"))
+    with pytest.raises(PictureError, match=r"^holds NaN or infinite numbers in 192 pixels; must be finite"):
+        images.prepared(from_array(DEEP[..., 0] * np.nan), ImageSpec(3, "float32"))
+
+
+def test_pages_of_stacks_become_examples(tmp_path):
+    root = tmp_path / "folder"
+    stack = np.stack([DEEP[..., i] for i in range(3)])
+    labels = np.stack([np.roll(mask(), i, axis=1) for i in range(3)])
+    for split in ("train", "test"):
+        for kind, content in (("images", stack), ("masks", labels)):
+            (root / kind / split).mkdir(parents=True)
+            (root / kind / split / "scan.tif").write_bytes(tiff(content, photometric="minisblack"))
+    with pytest.raises(DataError, match=r"/scan.tif: holds 3 pages; must hold one, or --pages="):
+        catalog.open_data(config(root))
+    data = config(root, pages="examples")
+    examples = loading.load(data, "test")
+    assert list(examples.names) == [f"images/test/scan.tif#{page}" for page in (1, 2, 3)]
+    for page, (image, ids) in enumerate(loading.native_pairs(data, "test")):
+        np.testing.assert_array_equal(image[..., 0], stack[page])
+        np.testing.assert_array_equal(ids[..., 0], labels[page])
