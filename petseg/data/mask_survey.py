@@ -71,6 +71,8 @@ class MaskFacts:
         void = not mask.colored and IGNORED in values and len(values) > 1
         compact = _count_compact(numbers == IGNORED) if void else 0
         palette = None if mask.palette is None else mask.palette[np.minimum(values, 255)]
+        if palette is not None and values[-1] > 0 and (palette == values[:, None]).all():
+            palette = None  # each number has its own shade, as in a palette that was made of grey: no colours
         return cls(values, pixels, uniform, between, compact, mask.colored, palette, mask.single, mask.transparent)
 
 
@@ -111,8 +113,6 @@ class MaskSurvey:
 
     def _add_palette(self, name: str, values: np.ndarray, palette: np.ndarray) -> None:
         for value, color in zip(values.tolist(), palette, strict=True):
-            if (color == value).all():
-                continue  # the shade of its number, as a palette that was made of grey has it: no colour
             first, where = self._colors.setdefault(value, (color.tobytes(), name))
             if first != color.tobytes():
                 self._differing = self._differing or (value, where, name)

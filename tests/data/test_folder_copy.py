@@ -12,7 +12,7 @@ from made_folders import config, mask, pairs, picture, save, write
 from PIL import Image
 
 from petseg.classes import Classes
-from petseg.data import catalog
+from petseg.data import catalog, loading
 from petseg.data.catalog import DataSet
 from petseg.data.folders import folder_copy, pair_files
 from petseg.errors import ConfigError, DataError
@@ -52,6 +52,22 @@ def test_messages_of_tfds_are_not_shown(root, caplog, capfd):
         folder_copy.prepare(config(root))
     assert not caplog.messages
     assert not capfd.readouterr().out
+
+
+def test_each_training_warns_where_255_may_be_a_class_and_without_a_classes_file_it_is_refused(root, caplog):
+    for file in root.glob("masks/*/*"):
+        mask_with_255 = mask()
+        mask_with_255[2:9, 3:11] = 255
+        save(file, mask_with_255)
+    for _ in range(2):
+        caplog.clear()
+        loading.load(config(root, image_size="32"), "train", for_training=True)
+        (line,) = [message for message in caplog.messages if "no class by convention" in message]
+        assert "in 5 masks 255 covers compact regions, not lines (masks/train/a.png, " in line
+    (root / "classes.json").unlink()
+    with pytest.raises(DataError, match='a classes file must say what it is: a class with "value": 255') as caught:
+        folder_copy.prepare(config(root))
+    assert "\n" not in str(caught.value)
 
 
 def test_masks_in_colours_are_stored_as_class_ids(root):

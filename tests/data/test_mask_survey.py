@@ -144,6 +144,14 @@ def test_palettes_that_differ_are_a_fault_where_classes_are_numbers_and_colours_
     assert judged(masks, Classes.from_dict(colored)) == ("", "")
 
 
+def test_a_mask_of_one_black_index_differs_from_another_colour_of_this_index():
+    masks = [np.zeros((9, 9), np.uint8), drawn([1])[0]]
+    pictures = [Image.fromarray(mask) for mask in masks]
+    for picture, palette in zip(pictures, ([0, 0, 0], [128, 0, 0, 0, 0, 0]), strict=True):
+        picture.putpalette(palette)
+    assert "gives index 0 another colour" in judged(pictures, MANY)[0]
+
+
 def test_colours_that_differ_in_unused_indices_or_say_nothing_are_no_fault():
     masks = [Image.fromarray(mask) for mask in drawn([1, 2])]
     for i, mask in enumerate(masks[1:]):

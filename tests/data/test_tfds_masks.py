@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from conftest import as_array_records, data_config
 from test_loading import write_data_set
-from test_mask_files import COLORS, DEEP, IDS, NAMES, pillow, tiff
+from test_mask_files import COLORS, DEEP, IDS as SMALL, NAMES, pillow, tiff
 
 from petseg.classes import Classes
 from petseg.data import loading
 from petseg.errors import DataError
+
+IDS = SMALL.repeat(2, 0).repeat(2, 1)  # 32 x 32
 
 
 def written(folder, masks):
@@ -20,7 +22,7 @@ def written(folder, masks):
 
 
 def loaded(folder, classes, tmp_path, *, cache):
-    config = data_config("handmade", 16, folder, cache=cache, cache_dir=str(tmp_path / "cache"))
+    config = data_config("handmade", 32, folder, cache=cache, cache_dir=str(tmp_path / "cache"))
     return loading.load(config, "train", classes, for_training=True)
 
 
@@ -51,7 +53,7 @@ def test_masks_that_do_not_mean_what_their_numbers_say_are_refused_before_traini
 
 def test_a_training_warns_where_255_may_be_a_class_and_the_checker_reads_palettes_alike(tmp_path, caplog):
     data = IDS.copy()
-    data[12:, :5] = 255
+    data[24:, :10] = 255
     folder = written(tmp_path, [pillow(data, palette=COLORS)] * 2)
     _, found = loaded(folder, NAMES, tmp_path, cache="memory").read([0])
     np.testing.assert_array_equal(found[0, ..., 0], data)
