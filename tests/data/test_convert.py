@@ -539,6 +539,25 @@ class TestMasksPerClass:
         assert "1 images have no object" in printed
         assert "left out: 1 masks without a picture, the first is masks/test/z_cat.png" in printed
 
+    def test_pictures_and_masks_of_whole_pictures_are_no_classes(self, root, convert, tmp_path):
+        for name in ("a", "a_b"):
+            save(root / f"images/{name}.jpg", picture())
+        for name in ("a_b", "a_cat"):
+            save(root / f"masks/{name}.png", filled((2, 2, 6, 6, 255)))
+        masks, printed = convert("masks_per_class")
+        assert names(tmp_path) == ["background", "cat"]
+        assert "left out: 1 masks without a picture, the first is masks/a_b.png" in printed
+        assert {name for name, mask in masks.items() if mask.any()} == {"a.png"}
+
+    def test_photographs_in_the_folder_of_the_masks_are_no_masks(self, root, convert, tmp_path):
+        for name in ("a.jpg", "a_1.jpg"):
+            save(root / name, picture())
+        save(root / "a_1_cat.png", filled((2, 2, 6, 6, 255)))
+        masks, _ = convert("masks_per_class")
+        assert names(tmp_path) == ["background", "cat"]
+        assert {name for name, mask in masks.items() if mask.any()} == {"a_1.png"}
+        assert set(masks) == {"a.png", "a_1.png"}
+
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [

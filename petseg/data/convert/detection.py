@@ -67,6 +67,7 @@ def masks_per_class_hint(folder: Path) -> str:
 
 
 def _command(name: str, folder: str) -> str:
+    folder = os.path.expanduser(folder)  # since a quoted ~ would not be expanded
     target = f"{folder.rstrip('/')}-masks"
     return f"; it has {SHOWN[name]}, from which masks are made by: " + shlex.join(
         ["python", "-m", "petseg.data.convert", f"--from={name}", folder, f"--to={target}"]

@@ -59,6 +59,8 @@ def read(source: Path, pictures: PictureIndex, image_dir: Path | None, mask_dir:
     objects: dict[Path, list[LabelledObject]] = {}
     matched: set[Path] = set()
     for mask in pictures_below(masks):
+        if masks == images and mask.suffix.lower() in (".jpg", ".jpeg"):
+            continue  # a picture
         picture, label = match(mask, masks, images, by_name)
         if picture is not None and picture != mask:
             shown = os.path.relpath(mask, source)
@@ -103,6 +105,8 @@ def match(mask: Path, masks: Path, images: Path, by_name: Mapping[str, Iterable[
             return file, folders[i]
         if (file := beside(composed(folders[i]), others)) and i == len(folders) - 1:
             return file, stem
+    if masks != images and beside(stem, folders):  # a mask of the whole picture
+        return None, ""
     for end in range(len(stem) - 1, 0, -1):  # the longest name of a picture
         if stem[end] in SEPARATORS and stem[end + 1 :] and (file := beside(stem[:end], folders)):
             return file, stem[end + 1 :]
