@@ -1,4 +1,4 @@
-"""Examples that do not stay in memory: the same bytes, bounded memory, and files that are believed only when whole."""
+"""Examples on disk: the same bytes as in memory, bounded memory, and damaged files are not used."""
 
 import json
 import os

@@ -140,7 +140,7 @@ def test_a_checkpoint_is_exported_once_and_then_tensorflow_is_not_needed(tiny_co
     assert (tmp_path / "second" / "cat.mask.png").read_bytes() == mask.read_bytes()
     assert file.stat().st_mtime_ns == made
 
-    # Other weights at the same step, as of a run that began anew, have a file of another name.
+    # Other weights at the same step, as of a restarted run, have a file of another name.
     model.weights[0].assign_add(tf.ones_like(model.weights[0]))
     checkpoints.save(3)
     run = TrainedRun.open(workdir, ScoreConfig(**flags))

@@ -1,4 +1,4 @@
-"""A network of one's own: what may be returned, what is refused, and that the whole house works with it."""
+"""Custom networks: what they may return, what is refused, and that the package works with them."""
 
 import keras
 import pytest

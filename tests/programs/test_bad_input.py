@@ -19,7 +19,7 @@ from petseg.runs.work_directory import WorkDirectory
 
 @pytest.fixture
 def place(data_dir, finished_run, tmp_path):
-    """A folder with everything that a wrong line below may speak of."""
+    """A folder with the files that the invalid flags below name."""
     shutil.copytree(finished_run, tmp_path / "run")
     shutil.copytree(data_dir / "synthetic_pets", tmp_path / "cut" / "synthetic_pets")
     for shard in (tmp_path / "cut").glob("**/*.tfrecord*"):

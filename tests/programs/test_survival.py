@@ -41,7 +41,7 @@ def tensors(path):
 
 
 def outcome(workdir):
-    """All that a finished run leaves, but for times."""
+    """Everything that a finished run has written, without times."""
     best = json.loads((workdir / "best" / "best.json").read_text())
     of_the_machine = ("speed/", "time_share/", "memory/")
     rows = (workdir / "metrics.csv").read_text().splitlines()
@@ -57,7 +57,7 @@ def outcome(workdir):
 
 @pytest.fixture(scope="module")
 def undisturbed(data_dir, tmp_path_factory):
-    """The outcome of a run that nobody killed, and the seconds that it took."""
+    """The outcome of an uninterrupted run, and its duration in seconds."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
     begin = time.monotonic()
     process = start(*flags_of(data_dir, workdir), *RECIPE)

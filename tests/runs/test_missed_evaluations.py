@@ -42,7 +42,7 @@ def logged(workdir):
 
 @pytest.fixture(scope="module")
 def undisturbed(data_dir, tmp_path_factory):
-    """The work directory of a run that nobody stopped, and what `train` returned."""
+    """The work directory of an uninterrupted run, and what `train` returned."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
     return workdir, trained(data_dir, workdir)
 

@@ -107,7 +107,7 @@ def test_restoring_a_checkpoint_keeps_the_count_of_nonfinite_steps(tiny_config, 
     config = poisoned_config(tiny_config, on_nonfinite="restore", nonfinite_limit=2)
     with pytest.raises(NonFiniteLossError, match=r"at step 5 .*, number 3 of the run"):
         train.train(config)
-    with pytest.raises(NonFiniteLossError, match=r"at step 5 .*, number 3 of the run"):  # as often as it is started
+    with pytest.raises(NonFiniteLossError, match=r"at step 5 .*, number 3 of the run"):  # at each restart
         train.train(config)
 
 

@@ -56,7 +56,7 @@ def finished(tmp_path_factory):
 def root(finished, tmp_path):
     """A copy of both; returns the folder of the pictures, beside which the work directory is."""
     for name in ("mine", "run", "cache"):
-        shutil.copytree(finished / name, tmp_path / name)  # with the times of files, so that nothing is read anew
+        shutil.copytree(finished / name, tmp_path / name)  # with the times of files, so that nothing is read again
     return tmp_path / "mine"
 
 

@@ -77,7 +77,7 @@ def test_too_few_processes_name_the_missing_ones(pool, cluster, lost, fewest):
 
 @contextlib.contextmanager
 def at_work(listener):
-    """Has a process answer as TensorFlow's server does, in a protocol of its own."""
+    """Makes a process answer like TensorFlow's server, in another protocol."""
     stop = threading.Event()
 
     def serve():

@@ -87,7 +87,7 @@ def test_weight_decay_takes_its_share_of_kernels_and_leaves_biases_and_norms_alo
 
 
 def test_a_keras_whose_optimizers_reduce_under_another_name_is_refused(monkeypatch):
-    # It would sum the gradients of N replicas once more, and nobody would notice but by the loss.
+    # It would sum the gradients of N replicas once more, which only the loss would show.
     (owner,) = [kind for kind in keras.optimizers.SGD.__mro__ if "_all_reduce_sum_gradients" in vars(kind)]
     monkeypatch.delattr(owner, "_all_reduce_sum_gradients")
     with pytest.raises(RuntimeError, match=rf"Keras {keras.__version__}: its optimizers have no `_all_reduce_sum_g"):

@@ -31,7 +31,7 @@ def per_replica(strategy, variable):
     ],
 )
 def runs(request, pets):
-    """Per number of replicas: the losses of 20 steps, the first gradient, the moving statistics in the end."""
+    """Per number of replicas: the losses of 20 steps, the first gradient, the final moving statistics."""
     found, (numbers, normalization, encoder_name, decoder) = {}, request.param
     for number in numbers:
         trainer, strategy, batches = make_trainer(
@@ -190,7 +190,7 @@ def test_xla_and_synchronised_batch_norm_on_several_replicas_are_refused():
 
 @pytest.mark.slow
 def test_augmentation_dice_and_averaged_weights_do_not_depend_on_the_number_of_replicas(pets):
-    """Augmentation, Dice loss and averaged weights, and with them the laws that sums travel and all decide alike."""
+    """Augmentation, Dice loss and averaged weights: sums are reduced and all replicas decide alike."""
     found = {}
     for number in (1, 2):
         trainer, strategy, batches = make_trainer(

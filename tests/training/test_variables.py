@@ -1,4 +1,4 @@
-"""What a forward pass changes by itself, also in layers that are no models: averaged, undone, alike on all replicas."""
+"""Variables that a forward pass updates, also in layers that are no models: averaged, undone, equal on all replicas."""
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ from petseg.training.weight_averaging import WeightAverage
 
 
 class Block(keras.layers.Layer):
-    """What a user writes: a layer with layers in it, and a statistic of its own."""
+    """A user's layer that contains layers and a statistic."""
 
     def __init__(self, filters, **kwargs):
         super().__init__(**kwargs)

@@ -94,7 +94,7 @@ def test_requests_may_name_only_uploaded_files(uploads, tmp_path, keys):
             answers.add(asked(uploads, "POST", JOIN, json.dumps({"data": data}).encode())[0])
         if isinstance(path, str):
             answers.add(asked(uploads, "GET", f"{FILE}{path}")[0])
-    assert answers == {403, 404}  # one for what is posted, one for what is read: nobody learns which files exist
+    assert answers == {403, 404}  # one for posts, one for reads: requests do not reveal which files exist
 
 
 @pytest.mark.parametrize(
