@@ -105,12 +105,18 @@ class Optimizer(tf.Module):
         """The inverse of `join`."""
         return [tensor for update, part in self._with_update(joined) for tensor in update.split(part)]
 
-    def apply(self, gradients: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-        """Updates all weights by joined gradients, on a replica; returns the joined weights before and after it."""
+    def apply(
+        self, gradients: Sequence[tf.Tensor], is_measured: tf.Tensor | bool = False
+    ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        """Updates all weights by joined gradients, on a replica.
+
+        Returns:
+          the joined weights before, if `is_measured`, else anything; and after the update.
+        """
         before, after = list[tf.Tensor](), list[tf.Tensor]()
         for update, part in self._with_update(gradients):
             update.load()
-            before += [tf.identity(variable.value) for variable in update.variables]
+            before += _values_if(is_measured, update.variables)
             update.optimizer.apply_gradients(zip(part, update.variables, strict=True))
             after += [tf.identity(variable.value) for variable in update.variables]
             update.store()
@@ -184,6 +190,12 @@ def _update_of(optimizer: keras.optimizers.Optimizer, weights: Sequence[keras.Va
 def _is_exempt(weight: keras.Variable) -> bool:
     """Whether a weight is exempt from weight decay: biases and parameters of norms."""
     return len(weight.shape) < 2
+
+
+def _values_if(is_needed: tf.Tensor | bool, variables: Sequence[keras.Variable]) -> list[tf.Tensor]:
+    """Values of variables if they are needed, else scalars; a value that is kept costs the next assignment a copy."""
+    needed, scalars = (lambda: [tf.identity(v.value) for v in variables]), [tf.zeros([], v.dtype) for v in variables]
+    return tf.nest.flatten(tf.cond(tf.convert_to_tensor(is_needed), needed, lambda: scalars))
 
 
 def _chunks(values: Iterable[Any], sizes: Iterable[int]) -> list[list[Any]]:

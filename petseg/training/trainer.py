@@ -339,7 +339,7 @@ class Trainer:
 
     def _update(self, gradients: list[tf.Tensor], step: tf.Tensor, is_last: tf.Tensor) -> tf.Tensor:
         """Updates a replica's weights; returns for the last step the norm of the update over that of the weights."""
-        before, after = self.optimizer.apply(gradients)
+        before, after = self.optimizer.apply(gradients, is_last)
         # Only here, so that predictions of skipped steps are not counted.
         self._replica_confusion.assign_add(tf.identity(self._confusion_of_step))
         if self.average is not None:

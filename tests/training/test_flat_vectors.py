@@ -81,39 +81,36 @@ def test_checkpoints_of_updates_by_weight_go_on_in_flat_vectors_and_the_other_wa
         with strategy.scope():
             weights = make_weights()
             groups = [optimizers.Group(weights[:2], lambda _: 0.1), optimizers.Group(weights[2:], lambda _: 0.05)]
-            return optimizers.Optimizer(config, groups), strategy
+            optimizer = optimizers.Optimizer(config, groups)
 
-    def step(made, number):
-        optimizer, strategy = made
-        optimizer.set_learning_rates(tf.constant(number, tf.int64))
-        tf.function(
-            lambda: strategy.run(lambda: optimizer.apply(optimizer.join(make_gradients(number)))), autograph=False
-        )()
+        @tf.function(autograph=False)
+        def step(gradients):
+            optimizer.set_learning_rates(optimizer.iterations.value)
+            strategy.run(lambda: optimizer.apply(optimizer.join(gradients)))
+
+        return optimizer, Checkpoints(tmp_path, keep=2, optimizer=optimizer), step
 
     flat, separate = optimizers.ELEMENTWISE, frozenset()
-    for first, then, devices in ((separate, flat, 1), (flat, separate, 1), (separate, flat, 2)):
-        whole, folder = build(separate), tmp_path / f"{len(first)}-{devices}"
-        for number in range(4):
-            step(whole, number)
-        old = build(first)
-        for number in range(2):
-            step(old, number)
-        Checkpoints(folder, keep=2, optimizer=old[0]).save(2)
-        new = build(then, devices)
-        checkpoints = Checkpoints(folder, keep=2, optimizer=new[0])
-        checkpoints.restore(checkpoints.newest())
-        for number in range(2, 4):
-            step(new, number)
-        for expected, weight in zip(whole[0].weights, new[0].weights, strict=True):
-            for copy in new[1].experimental_local_results(weight.value):
-                np.testing.assert_array_equal(copy.numpy(), expected.numpy())
-        assert int(new[0].iterations.numpy()) == 4
-        checkpoints.save(4)  # each time the values of today
-        again = build(first)
-        Checkpoints(folder, keep=2, optimizer=again[0]).restore(str(folder / "ckpt-4"))
-        for made in (whole, again):
-            step(made, 4)
-        assert_equal(whole[0].weights, again[0].weights)
+    whole, checkpoints, step = build(separate)
+    expected = []
+    for number in range(6):
+        step(make_gradients(number))
+        expected.append([weight.numpy() for weight in whole.weights])
+        if number == 1:
+            checkpoints.save(2)
+    joined, checkpoints, step = build(flat, devices=2)
+    checkpoints.restore(str(tmp_path / "ckpt-2"))
+    for number in range(2, 5):
+        step(make_gradients(number))
+        checkpoints.save(number + 1)  # each time the values of that step
+    for weight, value in zip(joined.weights, expected[4], strict=True):
+        for copy in weight.value.values:
+            np.testing.assert_array_equal(copy.numpy(), value)
+    again, checkpoints, step = build(separate)
+    checkpoints.restore(str(tmp_path / "ckpt-5"))
+    step(make_gradients(5))
+    assert int(again.iterations.numpy()) == 6
+    assert_equal([weight.numpy() for weight in again.weights], expected[5])
 
 
 def test_averages_are_stored_one_by_one_as_ever(tmp_path):
