@@ -25,7 +25,7 @@ def test_gradients_in_float16_are_rounded_and_an_overflow_on_the_way_skips_the_s
     )
     trainer.run(batches, 1)
     momenta = in_one([-variable.numpy() for variable in trainer.optimizer.variables if "momentum" in variable.path])
-    exact = in_one(trainer.gradients().values())  # summed in float32, outside the step
+    exact = in_one(trainer.optimizer.join(list(trainer.gradients().values())))  # summed in float32, outside the step
     assert 1e-6 < np.linalg.norm(momenta - exact) < 5e-4  # 2 ** -11 is half a unit
     assert trainer.pop_measurements().scalars["loss_scale"] == 1024.0
 

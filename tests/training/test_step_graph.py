@@ -144,7 +144,7 @@ def test_losses_norms_statistics_and_updates_are_float32_in_mixed_precision(prec
 def test_a_step_of_the_preset_best_has_few_operations():
     """Above 8,000, with one update for each of 174 weights, launching them took longer than computing them."""
     config = Config.preset("best").changed(
-        data={"image_size": "32"}, model={"encoder_weights": "none", "inner_size": 64}, runtime={"workdir": "x"}
+        data={"image_size": "32"}, model={"encoder_weights": "none", "inner_size": "64"}, runtime={"workdir": "x"}
     )
     counted = [operation for operation in operations(graph_of_loop(config)) if operation.type not in TRIVIAL]
     assert 1500 < len(counted) <= MOST_OPERATIONS
