@@ -64,7 +64,6 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
 )
 
-
 pictures.to_array = white_figures.to_array
 
 

@@ -28,8 +28,6 @@ class Program:
         self._folder = Path(tempfile.mkdtemp(prefix="program-"))
         for name in ("stdout", "stderr"):  # here, because the process may be killed before it opens them
             (self._folder / name).touch()
-        for name in ("stdout", "stderr"):  # which a process that is killed at once could not make
-            (self._folder / name).touch()
         self.args = [str(part) for part in command]
         self._process = _context().Process(target=_run, args=(self.args, env, self._folder, draws))
         self._process.start()

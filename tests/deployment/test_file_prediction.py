@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -297,7 +298,8 @@ def test_tiled_inference_on_24_megapixels_takes_little_memory():
 def test_eval_predict_writes_outputs_and_exits_4_if_a_file_is_unreadable(finished_run, tmp_path):
     (tmp_path / "photos").mkdir()
     Image.fromarray(photograph()).save(tmp_path / "photos" / "cat.jpg")
-    flags = [f"--workdir={finished_run}", f"--output_dir={tmp_path / 'out'}"]
+    workdir = shutil.copytree(finished_run, tmp_path / "run")
+    flags = [f"--workdir={workdir}", f"--output_dir={tmp_path / 'out'}"]
     result = programs_in_forks.run("eval.py", *flags, f"--predict={tmp_path}/photos/*.jpg", "--cutout")
     assert result.returncode == 0, result.stderr
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"cat.mask.png", "cat.overlay.jpg", "cat.cutout.png"}
