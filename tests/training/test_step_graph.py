@@ -46,7 +46,7 @@ def graph_of_loop(config):
     strategy, examples = tf.distribute.get_strategy(), random_examples(8, config.data.size[0])
     model = building.build_model(config, PETS, "none")
     _, focus = building.focused_crops(config, examples)
-    trainer = building.build_trainer(config, strategy, model, CLASS_WEIGHTS, 100, StopRequests(), focus)
+    trainer = building.build_trainer(config, strategy, model, CLASS_WEIGHTS, 1000, StopRequests(), focus)
     batches = building.training_batches(config, strategy, examples, steps=range(1), bad_examples=BadExampleLog())
     return trainer.graph(batches)
 
