@@ -18,7 +18,7 @@ from petseg.benchmark import processes
 from petseg.benchmark.tables import heading, row
 from petseg.config import Config, command_line
 from petseg.config.options import Group, option
-from petseg.errors import ConfigError, PetsegError
+from petseg.errors import ConfigError, PetsegError, one_line
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 TARGETS = (0.7416, 0.79)
@@ -96,8 +96,8 @@ def measure(config: GpuReportConfig, flags: Sequence[str], scratch: Path) -> lis
         logger.info("%s: at most %.0f s", part.title, seconds)
         try:
             rows = part.rows(seconds)
-        except PetsegError as error:
-            rows = [{"error": str(error)}]
+        except Exception as error:  # also a result that makes no sense: the other parts go on
+            rows = [{"error": str(error) if isinstance(error, PetsegError) else one_line(error)}]
         found.append({"title": part.title, "seconds": time.monotonic() - began, "rows": rows})
         Path(config.report).write_text(markdown(found, shown))
         Path(config.report).with_suffix(".json").write_text(json.dumps(found, indent=2) + "\n")
@@ -217,7 +217,7 @@ def split_in_two(recipes: Recipes, seconds: float) -> Row:
         flags = (flag, "--train_steps=20", *(["--virtual_devices=2"] if name == "two" else []))
         runs.append(Case("trained", (recipes.run(f"split-{name}", *flags),)))
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        (one,), (two,) = pool.map(lambda case: run_case(case, seconds), runs)
+        one, two = pool.map(lambda case: run_case(case, seconds)[-1], runs)
     check = {"check": "the device split in two against one: losses of 20 steps, TF32 off"}
     if error := one.get("error") or two.get("error"):
         return {**check, "error": error}
@@ -241,7 +241,7 @@ def killed_and_resumed(recipes: Recipes, seconds: float) -> Row:
             if time.monotonic() > deadline:
                 return {**check, "error": "no checkpoint within the time"}
     begun = max((int(file.stem.split("-")[1]) for file in checkpoints.glob("ckpt-*.index")), default=0)
-    (first,), (second,) = (run_case(Case("trained", (each,)), deadline - time.monotonic()) for each in (whole, killed))
+    first, second = (run_case(Case("trained", (each,)), deadline - time.monotonic())[-1] for each in (whole, killed))
     if error := first.get("error") or second.get("error"):
         return {**check, "error": error}
     same = first["digest"] == second["digest"]
@@ -253,7 +253,7 @@ def overflow(recipes: Recipes, seconds: float) -> Row:
     """Whether both replicas skip a step that overflows on one."""
     flags = ("--strategy=mirrored", "--virtual_devices=2", "--precision=mixed_float16", "--initial_loss_scale=256",
              "--steps_per_loop=1", "--train_steps=5")  # fmt: skip
-    (found,) = run_case(Case("overflow", (recipes.run("overflow", *flags),)), seconds)
+    found = run_case(Case("overflow", (recipes.run("overflow", *flags),)), seconds)[-1]
     check = {"check": "float16: an overflow on one of two replicas is skipped by both, the scale halves"}
     if "error" in found:
         return {**check, "error": found["error"]}

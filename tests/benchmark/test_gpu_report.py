@@ -40,6 +40,9 @@ def test_a_part_that_fails_is_named_and_the_others_go_on(workers, monkeypatch, t
     def broken(seconds):
         raise PetsegError("no data")
 
+    def senseless(seconds):
+        raise KeyError("digest")
+
     crash = PetsegError("speed: its process ended")
     cases = [
         Case("speed", ({"images/s": 9.0, "MFU": None}, crash), {"recipe": "best"}),
@@ -47,6 +50,7 @@ def test_a_part_that_fails_is_named_and_the_others_go_on(workers, monkeypatch, t
     ]
     parts = [
         Part("Broken", 0.1, broken),
+        Part("Senseless", 0.1, senseless),
         Part("Checks", 0.1, lambda seconds: [{"check": "same bits", "found": "other bits", "held": False}]),
         Part("Speed", 0.8, lambda seconds: gpu_report.run_cases(cases, seconds)),
         Part("Late", 0.0, lambda seconds: gpu_report.run_cases(cases[:1], seconds)),
@@ -55,11 +59,12 @@ def test_a_part_that_fails_is_named_and_the_others_go_on(workers, monkeypatch, t
     file = tmp_path / "gpu.md"
     found = gpu_report.measure(GpuReportConfig(report=str(file)), ["--data_dir=d"], tmp_path)
     assert json.loads(file.with_suffix(".json").read_text()) == found
-    assert [part["title"] for part in found] == ["Broken", "Checks", "Speed", "Late"]
+    assert [part["title"] for part in found] == ["Broken", "Senseless", "Checks", "Speed", "Late"]
     lines = file.read_text().splitlines()
     for line in (
         "`python -m petseg.benchmark --measure=gpu --data_dir=d`",
         "- Broken: no data",
+        "- Senseless: KeyError: 'digest'",
         "- Checks: same bits, other bits, False",
         "- Speed: best, speed: its process ended",
         "- Late: best, not begun: no time was left",
