@@ -1,13 +1,15 @@
 """The benchmark: turns of the contestants, tables, and the program."""
 
+import contextlib
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, changed, own_lines, tiny_flags
 
-from petseg.benchmark import contestants
+from petseg.benchmark import __main__ as program, contestants
 
 
 def test_the_whole_loop_stops_between_its_turns(tiny_config):
@@ -36,7 +38,31 @@ def benchmark(*arguments):
     )
 
 
-@pytest.mark.slow
+def test_contestants_take_turns_and_are_compared_with_the_first(monkeypatch, tiny_config):
+    log = []
+
+    @contextlib.contextmanager
+    def worker(title, target, name, config):
+        turns = iter([{"images": 100, "seconds": seconds, "memory/host": 50.0} for seconds in (1.0 + len(log), 2.0)])
+        facts = iter([{"ready_after": 3.0}])
+        log.append(title)
+        yield SimpleNamespace(
+            send=lambda steps: log.append((title, steps)), receive=lambda: next(facts, None) or next(turns)
+        )
+
+    monkeypatch.setattr(program.processes, "worker", worker)
+    rows = program._race(tiny_config, 2, 7)
+    titles = ["whole loop", "bare compiled step", "model.fit", "model.fit, jit_compile=False"]
+    assert log == [*titles, *((title, 7) for _ in range(2) for title in titles)]
+    assert [row["images_per_second"] for row in rows] == [[100, 50], [50, 50], [pytest.approx(100 / 3), 50], [25, 50]]
+    assert rows[1]["first_over_this"] == [2, 1]
+    assert (
+        program._speed_table(rows).splitlines()[2]
+        == "| whole loop | 75.0 (50.0 to 100.0) | 1.00 (1.00 to 1.00) | 1.00 | 50 | 3 |"
+    )
+
+
+@pytest.mark.soak
 def test_the_program_prints_tables_and_writes_numbers(data_dir, tmp_path):
     file = tmp_path / "numbers.json"
     flags = [*tiny_flags(data_dir, tmp_path / "run"), "--rounds=1", "--steps=2", f"--output={file}"]
