@@ -43,7 +43,5 @@ def _evaluate(config: EvalConfig) -> None:
         group_scoring.evaluate(config)
     elif score.export:
         commands.export(config)
-    elif score.packed:
-        commands.evaluate(config)
     else:
         scoring.evaluate(config)

@@ -26,6 +26,7 @@ class ScoreConfig(Group):
         "recipe; or a file of --export=weights",
     )
     pretrained: bool = option(False, "use the packaged model of cats and dogs instead of a --workdir")
+    ensemble: bool = option(False, "average the class probabilities of the runs of --workdir, as one model")
     checkpoint: str = option("latest", "`latest`, `best`, `all`, or a checkpoint's path", required=True)
     split: str = option("", "TFDS split to score; empty: the run's --eval_split")
     data_dir: str = option("", "folder of the data set; empty: the run's --data_dir")
@@ -115,6 +116,7 @@ class ScoreConfig(Group):
                 f"--workdir={self.packed}: is one checkpoint with one kind of weights; must be a work directory for "
                 f"--checkpoint=all, {', '.join(f'--{name}' for name in alone)}"
             )
+        self._check_ensemble()
         if self.watch and self.checkpoint != "latest":
             raise ConfigError(f"--watch and --checkpoint={self.checkpoint}: --watch scores whatever comes; drop one")
         if (self.predict and self.export) or (self.export and not self.output_dir):
@@ -147,10 +149,24 @@ class ScoreConfig(Group):
         if self.tile and not self.predict and self.resolution != "native":
             raise ConfigError(f"--tile={self.tile}: must come with --predict or --resolution=native")
 
+    def _check_ensemble(self) -> None:
+        if not self.ensemble:
+            return
+        if self.pretrained or self.checkpoint not in ("latest", "best"):
+            raise ConfigError(
+                f"--ensemble: must come with several runs in --workdir and with --checkpoint=latest or best; got "
+                f"--workdir={self.workdir} and --checkpoint={self.checkpoint}"
+            )
+        given = {"watch": self.watch, "export": bool(self.export), "runtime": self.runtime == "onnx"}
+        for name in (name for name, is_given in given.items() if is_given):
+            raise ConfigError(f"--{name}={getattr(self, name)}: must not come with --ensemble")
+
     @property
     def packed(self) -> str:
         """The packed weights to use instead of a work directory: the packaged model's name or a file; else empty."""
-        return PACKAGED if self.pretrained else self.workdir if self.workdir.endswith(PACKED_SUFFIX) else ""
+        if self.pretrained:
+            return PACKAGED
+        return self.workdir if self.workdir.endswith(PACKED_SUFFIX) and not self.ensemble else ""
 
     @property
     def prediction_dir(self) -> str:

@@ -1,7 +1,6 @@
-"""`eval.py --export`, and scoring of packed weights."""
+"""`eval.py --export`."""
 
 import logging
-from typing import Any
 
 import numpy as np
 
@@ -11,11 +10,9 @@ from petseg.data import catalog, loading
 from petseg.data.drawings import animal_drawing
 from petseg.data.resizing import Resizing
 from petseg.deployment import export as export_lib
-from petseg.deployment.segmenter import Segmenter
 from petseg.errors import PetsegError
-from petseg.evaluation import score_tables
-from petseg.runs import building, scoring
-from petseg.runs.open_run import load_model, open_run
+from petseg.runs import building
+from petseg.runs.open_run import load_model, open_single
 from petseg.runs.packed_run import PackedRun
 from petseg.runs.trained_run import TrainedRun
 from petseg.runtime import process
@@ -23,27 +20,6 @@ from petseg.runtime.signals import StopSignals
 
 logger = logging.getLogger(__name__)
 COMPARED_IMAGES, CALIBRATION_IMAGES = 64, 100
-
-
-def evaluate(config: EvalConfig) -> dict[str, Any]:
-    """Scores packed weights on a split and prints the table; nothing is written.
-
-    Raises:
-      PetsegError: if the file or the split cannot be used.
-    """
-    score = config.score
-    run = open_run(score)
-    split = scoring.checked_split(run, score)
-    with StopSignals():
-        process.set_up_runtime(run.config, config.distribution, one_device=True)
-        model, step = load_model(run, run.checkpoint(score.checkpoint))
-        segmenter = Segmenter(
-            model, run.config, run.classes, step=step, flip_tta=score.flip_tta, threshold=score.threshold
-        )
-        # `checked_split` has refused splits that were trained on.
-        results = segmenter.evaluate(split, eval_examples=score.eval_examples, allow_training_images=True)
-    print(score_tables.table(results))
-    return results
 
 
 def export(config: EvalConfig) -> list[export_lib.Agreement]:
@@ -56,7 +32,7 @@ def export(config: EvalConfig) -> list[export_lib.Agreement]:
       PetsegError: if work directory or checkpoint cannot be used, a package is missing, or an export disagrees.
     """
     score = config.score
-    run = open_run(score)
+    run = open_single(score)
     path = run.checkpoint(score.checkpoint)
     formats = score.export_formats()
     export_lib.check_formats(formats)

@@ -8,7 +8,7 @@ from petseg.config import DistributionConfig
 from petseg.deployment import onnx_runner
 from petseg.files import explain_write_errors
 from petseg.runs import packed_run
-from petseg.runs.open_run import load_model
+from petseg.runs.open_run import Run, load_model
 from petseg.runs.packed_run import PackedRun
 from petseg.runs.trained_run import TrainedRun
 
@@ -52,10 +52,11 @@ def find_or_export(run: TrainedRun | PackedRun, checkpoint: str, distribution: D
     return file
 
 
-def is_packaged(run: TrainedRun | PackedRun) -> bool:
+def is_packaged(run: Run) -> bool:
     """Whether a run is a packaged model with an ONNX file, and ONNX Runtime is installed."""
-    is_packaged = isinstance(run, PackedRun) and run.path.parent == packed_run.FOLDER
-    return is_packaged and onnx_runner.is_installed() and onnx_file(run, "").is_file()
+    if not isinstance(run, PackedRun) or run.path.parent != packed_run.FOLDER:
+        return False
+    return onnx_runner.is_installed() and onnx_file(run, "").is_file()
 
 
 def onnx_file(run: TrainedRun | PackedRun, checkpoint: str) -> Path:

@@ -97,7 +97,7 @@ class Outputs:
                     return file
             elif ending.startswith((MASK, PROBABILITY)):
                 for beside, content in georeference.sidecars(file).items():
-                    if os.path.lexists(beside) and beside.read_bytes() != content:
+                    if os.path.lexists(beside) and not (beside.is_file() and beside.read_bytes() == content):
                         return beside
         return None
 

@@ -9,9 +9,8 @@ from petseg.deployment.output_files import Outputs
 from petseg.deployment.photograph_files import Plan
 from petseg.deployment.predictor import Predictor
 from petseg.deployment.segmentation import check_foreground
-from petseg.runs.open_run import load_model, open_run
-from petseg.runs.packed_run import PackedRun
-from petseg.runs.trained_run import TrainedRun
+from petseg.runs.ensemble import Ensemble
+from petseg.runs.open_run import Run, load_model, open_run
 from petseg.runtime import startup
 from petseg.runtime.signals import StopSignals
 
@@ -41,7 +40,7 @@ def predict(config: EvalConfig) -> list[Path]:
         if not plan.photographs:  # no need to load a network
             file_prediction.log_summary(plan)
             return []
-        if choose_runtime(run, score) == "onnx":
+        if not isinstance(run, Ensemble) and choose_runtime(run, score) == "onnx":
             model = onnx_files.find_or_export(run, score.checkpoint, config.distribution)
         else:
             model = _keras_model(run, config)
@@ -59,14 +58,14 @@ def predict(config: EvalConfig) -> list[Path]:
         return file_prediction.run_plan(plan, predictor)
 
 
-def choose_runtime(run: TrainedRun | PackedRun, score: ScoreConfig) -> str:
+def choose_runtime(run: Run, score: ScoreConfig) -> str:
     """`onnx` or `tensorflow`; by default ONNX Runtime where no export is needed and the run's precision is used."""
     if score.runtime != "auto":
         return score.runtime
     return "onnx" if score.precision == "run" and onnx_files.is_packaged(run) else "tensorflow"
 
 
-def _keras_model(run: TrainedRun | PackedRun, config: EvalConfig) -> "keras.Model":
+def _keras_model(run: Run, config: EvalConfig) -> "keras.Model":
     startup.load_tensorflow(show_greetings=config.score.debug)
     from petseg.runtime import process
 

@@ -23,11 +23,13 @@ from petseg.deployment.segmentation import Segmentation
 from petseg.errors import DataError, one_line
 from petseg.evaluation.results import split_results
 from petseg.runs import building, training_data
-from petseg.runs.open_run import load_model, open_run
+from petseg.runs.ensemble import Ensemble
+from petseg.runs.open_run import Run, load_model, open_single
 from petseg.runs.training_data import TrainingData
 from petseg.runs.work_directory import WorkDirectory
 from petseg.training.stop_requests import StopRequests
 
+Source = str | os.PathLike[str]
 ImageLike = np.ndarray | str | os.PathLike[str] | Image.Image  # an array [H, W, C], a path, or a Pillow image
 
 
@@ -42,7 +44,7 @@ class Segmenter:
       tile: height and width of tiles; None: whole images.
       flip_tta: whether to average the probabilities of each image and its mirror image.
       threshold: as in `load`.
-      trained_on: the record of the training images; None: only the config is known.
+      trained_on: the record of the training images of each run; None: only the config is known.
 
     Attributes:
       model, config, classes, step: as given.
@@ -59,7 +61,7 @@ class Segmenter:
         tile: tuple[int, int] | None = None,
         flip_tta: bool = False,
         threshold: float = 0.0,
-        trained_on: TrainingData | None = None,
+        trained_on: Sequence[TrainingData | None] = (None,),
     ):
         self.model, self.config, self.classes, self.step = model, config, classes, step
         self._flip_tta, self._threshold, self._trained_on = flip_tta, threshold, trained_on
@@ -116,9 +118,10 @@ class Segmenter:
             data = self.config.changed(data={"data_dir": data_dir or self.config.data.data_dir}).data
             if not allow_training_images:
                 remedy = "allow_training_images=True"
-                training_data.check_not_trained_on(
-                    dataset, data, self.classes, self._trained_on, flag="dataset=", remedy=remedy
-                )
+                for record in self._trained_on:
+                    training_data.check_not_trained_on(
+                        dataset, data, self.classes, record, flag="dataset=", remedy=remedy
+                    )
             whole = loading.load(data, dataset, self.classes)
             examples: Examples = subsampling.subsample(whole, eval_examples, self.config.runtime.seed)
             loading.check_labels(examples, data, flag="dataset=", split=dataset)
@@ -148,7 +151,7 @@ class Segmenter:
 
 
 def load(
-    source: str | os.PathLike[str],
+    source: Source | Sequence[Source],
     *,
     checkpoint: str = "best",
     ema: bool | None = None,
@@ -161,7 +164,7 @@ def load(
 
     Args:
       source: a work directory; a file of packed weights, which `eval.py --export=weights` writes; or the name of a
-        packaged model, "pets".
+        packaged model, "pets". A list of them is an ensemble, which averages their class probabilities.
       checkpoint: of a work directory: `best`, `latest`, or the path of a checkpoint.
       ema: of a work directory: whether to use averaged weights; None: if the run has them.
       flip_tta: whether to average the probabilities of each image and its mirror image.
@@ -174,32 +177,39 @@ def load(
     Raises:
       PetsegError: if the source does not exist or cannot be used.
     """
-    source = os.fspath(source)
-    workdir = WorkDirectory(source)
-    if ema is None and workdir.config_file.is_file():
-        ema = workdir.load_config().optimizer.ema_decay > 0
-    score = ScoreConfig(
-        workdir=source,
-        checkpoint=checkpoint,
-        ema=bool(ema),
-        tile=_tile_flag(tile),
-        threshold=threshold,
-        predict=".",
-        output_dir=".",
-        allow_code=allow_code,
-    )
-    run = open_run(score)
+    sources = [source] if isinstance(source, str | os.PathLike) else list(source)
+    scores = [
+        ScoreConfig(
+            workdir=os.fspath(each),
+            checkpoint=checkpoint,
+            ema=_has_averages(each) if ema is None else ema,
+            tile=_tile_flag(tile),
+            threshold=threshold,
+            predict=".",
+            output_dir=".",
+            allow_code=allow_code,
+        )
+        for each in sources
+    ]
+    members = [open_single(score) for score in scores]
+    run: Run = members[0] if len(members) == 1 else Ensemble(tuple(members))
     model, step = load_model(run, run.checkpoint(checkpoint))
     return Segmenter(
         model,
         run.config,
         run.classes,
         step=step,
-        tile=score.tile_size(run.config.data),
+        tile=scores[0].tile_size(run.config.data),
         flip_tta=flip_tta,
         threshold=threshold,
-        trained_on=run.training_data,
+        trained_on=[member.training_data for member in run.members],
     )
+
+
+def _has_averages(source: Source) -> bool:
+    """Whether a source is a work directory of a run with averaged weights."""
+    workdir = WorkDirectory(source)
+    return workdir.config_file.is_file() and workdir.load_config().optimizer.ema_decay > 0
 
 
 def _tile_flag(tile: int | str | Sequence[int] | None) -> str:

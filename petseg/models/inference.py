@@ -1,4 +1,6 @@
-"""Forward pass shared by evaluation, prediction and export, with flip test-time augmentation."""
+"""Forward pass shared by evaluation, prediction and export: flip test-time augmentation, ensembles."""
+
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -28,3 +30,28 @@ def logits(
     mirrored = tf.reverse(model(tf.reverse(images, [2]), training=False), [2])
     both = [tf.nn.log_softmax(straight), tf.nn.log_softmax(mirrored)]
     return tf.reduce_logsumexp(both, axis=0)  # log of the mean probability, up to a constant
+
+
+class ProbabilityAverage(keras.Model):
+    """A network that averages the class probabilities of others of the same input and classes, for inference.
+
+    Attributes:
+      members: the networks, float32 images -> float32 logits.
+    """
+
+    def __init__(self, members: Sequence[keras.Model]):
+        super().__init__(dtype="float32")
+        self.members = list(members)
+
+    @property
+    def input_shape(self) -> tuple[int | None, ...]:
+        return self.members[0].input_shape
+
+    @property
+    def output_shape(self) -> tuple[int | None, ...]:
+        return self.members[0].output_shape
+
+    def call(self, images: tf.Tensor) -> tf.Tensor:
+        """Logits, up to a constant, whose softmax is the mean of the probabilities."""
+        probabilities = [tf.nn.log_softmax(member(images, training=False)) for member in self.members]
+        return tf.reduce_logsumexp(probabilities, axis=0)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -11,8 +12,8 @@ from petseg.errors import DataError
 from petseg.evaluation import confidence_intervals, large_splits, score_tables
 from petseg.files import write_bytes
 from petseg.reporting import pictures
+from petseg.runs.open_run import Run
 from petseg.runs.scorer import CheckpointScores, Scorer
-from petseg.runs.trained_run import TrainedRun
 
 logger = logging.getLogger(__name__)
 SHEET_EXAMPLES = 12
@@ -22,9 +23,9 @@ DIFFERENT_TRUTH = (
 )
 
 
-def sample_seed(runs: Sequence[TrainedRun]) -> int:
+def sample_seed(runs: Sequence[Run]) -> int:
     """Seed of the sample of --eval_examples: the smallest of the runs, so that their order does not matter."""
-    return min(run.config.runtime.seed for run in runs)
+    return min(member.config.runtime.seed for run in runs for member in run.members)
 
 
 def check_pairing(first: Examples, second: Examples, *, native: bool = False, flag: str = "compare") -> None:
@@ -97,12 +98,14 @@ def draw_comparison(scorer: Scorer, other: Scorer) -> None:
         logger.info("no pictures of the comparison: the two runs crop the images differently")
         return
     theirs = tf.image.resize(theirs[..., None], mine.shape[1:], method="nearest").numpy()[..., 0]
-    first, second = (each.run.workdir.path.name for each in (other, scorer))
+    first, second = (Path(each.run.name).name for each in (other, scorer))
     titles = (first, second) if first != second else ("second", "first")
     sheet = pictures.comparison_sheet(
         images, masks, dict(zip(titles, (theirs, mine), strict=True)), names, scorer.run.classes
     )
-    file = scorer.run.workdir.figures / "comparison.png"
+    if scorer.run.figures is None:
+        return
+    file = scorer.run.figures / "comparison.png"
     write_bytes(file, pictures.to_png(sheet))
     print(f"pictures:   {file}")
 

@@ -1,12 +1,14 @@
 """Opens a trained run, in a work directory or a file of packed weights, and loads its model. Imports no TensorFlow."""
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from petseg.config.eval_config import PACKAGED, ScoreConfig
 from petseg.errors import WorkDirectoryError
-from petseg.runs import packed_run
+from petseg.runs import packed_run, run_groups
+from petseg.runs.ensemble import Ensemble
 from petseg.runs.packed_run import PackedRun
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
@@ -15,12 +17,24 @@ if TYPE_CHECKING:
     import keras
 
 
-def open_run(score: ScoreConfig) -> TrainedRun | PackedRun:
-    """Opens the trained run that --workdir or --pretrained names.
+Run = TrainedRun | PackedRun | Ensemble
+
+
+def open_run(score: ScoreConfig) -> Run:
+    """Opens the trained run that --workdir or --pretrained names; with --ensemble, several as one.
 
     Raises:
       PetsegError: if there is none.
     """
+    if score.ensemble:
+        found = run_groups.find_runs(score.workdir, "workdir")
+        scores = (dataclasses.replace(score, workdir=str(workdir.path), ensemble=False) for workdir in found)
+        return Ensemble(tuple(open_single(each) for each in scores))
+    return open_single(score)
+
+
+def open_single(score: ScoreConfig) -> TrainedRun | PackedRun:
+    """Opens one trained run, as `open_run`."""
     if score.pretrained:
         return PackedRun.open(packed_run.packaged_file(PACKAGED), score)
     source = score.workdir
@@ -35,7 +49,7 @@ def open_run(score: ScoreConfig) -> TrainedRun | PackedRun:
     return TrainedRun.open(WorkDirectory(source), score)
 
 
-def load_model(run: TrainedRun | PackedRun, checkpoint: str) -> "tuple[keras.Model, int]":
+def load_model(run: Run, checkpoint: str) -> "tuple[keras.Model, int]":
     """Builds a run's network, restores a checkpoint and returns both the network and its training step.
 
     Raises:

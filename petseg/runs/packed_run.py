@@ -27,6 +27,8 @@ from petseg.runs.work_directory import WorkDirectory
 if TYPE_CHECKING:
     import keras
 
+    from petseg.data.examples import Examples
+
 logger = logging.getLogger(__name__)
 SUFFIX = PACKED_SUFFIX
 FOLDER = Path(__file__).parent.parent / "pretrained"
@@ -79,6 +81,33 @@ class PackedRun:
             )
         config = config if score is None else trained_run.with_score_options(config, score)
         return cls(path, config, classes, record["card"])
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def members(self) -> "tuple[PackedRun]":
+        return (self,)
+
+    @property
+    def class_weights(self) -> None:
+        """None: scores have the loss without class weights."""
+        return None
+
+    @property
+    def figures(self) -> None:
+        """None: nothing is written beside a packed file."""
+        return None
+
+    def results_file(self, split: str, step: int, *differences: str) -> None:
+        """None: nothing is written beside a packed file."""
+
+    def load(self, split: str) -> "Examples":
+        """Loads the examples of a split of its data set."""
+        from petseg.data import loading
+
+        return loading.load(self.config.data, split, self.classes)
 
     @property
     def training_data(self) -> None:

@@ -89,13 +89,14 @@ def names_several_runs(score: ScoreConfig) -> bool:
     Raises:
       ConfigError: if they do beside flags that need a single run, or a run is named twice.
     """
-    counts = {flag: len(find_runs(getattr(score, flag), flag)) for flag in ("workdir", "compare")}
+    flags = ("compare",) if score.ensemble else ("workdir", "compare")
+    counts = {flag: len(find_runs(getattr(score, flag), flag)) for flag in flags}
     if max(counts.values()) < 2:
         return False
     flag = max(counts, key=lambda name: counts[name])
-    if score.checkpoint not in ("latest", "best") or score.watch or score.predict or score.export:
+    if score.checkpoint not in ("latest", "best") or score.watch or score.predict or score.export or score.ensemble:
         raise ConfigError(
             f"--{flag}={getattr(score, flag)}: holds {counts[flag]} runs; must be one with --watch, --predict, "
-            "--export, --checkpoint=all or the path of a checkpoint"
+            "--export, --checkpoint=all or the path of a checkpoint; --ensemble uses those of --workdir as one model"
         )
     return True

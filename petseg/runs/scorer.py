@@ -1,4 +1,4 @@
-"""Scores checkpoints of one run on a split."""
+"""Scores checkpoints of one run, or of an ensemble of runs, on a split."""
 
 import dataclasses
 import logging
@@ -15,7 +15,8 @@ from petseg.evaluation.keras_runner import KerasRunner
 from petseg.evaluation.results import image_rows, split_results
 from petseg.evaluation.tiled_inference import AnySizeModel
 from petseg.runs import building
-from petseg.runs.trained_run import TrainedRun
+from petseg.runs.ensemble import SEPARATOR, Ensemble
+from petseg.runs.open_run import Run
 from petseg.runtime.signals import StopSignals
 from petseg.runtime.strategies import Placement
 from petseg.training.stop_requests import StopRequests
@@ -31,14 +32,14 @@ class CheckpointScores:
       path: path of the checkpoint.
       evaluations: counts at the model's resolution and, with --resolution=native, at native resolution.
       results: content of the results file of each evaluation.
-      files: path of each results file.
+      files: path of each results file; None for packed weights, which have none.
       rows: scores of each image at the last resolution; empty without --csv.
     """
 
     path: str
     evaluations: list[Evaluation]
     results: list[dict[str, Any]]
-    files: list[Path]
+    files: list[Path | None]
     rows: list[dict[str, Any]]
 
 
@@ -54,7 +55,7 @@ class Scorer:
 
     def __init__(
         self,
-        run: TrainedRun,
+        run: Run,
         score: ScoreConfig,
         split: str,
         placement: Placement,
@@ -78,7 +79,7 @@ class Scorer:
                 placement.strategy,
                 self._model,
                 self.examples,
-                run.workdir.load_class_weights(),
+                run.class_weights,
                 requests,
                 batch_size=score.batch_size,
                 flip_tta=score.flip_tta,
@@ -109,7 +110,7 @@ class Scorer:
             evaluations[f"native resolution{tiles}"] = native
         complete = [self._complete(evaluation) for evaluation in evaluations.values()]
         results = [
-            self._results(evaluation, step, resolution)
+            self._results(evaluation, path, step, resolution)
             for resolution, evaluation in zip(evaluations, complete, strict=True)
         ]
         files = [self.run.results_file(self._split, step, *self._differences(i > 0)) for i in range(len(results))]
@@ -147,13 +148,14 @@ class Scorer:
         }
         return [name for name, is_so in differences.items() if is_so]
 
-    def _results(self, evaluation: Evaluation, step: int, resolution: str) -> dict[str, Any]:
+    def _results(self, evaluation: Evaluation, path: str, step: int, resolution: str) -> dict[str, Any]:
         groups, sampled = self.examples.groups, self.examples.sampling
         scores = split_results(
             evaluation, step, self._split, self.run.classes, resolution=resolution, groups=groups, sample=sampled,
             own_scores=self.run.config.extension.scores,
         )  # fmt: skip
-        return {**scores, "weights": self.run.weights}
+        members = {"ensemble": path.split(SEPARATOR)} if isinstance(self.run, Ensemble) else {}
+        return {**scores, "weights": self.run.weights, **members}
 
     def _complete(self, evaluation: Evaluation | None) -> Evaluation:
         if evaluation is None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import dataclasses
 import io
 import logging
 from collections.abc import Iterable, Sequence
@@ -14,7 +13,7 @@ from petseg.errors import CheckpointError, ConfigError
 from petseg.evaluation import score_tables
 from petseg.files import explain_write_errors, write_json, write_text
 from petseg.runs import comparison, run_groups, training_data, watching
-from petseg.runs.packed_run import PackedRun
+from petseg.runs.open_run import Run, open_run
 from petseg.runs.scorer import CheckpointScores, Scorer
 from petseg.runs.trained_run import TrainedRun
 from petseg.runtime import process
@@ -24,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
-    """Scores checkpoints of a run on a split; writes a results file and prints a table for each.
+    """Scores checkpoints of a run or an ensemble on a split; writes a results file and prints a table for each.
 
     Returns:
       the results of each checkpoint, and of each resolution, in the order in which they were scored.
@@ -33,14 +32,11 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
       PetsegError: if work directory, checkpoint or split cannot be used, or a signal came.
     """
     score = config.score
-    workdir = run_groups.find_single_run(score.workdir, "workdir")
     check_csv_path(score)
     with StopSignals() as signals, contextlib.ExitStack() as stack:
-        if score.watch:
-            watching.wait_for_config(workdir, score)
-        run = TrainedRun.open(workdir, score)
+        run = _open(score)
         paths = _paths(run, score)
-        others = []
+        others: list[TrainedRun] = []
         if score.compare:
             others.append(TrainedRun.open_to_compare(run_groups.find_single_run(score.compare, "compare"), score))
         split = checked_common_split([run, *others], score)
@@ -76,42 +72,51 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
     return found
 
 
+def _open(score: ScoreConfig) -> Run:
+    if score.packed or score.ensemble:
+        return open_run(score)
+    workdir = run_groups.find_single_run(score.workdir, "workdir")
+    if score.watch:
+        watching.wait_for_config(workdir, score)
+    return TrainedRun.open(workdir, score)
+
+
 def check_csv_path(score: ScoreConfig) -> None:
     """Raises ConfigError if --csv cannot be written."""
     if score.csv and not Path(score.csv).absolute().parent.is_dir():
         raise ConfigError(f"--csv={score.csv}: its folder does not exist")
 
 
-def checked_split(run: TrainedRun | PackedRun, score: ScoreConfig) -> str:
-    """The split to score; raises DataError if the run was trained on examples of it."""
-    data = run.config.data
-    split = score.split or data.eval_split
+def checked_common_split(runs: Sequence[Run], score: ScoreConfig) -> str:
+    """The split to score: without --split, the first run's evaluation split.
+
+    Raises:
+      DataError: if a run was trained on examples of it.
+    """
+    split = score.split or runs[0].config.data.eval_split
     if not score.allow_training_images:
-        training_data.check_not_trained_on(split, data, run.classes, run.training_data)
+        for member in (member for run in runs for member in run.members):
+            training_data.check_not_trained_on(split, member.config.data, member.classes, member.training_data)
     return split
 
 
-def checked_common_split(runs: Sequence[TrainedRun], score: ScoreConfig) -> str:
-    """`checked_split` for several runs; without --split, the first run's evaluation split."""
-    split = checked_split(runs[0], score)
-    for run in runs[1:]:
-        checked_split(run, dataclasses.replace(score, split=split))
-    return split
-
-
-def _paths(run: TrainedRun, score: ScoreConfig) -> Iterable[str]:
+def _paths(run: Run, score: ScoreConfig) -> Iterable[str]:
     """Paths of the checkpoints to score."""
-    if score.watch:
-        return watching.new_checkpoints(run, score)
-    return run.all_checkpoints() if score.checkpoint == "all" else [run.checkpoint(score.checkpoint)]
+    if score.checkpoint != "all" and not score.watch:
+        return [run.checkpoint(score.checkpoint)]
+    assert isinstance(run, TrainedRun)  # others are refused by ScoreConfig
+    return watching.new_checkpoints(run, score) if score.watch else run.all_checkpoints()
 
 
 def write_results(scored: CheckpointScores) -> None:
     """Writes the results files of a checkpoint and prints their tables."""
     for results, file in zip(scored.results, scored.files, strict=True):
-        write_json(file, results)
         print(score_tables.table(results))
-        print(f"\ncheckpoint: {scored.path}\nresults:    {file}\n")
+        print(f"\ncheckpoint: {scored.path}")
+        if file is not None:
+            write_json(file, results)
+            print(f"results:    {file}")
+        print()
 
 
 def write_csv(path: str, rows: list[dict[str, Any]]) -> None:

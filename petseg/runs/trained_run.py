@@ -75,6 +75,24 @@ class TrainedRun:
         return cls.open(workdir, dataclasses.replace(score, ema=score.ema and has_averages))
 
     @property
+    def name(self) -> str:
+        return str(self.workdir.path)
+
+    @property
+    def members(self) -> "tuple[TrainedRun]":
+        return (self,)
+
+    @property
+    def class_weights(self) -> tuple[float, ...] | None:
+        """Class weights of its loss."""
+        return self.workdir.load_class_weights()
+
+    @property
+    def figures(self) -> Path:
+        """Folder of its figures."""
+        return self.workdir.figures
+
+    @property
     def training_data(self) -> "TrainingData | None":
         """The record of the data that the run was trained on; None for runs of older versions.
 

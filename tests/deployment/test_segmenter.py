@@ -19,6 +19,7 @@ from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.deployment import commands, prediction_command, segmentation, segmenter
 from petseg.deployment.predictor import Predictor
 from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
+from petseg.runs import scoring
 
 
 @pytest.fixture(scope="module")
@@ -242,16 +243,17 @@ def test_packed_weights_predict_score_and_export_as_the_run_does(workdir, loaded
     written = {"predict": str(tmp_path / "cat.png"), "output_dir": str(tmp_path / "masks")}
     (mask,) = prediction_command.predict(score_config(workdir=str(file), **written))
     np.testing.assert_array_equal(np.asarray(Image.open(mask)), packed(photograph).mask)
-    scores = commands.evaluate(score_config(workdir=str(file), data_dir=str(loaded.config.data.data_dir)))
+    (scores,) = scoring.evaluate(score_config(workdir=str(file), data_dir=str(loaded.config.data.data_dir)))
     assert scores["mean_iou"] == pytest.approx(loaded.evaluate("test")["mean_iou"], abs=0.02)
     assert "mean IoU" in capsys.readouterr().out
     where = {"data_dir": str(loaded.config.data.data_dir)}
     with pytest.raises(DataError, match="--split=train: 24 of its images were trained on"):
-        commands.evaluate(score_config(workdir=str(file), split="train", **where))
+        scoring.evaluate(score_config(workdir=str(file), split="train", **where))
     with pytest.raises(DataError, match="dataset=train: 24 of its images were trained on"):
         packed.evaluate("train", **where)
     allowed = {"split": "train[:3]", "allow_training_images": True}
-    assert commands.evaluate(score_config(workdir=str(file), **allowed, **where))["examples"] == 3
+    native = scoring.evaluate(score_config(workdir=str(file), resolution="native", **allowed, **where))
+    assert [each["examples"] for each in native] == [3, 3]
 
 
 def test_packed_weights_are_one_checkpoint():

@@ -15,7 +15,7 @@ from petseg.config import Config, ModelConfig, presets
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.deployment import commands, export, prediction_command
 from petseg.errors import CheckpointError, ConfigError, ExportError
-from petseg.runs import building, packed_run, starting_point
+from petseg.runs import building, packed_run, scoring, starting_point
 from petseg.runs.packed_run import PackedRun
 from petseg.runs.starting_point import StartingPoint
 from petseg.runs.work_directory import WorkDirectory
@@ -168,7 +168,7 @@ def test_packed_files_that_name_a_network_are_refused_everywhere(with_code, tiny
     config = changed(tiny_config, "model", init_from=str(path))
     ways = {
         "load": lambda: petseg.load(path, allow_code=allow_code),
-        "score": lambda: commands.evaluate(EvalConfig(ScoreConfig(**options))),
+        "score": lambda: scoring.evaluate(EvalConfig(ScoreConfig(**options))),
         "predict": lambda: prediction_command.predict(EvalConfig(ScoreConfig(**options, **out, predict=str(tmp_path)))),
         "export": lambda: commands.export(EvalConfig(ScoreConfig(**options, **out, export="saved_model"))),
         "init_from": lambda: starting_point.find_starting_point(config, WorkDirectory(config.runtime.workdir)),

@@ -20,7 +20,7 @@ from petseg.deployment.demo.networks import Networks
 from petseg.deployment.demo.uploads import Uploads
 from petseg.errors import ConfigError
 from petseg.runs import packed_run
-from petseg.runs.open_run import open_run
+from petseg.runs.open_run import open_single
 from petseg.runtime import startup
 from petseg.runtime.signals import StopSignals
 
@@ -93,7 +93,7 @@ def main(config: DemoConfig) -> None:
         raise ConfigError("the page needs the package gradio: pip install 'petseg[demo]'")
     with StopSignals(), tempfile.TemporaryDirectory(prefix="petseg-demo-") as folder:
         source = config.workdir or str(packed_run.packaged_file(PACKAGED))
-        run = open_run(ScoreConfig(workdir=source, allow_code=config.allow_code))
+        run = open_single(ScoreConfig(workdir=source, allow_code=config.allow_code))
         startup.load_tensorflow(show_greetings=config.debug)
         from petseg.runtime import process
 
