@@ -9,7 +9,7 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 from PIL import Image
@@ -21,6 +21,7 @@ from petseg.errors import DataError
 
 logger = logging.getLogger(__name__)
 PERCENTILES = (0.1, 99.9)
+UNUSED_OPACITY = "has an opacity that varies, which is not used: it is no channel of the training images"
 LUMA = (299, 587, 114)  # thousandths of red, green and blue in grey (ITU-R 601)
 END_OF_PNG = b"IEND\xaeB`\x82"
 DTYPE_TEXT = {"uint8": "8 bits", "uint16": "16 bits", "float32": "floats or 32 bits"}
@@ -128,7 +129,7 @@ class BandCounts:
             if bands.dtype != usual.dtype:
                 raise DataError(f"{other}: has {bands}, {name} has {usual}; all images must have numbers of one depth")
         if dtype not in ("auto", usual.dtype):
-            raise DataError(f"--image_dtype={dtype}: {name} has {usual}; must be auto or {usual.dtype}")
+            raise DataError(f"{name}: has {usual}; must have {DTYPE_TEXT[dtype]}, as --image_dtype or the run says")
         wanted = channels or usual.channels
         for bands, (_, _, other) in self._found.items():
             if not bands.gives(wanted):
@@ -273,14 +274,29 @@ def joined(counts: Mapping[str, BandCounts], splits: Iterable[str]) -> BandCount
     return sum(chosen, BandCounts())
 
 
-def read(path: str | os.PathLike[str], spec: ImageSpec, page: int | None = None) -> np.ndarray:
-    """An image [H, W, C] of a file as images of a run travel; raises PictureError as `picture_files.read`, `prepared`.
+def read(
+    path: str | os.PathLike[str],
+    spec: ImageSpec,
+    page: int | None = None,
+    *,
+    on_unused_opacity: Callable[[], None] | None = None,
+) -> np.ndarray:
+    """An image [H, W, C] of a file as images of a run travel.
 
-    Opacity that varies and is not a channel of the run's images is logged.
+    Args:
+      path: the file.
+      spec: the run's images.
+      page: as in `picture_files.read`.
+      on_unused_opacity: called if opacity varies and is not one of the channels; None: that is logged.
+
+    Raises:
+      PictureError: as `picture_files.read` and `prepared`.
     """
     picture = picture_files.read(path, page)
     image = prepared(picture, spec)
     if picture.alpha_varies and not Bands.of(picture).is_used_alpha(spec.channels):
-        logger.info("%s: has an opacity that varies, which is not used; the network takes %d channels", path,
-                    spec.channels)  # fmt: skip
+        if on_unused_opacity:
+            on_unused_opacity()
+        else:
+            logger.info("%s: %s", path, UNUSED_OPACITY)
     return image

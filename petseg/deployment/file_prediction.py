@@ -66,6 +66,8 @@ def run_plan(plan: Plan, predictor: Predictor) -> list[Path]:
         with _Pipeline(plan, predictor) as pipeline:
             masks = pipeline.run()
     log_summary(plan, len(masks), time.monotonic() - start)
+    if named := pipeline.with_opacity:
+        logger.info("%d photographs: the first, %s, %s", len(named), min(named), images.UNUSED_OPACITY)
     if failed := pipeline.failed:
         reason = failed[0] if len(set(failed)) == 1 else "failed; the log gives the reason for each"
         count = len(plan.photographs) + plan.skipped
@@ -103,6 +105,7 @@ class _Pipeline:
         self._writing: dict[Future[Path], _Item] = {}
         self._pixels = 0  # of all photographs in memory
         self._masks: dict[int, Path] = {}
+        self.with_opacity: list[Path] = []  # photographs whose opacity varies and is not used
         self.failed: list[str] = []  # for each failed photograph, the step that failed
         self._bar = progress_bar(None, logger, unit="images", total=len(plan.photographs))
 
@@ -193,7 +196,13 @@ class _Pipeline:
         self._bar.update()
 
     def _read(self, photograph: Photograph) -> Prepared:
-        return self._predictor.prepare(images.read(photograph.file, self._predictor.image_spec, photograph.page))
+        image = images.read(
+            photograph.file,
+            self._predictor.image_spec,
+            photograph.page,
+            on_unused_opacity=lambda: self.with_opacity.append(photograph.file),
+        )
+        return self._predictor.prepare(image)
 
     def _write(self, photograph: Photograph, finish: Callable[[], Segmentation]) -> Path:
         return self._plan.write(photograph, finish())

@@ -169,7 +169,7 @@ def test_the_intensity_range_is_that_of_the_training_split(tmp_path, caplog):
         ({"a.png": encoded(RGB, "PNG")}, {"channels": 4},
          "images/train/a.png: has 3 channels of 8 bits; must have 4, as --channels says"),
         ({"a.png": encoded(RGB, "PNG")}, {"image_dtype": "uint16"},
-         "--image_dtype=uint16: images/train/a.png has 3 channels of 8 bits; must be auto or uint8"),
+         "images/train/a.png: has 3 channels of 8 bits; must have 16 bits, as --image_dtype or the run says"),
         ({"a.tif": tiff(np.full((12, 16), 7, np.uint16))}, {}, "--train_split=train: all numbers of its images are 7"),
     ],
 )  # fmt: skip

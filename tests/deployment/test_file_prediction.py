@@ -18,6 +18,7 @@ from conftest import ROOT, own_lines
 from PIL import Image
 
 from petseg.classes import PETS, Classes
+from petseg.data import images
 from petseg.deployment import file_prediction
 from petseg.deployment.photograph_files import Plan
 from petseg.deployment.predictor import Predictor
@@ -198,11 +199,11 @@ def test_photographs_and_pixels_in_memory_are_limited(predictor, tmp_path, monke
     lock, there, seen = threading.Lock(), set(), []
     read, write = file_prediction.images.read, Plan.write
 
-    def reading(file, *args):
+    def reading(file, *args, **options):
         with lock:
             there.add(file.name)
             seen.append(set(there))
-        return read(file, *args)
+        return read(file, *args, **options)
 
     def writing(self, photograph, *args):
         try:
@@ -317,3 +318,21 @@ def test_eval_predict_writes_outputs_and_exits_4_if_a_file_is_unreadable(finishe
         assert result.returncode == 2
         assert message in own_lines(result.stderr)[-1]
         assert "Traceback" not in result.stderr
+
+
+def test_what_a_run_does_not_take_is_refused_by_name_and_unused_opacity_is_logged_once(predictor, tmp_path, caplog):
+    for name in ("a.png", "b.png"):
+        opacity = np.arange(90 * 120, dtype=np.uint32).reshape(90, 120).astype(np.uint8)
+        Image.fromarray(np.dstack([photograph(), opacity])).save(tmp_path / name)
+    Image.fromarray(photograph()[..., 0].astype(np.uint16) * 16).save(tmp_path / "deep.png")
+    frames = [Image.fromarray(photograph(seed=seed)) for seed in (0, 1)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    with caplog.at_level(logging.INFO, "petseg"), pytest.raises(UnreadableFilesError, match="2 of 4 files cannot be"):
+        file_prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
+    lines = [line for line in caplog.messages if "opacity" in line]
+    assert lines == [f"2 photographs: the first, {tmp_path}/a.png, {images.UNUSED_OPACITY}"]
+    refused = {line for line in caplog.messages if "cannot be read" in line}
+    assert len(refused) == 2
+    deep = "deep.png: cannot be read: has 1 channel of 16 bits; the network was trained on images of 8 bits"
+    assert any(deep in line for line in refused)
+    assert any("moving.gif: cannot be read: holds 2 pages; must hold one" in line for line in refused)

@@ -153,3 +153,14 @@ def test_files_left_out_of_a_folder_are_logged(tmp_path, caplog):
 def test_names_that_are_not_utf8_work(tmp_path):
     save(tmp_path / "in" / os.fsdecode(b"caf\xe9.png"))
     assert masks(tmp_path / "in", tmp_path / "out") == [os.fsdecode(b"caf\xe9.mask.png")]
+
+
+def test_each_page_of_a_stack_is_a_photograph_where_pages_were_examples(tmp_path):
+    save(tmp_path / "in" / "a.png")
+    pages = [Image.new("RGB", (9, 6), color) for color in ("red", "green", "blue")]
+    pages[0].save(tmp_path / "in" / "scan.tif", save_all=True, append_images=pages[1:])
+    found = Plan.make(str(tmp_path / "in"), str(tmp_path / "out"), Outputs(PETS), pages=True)
+    names = [file.name for file in carry_out(found)]
+    assert names == ["a.mask.png", "scan#1.mask.png", "scan#2.mask.png", "scan#3.mask.png"]
+    assert [photograph.page for photograph in found.photographs] == [None, 0, 1, 2]
+    assert len(plan(tmp_path / "in", tmp_path / "out").photographs) == 2
