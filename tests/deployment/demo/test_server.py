@@ -180,7 +180,7 @@ def test_a_drawing_is_segmented_when_it_is_chosen(server, page):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("text.jpg", "text.jpg: cannot be read: cannot identify image file 'text.jpg'"),
+        ("text.jpg", "text.jpg: cannot be read: "),
         ("bomb.png", "bomb.png: 12000 x 12000 pixels are 144 million"),
     ],
 )
