@@ -35,7 +35,9 @@ def finished(finished_run, tmp_path_factory):
 
 
 def test_a_complete_run_has_all_documented_files(finished, finished_run, data_dir):
-    assert finished.load_config() == with_kept(four_steps(data_dir, finished_run), None)
+    found_in_data = {"channels": 3, "image_dtype": "uint8", "intensity_range": "0,255"}
+    given = with_kept(four_steps(data_dir, finished_run), None)
+    assert finished.load_config() == given.changed(data=found_in_data)
     assert sorted(path.name for path in finished.checkpoints.glob("*.index")) == ["ckpt-2.index", "ckpt-4.index"]
     assert len(list(finished.best.glob("*.index"))) == 1
     assert sorted(path.name for path in finished.results.iterdir()) == ["test-2.json", "test-4.json"]
