@@ -14,7 +14,7 @@ from petseg.classes import IGNORED, Classes
 from petseg.config import Config
 from petseg.config.eval_config import ScoreConfig
 from petseg.config.image_spec import PLAIN, ImageSpec
-from petseg.data import images, loading, picture_files, subsampling
+from petseg.data import images, loading, mask_files, picture_files, subsampling
 from petseg.data.backends.memory import MemoryExamples
 from petseg.data.examples import Examples
 from petseg.data.picture_files import Picture, PictureError
@@ -105,8 +105,9 @@ class Segmenter:
         """Scores the network; returns the contents of a results file: `mean_iou`, `accuracy`, `iou` by class, and more.
 
         Args:
-          dataset: pairs of an image, as in a call, and its mask, integers [H, W] of class ids (255 is ignored), each
-            scored at its own size; or a split of the run's data set, such as "test", scored at the network's size.
+          dataset: pairs of an image, as in a call, and its mask, each scored at its own size. A mask is an array of
+            class ids, integers [H, W] (255 is ignored), or the path of a file with the values of the data set. Or a
+            split of the run's data set, such as "test", scored at the network's size.
           data_dir: folder of that data set; empty: the one of the training.
           eval_examples: number of examples of the split to score, sampled by the run's seed; 0: all.
           allow_training_images: whether to score a split even if the network was trained on some of it.
@@ -276,7 +277,8 @@ def _checked_pair(number: int, pair: Any, classes: Classes, spec: ImageSpec) -> 
         image, mask = pair
     except (TypeError, ValueError):
         raise DataError(f"pair {number}: got {type(pair).__name__}; must be an image and its mask") from None
-    image, mask = as_array(image, spec), np.asarray(mask)
+    image = as_array(image, spec)
+    mask = mask_files.read(mask, classes) if isinstance(mask, str | os.PathLike) else np.asarray(mask)
     mask = mask[..., 0] if mask.ndim == 3 and mask.shape[-1] == 1 else mask
     if mask.dtype.kind not in "iu" or mask.shape != image.shape[:2]:
         raise DataError(

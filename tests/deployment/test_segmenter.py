@@ -192,6 +192,18 @@ def test_masks_with_ids_of_no_class_are_refused(loaded, photograph, ids, found):
         loaded.evaluate([(photograph, right), (photograph, wrong)])
 
 
+def test_masks_in_files_hold_the_values_of_the_data_set(loaded, photograph, tmp_path):
+    ids = np.resize(np.array([0, 1, 2, 1, 255]), photograph.shape[:2]).astype(np.uint8)
+    table = np.arange(256, dtype=np.uint8)
+    table[:3] = [each.value for each in loaded.classes.members]
+    Image.fromarray(table[ids]).save(tmp_path / "mask.png")
+    by_path = loaded.evaluate([(photograph, tmp_path / "mask.png")])
+    assert by_path["confusion_matrix"] == loaded.evaluate([(photograph, ids)])["confusion_matrix"]
+    Image.fromarray(ids).save(tmp_path / "ids.png")
+    with pytest.raises(DataError, match=rf"^{tmp_path}/ids.png: holds value 0 in no class"):
+        loaded.evaluate([(photograph, tmp_path / "ids.png")])
+
+
 def test_class_ids_of_any_integer_type_score_the_same_and_255_is_ignored(loaded, photograph):
     mask = np.resize(np.array([0, 1, 2, 255, 1]), photograph.shape[:2])
     scores = [loaded.evaluate([(photograph, mask.astype(kind))]) for kind in (np.uint8, np.int64)]
