@@ -59,7 +59,7 @@ def test_a_custom_network_trains_on_two_replicas_and_resumes_only_with_the_same_
         lambda: train.train(longer),
         lambda: TrainedRun.open(workdir, ScoreConfig(workdir=str(workdir.path), allow_code=True)),
     ):
-        with pytest.raises(WorkDirectoryError, match=r"own\.py has changed since the run in .* began"):
+        with pytest.raises(WorkDirectoryError, match=r"own\.py:build: its file has changed since the run in .* began"):
             attempt()
 
 
