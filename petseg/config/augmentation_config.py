@@ -33,23 +33,21 @@ class AugmentationConfig(Group):
 
     augment: str = option(
         "flip",
-        "set of augmentations, which the next flags override: `none`; `flip`; `standard`: also crops, small "
-        "rotations and colours; `strong`: more of these, and cutout; or code, `FILE.py:function`, which then comes "
-        "after what the next flags switch on",
+        "set of augmentations, which the next flags override: `none`; `flip`; `standard`: also crops, "
+        "small rotations and colours; `strong`: more of these, and cutout; or code, `FILE.py:function`, "
+        "which comes after the next flags",
         choices=tuple(SETS),
         code=TRAINING,
     )
     flip: float | None = _strength("probability of a horizontal flip", minimum=0, maximum=1)
     vertical_flip: float | None = _strength("probability of a vertical flip", minimum=0, maximum=1)
     quarter_turns: float | None = _strength(
-        "probability of a turn by 0, 90, 180 or 270 degrees, each as likely, without resampling; needs a square "
-        "--image_size",
+        "probability of a turn by 0, 90, 180 or 270 degrees, each as likely; needs a square --image_size",
         minimum=0,
         maximum=1,
     )
     crop_area: float | None = _strength(
-        "crops have areas between this and --crop_area_max, as shares of the image's; above 1 zooms out, with ignored "
-        "pixels around the image",
+        "areas of crops are between this and --crop_area_max, as shares of the image's; above 1 zooms out",
         above=0,
         maximum=LARGEST_AREA,
     )
@@ -60,8 +58,8 @@ class AugmentationConfig(Group):
         "largest factor by which a crop is wider or narrower than the image", minimum=1
     )
     crop_focus: float | None = _strength(
-        "share of the random crops, of --resize=crop and of --crop_area, that are centred on a pixel of a class that "
-        "is rare in the training split, as far as the image reaches",
+        "share of the random crops (--resize=crop, --crop_area) that are centred on a pixel of a class "
+        "that is rare in the training split",
         minimum=0,
         maximum=1,
     )

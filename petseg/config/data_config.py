@@ -83,8 +83,8 @@ class DataConfig(Group):
     mask_feature: str = option("segmentation_mask", "TFDS feature of the masks", required=True)
     channels: int = option(
         0,
-        "channels of the network's input; 0: those of the data, of which 1 counts as 3; 4 takes opacity or a fourth "
-        "band such as near infrared",
+        "channels of the network's input; 0: those of the data (1 counts as 3); 4 takes opacity or a "
+        "fourth band such as near infrared",
         resume="fixed",
         minimum=0,
         maximum=MOST_CHANNELS,
@@ -97,8 +97,8 @@ class DataConfig(Group):
     )
     intensity_range: str = option(
         AUTO,
-        "numbers that become black and white: `LOW,HIGH`, or such a pair for each channel; `auto`: 0 to 255 of 8 "
-        "bits, else the 0.1 and 99.9 percentiles of the training split, for each channel if there are not 3",
+        "numbers that become black and white: `LOW,HIGH`, or a pair for each channel; `auto`: 0 to 255 of "
+        "8 bits, else the 0.1 and 99.9 percentiles of the training split",
         resume="fixed",
         required=True,
     )
@@ -133,15 +133,15 @@ class DataConfig(Group):
     decode: str = option(
         "full",
         "decoding of training JPEGs: `full`; `scaled`: at 1/2, 1/4 or 1/8 size where --image_size allows, "
-        "faster, about one brightness level off. Scoring and prediction decode in full",
+        "faster, about one brightness level off",
         resume="fixed",
         choices=DECODES,
     )
     batch_size: int = option(64, "global batch size over all replicas", resume="fixed", minimum=1)
     cache: str = option(
         "memory",
-        "where decoded examples are kept: `memory` of the host; `disk`: in --cache_dir; `none`: each batch is"
-        " decoded from array_record files (from `python -m petseg.data.to_array_record`)",
+        "where decoded examples are kept: `memory`; `disk`: in --cache_dir; `none`: decodes each batch "
+        "from array_record files (`python -m petseg.data.to_array_record`)",
         choices=CACHES,
     )
     cache_dir: str = option(

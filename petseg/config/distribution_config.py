@@ -23,7 +23,7 @@ class DistributionConfig(Group):
     strategy: str = option(
         "auto",
         "`one_device`; `mirrored`: all devices of this machine; `multi_worker_mirrored`: a cluster, from "
-        "TF_CONFIG or Slurm; `auto`: mirrored on the most devices that divide the training batch with 8 examples or "
+        "TF_CONFIG or Slurm; `auto`: mirrored on the most devices that divide the batch with 8 examples or "
         "more each",
         choices=STRATEGIES,
     )

@@ -32,15 +32,14 @@ class ScoreConfig(Group):
     data_dir: str = option("", "folder of the data set; empty: the run's --data_dir")
     eval_examples: int = option(
         0,
-        "size of the sample of --split to score, drawn by the run's --seed, of several runs by the smallest; "
-        "0: all, whatever the run's --eval_examples",
+        "size of the sample of --split to score, drawn by the run's --seed (of several, the smallest); 0: all",
         minimum=0,
     )
     batch_size: int = option(0, "examples per step; 0: as in the run", minimum=0)
     precision: str = option("run", "compute dtype of the layers; `run`: as in the run", choices=("run", *PRECISIONS))
     cache: str = option(
         "run",
-        "where decoded examples are kept: `memory`, `disk` or `none`, as in train.py; `run`: as in the run",
+        "`memory`, `disk` or `none`, as in train.py; `run`: as in the run",
         choices=("run", *CACHES),
     )
     cache_dir: str = option("", "folder of --cache=disk; empty: the run's")
@@ -52,9 +51,8 @@ class ScoreConfig(Group):
     )
     tile: str = option(
         "",
-        "tile size of --predict and --resolution=native: a side or `HEIGHT,WIDTH`; tiles overlap by a "
-        "quarter, and each is predicted as an image of its own; `0`: whole images; empty: --image_size for a "
-        "run with --resize=crop, else whole images",
+        "tile size of --predict and --resolution=native: a side or `HEIGHT,WIDTH`; `0`: whole images; "
+        "empty: --image_size for a run with --resize=crop, else whole images",
         unit="pixels",
     )
     ema: bool = option(False, "use the averaged weights of a run with --ema_decay")
@@ -75,8 +73,8 @@ class ScoreConfig(Group):
     cutout: bool = option(False, "with --predict, also write the foreground on a transparent background")
     mask_values: str = option(
         "ids",
-        "what the masks of --predict hold: `ids`: class ids with a palette; `own`: the values or colours of the data "
-        "set's own masks, as grey of 8 or 16 bits or RGB",
+        "what the masks of --predict hold: `ids`: class ids with a palette; `own`: the values or colours "
+        "of the data set's masks",
         choices=MASK_VALUES,
     )
     probabilities: str = option(
@@ -87,17 +85,15 @@ class ScoreConfig(Group):
     )
     threshold: float = option(
         0.0,
-        "of two classes, predict the foreground where its probability is at least this; 0: the most probable class, "
-        "as with 0.5",
+        "of two classes, predict the foreground where its probability is at least this; 0: the most probable class",
         minimum=0,
         below=1,
     )
     skip_existing: bool = option(False, "with --predict, skip photographs whose outputs exist")
     runtime: str = option(
         "auto",
-        "what computes --predict: `tensorflow`; `onnx`: on the CPU, starts in a second, from a file that "
-        "TensorFlow writes once to `onnx/` of the work directory; `auto`: onnx for a packaged model, else "
-        "tensorflow",
+        "what computes --predict: `tensorflow`; `onnx`: on the CPU, starts in a second; `auto`: onnx for a "
+        "packaged model, else tensorflow",
         choices=RUNTIMES,
     )
     allow_training_images: bool = option(False, "score a split even if the run trained on part of it")

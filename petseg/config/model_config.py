@@ -39,7 +39,7 @@ class ModelConfig(Group):
     )
     encoder: str = option(
         "mobilenet_v2",
-        "`tiny`: five strided convolutions without pretrained weights, for tests; or code, `FILE.py:function`",
+        "`tiny`: five strided convolutions without pretrained weights, for tests",
         resume="fixed",
         choices=ENCODERS,
         code=SCORING,
@@ -49,9 +49,9 @@ class ModelConfig(Group):
     )
     init_from: str = option(
         "",
-        "initial weights: a work directory (best checkpoint, averaged weights if any), a checkpoint's path, a"
-        " file of --export=weights, or `pets`, the packaged model; layers that do not fit, optimizer and step"
-        " start anew",
+        "initial weights: a work directory (best checkpoint, averaged weights if any), a checkpoint, a "
+        "file of --export=weights, or `pets`, the packaged model; layers that do not fit, optimizer and "
+        "step start anew",
         resume="fixed",
     )
     encoder_alpha: float = option(1.0, "width of a MobileNet or `tiny` encoder", resume="fixed", above=0)
@@ -60,8 +60,8 @@ class ModelConfig(Group):
     )
     train_encoder_from: str = option(
         "",
-        "what to train of the encoder: `all`, `none`, or what follows a stage (`stage_2` to `stage_5`: maps "
-        "of 1/2 to 1/16 of the size) or a named layer; empty: as --train_encoder says",
+        "what to train of the encoder: `all`, `none`, or what follows a stage (`stage_2` to `stage_5`: "
+        "maps of 1/2 to 1/16 of the size) or layer; empty: as --train_encoder says",
         resume="fixed",
     )
     decoder: str = option(

@@ -29,13 +29,13 @@ class LossConfig(Group):
 
     loss: str = option(
         "cross_entropy",
-        "`cross_entropy`; `focal`; `dice`; `cross_entropy_dice`: cross-entropy plus --dice_weight times the "
-        "soft Dice loss of each image; or code, `FILE.py:function`",
+        "`cross_entropy`; `focal`; `dice`; `cross_entropy_dice`: with --dice_weight times the soft Dice "
+        "loss of each image; or code, `FILE.py:function`",
         choices=("cross_entropy", "focal", "dice", "cross_entropy_dice"),
         code=SCORING,
     )
     dice_weight: float = option(0.5, "weight of Dice in --loss=cross_entropy_dice", minimum=0)
-    focal_gamma: float = option(2.0, "exponent of --loss=focal; the higher, the less correct pixels count", minimum=0)
+    focal_gamma: float = option(2.0, "exponent of --loss=focal", minimum=0)
     label_smoothing: float = option(0.0, "share of the target spread over all classes; not in Dice", minimum=0, below=1)
     class_weights: str = option(
         "",
@@ -43,9 +43,8 @@ class LossConfig(Group):
     )
     class_weight_normalization: str | None = option(
         None,
-        "normalise --class_weights to a `mean` of 1, or to a `sum` of 1 as TensorFlow's tutorial does, which "
-        "divides cross-entropy, but not Dice, by the number of classes; empty: `mean`, or as the run in "
-        "--workdir",
+        "normalise --class_weights to a `mean` of 1, or to a `sum` of 1 as TensorFlow's tutorial does; "
+        "empty: `mean`, or as the run in --workdir",
         kind=str,
         choices=("mean", "sum"),
     )
@@ -171,14 +170,14 @@ class ComputeConfig(Group):
     )
     all_reduce_dtype: str = option(
         "float32",
-        "dtype in which replicas exchange gradients: `float32`; `float16`: half the bytes, 11 bits, with the "
-        "loss scale of mixed_float16; needs several replicas or a cluster",
+        "dtype of gradients in the all-reduce: `float32`; `float16`: half the bytes, with a loss scale; "
+        "needs several replicas or a cluster",
         choices=("float32", "float16"),
     )
     tensor_float_32: bool = option(
         True,
-        "TensorFloat-32 on Ampere and later GPUs: factors of float32 products rounded to 10 bits, several "
-        "times faster; off under --deterministic",
+        "TensorFloat-32 on Ampere and later GPUs: factors of products rounded to 10 bits, faster; off "
+        "under --deterministic",
     )
     peak_tflops: float = option(
         0.0,
@@ -203,8 +202,7 @@ class ScheduleConfig(Group):
     eval_every: int = option(0, "interval of evaluations; 0: one epoch", unit="steps", minimum=0)
     eval_examples: int = option(
         0,
-        "size of the sample of --eval_split that the run's evaluations score, the same each time, drawn by "
-        "--seed; 0: all",
+        "size of the sample of --eval_split to score, the same each time, drawn by --seed; 0: all",
         resume="fixed",
         minimum=0,
     )
@@ -257,8 +255,8 @@ class RuntimeConfig(Group):
     )
     example_order: int | None = option(
         None,
-        "version of the example order: `2`; `1`, of earlier versions of petseg, repeats after 256 epochs and "
-        "for seeds equal modulo 256; empty: `2`, or as the run in --workdir",
+        "version of the example order: `2`; `1`: that of earlier versions of petseg; empty: `2`, or as the "
+        "run in --workdir",
         kind=int,
         resume="fixed",
         minimum=1,
@@ -277,7 +275,7 @@ class RuntimeConfig(Group):
     )
     quiet: bool = option(False, "print only warnings and errors")
     deterministic: bool = option(False, "op determinism: the same run gives the same bits; slower on a GPU")
-    debug: bool = option(False, "show the traceback of one-line errors, and TensorFlow's messages at the start")
+    debug: bool = option(False, "show tracebacks of one-line errors, and TensorFlow's messages at the start")
 
 
 @dataclasses.dataclass(frozen=True)
