@@ -12,10 +12,10 @@ from petseg.config.image_spec import PLAIN
 from petseg.data import images, picture_files, random_crops
 from petseg.data.folders import pair_files
 from petseg.data.folders.mask_values import MaskCoding
+from petseg.data.picture_formats import open_picture, suffixes
 from petseg.deployment import segmenter
 from petseg.deployment.demo import views
 from petseg.errors import DataError
-from petseg.picture_formats import open_picture, suffixes
 
 
 @pytest.fixture

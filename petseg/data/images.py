@@ -16,7 +16,7 @@ from PIL import Image
 
 from petseg.config.image_spec import ImageSpec
 from petseg.data import picture_files
-from petseg.data.picture_files import Picture, PictureError
+from petseg.data.picture import Picture, PictureError
 from petseg.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from petseg.classes import UNKNOWN, Classes
 from petseg.data import picture_files
 from petseg.data.folders import mask_values
 from petseg.data.folders.mask_values import MaskCoding, shown_color
-from petseg.data.picture_files import Picture
+from petseg.data.picture import Picture
 from petseg.errors import DataError
 
 LARGEST = 65535  # value

@@ -10,7 +10,7 @@ import tensorflow as tf
 from petseg.data.crop_focus import CropFocus, FocusPixels
 from petseg.data.example_decoding import BadExampleError
 from petseg.data.examples import BatchPosition, Examples, Fetched
-from petseg.picture_formats import open_picture
+from petseg.data.picture_formats import open_picture
 
 # Added to seeds, which are smaller: augmentation also draws from (seed, step) and must be independent of the crops.
 STREAM = 1 << 32

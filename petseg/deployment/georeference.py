@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import tifffile
 
-from petseg.picture_formats import ORIENTATION, exif_orientation, open_picture
+from petseg.data.picture_formats import ORIENTATION, exif_orientation, open_picture
 
 logger = logging.getLogger(__name__)
 # ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory, GeoDoubleParams, GeoAsciiParams, RPCCoefficient

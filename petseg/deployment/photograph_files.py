@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from petseg.data import picture_files
+from petseg.data.picture_formats import suffixes
 from petseg.deployment import georeference
 from petseg.deployment.georeference import NONE, Georeference
 from petseg.deployment.output_files import MASK, Outputs, is_own, output_file
 from petseg.deployment.segmentation import Segmentation
 from petseg.errors import DataError, WorkDirectoryError
-from petseg.picture_formats import suffixes
 
 logger = logging.getLogger(__name__)
 MOST_NAMED = 8  # files in one line of the log

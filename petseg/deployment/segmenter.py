@@ -14,10 +14,10 @@ from petseg.classes import IGNORED, Classes
 from petseg.config import Config
 from petseg.config.eval_config import ScoreConfig
 from petseg.config.image_spec import PLAIN, ImageSpec
-from petseg.data import images, loading, mask_files, picture_files, subsampling
+from petseg.data import images, loading, mask_files, subsampling
 from petseg.data.backends.memory import MemoryExamples
 from petseg.data.examples import Examples
-from petseg.data.picture_files import Picture, PictureError
+from petseg.data.picture import Picture, PictureError, from_array, from_pillow
 from petseg.deployment.predictor import Predictor
 from petseg.deployment.segmentation import Segmentation
 from petseg.errors import DataError, one_line
@@ -240,7 +240,7 @@ def as_array(image: ImageLike, spec: ImageSpec = PLAIN) -> np.ndarray:
         raise DataError(f"image: got {type(image).__name__}; must be an array, a path or a Pillow image")
     try:
         if isinstance(image, Image.Image):
-            return images.prepared(picture_files.from_pillow(image), spec)
+            return images.prepared(from_pillow(image), spec)
         return images.prepared(_of_array(np.asarray(image), spec), spec)
     except PictureError as error:
         if isinstance(image, Image.Image):
@@ -252,7 +252,7 @@ def as_array(image: ImageLike, spec: ImageSpec = PLAIN) -> np.ndarray:
 
 def _of_array(array: np.ndarray, spec: ImageSpec) -> Picture:
     """A picture of an array; of four channels where three are wanted, the last is opacity."""
-    picture = picture_files.from_array(array)
+    picture = from_array(array)
     is_rgba = spec.channels == 3 and picture.pixels.shape[2] == 4
     return dataclasses.replace(picture, alpha=True) if is_rgba else picture
 

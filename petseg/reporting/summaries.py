@@ -23,9 +23,9 @@ from tensorboard.plugins.hparams import (
 from tensorboard.plugins.image import metadata as image_metadata
 
 from petseg.classes import Classes
+from petseg.data.picture_formats import open_picture
 from petseg.errors import WorkDirectoryError
 from petseg.files import printable, write_bytes
-from petseg.picture_formats import open_picture
 from petseg.reporting import tags
 from petseg.runtime import autotuning
 

@@ -12,7 +12,7 @@ from PIL import Image
 from petseg.config.image_spec import ImageSpec
 from petseg.data import catalog, check, images, intensity, loading
 from petseg.data.check import CheckConfig
-from petseg.data.picture_files import PictureError, from_array
+from petseg.data.picture import PictureError, from_array
 from petseg.errors import DataError
 
 HEIGHT, WIDTH = 12, 16

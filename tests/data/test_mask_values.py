@@ -4,10 +4,11 @@ import tensorflow as tf
 from PIL import Image
 
 from petseg.classes import IGNORED, UNKNOWN, Classes
-from petseg.data import mask_files, picture_files
+from petseg.data import mask_files
 from petseg.data.folders import inferred_classes, mask_values
 from petseg.data.folders.mask_values import MaskCoding
 from petseg.data.mask_survey import MaskFacts
+from petseg.data.picture import from_pillow
 from petseg.errors import DataError
 
 NUMBERS = Classes.from_dict({"classes": [{"name": "a", "value": 3}, {"name": "b", "value": 700}], "ignored": [9, 255]})
@@ -21,7 +22,7 @@ def values(array, mode=None, colored=None, palette=None):
     picture = Image.fromarray(array)
     if palette is not None:
         picture.putpalette(palette.tobytes())
-    picture = picture_files.from_pillow(picture.convert(mode) if mode else picture)
+    picture = from_pillow(picture.convert(mode) if mode else picture)
     found = mask_files.values_of(picture, colored)
     return found.numbers, found.colored
 

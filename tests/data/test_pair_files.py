@@ -12,7 +12,7 @@ from petseg.classes import Classes
 from petseg.data.folders import pair_files
 from petseg.data.folders.faults import Kind
 from petseg.data.folders.mask_values import MaskCoding
-from petseg.picture_formats import ORIENTATION
+from petseg.data.picture_formats import ORIENTATION
 
 CODING = MaskCoding(Classes.from_dict(["a", "b", "c"]))
 TURNED_BY_90 = 6  # as EXIF numbers it

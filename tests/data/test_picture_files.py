@@ -10,7 +10,7 @@ import tifffile
 from PIL import Image, ImageOps
 
 from petseg.data import picture_files
-from petseg.data.picture_files import PictureError
+from petseg.data.picture import PictureError
 
 RNG = np.random.default_rng(0)
 DEEP = RNG.integers(0, 65536, (20, 24, 5), np.uint16)
@@ -168,7 +168,7 @@ def test_without_a_package_its_extra_is_named(monkeypatch):
 def test_heic_is_read_with_its_package():
     pytest.importorskip("pillow_heif")
     Image.init()
-    from petseg.picture_formats import suffixes
+    from petseg.data.picture_formats import suffixes
 
     assert ".heic" in suffixes()
     found = picture_files.decode(encoded(Image.fromarray(np.full((64, 64, 3), 90, np.uint8)), "HEIF"))

@@ -123,7 +123,7 @@ def _names(images: Sequence[AnnotatedImage]) -> list[str]:
     for image, stem in zip(images, stems, strict=True):
         name = stem
         if repeated[key(image, stem)] > 1:
-            path = image.name.replace("\\", "/").rpartition(".")[0]
+            path = os.path.splitext(image.name.replace("\\", "/"))[0]
             base = name = "_".join(part for part in path.split("/") if part not in ("", ".", ".."))
             number = 2
             while key(image, name) in taken:

@@ -21,8 +21,8 @@ from petseg.data.convert.annotations import (
 from petseg.data.convert.picture_search import PictureIndex, files_below, pictures_below
 from petseg.data.convert.shapes import Circle, Patch, Polygons, Shape, rectangle
 from petseg.data.folders.file_patterns import SUFFIXES
+from petseg.data.picture_formats import open_picture
 from petseg.errors import DataError
-from petseg.picture_formats import open_picture
 
 LABELS_FILE = "labels.txt"
 WITHOUT_AREA = ("point", "points", "line", "linestrip")

@@ -17,6 +17,7 @@ from petseg.data.convert.annotations import AnnotatedImage, Annotations, Labelle
 from petseg.data.convert.picture_search import PictureIndex, pictures_below, read_header
 from petseg.data.convert.shapes import Region, Shape, pixel_region
 from petseg.data.folders.file_patterns import composed
+from petseg.data.picture import PictureError
 from petseg.errors import DataError
 
 SEPARATORS = "_-. "
@@ -132,7 +133,7 @@ def _read(file: Path) -> np.ndarray:
     """
     try:
         picture = picture_files.read(file).colors()
-    except picture_files.PictureError as error:
+    except PictureError as error:
         raise DataError(str(error)) from error
     if picture.format in ("JPEG", "MPO"):
         raise DataError("is a mask in JPEG, which changes values at every edge; must be the original mask")

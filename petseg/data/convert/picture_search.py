@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from petseg import picture_formats
-from petseg.data import picture_files
+from petseg.data import picture_files, picture_formats
 from petseg.data.convert.annotations import split_of
 from petseg.data.folders.file_patterns import SUFFIXES, composed
+from petseg.data.picture import PictureError
 from petseg.errors import DataError
 from petseg.files import printable
 
@@ -66,7 +66,7 @@ def read_header(picture: Path | bytes, name: str) -> PictureHeader:
         stored = picture_files.size_in_header(data)
     except OSError as error:
         raise DataError(f"{printable(name)}: cannot be read: {error.strerror}") from error
-    except picture_files.PictureError as error:
+    except PictureError as error:
         raise DataError(f"{printable(name)}: {error}") from error
     try:
         with picture_formats.open_picture(io.BytesIO(data)) as opened:

@@ -17,7 +17,7 @@ from petseg.data.folders.inferred_classes import CLASSES_FILE, classes_from_mask
 from petseg.data.folders.mask_values import MaskCoding
 from petseg.data.folders.pair_files import DecodedPair
 from petseg.data.mask_survey import MaskFacts
-from petseg.data.picture_files import PictureError
+from petseg.data.picture import PictureError
 from petseg.runtime.cpus import usable_cpus
 from petseg.runtime.progress_bars import progress_bar
 

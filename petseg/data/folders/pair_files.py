@@ -17,7 +17,7 @@ from petseg.data.folders.mask_values import MaskCoding
 from petseg.data.images import Bands
 from petseg.data.mask_files import LossyMaskError, MaskValues
 from petseg.data.mask_survey import MaskFacts
-from petseg.data.picture_files import Picture, PictureError
+from petseg.data.picture import Picture, PictureError
 from petseg.errors import DataError
 
 T = TypeVar("T")

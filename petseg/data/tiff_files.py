@@ -1,0 +1,85 @@
+"""TIFF files. Pillow reads what it reads exactly; tifffile reads what Pillow would reduce: many bands, 16-bit colours,
+floats.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import IO, Any
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from petseg.data.picture import Picture, PictureError, check_page, check_size, from_frame, of_bands, turned
+from petseg.data.picture_formats import open_picture
+
+EXTRA = "pip install 'petseg[tiff]' reads it"
+
+
+def header(file: IO[bytes]) -> tuple[tuple[int, int], int]:
+    """Height and width of the first page, and the number of pages."""
+    with tifffile.TiffFile(file) as tiff:
+        pages = _pages(tiff)
+        return (pages[0].imagelength, pages[0].imagewidth), len(pages)
+
+
+def read(file: IO[bytes], page: int | None) -> Picture:
+    """Reads a page, turned upright; for `page` see `picture_files.read`."""
+    with tifffile.TiffFile(file) as tiff:
+        pages = _pages(tiff)
+        check_page(page, len(pages))
+        chosen = pages[page or 0]
+        check_size(chosen.imagelength, chosen.imagewidth)
+        try:
+            with open_picture(file) as image:
+                image.seek(chosen.index)
+                if _pillow_is_exact(image, chosen):
+                    return dataclasses.replace(from_frame(image, len(pages)), orientation=1)
+        except (Image.UnidentifiedImageError, SyntaxError, OSError):
+            pass  # a combination of bits that Pillow does not know; tifffile says what is wrong with a damaged file
+        return dataclasses.replace(_bands(chosen), pages=len(pages))
+
+
+def _pages(tiff: tifffile.TiffFile) -> list[Any]:
+    """The pages of a file without thumbnails, coarser copies and transparency masks."""
+    found: Sequence[Any] = tiff.pages
+    pages = [page for page in found if not page.is_reduced and not page.is_mask]
+    images = (tiff.imagej_metadata or {}).get("images", 1)
+    if len(pages) == 1 < images:
+        raise PictureError(f"is an ImageJ stack that lists one of its {images} pages; must be an ordinary TIFF file")
+    return pages or [found[0]]
+
+
+def _pillow_is_exact(image: Image.Image, page: Any) -> bool:
+    """Whether Pillow gives all bands of a page in their depth."""
+    bits, bands, mode = page.bitspersample, page.samplesperpixel, image.mode
+    if page.sampleformat != 1:
+        return False
+    if mode.startswith("I;16"):
+        return bands == 1 and bits in (12, 16) and page.photometric == tifffile.PHOTOMETRIC.MINISBLACK
+    expected = {"1": 1, "L": 1, "P": 1, "RGB": 3, "RGBA": 4, "RGBa": 4, "LA": 2, "CMYK": 4, "YCbCr": 3, "LAB": 3}
+    if bits == () or bits > 8 or bands != expected.get(mode):
+        return False
+    return mode not in ("RGBA", "RGBa", "LA") or page.extrasamples[-1:] in ((1,), (2,))
+
+
+def _bands(page: Any) -> Picture:
+    """Decodes a page with tifffile."""
+    kind = tifffile.PHOTOMETRIC(page.photometric)
+    if kind.name in ("PALETTE", "SEPARATED", "CIELAB", "ICCLAB", "LOGLUV", "CFA"):
+        raise PictureError(f"is a TIFF file of {page.bitspersample}-bit {kind.name}; must be grey, RGB or bands")
+    try:
+        array = page.asarray()
+    except ValueError as error:
+        if "imagecodecs" in str(error):
+            raise PictureError(f"cannot be read: compressed as {page.compression.name}; {EXTRA}") from error
+        raise
+    if not set(page.axes) <= {"Y", "X", "S"}:
+        raise PictureError(f"is a TIFF volume with axes {page.axes}; must be pages of one picture each")
+    array = np.moveaxis(array, 0, -1) if page.axes.startswith("S") else array
+    if kind.name == "MINISWHITE" and array.dtype.kind in "bu":
+        array = ~array if array.dtype.kind == "b" else (1 << page.bitspersample) - 1 - array
+    picture = of_bands(array, "TIFF")
+    tag = page.tags.get("Orientation")
+    alpha = page.extrasamples[-1:] in ((1,), (2,))
+    return dataclasses.replace(picture, pixels=turned(picture.pixels, int(tag.value) if tag else 1), alpha=alpha)
