@@ -1,13 +1,10 @@
-"""The training step and its compiled loop."""
+"""The training step, which `timed_loop` compiles into a loop."""
 
-import logging
-import time
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework import config as tf_config  # the public API can only switch determinism on
 
 from petseg.training import confusion_matrix, flops, sample_weights
 from petseg.training.augmentation import Augmentation
@@ -18,10 +15,9 @@ from petseg.training.optimizers import Optimizer
 from petseg.training.sample_weights import WeightMap
 from petseg.training.step_checks import check_step
 from petseg.training.stop_requests import StopRequests
+from petseg.training.timed_loop import TimedLoop
 from petseg.training.variables import moving_statistics, replica_sum, step_variable
 from petseg.training.weight_averaging import WeightAverage
-
-logger = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -43,11 +39,7 @@ class Trainer:
       nonfinite_step: int64 variable, the step at which `run` stopped because the loss or a gradient was not finite for
         another reason than the loss scale; -1 if there was none.
       nonfinite_steps: int64 variable, number of such steps since the start of the run; part of `state`.
-      model: the network, float32 images in [0, 255] -> float32 logits.
-      optimizer: optimizer of the model's trainable weights.
-      average: moving average of the weights, or None.
-      loss_scale: loss scale of float16; constantly 1 in other precisions.
-      traces: number of times the loop was traced; more than 1 is a bug.
+      model, optimizer, average, loss_scale: as given.
     """
 
     def __init__(
@@ -78,7 +70,7 @@ class Trainer:
           augment: augmentation of images and masks, from `augmentation.build_augmentation`.
           weight_map: a function, masks -> pixel weights.
           loss: the loss to minimise.
-          loss_scale: loss scale of float16.
+          loss_scale: loss scale of float16; constantly 1 in other precisions.
           requests: requests to stop or save, which other threads set.
           batch_size: global batch size.
           average: moving average of the model's weights, or None.
@@ -101,17 +93,13 @@ class Trainer:
         )
         replicas = strategy.num_replicas_in_sync
         self.model, self.optimizer, self.average, self.loss_scale = model, optimizer, average, loss_scale
-        self.traces, self._strategy, self._requests = 0, strategy, requests
-        # A tf.function per instance: one on the class keeps the graphs and models of all instances. AutoGraph off: it
-        # doubles the time of tracing.
-        self._loop = tf.function(self._trace_loop, autograph=False)
+        self._strategy, self._requests, self._loop = strategy, requests, TimedLoop(self._step, self._goes_on)
         self._augment, self._weight_map, self._loss = augment, weight_map, loss
         self._clip_norm, self._micro_batches, self._all_reduce_dtype = clip_norm, micro_batches, all_reduce_dtype
         self._slice_size = batch_size // replicas // micro_batches
         self._average_statistics = not sync_batch_norm and replicas > 1
-        self._differentiate: Any = self._forward_and_backward
-        if jit_compile:
-            self._differentiate = tf.function(self._forward_and_backward, jit_compile=True)
+        differentiate: Any = self._forward_and_backward
+        self._differentiate = tf.function(differentiate, jit_compile=True) if jit_compile else differentiate
         _, height, width, self._num_classes = model.output_shape
         self._pixels_of_batch = float(batch_size * height * width)
         self._weights = optimizer.weights
@@ -136,23 +124,22 @@ class Trainer:
     def run(self, iterator: Any, num_steps: int) -> np.ndarray:
         """Trains for `num_steps` batches, or until a stop request or a non-finite step that the loss scale can't fix.
 
-        Returns:
-          float64 [steps made, 2]: seconds that the host waited for each batch, and the total time of each step. Under
-          op determinism, which forbids clocks in compiled code: NaN, and the mean over the steps.
+        Returns the times of the steps made, as `TimedLoop.run` does.
         """
-        began = time.perf_counter()
-        times = self._loop(iterator, tf.constant(num_steps, tf.int64)).numpy()
-        if tf_config.is_op_determinism_enabled() and len(times):
-            times[:] = np.nan, (time.perf_counter() - began) / len(times)
-        return times
+        return self._loop.run(iterator, num_steps)
 
     def compile(self, iterator: Any) -> None:
         """Traces and compiles the loop for the batches of an iterator, without taking one."""
-        self._loop(iterator, tf.constant(0, tf.int64))
+        self._loop.run(iterator, 0)
+
+    @property
+    def traces(self) -> int:
+        """The number of times the loop was traced; more than 1 is a bug."""
+        return self._loop.traces
 
     def graph(self, iterator: Any) -> tf.Graph:
         """The graph of the compiled loop, whose operations can be counted."""
-        return self._loop.get_concrete_function(iterator, tf.constant(1, tf.int64)).graph
+        return self._loop.graph(iterator)
 
     def flops_per_image(self, iterator: Any) -> float:
         """Floating-point operations of the convolutions and matrix products of a step, for each example.
@@ -161,26 +148,8 @@ class Trainer:
         """
         return flops.flops(self.graph(iterator)) / (self._slice_size * len(self._strategy.extended.worker_devices))
 
-    def _trace_loop(self, iterator: Any, num_steps: tf.Tensor) -> tf.Tensor:
-        self.traces += 1
-
-        def is_running(done: tf.Tensor, *_: Any) -> tf.Tensor:
-            return (done < num_steps) & (self._requested[0] == 0) & (self.nonfinite_step < 0)
-
-        def step(
-            done: tf.Tensor, began: tf.Tensor, times: tf.TensorArray
-        ) -> tuple[tf.Tensor, tf.Tensor, tf.TensorArray]:
-            asked = _timestamp_after([])
-            with tf.control_dependencies([asked]):
-                batch = next(iterator)
-            waited = _timestamp_after(batch, on_host=True) - asked
-            ended = _timestamp_after(self._step(batch, is_last=done + 1 == num_steps))
-            times = times.write(tf.cast(done, tf.int32), tf.stack([waited, ended - began]))
-            return done + 1, ended, times
-
-        times = tf.TensorArray(tf.float64, size=0, dynamic_size=True, element_shape=[2])
-        *_, times = tf.while_loop(is_running, step, (tf.constant(0, tf.int64), _timestamp_after([]), times))
-        return times.stack()
+    def _goes_on(self) -> tf.Tensor:
+        return (self._requested[0] == 0) & (self.nonfinite_step < 0)
 
     def _step(self, batch: Any, is_last: tf.Tensor) -> tf.Tensor:
         """Makes one step, outside the replicas: accumulate, reduce, decide, apply.
@@ -376,12 +345,8 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """The objects of a checkpoint from which a run resumes exactly, by name. Call `complete_state` before."""
-        return {
-            **self.scored_state(),
-            "optimizer": self.optimizer,
-            "loss_scale": self.loss_scale,
-            "totals": self._measured_sums,
-        }
+        others = {"optimizer": self.optimizer, "loss_scale": self.loss_scale, "totals": self._measured_sums}
+        return {**self.scored_state(), **others}
 
     def scored_state(self) -> dict[str, Any]:
         """The part of `state` that scoring a checkpoint needs."""
@@ -432,20 +397,3 @@ class Trainer:
     def clear_nonfinite_step(self) -> None:
         """Lets `run` continue after a non-finite step."""
         self.nonfinite_step.assign(-1)
-
-
-def _timestamp_after(value: Any, *, on_host: bool = False) -> tf.Tensor:
-    """Seconds since 1970, float64, read on the host once some tensors are computed; 0 under op determinism.
-
-    One number of each tensor is copied to the host, which waits for all that the device was doing before. With
-    `on_host` none is: the time is that at which the host had the tensors.
-    """
-    if tf_config.is_op_determinism_enabled():
-        return tf.constant(0.0, tf.float64)
-    tensors = tf.nest.flatten(value, expand_composites=True)
-    if not on_host:
-        first = [tf.reshape(part, [-1])[0] for part in tensors]
-        with tf.device("cpu:0"):
-            tensors = [tf.identity(part) for part in first]
-    with tf.device("cpu:0"), tf.control_dependencies(tensors):
-        return tf.timestamp()
