@@ -101,7 +101,7 @@ def _decoded_jpeg(file: tf.Tensor, ratio: int = 1) -> tf.Tensor:
 def decoded_pair(
     data_set: DataSet, images: ImageDecoding, example: dict[str, tf.Tensor]
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Image as it travels [H, W, C], class ids uint8 [H, W, 1] at their stored size, and an invalid value or NONE."""
+    """Image as it travels [H, W, C] and class ids uint8 [H, W, 1] at their stored size; what is wrong with the mask."""
     return images(example["image"]), *_decoded_mask(data_set, example["mask"])
 
 

@@ -27,10 +27,10 @@ def mask_picture(ids: np.ndarray, classes: Classes, mask_values: str = "ids") ->
         picture = Image.fromarray(ids)
         picture.putpalette(classes.palette[: len(classes)].tobytes())
         return picture
-    values = [each.value for each in classes.members]
-    table = np.zeros((256, 3) if classes.colored else 256, np.uint8 if np.max(values) <= 255 else np.uint16)
-    table[: len(values)] = values
-    ignored = [value for value in classes.ignored if isinstance(value, tuple) == classes.colored]
-    if ignored:
-        table[IGNORED] = ignored[0]
+    values = {number: each.value for number, each in enumerate(classes.members)}
+    if ignored := [value for value in classes.ignored if isinstance(value, tuple) == classes.colored]:
+        values[IGNORED] = ignored[0]
+    deep = any(np.max(value) > 255 for value in values.values())
+    table = np.zeros((256, 3) if classes.colored else 256, np.uint16 if deep else np.uint8)
+    table[list(values)] = list(values.values())
     return Image.fromarray(table[ids])

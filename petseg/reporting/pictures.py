@@ -211,9 +211,9 @@ def to_array(figure: Figure, dpi: int = 100) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def to_png(figure: Figure, dpi: int = 100) -> bytes:
+def to_png(figure: Figure) -> bytes:
     """Renders a figure as a PNG file."""
-    return encode_png(to_array(figure, dpi))
+    return encode_png(to_array(figure))
 
 
 def encode_png(picture: np.ndarray) -> bytes:

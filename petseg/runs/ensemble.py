@@ -29,7 +29,7 @@ class Ensemble:
       members: the runs.
 
     Raises:
-      ConfigError: if there are fewer than two, or they do not fit together.
+      ConfigError: if there are fewer than two, a path contains SEPARATOR, or they do not fit together.
     """
 
     members: tuple[TrainedRun | PackedRun, ...]
@@ -38,6 +38,9 @@ class Ensemble:
         if len(self.members) < 2:
             names = ", ".join(member.name for member in self.members) or "none"
             raise ConfigError(f"--ensemble: must have at least two runs; got {names}")
+        for member in self.members:
+            if SEPARATOR in member.name:
+                raise ConfigError(f"--ensemble: {member.name}: its path must not contain {SEPARATOR!r}; rename it")
         first = _requirements(self.members[0])
         for member in self.members[1:]:
             for what, value in _requirements(member).items():

@@ -404,6 +404,11 @@ class TestLabelme:
         with pytest.raises(DataError, match=message):
             convert("labelme")
 
+    def test_an_embedded_picture_that_is_no_base64_ends_in_one_line(self, root, convert):
+        write_json(root / "a.json", labelme(shape(SQUARE), imagePath="gone.png", imageData="\N{SNOWMAN}"))
+        with pytest.raises(DataError, match=r"^a\.json: imageData is no base64; must be a file in base64, or null$"):
+            convert("labelme")
+
 
 class TestYolo:
     @pytest.fixture

@@ -14,12 +14,14 @@ NUMBERS = Classes.from_dict([{"name": "a", "value": 7}, {"name": "b", "value": [
 BINARY = Classes.from_dict([{"name": "a", "value": 0}, {"name": "b", "value": 255}])
 DEEP = Classes.from_dict({"classes": [{"name": "a", "value": 7}, {"name": "b", "value": [300, 9]}], "ignored": [0]})
 MEMBERS = [{"name": "a", "value": [1, 2, 3]}, {"name": "b", "value": [[4, 5, 6], [7, 7, 7]]}]
+VOID = Classes.from_dict({"classes": ["a", "b"], "ignored": [65535]})
 COLORS = Classes.from_dict({"classes": MEMBERS, "ignored": [0, 0, 0]})
 IDS = np.random.default_rng(0).choice(np.array([0, 1], np.uint8), (12, 16))
 
 
 @pytest.mark.parametrize(
-    ("classes", "mode"), [(NUMBERS, "L"), (BINARY, "L"), (PETS, "L"), (DEEP, "I;16"), (COLORS, "RGB")]
+    ("classes", "mode"),
+    [(NUMBERS, "L"), (BINARY, "L"), (PETS, "L"), (DEEP, "I;16"), (VOID, "I;16"), (COLORS, "RGB")],
 )
 def test_masks_in_the_data_sets_own_values_are_read_back_to_the_same_class_ids(classes, mode):
     ids = IDS.copy()

@@ -120,6 +120,9 @@ def test_wrong_ensembles_are_refused_in_one_line(folder, tmp_path):
         open_run(score_config(f"{single},{tmp_path}/missing"))
     with pytest.raises(ConfigError, match="each run must be named once"):
         open_run(score_config(f"{single},{single}"))
+    shutil.copytree(single, tmp_path / "rate=0.1, seed=2")
+    with pytest.raises(ConfigError, match=r"^--ensemble: .*rate=0.1, seed=2: its path must not contain ', '; rename"):
+        petseg.load([single, tmp_path / "rate=0.1, seed=2"])
     shutil.copytree(single, tmp_path / "empty")
     shutil.rmtree(tmp_path / "empty" / "checkpoints")
     with pytest.raises(CheckpointError, match="empty"):

@@ -146,7 +146,7 @@ def read_json(file: Path, shown: str) -> Any:
         return json.loads(file.read_bytes())
     except OSError as error:
         raise DataError(f"{shown}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{shown}: must be JSON: {error}") from error
 
 

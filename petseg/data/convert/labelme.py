@@ -1,7 +1,6 @@
 """Reads LabelMe's annotations: a JSON file for each picture."""
 
 import base64
-import binascii
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -142,5 +141,5 @@ def _mask(text: Any, where: str) -> np.ndarray:
 def _decoded(text: Any, where: str) -> bytes:
     try:
         return base64.b64decode(text, validate=False)
-    except (TypeError, binascii.Error) as error:
+    except (TypeError, ValueError) as error:
         raise DataError(f"{where} is no base64; must be a file in base64, or null") from error
