@@ -66,8 +66,7 @@ class DataConfig(Group):
     )
     classes: str = option(
         "",
-        "JSON file of the classes: names, mask values or colours, display colours; `camvid_classes.json` "
-        "comes with petseg; empty: the data set's own",
+        "JSON file of the classes; `camvid_classes.json` comes with petseg; empty: the data set's own",
     )
     image_files: str = option(
         "",

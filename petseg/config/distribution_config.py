@@ -34,8 +34,7 @@ class DistributionConfig(Group):
     cross_device_ops: str = option(
         "auto",
         "all-reduce: `nccl`, `hierarchical_copy` or `reduction_to_one_device` on one machine, `ring` or "
-        "`nccl` in a cluster; `auto`: `nccl` on unsplit GPUs, else `ring`, or `reduction_to_one_device` on a "
-        "split GPU",
+        "`nccl` in a cluster; `auto`: `nccl` on GPUs that are not split",
         choices=("auto", *LOCAL_CROSS_DEVICE_OPS, "ring"),
     )
     cluster_timeout: float = option(

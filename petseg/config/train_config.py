@@ -102,7 +102,7 @@ class OptimizerConfig(Group):
     encoder_learning_rate_factor: float = option(1.0, "learning rate of the encoder relative to the decoder's", above=0)
     unfreeze_encoder_at: int = option(
         0,
-        "step before which a trained encoder stays frozen; its gradients still count in --clip_norm",
+        "step before which a trained encoder stays frozen",
         unit="steps",
         minimum=0,
     )
@@ -209,7 +209,7 @@ class ScheduleConfig(Group):
     eval_at_start: bool = option(False, "also evaluate before the first step, for --init_from")
     patience: int = option(
         0,
-        "evaluations without a better mean IoU (of averaged weights, if any) after which the run ends; 0: never",
+        "evaluations without a better mean IoU after which the run ends; 0: never",
         minimum=0,
     )
     patience_before_decay: bool = option(
