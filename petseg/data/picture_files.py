@@ -13,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
+from petseg.config.image_spec import MOST_CHANNELS
 from petseg.data import tiff_files
 from petseg.data.picture import (
     Picture,
@@ -29,6 +30,9 @@ from petseg.errors import one_line
 
 ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")  # formats whose frames are pages; in JPEG (MPO) and HEIF they are previews
 NPY, TIFF = b"\x93NUMPY", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+DEEP_PNG = ("RGB;16B", "RGBA;16B", "LA;16B")  # Pillow's names of what it reduces to 8 bits
+AVIF_HEAD = 2**16  # bytes, which hold the boxes before the pixels
+SIXTEEN_BITS = "must be PNG or TIFF of 16 bits, or an image of 8"
 READERS = {  # first bytes of formats that need a package, or that no reader here knows: what to do
     rb"....ftyp(heic|heix|hevc|mif1|msf1|heim|heis)": "is HEIC; pip install 'petseg[heif]' reads it",
     rb"\xff\x0a|\0\0\0\x0cJXL ": "is JPEG XL; pip install pillow-jxl-plugin, and import it, or convert it to PNG",
@@ -98,6 +102,10 @@ def _read(file: IO[bytes], page: int | None) -> Picture:
         with _pillow(file, start) as image:
             pages = _frames(image)
             check_page(page, pages)
+            if _is_reduced(file, image, pages):
+                raise PictureError(
+                    f"has more than 8 bits in {image.format}, of which its reader gives 8; {SIXTEEN_BITS}"
+                )
             deep = _deep_pixels(file, image) if pages == 1 else None
             if deep is not None:
                 mode, alpha, turn = f"{deep.shape[2]} x uint16", deep.shape[2] in (2, 4), exif_orientation(image)
@@ -162,6 +170,20 @@ def _frames(image: Image.Image) -> int:
 # Pictures of 16 bits that Pillow would reduce to 8, or rescale.
 
 
+def _is_reduced(file: IO[bytes], image: Any, pages: int) -> bool:
+    """Whether an opened image has more than 8 bits, in a format of which only 8 can be read."""
+    if image.format == "HEIF":
+        return image.info.get("bit_depth", 8) > 8
+    if image.format in ("AVIF", "SGI"):
+        file.seek(0)
+        head = file.read(AVIF_HEAD)
+        if image.format == "SGI":
+            return head[3] == 2  # bytes of a number
+        at = head.find(b"av1C") + 6
+        return at > 6 and bool(head[at] & 0x40)  # the flag `high_bitdepth`
+    return image.format == "PNG" and pages > 1 and str(image.tile[0].args) in DEEP_PNG
+
+
 def _deep_pixels(file: IO[bytes], image: Any) -> np.ndarray | None:
     """Pixels uint16 [H, W, bands] of such a PNG, PPM or JPEG 2000 file; None for other files."""
     if image.format == "PNG":
@@ -175,7 +197,7 @@ def _deep_pixels(file: IO[bytes], image: Any) -> np.ndarray | None:
 
 def _deep_png(file: IO[bytes], stored: str) -> np.ndarray | None:
     """Decodes a PNG twice: for the high bytes and, taking its numbers for little-endian ones, for the low bytes."""
-    if stored not in ("RGB;16B", "RGBA;16B", "LA;16B"):
+    if stored not in DEEP_PNG:
         return None
 
     def decoded(raw_mode: str) -> np.ndarray:
@@ -224,7 +246,7 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read_header(file)
-    if len(shape) not in (2, 3) or dtype.hasobject:
+    if len(shape) not in (2, 3) or max(shape[2:], default=1) > MOST_CHANNELS or dtype.hasobject:
         raise PictureError(wrong_array(shape, dtype))
     return shape, dtype
 

@@ -10,7 +10,8 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from petseg.data.picture import Picture, PictureError, check_page, check_size, from_frame, of_bands, turned
+from petseg.config.image_spec import MOST_CHANNELS
+from petseg.data.picture import Picture, PictureError, check_page, check_size, from_frame, of_bands, turned, wrong_array
 from petseg.data.picture_formats import open_picture
 
 EXTRA = "pip install 'petseg[tiff]' reads it"
@@ -68,14 +69,16 @@ def _bands(page: Any) -> Picture:
     kind = tifffile.PHOTOMETRIC(page.photometric)
     if kind.name in ("PALETTE", "SEPARATED", "CIELAB", "ICCLAB", "LOGLUV", "CFA"):
         raise PictureError(f"is a TIFF file of {page.bitspersample}-bit {kind.name}; must be grey, RGB or bands")
+    if not set(page.axes) <= {"Y", "X", "S"}:
+        raise PictureError(f"is a TIFF volume with axes {page.axes}; must be pages of one picture each")
+    if page.samplesperpixel > MOST_CHANNELS:  # before a small file is decompressed to many gigabytes
+        raise PictureError(wrong_array(page.shape, page.dtype))
     try:
         array = page.asarray()
     except ValueError as error:
         if "imagecodecs" in str(error):
             raise PictureError(f"cannot be read: compressed as {page.compression.name}; {EXTRA}") from error
         raise
-    if not set(page.axes) <= {"Y", "X", "S"}:
-        raise PictureError(f"is a TIFF volume with axes {page.axes}; must be pages of one picture each")
     array = np.moveaxis(array, 0, -1) if page.axes.startswith("S") else array
     if kind.name == "MINISWHITE" and array.dtype.kind in "bu":
         array = ~array if array.dtype.kind == "b" else (1 << page.bitspersample) - 1 - array

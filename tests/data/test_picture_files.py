@@ -175,6 +175,31 @@ def test_heic_is_read_with_its_package():
     np.testing.assert_allclose(found.pixels, 90, atol=2)
 
 
+def test_more_than_8_bits_in_formats_that_are_read_as_8_are_refused():
+    pillow_heif, imagecodecs = pytest.importorskip("pillow_heif"), pytest.importorskip("imagecodecs")
+    buffer, deep = io.BytesIO(), np.full((64, 64, 3), 900, np.uint16)
+    pillow_heif.from_bytes("RGB;16", (64, 64), (deep << 6).tobytes()).save(buffer)
+    grey = Image.fromarray(COLORS[..., 0])
+    for kind, data in (
+        ("HEIF", buffer.getvalue()),
+        ("AVIF", imagecodecs.avif_encode(deep, bitspersample=10)),
+        ("SGI", encoded(grey, "SGI", bpc=2)),
+    ):
+        with pytest.raises(PictureError, match=rf"^has more than 8 bits in {kind}, of which .* must be PNG or TIFF"):
+            picture_files.decode(data)
+    np.testing.assert_array_equal(picture_files.decode(encoded(grey, "SGI")).pixels, COLORS[..., :1])
+    assert picture_files.decode(encoded(Image.fromarray(COLORS), "AVIF")).mode == "RGB"
+
+
+def test_bands_are_counted_before_they_are_decoded(monkeypatch):
+    data = tiff(np.zeros((40, 40, 33), np.uint8), photometric="minisblack", planarconfig="contig")
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", None)
+    monkeypatch.setattr(np, "load", None)
+    for content in (data, npy(np.zeros((40, 40, 33)))):
+        with pytest.raises(PictureError, match=r"^got .* \[40, 40, 33\]; must be numbers .* of 1 to 32 channels$"):
+            picture_files.decode(content)
+
+
 def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded():
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": "<u2", "fortran_order": False, "shape": (10_000, 9_000)})
