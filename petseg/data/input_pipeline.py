@@ -39,8 +39,8 @@ def distributed_training_batches(
 ) -> Any:
     """The global training batches of a range of steps, distributed over the replicas of a strategy.
 
-    Each replica gets a dictionary: `image` uint8 [b, H, W, 3], `mask` uint8 [b, H, W, 1], `example_id` int64 [b] and
-    `position` int64 [b], the position in the global batch, where b = batch_size / replicas.
+    Each replica gets a dictionary: `image` uint8 or uint16 [b, H, W, C], `mask` uint8 [b, H, W, 1], `example_id` int64
+    [b] and `position` int64 [b], the position in the global batch, where b = batch_size / replicas.
 
     Args:
       strategy: the strategy.
@@ -137,8 +137,8 @@ def distributed_evaluation_batches(
 
     First the number of batches, then their size is as small as possible, to pad little.
 
-    Each replica gets a dictionary: `image` uint8 [b, H, W, 3], `mask` uint8 [b, H, W, 1], `example_id` int64 [b] and
-    `valid` bool [b].
+    Each replica gets a dictionary: `image` uint8 or uint16 [b, H, W, C], `mask` uint8 [b, H, W, 1], `example_id` int64
+    [b] and `valid` bool [b].
 
     Args:
       strategy: the strategy.

@@ -14,7 +14,7 @@ from petseg.data.example_decoding import ImageDecoding
 from petseg.data.images import PERCENTILES
 from petseg.errors import DataError
 
-MEASURED_IMAGES, MEASURED_PIXELS = 512, 2**14  # at most; pixels of one image
+MEASURED_IMAGES, MEASURED_NUMBERS = 512, 3 * 2**14  # at most; numbers of one image
 logger = logging.getLogger(__name__)
 
 
@@ -77,6 +77,6 @@ def _measured_range(data_set: DataSet, split: str, decoding: ImageDecoding) -> s
 
 
 def _sample(pixels: np.ndarray) -> np.ndarray:
-    """Evenly spaced pixels of an image [H, W, C], at most MEASURED_PIXELS: [N, C]."""
+    """Evenly spaced pixels of an image [H, W, C], of at most MEASURED_NUMBERS numbers: [N, C]."""
     flat = pixels.reshape(-1, pixels.shape[-1])
-    return flat[:: math.ceil(len(flat) / MEASURED_PIXELS) | 1].copy()
+    return flat[:: math.ceil(len(flat) * max(pixels.shape[-1], 3) / MEASURED_NUMBERS) | 1].copy()

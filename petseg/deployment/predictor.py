@@ -29,8 +29,8 @@ class Predictor:
     """The one prediction path of `eval.py --predict`, `petseg.load`, the demo page and ONNX Runtime.
 
     Args:
-      model: Keras model, float32 images [B, h, w, 3] in [0, 255] -> float32 logits; or the path of an ONNX file that
-        petseg exported, which needs no TensorFlow.
+      model: Keras model, float32 images [B, h, w, channels] in [0, 255] -> float32 logits; or the path of an ONNX file
+        that petseg exported, which needs no TensorFlow.
       classes: the model's classes.
       resize: how images are brought to the model's size, one of RESIZES.
       tile: height and width of tiles; None: whole images.

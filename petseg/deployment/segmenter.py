@@ -37,7 +37,7 @@ class Segmenter:
     """A trained network: `segmenter(image)` returns its `Segmentation`. `load` makes one.
 
     Args:
-      model: float32 images [B, h, w, 3] in [0, 255] -> float32 logits.
+      model: float32 images [B, h, w, channels] in [0, 255] -> float32 logits.
       config: config of the run that trained it.
       classes: the model's classes.
       step: training step of the weights.

@@ -222,7 +222,7 @@ class Trainer:
           step: step of the batch, int64 scalar.
 
         Returns:
-          augmented images, float32 [B, H, W, 3] in [0, 255]; masks, uint8 [B, H, W, 1]; pixel weights, float32
+          augmented images, float32 [B, H, W, channels] in [0, 255]; masks, uint8 [B, H, W, 1]; pixel weights, float32
           [B, H, W]; valid pixels, bool [B, H, W], False where a pixel is ignored.
         """
         images, masks = self._augment(tf.cast(batch["image"], tf.float32), batch["mask"], step, batch["position"])

@@ -393,6 +393,7 @@ class TestLabelme:
                 r"^a\.json: shape 0 has type 'star' and 4 points; must be a shape that",
             ),
             (labelme({"points": 3}), "shape 0 cannot be read"),
+            (labelme(shape(SQUARE), imageHeight=float("inf")), r"a\.json: states height inf and width .*; must be"),
             (labelme(shape(SQUARE, label="")), "a class is named ''"),
             (labelme(shape(SQUARE), imageHeight=99), "annotated as 99 x 16"),
             ({"shapes": 3}, "1 JSON files, none is LabelMe's"),

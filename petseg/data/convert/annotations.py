@@ -132,7 +132,7 @@ def stated_size(height: Any, width: Any, where: str) -> tuple[int, int] | None:
     """
     try:
         return (int(height), int(width)) if height and width else None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError(f"{where}: states height {height!r} and width {width!r}; must be numbers of pixels") from None
 
 

@@ -160,7 +160,7 @@ class _File:
             parts = [np.asarray(part, np.float64) for part in ([segmentation] if flat else segmentation)]
             if any(part.ndim != 1 or len(part) % 2 for part in parts):
                 raise ValueError
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             must = "must be lists x, y, x, y, ..., or a dictionary of size and counts"
             raise DataError(f"{where} has a segmentation that is neither polygons nor run lengths; {must}") from None
         polygons = [part.reshape(-1, 2) for part in parts if len(part) >= 6]

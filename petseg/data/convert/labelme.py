@@ -122,7 +122,7 @@ def _shape(entry: Any, where: str, found: Annotations) -> Shape | None:
         if kind == "mask" and len(points):
             pixels = _mask(entry["mask"], where)
             return Patch(round(points[0, 1]), round(points[0, 0]), pixels)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{where} cannot be read: {type(error).__name__}: {error}; must be a shape") from error
     raise DataError(f"{where} has type {kind!r} and {len(points)} points; must be a shape that LabelMe writes")
 

@@ -8,25 +8,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from petseg.data import picture_files, picture_formats
 from petseg.data.convert.annotations import split_of
 from petseg.data.folders.file_patterns import SUFFIXES, composed
-from petseg.data.picture import PictureError
+from petseg.data.picture import PictureError, turned
 from petseg.errors import DataError
 from petseg.files import printable
-
-# Turns pixels as they are stored into upright ones, by EXIF orientation.
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +38,7 @@ class PictureHeader:
 
     def turned(self, mask: np.ndarray) -> np.ndarray:
         """A mask of the stored pixels, uint8 [H, W], as one of the upright picture."""
-        if self.orientation == 1:
-            return mask
-        return np.asarray(Image.fromarray(mask).transpose(TURNS[self.orientation]))
+        return turned(mask[..., None], self.orientation)[..., 0]
 
 
 def read_header(picture: Path | bytes, name: str) -> PictureHeader:
