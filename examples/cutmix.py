@@ -8,6 +8,8 @@ replicas, as long as each has an even share of the batch.
 
 import tensorflow as tf
 
+from petseg.errors import ConfigError
+
 SHARE = 0.5  # of the images that are changed
 
 
@@ -25,5 +27,7 @@ def augment(images: tf.Tensor, masks: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.T
 
 def _swapped(batch: tf.Tensor) -> tf.Tensor:
     """Each example's neighbour."""
+    if batch.shape[0] % 2:
+        raise ConfigError(f"--batch_size: each replica and micro-batch must get an even number; gets {batch.shape[0]}")
     pairs = tf.reshape(batch, [-1, 2, *batch.shape[1:]])
     return tf.reshape(tf.reverse(pairs, axis=[1]), batch.shape)

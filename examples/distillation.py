@@ -10,6 +10,7 @@ import os
 import tensorflow as tf
 
 import petseg
+from petseg.errors import ConfigError
 from petseg.training.trainer import Trainer
 
 WEIGHT, TEMPERATURE = 1.0, 2.0
@@ -20,6 +21,8 @@ class Distillation(Trainer):
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
+        if "TEACHER" not in os.environ:
+            raise ConfigError("TEACHER: must be set to the work directory of a trained run")
         self._teacher = petseg.load(os.environ["TEACHER"]).model
 
     def forward(self, images, masks, weights, valid):

@@ -7,6 +7,7 @@ Photographs without a label take part as examples whose mask is ignored (255) ev
 
 import tensorflow as tf
 
+from petseg.errors import ConfigError
 from petseg.training.trainer import Trainer
 
 WEIGHT, RAMP_UP = 1.0, 1000  # of the consistency loss; steps until it has its full weight
@@ -14,6 +15,11 @@ WEIGHT, RAMP_UP = 1.0, 1000  # of the consistency loss; steps until it has its f
 
 class MeanTeacher(Trainer):
     """Adds the squared difference of the student's and the teacher's probabilities at ignored pixels."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        if self.average is None:
+            raise ConfigError("--ema_decay: must be above 0, because the averaged weights are the teacher")
 
     def forward(self, images, masks, weights, valid):
         logits, loss, denominator = super().forward(images, masks, weights, valid)

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.util
 import inspect
 import re
@@ -17,6 +18,13 @@ from petseg.errors import ConfigError, PetsegError, one_line
 REFERENCE = re.compile(r"(.+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):[A-Za-z_]\w*")
 FORM = "FILE.py:function or package.module:function"
 MAIN = "__main__"
+
+
+class _SourceLoader(importlib.machinery.SourceFileLoader):
+    """Loads a module from its source, never from Python's cache, which a change within a second may escape."""
+
+    def get_code(self, fullname: str) -> Any:
+        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def is_reference(value: Any) -> bool:
@@ -128,12 +136,12 @@ def _module(flag: str, reference: str, place: str) -> ModuleType:
     name = f"petseg_code_{file.stem}_{content[:12]}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
+    loader = _SourceLoader(name, str(file))
+    spec = importlib.util.spec_from_file_location(name, file, loader=loader)
     assert spec is not None
-    assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise

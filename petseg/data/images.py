@@ -140,7 +140,7 @@ class BandCounts:
         return wanted, usual
 
     def alpha_note(self, channels: int) -> str:
-        """What is to be said of opacity that varies and is not used; empty if there is none, or --channels says so."""
+        """A note on opacity that varies and is not used; empty if there is none, or if --channels leaves it out."""
         varying = [(entry[1], entry[2], bands) for bands, entry in self._found.items() if entry[1]]
         if channels or not varying:
             return ""

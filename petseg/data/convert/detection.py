@@ -1,5 +1,6 @@
 """Recognises annotations that are not masks, to name the command that converts them. Reads only parts of files."""
 
+import contextlib
 import itertools
 import os
 import re
@@ -76,8 +77,10 @@ def _command(name: str, folder: str) -> str:
 
 def _has_yolo(folder: Path) -> bool:
     described = [*_files(folder, ".yaml", depth=0), *_files(folder, ".yml", depth=0)]
-    if any(re.search(rb"^names\s*:", file.read_bytes()[:HEAD], re.MULTILINE) for file in described):
-        return True
+    for file in described:
+        with contextlib.suppress(OSError):
+            if re.search(rb"^names\s*:", file.read_bytes()[:HEAD], re.MULTILINE):
+                return True
     return (folder / "classes.txt").is_file() and (folder / "labels").is_dir()
 
 
