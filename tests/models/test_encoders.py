@@ -5,6 +5,8 @@ import threading
 import time
 
 import keras
+import numpy as np
+import pytest
 
 from petseg.models import encoders, pretrained_weights
 
@@ -57,3 +59,20 @@ def test_a_download_that_was_killed_is_downloaded_again(monkeypatch, tmp_path):
     (models / "later.h5").write_bytes(b"all of it")
     found = pretrained_weights.build_with_weights(lambda source: {file.name for file in models.iterdir()}, "imagenet")
     assert found == {"complete.h5", "later.h5"}
+
+
+@pytest.mark.parametrize("channels", [1, 4, 6])
+def test_pretrained_weights_are_repeated_over_other_channels(tmp_path, channels):
+    of_rgb = encoders.build_encoder("tiny", image_size=(32, 32))
+    of_rgb.save_weights(tmp_path / "rgb.weights.h5")
+    adapted = encoders.build_encoder(
+        "tiny", image_size=(32, 32), weights=str(tmp_path / "rgb.weights.h5"), channels=channels
+    )
+    kernel, wider = (each.weights[0].numpy() for each in (of_rgb, adapted))
+    if channels == 4:
+        np.testing.assert_allclose(wider, kernel[:, :, [0, 1, 2, 0]] * 3 / 4, rtol=1e-6)
+        return
+    grey = np.random.default_rng(0).uniform(0, 1, (2, 32, 32, 1)).astype(np.float32)
+    maps = of_rgb(np.repeat(grey, 3, axis=-1)), adapted(np.repeat(grey, channels, axis=-1))
+    for expected, found in zip(*maps, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)

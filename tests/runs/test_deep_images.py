@@ -78,6 +78,30 @@ def test_an_object_that_eight_bit_rgb_does_not_show_is_found(make, channels, dty
     np.testing.assert_array_equal(matrix, segmenter.evaluate("test")["confusion_matrix"])
 
 
+def test_runs_on_deep_images_do_not_depend_on_caches_restarts_or_replicas(tmp_path):
+    root = write(tmp_path / "folder", twelve_bits)
+
+    def weights(name, steps=4, **flags):
+        defaults = {"strategy": "one_device", "resize": "crop", "augment": "standard"}
+        config = Config.of(
+            dataset="folder", data_dir=str(root), cache_dir=str(tmp_path / "cache"), workdir=str(tmp_path / name),
+            image_size=32, batch_size=8, encoder="tiny", encoder_weights="none", train_steps=steps, optimizer="sgd",
+            learning_rate=0.1, deterministic=True, eval_every=4, checkpoint_every=2, **{**defaults, **flags},
+        )  # fmt: skip
+        petseg.train(config)
+        reader = tf.train.load_checkpoint(f"{tmp_path}/{name}/checkpoints/ckpt-{steps}")
+        return {key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map() if key.startswith("model/")}
+
+    expected = weights("memory")
+    weights("disk", steps=2, cache="disk")
+    same = {"disk, resumed": weights("disk", cache="disk"), "none": weights("none", cache="none")}
+    on_four = weights("four", strategy="mirrored", virtual_devices=4)
+    for key, value in expected.items():
+        for found in same.values():
+            np.testing.assert_array_equal(found[key], value)
+        np.testing.assert_allclose(on_four[key], value, atol=1e-6)
+
+
 def test_exports_of_deep_images_take_the_numbers_of_the_files(tmp_path):
     flags = {"channels": 5, "image_dtype": "uint16", "intensity_range": "9,4000"}
     config = Config.of(image_size=32, encoder="tiny", encoder_weights="none", **flags)
