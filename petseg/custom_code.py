@@ -108,6 +108,15 @@ def explained(flag: str, reference: str) -> Iterator[None]:
         raise ConfigError(f"--{flag}={reference}: failed: {one_line(error)}") from error
 
 
+def described(value: Any) -> str:
+    """What a function of the user returned, for errors: dtype and shape of tensors, the type of other values."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(described, value))})"
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype.name} {list(value.shape)}"
+    return type(value).__name__
+
+
 def fingerprint(flag: str, reference: str) -> str:
     """SHA-256 of the source file of a reference; of the function itself if a notebook defines it.
 

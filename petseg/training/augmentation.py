@@ -106,11 +106,9 @@ def own_augmentation(reference: str) -> Callable[[tf.Tensor, tf.Tensor, tf.Tenso
     def augment(images: tf.Tensor, masks: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         with custom_code.explained("augment", reference):
             made = tuple(map(tf.convert_to_tensor, function(images, masks, seeds)))
-        found = [(part.dtype, part.shape.as_list()) for part in made]
-        wanted = [(part.dtype, part.shape.as_list()) for part in (images, masks)]
+        found, wanted = ("; ".join(map(custom_code.described, parts)) for parts in (made, (images, masks)))
         if found != wanted:
-            shown = ["; ".join(f"{dtype.name} {shape}" for dtype, shape in each) for each in (found, wanted)]
-            raise ConfigError(f"--augment={reference}: returned {shown[0]}; must be images and masks, {shown[1]}")
+            raise ConfigError(f"--augment={reference}: returned {found}; must be images and masks, {wanted}")
         return made[0], made[1]
 
     return augment

@@ -109,15 +109,9 @@ class Loss:
             if made.shape.rank == 1 and made.shape.is_compatible_with(weights.shape[:1]):
                 return tf.reduce_sum(tf.reduce_sum(counted, axis=[1, 2]) * made), tf.reduce_sum(counted)
         raise ConfigError(
-            f"--loss={self.config.loss}: returned {_described(made)}; must be float32 [B, H, W] (per pixel), float32 "
-            "[B] (per image), or a pair of float32 scalars, a sum and its denominator"
+            f"--loss={self.config.loss}: returned {custom_code.described(made)}; must be float32 [B, H, W] (per "
+            "pixel), float32 [B] (per image), or a pair of float32 scalars, a sum and its denominator"
         )
-
-
-def _described(made: Any) -> str:
-    if isinstance(made, tuple):
-        return f"({', '.join(map(_described, made))})"
-    return f"{made.dtype.name} {made.shape.as_list()}" if tf.is_tensor(made) else type(made).__name__
 
 
 def pixel_losses(

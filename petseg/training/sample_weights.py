@@ -56,7 +56,7 @@ def check_factor(own_factor: str, num_classes: int, image_size: tuple[int, int])
     masks = tf.cast(tf.tensor_scatter_nd_update(masks, [[0, 0, 0, 0]], [IGNORED]), tf.uint8)
     made = custom_code.call("weight_map", own_factor, masks)
     if not tf.is_tensor(made) or made.dtype != tf.float32 or made.shape != masks.shape[:3]:
-        found = f"{made.dtype.name} {made.shape.as_list()}" if tf.is_tensor(made) else type(made).__name__
+        found = custom_code.described(made)
         raise ConfigError(f"--weight_map={own_factor}: returned {found}; must be float32 {masks.shape.as_list()[:3]}")
     if not tf.reduce_all(tf.math.is_finite(made) & (made >= 0)):
         raise ConfigError(f"--weight_map={own_factor}: returned weights below 0 or not finite; must be at least 0")

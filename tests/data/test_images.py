@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-import tifffile
+from made_files import npy, tiff
 from made_folders import config, mask
 from PIL import Image
 
@@ -24,18 +24,6 @@ DEEP = RNG.integers(0, 4096, (HEIGHT, WIDTH, 5), np.uint16)
 def encoded(array, file_format, mode=None, **options):
     buffer, picture = io.BytesIO(), Image.fromarray(array)
     (picture.convert(mode) if mode else picture).save(buffer, file_format, **options)
-    return buffer.getvalue()
-
-
-def tiff(array, **options):
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, array, **options)
-    return buffer.getvalue()
-
-
-def npy(array):
-    buffer = io.BytesIO()
-    np.save(buffer, array)
     return buffer.getvalue()
 
 

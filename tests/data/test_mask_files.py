@@ -1,10 +1,12 @@
 """Mask files of every kind: class ids, or an error with the remedy."""
 
+import functools
 import io
 
+import made_files
 import numpy as np
 import pytest
-import tifffile
+from made_files import npy
 from PIL import Image
 
 from petseg.classes import Classes
@@ -29,16 +31,7 @@ def pillow(array, kind="PNG", mode=None, palette=None, **options):
     return data.getvalue()
 
 
-def tiff(array, **options):
-    data = io.BytesIO()
-    tifffile.imwrite(data, array, **{"photometric": "minisblack", **options})
-    return data.getvalue()
-
-
-def npy(array):
-    data = io.BytesIO()
-    np.save(data, array)
-    return data.getvalue()
+tiff = functools.partial(made_files.tiff, photometric="minisblack")
 
 
 def ids(data, classes):

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import tifffile
+from made_files import npy, tiff
 from PIL import Image, ImageOps
 
 from petseg.data import picture_files
@@ -20,18 +21,6 @@ COLORS = RNG.integers(0, 256, (20, 24, 3), np.uint8)
 def encoded(picture, file_format, **options):
     buffer = io.BytesIO()
     picture.save(buffer, file_format, **options)
-    return buffer.getvalue()
-
-
-def tiff(array, **options):
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, array, **options)
-    return buffer.getvalue()
-
-
-def npy(array):
-    buffer = io.BytesIO()
-    np.save(buffer, array)
     return buffer.getvalue()
 
 
