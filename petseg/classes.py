@@ -25,22 +25,15 @@ DISTINCT_COLORS: tuple[Color, ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationClass:
-    """One class.
+    """One class."""
 
-    Attributes:
-      name: its name, without spaces and slashes, because it is used in tags and file names.
-      value: its value in masks: 0 to 65535, or a colour.
-      color: its colour in figures.
-      foreground: share that is foreground, 0 to 1: opacity in cut-outs. Scores of foreground versus the rest count
-        classes from .5 as foreground. A class with a share between 0 and 1 is a border.
-      more_values: further values in masks that are the same class.
-    """
-
-    name: str
-    value: int | Color
-    color: Color
+    name: str  # its name, without spaces and slashes, because it is used in tags and file names
+    value: int | Color  # its value in masks: 0 to 65535, or a colour
+    color: Color  # its colour in figures
+    # share that is foreground, 0 to 1: opacity in cut-outs. Scores of foreground versus the rest count classes
+    # from .5 as foreground. A class with a share between 0 and 1 is a border
     foreground: float = 0.0
-    more_values: tuple[int | Color, ...] = ()
+    more_values: tuple[int | Color, ...] = ()  # further values in masks that are the same class
 
     @property
     def values(self) -> tuple[int | Color, ...]:
@@ -52,15 +45,12 @@ class SegmentationClass:
 class Classes:
     """The classes of a data set; the index of a class in `members` is its id.
 
-    Attributes:
-      members: the C classes, 2 to 254.
-      ignored: values, or colours, of ignored pixels in masks. If classes have colours, three numbers are one colour.
-
     Raises:
       ConfigError: if they contradict each other.
     """
 
-    members: tuple[SegmentationClass, ...]
+    members: tuple[SegmentationClass, ...]  # the C classes, 2 to 254
+    # values, or colours, of ignored pixels in masks. If classes have colours, three numbers are one colour
     ignored: tuple[int | Color, ...] = (IGNORED,)
 
     def __post_init__(self) -> None:

@@ -31,15 +31,10 @@ WARM_UP = 2  # steps
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """The result of a turn.
+    """The result of a turn."""
 
-    Attributes:
-      seconds: wall-clock time.
-      images: number of images processed.
-    """
-
-    seconds: float
-    images: int
+    seconds: float  # wall-clock time
+    images: int  # number of images processed
 
 
 Contestant = Generator[Any, int, None]

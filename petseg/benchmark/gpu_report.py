@@ -61,17 +61,11 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A part of the report.
+    """A part of the report."""
 
-    Attributes:
-      title: its heading.
-      share: of the whole time.
-      rows: measures it within some seconds.
-    """
-
-    title: str
-    share: float
-    rows: Callable[[float], list[Row]]
+    title: str  # its heading
+    share: float  # of the whole time
+    rows: Callable[[float], list[Row]]  # measures it within some seconds
 
 
 def measure(config: GpuReportConfig, flags: Sequence[str], scratch: Path) -> list[Row]:

@@ -17,44 +17,26 @@ SMALL_BYTES = 4096.0  # an all-reduce of this size is nearly all latency
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A measurement on one machine.
+    """A measurement on one machine."""
 
-    Attributes:
-      kind: "replicas" of one process, or "workers", processes with one replica each.
-      number: how many of them.
-      scaling: "weak", "strong" or "both".
-      batch_size: number of examples in a step over all of them.
-      step: seconds of a step, without input.
-      busy: seconds of processor time of a step, over all threads and processes.
-      all_reduce: seconds of its one all-reduce alone.
-      small: seconds of an all-reduce of `SMALL_BYTES` alone.
-      bytes: bytes that a replica contributes to the one all-reduce.
-      small_reduces: number of further small all-reduces in a step, those of synchronised batch norms.
-    """
-
-    kind: str
-    number: int
-    scaling: str
-    batch_size: int
-    step: float
-    busy: float = 0.0
-    all_reduce: float = 0.0
-    small: float = 0.0
-    bytes: float = 0.0
-    small_reduces: int = 0
+    kind: str  # "replicas" of one process, or "workers", processes with one replica each
+    number: int  # how many of them
+    scaling: str  # "weak", "strong" or "both"
+    batch_size: int  # number of examples in a step over all of them
+    step: float  # seconds of a step, without input
+    busy: float = 0.0  # seconds of processor time of a step, over all threads and processes
+    all_reduce: float = 0.0  # seconds of its one all-reduce alone
+    small: float = 0.0  # seconds of an all-reduce of `SMALL_BYTES` alone
+    bytes: float = 0.0  # bytes that a replica contributes to the one all-reduce
+    small_reduces: int = 0  # number of further small all-reduces in a step, those of synchronised batch norms
 
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """A connection between replicas.
+    """A connection between replicas."""
 
-    Attributes:
-      latency: seconds of an empty message.
-      bandwidth: bytes per second; on one machine, of all replicas together.
-    """
-
-    latency: float
-    bandwidth: float
+    latency: float  # seconds of an empty message
+    bandwidth: float  # bytes per second; on one machine, of all replicas together
 
     def shared_ring(self, number: int, size: float) -> float:
         """Seconds of an all-reduce among replicas that share the link, such as the memory of one machine.
@@ -77,18 +59,12 @@ class SharedCores:
     A single replica leaves cores idle where its work is serial; several fill these gaps until all cores are busy. So a
     step of n takes as long as that of a single one, or as all their processor time divided by the cores, whichever is
     longer. No step of several replicas is needed to fit that.
-
-    Attributes:
-      cores: number of cores.
-      alone: seconds of a step of a single replica: fixed, and for each example.
-      busy: the same in processor time.
-      links: connection of the replicas, by kind.
     """
 
-    cores: int
-    alone: tuple[float, float]
-    busy: tuple[float, float]
-    links: dict[str, Link]
+    cores: int  # number of cores
+    alone: tuple[float, float]  # seconds of a step of a single replica: fixed, and for each example
+    busy: tuple[float, float]  # the same in processor time
+    links: dict[str, Link]  # connection of the replicas, by kind
 
     def compute(self, number: int, batch_size: float) -> float:
         """Seconds of compute for a batch divided among replicas."""
@@ -164,21 +140,13 @@ def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """A cluster of GPU nodes.
+    """A cluster of GPU nodes."""
 
-    Attributes:
-      images_per_second: training speed of a single GPU, assumed to be the same for any batch.
-      gpus_per_node: number of GPUs in a node.
-      inside: connection of a GPU to the others of its node.
-      between: connection of a node to the others.
-      input_per_host: images per second of the input of a node.
-    """
-
-    images_per_second: float
-    gpus_per_node: int
-    inside: Link
-    between: Link
-    input_per_host: float
+    images_per_second: float  # training speed of a single GPU, assumed to be the same for any batch
+    gpus_per_node: int  # number of GPUs in a node
+    inside: Link  # connection of a GPU to the others of its node
+    between: Link  # connection of a node to the others
+    input_per_host: float  # images per second of the input of a node
 
     def description(self) -> str:
         """Its flags in words."""
@@ -195,23 +163,14 @@ class Machine:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The predicted step on a number of GPUs.
+    """The predicted step on a number of GPUs."""
 
-    Attributes:
-      gpus: number of GPUs.
-      batch_size: number of examples in a step over all of them.
-      compute: seconds of compute.
-      gradients: seconds of the one all-reduce.
-      norms: seconds of the all-reduces of synchronised batch norms, in the forward and the backward pass.
-      input: seconds that the input needs for the batch.
-    """
-
-    gpus: int
-    batch_size: float
-    compute: float
-    gradients: float
-    norms: float
-    input: float
+    gpus: int  # number of GPUs
+    batch_size: float  # number of examples in a step over all of them
+    compute: float  # seconds of compute
+    gradients: float  # seconds of the one all-reduce
+    norms: float  # seconds of the all-reduces of synchronised batch norms, in the forward and the backward pass
+    input: float  # seconds that the input needs for the batch
 
     @property
     def network(self) -> float:

@@ -18,19 +18,13 @@ class ImageSpec:
 
     Files of 8 and 16 bits travel as they are, uint8 and uint16. Floats and 32-bit integers travel as uint16 codes, 0 at
     `low` and 65535 at `high`. On the device, `low` becomes 0 and `high` 255; numbers beyond them are clipped.
-
-    Attributes:
-      channels: number of channels C.
-      dtype: numbers in the files, one of DTYPES; 32-bit integers count as float32.
-      low: number that becomes 0: one for all channels, or one for each.
-      high: number that becomes 255.
-      shown_channels: channels that pictures show as red, green and blue, or as grey; empty: the first three.
     """
 
-    channels: int = 3
-    dtype: str = "uint8"
-    low: tuple[float, ...] = (0.0,)
-    high: tuple[float, ...] = (255.0,)
+    channels: int = 3  # number of channels C
+    dtype: str = "uint8"  # numbers in the files, one of DTYPES; 32-bit integers count as float32
+    low: tuple[float, ...] = (0.0,)  # number that becomes 0: one for all channels, or one for each
+    high: tuple[float, ...] = (255.0,)  # number that becomes 255
+    # channels that pictures show as red, green and blue, or as grey; empty: the first three
     shown_channels: tuple[int, ...] = ()
 
     @property

@@ -24,26 +24,16 @@ G = TypeVar("G", bound="Group")
 
 @dataclasses.dataclass(frozen=True)
 class Allowed:
-    """The allowed values of a field.
+    """The allowed values of a field."""
 
-    Attributes:
-      choices: the only values, if not empty.
-      minimum: smallest number.
-      above: exclusive lower bound.
-      maximum: largest number.
-      below: exclusive upper bound.
-      multiple_of: divisor of the value.
-      required: whether an empty text is invalid.
-      code: where code of the user runs that the text may name, SCORING or TRAINING; empty if it must not name code.
-    """
-
-    choices: tuple[str, ...] = ()
-    minimum: float | None = None
-    above: float | None = None
-    maximum: float | None = None
-    below: float | None = None
-    multiple_of: int | None = None
-    required: bool = False
+    choices: tuple[str, ...] = ()  # the only values, if not empty
+    minimum: float | None = None  # smallest number
+    above: float | None = None  # exclusive lower bound
+    maximum: float | None = None  # largest number
+    below: float | None = None  # exclusive upper bound
+    multiple_of: int | None = None  # divisor of the value
+    required: bool = False  # whether an empty text is invalid
+    # where code of the user runs that the text may name, SCORING or TRAINING; empty if it must not name code
     code: str = ""
 
     def words(self, kind: Any) -> str:
@@ -170,14 +160,10 @@ class Exclusive:
     """Two mutually exclusive flags of a group: the one given later switches the other one off.
 
     So a flag can override a flag of another name in a preset.
-
-    Attributes:
-      off: the two flags, each with the value that switches it off.
-      clash: whether two values, in the order of `off`, are contradictory.
     """
 
-    off: Mapping[str, Any]
-    clash: Callable[[Any, Any], bool]
+    off: Mapping[str, Any]  # the two flags, each with the value that switches it off
+    clash: Callable[[Any, Any], bool]  # whether two values, in the order of `off`, are contradictory
 
     def loser(self, values: Mapping[str, Any], given: Mapping[str, int]) -> dict[str, Any]:
         """Returns the flag to switch off and its value; empty if the flags agree, or neither is later.

@@ -42,22 +42,14 @@ class Overlap(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-    """A prepared TFDS data set. Methods raise DataError for a split that does not exist.
+    """A prepared TFDS data set. Methods raise DataError for a split that does not exist."""
 
-    Attributes:
-      name: value of --dataset.
-      builder: its TFDS builder.
-      classes: the classes.
-      image_feature: feature with the images.
-      mask_feature: feature with the masks.
-      holds_ids: whether masks hold class ids, as copies of folders do, instead of the classes' own values or colours.
-    """
-
-    name: str
-    builder: Any
+    name: str  # value of --dataset
+    builder: Any  # its TFDS builder
     classes: Classes
-    image_feature: str = "image"
-    mask_feature: str = "segmentation_mask"
+    image_feature: str = "image"  # feature with the images
+    mask_feature: str = "segmentation_mask"  # feature with the masks
+    # whether masks hold class ids, as copies of folders do, instead of the classes' own values or colours
     holds_ids: bool = False
 
     @property

@@ -16,30 +16,19 @@ logger = logging.getLogger(__name__)
 
 
 class FocusPixels(NamedTuple):
-    """A pixel of each mask to centre a crop on.
+    """A pixel of each mask to centre a crop on."""
 
-    Attributes:
-      found: bool [K]; False where the crop is an ordinary one.
-      row: int32 [K], row in the mask.
-      column: int32 [K], column in the mask.
-    """
-
-    found: tf.Tensor
-    row: tf.Tensor
-    column: tf.Tensor
+    found: tf.Tensor  # bool [K]; False where the crop is an ordinary one
+    row: tf.Tensor  # int32 [K], row in the mask
+    column: tf.Tensor  # int32 [K], column in the mask
 
 
 @dataclasses.dataclass(frozen=True)
 class CropFocus:
-    """Chooses the pixels on which crops are centred.
+    """Chooses the pixels on which crops are centred."""
 
-    Attributes:
-      share: share of the crops that are centred, in [0, 1].
-      rare: ids of the classes that are rare in the training split.
-    """
-
-    share: float
-    rare: tuple[int, ...]
+    share: float  # share of the crops that are centred, in [0, 1]
+    rare: tuple[int, ...]  # ids of the classes that are rare in the training split
 
     @classmethod
     def of_split(cls, share: float, examples: Examples) -> "CropFocus":

@@ -19,15 +19,10 @@ SUFFIX = ".digests"  # of array names, because a split may be named like an argu
 
 
 class Digests(NamedTuple):
-    """Digests of N examples in the order of their split.
+    """Digests of N examples in the order of their split."""
 
-    Attributes:
-      pictures: digests of image files, uint64 [N].
-      masks: digests of class ids, uint64 [N].
-    """
-
-    pictures: np.ndarray
-    masks: np.ndarray
+    pictures: np.ndarray  # digests of image files, uint64 [N]
+    masks: np.ndarray  # digests of class ids, uint64 [N]
 
     def part(self, start: int, stop: int) -> "Digests":
         """The digests of positions `start` to `stop`."""
@@ -45,21 +40,13 @@ class Digests(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """Changes of a split.
+    """Changes of a split."""
 
-    Attributes:
-      added: positions of new images, int64.
-      removed: number of removed images.
-      growth: change of the number of examples.
-      reordered: whether it has the same images in another order.
-      masks: positions of changed masks if all images are unchanged, int64.
-    """
-
-    added: np.ndarray = np.zeros(0, np.int64)
-    removed: int = 0
-    growth: int = 0
-    reordered: bool = False
-    masks: np.ndarray = np.zeros(0, np.int64)
+    added: np.ndarray = np.zeros(0, np.int64)  # positions of new images, int64
+    removed: int = 0  # number of removed images
+    growth: int = 0  # change of the number of examples
+    reordered: bool = False  # whether it has the same images in another order
+    masks: np.ndarray = np.zeros(0, np.int64)  # positions of changed masks if all images are unchanged, int64
 
 
 def of_bytes(data: bytes) -> int:

@@ -36,17 +36,11 @@ DECODABLE = {
 
 @dataclasses.dataclass(frozen=True)
 class Bands:
-    """Bands of an image file, with colours in place of palette indices.
+    """Bands of an image file, with colours in place of palette indices."""
 
-    Attributes:
-      dtype: one of `image_spec.DTYPES`; 32-bit integers count as float32.
-      count: number of bands without opacity.
-      alpha: whether there is a band of opacity.
-    """
-
-    dtype: str
-    count: int
-    alpha: bool = False
+    dtype: str  # one of `image_spec.DTYPES`; 32-bit integers count as float32
+    count: int  # number of bands without opacity
+    alpha: bool = False  # whether there is a band of opacity
 
     @classmethod
     def of(cls, picture: Picture) -> "Bands":

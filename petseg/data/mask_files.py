@@ -29,21 +29,14 @@ class LossyMaskError(DataError):
 
 @dataclasses.dataclass(frozen=True)
 class MaskValues:
-    """What a mask holds.
+    """What a mask holds."""
 
-    Attributes:
-      numbers: values, or colours as red * 65536 + green * 256 + blue; uint8, uint16 or int32 [H, W].
-      colored: whether they are colours.
-      palette: colours of the values, uint8 [256, 3]; None if the file has no palette, or its colours were taken.
-      single: whether the file has one number for each pixel and no colours at all.
-      transparent: whether its pixels differ in opacity.
-    """
-
-    numbers: np.ndarray
-    colored: bool
+    numbers: np.ndarray  # values, or colours as red * 65536 + green * 256 + blue; uint8, uint16 or int32 [H, W]
+    colored: bool  # whether they are colours
+    # colours of the values, uint8 [256, 3]; None if the file has no palette, or its colours were taken
     palette: np.ndarray | None = None
-    single: bool = False
-    transparent: bool = False
+    single: bool = False  # whether the file has one number for each pixel and no colours at all
+    transparent: bool = False  # whether its pixels differ in opacity
 
 
 def decode(data: bytes, colored: bool | None = None, page: int | None = None) -> tuple[Picture, MaskValues]:

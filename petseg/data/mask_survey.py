@@ -25,29 +25,18 @@ SHOWN_NAMES = 2
 
 @dataclasses.dataclass(frozen=True)
 class MaskFacts:
-    """Facts of one mask.
+    """Facts of one mask."""
 
-    Attributes:
-      values: its values or colours, int [N], ascending.
-      pixels: number of pixels of each, int64 [N].
-      uniform: how many of these are in a block of 2 x 2 equal pixels, int64 [N].
-      between: how many are between a smaller and a larger value, int64 [N]; counted where values are many.
-      compact: number of pixels of value 255 in regions that are no thin lines.
-      colored: whether the values are colours.
-      palette: colours of the values in the file's palette, uint8 [N, 3]; None without a palette.
-      single: whether the file has numbers and no colours at all.
-      transparent: whether its pixels differ in opacity.
-    """
-
-    values: np.ndarray
-    pixels: np.ndarray
-    uniform: np.ndarray
-    between: np.ndarray
-    compact: int = 0
-    colored: bool = False
+    values: np.ndarray  # its values or colours, int [N], ascending
+    pixels: np.ndarray  # number of pixels of each, int64 [N]
+    uniform: np.ndarray  # how many of these are in a block of 2 x 2 equal pixels, int64 [N]
+    between: np.ndarray  # how many are between a smaller and a larger value, int64 [N]; counted where values are many
+    compact: int = 0  # number of pixels of value 255 in regions that are no thin lines
+    colored: bool = False  # whether the values are colours
+    # colours of the values in the file's palette, uint8 [N, 3]; None without a palette
     palette: np.ndarray | None = None
-    single: bool = False
-    transparent: bool = False
+    single: bool = False  # whether the file has numbers and no colours at all
+    transparent: bool = False  # whether its pixels differ in opacity
 
     @classmethod
     def of(cls, mask: MaskValues) -> "MaskFacts":

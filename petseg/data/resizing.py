@@ -10,18 +10,13 @@ from petseg.config.image_spec import GREY
 
 @dataclasses.dataclass(frozen=True)
 class Resizing:
-    """Resizing between image size and network input size, as graphs.
+    """Resizing between image size and network input size, as graphs."""
 
-    Attributes:
-      size: height h and width w of the network's input.
-      method: `stretch`: resizes the whole image, ignoring its aspect ratio. `letterbox`: keeps the aspect ratio and
-        pads. `crop`: the centre of the image, not resized; a smaller image is padded.
-      padding: number of the pixels around an image: one, or one for each channel.
-    """
-
-    size: tuple[int, int]
+    size: tuple[int, int]  # height h and width w of the network's input
+    # `stretch`: resizes the whole image, ignoring its aspect ratio. `letterbox`: keeps the aspect ratio and pads.
+    # `crop`: the centre of the image, not resized; a smaller image is padded
     method: str = "stretch"
-    padding: tuple[int, ...] = (GREY,)
+    padding: tuple[int, ...] = (GREY,)  # number of the pixels around an image: one, or one for each channel
 
     def image(self, image: tf.Tensor, shape: tf.Tensor | None = None, divisor: tf.Tensor | int = 1) -> tf.Tensor:
         """Resizes uint8 or uint16 [H, W, C] to [h, w, C], bilinear with antialiasing, padded.

@@ -24,26 +24,17 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class SplitSource:
-    """Undecoded examples of a split.
+    """Undecoded examples of a split."""
 
-    Attributes:
-      data_set: the data set.
-      split: its split, or a slice.
-      images: decodes its images.
-      resizing: resizes images and masks.
-      positions: ascending positions in the split of the N examples.
-      picture_sizes: for canvases of --resize=crop: heights and widths in image headers, int32 [N, 2]; else None.
-      scaled: whether JPEGs are decoded at a reduced size.
-      records: random access to the records of array_record files; None: other files, read in order.
-    """
-
-    data_set: DataSet
-    split: str
-    images: ImageDecoding
-    resizing: Resizing
-    positions: range
+    data_set: DataSet  # the data set
+    split: str  # its split, or a slice
+    images: ImageDecoding  # decodes its images
+    resizing: Resizing  # resizes images and masks
+    positions: range  # ascending positions in the split of the N examples
+    # for canvases of --resize=crop: heights and widths in image headers, int32 [N, 2]; else None
     picture_sizes: np.ndarray | None = None
-    scaled: bool = False
+    scaled: bool = False  # whether JPEGs are decoded at a reduced size
+    # random access to the records of array_record files; None: other files, read in order
     records: RecordFiles | None = None
 
     @classmethod

@@ -23,19 +23,12 @@ OVERLAY_OPACITY = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """Which files are written for each photograph.
+    """Which files are written for each photograph."""
 
-    Attributes:
-      classes: the classes of the masks.
-      cutout: whether to write cut-outs.
-      mask_values: what the masks hold, one of MASK_VALUES.
-      probabilities: `png`, `npz` or `none`.
-    """
-
-    classes: Classes
-    cutout: bool = False
-    mask_values: str = "ids"
-    probabilities: str = "none"
+    classes: Classes  # the classes of the masks
+    cutout: bool = False  # whether to write cut-outs
+    mask_values: str = "ids"  # what the masks hold, one of MASK_VALUES
+    probabilities: str = "none"  # `png`, `npz` or `none`
 
     def endings(self, georeference: Georeference = NONE) -> tuple[str, ...]:
         """The endings of a photograph's output files; the mask's is the first."""

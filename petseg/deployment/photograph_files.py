@@ -23,19 +23,12 @@ MOST_NAMED = 8  # files in one line of the log
 
 @dataclasses.dataclass(frozen=True)
 class Photograph:
-    """A photograph to be segmented.
+    """A photograph to be segmented."""
 
-    Attributes:
-      file: its file.
-      target: path of its output files, without their endings.
-      georeference: where it lies on the earth.
-      page: page of the file, from 0 on; None for a file that must have one page.
-    """
-
-    file: Path
-    target: Path
-    georeference: Georeference = NONE
-    page: int | None = None
+    file: Path  # its file
+    target: Path  # path of its output files, without their endings
+    georeference: Georeference = NONE  # where it lies on the earth
+    page: int | None = None  # page of the file, from 0 on; None for a file that must have one page
 
     def pages(self) -> list["Photograph"]:
         """The pages of the file, with outputs such as `scan#3.mask.png`; a file of one page as it is."""
@@ -51,19 +44,12 @@ class Photograph:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The work of one `--predict`.
+    """The work of one `--predict`."""
 
-    Attributes:
-      photographs: the photographs to segment, in order.
-      output_dir: the output folder.
-      outputs: which files are written for each of them.
-      skipped: number of photographs that are left out because their outputs exist.
-    """
-
-    photographs: tuple[Photograph, ...]
-    output_dir: str
-    outputs: Outputs
-    skipped: int = 0
+    photographs: tuple[Photograph, ...]  # the photographs to segment, in order
+    output_dir: str  # the output folder
+    outputs: Outputs  # which files are written for each of them
+    skipped: int = 0  # number of photographs that are left out because their outputs exist
 
     @classmethod
     def make(

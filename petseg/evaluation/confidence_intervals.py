@@ -19,15 +19,10 @@ Counts = np.ndarray | ResampledTotals
 
 
 class SeedSpread(NamedTuple):
-    """Student's t distribution of the deviation due to the choice of seeds.
+    """Student's t distribution of the deviation due to the choice of seeds."""
 
-    Attributes:
-      scale: standard error of the mean, or of the difference of two means; positive.
-      freedom: degrees of freedom.
-    """
-
-    scale: float
-    freedom: float
+    scale: float  # standard error of the mean, or of the difference of two means; positive
+    freedom: float  # degrees of freedom
 
 
 def resampled_mean_iou(counts: Counts, seed: int = 0) -> np.ndarray:

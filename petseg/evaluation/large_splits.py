@@ -20,15 +20,10 @@ SEED = 0
 
 
 class ResampledTotals(NamedTuple):
-    """Totals of a split and of its bootstrap resamples, in place of the counts of each image.
+    """Totals of a split and of its bootstrap resamples, in place of the counts of each image."""
 
-    Attributes:
-      confusion_matrix: int64 [C, C], over all images, rows true, columns predicted.
-      parts: float64 [resamples, 2C], intersections of each class, then unions, in each resample.
-    """
-
-    confusion_matrix: np.ndarray
-    parts: np.ndarray
+    confusion_matrix: np.ndarray  # int64 [C, C], over all images, rows true, columns predicted
+    parts: np.ndarray  # float64 [resamples, 2C], intersections of each class, then unions, in each resample
 
     def mean_iou(self) -> np.ndarray:
         """Mean IoU of each resample, float64 [resamples]."""

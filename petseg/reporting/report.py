@@ -28,19 +28,12 @@ PICTURES_AT_FIRST_BITS = 4  # the first 2**4 - 1 evaluations all log their image
 
 @dataclasses.dataclass(frozen=True)
 class Introduction:
-    """What is logged once, at the start of a run.
+    """What is logged once, at the start of a run."""
 
-    Attributes:
-      card: description of the data set, as markdown.
-      model_diagram: figure of the model; None for a model that cannot be drawn.
-      graph: graph of the model's forward pass.
-      training_batch: figure of augmented training examples.
-    """
-
-    card: str
-    model_diagram: Figure | None
-    graph: tf.Graph
-    training_batch: Figure
+    card: str  # description of the data set, as markdown
+    model_diagram: Figure | None  # figure of the model; None for a model that cannot be drawn
+    graph: tf.Graph  # graph of the model's forward pass
+    training_batch: Figure  # figure of augmented training examples
 
 
 class NullReport:

@@ -64,15 +64,10 @@ class Stopwatch:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpeed:
-    """Floating-point operations of a training, beside the peak of its devices.
+    """Floating-point operations of a training, beside the peak of its devices."""
 
-    Attributes:
-      flops_per_image: operations of a step for each example; NaN if unknown.
-      peak_tflops: peak of all devices together in TFLOP/s; 0 if unknown.
-    """
-
-    flops_per_image: float
-    peak_tflops: float
+    flops_per_image: float  # operations of a step for each example; NaN if unknown
+    peak_tflops: float  # peak of all devices together in TFLOP/s; 0 if unknown
 
     def scalars(self, images_per_second: float) -> dict[str, float]:
         """TFLOP/s of the model, and their share of the peak (MFU), by tag; without what is unknown."""

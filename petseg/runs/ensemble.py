@@ -25,14 +25,11 @@ CHECKPOINTS = ("latest", "best")
 class Ensemble:
     """Trained runs of the same classes and input, used like one run. The loss of scores is that of the first.
 
-    Attributes:
-      members: the runs.
-
     Raises:
       ConfigError: if there are fewer than two, a path contains SEPARATOR, or they do not fit together.
     """
 
-    members: tuple[TrainedRun | PackedRun, ...]
+    members: tuple[TrainedRun | PackedRun, ...]  # the runs
 
     def __post_init__(self) -> None:
         if len(self.members) < 2:

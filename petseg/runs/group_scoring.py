@@ -24,15 +24,10 @@ from petseg.runtime.strategies import Placement
 
 @dataclasses.dataclass
 class Side:
-    """The scored runs of a group.
+    """The scored runs of a group."""
 
-    Attributes:
-      runs: scores of each run.
-      scorer: scorer of the first run, for pictures.
-    """
-
-    runs: list[CheckpointScores]
-    scorer: Scorer
+    runs: list[CheckpointScores]  # scores of each run
+    scorer: Scorer  # scorer of the first run, for pictures
 
     def names(self) -> list[str]:
         return [run.path for run in self.runs]

@@ -38,18 +38,12 @@ NAMES = tuple(sorted(path.stem for path in FOLDER.glob(f"*{SUFFIX}")))
 
 @dataclasses.dataclass(frozen=True)
 class PackedRun:
-    """Content of a file of packed weights, but for the weights.
-
-    Attributes:
-      path: path of the file.
-      config: config of the run, without paths of the machine on which it was trained.
-      classes: classes of the run.
-      card: model card: `step`, `weights` ("averaged" or "trained"), and further entries of the program that packed it.
-    """
+    """Content of a file of packed weights, but for the weights."""
 
     path: Path
-    config: Config
-    classes: Classes
+    config: Config  # config of the run, without paths of the machine on which it was trained
+    classes: Classes  # classes of the run
+    # model card: `step`, `weights` ("averaged" or "trained"), and further entries of the program that packed it
     card: dict[str, Any]
 
     @classmethod

@@ -7,27 +7,16 @@ from petseg.config import ScheduleConfig
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Length of a run and intervals, in optimizer steps.
+    """Length of a run and intervals, in optimizer steps."""
 
-    Attributes:
-      last_step: number of steps of the whole run.
-      steps_per_epoch: number of steps in an epoch.
-      steps_per_loop: maximum number of steps in one call of the compiled loop.
-      summary_every: interval of training summaries.
-      histogram_every: interval of histograms of weights and gradients.
-      eval_every: interval of evaluations.
-      checkpoint_every: interval of checkpoints.
-      profile: first step to profile, and the first after it; no profile if they are equal.
-    """
-
-    last_step: int
-    steps_per_epoch: int
-    steps_per_loop: int
-    summary_every: int
-    histogram_every: int
-    eval_every: int
-    checkpoint_every: int
-    profile: tuple[int, int] = (0, 0)
+    last_step: int  # number of steps of the whole run
+    steps_per_epoch: int  # number of steps in an epoch
+    steps_per_loop: int  # maximum number of steps in one call of the compiled loop
+    summary_every: int  # interval of training summaries
+    histogram_every: int  # interval of histograms of weights and gradients
+    eval_every: int  # interval of evaluations
+    checkpoint_every: int  # interval of checkpoints
+    profile: tuple[int, int] = (0, 0)  # first step to profile, and the first after it; no profile if they are equal
 
     @classmethod
     def of(cls, config: ScheduleConfig, steps_per_epoch: int) -> "Schedule":

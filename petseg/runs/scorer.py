@@ -26,21 +26,14 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class CheckpointScores:
-    """Scores of a checkpoint.
+    """Scores of a checkpoint."""
 
-    Attributes:
-      path: path of the checkpoint.
-      evaluations: counts at the model's resolution and, with --resolution=native, at native resolution.
-      results: content of the results file of each evaluation.
-      files: path of each results file; None for packed weights, which have none.
-      rows: scores of each image at the last resolution; empty without --csv.
-    """
-
-    path: str
+    path: str  # path of the checkpoint
+    # counts at the model's resolution and, with --resolution=native, at native resolution
     evaluations: list[Evaluation]
-    results: list[dict[str, Any]]
-    files: list[Path | None]
-    rows: list[dict[str, Any]]
+    results: list[dict[str, Any]]  # content of the results file of each evaluation
+    files: list[Path | None]  # path of each results file; None for packed weights, which have none
+    rows: list[dict[str, Any]]  # scores of each image at the last resolution; empty without --csv
 
 
 class Scorer:

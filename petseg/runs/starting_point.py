@@ -28,17 +28,11 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class StartingPoint:
-    """Source of a run's initial weights, chosen by `find_starting_point`.
+    """Source of a run's initial weights, chosen by `find_starting_point`."""
 
-    Attributes:
-      checkpoint: path of the run's own newest checkpoint, or empty.
-      init_from: --init_from, if it is used, else empty.
-      encoder_weights: weights of the encoder: "imagenet", path of a file, or "none".
-    """
-
-    checkpoint: str = ""
-    init_from: str = ""
-    encoder_weights: str = "none"
+    checkpoint: str = ""  # path of the run's own newest checkpoint, or empty
+    init_from: str = ""  # --init_from, if it is used, else empty
+    encoder_weights: str = "none"  # weights of the encoder: "imagenet", path of a file, or "none"
 
 
 def find_starting_point(config: Config, workdir: WorkDirectory) -> StartingPoint:

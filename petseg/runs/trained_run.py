@@ -29,19 +29,12 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:
-    """A run, complete or still training, whose checkpoints are used.
+    """A run, complete or still training, whose checkpoints are used."""
 
-    Attributes:
-      workdir: work directory of the run.
-      config: config of the run, with the precision, data folder and cache of the flags of eval.py.
-      classes: classes of the run.
-      averaged: whether to use its averaged weights instead of the trained ones.
-    """
-
-    workdir: WorkDirectory
-    config: Config
-    classes: Classes
-    averaged: bool
+    workdir: WorkDirectory  # work directory of the run
+    config: Config  # config of the run, with the precision, data folder and cache of the flags of eval.py
+    classes: Classes  # classes of the run
+    averaged: bool  # whether to use its averaged weights instead of the trained ones
 
     @classmethod
     def open(cls, workdir: WorkDirectory, score: ScoreConfig) -> "TrainedRun":

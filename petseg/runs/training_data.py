@@ -29,18 +29,12 @@ NOTHING = np.zeros(0, np.uint64)
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
-    """The data that a run is trained and scored on.
+    """The data that a run is trained and scored on."""
 
-    Attributes:
-      data_set: name and version of the data set; `folder` for --dataset=folder.
-      examples: number of examples of each split, by the name of its flag.
-      digests: digests of the examples of each split that has them, by the name of its flag.
-      seen_before: digests of the pictures that the weights of --init_from were trained on, uint64 [M].
-    """
-
-    data_set: str
-    examples: dict[str, int]
-    digests: dict[str, Digests]
+    data_set: str  # name and version of the data set; `folder` for --dataset=folder
+    examples: dict[str, int]  # number of examples of each split, by the name of its flag
+    digests: dict[str, Digests]  # digests of the examples of each split that has them, by the name of its flag
+    # digests of the pictures that the weights of --init_from were trained on, uint64 [M]
     seen_before: np.ndarray = dataclasses.field(default_factory=lambda: NOTHING)
 
     @classmethod

@@ -25,19 +25,13 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The processes that train together, and the role of this one.
+    """The processes that train together, and the role of this one."""
 
-    Attributes:
-      resolver: cluster resolver for `tf.distribute.MultiWorkerMirroredStrategy`.
-      addresses: address of each process by its name: "worker 1" -> "host:port".
-      name: name of this process, such as "worker 0".
-      is_chief: whether this process writes summaries, checkpoints and results.
-    """
-
+    # cluster resolver for `tf.distribute.MultiWorkerMirroredStrategy`
     resolver: tf.distribute.cluster_resolver.ClusterResolver
-    addresses: Mapping[str, str]
-    name: str
-    is_chief: bool
+    addresses: Mapping[str, str]  # address of each process by its name: "worker 1" -> "host:port"
+    name: str  # name of this process, such as "worker 0"
+    is_chief: bool  # whether this process writes summaries, checkpoints and results
 
     def report(self, error: Exception) -> None:
         """Reports an error that ends this process to the others, so that they end with the same exit code.

@@ -9,19 +9,12 @@ from petseg.config import Config
 
 
 class Peak(NamedTuple):
-    """Peak of a GPU in TFLOP/s, dense, from its data sheet; None where it has no such units.
+    """Peak of a GPU in TFLOP/s, dense, from its data sheet; None where it has no such units."""
 
-    Attributes:
-      float32: float32 without TensorFloat-32.
-      tensor_float_32: float32 with TensorFloat-32.
-      float16: float16 with sums in float32.
-      bfloat16: True if bfloat16 is as fast.
-    """
-
-    float32: float
-    tensor_float_32: float | None
-    float16: float
-    bfloat16: bool = True
+    float32: float  # float32 without TensorFloat-32
+    tensor_float_32: float | None  # float32 with TensorFloat-32
+    float16: float  # float16 with sums in float32
+    bfloat16: bool = True  # True if bfloat16 is as fast
 
 
 # By words of the device's name, the more specific before the less.

@@ -23,17 +23,11 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where a program runs.
+    """Where a program runs."""
 
-    Attributes:
-      strategy: the strategy, over all replicas.
-      cluster: the processes that take part; None if it is this one alone.
-      all_reduce: what sums over the replicas, such as "NCCL"; empty with one replica.
-    """
-
-    strategy: tf.distribute.Strategy
-    cluster: cluster_membership.Cluster | None = None
-    all_reduce: str = ""
+    strategy: tf.distribute.Strategy  # the strategy, over all replicas
+    cluster: cluster_membership.Cluster | None = None  # the processes that take part; None if it is this one alone
+    all_reduce: str = ""  # what sums over the replicas, such as "NCCL"; empty with one replica
 
     @property
     def is_chief(self) -> bool:

@@ -20,53 +20,34 @@ IGNORED_LABEL = "__ignore__"  # LabelMe's
 
 @dataclasses.dataclass(frozen=True)
 class LabelledObject:
-    """An object.
+    """An object."""
 
-    Attributes:
-      label: name of its class, as the source spells it; IGNORED_LABEL if its pixels are in no class.
-      shape: its shape.
-      where: what to call it in errors.
-    """
-
-    label: str
-    shape: Shape
-    where: str
+    label: str  # name of its class, as the source spells it; IGNORED_LABEL if its pixels are in no class
+    shape: Shape  # its shape
+    where: str  # what to call it in errors
 
 
 @dataclasses.dataclass(frozen=True)
 class AnnotatedImage:
-    """An image and its objects.
+    """An image and its objects."""
 
-    Attributes:
-      name: its path as the source spells it, for errors and for the name of the copy.
-      split: its split; empty if the source has none.
-      picture: its file, or the content of it.
-      objects: its objects, in the order of the source.
-      size: height and width that the annotations are for; None if they state none.
-    """
-
-    name: str
-    split: str
-    picture: Path | bytes
-    objects: Sequence[LabelledObject]
-    size: tuple[int, int] | None = None
+    name: str  # its path as the source spells it, for errors and for the name of the copy
+    split: str  # its split; empty if the source has none
+    picture: Path | bytes  # its file, or the content of it
+    objects: Sequence[LabelledObject]  # its objects, in the order of the source
+    size: tuple[int, int] | None = None  # height and width that the annotations are for; None if they state none
 
 
 @dataclasses.dataclass
 class Annotations:
-    """The content of a source.
+    """The content of a source."""
 
-    Attributes:
-      labels: the classes' names as the source spells them, in order.
-      images: its images.
-      left_out: examples of what was left out, by the reason.
-      notes: other remarks.
-    """
-
+    # the classes' names as the source spells them, in order
     labels: list[str] = dataclasses.field(default_factory=list)
-    images: list[AnnotatedImage] = dataclasses.field(default_factory=list)
+    images: list[AnnotatedImage] = dataclasses.field(default_factory=list)  # its images
+    # examples of what was left out, by the reason
     left_out: dict[str, list[str]] = dataclasses.field(default_factory=dict)
-    notes: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)  # other remarks
 
     def leave_out(self, what: str, example: str) -> None:
         """Counts what is not converted, by kind, such as "images that are missing"."""

@@ -25,30 +25,19 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class Counts:
-    """What was written.
+    """What was written."""
 
-    Attributes:
-      images: number of images by split; the split "" if there are none.
-      objects: number of objects.
-      ignored: number of objects whose pixels are in no class.
-      invisible: number of objects without a pixel of their own in the image.
-      overlaps: number of pixels in objects of several classes.
-      overlapping: number of images with such pixels.
-      empty: number of images without objects.
-      renamed: number of images whose copies have other names.
-      turned: number of images that were annotated as stored, not as EXIF turns them.
-      unclear: number of images that EXIF turns without another size, so that it does not tell how they were annotated.
-    """
-
+    # number of images by split; the split "" if there are none
     images: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    objects: int = 0
-    ignored: int = 0
-    invisible: int = 0
-    overlaps: int = 0
-    overlapping: int = 0
-    empty: int = 0
-    renamed: int = 0
-    turned: int = 0
+    objects: int = 0  # number of objects
+    ignored: int = 0  # number of objects whose pixels are in no class
+    invisible: int = 0  # number of objects without a pixel of their own in the image
+    overlaps: int = 0  # number of pixels in objects of several classes
+    overlapping: int = 0  # number of images with such pixels
+    empty: int = 0  # number of images without objects
+    renamed: int = 0  # number of images whose copies have other names
+    turned: int = 0  # number of images that were annotated as stored, not as EXIF turns them
+    # number of images that EXIF turns without another size, so that it does not tell how they were annotated
     unclear: int = 0
 
     def notes(self) -> list[str]:

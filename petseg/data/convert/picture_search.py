@@ -19,17 +19,11 @@ from petseg.files import printable
 
 @dataclasses.dataclass(frozen=True)
 class PictureHeader:
-    """What the header of a picture says.
+    """What the header of a picture says."""
 
-    Attributes:
-      stored: height and width of the stored pixels.
-      orientation: the EXIF orientation, 1 to 8.
-      suffix: file name suffix of its format.
-    """
-
-    stored: tuple[int, int]
-    orientation: int
-    suffix: str
+    stored: tuple[int, int]  # height and width of the stored pixels
+    orientation: int  # the EXIF orientation, 1 to 8
+    suffix: str  # file name suffix of its format
 
     @property
     def upright(self) -> tuple[int, int]:

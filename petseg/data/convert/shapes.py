@@ -38,15 +38,10 @@ class Shape(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Polygons(Shape):
-    """An object of one or more polygons; crossings inside one polygon follow the even-odd rule, parts are united.
+    """An object of one or more polygons; crossings inside one polygon follow the even-odd rule, parts are united."""
 
-    Attributes:
-      parts: points of each polygon, float64 [N, 2], N >= 3.
-      normalized: whether x and y are shares of width and height.
-    """
-
-    parts: Sequence[np.ndarray]
-    normalized: bool = False
+    parts: Sequence[np.ndarray]  # points of each polygon, float64 [N, 2], N >= 3
+    normalized: bool = False  # whether x and y are shares of width and height
 
     def drawn(self, height: int, width: int) -> Region:
         from pycocotools import mask as coco_masks
@@ -62,15 +57,10 @@ class Polygons(Shape):
 
 @dataclasses.dataclass(frozen=True)
 class RunLength(Shape):
-    """An object in COCO's run-length encoding: column by column, background first.
+    """An object in COCO's run-length encoding: column by column, background first."""
 
-    Attributes:
-      size: height and width.
-      counts: lengths of the runs, or their compressed text.
-    """
-
-    size: tuple[int, int]
-    counts: Sequence[int] | str
+    size: tuple[int, int]  # height and width
+    counts: Sequence[int] | str  # lengths of the runs, or their compressed text
 
     def drawn(self, height: int, width: int) -> Region:
         from pycocotools import mask as coco_masks
