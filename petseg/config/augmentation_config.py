@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from petseg.config.data_config import DataConfig
+from petseg.config.data_config import DataConfig, picture_size
 from petseg.config.options import TRAINING, Group, option
 from petseg.errors import ConfigError
 
@@ -57,6 +57,12 @@ class AugmentationConfig(Group):
     crop_aspect: float | None = _strength(
         "largest factor by which a crop is wider or narrower than the image", minimum=1
     )
+    crop_size: str = option(
+        "",
+        "size of training images after cropping, like --image_size, at which evaluation and prediction stay: "
+        "training at full scale on parts of large images costs less so; empty: --image_size",
+        unit="pixels",
+    )
     crop_focus: float | None = _strength(
         "share of the random crops (--resize=crop, --crop_area) that are centred on a pixel of a class "
         "that is rare in the training split",
@@ -70,11 +76,20 @@ class AugmentationConfig(Group):
     hue: float | None = _strength("largest hue shift of RGB images, either way", unit="turns", minimum=0, maximum=0.5)
     cutout: float | None = _strength("side of a grey square, as a share of the image's side", minimum=0, below=1)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.crop_size:
+            picture_size("crop_size", self.crop_size)
+
     def strengths(self) -> dict[str, float]:
         """The strength of each change by field name: as given, else as in the set of --augment."""
-        given = dataclasses.asdict(self)
+        given = {name: value for name, value in dataclasses.asdict(self).items() if name != "crop_size"}
         chosen = {**dict.fromkeys(given, 0.0), **SETS["none"], **SETS.get(given.pop("augment"), {})}
         return {name: chosen[name] if value is None else value for name, value in given.items()}
+
+    def training_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of training images in pixels, for an image size."""
+        return picture_size("crop_size", self.crop_size) if self.crop_size else image_size
 
     def check_data(self, data: DataConfig) -> None:
         """Raises ConfigError for changes that are impossible, or would do nothing, with the images of a config."""

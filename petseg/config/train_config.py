@@ -316,6 +316,12 @@ class Config:
                 "the decay, and the run would end before; --patience_before_decay allows it"
             )
         self.augmentation.check_data(self.data)
+        for name in ("network", "inner_size"):
+            if self.augmentation.crop_size and getattr(model, name):
+                raise ConfigError(
+                    f"--crop_size={self.augmentation.crop_size} and --{name}={getattr(model, name)}: must not be given "
+                    "together, because such a network has one input size"
+                )
         for name, nothing in (("unfreeze_encoder_at", 0), ("encoder_learning_rate_factor", 1)):
             value = getattr(self.optimizer, name)
             if value != nothing and model.first_trained == "none":

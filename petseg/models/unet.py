@@ -65,6 +65,12 @@ def build_unet(
     return keras.Model(images, logits, name="unet")
 
 
+def accept_any_size(unet: keras.Model) -> None:
+    """Lets a U-Net without inner size be called with images of any height and width that are multiples of 32."""
+    for model in (unet, unet.get_layer("encoder").model):
+        model.input_spec = keras.layers.InputSpec(ndim=4)
+
+
 @contextlib.contextmanager
 def dtype_policy(name: str) -> Iterator[None]:
     """Context in which layers are built under a dtype policy: "float32", "mixed_float16" or "mixed_bfloat16".

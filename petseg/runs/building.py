@@ -149,6 +149,8 @@ def build_trainer(
 ) -> trainer.Trainer:
     """The trainer of a config, with the focus of `focused_crops`; call it inside ``strategy.scope()``."""
     compute, batch_size = config.compute, config.data.batch_size
+    if config.augmentation.crop_size:
+        unet.accept_any_size(model)
     augment = augmentation.build_augmentation(
         config.augmentation, seed=config.runtime.seed, batch_size=batch_size, focus=focus
     )

@@ -25,7 +25,11 @@ YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.31
 
 
 def build_augmentation(
-    config: AugmentationConfig, *, seed: int, batch_size: int, focus: CropFocus | None = None
+    config: AugmentationConfig,
+    *,
+    seed: int,
+    batch_size: int,
+    focus: CropFocus | None = None,
 ) -> Augmentation:
     """The random changes of a config, as a function of a batch.
 
@@ -37,11 +41,12 @@ def build_augmentation(
 
     Returns:
       a function (images, masks, step, positions) -> (images, masks): float32 [b, H, W, C] in [0, 255], uint8
-      [b, H, W, 1], an int64 scalar and int64 [b]. Images are reflected at their edges, masks are IGNORED there.
+      [b, H, W, 1], an int64 scalar and int64 [b]. What it returns has the size of --crop_size, if given. Images are
+      reflected at their edges, masks are IGNORED there.
     """
     strength = config.strengths()
     smallest, largest = sorted((strength["crop_area"], strength["crop_area_max"]))
-    moves = (smallest, largest) != (1, 1) or strength["crop_aspect"] > 1 or strength["rotation"] > 0
+    moves = (smallest, largest) != (1, 1) or strength["crop_aspect"] > 1 or strength["rotation"] > 0 or config.crop_size
     own = own_augmentation(config.augment) if custom_code.is_reference(config.augment) else None
     recolours = any(strength[name] for name in ("brightness", "contrast", "saturation", "hue"))
 
@@ -74,7 +79,8 @@ def build_augmentation(
                 at = BatchPosition(step, positions, batch_size, seed)
                 x, y = focused_positions(focus.pixels(masks, at), masks.shape[1:3], width, height, x, y)
             radians = _between(-1, 1, angle) * math.radians(strength["rotation"])
-            images, masks = crop_and_rotate(images, masks, width, height, radians, x, y)
+            size = config.training_size(masks.shape[1:3])
+            images, masks = crop_and_rotate(images, masks, width, height, radians, x, y, size)
         if recolours:
             images = recolour(
                 images,
@@ -177,8 +183,9 @@ def crop_and_rotate(
     radians: tf.Tensor,
     x: tf.Tensor,
     y: tf.Tensor,
+    size: tuple[int, int],
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Crops, rotates and resizes to the old size in one resampling: images bilinearly, masks to the nearest pixel.
+    """Crops, rotates and resizes in one resampling: images bilinearly, masks to the nearest pixel.
 
     Args:
       images: float32 [b, H, W, C].
@@ -188,21 +195,24 @@ def crop_and_rotate(
       radians: float32 [b], rotation of the crop about its centre.
       x: float32 [b], horizontal position of the crop: 0 if both left edges coincide, 1 if both right edges do.
       y: float32 [b], vertical position: 0 at the top, 1 at the bottom.
+      size: height and width of what is returned.
     """
     rows, columns = images.shape[1], images.shape[2]
     cos, sin = tf.cos(radians), tf.sin(radians)
-    a, b, c, d = width * cos, -height * sin, width * sin, height * cos
-    mid_x, mid_y = (columns - 1) / 2, (rows - 1) / 2
-    centre_x, centre_y = mid_x + (x - 0.5) * (1 - width) * columns, mid_y + (y - 0.5) * (1 - height) * rows
+    step_x, step_y = width * (columns / size[1]), height * (rows / size[0])  # input pixels per output pixel
+    a, b, c, d = step_x * cos, -step_y * sin, step_x * sin, step_y * cos
+    centre_x = (columns - 1) / 2 + (x - 0.5) * (1 - width) * columns
+    centre_y = (rows - 1) / 2 + (y - 0.5) * (1 - height) * rows
+    mid_x, mid_y = (size[1] - 1) / 2, (size[0] - 1) / 2
     offset_x, offset_y = centre_x - a * mid_x - b * mid_y, centre_y - c * mid_x - d * mid_y
     zero = tf.zeros_like(a)
     transforms = tf.stack([a, b, offset_x, c, d, offset_y, zero, zero], axis=1)  # output to input coordinates
     images = tf.raw_ops.ImageProjectiveTransformV3(
-        images=images, transforms=transforms, output_shape=[rows, columns], fill_value=0.0,
+        images=images, transforms=transforms, output_shape=list(size), fill_value=0.0,
         interpolation="BILINEAR", fill_mode="REFLECT",
     )  # fmt: skip
     masks = tf.raw_ops.ImageProjectiveTransformV3(
-        images=masks, transforms=transforms, output_shape=[rows, columns], fill_value=float(IGNORED),
+        images=masks, transforms=transforms, output_shape=list(size), fill_value=float(IGNORED),
         interpolation="NEAREST", fill_mode="CONSTANT",
     )  # fmt: skip
     return images, masks
