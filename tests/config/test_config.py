@@ -49,6 +49,8 @@ WRONG_FLAGS = [
     (["--quarter_turns=0.5", "--image_size=64,96"], "--quarter_turns=0.5: --image_size", "must be a square"),
     (["--crop_focus=0.3"], "--crop_focus=0.3: there are no random crops", "--resize=crop or a --crop_area below 1"),
     (["--crop_focus=0.3", "--crop_area=2"], "--crop_focus=0.3: there are no random crops", "must be 0"),
+    (["--crop_size=48"], "--crop_size=48", "divisible by 32"),
+    (["--crop_size=64", "--inner_size=96"], "--crop_size=64 and --inner_size=96", "must not be given together"),
     (["--train_encoder=perhaps"], "--train_encoder=perhaps", "true or false"),
     (["--encoder_alpha=0.7"], "--encoder_alpha=0.7", "0.35, 0.5, 0.75, 1, 1.3, 1.4"),
     (["--dataset="], "--dataset=", "not empty"),

@@ -4,8 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from conftest import NUM_TEST
 from PIL import Image
 
+import petseg
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import loading
 from petseg.deployment import prediction_command
@@ -33,3 +35,14 @@ def test_a_run_on_crops_trains_scores_and_predicts(tiny_config, tmp_path):
     assert Image.open(mask).size == pairs[0][0].shape[1::-1]
     with pytest.raises(ConfigError, match=r"--tile=96: .* at most its --image_size=64, and not 0"):
         prediction_command.predict(EvalConfig(dataclasses.replace(photo, tile="96")))
+
+
+def test_crops_of_half_the_size_train_the_network_that_sees_whole_images(tiny_config):
+    flags = {"crop_size": "32", "crop_area": 0.25, "crop_area_max": 0.25}
+    config = tiny_config.changed(
+        data={"image_size": "64"}, augmentation=flags, schedule={"train_steps": 2, "summary_every": 1}
+    )
+    results = train.train(config)
+    assert np.sum(results["confusion_matrix"]) == NUM_TEST * 64 * 64
+    segmentation = petseg.load(config.runtime.workdir)(np.zeros([64, 64, 3], np.uint8))
+    assert segmentation.mask.shape == (64, 64)

@@ -12,6 +12,7 @@ FLIP, STRONG = AugmentationConfig(augment="flip"), AugmentationConfig(augment="s
 GEOMETRY = AugmentationConfig(augment="none", flip=0.5, crop_area=0.3, crop_aspect=1.4, rotation=40)
 ORIENTATIONS = AugmentationConfig(augment="flip", vertical_flip=0.5, quarter_turns=1)
 ZOOMS = AugmentationConfig(augment="none", crop_area=0.5, crop_area_max=2, rotation=20)
+RESIZED = AugmentationConfig(augment="none", crop_area=0.3, rotation=20, crop_size="32,64")
 EVERYTHING = AugmentationConfig(augment="strong", vertical_flip=0.5, quarter_turns=1, crop_area_max=2)
 FOCUS = CropFocus(0.5, (1, 2))
 
@@ -35,7 +36,9 @@ def augmented(config, step=0, rows=range(BATCH), seed=0, images=None, masks=None
 
 
 @pytest.mark.parametrize(
-    "config", [FLIP, GEOMETRY, ORIENTATIONS, ZOOMS], ids=["flip", "crop and rotate", "flips and turns", "zoom"]
+    "config",
+    [FLIP, GEOMETRY, ORIENTATIONS, ZOOMS, RESIZED],
+    ids=["flip", "crop and rotate", "flips and turns", "zoom", "another size"],
 )
 def test_image_and_mask_change_together(config):
     _, before = batch()
@@ -49,8 +52,18 @@ def test_image_and_mask_change_together(config):
             known = inner & clear & (mask[..., 0] != IGNORED)
             nearest = old[np.round(y).astype(int), np.round(x).astype(int), 0]
             np.testing.assert_array_equal(mask[known][:, 0], nearest[known])
-            seen += known.sum()
-    assert seen > 0.5 * 5 * BATCH * SIZE * SIZE
+            seen += known.mean()
+    assert seen > 0.5 * 5 * BATCH
+
+
+def test_crops_of_another_size_show_what_crops_of_the_image_size_show():
+    for bounds in (1.0, 0.5):
+        cropped = {"augment": "none", "crop_area": bounds}
+        images, _ = augmented(AugmentationConfig(**cropped))
+        larger, larger_masks = augmented(AugmentationConfig(**cropped, crop_size="32"))
+        assert larger.shape == (BATCH, 32, 32, 3)
+        assert larger_masks.shape == (BATCH, 32, 32, 1)
+        np.testing.assert_allclose(larger.mean(axis=(1, 2)), images.mean(axis=(1, 2)), atol=0.2)
 
 
 def test_flip_mirrors_half_of_the_examples():
