@@ -45,8 +45,7 @@ class SegmentationClass:
 class Classes:
     """The classes of a data set; the index of a class in `members` is its id.
 
-    Raises:
-      ConfigError: if they contradict each other.
+    Raises ConfigError if they contradict each other.
     """
 
     members: tuple[SegmentationClass, ...]  # the C classes, 2 to 254
@@ -114,8 +113,7 @@ class Classes:
     def binary_foreground(self) -> int:
         """Id of the foreground class of two classes, to which a threshold applies.
 
-        Raises:
-          ConfigError: if there are more classes, or not exactly one of the two is foreground.
+        Raises ConfigError if there are more classes, or not exactly one of the two is foreground.
         """
         ids = np.flatnonzero(self.foreground == 1)
         if len(self) != 2 or len(ids) != 1:
@@ -177,11 +175,7 @@ class Classes:
 
     @classmethod
     def read(cls, file: Path) -> "Classes":
-        """Reads a classes file.
-
-        Raises:
-          ConfigError: if it is missing or invalid.
-        """
+        """Reads a classes file. Raises ConfigError if it is missing or invalid."""
         try:
             return cls.from_dict(json.loads(file.read_bytes()))  # json skips the BOM of bytes
         except OSError as error:

@@ -35,8 +35,7 @@ def is_reference(value: Any) -> bool:
 def reference_to(code: Callable[..., Any]) -> str:
     """The reference to a function or class: `module:name`.
 
-    Raises:
-      ConfigError: if it is not at the top level of a module, so that no reference leads to it.
+    Raises ConfigError if it is not at the top level of a module, so that no reference leads to it.
     """
     module, name = getattr(code, "__module__", None), getattr(code, "__qualname__", "")
     if not callable(code) or not name.isidentifier() or getattr(sys.modules.get(module or ""), name, None) is not code:
@@ -47,8 +46,7 @@ def reference_to(code: Callable[..., Any]) -> str:
 def source_file(flag: str, reference: str) -> Path:
     """The source file of a reference; finding a module in a package imports the package.
 
-    Raises:
-      ConfigError: if there is no such file or module.
+    Raises ConfigError if there is no such file or module.
     """
     place = reference.rpartition(":")[0]
     if place.endswith(".py"):
@@ -70,11 +68,7 @@ def source_file(flag: str, reference: str) -> Path:
 
 
 def load(flag: str, reference: str) -> Callable[..., Any]:
-    """The function or class of a reference.
-
-    Raises:
-      ConfigError: if it does not exist, or its file cannot be imported.
-    """
+    """The function or class of a reference. Raises ConfigError if it does not exist, or its file cannot be imported."""
     place, _, name = reference.rpartition(":")
     try:
         code = getattr(_module(flag, reference, place), name, None)
@@ -120,8 +114,7 @@ def described(value: Any) -> str:
 def fingerprint(flag: str, reference: str) -> str:
     """SHA-256 of the source file of a reference; of the function itself if a notebook defines it.
 
-    Raises:
-      ConfigError: if there is no such file or module.
+    Raises ConfigError if there is no such file or module.
     """
     main = sys.modules.get(MAIN)
     if reference.startswith(f"{MAIN}:") and not getattr(main, "__file__", None):

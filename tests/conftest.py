@@ -19,6 +19,7 @@ import tensorflow as tf
 import white_figures
 from filelock import FileLock
 from hypothesis import settings
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from petseg.classes import PETS
@@ -37,6 +38,7 @@ from petseg.config import (
 )
 from petseg.data import input_pipeline, loading, to_array_record
 from petseg.data.backends.memory import MemoryExamples
+from petseg.data.convert import __main__ as conversion
 from petseg.data.examples import Examples
 from petseg.data.synthetic_pets import SyntheticPets
 from petseg.data.to_array_record import ConversionConfig
@@ -337,3 +339,28 @@ def make_trainer(
         strategy, examples, batch_size=batch_size, seed=0, first_step=0, last_step=100
     )
     return trainer, strategy, iter(batches)
+
+
+@pytest.fixture
+def annotations(tmp_path):
+    """Folder for annotations that are not masks."""
+    return tmp_path / "source"
+
+
+@pytest.fixture
+def convert(annotations, tmp_path, capsys):
+    """Converts annotations into the folder `made`."""
+
+    def convert_source(name, source=None, **options):
+        """Masks by their paths below the written folder's masks/, and what was printed."""
+        target = tmp_path / "made"
+        conversion.main(
+            conversion.ConversionConfig(from_=name, source=str(source or annotations), to=str(target), **options)
+        )
+        masks = {
+            file.relative_to(target / "masks").as_posix(): np.asarray(Image.open(file))
+            for file in sorted((target / "masks").rglob("*.png"))
+        }
+        return masks, capsys.readouterr().out
+
+    return convert_source

@@ -25,19 +25,20 @@ from petseg.benchmark import decoding_speed, gpu_report, processes, scaling, sca
 from petseg.benchmark.decoding_speed import DecodingConfig
 from petseg.benchmark.gpu_report import GpuReportConfig
 from petseg.benchmark.scaling import ScalingConfig
-from petseg.benchmark.tables import heading, row, spread
-from petseg.benchmark.time_to_score_config import TimeToScoreConfig
+from petseg.benchmark.tables import spread, table
+from petseg.benchmark.time_to_score import TimeToScoreConfig
 from petseg.config import Config, command_line, options
 from petseg.config.options import Group, option
 from petseg.errors import ConfigError
 
 UNLIMITED = 10**9  # steps
 TRAINING, GPU, TIME_TO, DECODING, SCALING = GROUPS = ("training", "gpu", "time_to", "decoding", "scaling")
-CONTESTANTS = {
-    "whole loop": "whole_loop",
-    "bare compiled step": "bare_step",
-    "model.fit": "keras_fit",
-    "model.fit, jit_compile=False": "keras_fit_without_xla",
+# Functions of `contestants` with their options.
+CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "whole loop": ("whole_loop", {}),
+    "bare compiled step": ("bare_step", {}),
+    "model.fit": ("keras_fit", {}),
+    "model.fit, jit_compile=False": ("keras_fit", {"jit_compile": False}),
 }
 logger = logging.getLogger("petseg.benchmark")
 
@@ -125,9 +126,9 @@ def _race(config: Config, rounds: int, steps: int) -> list[dict[str, Any]]:
     """Prepares the contestants one after the other, then lets them take turns; all are compared with the first."""
     with contextlib.ExitStack() as stack:
         workers, facts = [], []
-        for title, name in CONTESTANTS.items():
+        for title, (name, options) in CONTESTANTS.items():
             logger.info("preparing: %s", title)
-            workers.append(stack.enter_context(processes.worker(title, "contestants:serve", name, config)))
+            workers.append(stack.enter_context(processes.worker(title, "contestants:serve", name, config, options)))
             facts.append(workers[-1].receive())
         turns: list[list[dict[str, Any]]] = [[] for _ in workers]
         for number in range(rounds):
@@ -159,21 +160,25 @@ def training_flags(argv: Sequence[str]) -> list[str]:
 
 def _speed_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Medians with their spread; ratios of turns in the same round, and of all turns together."""
-    lines = heading("", "images/s", f"{rows[0]['title']} / this", "in all", "memory, MiB", "ready after, s")
-    for this in rows:
-        ratio = statistics.harmonic_mean(this["images_per_second_of_first"])
-        ratio /= statistics.harmonic_mean(this["images_per_second"])
-        lines.append(
-            row(
-                this["title"],
-                spread(this["images_per_second"], 1),
-                spread(this["first_over_this"], 2),
-                f"{ratio:.2f}",
-                f"{this['memory']:.0f}",
-                f"{this['ready_after']:.0f}",
-            )
-        )
-    return "\n".join(lines)
+    mean = statistics.harmonic_mean
+    shown = [
+        {
+            **this,
+            "speed": spread(this["images_per_second"], 1),
+            "ratio": spread(this["first_over_this"], 2),
+            "in_all": mean(this["images_per_second_of_first"]) / mean(this["images_per_second"]),
+        }
+        for this in rows
+    ]
+    columns = {
+        "": "{title}",
+        "images/s": "{speed}",
+        f"{rows[0]['title']} / this": "{ratio}",
+        "in all": "{in_all:.2f}",
+        "memory, MiB": "{memory:.0f}",
+        "ready after, s": "{ready_after:.0f}",
+    }
+    return "\n".join(table(shown, columns))
 
 
 TABLES = {

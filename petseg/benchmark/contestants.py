@@ -1,14 +1,9 @@
-"""Contestants: generators that prepare themselves, then take turns, each in its own process.
+"""Contestants: functions of a config that prepare themselves and return a function that does a number of steps."""
 
-A contestant first yields a dictionary of facts when it is ready. It is then sent a number of steps for each turn, and
-yields a `Turn`.
-"""
-
-import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -27,38 +22,20 @@ from petseg.training.stop_requests import StopRequests
 from petseg.training.trainer import Trainer
 
 WARM_UP = 2  # steps
+Contestant = Callable[[int], Any]  # does a number of steps
 
 
-@dataclasses.dataclass(frozen=True)
-class Turn:
-    """The result of a turn."""
-
-    seconds: float  # wall-clock time
-    images: int  # number of images processed
-
-
-Contestant = Generator[Any, int, None]
-
-
-def serve(connection: Connection, name: str, config: Config) -> None:
-    """Runs a contestant for another process: sends its facts, then a turn for each number of steps received."""
-    contestant = globals()[name](config)
+def serve(connection: Connection, name: str, config: Config, options: dict[str, Any]) -> None:
+    """Runs a contestant for another process: sends when it is ready, then a turn for each number of steps received."""
     began = time.perf_counter()
-    facts = next(contestant)
-    connection.send({**facts, "ready_after": time.perf_counter() - began})
-    while True:
-        turn = contestant.send(connection.recv())
-        connection.send({**dataclasses.asdict(turn), **telemetry.memory()})
-
-
-def timed(images: int, work: Callable[[int], Any]) -> Contestant:
-    """A contestant that calls `work(steps)` in each turn, `images` for each step; ready after a warm-up."""
+    work = globals()[name](config, **options)
     work(WARM_UP)
-    steps = yield {}
+    connection.send({"ready_after": time.perf_counter() - began})
     while True:
-        began = time.perf_counter()
+        steps, began = connection.recv(), time.perf_counter()
         work(steps)
-        steps = yield Turn(time.perf_counter() - began, images * steps)
+        seconds = time.perf_counter() - began
+        connection.send({"seconds": seconds, "images": steps * config.data.batch_size, **telemetry.memory()})
 
 
 def bare_step(config: Config) -> Contestant:
@@ -70,7 +47,7 @@ def bare_step(config: Config) -> Contestant:
         while steps:
             steps -= len(trainer.run(batches, min(steps, config.schedule.steps_per_loop)))
 
-    yield from timed(config.data.batch_size, work)
+    return work
 
 
 def trainer_and_batches(config: Config, strategy: tf.distribute.Strategy) -> tuple[Trainer, Any]:
@@ -94,16 +71,15 @@ def trainer_and_batches(config: Config, strategy: tf.distribute.Strategy) -> tup
 def whole_loop(config: Config) -> Contestant:
     """`train.py`, from input to checkpoints, paused between turns; evaluation is measured separately."""
     run = set_up_run(config)
-    steps_of_turns: queue.Queue[int] = queue.Queue()
-    results: queue.Queue[float | BaseException] = queue.Queue()
-    train_steps, left, began = run.trainer.run, WARM_UP, 0.0
+    asked: queue.Queue[int] = queue.Queue()
+    done: queue.Queue[BaseException | None] = queue.Queue()
+    train_steps, left = run.trainer.run, 0
 
-    def wait_for_turn(batches: Any, steps: int) -> Any:
-        nonlocal left, began
+    def run_in_turns(batches: Any, steps: int) -> Any:
+        nonlocal left
         if left <= 0:
-            results.put(time.perf_counter() - began)
-            left = steps_of_turns.get()
-            began = time.perf_counter()
+            done.put(None)
+            left = asked.get()
         times = train_steps(batches, steps)
         left -= len(times)
         return times
@@ -111,23 +87,22 @@ def whole_loop(config: Config) -> Contestant:
     def run_to_end() -> None:
         try:
             train.train_run(run)
-            results.put(RuntimeError("the run ended"))
+            done.put(RuntimeError("the run ended"))
         except BaseException as error:
-            results.put(error)
+            done.put(error)
 
-    def seconds_of_turn() -> float:
-        result = results.get()
-        if isinstance(result, BaseException):
-            raise result
-        return result
+    def wait() -> None:
+        if error := done.get():
+            raise error
 
-    run.trainer.run = wait_for_turn  # type: ignore[method-assign, assignment]
+    def work(steps: int) -> None:
+        asked.put(steps)
+        wait()
+
+    run.trainer.run = run_in_turns  # type: ignore[method-assign, assignment]
     threading.Thread(target=run_to_end, daemon=True).start()
-    seconds_of_turn()  # the warm-up
-    steps = yield {}
-    while True:
-        steps_of_turns.put(steps)
-        steps = yield Turn(seconds_of_turn(), steps * config.data.batch_size)
+    wait()  # for the first step to begin
+    return work
 
 
 def set_up_run(config: Config) -> Run:
@@ -146,26 +121,14 @@ def keras_fit(config: Config, *, jit_compile: str | bool = "auto", batches: Any 
         jit_compile=jit_compile,
     )
     batches = tutorial_batches(config)[0] if batches is None else batches
-    yield from timed(
-        config.data.batch_size, lambda steps: model.fit(batches, epochs=1, steps_per_epoch=steps, verbose=0)
-    )
-
-
-def keras_fit_without_xla(config: Config) -> Contestant:
-    """`keras_fit` with `jit_compile=False`."""
-    yield from keras_fit(config, jit_compile=False)
+    return lambda steps: model.fit(batches, epochs=1, steps_per_epoch=steps, verbose=0)
 
 
 def fit_in_memory(config: Config, *, jit_compile: str | bool = "auto") -> Contestant:
     """`keras_fit` on one batch in memory."""
     process.set_up_runtime(config, config.distribution)
     batch = tf.data.Dataset.from_tensors(_float_batch(config)).cache().repeat().prefetch(2)
-    yield from keras_fit(config, jit_compile=jit_compile, batches=batch)
-
-
-def fit_in_memory_without_xla(config: Config) -> Contestant:
-    """`fit_in_memory` with `jit_compile=False`."""
-    yield from fit_in_memory(config, jit_compile=False)
+    return keras_fit(config, jit_compile=jit_compile, batches=batch)
 
 
 def plain_loop(config: Config) -> Contestant:
@@ -186,7 +149,7 @@ def plain_loop(config: Config) -> Contestant:
     def loop(steps: tf.Tensor) -> tf.Tensor:
         return tf.while_loop(lambda done, _: done < steps, step, (tf.constant(0), tf.constant(0.0)))[1]
 
-    yield from timed(config.data.batch_size, lambda steps: loop(tf.constant(steps)).numpy())
+    return lambda steps: loop(tf.constant(steps)).numpy()
 
 
 def _float_batch(config: Config) -> tuple[tf.Tensor, tf.Tensor]:
@@ -213,7 +176,7 @@ def petseg_input(config: Config) -> Contestant:
         for _ in range(steps):
             next(iterator)
 
-    yield from timed(data.batch_size, work)
+    return work
 
 
 def _model(config: Config) -> keras.Model:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from petseg.benchmark.tables import heading, row, spread
+from petseg.benchmark.tables import spread, table as markdown_table
 from petseg.config import DataConfig
 from petseg.config.options import Group, option
 from petseg.errors import ConfigError, DataError
@@ -100,12 +100,22 @@ def summary(title: str, turns: Sequence[Turn], speeds: Sequence[float]) -> dict[
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Medians with their spread, and the cores that GPUs need."""
-    speeds = [*rows[0]["cores"]]
-    lines = heading("", "images/s", "images per core second", *(f"cores for {speed} images/s" for speed in speeds))
-    for each in rows:
-        wall, cores = (spread(each[f"images_per_{unit}"]) for unit in ("second", "core_second"))
-        lines.append(row(each["title"], wall, cores, *(each["cores"][speed] for speed in speeds)))
-    return "\n".join([*lines, "", f"cores: {SPARE:.0%} more than just keep up"])
+    shown = [
+        {
+            "title": each["title"],
+            "wall": spread(each["images_per_second"]),
+            "core": spread(each["images_per_core_second"]),
+            **{f"cores_{number}": count for number, count in enumerate(each["cores"].values())},
+        }
+        for each in rows
+    ]
+    columns = {
+        "": "{title}",
+        "images/s": "{wall}",
+        "images per core second": "{core}",
+        **{f"cores for {speed} images/s": f"{{cores_{i}}}" for i, speed in enumerate(rows[0]["cores"])},
+    }
+    return "\n".join([*markdown_table(shown, columns), "", f"cores: {SPARE:.0%} more than just keep up"])
 
 
 def _decoders(data: DataConfig) -> Iterator[tuple[str, Decoder]]:

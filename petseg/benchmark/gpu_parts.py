@@ -1,6 +1,7 @@
 """What the processes of --measure=gpu do; each function sends its rows as it finds them."""
 
 import csv
+import functools
 import gc
 import hashlib
 import os
@@ -21,7 +22,7 @@ from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 import petseg
 from petseg.benchmark import contestants, time_to_score_contestants
-from petseg.benchmark.time_to_score_config import TimeToScoreConfig
+from petseg.benchmark.time_to_score import TimeToScoreConfig
 from petseg.config import Config
 from petseg.data import to_array_record
 from petseg.data.synthetic_pets import SyntheticPets
@@ -122,7 +123,8 @@ def _speed(config: Config, strategy: tf.distribute.Strategy, seconds: float, pro
 
 
 def _seconds_of_a_step(work: Callable[[int], Any], seconds: float) -> float:
-    """Seconds of a step, over as many steps as fit into some seconds."""
+    """Seconds of a step, over as many steps as fit into some seconds, after a warm-up."""
+    work(contestants.WARM_UP)
     began = time.perf_counter()
     work(2)
     steps = max(2, int(seconds / (time.perf_counter() - began) * 2))
@@ -146,17 +148,15 @@ def _launches(trainer: Trainer, batches: Any) -> float | None:
 
 def beside(send: Send, config: Config, seconds: float) -> None:
     """The whole loop beside its step alone, a loop without bookkeeping, and `model.fit`; the same network and batch."""
-    for title, name in (
-        ("petseg, whole loop", "whole_loop"),
-        ("petseg, step alone", "bare_step"),
-        ("bare loop", "plain_loop"),
-        ("model.fit", "fit_in_memory"),
-        ("model.fit, jit_compile=False", "fit_in_memory_without_xla"),
+    for title, prepare in (
+        ("petseg, whole loop", contestants.whole_loop),
+        ("petseg, step alone", contestants.bare_step),
+        ("bare loop", contestants.plain_loop),
+        ("model.fit", contestants.fit_in_memory),
+        ("model.fit, jit_compile=False", functools.partial(contestants.fit_in_memory, jit_compile=False)),
     ):
         try:
-            contestant = getattr(contestants, name)(config)
-            next(contestant)
-            step = _seconds_of_a_step(contestant.send, seconds)
+            step = _seconds_of_a_step(prepare(config), seconds)
             send({"loop": title, "images/s": config.data.batch_size / step})
         except Exception as error:
             send({"loop": title, "error": one_line(error)})
@@ -172,9 +172,7 @@ def input_speed(send: Send, config: Config, scratch: str, seconds: float) -> Non
                 folder = os.path.join(scratch, "array_record")
                 to_array_record.main(ConversionConfig(dataset=data.dataset, data_dir=data.data_dir, output_dir=folder))
             changes = {"cache": cache, "cache_dir": os.path.join(scratch, "cache"), "data_dir": folder}
-            contestant = contestants.petseg_input(config.changed(data=changes))
-            next(contestant)
-            step = _seconds_of_a_step(contestant.send, seconds)
+            step = _seconds_of_a_step(contestants.petseg_input(config.changed(data=changes)), seconds)
             send({"cache": cache, "data": data.dataset, "images/s": data.batch_size / step})
         except PetsegError as error:
             send({"cache": cache, "error": str(error)})

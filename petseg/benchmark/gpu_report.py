@@ -295,9 +295,9 @@ def markdown(found: Sequence[Row], flags: Sequence[str]) -> str:
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
-    columns = [*dict.fromkeys(key for each in rows for key in each if key != "error")]
-    good = [each for each in rows if "error" not in each]
-    return [*heading(*columns), *(row(*(_cell(each.get(key)) for key in columns)) for each in good)] if good else []
+    titles = dict.fromkeys(key for each in rows for key in each if key != "error")
+    good = [row(*(_cell(each.get(title)) for title in titles)) for each in rows if "error" not in each]
+    return [*heading(*titles), *good] if good else []
 
 
 def _cell(value: Any) -> str:

@@ -31,8 +31,7 @@ class Worker:
     def receive(self, seconds: float | None = None) -> Any:
         """Waits for the worker's next message.
 
-        Raises:
-          PetsegError: if the worker failed or ended instead, or sent nothing within some seconds.
+        Raises PetsegError if the worker failed or ended instead, or sent nothing within some seconds.
         """
         try:
             if seconds is not None and not self.connection.poll(max(0.0, seconds)):

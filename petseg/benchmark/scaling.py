@@ -15,15 +15,7 @@ from multiprocessing import connection
 from typing import Any
 
 from petseg.benchmark import processes, scaling_model
-from petseg.benchmark.scaling_model import (
-    REPLICAS,
-    WORKERS,
-    Link,
-    Machine,
-    Point,
-    Prediction,
-    SharedCores,
-)
+from petseg.benchmark.scaling_model import REPLICAS, WORKERS, Link, Machine, Point, SharedCores
 from petseg.config import Config
 from petseg.config.options import Group, option
 from petseg.errors import ConfigError
@@ -52,9 +44,6 @@ class ScalingConfig(Group):
     scaling_numbers: str = option(
         "1,2,3,4", "numbers of replicas, and of workers, to measure; 1 and 2 must be among them", required=True
     )
-    scaling_kinds: str = option(
-        f"{REPLICAS},{WORKERS}", "what to measure: replicas of one process, workers, or both", required=True
-    )
     scaling_steps: int = option(10, "steps of which the median counts, with --measure=scaling", unit="steps", minimum=1)
     gpu_images_per_second: str = option(
         "400",
@@ -79,17 +68,9 @@ class ScalingConfig(Group):
             )
         return numbers
 
-    def kinds(self) -> tuple[str, ...]:
-        """The kinds to measure; replicas, which the fit needs, come first."""
-        asked = [name.strip() for name in self.scaling_kinds.split(",")]
-        if REPLICAS not in asked or not {*asked} <= {REPLICAS, WORKERS}:
-            raise ConfigError(f"--scaling_kinds={self.scaling_kinds}: must be {REPLICAS}, or {REPLICAS},{WORKERS}")
-        return tuple(name for name in (REPLICAS, WORKERS) if name in asked)
-
     def check(self, batch_size: int) -> None:
         """Raises ConfigError if a flag is invalid, or the numbers do not divide the batch."""
         most = self.numbers()[-1]
-        self.kinds()
         self.machines(input_per_host=1.0)
         if batch_size % most or batch_size // most < 2:
             raise ConfigError(
@@ -106,17 +87,12 @@ class ScalingConfig(Group):
                 raise ConfigError(
                     f"--{name}={getattr(self, name)}: must be one number, or one for each of {rows} machines"
                 )
+        machines = zip(*(column * (rows // len(column)) for column in columns), strict=True)
         return [
             Machine(
-                images_per_second,
-                int(gpus_per_node),
-                Link(intra_us * 1e-6, intra_gb * 1e9),
-                Link(inter_us * 1e-6, inter_gb * 1e9),
-                input_of_node or input_per_host,
+                speed, number, Link(us / 1e6, gb * 1e9), Link(node_us / 1e6, node_gb * 1e9), input or input_per_host
             )
-            for images_per_second, gpus_per_node, inter_gb, inter_us, intra_gb, intra_us, input_of_node in zip(
-                *(column * (rows // len(column)) for column in columns), strict=True
-            )
+            for speed, number, node_gb, node_us, gb, us, input in machines
         ]
 
 
@@ -143,7 +119,7 @@ def measure(config: ScalingConfig, plain: Config) -> list[dict[str, Any]]:
       one dictionary of the results: `points`, `input_per_host`, `model` and `predictions`.
     """
     points = []
-    for kind in config.kinds():
+    for kind in (REPLICAS, WORKERS):
         for number in config.numbers():
             batches = batch_sizes(plain.data.batch_size, number, config.numbers()[-1])
             configs = [replicated_config(plain, kind, number, size) for size in batches]
@@ -174,9 +150,9 @@ def _beside_model(point: Point, model: SharedCores) -> dict[str, Any]:
         "predicted": predicted,
         "predicted_busy": model.work(point.number, point.batch_size),
         "predicted_network": model.network(point),
-        "predicted_all_reduce": model.all_reduce(point.kind, point.number, point.bytes),
+        "predicted_all_reduce": model.links[point.kind].shared_ring(point.number, point.bytes),
         "error": predicted / point.step - 1,
-        "fitted": scaling_model.is_fitted(point),
+        "fitted": point.fitted,
     }
 
 
@@ -252,10 +228,5 @@ def _predictions(
                     break
                 each = batch if scaling == "weak" else batch / gpus
                 found = scaling_model.predict(machine, gpus, each, size=two.bytes, small_reduces=two.small_reduces)
-                rows.append({"machine": machine.description(), "scaling": scaling, **_as_row(found)})
+                rows.append({"machine": machine.description(), "scaling": scaling, **found})
     return rows
-
-
-def _as_row(found: Prediction) -> dict[str, Any]:
-    names = ("network", "step", "images_per_second", "efficiency", "bottleneck")
-    return {**dataclasses.asdict(found), **{name: getattr(found, name) for name in names}}

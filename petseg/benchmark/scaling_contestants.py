@@ -28,10 +28,11 @@ def measure(connection: Connection, configs: Sequence[Config], steps: int) -> No
 
 def measure_input(connection: Connection, config: Config, steps: int) -> None:
     """Sends another process the images per second of this host's input."""
-    contestant = contestants.petseg_input(config)
-    next(contestant)
-    turn = contestant.send(steps)
-    connection.send(turn.images / turn.seconds)
+    work = contestants.petseg_input(config)
+    work(contestants.WARM_UP)
+    began = time.perf_counter()
+    work(steps)
+    connection.send(steps * config.data.batch_size / (time.perf_counter() - began))
 
 
 def measure_on(strategy: tf.distribute.Strategy, configs: Sequence[Config], steps: int) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from petseg.benchmark.contestants import set_up_run, tutorial_batches
-from petseg.benchmark.time_to_score_config import TimeToScoreConfig
+from petseg.benchmark.time_to_score import TimeToScoreConfig
 from petseg.config import Config
 from petseg.data import catalog, example_order, loading
 from petseg.evaluation import metrics

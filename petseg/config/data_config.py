@@ -31,11 +31,7 @@ def check_dataset_name(dataset: str) -> None:
 
 
 def picture_size(flag: str, value: str) -> tuple[int, int]:
-    """Parses the height and width of a flag, in pixels.
-
-    Raises:
-      ConfigError: if the value is not a valid size.
-    """
+    """Parses the height and width of a flag, in pixels. Raises ConfigError if the value is not a valid size."""
     height, width = sides(value)
     if min(height, width) < 32 or height % 32 or width % 32:
         raise ConfigError(

@@ -172,8 +172,7 @@ class ScoreConfig(Group):
     def tile_size(self, data: DataConfig) -> tuple[int, int] | None:
         """Height and width of the tiles for predictions of a run; None for whole images.
 
-        Raises:
-          ConfigError: if the network of a run that crops cannot take such tiles.
+        Raises ConfigError if the network of a run that crops cannot take such tiles.
         """
         if data.resize != "crop":
             return self._given_tile()

@@ -134,8 +134,7 @@ def flag_name(field: dataclasses.Field[Any]) -> str:
 class Group:
     """Base class of dataclasses whose fields are flags; validates them on construction.
 
-    Raises:
-      ConfigError: if a field has an invalid value.
+    Raises ConfigError if a field has an invalid value.
     """
 
     exclusive: ClassVar[tuple["Exclusive", ...]] = ()
@@ -247,8 +246,7 @@ def _last_given(name: str, arguments: Sequence[str]) -> int:
 def from_flags(config_class: type[T], flag_values: flags.FlagValues) -> T:
     """Builds a config from parsed flags.
 
-    Raises:
-      ConfigError: if a value is invalid, or two values contradict each other.
+    Raises ConfigError if a value is invalid, or two values contradict each other.
     """
     parts = {
         name: group(**{field.name: flag_values[flag_name(field)].value for field in dataclasses.fields(group)})

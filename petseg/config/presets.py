@@ -16,11 +16,7 @@ def names() -> tuple[str, ...]:
 
 
 def preset_file(name: str) -> Path:
-    """Returns the file of a preset.
-
-    Raises:
-      ConfigError: if there is no preset of that name.
-    """
+    """Returns the file of a preset. Raises ConfigError if there is no preset of that name."""
     if name not in names():
         raise ConfigError(f"--preset={name}: must be one of {', '.join(names())}")
     return FOLDER / f"{name}.cfg"
@@ -35,8 +31,7 @@ def summary(name: str) -> str:
 def as_flagfiles(arguments: Sequence[str]) -> list[str]:
     """Replaces each --preset=NAME, or --preset NAME, by --flagfile=FILE.
 
-    Raises:
-      ConfigError: if there is no such preset.
+    Raises ConfigError if there is no such preset.
     """
     found, rest = [], iter(arguments)
     for argument in rest:

@@ -38,8 +38,7 @@ def fingerprint(config: Config) -> int:
 def from_dict(values: Mapping[str, Mapping[str, Any]]) -> Config:
     """The inverse of `to_dict`. Fields that are missing have their defaults.
 
-    Raises:
-      ConfigError: if a key is unknown or a value invalid.
+    Raises ConfigError if a key is unknown or a value invalid.
     """
     known = groups(Config)
     _refuse_unknown(values, known)
@@ -105,8 +104,7 @@ def code_references(config: Config, where: Sequence[str] = (SCORING, TRAINING)) 
 def with_code(config: Config, code: Mapping[str, Callable[..., Any]]) -> Config:
     """The config with functions or classes as the values of the flags that may name code.
 
-    Raises:
-      ConfigError: if a flag takes no code, or a function is not at the top level of a module.
+    Raises ConfigError if a flag takes no code, or a function is not at the top level of a module.
     """
     group_of = {
         field.name: name

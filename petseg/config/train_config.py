@@ -280,11 +280,7 @@ class RuntimeConfig(Group):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All flags of a training run.
-
-    Raises:
-      ConfigError: if two fields contradict each other.
-    """
+    """All flags of a training run. Raises ConfigError if two fields contradict each other."""
 
     has_presets: ClassVar[bool] = True  # its flags may come from --preset=NAME
 
@@ -340,8 +336,7 @@ class Config:
     def preset(cls, name: str, **flags: Any) -> "Config":
         """Returns the config of a preset with some flags changed: `Config.preset("best", epochs=5)`.
 
-        Raises:
-          PetsegError: if there is no such preset, or as `of`.
+        Raises PetsegError if there is no such preset, or as `of`.
         """
         return cls.of(preset=name, **flags)
 
@@ -349,10 +344,7 @@ class Config:
         """Returns a config with other values: `config.changed(runtime={"workdir": "runs/pets"})`.
 
         A value also switches off a flag that it excludes: `config.changed(schedule={"train_steps": 100})` sets the
-        epochs to 0.
-
-        Raises:
-          ConfigError: if a value is invalid, or two values contradict each other.
+        epochs to 0. Raises ConfigError if a value is invalid, or two values contradict each other.
         """
         values = {name: getattr(self, name).changed(**changes) for name, changes in groups.items()}
         return dataclasses.replace(self, **values)

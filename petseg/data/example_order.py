@@ -14,8 +14,7 @@ VERSIONS = (1, 2)  # of `example_ids`; a run keeps its version when it is resume
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     """Full batches in an epoch; the remainder, other examples in each epoch, is dropped.
 
-    Raises:
-      DataError: if the split is smaller than a batch.
+    Raises DataError if the split is smaller than a batch.
     """
     if batch_size > num_examples:
         raise DataError(f"--batch_size={batch_size}: the training split holds only {num_examples} examples")

@@ -148,8 +148,7 @@ class BandCounts:
 def to_image(picture: Picture, channels: int) -> np.ndarray:
     """An upright image [H, W, channels] of a picture, in its own numbers.
 
-    Raises:
-      PictureError: if the picture has other channels.
+    Raises PictureError if the picture has other channels.
     """
     picture, bands = picture.upright().colors(), Bands.of(picture)
     if not bands.gives(channels):
@@ -175,8 +174,7 @@ def luma(pixels: np.ndarray) -> np.ndarray:
 def prepared(picture: Picture, spec: ImageSpec) -> np.ndarray:
     """An image [H, W, C] of a picture, upright and as images of a run travel, uint8 or uint16.
 
-    Raises:
-      PictureError: if the picture has other channels or numbers than the run's images.
+    Raises PictureError if the picture has other channels or numbers than the run's images.
     """
     bands = Bands.of(picture)
     if bands.dtype != spec.dtype:

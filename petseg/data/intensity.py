@@ -21,8 +21,7 @@ logger = logging.getLogger(__name__)
 def resolved(config: DataConfig, data_set: DataSet) -> DataConfig:
     """The config with --channels, --image_dtype and --intensity_range as they are in the data set.
 
-    Raises:
-      DataError: if the images of the data set differ from each other or from the flags; names one.
+    Raises DataError if the images of the data set differ from each other or from the flags; names one.
     """
     counts = data_set.band_counts(config.named_splits)
     channels, bands = counts.resolve(config.channels, config.image_dtype)
@@ -47,10 +46,8 @@ def decoding_of(config: DataConfig, data_set: DataSet) -> ImageDecoding:
 def _measured_range(data_set: DataSet, split: str, decoding: ImageDecoding) -> str:
     """The range of the numbers in a split, as the value of --intensity_range.
 
-    One range for RGB, whose channels share a scale; one for each channel of other images.
-
-    Raises:
-      DataError: if all numbers are the same.
+    One range for RGB, whose channels share a scale; one for each channel of other images. Raises DataError if all
+    numbers are the same.
     """
     count, channels = data_set.num_examples(split), decoding.spec.channels
     decode = tf.autograph.experimental.do_not_convert(lambda example: decoding.stored(example["image"]))

@@ -102,11 +102,7 @@ def values_of(picture: Picture, colored: bool | None = None) -> MaskValues:
 
 
 def ids_of(values: MaskValues, coding: MaskCoding) -> np.ndarray:
-    """Class ids, uint8 [H, W].
-
-    Raises:
-      DataError: if a value is in no class.
-    """
+    """Class ids, uint8 [H, W]. Raises DataError if a value is in no class."""
     ids = coding.ids(values.numbers)
     if (ids == UNKNOWN).any():
         hint = "; the mask holds numbers: [1, 2, 3] is a colour unless another class has a number as its value"
@@ -118,8 +114,7 @@ def ids_of(values: MaskValues, coding: MaskCoding) -> np.ndarray:
 def read(path: str | os.PathLike[str], classes: Classes) -> np.ndarray:
     """Class ids of a mask file, uint8 [H, W].
 
-    Raises:
-      DataError: if it cannot be read, or a value is in no class; names the file.
+    Raises DataError if it cannot be read, or a value is in no class; names the file.
     """
     try:
         with open(path, "rb") as file:

@@ -82,8 +82,7 @@ def from_pillow(image: Image.Image) -> Picture:
 def from_array(array: np.ndarray) -> Picture:
     """A picture of an array [H, W] or [H, W, bands] of numbers, none of which is opacity.
 
-    Raises:
-      PictureError: if it is no picture.
+    Raises PictureError if it is no picture.
     """
     return of_bands(array, "ARRAY")
 

@@ -22,8 +22,7 @@ ORIENTATION = 0x0112  # EXIF tag
 def open_picture(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
     """Opens an image like `PIL.Image.open`, in one of `FORMATS` only; decodes no pixels.
 
-    Raises:
-      Exception: if Pillow cannot read the file; its decoders raise many classes.
+    Raises Exception if Pillow cannot read the file; its decoders raise many classes.
     """
     _register_plugins()
     return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])  # noqa: TID251

@@ -26,10 +26,8 @@ def export(config: EvalConfig) -> list[export_lib.Agreement]:
     """Exports the model and compares each export with it on images of the evaluation split.
 
     The data set is not downloaded for this: if it is not on disk, drawings are used. Calibration images, which only
-    `tflite_int8` needs, are loaded as for training.
-
-    Raises:
-      PetsegError: if work directory or checkpoint cannot be used, a package is missing, or an export disagrees.
+    `tflite_int8` needs, are loaded as for training. Raises PetsegError if work directory or checkpoint cannot be used,
+    a package is missing, or an export disagrees.
     """
     score = config.score
     run = open_single(score)
@@ -62,8 +60,7 @@ def export(config: EvalConfig) -> list[export_lib.Agreement]:
 def _comparison_images(run: TrainedRun | PackedRun, score: ScoreConfig) -> tuple[np.ndarray, str]:
     """Images [N, H, W, C] of the evaluation split, or drawings if it is not on disk; and which of the two.
 
-    Raises:
-      DataError: if the data set is on disk and lacks the split of --split.
+    Raises DataError if the data set is on disk and lacks the split of --split.
     """
     data = run.config.data
     reason = f"{data.dataset} is not on disk"

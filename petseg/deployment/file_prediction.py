@@ -168,8 +168,7 @@ class _Pipeline:
     def _collect_written(self, *, wait: bool) -> None:
         """Records the results of finished writers, after waiting for at least one if asked to.
 
-        Raises:
-          OSError: if the disk is full or not writable.
+        Raises OSError if the disk is full or not writable.
         """
         if wait and self._writing:
             futures.wait(self._writing, return_when=futures.FIRST_COMPLETED)

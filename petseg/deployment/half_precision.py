@@ -16,10 +16,7 @@ SUFFIX = "/half"
 def half_precision(path_in: str | os.PathLike[str], path_out: str | os.PathLike[str]) -> None:
     """Copies an ONNX file, storing large float32 weights as float16, each followed by a cast to float32.
 
-    Runtimes fold the casts when they load the file.
-
-    Raises:
-      ExportError: if a weight is out of the range of float16.
+    Runtimes fold the casts when they load the file. Raises ExportError if a weight is out of the range of float16.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 def predict(config: EvalConfig) -> list[Path]:
     """Writes masks of photographs; returns their files.
 
-    Raises:
-      PetsegError: if work directory or checkpoint cannot be used, nothing matches, or some files cannot be read.
+    Raises PetsegError if work directory or checkpoint cannot be used, nothing matches, or some files cannot be read.
     """
     score = config.score
     with StopSignals():

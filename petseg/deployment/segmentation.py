@@ -77,8 +77,7 @@ class Segmentation:
     def probabilities(self) -> np.ndarray:
         """Class probabilities, float32 [H, W, C]; of a large image, computed again at each access.
 
-        Raises:
-          DataError: if they were not kept and this is a pickled copy, which has no network.
+        Raises DataError if they were not kept and this is a pickled copy, which has no network.
         """
         return self._probabilities if self._probabilities is not None else np.concatenate(list(self.probability_rows()))
 
@@ -120,8 +119,7 @@ class Segmentation:
     def cutout(self) -> Image.Image:
         """The foreground on a transparent background (RGBA); alpha is the probability of foreground.
 
-        Raises:
-          ConfigError: if no class is foreground.
+        Raises ConfigError if no class is foreground.
         """
         check_foreground(self.classes)
         assert self.foreground is not None  # some class is foreground

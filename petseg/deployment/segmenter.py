@@ -85,10 +85,8 @@ class Segmenter:
     def __call__(self, image: ImageLike | list[ImageLike]) -> Segmentation | list[Segmentation]:
         """Segments an image of any size: an array, a path, or a Pillow image; or a list of them.
 
-        An array [H, W, C] has the channels and numbers of the training images: of 8-bit RGB, uint8 [H, W, 3].
-
-        Raises:
-          DataError: if it is none of these, or cannot be read.
+        An array [H, W, C] has the channels and numbers of the training images: of 8-bit RGB, uint8 [H, W, 3]. Raises
+        DataError if it is none of these, or cannot be read.
         """
         if isinstance(image, list):
             return list(self.predictor.predict([as_array(each, self._spec) for each in image]))
@@ -225,8 +223,7 @@ def _tile_flag(tile: int | str | Sequence[int] | None) -> str:
 def as_array(image: ImageLike, spec: ImageSpec = PLAIN) -> np.ndarray:
     """Converts an array, a path or a Pillow image to an image [H, W, C] as images of a run travel.
 
-    Raises:
-      DataError: if it is none of these, cannot be read, or has other channels or numbers than the run's images.
+    Raises DataError if it is none of these, cannot be read, or has other channels or numbers than the run's images.
     """
     if isinstance(image, str | os.PathLike):
         if not os.path.isfile(image):

@@ -66,10 +66,8 @@ def from_confusion_matrix(matrix: np.ndarray, classes: Classes, own_scores: str 
 def own(reference: str, matrix: np.ndarray, classes: Classes) -> dict[str, Any]:
     """The scores of code of the user: a function of the confusion matrix, int64 [C, C], and the classes.
 
-    It returns a dictionary of numbers, or of C numbers by class, by name.
-
-    Raises:
-      ConfigError: if the function fails or returns something else.
+    It returns a dictionary of numbers, or of C numbers by class, by name. Raises ConfigError if the function fails or
+    returns something else.
     """
     found = custom_code.call("scores", reference, matrix, classes)
     scores: dict[str, Any] = {}

@@ -166,10 +166,8 @@ def drop_later_events(directory: Path, step: int) -> None:
     """Cuts the event files of a folder back to a step, and deletes them for step 0.
 
     TensorBoard would draw zigzag lines through steps that were logged twice. Rows of the HParams page are dropped too
-    because a resumed run may have other flags and is no longer complete.
-
-    Raises:
-      WorkDirectoryError: if a file cannot be rewritten; it is left unchanged.
+    because a resumed run may have other flags and is no longer complete. Raises WorkDirectoryError if a file cannot be
+    rewritten; it is left unchanged.
     """
     for file in directory.glob("events.out.tfevents.*"):
         if not step:

@@ -43,10 +43,8 @@ class BadExamples:
         """Logs bad examples of the steps before `step`. All processes of a cluster call this together.
 
         With --on_bad_example=stop the run ends before anything of these steps is logged or saved, so a rerun with the
-        file fixed gives the same bits as a run that never met the bad example.
-
-        Raises:
-          DataError: if the run must end; names the example.
+        file fixed gives the same bits as a run that never met the bad example. Raises DataError if the run must end;
+        names the example.
         """
         if self._examples.checked:
             return

@@ -89,9 +89,7 @@ def build_model(config: Config, classes: Classes, encoder_weights: str | None = 
     """Builds the network of a config; call it inside ``strategy.scope()``.
 
     `encoder_weights` are those of `encoders.build_encoder`; None for random weights, which a checkpoint will replace.
-
-    Raises:
-      ConfigError: if the weights are missing or do not fit, or the encoder lacks a named layer.
+    Raises ConfigError if the weights are missing or do not fit, or the encoder lacks a named layer.
     """
     model, channels = config.model, config.data.image_spec.channels
     with unet.dtype_policy(config.compute.precision):
@@ -176,8 +174,7 @@ def build_trainer(
 def _trainer_class(reference: str) -> type[trainer.Trainer]:
     """The class that --step names; `Trainer` if it is empty.
 
-    Raises:
-      ConfigError: if it is not a subclass of `Trainer`.
+    Raises ConfigError if it is not a subclass of `Trainer`.
     """
     found: Any = custom_code.load("step", reference) if reference else trainer.Trainer
     if not isinstance(found, type) or not issubclass(found, trainer.Trainer):
@@ -193,8 +190,7 @@ def build_weight_map(config: Config, class_weights: tuple[float, ...] | None) ->
 def check_code(config: Config, classes: Classes) -> None:
     """Checks code of the user before examples are loaded; loss, optimizer, weights and scores on made-up data.
 
-    Raises:
-      ConfigError: if one fails or returns something of another form.
+    Raises ConfigError if one fails or returns something of another form.
     """
     _trainer_class(config.extension.step)
     losses.Loss(config.loss).check(len(classes), config.data.size)
@@ -243,8 +239,7 @@ def build_evaluator(
 def restore(path: str, config: Config, model: keras.Model, *, averaged: bool) -> int:
     """Restores a model's weights, or their averages, from a checkpoint of a run; returns the step of the checkpoint.
 
-    Raises:
-      CheckpointError: if the checkpoint is damaged, belongs to another model, or has no averages.
+    Raises CheckpointError if the checkpoint is damaged, belongs to another model, or has no averages.
     """
     if not averaged:
         return checkpoints.restore_model(path, model=model)

@@ -25,8 +25,7 @@ CHECKPOINTS = ("latest", "best")
 class Ensemble:
     """Trained runs of the same classes and input, used like one run. The loss of scores is that of the first.
 
-    Raises:
-      ConfigError: if there are fewer than two, a path contains SEPARATOR, or they do not fit together.
+    Raises ConfigError if there are fewer than two, a path contains SEPARATOR, or they do not fit together.
     """
 
     members: tuple[TrainedRun | PackedRun, ...]  # the runs
@@ -102,8 +101,7 @@ class Ensemble:
     def restore(self, path: str, model: "keras.Model") -> int:
         """Restores the networks from a text of `checkpoint`; returns the largest of their steps.
 
-        Raises:
-          CheckpointError: if a checkpoint is damaged, belongs to another model, or has no averages.
+        Raises CheckpointError if a checkpoint is damaged, belongs to another model, or has no averages.
         """
         members = zip(self.members, path.split(SEPARATOR), model.members, strict=True)
         return max(member.restore(checkpoint, network) for member, checkpoint, network in members)

@@ -30,10 +30,7 @@ class NonFiniteSteps:
     def check(self) -> None:
         """Ends the run, or prepares it to go on, if the last step was not finite.
 
-        All processes of a cluster call this together.
-
-        Raises:
-          NonFiniteLossError: if the run must end.
+        All processes of a cluster call this together. Raises NonFiniteLossError if the run must end.
         """
         step, mode = int(self._trainer.nonfinite_step.numpy()), self._config.runtime.on_nonfinite
         if step < 0:

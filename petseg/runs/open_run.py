@@ -23,8 +23,7 @@ Run = TrainedRun | PackedRun | Ensemble
 def open_run(score: ScoreConfig) -> Run:
     """Opens the trained run that --workdir or --pretrained names; with --ensemble, several as one.
 
-    Raises:
-      PetsegError: if there is none.
+    Raises PetsegError if there is none.
     """
     if score.ensemble:
         found = run_groups.find_runs(score.workdir, "workdir")
@@ -52,8 +51,7 @@ def open_single(score: ScoreConfig) -> TrainedRun | PackedRun:
 def load_model(run: Run, checkpoint: str) -> "tuple[keras.Model, int]":
     """Builds a run's network, restores a checkpoint and returns both the network and its training step.
 
-    Raises:
-      CheckpointError: if the checkpoint is damaged, belongs to another model, or has no averaged weights.
+    Raises CheckpointError if the checkpoint is damaged, belongs to another model, or has no averaged weights.
     """
     model = run.build_model()
     return model, run.restore(checkpoint, model)

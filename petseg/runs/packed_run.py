@@ -124,11 +124,7 @@ class PackedRun:
         return str(self.path)
 
     def restore(self, path: str, model: "keras.Model") -> int:
-        """Restores the weights of the file; returns their step.
-
-        Raises:
-          CheckpointError: if the file is damaged.
-        """
+        """Restores the weights of the file; returns their step. Raises CheckpointError if the file is damaged."""
         try:
             tensors = safetensors.numpy.load_file(path)
             for name, variable in _by_name(model).items():
@@ -147,10 +143,8 @@ class PackedRun:
 def pack(path: Path, model: "keras.Model", config: Config, classes: Classes, card: dict[str, Any]) -> PackedRun:
     """Writes a model's weights and metadata into a file; an existing file is replaced.
 
-    The card holds JSON values, `step` and `weights` among them.
-
-    Raises:
-      ExportError: if the network is a custom one, or a weight is too large for half precision.
+    The card holds JSON values, `step` and `weights` among them. Raises ExportError if the network is a custom one, or a
+    weight is too large for half precision.
     """
     for flag, reference in config_lib.code_references(config).items():
         if flag in ("network", "encoder", "decoder"):
@@ -178,10 +172,8 @@ def packaged_file(name: str) -> Path:
 def packed_file(source: str) -> Path | None:
     """Path of the packed weights that a flag such as --workdir names; None if it names something else.
 
-    A work directory takes precedence over a packaged model of the same name.
-
-    Raises:
-      ConfigError: if it is the name of a packaged model and also of a path that is not a work directory.
+    A work directory takes precedence over a packaged model of the same name. Raises ConfigError if it is the name of a
+    packaged model and also of a path that is not a work directory.
     """
     path = Path(source)
     if source not in NAMES:

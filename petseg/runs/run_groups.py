@@ -30,8 +30,7 @@ def group_folder(config: Config) -> Path | None:
 def find_runs(text: str, flag: str) -> list[WorkDirectory]:
     """The work directories that a flag names: paths separated by commas, globs, or folders that hold work directories.
 
-    Raises:
-      ConfigError: if a glob matches no run, or a run is named twice.
+    Raises ConfigError if a glob matches no run, or a run is named twice.
     """
     found: list[Path] = []
     for part in filter(None, map(str.strip, text.split(","))):
@@ -86,8 +85,7 @@ def _sort_key(path: Path) -> tuple[int, str]:
 def names_several_runs(score: ScoreConfig) -> bool:
     """Whether --workdir or --compare names several runs.
 
-    Raises:
-      ConfigError: if they do beside flags that need a single run, or a run is named twice.
+    Raises ConfigError if they do beside flags that need a single run, or a run is named twice.
     """
     flags = ("compare",) if score.ensemble else ("workdir", "compare")
     counts = {flag: len(find_runs(getattr(score, flag), flag)) for flag in flags}

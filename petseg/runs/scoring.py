@@ -90,8 +90,7 @@ def check_csv_path(score: ScoreConfig) -> None:
 def checked_common_split(runs: Sequence[Run], score: ScoreConfig) -> str:
     """The split to score: without --split, the first run's evaluation split.
 
-    Raises:
-      DataError: if a run was trained on examples of it.
+    Raises DataError if a run was trained on examples of it.
     """
     split = score.split or runs[0].config.data.eval_split
     if not score.allow_training_images:

@@ -88,10 +88,7 @@ class Run:
 def set_up(config: Config, workdir: WorkDirectory, placement: Placement, signals: StopSignals) -> Run:
     """Builds a run and restores its latest checkpoint.
 
-    Checks that need neither data nor a model come first.
-
-    Raises:
-      PetsegError: if something cannot be used.
+    Checks that need neither data nor a model come first. Raises PetsegError if something cannot be used.
     """
     building.check_replicas(config, placement.strategy)
     for flag, reference in config_lib.code_references(config).items():
@@ -116,8 +113,7 @@ def set_up(config: Config, workdir: WorkDirectory, placement: Placement, signals
 def _checked_data(config: Config, workdir: WorkDirectory, start: StartingPoint) -> tuple[TrainingData, Config]:
     """The data of a run, which must be the data that it began with; and the config with what was open in it.
 
-    Raises:
-      PetsegError: if it cannot be used, or has changed.
+    Raises PetsegError if it cannot be used, or has changed.
     """
     data_set = catalog.open_with_splits(config.data)
     building.check_code(config, data_set.classes)

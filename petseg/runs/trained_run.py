@@ -61,8 +61,7 @@ class TrainedRun:
     def open_to_compare(cls, workdir: WorkDirectory, score: ScoreConfig) -> "TrainedRun":
         """Opens a run of --compare; --ema uses its averaged weights if it has any.
 
-        Raises:
-          WorkDirectoryError: if there is no run.
+        Raises WorkDirectoryError if there is no run.
         """
         has_averages = workdir.load_config().optimizer.ema_decay > 0
         return cls.open(workdir, dataclasses.replace(score, ema=score.ema and has_averages))
@@ -89,8 +88,7 @@ class TrainedRun:
     def training_data(self) -> "TrainingData | None":
         """The record of the data that the run was trained on; None for runs of older versions.
 
-        Raises:
-          WorkDirectoryError: if it cannot be read.
+        Raises WorkDirectoryError if it cannot be read.
         """
         from petseg.runs.training_data import TrainingData
 
@@ -117,10 +115,8 @@ class TrainedRun:
     def checkpoint(self, which: str, *, intact: bool = True) -> str:
         """Path of the checkpoint that --checkpoint names: `latest`, `best` or a path.
 
-        With `intact`, the latest is the newest one that can be read, which needs TensorFlow.
-
-        Raises:
-          CheckpointError: if there is none.
+        With `intact`, the latest is the newest one that can be read, which needs TensorFlow. Raises CheckpointError if
+        there is none.
         """
         if intact:
             from petseg.runs import checkpoints
@@ -131,11 +127,7 @@ class TrainedRun:
         )
 
     def all_checkpoints(self) -> list[str]:
-        """Paths of the run's latest checkpoints, oldest first.
-
-        Raises:
-          CheckpointError: if there is none.
-        """
+        """Paths of the run's latest checkpoints, oldest first. Raises CheckpointError if there is none."""
         paths = [self.path_of(step) for step in reversed(self.steps())]
         if not paths:
             raise CheckpointError(f"--checkpoint=all: there is no checkpoint in {self.workdir.checkpoints} yet")
@@ -170,8 +162,7 @@ class TrainedRun:
     def restore(self, path: str, model: "keras.Model") -> int:
         """Restores the trained or averaged weights from a checkpoint; returns its step.
 
-        Raises:
-          CheckpointError: if the checkpoint is damaged, belongs to another model, or has no averages.
+        Raises CheckpointError if the checkpoint is damaged, belongs to another model, or has no averages.
         """
         from petseg.runs import building
 

@@ -41,8 +41,7 @@ class TrainingData:
     def of(cls, data_set: DataSet, config: DataConfig, initial: "TrainingData | None" = None) -> "TrainingData":
         """The data of a config as it is now; `initial` is the record of the run of --init_from.
 
-        Raises:
-          DataError: if a split does not exist.
+        Raises DataError if a split does not exist.
         """
         splits = {flag: getattr(config, flag) for flag in SPLITS}
         found = {flag: data_set.digests_of(split) for flag, split in splits.items()}
@@ -55,11 +54,7 @@ class TrainingData:
 
     @classmethod
     def read(cls, path: Path) -> "TrainingData | None":
-        """Reads a record; None if the file does not exist.
-
-        Raises:
-          WorkDirectoryError: if it cannot be read.
-        """
+        """Reads a record; None if the file does not exist. Raises WorkDirectoryError if it cannot be read."""
         if not path.exists():
             return None
         try:
@@ -166,8 +161,7 @@ def warn_of_seen_images(data: TrainingData, data_set: DataSet, config: DataConfi
 def trained_on(data_set: DataSet, split: str, config: DataConfig, record: TrainingData | None) -> Overlap:
     """The examples of a split that a run was trained on; without a record, its training split is taken as it is now.
 
-    Raises:
-      DataError: if the split does not exist.
+    Raises DataError if the split does not exist.
     """
     if record is not None and record.digests and data_set.digests_of(split) is not None:
         return data_set.overlap_with(split, record.seen)

@@ -55,8 +55,7 @@ class WorkDirectory:
     def for_training(cls, path: str, dataset: str) -> "WorkDirectory":
         """Work directory of a training run; a new one under `runs/` if the path is empty.
 
-        Raises:
-          WorkDirectoryError: if it is a file, cannot be written to, or holds other files.
+        Raises WorkDirectoryError if it is a file, cannot be written to, or holds other files.
         """
         if not path:
             now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")

@@ -131,8 +131,7 @@ def _limit_registration(cluster: Cluster, seconds: float) -> None:
 def described_by_environment(gpus: int) -> Cluster:
     """Reads the cluster from TF_CONFIG, or else from Slurm's variables.
 
-    Raises:
-      ConfigError: if there is none, or it is invalid.
+    Raises ConfigError if there is none, or it is invalid.
     """
     if "TF_CONFIG" in os.environ:
         _check_tf_config(os.environ["TF_CONFIG"])

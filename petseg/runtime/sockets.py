@@ -21,8 +21,7 @@ def answers(address: str) -> bool:
 def listen(port: int) -> socket.socket:
     """Opens a server socket at a port on all addresses of this machine.
 
-    Raises:
-      OSError: if the port is in use or not permitted.
+    Raises OSError if the port is in use or not permitted.
     """
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     return socket.create_server(("", port), family=family, dualstack_ipv6=family == socket.AF_INET6)

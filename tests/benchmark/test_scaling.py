@@ -17,7 +17,6 @@ from petseg.training.variables import moving_statistics
         (["--scaling_numbers=1,3"], "--scaling_numbers=1,3: must be different numbers from 1 on, 1 and 2 among them"),
         (["--scaling_numbers=0,1,2"], "--scaling_numbers=0,1,2: must be different numbers from 1 on"),
         (["--scaling_numbers=1,2,x"], "--scaling_numbers=1,2,x: must be different numbers from 1 on"),
-        (["--scaling_kinds=workers"], "--scaling_kinds=workers: must be replicas, or replicas,workers"),
         (["--batch_size=30"], "--batch_size=30: must be a multiple of the largest of --scaling_numbers, 4"),
         (["--batch_size=4"], "--batch_size=4: must be a multiple of the largest of --scaling_numbers, 4, and at least"),
         (["--interconnect_gb=25,0"], "--interconnect_gb=25,0: must be numbers above 0, separated by commas"),

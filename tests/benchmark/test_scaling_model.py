@@ -28,8 +28,8 @@ def made_up_points(noise=0.0):
                 times = {
                     "step": TRUE.step(point),
                     "busy": number * fixed + each * batch_size,
-                    "all_reduce": TRUE.all_reduce(kind, number, point.bytes),
-                    "small": TRUE.all_reduce(kind, number, SMALL_BYTES),
+                    "all_reduce": TRUE.links[kind].shared_ring(number, point.bytes),
+                    "small": TRUE.links[kind].shared_ring(number, SMALL_BYTES),
                 }
                 times = {name: time * (1 + noise * rng.uniform(-1, 1)) for name, time in times.items()}
                 points.append(dataclasses.replace(point, **times))
@@ -57,7 +57,7 @@ def test_held_out_points_are_predicted_and_do_not_affect_the_fit():
     found = scaling_model.fit(points, cores=2)
     for point in points:
         assert found.step(point) == pytest.approx(TRUE.step(point), rel=0.15)
-    held_out = [not scaling_model.is_fitted(point) for point in points]
+    held_out = [not point.fitted for point in points]
     assert held_out == [point.number > 1 or point.kind == WORKERS for point in points]
     spoilt = [dataclasses.replace(p, step=99.0) if out else p for p, out in zip(points, held_out, strict=True)]
     assert scaling_model.fit(spoilt, cores=2) == found
@@ -73,12 +73,6 @@ def test_nothing_is_fitted_below_zero():
     assert found.alone[0] == 0
     assert 0.1 <= found.alone[1] <= 0.125
     assert found.links[REPLICAS].bandwidth == float("inf")
-
-
-@pytest.mark.parametrize(("missing", "message"), [(1, "must include one replica"), (2, "must include two replicas")])
-def test_points_of_one_and_two_replicas_are_required(missing, message):
-    with pytest.raises(ValueError, match=message):
-        scaling_model.fit([point for point in made_up_points() if point.number != missing], cores=2)
 
 
 def test_an_all_reduce_takes_a_ring_or_a_tree_whichever_is_faster():
@@ -106,7 +100,6 @@ MACHINE = Machine(100.0, 4, Link(0.0, 1e10), Link(1e-3, 1e9), 1000.0)
 )
 def test_predictions_are_those_computed_by_hand(machine, gpus, batch, size, small, step, bottleneck):
     found = scaling_model.predict(machine, gpus, batch, size=size, small_reduces=small)
-    assert found.step == pytest.approx(step, rel=1e-4)
-    assert found.bottleneck == bottleneck
-    assert found.images_per_second == pytest.approx(gpus * batch / step, rel=1e-4)
-    assert found.efficiency == pytest.approx(0.5 / step, rel=1e-4)
+    expected = {"step": step, "images_per_second": gpus * batch / step, "efficiency": 0.5 / step}
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert found["bottleneck"] == bottleneck

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, changed, tiny_flags
 
 from petseg.benchmark import __main__ as program, time_to_score, time_to_score_contestants
-from petseg.benchmark.time_to_score_config import TimeToScoreConfig
+from petseg.benchmark.time_to_score import TimeToScoreConfig
 from petseg.benchmark.time_to_score_contestants import Timer
 from petseg.config import command_line
 from petseg.errors import ConfigError

@@ -65,10 +65,8 @@ class Annotations:
 def classes_of(labels: Iterable[str], where: str) -> tuple[Classes, dict[str, int]]:
     """Classes for labels, background first, and the class id of each label.
 
-    Labels with one text are one class. A label that is named background is class 0 itself.
-
-    Raises:
-      DataError: if labels cannot be told apart in the form that names of classes must have, or are too many.
+    Labels with one text are one class. A label that is named background is class 0 itself. Raises DataError if labels
+    cannot be told apart in the form that names of classes must have, or are too many.
     """
     names, ids, spelled = [BACKGROUND], dict[str, int](), dict[str, str]()
     for label in dict.fromkeys(labels):
@@ -106,11 +104,7 @@ def split_of(path: str) -> str:
 
 
 def stated_size(height: Any, width: Any, where: str) -> tuple[int, int] | None:
-    """The height and width that annotations state; None if they state none.
-
-    Raises:
-      DataError: if they are no numbers.
-    """
+    """The height and width that annotations state; None if they state none. Raises DataError if they are no numbers."""
     try:
         return (int(height), int(width)) if height and width else None
     except (TypeError, ValueError, OverflowError):
@@ -118,11 +112,7 @@ def stated_size(height: Any, width: Any, where: str) -> tuple[int, int] | None:
 
 
 def read_json(file: Path, shown: str) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-      DataError: if it cannot be read.
-    """
+    """The content of a JSON file. Raises DataError if it cannot be read."""
     try:
         return json.loads(file.read_bytes())
     except OSError as error:
@@ -134,8 +124,7 @@ def read_json(file: Path, shown: str) -> Any:
 def read_lines(file: Path, shown: str) -> list[str]:
     """The lines of a text file, without spaces at their ends; empty ones are kept, so that they can be counted.
 
-    Raises:
-      DataError: if it cannot be read.
+    Raises DataError if it cannot be read.
     """
     try:
         return [line.strip() for line in file.read_text("utf-8-sig").splitlines()]

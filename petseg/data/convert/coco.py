@@ -101,11 +101,7 @@ class _File:
         found.labels += [label for label in labels if label not in found.labels]
 
     def _dictionaries(self, content: Mapping[str, Any], key: str, needed: Sequence[str]) -> list[dict[str, Any]]:
-        """The entries of a list.
-
-        Raises:
-          DataError: if one lacks a key that it must have.
-        """
+        """The entries of a list. Raises DataError if one lacks a key that it must have."""
         for number, entry in enumerate(content[key]):
             values = entry if isinstance(entry, dict) else {}
             lacking = [name for name in needed if not isinstance(values.get(name), int | float | str)]

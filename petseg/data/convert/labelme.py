@@ -31,10 +31,7 @@ def read(source: Path, pictures: PictureIndex, image_dir: Path | None) -> Annota
     """Reads one JSON file, or all in a folder and its subfolders, of which `train`, `val` and so on are splits.
 
     Classes are in the order of `labels.txt` if the folder has it, else of the alphabet. A picture without a JSON file
-    is not known to be without objects, so it is left out.
-
-    Raises:
-      DataError: if there is no such file, or it is invalid.
+    is not known to be without objects, so it is left out. Raises DataError if there is no such file, or it is invalid.
     """
     files = [source] if source.is_file() else files_below(source, ".json")
     found, used = Annotations(), set[Path]()

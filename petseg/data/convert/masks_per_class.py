@@ -128,8 +128,7 @@ def _folder(source: Path, given: Path | None, usual: str) -> Path:
 def _read(file: Path) -> np.ndarray:
     """The pixels of a binary mask that are not black, bool [H, W].
 
-    Raises:
-      DataError: if it is a JPEG, or holds more than black and one other colour; the text follows the file's name.
+    Raises DataError if it is a JPEG, or holds more than black and one other colour; the text follows the file's name.
     """
     try:
         picture = picture_files.read(file).colors()

@@ -36,11 +36,7 @@ class PictureHeader:
 
 
 def read_header(picture: Path | bytes, name: str) -> PictureHeader:
-    """Reads the header of a picture.
-
-    Raises:
-      DataError: if it is no picture.
-    """
+    """Reads the header of a picture. Raises DataError if it is no picture."""
     try:
         data = picture if isinstance(picture, bytes) else picture.read_bytes()
         stored = picture_files.size_in_header(data)

@@ -31,8 +31,7 @@ class Shape(abc.ABC):
     def drawn(self, height: int, width: int) -> Region:
         """The pixels of the shape in an image of this size.
 
-        Raises:
-          DataError: if the shape does not fit the image; the text follows the object's name.
+        Raises DataError if the shape does not fit the image; the text follows the object's name.
         """
 
 
@@ -123,8 +122,7 @@ def _encoded_region(encoded: Any) -> Region:
 def _decompressed(text: str) -> list[int]:
     """The runs of a compressed text: five bits a character, lowest first; from the fourth on, differences.
 
-    Raises:
-      DataError: if the text is cut off, or holds other characters.
+    Raises DataError if the text is cut off, or holds other characters.
     """
     counts: list[int] = []
     value = shift = 0

@@ -20,10 +20,8 @@ LARGEST_SHARE = 2.0  # of a side; greater numbers are pixels
 def read(source: Path, pictures: PictureIndex, image_dir: Path | None) -> Annotations:
     """Reads a data set: a YAML file with `names`, or its folder, or a folder with `classes.txt`.
 
-    A picture without a text file has no objects, as the format has it.
-
-    Raises:
-      DataError: if classes or pictures are missing, or a line is no polygon.
+    A picture without a text file has no objects, as the format has it. Raises DataError if classes or pictures are
+    missing, or a line is no polygon.
     """
     file, content = _description(source)
     names = _names(content, file)
@@ -140,11 +138,7 @@ def _members(place: Path, pictures: PictureIndex, found: Annotations) -> list[Pa
 
 
 def _objects(file: Path, shown: str, names: Mapping[int, str]) -> list[LabelledObject]:
-    """The polygons of a label file.
-
-    Raises:
-      DataError: if a line is a box, or no polygon.
-    """
+    """The polygons of a label file. Raises DataError if a line is a box, or no polygon."""
     objects = []
     for number, line in enumerate(read_lines(file, shown), 1):
         if not line:

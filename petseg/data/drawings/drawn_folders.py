@@ -46,11 +46,7 @@ class WriteConfig(Group):
 
 
 def write(config: WriteConfig) -> None:
-    """Writes the folders.
-
-    Raises:
-      ConfigError: if the folder exists and is not empty, or cannot be written.
-    """
+    """Writes the folders. Raises ConfigError if the folder exists and is not empty, or cannot be written."""
     root = Path(config.write).expanduser()
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise ConfigError(f"--write={config.write}: must be a folder that does not exist, or is empty")

@@ -34,8 +34,7 @@ class Pictures(NamedTuple):
 def read(path: Path, spec: ImageSpec) -> np.ndarray:
     """Reads an uploaded image [H, W, C], as images of the run travel.
 
-    Raises:
-      DataError: if it cannot be read; the message does not reveal its path on this machine.
+    Raises DataError if it cannot be read; the message does not reveal its path on this machine.
     """
     try:
         return images.read(path, spec)
