@@ -18,7 +18,7 @@ IMAGENET_ALPHAS = {
     "mobilenet_v3_small": (0.75, 1.0),
     "mobilenet_v3_large": (0.75, 1.0),
 }
-DECODERS = ("pix2pix", "light", "lighter")
+DECODERS = ("pix2pix", "light", "lighter", "deeplab_v3plus", "fpn", "segformer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class ModelConfig(Group):
     decoder: str = option(
         "pix2pix",
         "`pix2pix`: the tutorial's; `light`: 10% of its weights and 37% of its operations; `lighter`: 6% and 14%; "
-        "or code, `FILE.py:function`",
+        "`deeplab_v3plus`, `fpn`, `segformer`: those of the papers; or code, `FILE.py:function`",
         resume="fixed",
         choices=DECODERS,
         code=SCORING,

@@ -95,31 +95,59 @@ class Conv2DTranspose(keras.layers.Conv2DTranspose):
         return {**super().get_config(), "trained_channels": self.trained_channels}
 
 
+class _Upsampling(keras.layers.Layer):
+    """Base class of Upsample and BilinearUpsample: [B, H, W, C] -> [B, n * H, n * W, C].
+
+    Args:
+      factor: n.
+      **kwargs: arguments of `keras.layers.Layer`.
+    """
+
+    def __init__(self, factor: int = 2, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def larger(self, inputs: tf.Tensor) -> list[Any]:
+        """Height and width of the outputs: numbers where the input's are known, else scalar tensors."""
+        shape = tf.shape(inputs) if None in inputs.shape[1:3] else inputs.shape
+        return [self.factor * (inputs.shape[axis] or shape[axis]) for axis in (1, 2)]
+
+    def compute_output_shape(self, input_shape: tuple[Any, ...]) -> tuple[Any, ...]:
+        batch, *sides, channels = input_shape
+        return batch, *(side and self.factor * side for side in sides), channels
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "factor": self.factor}
+
+
 @keras.saving.register_keras_serializable("petseg")
-class Upsample(keras.layers.Layer):
-    """Nearest-neighbour upsampling, [B, H, W, C] -> [B, 2 * H, 2 * W, C].
+class Upsample(_Upsampling):
+    """Nearest-neighbour upsampling.
 
     Keras's `UpSampling2D` takes two passes; XLA lacks the gradient of its `Resizing`.
     """
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        return _twice_as_large(inputs) if training else _repeated(inputs)
+        size, factor = self.larger(inputs), self.factor
 
-    def compute_output_shape(self, input_shape: tuple[Any, ...]) -> tuple[Any, ...]:
-        batch, height, width, channels = input_shape
-        return batch, 2 * height, 2 * width, channels
+        @tf.custom_gradient
+        def upsample(x: tf.Tensor) -> Any:
+            def gradient(of_outputs: tf.Tensor) -> tf.Tensor:
+                return factor**2 * tf.nn.avg_pool2d(of_outputs, factor, factor, "VALID")
+
+            return tf.raw_ops.ResizeNearestNeighbor(images=x, size=size), gradient
+
+        return upsample(inputs) if training else tf.raw_ops.ResizeNearestNeighbor(images=inputs, size=size)
 
 
-def _repeated(x: tf.Tensor) -> tf.Tensor:
-    return tf.raw_ops.ResizeNearestNeighbor(images=x, size=[2 * x.shape[1], 2 * x.shape[2]])
+@keras.saving.register_keras_serializable("petseg")
+class BilinearUpsample(_Upsampling):
+    """Bilinear upsampling, computed in float32: in half precision, XLA's gradient of it is wrong by orders."""
 
-
-@tf.custom_gradient
-def _twice_as_large(x: tf.Tensor) -> Any:
-    def gradient(of_outputs: tf.Tensor) -> tf.Tensor:
-        return 4 * tf.nn.avg_pool2d(of_outputs, 2, 2, "VALID")
-
-    return _repeated(x), gradient
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        images = tf.cast(inputs, tf.float32)
+        resized = tf.raw_ops.ResizeBilinear(images=images, size=self.larger(inputs), half_pixel_centers=True)
+        return tf.cast(resized, self.compute_dtype)
 
 
 class _Blocks(keras.layers.Layer):
@@ -146,8 +174,8 @@ class SpaceToDepth(_Blocks):
         return tf.nn.space_to_depth(inputs, self.block_size)
 
     def compute_output_shape(self, input_shape: tuple[Any, ...]) -> tuple[Any, ...]:
-        batch, height, width, channels = input_shape
-        return batch, height // self.block_size, width // self.block_size, channels * self.block_size**2
+        batch, *sides, channels = input_shape
+        return batch, *(side and side // self.block_size for side in sides), channels * self.block_size**2
 
 
 @keras.saving.register_keras_serializable("petseg")
@@ -158,5 +186,5 @@ class DepthToSpace(_Blocks):
         return tf.nn.depth_to_space(inputs, self.block_size)
 
     def compute_output_shape(self, input_shape: tuple[Any, ...]) -> tuple[Any, ...]:
-        batch, height, width, channels = input_shape
-        return batch, height * self.block_size, width * self.block_size, channels // self.block_size**2
+        batch, *sides, channels = input_shape
+        return batch, *(side and side * self.block_size for side in sides), channels // self.block_size**2

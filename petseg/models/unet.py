@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from petseg.models import decoders, encoders
+from petseg.models import decoders, dilation, encoders
 from petseg.models.decoders import Taps
 from petseg.models.layers import InferenceMode
 
@@ -44,6 +44,8 @@ def build_unet(
     Raises:
       ConfigError: if the encoder has no layer named `first_trained`.
     """
+    if decoders.prefers_dilation(decoder):
+        encoder = dilation.dilated(encoder)
     scale, offset = encoders.SCALINGS[input_scaling] if isinstance(input_scaling, str) else input_scaling
     inner_size = tuple(encoder.input_shape[1:3])
     images = x = keras.Input([*image_size, encoder.input_shape[3]], name="image")
@@ -59,7 +61,7 @@ def build_unet(
     if inner_size == tuple(image_size):
         logits = decoders.logits(decoder, features, taps, num_classes)
     else:
-        logits = decoders.half_size_logits(features, num_classes)
+        logits = decoders.half_size_logits(decoder, features, num_classes)
         if tuple(logits.shape[1:3]) != tuple(image_size):
             logits = keras.layers.Resizing(*image_size, dtype="float32", name="shrink")(logits)
     return keras.Model(images, logits, name="unet")

@@ -14,10 +14,10 @@ def draw(model: keras.Model) -> Figure | None:
     encoders = [layer for layer in model.layers if layer.name == "encoder" and isinstance(layer, InferenceMode)]
     joints = (keras.layers.Concatenate, keras.layers.Add)
     joined = [layer for layer in model.layers if isinstance(layer, joints)]
-    if not encoders or len(joined) != len(encoders[0].output) - 1:
-        return None
-    down = [tuple(output.shape[1:]) for output in encoders[0].output]
+    down = [tuple(output.shape[1:]) for output in encoders[0].output] if encoders else []
     up = [tuple(layer.output.shape[1:]) for layer in joined]
+    if not encoders or [shape[:2] for shape in up] != [shape[:2] for shape in reversed(down[:-1])]:
+        return None
     how = "concatenate" if isinstance(joined[0], keras.layers.Concatenate) else "add"
     figure = Figure(figsize=(9, 5.2), layout="constrained")
     axis = figure.subplots()

@@ -26,18 +26,23 @@ MODULES = {
 
 
 @pytest.mark.slow
-def test_the_light_decoder_and_resizing_inside_say_the_same_in_every_format(tmp_path):
+@pytest.mark.parametrize("decoder", ["light", "deeplab_v3plus", "fpn", "segformer"])
+def test_decoders_and_resizing_inside_say_the_same_in_every_format(tmp_path, decoder):
     keras.utils.set_random_seed(0)
     formats = [
         name
         for name in EXPORT_FORMATS
-        if name != "weights" and all(map(importlib.util.find_spec, MODULES.get(name, ())))
+        if name in (EXPORT_FORMATS if decoder == "light" else ("saved_model", "tflite", "onnx"))
+        and name != "weights"
+        and all(map(importlib.util.find_spec, MODULES.get(name, ())))
     ]
     encoder = encoders.build_encoder("tiny", image_size=(64, 96))
     model = unet.build_unet(
-        image_size=(32, 64), num_classes=2, encoder=encoder, train_encoder=True, input_scaling="unit", decoder="light"
+        image_size=(32, 64), num_classes=2, encoder=encoder, train_encoder=True, input_scaling="unit", decoder=decoder
     )
-    encoders.calibrate_batch_norm(encoder, tf.random.stateless_uniform([16, 64, 96, 3], seed=[0, 0]))
+    encoders.calibrate_batch_norm(
+        model.get_layer("encoder").model, tf.random.stateless_uniform([16, 64, 96, 3], seed=[0, 0])
+    )
     kernel = model.get_layer("logits").kernel
     kernel.assign(4 * kernel)
     small = tf.random.stateless_uniform([20, 4, 4, 3], [0, 1], 0, 255)

@@ -1,4 +1,6 @@
-"""The light decoder, an encoder that is trained from a stage on, and a network that sees pictures at another size."""
+"""The decoders, an encoder that is trained from a stage on, and a network that sees pictures at another size."""
+
+import itertools
 
 import keras
 import numpy as np
@@ -7,9 +9,11 @@ import tensorflow as tf
 
 from petseg.config import ModelConfig
 from petseg.errors import ConfigError
-from petseg.models import encoders, unet
-from petseg.models.layers import DepthToSpace, InferenceMode, SpaceToDepth, Upsample
+from petseg.models import decoders, dilation, encoders, unet
+from petseg.models.layers import BilinearUpsample, DepthToSpace, InferenceMode, SpaceToDepth, Upsample
 from petseg.reporting import model_diagram
+
+PAPERS = ("deeplab_v3plus", "fpn", "segformer")
 
 
 def build(name="tiny", *, size=(32, 64), inner=None, classes=5, train=True, **options):
@@ -29,8 +33,14 @@ def test_the_light_decoders_have_less_than_half_a_million_weights():
         assert model.count_params() - model.get_layer("encoder").count_params() == count <= 500_000
 
 
-@pytest.mark.parametrize("decoder", ["pix2pix", "light"])
-@pytest.mark.parametrize("inner", [None, (64, 96), (64, 128)])
+@pytest.mark.parametrize(
+    ("decoder", "inner"),
+    [
+        *itertools.product(("pix2pix", "light"), (None, (64, 96), (64, 128))),
+        *((name, None) for name in PAPERS),
+        *itertools.product(("segformer",), ((64, 96), (64, 128))),
+    ],
+)
 def test_any_size_any_number_of_classes_and_any_size_inside(decoder, inner):
     model = build(inner=inner, decoder=decoder)
     logits = model(images())
@@ -103,7 +113,103 @@ def test_every_level_of_a_decoder_is_drawn(decoder):
     assert sum(text.startswith(word) for text in texts) == 4
 
 
-@pytest.mark.parametrize("decoder", ["pix2pix", "light"])
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16", "mixed_bfloat16"])
+def test_bilinear_upsampling_has_the_gradient_of_float32_in_half_precision_under_xla(dtype):
+    layer = BilinearUpsample(4, dtype=dtype)
+    x = tf.random.stateless_normal([2, 4, 6, 3], [0, 0])
+
+    @tf.function(jit_compile=True, autograph=False)
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(tf.sin(tf.cast(layer(x), tf.float32)))
+        return tape.gradient(loss, x)
+
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = tf.reduce_sum(tf.sin(tf.image.resize(x, (16, 24))))
+    np.testing.assert_allclose(gradient(x), tape.gradient(loss, x), atol={"float32": 1e-5}.get(dtype, 0.1))
+
+
+@pytest.mark.slow
+def test_a_decoder_in_half_precision_under_xla_has_the_gradients_of_float32():
+    gradients = []
+    for precision in ("float32", "mixed_float16"):
+        with unet.dtype_policy(precision):
+            model = build(size=(64, 64), decoder="deeplab_v3plus", train=False)
+        model.set_weights(gradients[0][0].get_weights() if gradients else model.get_weights())
+        if not gradients:
+            encoders.calibrate_batch_norm(model.get_layer("encoder").model, images(2, (64, 64)) / 255)
+
+        @tf.function(jit_compile=precision != "float32", autograph=False)
+        def compute(model=model):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.sin(model(images(2, (64, 64)), training=True)))
+            return tape.gradient(loss, [weight.value for weight in model.trainable_weights])
+
+        gradients.append((model, np.concatenate([np.ravel(gradient) for gradient in compute()])))
+    (_, expected), (_, found) = gradients
+    assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("name", ["tiny", "mobilenet_v2"])
+def test_a_dilated_encoder_has_the_last_map_of_the_encoder_at_every_second_pixel(name):
+    encoder = encoders.build_encoder(name, image_size=(64, 96), alpha=0.35)
+    rng = np.random.default_rng(0)
+    for weight in encoder.weights:
+        if len(weight.shape) == 1:
+            weight.assign(rng.uniform(0.5, 1.5, weight.shape))
+    for expected, found in zip(
+        encoder(images(1, (64, 96))), dilation.dilated(encoder)(images(1, (64, 96))), strict=True
+    ):
+        found = found[:, 1::2, 1::2] if found.shape != expected.shape else found
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert found.shape == (1, 2, 3, expected.shape[3])
+
+
+def test_an_encoder_that_cannot_be_dilated_stays_as_it_is(caplog):
+    caplog.set_level("INFO")
+    x = inputs = keras.Input([64, 64, 3])
+    outputs = [x := keras.Sequential([keras.layers.Conv2D(4, 2, strides=2)])(x) for _ in range(encoders.LEVELS)]
+    encoder = keras.Model(inputs, outputs)
+    assert dilation.dilated(encoder) is encoder
+    assert "the encoder's last map stays at 1/32 of the size" in caplog.text
+    model = unet.build_unet(
+        image_size=(64, 64), num_classes=5, encoder=encoder, train_encoder=True, input_scaling="unit",
+        decoder="deeplab_v3plus",
+    )  # fmt: skip
+    assert model.output_shape == (None, 64, 64, 5)
+
+
+def test_deeplab_works_at_a_sixteenth_of_the_size_with_rates_that_fit_the_map():
+    model = build(size=(256, 512), decoder="deeplab_v3plus")
+    assert model.get_layer("encoder").output[-1].shape[1:3] == (16, 32)
+    rates = [layer.dilation_rate[0] for layer in model.layers if layer.name.endswith("depthwise")]
+    assert rates == [3, 6, 9, 1, 1]
+    assert [decoders.atrous_rates(side) for side in (1, 2, 8, 33, 200)] == [
+        (1, 1, 1), (1, 1, 1), (1, 3, 4), (6, 12, 18), (6, 12, 18)
+    ]  # fmt: skip
+
+
+def test_segformer_fuses_concatenated_maps():
+    model = build(decoder="segformer")
+    taps = model.get_layer("encoder").output[1:]
+    maps = dict(
+        zip(range(2, 6), keras.Model(model.inputs, [*taps, model.get_layer("sum").output])(images()), strict=False)
+    )
+    found = keras.Model(model.inputs, model.get_layer("sum").output)(images())
+    linear = [tf.image.resize(model.get_layer(f"linear_{level}")(each), (8, 16)) for level, each in maps.items()]
+    kernels = [model.get_layer(f"fuse_{level}").kernel.value for level in maps]
+    expected = tf.nn.conv2d(tf.concat(linear, -1), tf.concat(kernels, 2), 1, "SAME")
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("decoder", PAPERS)
+def test_decoders_without_four_joints_have_no_diagram(decoder):
+    assert model_diagram.draw(build(size=(32, 32), decoder=decoder)) is None
+
+
+@pytest.mark.parametrize("decoder", ["pix2pix", "light", *PAPERS])
 def test_a_network_survives_saving(tmp_path, decoder):
     model = build(inner=(64, 64), decoder=decoder)
     model.save(tmp_path / "model.keras")

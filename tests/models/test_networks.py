@@ -1,5 +1,7 @@
 """The encoders by name: their five maps, and the row that the package's README has of each."""
 
+import itertools
+
 import keras
 import pytest
 import tensorflow as tf
@@ -22,6 +24,7 @@ CHANNELS = {
     "convnext_tiny": (12, 96, 192, 384, 768),
     "tiny": (8, 16, 24, 32, 48),
 }
+TABLED = ("mobilenet_v2", "resnet50_v2")  # the encoders of the README's table of decoders
 
 
 def operations(model):
@@ -31,14 +34,21 @@ def operations(model):
     return flops.flops(graph)
 
 
-def row(name, channels):
-    size, encoder = (128, 128), encoders.build_encoder(name, image_size=(128, 128))
-    options = {"image_size": size, "num_classes": 3, "train_encoder": False, "input_scaling": "unit"}
-    cells = [f"`{name}`", ", ".join(map(str, channels)), f"{encoder.count_params():,}"]
-    for decoder in DECODERS:
-        model = unet.build_unet(encoder=keras.models.clone_model(encoder), decoder=decoder, **options)
-        cells += [f"{model.count_params():,}", f"{operations(model) / 1e9:.2f}"]
-    return f"| {' | '.join(cells)} |"
+def cells(encoder, decoder):
+    """Weights and operations of a network, as in the README."""
+    model = unet.build_unet(
+        image_size=(128, 128),
+        num_classes=3,
+        encoder=keras.models.clone_model(encoder),
+        train_encoder=False,
+        input_scaling="unit",
+        decoder=decoder,
+    )
+    return f"{model.count_params():,} | {operations(model) / 1e9:.2f}"
+
+
+def readme():
+    return (ROOT / "petseg" / "models" / "README.md").read_text().splitlines()
 
 
 def marked(mark):
@@ -54,7 +64,21 @@ def test_the_five_maps_of_an_encoder_have_half_to_a_thirty_second_of_its_size(na
 
 @pytest.mark.parametrize("name", marked(pytest.mark.soak))
 def test_sizes_and_costs_of_encoders_and_networks_are_those_of_the_readme(name):
-    assert row(name, CHANNELS[name]) in (ROOT / "petseg" / "models" / "README.md").read_text().splitlines()
+    encoder = encoders.build_encoder(name, image_size=(128, 128))
+    channels = ", ".join(map(str, CHANNELS[name]))
+    assert f"| `{name}` | {channels} | {encoder.count_params():,} | {cells(encoder, 'lighter')} |" in readme()
+
+
+@pytest.mark.parametrize(
+    ("decoder", "name"),
+    [
+        ("segformer", "mobilenet_v2"),
+        *(pytest.param(*pair, marks=pytest.mark.soak) for pair in itertools.product(DECODERS, TABLED)),
+    ],
+)
+def test_costs_of_decoders_are_those_of_the_readme(decoder, name):
+    (row,) = (line for line in readme() if line.startswith(f"| `{decoder}` |"))
+    assert f"| {cells(encoders.build_encoder(name, image_size=(128, 128)), decoder)} |" in row
 
 
 def test_an_encoder_that_lacks_a_size_is_refused_by_name(monkeypatch):
