@@ -105,9 +105,9 @@ def main(config: BenchmarkConfig) -> dict[str, Any]:
             elif group == SCALING:
                 rows = scaling.measure(config.scaling, _training_config(config, Path(scratch)))
             else:
-                rows = _race(_training_config(config, Path(scratch)), measure.rounds, measure.steps)
+                rows = race(_training_config(config, Path(scratch)), measure.rounds, measure.steps)
             results["groups"][group] = rows
-            print(f"\n{group}\n{TABLES.get(group, _speed_table)(rows)}", flush=True)
+            print(f"\n{group}\n{TABLES.get(group, speed_table)(rows)}", flush=True)
             if measure.output:
                 Path(measure.output).write_text(json.dumps(results, indent=2) + "\n")
     return results
@@ -122,7 +122,7 @@ def _training_config(config: BenchmarkConfig, scratch: Path) -> Config:
     )
 
 
-def _race(config: Config, rounds: int, steps: int) -> list[dict[str, Any]]:
+def race(config: Config, rounds: int, steps: int) -> list[dict[str, Any]]:
     """Prepares the contestants one after the other, then lets them take turns; all are compared with the first."""
     with contextlib.ExitStack() as stack:
         workers, facts = [], []
@@ -158,7 +158,7 @@ def training_flags(argv: Sequence[str]) -> list[str]:
     return own(argv, known_only=True)[1:]
 
 
-def _speed_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def speed_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Medians with their spread; ratios of turns in the same round, and of all turns together."""
     mean = statistics.harmonic_mean
     shown = [

@@ -117,7 +117,7 @@ def _speed(config: Config, strategy: tf.distribute.Strategy, seconds: float, pro
         "MFU": model.get("speed/mfu"),
         "peak memory, MiB": memory.get("memory/device", memory["memory/host"]),
         "ops a step": sum(number for kind, number in kinds.items() if kind not in TRIVIAL),
-        "launches a step": _launches(trainer, batches) if profiled else None,
+        "launches a step": launches(trainer, batches) if profiled else None,
         "ready after, s": ready_after,
     }
 
@@ -133,7 +133,7 @@ def _seconds_of_a_step(work: Callable[[int], Any], seconds: float) -> float:
     return (time.perf_counter() - began) / steps
 
 
-def _launches(trainer: Trainer, batches: Any) -> float | None:
+def launches(trainer: Trainer, batches: Any) -> float | None:
     """Kernels, copies and fills that a step starts on the GPU, as TensorFlow's profiler sees them; None on a CPU."""
     with tempfile.TemporaryDirectory() as folder:
         tf.profiler.experimental.start(folder)

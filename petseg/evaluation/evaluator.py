@@ -144,7 +144,7 @@ class Evaluator:
         images = tf.TensorSpec([None, *model.input_shape[1:]], image_spec.travels_as, "images")
         # Per instance: a tf.function on the class keeps the graphs and models of all instances.
         self._predict = tf.function(self._classify, input_signature=[images], autograph=False)
-        self._loop = tf.function(self._trace_loop, reduce_retracing=True, autograph=False)
+        self.loop = tf.function(self._trace_loop, reduce_retracing=True, autograph=False)
         self._pixels = float(height * width)
         self._scored = replica_sum([], tf.int64)
         self._summed_loss, self._denominator = replica_sum([], tf.float32), replica_sum([], tf.float32)
@@ -206,7 +206,7 @@ class Evaluator:
         for total in self._totals:
             total.assign(tf.zeros_like(total))
         with input_pipeline.naming_lost_files(self._examples):
-            by_example = self._loop(iterator, tf.constant(count, tf.int64))
+            by_example = self.loop(iterator, tf.constant(count, tf.int64))
         self._bad_examples.raise_first(self._examples)
         return [total.numpy() for total in self._totals], by_example
 

@@ -11,7 +11,7 @@ MEBIBYTE = 2**20
 
 def scalars() -> dict[str, float]:
     """Mean utilisation and highest memory in use, in MiB, of the visible GPUs, by tag; empty where NVML is missing."""
-    handles = _handles()
+    handles = visible_handles()
     if not handles:
         return {}
     import pynvml
@@ -25,7 +25,7 @@ def scalars() -> dict[str, float]:
 
 
 @functools.cache
-def _handles() -> tuple[Any, ...]:
+def visible_handles() -> tuple[Any, ...]:
     """NVML's handles of the GPUs that TensorFlow sees; empty without NVML."""
     numbers = [int(device.name.rsplit(":", 1)[1]) for device in tf.config.get_visible_devices("GPU")]
     if not numbers:

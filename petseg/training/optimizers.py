@@ -61,7 +61,7 @@ class Optimizer(tf.Module):
         super().__init__()
         self._groups, self._warned_of_unused = tuple(groups), False
         self.weights = [weight for group in groups for weight in group.weights]
-        self._updates = tuple(_update_of(named_optimizer(config), group.weights) for group in groups)
+        self._updates = tuple(update_of(named_optimizer(config), group.weights) for group in groups)
         self._optimizers = [update.stored for update in self._updates]  # the name under which checkpoints store them
 
     @property
@@ -122,12 +122,12 @@ class Optimizer(tf.Module):
             update.store()
         return before, after
 
-    def _with_update(self, joined: Sequence[tf.Tensor]) -> Iterable[tuple["_Flat | _PerWeight", list[tf.Tensor]]]:
+    def _with_update(self, joined: Sequence[tf.Tensor]) -> Iterable[tuple["_Flat | PerWeight", list[tf.Tensor]]]:
         sizes = [len(update.variables) for update in self._updates]
         return zip(self._updates, _chunks(joined, sizes), strict=True)
 
 
-class _PerWeight:
+class PerWeight:
     """A Keras optimizer that updates a group's weights themselves.
 
     Attributes:
@@ -153,7 +153,7 @@ class _PerWeight:
 
 
 class _Flat(FlatWeights):
-    """A Keras optimizer that updates a group's weights in flat vectors, with the attributes of `_PerWeight`."""
+    """A Keras optimizer that updates a group's weights in flat vectors, with the attributes of `PerWeight`."""
 
     def __init__(self, optimizer: keras.optimizers.Optimizer, weights: Sequence[keras.Variable]):
         super().__init__(weights, [(weight.dtype, _is_exempt(weight)) for weight in weights])
@@ -181,10 +181,10 @@ class _StoredOptimizer(tf.Module):
         self._variables = [*others[:2], *slots, *others[2:]]
 
 
-def _update_of(optimizer: keras.optimizers.Optimizer, weights: Sequence[keras.Variable]) -> _Flat | _PerWeight:
+def update_of(optimizer: keras.optimizers.Optimizer, weights: Sequence[keras.Variable]) -> _Flat | PerWeight:
     # Norms of single gradients, which `clipnorm` limits, need the weights too.
     is_elementwise = type(optimizer) in ELEMENTWISE and not optimizer.clipnorm
-    return _Flat(optimizer, weights) if is_elementwise else _PerWeight(optimizer, weights)
+    return _Flat(optimizer, weights) if is_elementwise else PerWeight(optimizer, weights)
 
 
 def _is_exempt(weight: keras.Variable) -> bool:

@@ -54,13 +54,13 @@ def test_contestants_take_turns_and_are_compared_with_the_first(monkeypatch, tin
         )
 
     monkeypatch.setattr(program.processes, "worker", worker)
-    rows = program._race(tiny_config, 2, 7)
+    rows = program.race(tiny_config, 2, 7)
     titles = ["whole loop", "bare compiled step", "model.fit", "model.fit, jit_compile=False"]
     assert log == [*titles, *((title, 7) for _ in range(2) for title in titles)]
     assert [row["images_per_second"] for row in rows] == [[100, 50], [50, 50], [pytest.approx(100 / 3), 50], [25, 50]]
     assert rows[1]["first_over_this"] == [2, 1]
     assert (
-        program._speed_table(rows).splitlines()[2]
+        program.speed_table(rows).splitlines()[2]
         == "| whole loop | 75.0 (50.0 to 100.0) | 1.00 (1.00 to 1.00) | 1.00 | 50 | 3 |"
     )
 

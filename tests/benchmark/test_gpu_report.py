@@ -154,4 +154,4 @@ def test_launches_are_those_of_the_gpus_streams(monkeypatch):
     monkeypatch.setattr(tf.profiler.experimental, "start", start)
     monkeypatch.setattr(tf.profiler.experimental, "stop", lambda: time.sleep(0))
     trainer = type("Trainer", (), {"run": lambda self, batches, steps: None})()
-    assert gpu_parts._launches(trainer, None) == 12 / gpu_parts.PROFILED_STEPS
+    assert gpu_parts.launches(trainer, None) == 12 / gpu_parts.PROFILED_STEPS

@@ -171,7 +171,7 @@ def test_counts_by_example_go_to_the_host_with_each_batch(scored, devices):
     examples, models, _ = scored
     evaluator = evaluator_of(*models[devices], examples, 4)
     batches, _ = input_pipeline.distributed_evaluation_batches(models[devices][0], examples, batch_size=4)
-    graph = evaluator._loop.get_concrete_function(iter(batches), tf.constant(1, tf.int64)).graph.as_graph_def()
+    graph = evaluator.loop.get_concrete_function(iter(batches), tf.constant(1, tf.int64)).graph.as_graph_def()
     nodes = [node for part in (graph, *graph.library.function) for node in getattr(part, "node", []) or part.node_def]
     lists = [node for node in nodes if node.op in ("TensorListReserve", "TensorListSetItem", "TensorListConcatV2")]
     assert len(lists) == 3 * 2  # of confusion matrices and ids

@@ -106,9 +106,9 @@ def gpus(monkeypatch):
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: devices)
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml("pynvml"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    nvml._handles.cache_clear()
+    nvml.visible_handles.cache_clear()
     yield
-    nvml._handles.cache_clear()
+    nvml.visible_handles.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_nvml_tells_utilisation_and_memory_of_the_gpus_that_tensorflow_sees(
 def test_without_nvml_or_where_it_fails_nothing_is_said(monkeypatch, gpus):
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert nvml.scalars() == {}
-    nvml._handles.cache_clear()
+    nvml.visible_handles.cache_clear()
     fake = FakeNvml("pynvml")
 
     def fails(handle):

@@ -46,11 +46,11 @@ def assert_equal(arrays, others):
 @pytest.mark.parametrize("kind", sorted(optimizers.ELEMENTWISE, key=lambda kind: kind.__name__))
 def test_flat_vectors_have_the_bits_of_updates_by_weight(kind):
     found = []
-    for build in (optimizers._update_of, optimizers._PerWeight):
+    for build in (optimizers.update_of, optimizers.PerWeight):
         weights = make_weights()
         update = build(kind(0.1, weight_decay=0.2), weights)
         found.append(train(update, weights, range(3)))
-        assert (len(update.variables) == 2) == (build is optimizers._update_of)  # decayed and exempt weights
+        assert (len(update.variables) == 2) == (build is optimizers.update_of)  # decayed and exempt weights
     if kind in (
         keras.optimizers.Adagrad,
         keras.optimizers.RMSprop,
@@ -66,7 +66,7 @@ def test_flat_vectors_have_the_bits_of_updates_by_weight(kind):
 )
 def test_optimizers_that_look_at_whole_weights_get_them(optimizer):
     weights = make_weights()
-    update = optimizers._update_of(optimizer, weights)
+    update = optimizers.update_of(optimizer, weights)
     assert update.variables == weights
     assert all(np.isfinite(weight).all() for weight in train(update, weights, range(2)))
 

@@ -58,7 +58,7 @@ def graph_of_evaluation(config):
         config, strategy, model, examples, CLASS_WEIGHTS, StopRequests(), flip_tta=True, details=True
     )
     batches, _ = input_pipeline.distributed_evaluation_batches(strategy, examples, batch_size=4)
-    return evaluator._loop.get_concrete_function(iter(batches), tf.constant(1, tf.int64)).graph
+    return evaluator.loop.get_concrete_function(iter(batches), tf.constant(1, tf.int64)).graph
 
 
 def kernels_of_gpu(operation):
