@@ -4,9 +4,10 @@ import dataclasses
 import re
 from pathlib import Path
 
+from petseg import custom_code
 from petseg.config import image_spec, presets
 from petseg.config.image_spec import DTYPES, MOST_CHANNELS, ImageSpec
-from petseg.config.options import Group, option, sides
+from petseg.config.options import SCORING, Group, option, sides
 from petseg.errors import ConfigError
 
 CACHES = ("memory", "disk", "none")
@@ -18,6 +19,7 @@ AUTO = "auto"
 RANGES = {"uint8": "0,255", "uint16": "0,65535", "float32": "0,1"}  # where nothing was measured
 FOLDER = "folder"
 CACHE_DIR = "~/.cache/petseg"
+TFDS_NAMESPACES = ("huggingface:", "kaggle:")  # names of data sets, not of modules
 DATASET_NAME = re.compile(r"\w+(/\w[\w+.-]*)?(:(\d+|\*)(\.(\d+|\*)){2})?", re.ASCII)
 
 
@@ -27,7 +29,9 @@ def check_dataset_name(dataset: str) -> None:
     A name such as `huggingface:owner/name` in another person's config.json could run code.
     """
     if not DATASET_NAME.fullmatch(dataset):
-        raise ConfigError(f"--dataset={dataset}: must be the name of a TFDS data set, NAME[/CONFIG][:VERSION]")
+        raise ConfigError(
+            f"--dataset={dataset}: must be {FOLDER}, a TFDS data set, NAME[/CONFIG][:VERSION], or {custom_code.FORM}"
+        )
 
 
 def picture_size(flag: str, value: str) -> tuple[int, int]:
@@ -53,9 +57,10 @@ class DataConfig(Group):
     dataset: str = option(
         "oxford_iiit_pet",
         "TFDS data set with images and masks; `folder`: image and mask files in --data_dir; `synthetic_pets`:"
-        " generated, no download",
+        " generated, no download; `FILE.py:function`: code of your own, (--data_dir, split) -> examples",
         resume="fixed",
         required=True,
+        code=SCORING,
     )
     data_dir: str = option(
         "", "folder of prepared TFDS data sets (empty: TFDS's default), or of the images of --dataset=folder"
@@ -157,7 +162,8 @@ class DataConfig(Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_dataset_name(self.dataset)
+        if not custom_code.is_reference(self.dataset) or self.dataset.startswith(TFDS_NAMESPACES):
+            check_dataset_name(self.dataset)
         self.size  # noqa: B018 (raises)
         self._check_folder()
         self._check_images()

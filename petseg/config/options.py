@@ -76,7 +76,7 @@ class Allowed:
             return False
         if self.code and (custom_code.is_reference(value) or not (value or self.choices)):
             return True
-        if kind is str and self.code and not self.choices:
+        if kind is str and self.code and not self.choices and not self.required:
             return False
         if kind is str:
             return (value in self.choices) if self.choices else (bool(value.strip()) or not self.required)

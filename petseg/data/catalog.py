@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,13 +11,15 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from petseg import custom_code
 from petseg.classes import PETS, Classes
 from petseg.config import DataConfig
 from petseg.config.data_config import FOLDER, named_splits
 from petseg.data import digests, tfds_builders
 from petseg.data.digests import Digests
+from petseg.data.folders.faults import Fault
 from petseg.data.images import BandCounts, joined
-from petseg.data.record_files import RecordFiles, RecordRange
+from petseg.data.record_files import RecordFiles, RecordRange, Records
 from petseg.errors import DataError, one_line
 from petseg.runtime import autotuning
 
@@ -55,8 +57,12 @@ class DataSet:
     @property
     def mask_notes(self) -> list[str]:
         """What may be a mistake in the masks of a folder, as its copy has it."""
+        return list(self._metadata.get("mask_notes", [])) if self.holds_ids else []
+
+    @property
+    def _metadata(self) -> Mapping[str, Any]:
         metadata = self.builder.info.metadata
-        return list(metadata.get("mask_notes", [])) if self.holds_ids and metadata else []
+        return metadata if isinstance(metadata, Mapping) else {}
 
     def band_counts(self, splits: Collection[str]) -> BandCounts:
         """The bands of the images of some splits; of all if there are none of these."""
@@ -74,6 +80,20 @@ class DataSet:
     def full_name(self) -> str:
         """TFDS name with config and version."""
         return self.builder.info.full_name
+
+    @property
+    def location(self) -> str:
+        """Where the examples are, for messages."""
+        return f"the files under {self.builder.data_path}"
+
+    def version_of(self, splits: Collection[str]) -> str:
+        """What other data would have another of, for the record of a run."""
+        return FOLDER if self.name == FOLDER else self.full_name
+
+    def state_of(self, split: str) -> list[Any]:
+        """JSON values that change with the examples of a split: names, sizes and times of all files."""
+        files = [file for file in sorted(Path(self.builder.data_path).iterdir()) if file.is_file()]
+        return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
     def num_examples(self, split: str) -> int:
         """Number of examples of a split; raises DataError if it is empty."""
@@ -133,28 +153,33 @@ class DataSet:
 
     def split_sizes(self) -> str:
         """The splits and their numbers of examples, for messages."""
-        splits = sorted(self.builder.info.splits.items())
-        return ", ".join(f"{name} ({part.num_examples} examples)" for name, part in splits)
+        return ", ".join(f"{name} ({count} examples)" for name, count in sorted(self.sizes().items()))
+
+    def sizes(self) -> dict[str, int]:
+        """Numbers of examples by split."""
+        return {name: part.num_examples for name, part in self.builder.info.splits.items()}
 
     def card(self) -> str:
         """Data set card in Markdown: description, splits, classes, license, citation."""
         info = self.builder.info
-        facts = {
-            "name": info.full_name,
-            "splits": self.split_sizes(),
-            "classes": ", ".join(self.classes.names),
-            "homepage": info.homepage,
-            "license": info.redistribution_info.license,
-        }
-        rows = [f"| {name} | {' '.join(text.split())} |" for name, text in facts.items() if text]
-        table = ["| | |", "| --- | --- |", *rows]
+        table = self._table(homepage=info.homepage, license=info.redistribution_info.license)
         citation = f"```\n{info.citation.strip()}\n```" if info.citation else ""
-        return "\n\n".join(part for part in (info.description.strip(), "\n".join(table), citation) if part)
+        return "\n\n".join(part for part in (info.description.strip(), table, citation) if part)
+
+    def _table(self, **more: str) -> str:
+        classes = ", ".join(self.classes.names)
+        facts = {"name": self.full_name, "splits": self.split_sizes(), "classes": classes, **more}
+        rows = [f"| {name} | {' '.join(text.split())} |" for name, text in facts.items() if text]
+        return "\n".join(["| | |", "| --- | --- |", *rows])
+
+    def files_of(self, split: str) -> Iterator[tuple[str, bytes, bytes] | Fault]:
+        """Name, image and mask of each example of a split as the contents of files, for the checker."""
+        for i, example in enumerate(self.raw_examples(split).as_numpy_iterator()):
+            yield example["name"].decode() or f"{split}/{i}", example["image"], example["mask"]
 
     def raw_examples(self, split: str) -> tf.data.Dataset:
         """Undecoded examples of a split in order: `image`, `mask`, `name` and the class labels of whole examples."""
-        if self.file_format == ARRAY_RECORD:  # which TensorFlow cannot read
-            records = RecordFiles(self.record_ranges(split))
+        if (records := self.records(split)) is not None:  # which TensorFlow cannot read
             return self.parsed(records.in_order(range(len(records))))
         examples = self.builder.as_dataset(
             split=split,
@@ -169,11 +194,13 @@ class DataSet:
         """TFDS file format, such as `tfrecord`."""
         return str(self.builder.info.file_format.value)
 
-    def record_ranges(self, split: str) -> list[RecordRange]:
-        """Locations of a split's records, in the order of its examples."""
+    def records(self, split: str) -> Records | None:
+        """Random access to a split's records; None if its file format has none."""
         self._ranges(split)
+        if self.file_format != ARRAY_RECORD:
+            return None
         parts = self.builder.info.splits[split].file_instructions
-        return [RecordRange(Path(part.filename), part.skip, part.take) for part in parts]
+        return RecordFiles([RecordRange(Path(part.filename), part.skip, part.take) for part in parts])
 
     def parsed(self, records: tf.data.Dataset) -> tf.data.Dataset:
         """Parses a data set of records into examples as in `raw_examples`."""
@@ -203,7 +230,7 @@ class DataSet:
 
     def _ranges(self, split: str) -> list[tuple[str, int, int]]:
         """A split as ranges (name, start, stop) of the data set's own splits."""
-        splits = self.builder.info.splits
+        splits = self._splits_in(split)
         try:
             parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
             return [
@@ -211,13 +238,16 @@ class DataSet:
                 for part in parts
             ]
         except (ValueError, AssertionError, KeyError) as error:
-            metadata = self.builder.info.metadata
-            lacking = metadata.get("left_out", {}) if isinstance(metadata, dict) else {}
+            lacking = self._metadata.get("left_out", {})
             why = "".join(f" ({text})" for name, text in lacking.items() if name in named_splits(split))
             raise DataError(
                 f"{self.name}: no split {split}{why}; it must be one of {self.split_sizes()}, or a slice such as "
                 "'train[:90%]'"
             ) from error
+
+    def _splits_in(self, split: str) -> Mapping[str, Any]:
+        """TFDS's descriptions of splits by name, at least of those that a split names."""
+        return self.builder.info.splits
 
 
 def open_data(config: DataConfig, classes: Classes | None = None) -> DataSet:
@@ -236,6 +266,10 @@ def open_data(config: DataConfig, classes: Classes | None = None) -> DataSet:
 
         builder, classes = folder_copy.prepare(config, classes)
         return DataSet(config.dataset, builder, classes, holds_ids=True)
+    if custom_code.is_reference(config.dataset):
+        from petseg.data import own_data
+
+        return own_data.open_data(config, classes)
     classes = classes or _named_classes(config)
     builder = tfds_builders.prepare(config.dataset, config.data_dir)
     data_set = DataSet(config.dataset, builder, classes, config.image_feature, config.mask_feature)
@@ -244,8 +278,9 @@ def open_data(config: DataConfig, classes: Classes | None = None) -> DataSet:
 
 
 def classes_of(config: DataConfig) -> Classes:
-    """The classes of a data set; only a folder must be opened for them."""
-    return open_data(config).classes if config.dataset == FOLDER else _named_classes(config)
+    """The classes of a data set; only a folder, or data of one's own code, must be opened for them."""
+    is_opened = config.dataset == FOLDER or custom_code.is_reference(config.dataset)
+    return open_data(config).classes if is_opened else _named_classes(config)
 
 
 def _named_classes(config: DataConfig) -> Classes:
@@ -320,6 +355,8 @@ def is_on_disk(config: DataConfig) -> bool:
     """Whether a data set can be opened without downloading or drawing it."""
     if config.dataset == FOLDER:
         return bool(config.data_dir) and Path(config.data_dir).expanduser().is_dir()
+    if custom_code.is_reference(config.dataset):
+        return True
     try:
         return tfds_builders.find_builder(config.dataset, config.data_dir)[1]
     except DataError:  # unknown data set

@@ -5,7 +5,6 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -145,7 +144,6 @@ def _in_memory(source: SplitSource) -> MemoryExamples:
 
 def _on_disk(source: SplitSource, cache_dir: str) -> Examples:
     data_set, spec = source.data_set, dataclasses.replace(source.images.spec, shown_channels=())
-    files = [file for file in sorted(Path(data_set.builder.data_path).iterdir()) if file.is_file()]
     key = {
         "dataset": data_set.full_name,
         "features": [data_set.image_feature, data_set.mask_feature],
@@ -153,7 +151,7 @@ def _on_disk(source: SplitSource, cache_dir: str) -> Examples:
         "ignored": data_set.classes.ignored,
         "resize": source.resizing.method,
         "split": source.split,
-        "files": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+        "files": data_set.state_of(source.split),
         "tensorflow": tf.__version__,  # its decoders may change
         **({"decode": "scaled"} if source.scaled else {}),
         **(
@@ -189,12 +187,11 @@ def _decode_all(
         where = source.where(position)
         try:
             example = next(iterator)
-        except tf.errors.InvalidArgumentError as error:
-            raise BadExampleError(f"{where}: {example_decoding.UNDECODABLE}") from error
         except (tf.errors.OpError, StopIteration) as error:
-            raise DataError(
-                f"{where}: the files under {data_set.builder.data_path} cannot be read: {one_line(error)}"
-            ) from error
+            source.check_record(position)
+            if isinstance(error, tf.errors.InvalidArgumentError):
+                raise BadExampleError(f"{where}: {example_decoding.UNDECODABLE}") from error
+            raise DataError(f"{where}: {data_set.location} cannot be read: {one_line(error)}") from error
         name = example["name"].decode() or f"{split}/{position}"
         example_decoding.check_example(example, f"{where} ({name})")
         if source.picture_sizes is not None:

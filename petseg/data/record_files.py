@@ -1,10 +1,11 @@
 """Random access to the records of a split in array_record files."""
 
+import abc
 import collections
 import dataclasses
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,43 +38,35 @@ class RecordRange:
     count: int
 
 
-class RecordFiles:
-    """The records of a split by position, 0 to N - 1; files are opened when they are first read.
+class Records(abc.ABC):
+    """Random access to the records of a split by position, 0 to N - 1.
 
     Args:
-      ranges: the records in the order of their positions.
+      ranges: ranges of records in the order of their positions, with the attributes `first` and `count`.
 
     Attributes:
-      states: size and modification time of each file when this was created.
-
-    Raises:
-      DataError: if a file is missing.
+      states: changes if the records do.
     """
 
-    def __init__(self, ranges: Sequence[RecordRange]):
+    states: Mapping[Any, Any]
+
+    def __init__(self, ranges: Sequence[Any]):
         self._ranges = tuple(ranges)
         self._starts = np.cumsum([0, *(each.count for each in ranges)], dtype=np.int64)
         self._firsts = np.array([each.first for each in ranges], np.int64)
-        self.states = {each.file: _state(each.file) for each in ranges}
-        for file, state in self.states.items():
-            if state is None:
-                raise DataError(f"{file}: is missing")
-        self._readers: collections.OrderedDict[Path, Any] = collections.OrderedDict()
-        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    @abc.abstractmethod
     def place(self, position: int) -> str:
-        """File and number of a record, for messages."""
-        number, place = self._places(np.array([position]))
-        return f"record {place[0]} of {self._ranges[number[0]].file}"
+        """Where a record is, for messages."""
 
-    def check(self) -> None:
-        """Raises DataError if a file has changed."""
-        for file, state in self.states.items():
-            if _state(file) != state:
-                raise DataError(f"{file}: was changed or removed during the run")
+    def check(self) -> None:  # noqa: B027
+        """Raises DataError if the records have changed."""
+
+    def check_record(self, position: int) -> None:  # noqa: B027
+        """Raises DataError, naming the example, if a record cannot be made; not for bytes that are stored."""
 
     def in_order(self, positions: range) -> tf.data.Dataset:
         """The records at a range of positions, as a data set."""
@@ -87,6 +80,49 @@ class RecordFiles:
         records.set_shape(positions.shape)
         return records
 
+    @abc.abstractmethod
+    def _read(self, positions: np.ndarray) -> np.ndarray:
+        """Records, bytes objects [K], at positions, int64 [K]."""
+
+    def _places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of ranges, and positions in what they are ranges of, int64 [K] each."""
+        numbers = np.searchsorted(self._starts, positions, side="right") - 1
+        return numbers, positions - self._starts[numbers] + self._firsts[numbers]
+
+
+class RecordFiles(Records):
+    """The records of array_record files, which are opened when they are first read.
+
+    Args:
+      ranges: the records in the order of their positions.
+
+    Attributes:
+      states: size and modification time of each file when this was created.
+
+    Raises:
+      DataError: if a file is missing.
+    """
+
+    def __init__(self, ranges: Sequence[RecordRange]):
+        super().__init__(ranges)
+        self.states: dict[Path, tuple[int, int] | None] = {each.file: _state(each.file) for each in ranges}
+        for file, state in self.states.items():
+            if state is None:
+                raise DataError(f"{file}: is missing")
+        self._readers: collections.OrderedDict[Path, Any] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def place(self, position: int) -> str:
+        """File and number of a record, for messages."""
+        number, place = self._places(np.array([position]))
+        return f"record {place[0]} of {self._ranges[number[0]].file}"
+
+    def check(self) -> None:
+        """Raises DataError if a file has changed."""
+        for file, state in self.states.items():
+            if _state(file) != state:
+                raise DataError(f"{file}: was changed or removed during the run")
+
     def _read(self, positions: np.ndarray) -> np.ndarray:
         records = np.empty(len(positions), object)
         numbers, places = self._places(positions)
@@ -98,11 +134,6 @@ class RecordFiles:
             except Exception as error:  # array_record's errors have no common class
                 raise OSError(f"{file}: {UNREADABLE}: {one_line(error)}") from error
         return records
-
-    def _places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of ranges, and positions in their files, int64 [K] each."""
-        numbers = np.searchsorted(self._starts, positions, side="right") - 1
-        return numbers, positions - self._starts[numbers] + self._firsts[numbers]
 
     def _reader(self, file: Path) -> Any:
         """The reader of a file, shared by threads; closed when it is evicted and no thread uses it."""

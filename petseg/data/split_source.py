@@ -14,7 +14,7 @@ from petseg.data import catalog, example_decoding, feeding, intensity, mask_file
 from petseg.data.catalog import ARRAY_RECORD, DataSet
 from petseg.data.example_decoding import ImageDecoding
 from petseg.data.mask_survey import MaskFacts
-from petseg.data.record_files import RecordFiles
+from petseg.data.record_files import Records
 from petseg.data.resizing import Resizing
 from petseg.errors import DataError, one_line
 
@@ -34,15 +34,15 @@ class SplitSource:
     # for canvases of --resize=crop: heights and widths in image headers, int32 [N, 2]; else None
     picture_sizes: np.ndarray | None = None
     scaled: bool = False  # whether JPEGs are decoded at a reduced size
-    # random access to the records of array_record files; None: other files, read in order
-    records: RecordFiles | None = None
+    # random access to the records; None: files without, read in order
+    records: Records | None = None
 
     @classmethod
     def open(cls, config: DataConfig, split: str, classes: Classes | None) -> "SplitSource":
         """Opens a split; raises PetsegError if it does not exist or --cache=none cannot read its file format."""
         data_set = catalog.open_data(config, classes)
         positions = range(data_set.num_examples(split))
-        records = RecordFiles(data_set.record_ranges(split)) if data_set.file_format == ARRAY_RECORD else None
+        records = data_set.records(split)
         if config.cache == "none" and records is None:
             raise DataError(
                 f"--cache=none: {data_set.name} is stored as {data_set.file_format}; must be {ARRAY_RECORD}; "
@@ -78,8 +78,15 @@ class SplitSource:
         try:
             yield
         except tf.errors.OpError as error:
-            where = f"{self.data_set.name}, split {self.split}: the files under {self.data_set.builder.data_path}"
+            for position in self.positions:
+                self.check_record(position)
+            where = f"{self.data_set.name}, split {self.split}: {self.data_set.location}"
             raise DataError(f"{where} cannot be read: {one_line(error)}") from error
+
+    def check_record(self, position: int) -> None:
+        """Raises DataError, naming the example, if its record cannot be made."""
+        if self.records is not None:
+            self.records.check_record(position)
 
     @property
     def count(self) -> int:

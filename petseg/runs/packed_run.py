@@ -15,9 +15,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from petseg import config as config_lib
+from petseg import config as config_lib, custom_code
 from petseg.classes import Classes
-from petseg.config import CONFIG_FORMAT, Config, DistributionConfig, RuntimeConfig
+from petseg.config import CONFIG_FORMAT, Config, DistributionConfig, RuntimeConfig, data_config
 from petseg.config.eval_config import PACKED_SUFFIX, ScoreConfig
 from petseg.errors import CheckpointError, ConfigError, ExportError, one_line
 from petseg.files import write_bytes
@@ -214,6 +214,8 @@ def _by_name(model: "keras.Model") -> "dict[str, keras.Variable]":
 def _without_paths(config: Config) -> Config:
     """The config without paths and devices of the machine."""
     neutral = {name: "" for name in ("data_dir", "cache_dir", "classes", "data_service")}
+    if custom_code.is_reference(config.data.dataset):
+        neutral["dataset"] = data_config.FOLDER  # whose folder must be given
     config = dataclasses.replace(config, distribution=DistributionConfig())
     return config.changed(
         data={**neutral, "cache_dir": config_lib.CACHE_DIR},

@@ -14,7 +14,6 @@ import numpy as np
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
-from petseg.config.data_config import FOLDER
 from petseg.data import catalog
 from petseg.data.catalog import SHOWN_NAMES, DataSet, Overlap, listed
 from petseg.data.digests import Digests, write_arrays
@@ -46,7 +45,7 @@ class TrainingData:
         splits = {flag: getattr(config, flag) for flag in SPLITS}
         found = {flag: data_set.digests_of(split) for flag, split in splits.items()}
         return cls(
-            FOLDER if config.dataset == FOLDER else data_set.full_name,
+            data_set.version_of(splits.values()),
             {flag: data_set.num_examples(split) for flag, split in splits.items()},
             {flag: digests for flag, digests in found.items() if digests is not None},
             NOTHING if initial is None else initial.seen,

@@ -1,6 +1,9 @@
 """The example files: each keeps the promises of the loop, and computes what its paper says."""
 
+import dataclasses
 import importlib.util
+import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +11,13 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT, changed
 
-from petseg.runs import train
+import petseg
+from petseg.classes import PETS
+from petseg.data import catalog
+from petseg.errors import ConfigError, WorkDirectoryError
+from petseg.runs import packed_run, train
 
-CODE_FLAGS = ("loss", "augment", "step")
+CODE_FLAGS = ("loss", "augment", "step", "dataset")
 EXAMPLES = {
     "mean_teacher": {
         "extension": {"step": "MeanTeacher"},
@@ -20,6 +27,7 @@ EXAMPLES = {
     "lovasz_softmax": {"loss": {"loss": "loss"}},
     "hard_pixels": {"loss": {"loss": "loss"}},
     "cutmix": {"augmentation": {"augment": "augment"}},
+    "zip_data": {"data": {"dataset": "source", "cache": "none"}},
 }
 
 
@@ -49,6 +57,19 @@ def trained(config, folder):
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if name.startswith("model/")}
 
 
+def zipped(config, file):
+    """The config with the synthetic pets in a zip file and their classes in another."""
+    data_set = catalog.open_data(config.data)
+    with zipfile.ZipFile(file, "w") as archive:
+        for split in ("train", "test"):
+            for i, example in enumerate(data_set.raw_examples(split).as_numpy_iterator()):
+                archive.writestr(f"images/{split}/{i:02}.jpg", example["image"])
+                archive.writestr(f"masks/{split}/{i:02}.png", example["mask"])
+    classes = file.with_suffix(".json")
+    classes.write_text(json.dumps(PETS.to_dict()))
+    return changed(config, "data", data_dir=str(file), classes=str(classes))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_resumes_with_the_same_bits_and_four_replicas_compute_what_one_computes(
@@ -57,6 +78,8 @@ def test_an_example_resumes_with_the_same_bits_and_four_replicas_compute_what_on
     if name == "distillation":
         trained(tiny_config, tmp_path / "teacher")
         monkeypatch.setenv("TEACHER", str(tmp_path / "teacher"))
+    if name == "zip_data":
+        tiny_config = zipped(tiny_config, tmp_path / "pets.zip")
     config = with_example(tiny_config, name)
     undisturbed = trained(config, tmp_path / "undisturbed")
     interrupted = tmp_path / "interrupted"
@@ -66,6 +89,32 @@ def test_an_example_resumes_with_the_same_bits_and_four_replicas_compute_what_on
     on_four = changed(config, "distribution", strategy="mirrored", virtual_devices=4)
     for key, weights in trained(on_four, tmp_path / "on_four").items():
         np.testing.assert_allclose(weights, undisturbed[key], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_on_a_zip_file_computes_what_its_data_set_does_notices_another_file_and_is_scored(tiny_config, tmp_path):
+    built_in = trained(tiny_config, tmp_path / "built_in")
+    config = with_example(zipped(tiny_config, tmp_path / "pets.zip"), "zip_data")
+    config = config.changed(optimizer=dataclasses.asdict(tiny_config.optimizer))
+    workdir = tmp_path / "run"
+    trained(changed(config, "schedule", train_steps=2), workdir)
+    on_disk = config.changed(data={"cache": "disk", "cache_dir": str(tmp_path / "cache")})
+    for key, weights in trained(on_disk, workdir).items():
+        np.testing.assert_array_equal(weights, built_in[key])
+    with pytest.raises(ConfigError, match=r"its dataset is the code .*zip_data\.py:source; --allow_code must be given"):
+        petseg.load(workdir)
+    network = petseg.load(workdir, allow_code=True)
+    assert network.evaluate("test")["examples"] == 10
+    packed_run.pack(tmp_path / "x.safetensors", network.model, network.config, PETS, {"step": 4, "weights": "trained"})
+    with pytest.raises(ConfigError, match="--dataset=folder: --data_dir must be the folder"):
+        petseg.load(tmp_path / "x.safetensors").evaluate("test")
+    with zipfile.ZipFile(tmp_path / "pets.zip", "a") as archive:
+        archive.writestr("images/train/99.jpg", archive.read("images/train/00.jpg"))
+        archive.writestr("masks/train/99.png", archive.read("masks/train/00.png"))
+    with pytest.raises(
+        WorkDirectoryError, match=r"cannot be resumed with other data: the data set was zip_data\.py:sou"
+    ):
+        trained(changed(on_disk, "schedule", train_steps=6), workdir)
 
 
 def test_every_example_is_tested_and_listed():

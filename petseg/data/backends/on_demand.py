@@ -15,7 +15,7 @@ from petseg.classes import IGNORED
 from petseg.data import example_decoding, feeding, random_crops
 from petseg.data.example_decoding import BadExampleError
 from petseg.data.examples import Examples, Fetched
-from petseg.data.record_files import RecordFiles
+from petseg.data.record_files import Records
 from petseg.data.split_source import SplitSource
 from petseg.errors import DataError, one_line
 from petseg.runtime import autotuning
@@ -35,7 +35,7 @@ class OnDemandExamples(Examples):
       check_command: command that reports all faults of the data, for error messages.
     """
 
-    def __init__(self, source: SplitSource, records: RecordFiles, *, ignore_bad: bool, check_command: str):
+    def __init__(self, source: SplitSource, records: Records, *, ignore_bad: bool, check_command: str):
         self._source, self._records = source, records
         self._ignore_bad, self._check_command = ignore_bad, check_command
         self.classes, self.origin, self.names = source.data_set.classes, source.origin, Names(self)
@@ -120,9 +120,12 @@ class OnDemandExamples(Examples):
         source, place = self._source, self._records.place(i)
         where = f"{source.where(i)} ({place})"
         try:
+            self._records.check_record(i)
             example = source.data_set.parser()(self._records.read(tf.constant([i], tf.int64))[0])
             where = f"{source.where(i)} ({self._name(i, example['name'].numpy())}, {place})"
             decoded = source.decode(example)
+        except BadExampleError as error:
+            raise self._error(str(error)) from error
         except tf.errors.InvalidArgumentError as error:
             raise self._error(f"{where}: {example_decoding.UNDECODABLE}") from error
         except tf.errors.OpError as error:

@@ -94,7 +94,7 @@ def decode_pair(
     either_way = False
     if picture:
         stored = picture
-        picture = _turned(stored, mask_size)
+        picture = upright(stored, mask_size)
         size, turned = picture.size, picture.pixels is not stored.pixels
         if min(size) < SMALLEST_SIDE:
             what = f"is {size[0]} x {size[1]} pixels; must be at least {SMALLEST_SIDE} x {SMALLEST_SIDE}"
@@ -159,7 +159,7 @@ def _read(name: str, data: bytes, page: int | None, faults: list[Fault]) -> Pict
         return None
 
 
-def _turned(picture: Picture, mask_size: tuple[int, int] | None) -> Picture:
+def upright(picture: Picture, mask_size: tuple[int, int] | None) -> Picture:
     """An image turned as its EXIF orientation says, unless only as it is stored it has the size of its mask."""
     fits_stored = picture.orientation >= 5 and picture.size == mask_size and picture.size[0] != picture.size[1]
     return dataclasses.replace(picture, orientation=1) if fits_stored else picture.upright()
