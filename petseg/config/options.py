@@ -38,7 +38,7 @@ class Allowed:
 
     def words(self, kind: Any) -> str:
         """Describes the allowed values, to follow "must be" in an error."""
-        if self.code:
+        if self.code and (self.choices or not self.required):
             return f"one of {', '.join(self.choices)}, or {custom_code.FORM}" if self.choices else custom_code.FORM
         if self.choices:
             return "one of " + ", ".join(self.choices)
@@ -74,7 +74,7 @@ class Allowed:
             value = float(value)
         if type(value) is not kind:
             return False
-        if self.code and (custom_code.is_reference(value) or not (value or self.choices)):
+        if self.code and (custom_code.is_reference(value) or not (value or self.choices or self.required)):
             return True
         if kind is str and self.code and not self.choices and not self.required:
             return False
