@@ -36,12 +36,12 @@ def _evaluate(config: EvalConfig) -> None:
 
     several_runs = run_groups.names_several_runs(score)
     startup.load_tensorflow(show_greetings=score.debug)
-    from petseg.deployment import commands
+    from petseg.deployment import export_command
     from petseg.runs import group_scoring, scoring
 
     if several_runs:
         group_scoring.evaluate(config)
     elif score.export:
-        commands.export(config)
+        export_command.export(config)
     else:
         scoring.evaluate(config)

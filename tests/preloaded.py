@@ -7,5 +7,5 @@ startup.load_tensorflow()
 startup.collect_garbage_rarely()
 
 from petseg.data import synthetic_pets
-from petseg.deployment import commands, prediction_command
+from petseg.deployment import export_command, prediction_command
 from petseg.runs import scoring, train

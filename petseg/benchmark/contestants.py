@@ -16,7 +16,7 @@ from petseg.reporting import telemetry
 from petseg.runs import building, train
 from petseg.runs.setup import Run, set_up
 from petseg.runs.work_directory import WorkDirectory
-from petseg.runtime import process
+from petseg.runtime import process_setup
 from petseg.runtime.signals import StopSignals
 from petseg.training.stop_requests import StopRequests
 from petseg.training.trainer import Trainer
@@ -40,7 +40,7 @@ def serve(connection: Connection, name: str, config: Config, options: dict[str, 
 
 def bare_step(config: Config) -> Contestant:
     """The compiled loop on one batch in memory: no input, no summaries, no checkpoints."""
-    strategy = process.set_up_runtime(config, config.distribution, trains=True).strategy
+    strategy = process_setup.set_up_runtime(config, config.distribution, trains=True).strategy
     trainer, batches = trainer_and_batches(config, strategy)
 
     def work(steps: int) -> None:
@@ -108,7 +108,9 @@ def whole_loop(config: Config) -> Contestant:
 def set_up_run(config: Config) -> Run:
     """The run that `train.py` would train."""
     workdir = WorkDirectory.for_training(config.runtime.workdir, config.data.dataset)
-    return set_up(config, workdir, process.set_up_runtime(config, config.distribution, trains=True), StopSignals())
+    return set_up(
+        config, workdir, process_setup.set_up_runtime(config, config.distribution, trains=True), StopSignals()
+    )
 
 
 def keras_fit(config: Config, *, jit_compile: str | bool = "auto", batches: Any = None) -> Contestant:
@@ -126,14 +128,14 @@ def keras_fit(config: Config, *, jit_compile: str | bool = "auto", batches: Any 
 
 def fit_in_memory(config: Config, *, jit_compile: str | bool = "auto") -> Contestant:
     """`keras_fit` on one batch in memory."""
-    process.set_up_runtime(config, config.distribution)
+    process_setup.set_up_runtime(config, config.distribution)
     batch = tf.data.Dataset.from_tensors(_float_batch(config)).cache().repeat().prefetch(2)
     return keras_fit(config, jit_compile=jit_compile, batches=batch)
 
 
 def plain_loop(config: Config) -> Contestant:
     """A compiled loop of a gradient tape and Keras's Adam on one batch in memory, with no bookkeeping at all."""
-    process.set_up_runtime(config, config.distribution)
+    process_setup.set_up_runtime(config, config.distribution)
     model, optimizer = _model(config), keras.optimizers.Adam(config.optimizer.learning_rate)
     optimizer.build(model.trainable_variables)
     loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -31,7 +31,7 @@ from petseg.errors import PetsegError, one_line
 from petseg.reporting import telemetry
 from petseg.reporting.telemetry import ModelSpeed
 from petseg.runs import train
-from petseg.runtime import cpus, gpu_peaks, gpus, process, strategies
+from petseg.runtime import cpus, gpu_peaks, gpus, process_setup, strategies
 from petseg.training import flops
 from petseg.training.trainer import Trainer
 
@@ -65,7 +65,7 @@ def draw(send: Send, folder: str, number: int) -> None:
 
 def devices(send: Send, config: Config) -> None:
     """Versions, devices and what they should reach."""
-    placement = process.set_up_runtime(config, config.distribution)
+    placement = process_setup.set_up_runtime(config, config.distribution)
     built = tf.sysconfig.get_build_info()
     rows = {
         "devices": placement.description(),
@@ -86,7 +86,7 @@ def devices(send: Send, config: Config) -> None:
 
 def speed(send: Send, config: Config, batch_sizes: Sequence[int], seconds: float, profiled: bool) -> None:
     """Steps of the compiled loop on one batch in memory, for several batch sizes."""
-    strategy = process.set_up_runtime(config, config.distribution).strategy
+    strategy = process_setup.set_up_runtime(config, config.distribution).strategy
     for size in batch_sizes:
         try:
             each = config.changed(data={"batch_size": size})
@@ -107,7 +107,7 @@ def _speed(config: Config, strategy: tf.distribute.Strategy, seconds: float, pro
         tf.config.experimental.reset_memory_stats(device.name.removeprefix("/device:"))
     step = _seconds_of_a_step(lambda steps: trainer.run(batches, steps), seconds)
     images_per_second = config.data.batch_size / step
-    peak = gpu_peaks.peak_of_visible_devices(config, process.uses_tensor_float_32(config))
+    peak = gpu_peaks.peak_of_visible_devices(config, process_setup.uses_tensor_float_32(config))
     model = ModelSpeed(trainer.flops_per_image(batches), peak).scalars(images_per_second)
     memory = telemetry.memory()
     kinds = Counter(operation.type for operation in flops.needed(trainer.graph(batches)))

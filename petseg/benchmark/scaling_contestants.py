@@ -13,7 +13,7 @@ import tensorflow as tf
 from petseg.benchmark import contestants
 from petseg.benchmark.scaling_model import SMALL_BYTES
 from petseg.config import Config
-from petseg.runtime import process
+from petseg.runtime import process_setup
 from petseg.training.trainer import Trainer
 
 REDUCE_CALLS, REDUCES_IN_A_CALL = 5, 5
@@ -22,7 +22,7 @@ REDUCE_CALLS, REDUCES_IN_A_CALL = 5, 5
 def measure(connection: Connection, configs: Sequence[Config], steps: int) -> None:
     """Sends another process the results of `measure_on`, on the devices of the first config."""
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of retracing: each config has its own trainer
-    strategy = process.set_up_runtime(configs[0], configs[0].distribution).strategy
+    strategy = process_setup.set_up_runtime(configs[0], configs[0].distribution).strategy
     connection.send(measure_on(strategy, configs, steps))
 
 

@@ -36,14 +36,14 @@ def find_or_export(run: TrainedRun | PackedRun, checkpoint: str, distribution: D
     startup.load_tensorflow()
     from petseg.deployment import export
     from petseg.runs import building
-    from petseg.runtime import process
+    from petseg.runtime import process_setup
 
     export.check_formats(["onnx"])
     path = run.checkpoint(checkpoint)  # the newest may be damaged
     file = onnx_file(run, path)
     if not file.is_file():
         logger.info("exports %s, once per checkpoint: later calls start without TensorFlow", file)
-        process.set_up_runtime(run.config, distribution, one_device=True)
+        process_setup.set_up_runtime(run.config, distribution, one_device=True)
         model, _ = load_model(run, path)
         with explain_write_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)

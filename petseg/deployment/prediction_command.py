@@ -66,8 +66,8 @@ def choose_runtime(run: Run, score: ScoreConfig) -> str:
 
 def _keras_model(run: Run, config: EvalConfig) -> "keras.Model":
     startup.load_tensorflow(show_greetings=config.score.debug)
-    from petseg.runtime import process
+    from petseg.runtime import process_setup
 
     path = run.checkpoint(config.score.checkpoint)
-    process.set_up_runtime(run.config, config.distribution, one_device=True)
+    process_setup.set_up_runtime(run.config, config.distribution, one_device=True)
     return load_model(run, path)[0]

@@ -17,7 +17,7 @@ from petseg.runs import checkpoints, comparison, model_selection, run_groups, sc
 from petseg.runs.scorer import CheckpointScores, Scorer
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
-from petseg.runtime import process
+from petseg.runtime import process_setup
 from petseg.runtime.signals import StopSignals
 from petseg.runtime.strategies import Placement
 
@@ -56,7 +56,7 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
         for workdirs in sides.values():
             run_groups.warn_of_different_recipes(workdirs)
         split = scoring.checked_common_split([*runs, *others], score)
-        placement = process.set_up_runtime(runs[0].config, config.distribution)
+        placement = process_setup.set_up_runtime(runs[0].config, config.distribution)
         stack.enter_context(placement.naming_lost_workers())
 
         ours, theirs = _score(runs, others, score, split, placement, signals)

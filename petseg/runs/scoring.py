@@ -16,7 +16,7 @@ from petseg.runs import comparison, run_groups, training_data, watching
 from petseg.runs.open_run import Run, open_run
 from petseg.runs.scorer import CheckpointScores, Scorer
 from petseg.runs.trained_run import TrainedRun
-from petseg.runtime import process
+from petseg.runtime import process_setup
 from petseg.runtime.signals import StopSignals
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
         if score.compare:
             others.append(TrainedRun.open_to_compare(run_groups.find_single_run(score.compare, "compare"), score))
         split = checked_common_split([run, *others], score)
-        placement = process.set_up_runtime(run.config, config.distribution)
+        placement = process_setup.set_up_runtime(run.config, config.distribution)
         stack.enter_context(placement.naming_lost_workers())
         if score.watch and placement.cluster is not None:
             raise ConfigError("--watch: must be a single process; those of a cluster might not see the same files")

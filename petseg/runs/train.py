@@ -23,7 +23,7 @@ from petseg.runs import building, introduction, setup
 from petseg.runs.schedule import Schedule
 from petseg.runs.setup import Run
 from petseg.runs.work_directory import WorkDirectory
-from petseg.runtime import gpu_peaks, process
+from petseg.runtime import gpu_peaks, process_setup
 from petseg.runtime.signals import StopSignals
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def train(config: Config) -> dict[str, Any]:
     if resumes:
         for name, (old, new) in workdir.reconcile(config).items():
             logger.info("changed: --%s was %r, is now %r", name, old, new)
-    placement = process.set_up_runtime(config, config.distribution, trains=True)
+    placement = process_setup.set_up_runtime(config, config.distribution, trains=True)
     with StopSignals() as signals:  # after TensorFlow, which installs a SIGTERM handler of its own in a cluster
         lock = workdir.locked() if placement.is_chief else contextlib.nullcontext()
         with (
@@ -111,7 +111,7 @@ def train_loop(run: Run, report: NullReport, step: int, schedule: Schedule, resu
     )
     with custom_code.explained("step", run.config.extension.step):
         trainer.compile(batches)  # now, so that the measured speed does not include it
-    peak = gpu_peaks.peak_of_visible_devices(run.config, process.uses_tensor_float_32(run.config))
+    peak = gpu_peaks.peak_of_visible_devices(run.config, process_setup.uses_tensor_float_32(run.config))
     speed = ModelSpeed(trainer.flops_per_image(batches), peak * run.placement.num_processes)
     profiler = Profiler(run.workdir.path / summaries.TRAIN, schedule.profile if run.placement.is_chief else (0, 0))
     last_save = time.monotonic()

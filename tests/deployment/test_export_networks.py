@@ -10,7 +10,7 @@ import tensorflow as tf
 from petseg.classes import PETS
 from petseg.config import ModelConfig
 from petseg.config.eval_config import EXPORT_FORMATS, EvalConfig, ScoreConfig
-from petseg.deployment import commands, export
+from petseg.deployment import export, export_command
 from petseg.errors import ExportError
 from petseg.models import encoders, unet
 from petseg.runs import building
@@ -110,7 +110,7 @@ def test_a_custom_network_is_built_again_from_its_function(tiny_config, tmp_path
     score = ScoreConfig(
         workdir=str(workdir.path), export=",".join(formats), output_dir=str(tmp_path / "out"), allow_code=True
     )
-    agreements = commands.export(EvalConfig(score))
+    agreements = export_command.export(EvalConfig(score))
     assert [agreement.format for agreement in agreements] == formats
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     served = tf.saved_model.load(str(tmp_path / "out" / "saved_model")).signatures["serving_default"]

@@ -16,7 +16,7 @@ import petseg
 from petseg.classes import PETS
 from petseg.config import DistributionConfig
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.deployment import commands, prediction_command, segmentation, segmenter
+from petseg.deployment import export_command, prediction_command, segmentation, segmenter
 from petseg.deployment.predictor import Predictor
 from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
 from petseg.runs import scoring
@@ -242,7 +242,7 @@ def score_config(**values):
 
 
 def test_packed_weights_predict_score_and_export_as_the_run_does(workdir, loaded, photograph, tmp_path, capsys):
-    exported = commands.export(
+    exported = export_command.export(
         score_config(workdir=str(workdir), checkpoint="best", ema=True, export="weights", output_dir=str(tmp_path))
     )
     file = tmp_path / "weights.safetensors"

@@ -15,7 +15,7 @@ from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data.drawings import drawn_folders
 from petseg.data.drawings.drawn_folders import WriteConfig
-from petseg.deployment import commands, prediction_command
+from petseg.deployment import export_command, prediction_command
 from petseg.errors import ConfigError, DataError, WorkDirectoryError
 from petseg.runs import scoring, train
 from petseg.runs.work_directory import WorkDirectory
@@ -120,7 +120,7 @@ def test_packed_weights_of_own_data_need_no_folder(trained, animals, tmp_path):
     config, results = trained
     out = tmp_path / "out"
     run = ScoreConfig(workdir=config.runtime.workdir, export="weights", output_dir=str(out))
-    (agreement,) = commands.export(EvalConfig(run))
+    (agreement,) = export_command.export(EvalConfig(run))
     assert agreement.mask_agreement >= 0.999
     file = shutil.move(out / "weights.safetensors", tmp_path / "animals.safetensors")
     photograph = next((animals / "images" / "test").glob("*.jpg"))
@@ -131,7 +131,7 @@ def test_packed_weights_of_own_data_need_no_folder(trained, animals, tmp_path):
     (mask,) = prediction_command.predict(EvalConfig(predict))
     assert Image.open(mask).size == Image.open(photograph).size
 
-    commands.export(EvalConfig(ScoreConfig(workdir=str(file), export="keras,weights", output_dir=str(out))))
+    export_command.export(EvalConfig(ScoreConfig(workdir=str(file), export="keras,weights", output_dir=str(out))))
     card = json.loads((out / "model_card.json").read_text())
     assert "drawings" in card["compared_on"]
     with pytest.raises(ConfigError, match="--dataset=folder: --data_dir must be the folder of the pictures"):

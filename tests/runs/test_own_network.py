@@ -9,7 +9,7 @@ import petseg
 from petseg.classes import PETS
 from petseg.config import ModelConfig
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.deployment import commands, prediction_command
+from petseg.deployment import export_command, prediction_command
 from petseg.errors import ConfigError, WorkDirectoryError
 from petseg.models import encoders, unet
 from petseg.runs import group_scoring, scoring, starting_point, train
@@ -138,7 +138,7 @@ def test_code_named_by_a_work_directory_is_not_run(tiny_config, tmp_path, monkey
         "load": lambda: petseg.load(path),
         "score": lambda: scoring.evaluate(EvalConfig(ScoreConfig(workdir=path))),
         "predict": lambda: prediction_command.predict(EvalConfig(ScoreConfig(workdir=path, predict=out))),
-        "export": lambda: commands.export(EvalConfig(ScoreConfig(workdir=path, export="onnx", output_dir=out))),
+        "export": lambda: export_command.export(EvalConfig(ScoreConfig(workdir=path, export="onnx", output_dir=out))),
         "compare": lambda: group_scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(ours.path), compare=path))),
         "page": lambda: open_run(ScoreConfig(workdir=path)),
         "init_from": lambda: starting_point.build_initial_model(

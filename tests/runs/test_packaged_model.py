@@ -10,7 +10,7 @@ from conftest import changed
 import petseg
 from petseg.classes import PETS
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.deployment import commands, prediction_command
+from petseg.deployment import export_command, prediction_command
 from petseg.errors import ConfigError
 from petseg.runs import building, open_run, packed_run, starting_point
 from petseg.runs.checkpoints import Checkpoints
@@ -50,7 +50,7 @@ def ways(tiny_config, out):
         "predict": lambda: prediction_command.predict(
             EvalConfig(ScoreConfig(workdir="pets", predict="*.png", output_dir=out))
         ),
-        "export": lambda: commands.export(
+        "export": lambda: export_command.export(
             EvalConfig(ScoreConfig(workdir="pets", export="saved_model", output_dir=out))
         ),
         "init_from": start,

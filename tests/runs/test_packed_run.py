@@ -13,7 +13,7 @@ import petseg
 from petseg.classes import PETS
 from petseg.config import Config, ModelConfig, presets
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.deployment import commands, export, prediction_command
+from petseg.deployment import export, export_command, prediction_command
 from petseg.errors import CheckpointError, ConfigError, ExportError
 from petseg.runs import building, packed_run, scoring, starting_point
 from petseg.runs.packed_run import PackedRun
@@ -170,7 +170,7 @@ def test_packed_files_that_name_a_network_are_refused_everywhere(with_code, tiny
         "load": lambda: petseg.load(path, allow_code=allow_code),
         "score": lambda: scoring.evaluate(EvalConfig(ScoreConfig(**options))),
         "predict": lambda: prediction_command.predict(EvalConfig(ScoreConfig(**options, **out, predict=str(tmp_path)))),
-        "export": lambda: commands.export(EvalConfig(ScoreConfig(**options, **out, export="saved_model"))),
+        "export": lambda: export_command.export(EvalConfig(ScoreConfig(**options, **out, export="saved_model"))),
         "init_from": lambda: starting_point.find_starting_point(config, WorkDirectory(config.runtime.workdir)),
     }
     with pytest.raises(CheckpointError, match=r"run\.safetensors: .*network evil_package\.part:build") as caught:

@@ -13,7 +13,7 @@ from PIL import Image
 from petseg.classes import PETS
 from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.deployment import commands, prediction_command
+from petseg.deployment import export_command, prediction_command
 from petseg.errors import CheckpointError, ConfigError
 from petseg.models import inference
 from petseg.reporting.summaries import read_csv
@@ -78,7 +78,7 @@ def test_exports_and_predictions_use_the_requested_weights(averaged, data_dir, t
     assert np.abs(expected - other).max() > 0.01
 
     flags = {"workdir": str(workdir.path), "output_dir": str(tmp_path / "out"), "ema": ema}
-    commands.export(EvalConfig(ScoreConfig(**flags, export="keras")))
+    export_command.export(EvalConfig(ScoreConfig(**flags, export="keras")))
     found = keras.models.load_model(tmp_path / "out" / "model.keras")(images)
     np.testing.assert_allclose(found["probabilities"], expected, atol=1e-5)
     card = json.loads((tmp_path / "out" / "model_card.json").read_text())

@@ -95,10 +95,10 @@ def main(config: DemoConfig) -> None:
         source = config.workdir or str(packed_run.packaged_file(PACKAGED))
         run = open_single(ScoreConfig(workdir=source, allow_code=config.allow_code))
         startup.load_tensorflow(show_greetings=config.debug)
-        from petseg.runtime import process
+        from petseg.runtime import process_setup
 
         networks = Networks(source, run, allow_code=config.allow_code)
-        process.set_up_runtime(run.config, DistributionConfig(), one_device=True)
+        process_setup.set_up_runtime(run.config, DistributionConfig(), one_device=True)
         networks.load_first()
         page = _serve(config, networks, Path(folder))
         try:

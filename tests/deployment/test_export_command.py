@@ -14,7 +14,7 @@ from conftest import NUM_TEST, NUM_TRAIN, load_examples, own_lines
 from petseg.classes import PETS
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import example_decoding
-from petseg.deployment import commands
+from petseg.deployment import export_command
 from petseg.errors import DataError
 from petseg.models import inference
 from petseg.runs import building, checkpoints
@@ -67,13 +67,13 @@ def test_an_export_decodes_the_images_that_it_needs_and_no_others(
         given.update(options, examples=examples)
         return []
 
-    monkeypatch.setattr(commands.export_lib, "check_formats", lambda formats: None)
-    monkeypatch.setattr(commands.export_lib, "export", export)
+    monkeypatch.setattr(export_command.export_lib, "check_formats", lambda formats: None)
+    monkeypatch.setattr(export_command.export_lib, "export", export)
     monkeypatch.setattr(example_decoding, "check_example", lambda *args: (decoded.append(args), genuine(*args)))
-    monkeypatch.setattr(commands, "COMPARED_IMAGES", compared)
-    monkeypatch.setattr(commands, "CALIBRATION_IMAGES", 10)
+    monkeypatch.setattr(export_command, "COMPARED_IMAGES", compared)
+    monkeypatch.setattr(export_command, "CALIBRATION_IMAGES", 10)
     score = ScoreConfig(workdir=str(workdir.path), export=formats, output_dir=str(tmp_path / "out"))
-    commands.export(EvalConfig(score))
+    export_command.export(EvalConfig(score))
     assert len(decoded) == min(compared, NUM_TEST) + (calibration or 0)
     images = {split: load_examples("synthetic_pets", split, 32, str(data_dir)).images for split in ("test", "train")}
     np.testing.assert_array_equal(given["examples"], images["test"][:compared])
@@ -91,7 +91,7 @@ def test_without_the_data_set_an_export_is_compared_on_drawings_and_nothing_is_f
         raise AssertionError("the data set is prepared")
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", refuse)
-    monkeypatch.setattr(commands, "COMPARED_IMAGES", 8)
+    monkeypatch.setattr(export_command, "COMPARED_IMAGES", 8)
     (tmp_path / "here").mkdir()
     values = {
         "nowhere": {"dataset": "oxford_iiit_pet", "data_dir": str(tmp_path / "nowhere")},
@@ -107,7 +107,7 @@ def test_without_the_data_set_an_export_is_compared_on_drawings_and_nothing_is_f
     (theirs / "config.json").write_text(json.dumps(record))
     score = ScoreConfig(workdir=str(theirs), export="keras", output_dir=str(tmp_path / "out"))
     with caplog.at_level("WARNING", logger="petseg"):
-        (agreement,) = commands.export(EvalConfig(score))
+        (agreement,) = export_command.export(EvalConfig(score))
     assert agreement.mask_agreement >= 0.999
     assert "exports are compared on drawings" in caplog.text
     assert json.loads((tmp_path / "out" / "model_card.json").read_text())["compared_on"] == "8 drawings"
@@ -118,5 +118,5 @@ def test_without_the_data_set_an_export_is_compared_on_drawings_and_nothing_is_f
 def test_an_unknown_split_of_an_available_data_set_is_refused(workdir, tmp_path):
     score = ScoreConfig(workdir=str(workdir.path), export="keras", output_dir=str(tmp_path / "out"), split="tets")
     with pytest.raises(DataError, match="no split tets"):
-        commands.export(EvalConfig(score))
+        export_command.export(EvalConfig(score))
     assert not (tmp_path / "out").exists()

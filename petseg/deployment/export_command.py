@@ -15,7 +15,7 @@ from petseg.runs import building
 from petseg.runs.open_run import load_model, open_single
 from petseg.runs.packed_run import PackedRun
 from petseg.runs.trained_run import TrainedRun
-from petseg.runtime import process
+from petseg.runtime import process_setup
 from petseg.runtime.signals import StopSignals
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def export(config: EvalConfig) -> list[export_lib.Agreement]:
     export_lib.check_replaceable(formats, score.output_dir)
     split = score.split or run.config.data.eval_split
     with StopSignals():
-        process.set_up_runtime(run.config, config.distribution, one_device=True)
+        process_setup.set_up_runtime(run.config, config.distribution, one_device=True)
         model, step = load_model(run, path)
         calibration = _calibration_images(run) if export_lib.needs_calibration(formats) else None
         examples, compared_on = _comparison_images(run, score)

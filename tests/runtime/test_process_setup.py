@@ -5,7 +5,7 @@ import tensorflow as tf
 from conftest import changed, tiny_flags
 
 from petseg.config import Config, DistributionConfig, command_line
-from petseg.runtime import gpus, host_allocator, process, strategies
+from petseg.runtime import gpus, host_allocator, process_setup, strategies
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def calls(monkeypatch):
 )
 def test_tf32_is_used_unless_a_flag_forbids_it(calls, tensor_float_32, flags, used):
     config = command_line.parse(["train.py", "--strategy=one_device", *flags], Config)
-    process.set_up_runtime(config, config.distribution)
+    process_setup.set_up_runtime(config, config.distribution)
     assert tensor_float_32() == used
     assert ("op_determinism" in calls) == config.runtime.deterministic
 
@@ -53,13 +53,13 @@ def test_the_allocator_of_the_host_is_changed_only_where_no_gpu_trains(monkeypat
     placement = strategies.Placement(tf.distribute.get_strategy())
     monkeypatch.setattr(strategies, "set_up", lambda devices: placement)
     monkeypatch.setattr(strategies.Placement, "description", lambda self: kind)
-    process.set_up_runtime(Config(), DistributionConfig())
+    process_setup.set_up_runtime(Config(), DistributionConfig())
     assert calls == kept
 
 
 def test_the_devices_are_one_line_of_the_log(calls, caplog):
     with caplog.at_level(logging.INFO, logger="petseg"):
-        process.set_up_runtime(Config(), DistributionConfig(strategy="mirrored", num_devices=1))
+        process_setup.set_up_runtime(Config(), DistributionConfig(strategy="mirrored", num_devices=1))
     (line,) = caplog.messages
     assert line.startswith("computes on 1 CPU (")
     assert line.endswith(" cores), split in 4")  # as all tests have it
@@ -67,7 +67,7 @@ def test_the_devices_are_one_line_of_the_log(calls, caplog):
 
 def test_a_gpu_that_is_not_seen_is_warned_of(monkeypatch, calls, caplog):
     monkeypatch.setattr(gpus, "warning", lambda: "an NVIDIA driver is here, but")
-    process.set_up_runtime(Config(), DistributionConfig(strategy="one_device"))
+    process_setup.set_up_runtime(Config(), DistributionConfig(strategy="one_device"))
     assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == [
         "an NVIDIA driver is here, but"
     ]
@@ -84,8 +84,8 @@ def test_how_replicas_are_summed_is_in_the_line_of_the_devices(monkeypatch, call
     monkeypatch.setattr(strategies.Placement, "description", lambda self: "8 GPUs; 8 replicas")
     config = changed(changed(Config(), "data", batch_size=24), "compute", micro_batches=3)
     with caplog.at_level(logging.INFO, logger="petseg"):
-        process.set_up_runtime(config, config.distribution)
-        process.set_up_runtime(config, config.distribution, trains=True)
+        process_setup.set_up_runtime(config, config.distribution)
+        process_setup.set_up_runtime(config, config.distribution, trains=True)
     assert caplog.messages == ["computes on 8 GPUs; 8 replicas, summed by NCCL"] * 2
     assert batches == [{}, {"batch_size": 24, "micro_batches": 3}]  # an evaluation uses all devices
 
@@ -96,8 +96,8 @@ def test_determinism_on_a_gpu_logs_that_tf32_is_off(monkeypatch, calls, caplog, 
     monkeypatch.setattr(strategies.Placement, "description", lambda self: "1 GPU")
     config = changed(Config(), "runtime", deterministic=True)
     with caplog.at_level(logging.INFO, logger="petseg"):
-        process.set_up_runtime(config, config.distribution)
-        process.set_up_runtime(Config(), config.distribution)
+        process_setup.set_up_runtime(config, config.distribution)
+        process_setup.set_up_runtime(Config(), config.distribution)
     assert caplog.messages == ["computes on 1 GPU", "--deterministic: --tensor_float_32 is off", "computes on 1 GPU"]
 
 
@@ -110,6 +110,6 @@ def test_undivided_work_uses_one_device_with_any_flags(monkeypatch, calls):
 
     monkeypatch.setattr(strategies, "set_up", set_up)
     devices = DistributionConfig(strategy="mirrored", num_devices=2, cross_device_ops="hierarchical_copy")
-    process.set_up_runtime(Config(), devices, one_device=True)
+    process_setup.set_up_runtime(Config(), devices, one_device=True)
     (used,) = asked
     assert used.strategy == "one_device"
