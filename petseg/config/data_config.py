@@ -30,7 +30,8 @@ def check_dataset_name(dataset: str) -> None:
     """
     if not DATASET_NAME.fullmatch(dataset):
         raise ConfigError(
-            f"--dataset={dataset}: must be {FOLDER}, a TFDS data set, NAME[/CONFIG][:VERSION], or {custom_code.FORM}"
+            f"--dataset={dataset}: must be the name of a TFDS data set, NAME[/CONFIG][:VERSION], {FOLDER}, or "
+            f"{custom_code.FORM}"
         )
 
 

@@ -169,5 +169,7 @@ def test_flags_and_splits_that_do_not_exist_are_refused(own):
         assert message in str(error.value)
     with pytest.raises(ConfigError, match=r"there is no function other in"):
         loading.load(config(own, "other"), "train")
-    with pytest.raises(ConfigError, match=r"--dataset=own\.py: must be folder, a TFDS data set, .*, or FILE\.py:func"):
+    with pytest.raises(
+        ConfigError, match=r"--dataset=own\.py: must be the name of a TFDS data set, .*, or FILE\.py:func"
+    ):
         DataConfig(dataset="own.py")
