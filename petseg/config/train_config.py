@@ -220,6 +220,7 @@ class ScheduleConfig(Group):
         0.0, "also save when the last checkpoint is older; 0: do not", unit="minutes", minimum=0
     )
     keep_checkpoints: int = option(3, "newest checkpoints to keep", minimum=1)
+    sync_checkpoints: bool = option(False, "write checkpoints before training goes on, not in a thread beside it")
     histogram_every: int = option(
         0, "interval of weight and gradient histograms; 0: one epoch", unit="steps", minimum=0
     )

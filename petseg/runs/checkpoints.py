@@ -18,6 +18,8 @@ from petseg.errors import CheckpointError, WorkDirectoryError
 from petseg.files import write_json, write_text
 from petseg.runs import checkpoint_files
 from petseg.runs.checkpoint_files import PREFIX, best_record, path_of, step_of, steps, unfinished, unfinished_steps
+from petseg.runs.saving import Saving
+from petseg.runs.snapshots import Snapshots
 
 logger = logging.getLogger(__name__)
 
@@ -32,26 +34,44 @@ class Checkpoints:
       directory: folder of the checkpoints.
       keep: number of checkpoints to keep.
       saves: whether this process saves; in a cluster, one process saves and all restore.
+      saving: what runs the writing, perhaps in a thread; None to write at once.
       **objects: trackable objects to save, by name; they must be built, so that all their variables exist.
     """
 
-    def __init__(self, directory: Path, *, keep: int, saves: bool = True, **objects: Any):
-        self._directory, self._keep, self._saves, self._objects = directory, keep, saves, objects
-        self._checkpoint = tf.train.Checkpoint(**objects)
+    def __init__(self, directory: Path, *, keep: int, saves: bool = True, saving: Saving | None = None, **objects: Any):
+        self._directory, self._keep, self._objects = directory, keep, objects
+        self._saving = saving or Saving()
+        self._snapshots = Snapshots(tf.train.Checkpoint(**objects)) if saves else None
 
-    def save(self, step: int) -> None:
-        """Saves everything as `ckpt-<step>`.
+    def save(self, step: int, then: Callable[[], None] = lambda: None) -> None:
+        """Saves the present values as `ckpt-<step>`, once the save before has ended.
+
+        A thread reports its errors when the next save begins, or at the next `Saving.check` or `wait`.
+
+        Args:
+          step: the step.
+          then: what follows the write, where that runs.
 
         Raises:
           WorkDirectoryError: if it cannot be written, for example on a full disk; earlier checkpoints stay.
         """
-        if not self._saves:
+        if self._snapshots is None:
             return
+        self._saving.wait()
+        write_to = self._snapshots.take()
+
+        def write() -> None:
+            self._write(step, write_to)
+            then()
+
+        self._saving.start(write)
+
+    def _write(self, step: int, write_to: Callable[[str], None]) -> None:
         folder = unfinished(self._directory, step)
         try:
             self._clear_unfinished()
             folder.mkdir(parents=True, exist_ok=True)
-            self._checkpoint.write(str(folder / "ckpt"))
+            write_to(str(folder / "ckpt"))
             reason = damage(str(folder / "ckpt"))
             if reason is None:
                 self._commit(folder, step)
@@ -83,7 +103,8 @@ class Checkpoints:
             part.load_by_name({key: variable.numpy() for key, variable in saved[name].items()})
 
     def newest(self) -> str | None:
-        """`newest_intact` of this folder."""
+        """`newest_intact` of this folder, after the current write."""
+        self._saving.wait()
         return newest_intact(self._directory)
 
     def newest_common(self, gather: Callable[[int], list[int]]) -> str | None:
@@ -128,23 +149,26 @@ class BestCheckpoint:
     The record is read again for every comparison, so a resumed run compares with the checkpoint that is on the disk.
     """
 
-    def __init__(self, directory: Path, *, saves: bool = True, **objects: Any):
-        self._directory, self._saves = directory, saves
-        self._checkpoints = Checkpoints(directory, keep=2, saves=saves, **objects)
+    def __init__(self, directory: Path, *, saves: bool = True, saving: Saving | None = None, **objects: Any):
+        self._directory, self._saves, self._saving = directory, saves, saving or Saving()
+        self._checkpoints = Checkpoints(directory, keep=2, saves=saves, saving=self._saving, **objects)
 
     def offer(self, score: float, step: int) -> bool:
-        """Saves the state if its score is the highest so far (the earlier step wins ties); returns whether it did."""
+        """Saves the state if its score is the highest so far (the earlier step wins ties); returns whether it does."""
         if not self._saves:
             return False
+        self._saving.wait()
         record = best_record(self._directory)
         if record is not None and (record["mean_iou"], -record["step"]) > (score, -step):
             return False
-        self._checkpoints.save(step)
+        self._checkpoints.save(step, then=lambda: self._record(score, step))
+        return True
+
+    def _record(self, score: float, step: int) -> None:
         write_json(self._directory / "best.json", {"step": step, "mean_iou": score})
         for other in steps(self._directory):  # only after the record no longer names them
             if other != step:
                 _delete(self._directory, other)
-        return True
 
 
 def damage(path: str) -> str | None:

@@ -17,6 +17,7 @@ from petseg.reporting.telemetry import Stopwatch
 from petseg.runs import model_selection
 from petseg.runs.checkpoints import BestCheckpoint
 from petseg.runs.early_stopping import EarlyStopping
+from petseg.runs.saving import Saving
 from petseg.runs.schedule import Schedule
 from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime.strategies import Placement
@@ -39,11 +40,12 @@ class Evaluations:
         evaluator: Evaluator,
         average: WeightAverage | None,
         best: BestCheckpoint,
+        saving: Saving,
         examples: Examples,
         stopwatch: Stopwatch,
     ):
         self._config, self._workdir, self._placement = config, workdir, placement
-        self._evaluator, self._average, self._best = evaluator, average, best
+        self._evaluator, self._average, self._best, self._saving = evaluator, average, best, saving
         self._examples, self._stopwatch = examples, stopwatch
         self._early_stopping = EarlyStopping(config, workdir.metrics_file)
 
@@ -91,7 +93,6 @@ class Evaluations:
                     selected = model_selection.selected_results(self._config, results)
                     self._best.offer(selected[model_selection.SCORE], step)
             for run, scores in reversed(by_run.items()):
-                write_json(self._results_file(step, run), scores)
                 logger.info(
                     "step %d: %s%s: loss %.4f, accuracy %.4f, mean IoU %.4f (%s)", step, split,
                     "" if run == EVAL else f", {run}", scores["loss"], scores["accuracy"], scores["mean_iou"],
@@ -99,6 +100,10 @@ class Evaluations:
                 )  # fmt: skip
             with self._stopwatch.timing("summaries"), self._averaged_weights():
                 report.evaluation(step, evaluations, by_run, self._examples, self._evaluator)
+            with self._stopwatch.timing("checkpoints"):
+                self._saving.wait()  # results mean that an evaluation is complete, so the best checkpoint is, too
+            for run, scores in reversed(by_run.items()):
+                write_json(self._results_file(step, run), scores)
             if action := self._config.extension.after_evaluation:
                 custom_code.call("after_evaluation", action, step, results, self._workdir.path)
         return results

@@ -17,6 +17,7 @@ from petseg.runs.bad_examples import BadExamples
 from petseg.runs.checkpoints import BestCheckpoint, Checkpoints
 from petseg.runs.evaluations import Evaluations
 from petseg.runs.nonfinite_steps import NonFiniteSteps
+from petseg.runs.saving import Saving
 from petseg.runs.schedule import Schedule
 from petseg.runs.starting_point import StartingPoint
 from petseg.runs.training_data import TrainingData
@@ -49,6 +50,7 @@ class Run:
       trainer: makes the steps.
       evaluator: scores the model on the evaluation split.
       checkpoints: its latest checkpoints.
+      saving: writes these and the best one.
       evaluations: evaluates during training and keeps the best checkpoint.
       nonfinite_steps: handles steps whose loss or gradients are not finite.
       bad_examples: handles examples that cannot be used.
@@ -69,6 +71,7 @@ class Run:
     trainer: Trainer
     evaluator: Evaluator
     checkpoints: Checkpoints
+    saving: Saving
     evaluations: Evaluations
     nonfinite_steps: NonFiniteSteps
     bad_examples: BadExamples
@@ -146,10 +149,15 @@ def _build(
         model = starting_point.build_initial_model(start, config, train_examples)
         trainer = building.build_trainer(config, strategy, model, class_weights, schedule.last_step, requests, focus)
         evaluator = building.build_evaluator(config, strategy, model, eval_examples, class_weights, requests)
+    saving = Saving(in_thread=not config.schedule.sync_checkpoints)  # one, so that a step's best checkpoint comes first
     latest = Checkpoints(
-        workdir.checkpoints, keep=config.schedule.keep_checkpoints, saves=placement.is_chief, **trainer.state()
+        workdir.checkpoints,
+        keep=config.schedule.keep_checkpoints,
+        saves=placement.is_chief,
+        saving=saving,
+        **trainer.state(),
     )
-    best = BestCheckpoint(workdir.best, saves=placement.is_chief, **trainer.scored_state())
+    best = BestCheckpoint(workdir.best, saves=placement.is_chief, saving=saving, **trainer.scored_state())
     return Run(
         config=config,
         workdir=workdir,
@@ -165,7 +173,10 @@ def _build(
         trainer=trainer,
         evaluator=evaluator,
         checkpoints=latest,
-        evaluations=Evaluations(config, workdir, placement, evaluator, trainer.average, best, eval_examples, stopwatch),
+        saving=saving,
+        evaluations=Evaluations(
+            config, workdir, placement, evaluator, trainer.average, best, saving, eval_examples, stopwatch
+        ),
         nonfinite_steps=NonFiniteSteps(config, placement, trainer, latest, len(train_examples)),
         bad_examples=BadExamples(config, placement, train_examples, lambda: latest.newest() or "the start"),
         stopwatch=stopwatch,

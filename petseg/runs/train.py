@@ -68,7 +68,7 @@ def train_run(run: Run) -> dict[str, Any]:
     _log_position(run, step, schedule)
     report = introduction.open_report(run, step, schedule, evaluates_first=evaluates_first)
     with contextlib.closing(report):
-        with run.signals.deferred(), _naming_lost_input(run):
+        with run.signals.deferred(), _naming_lost_input(run), run.saving:
             if step == 0:
                 introduction.introduce(run, report, evaluates_first=evaluates_first)
             results = run.evaluations.earlier_results(step)
@@ -125,6 +125,7 @@ def train_loop(run: Run, report: NullReport, step: int, schedule: Schedule, resu
             with profiler.step(step):
                 stopwatch.steps(trainer.run(batches, schedule.steps_to_next(step)))
             run.nonfinite_steps.check()
+            run.saving.check()
             step = run.step
             run.bad_examples.check(step)
             stop, save = trainer.requested()

@@ -53,15 +53,22 @@ class StoredSlice(tf.__internal__.tracking.Trackable):
 
     def __init__(self, variable: tf.Variable, first: int, shape: tuple[int, ...]):
         self._copies = tf.distribute.get_strategy().experimental_local_results(variable)
+        self.vector = self._copies[0]
         self._shape = shape
         self._range = slice(first, first + math.prod(shape))
 
+    def of(self, vector: tf.Tensor) -> tf.Tensor:
+        """The stored tensor of a value of `vector`."""
+        return tf.reshape(vector[self._range], self._shape)
+
     def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
-        return {"VARIABLE_VALUE": tf.reshape(self._copies[0][self._range], self._shape)}
+        return {"VARIABLE_VALUE": self.of(self.vector)}
 
     def _restore_from_tensors(self, restored: dict[str, tf.Tensor]) -> None:
         for copy in self._copies:
             copy[self._range].assign(tf.reshape(restored["VARIABLE_VALUE"], [-1]))
+            # Assigning a slice makes every later read copy the whole vector.
+            tf.raw_ops.DisableCopyOnRead(resource=copy.handle)
 
 
 class FlatWeights:

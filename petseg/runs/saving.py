@@ -1,0 +1,54 @@
+"""Writes checkpoints in a thread while training goes on."""
+
+import concurrent.futures
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+logger = logging.getLogger(__name__)
+
+
+class Saving:
+    """Context manager that runs one write at a time, in a thread or at once; leaving it waits for the last one.
+
+    Args:
+      in_thread: whether to write in a thread.
+    """
+
+    def __init__(self, *, in_thread: bool = False):
+        self._thread = ThreadPoolExecutor(1, "saving") if in_thread else None
+        self._write: Future[None] | None = None
+
+    def start(self, write: Callable[[], None]) -> None:
+        """Begins a write, once the one before has ended."""
+        self.wait()
+        if self._thread is None:
+            write()
+        else:
+            self._write = self._thread.submit(write)
+
+    def check(self) -> None:
+        """Raises the error of a write that has failed; does not wait."""
+        if self._write is not None and self._write.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits for the current write, and raises its error."""
+        if self._write is not None:
+            concurrent.futures.wait([self._write])  # a signal may interrupt it; the write then stays the current one
+            write, self._write = self._write, None
+            write.result()
+
+    def __enter__(self) -> "Saving":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.wait()
+        except Exception as failed:
+            if error is None:
+                raise
+            logger.error("%s", failed)  # the error that ends the run goes first
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown(wait=False)
