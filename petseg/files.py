@@ -90,14 +90,42 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def sync(path: Path) -> None:
+    """Forces a file's content, or the names in a folder, onto the disk (fsync)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems keep no folder back, and say so
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Forces a folder and all that is in it onto the disk."""
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
+
+
+def make_folder(folder: Path) -> None:
+    """Creates a folder, and those that contain it, so that they outlive a power failure; it may exist."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
+
+
 def write_bytes(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Writes a file atomically: readers see the old or the new content, also after a power failure.
+
+    After it has returned, that is the new content.
 
     Args:
       path: the file.
       data: its content, or chunks of it, which may be read from the old file while writing.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(path.name + ".tmp")
     if len(os.fsencode(path.name)) <= LONGEST_NAME < len(os.fsencode(temporary.name)):
         temporary = path.with_name(hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32] + ".tmp")
@@ -107,6 +135,7 @@ def write_bytes(path: Path, data: bytes | Iterable[bytes]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync(path.parent)
     except OSError as error:
         error.filename = error.filename or str(path)  # a failed write has none
         raise

@@ -81,6 +81,21 @@ def default_log_level() -> None:
     logging.getLogger("petseg").setLevel(logging.NOTSET)
 
 
+@pytest.fixture
+def disk_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Python's calls of fsync, with the path of the file or folder, and of rename and replace, with the new path."""
+    calls: list[tuple[str, str]] = []
+    for name in ("fsync", "replace", "rename"):
+        call = getattr(os, name)
+
+        def recorded(*arguments: Any, name: str = name, call: Callable[..., None] = call) -> None:
+            calls.append((name, os.readlink(f"/proc/self/fd/{arguments[0]}") if name == "fsync" else str(arguments[1])))
+            call(*arguments)
+
+        monkeypatch.setattr(os, name, recorded)
+    return calls
+
+
 def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """A folder that is made once, by the first process of pytest-xdist that needs it; no test may change it."""
     base = tmp_path_factory.getbasetemp()

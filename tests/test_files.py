@@ -47,6 +47,27 @@ def test_a_disk_that_fills_up_while_writing_names_the_file(tmp_path):
         files.write_json(tmp_path / "results.json", {"loss": 1})
 
 
+def test_a_written_file_and_its_new_folders_outlive_a_power_failure(tmp_path, disk_calls):
+    folder = tmp_path / "run" / "results"
+    files.write_bytes(folder / "a.json", b"1")
+    assert disk_calls == [
+        ("fsync", str(tmp_path)), ("fsync", str(folder.parent)),
+        ("fsync", f"{folder}/a.json.tmp"), ("replace", f"{folder}/a.json"), ("fsync", str(folder)),
+    ]  # fmt: skip
+
+
+def test_a_file_system_that_syncs_no_folders_will_do(tmp_path, monkeypatch):
+    def refuse(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    number = errno.EINVAL
+    files.sync(tmp_path)
+    number = errno.EIO
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        files.sync(tmp_path)
+
+
 def test_json_is_read_back_with_its_nan(tmp_path):
     files.write_json(tmp_path / "a.json", {"iou": {"pet": math.nan, "border": 0.5}})
     assert files.read_json(tmp_path / "a.json")["iou"]["border"] == 0.5

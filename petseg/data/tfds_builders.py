@@ -39,7 +39,7 @@ def prepare(dataset: str, data_dir: str) -> Any:
         with _one_process_at_a_time(builder):
             builder = load_builder(dataset, data_dir)
             if not builder.data_path.exists():
-                _write(builder)
+                _draw_or_download(builder)
     except Exception as error:  # no network, a full disk, a moved archive: no common class
         if builder.name == EMBEDDED:
             raise DataError(f"{dataset} cannot be drawn into {builder.data_path} ({one_line(error)})") from error
@@ -88,7 +88,7 @@ def _one_process_at_a_time(builder: Any) -> contextlib.AbstractContextManager[No
     return files.process_lock(Path(root, f".{name}.lock"), f"prepares {builder.data_path}")
 
 
-def _write(builder: Any) -> None:
+def _draw_or_download(builder: Any) -> None:
     """Downloads and prepares a data set with TFDS."""
     embedded = builder.name == EMBEDDED
     if embedded:
@@ -102,6 +102,21 @@ def _write(builder: Any) -> None:
     state = random.getstate()  # so that initial weights do not depend on whether data were prepared
     try:
         with quiet:
-            builder.download_and_prepare()
+            write(builder)
     finally:
         random.setstate(state)
+
+
+def write(builder: Any, **options: Any) -> None:
+    """`builder.download_and_prepare`, so that a data set that is there after a power failure is complete.
+
+    TFDS forces no file onto the disk before it gives the folder its name.
+    """
+    write_info = builder.info.write_to_directory
+
+    def write_info_and_sync(folder: str, **more: Any) -> None:  # the last file
+        write_info(folder, **more)
+        files.sync_tree(Path(folder))
+
+    builder.info.write_to_directory = write_info_and_sync
+    builder.download_and_prepare(**options)

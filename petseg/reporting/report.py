@@ -76,7 +76,10 @@ class NullReport:
         """Logs predictions of the fixed examples, without scores."""
 
     def flush(self) -> None:
-        """Writes buffered summaries to disk."""
+        """Writes buffered summaries to their files."""
+
+    def sync(self) -> None:
+        """Forces what `flush` has written onto the disk; any thread may call it."""
 
     def finish(self, results: dict[str, Any]) -> None:
         """Prints final scores, the contents of the work directory and the next commands."""
@@ -154,6 +157,9 @@ class Report(NullReport):
 
     def flush(self) -> None:
         self._summaries.flush()
+
+    def sync(self) -> None:
+        self._summaries.sync()
 
     def begin(self, introduce: Callable[[], Introduction]) -> None:
         introduction = introduce()

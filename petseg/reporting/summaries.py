@@ -25,7 +25,7 @@ from tensorboard.plugins.image import metadata as image_metadata
 from petseg.classes import Classes
 from petseg.data.picture_formats import open_picture
 from petseg.errors import WorkDirectoryError
-from petseg.files import printable, write_bytes
+from petseg.files import make_folder, printable, sync, sync_tree, write_bytes
 from petseg.reporting import tags
 from petseg.runtime import autotuning
 
@@ -63,8 +63,11 @@ class Summaries:
     ):
         self._classes = classes
         last_kept = {run: first_step - (evaluates_first and run != TRAIN) for run in runs}
-        for run in runs:
-            drop_later_events(directory / run, last_kept[run])
+        self._metrics_file = metrics_file
+        self._folders = [directory / run for run in runs]
+        for run, folder in zip(runs, self._folders, strict=True):
+            make_folder(folder)
+            drop_later_events(folder, last_kept[run])
         self._writers = {run: tf.summary.create_file_writer(str(directory / run)) for run in runs}
         write_bytes(metrics_file, _kept_rows(metrics_file, first_step, last_kept))
         self._csv_file = open(metrics_file, "a", newline="")  # noqa: SIM115 (closed by close)
@@ -138,12 +141,22 @@ class Summaries:
             tf.summary.experimental.write_raw_pb(summary.SerializeToString())
 
     def flush(self) -> None:
-        """Writes buffered summaries to disk."""
+        """Writes buffered summaries to their files."""
         with self.write_errors_logged():
             for writer in self._writers.values():
                 writer.flush()
         with self.write_errors_logged():  # the CSV file last because `was_evaluated` reads it
             self._csv_file.flush()
+
+    def sync(self) -> None:
+        """Forces what `flush` has written onto the disk; any thread may call it.
+
+        A checkpoint must not outlive the log before its step, which a run that resumes there does not repeat.
+        """
+        with self.write_errors_logged():
+            sync(self._metrics_file)
+            for folder in self._folders:
+                sync_tree(folder)
 
     def close(self) -> None:
         with self.write_errors_logged():
@@ -184,6 +197,7 @@ def drop_later_events(directory: Path, step: int) -> None:
         except tf.errors.OpError as error:
             temporary.unlink(missing_ok=True)
             raise WorkDirectoryError(f"{file}: cannot be rewritten: {error.message.splitlines()[0]}") from error
+        sync(temporary)
         os.replace(temporary, file)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from petseg.errors import CheckpointError, WorkDirectoryError
-from petseg.files import write_json, write_text
+from petseg.files import make_folder, sync, write_json, write_text
 from petseg.runs import checkpoint_files
 from petseg.runs.checkpoint_files import PREFIX, best_record, path_of, step_of, steps, unfinished, unfinished_steps
 from petseg.runs.saving import Saving
@@ -43,14 +43,16 @@ class Checkpoints:
         self._saving = saving or Saving()
         self._snapshots = Snapshots(tf.train.Checkpoint(**objects)) if saves else None
 
-    def save(self, step: int, then: Callable[[], None] = lambda: None) -> None:
+    def save(
+        self, step: int, then: Callable[[], None] = lambda: None, first: Callable[[], None] = lambda: None
+    ) -> None:
         """Saves the present values as `ckpt-<step>`, once the save before has ended.
 
         A thread reports its errors when the next save begins, or at the next `Saving.check` or `wait`.
 
         Args:
           step: the step.
-          then: what follows the write, where that runs.
+          then, first: what follows the write, and what comes before it, where that runs.
 
         Raises:
           WorkDirectoryError: if it cannot be written, for example on a full disk; earlier checkpoints stay.
@@ -61,6 +63,7 @@ class Checkpoints:
         write_to = self._snapshots.take()
 
         def write() -> None:
+            first()
             self._write(step, write_to)
             then()
 
@@ -70,7 +73,7 @@ class Checkpoints:
         folder = unfinished(self._directory, step)
         try:
             self._clear_unfinished()
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             write_to(str(folder / "ckpt"))
             reason = damage(str(folder / "ckpt"))
             if reason is None:
@@ -122,10 +125,12 @@ class Checkpoints:
     def _commit(self, folder: Path, step: int) -> None:
         files = sorted(folder.iterdir(), key=lambda file: file.suffix == ".index")  # the index last
         for file in files:
-            _flush(file)
+            sync(file)
         for file in files:
+            if file.suffix == ".index":  # its name must not outlive a power failure without those of the data
+                sync(self._directory)
             os.replace(file, self._directory / file.name.replace("ckpt", f"{PREFIX}{step}", 1))
-        _flush(self._directory)
+        sync(self._directory)
         # For `tf.train.latest_checkpoint`; petseg reads from it only that a checkpoint existed.
         names = [f'{key}: "{PREFIX}{step}"' for key in ("model_checkpoint_path", "all_model_checkpoint_paths")]
         write_text(self._directory / "checkpoint", "\n".join(names) + "\n")
@@ -135,6 +140,7 @@ class Checkpoints:
         for step in unfinished_steps(self._directory):
             if step not in steps(self._directory):
                 _delete(self._directory, step)
+                sync(self._directory)  # data without index would be damage once the folder is gone
             shutil.rmtree(unfinished(self._directory, step))
 
     def _prune(self, step: int) -> None:
@@ -264,15 +270,6 @@ def _restore(checkpoint: tf.train.Checkpoint, path: str, *, partial: bool) -> No
 def _delete(directory: Path, step: int) -> None:
     for file in directory.glob(f"{PREFIX}{step}.*"):
         file.unlink()
-
-
-def _flush(path: Path) -> None:
-    """Flushes a file, or the entries of a folder, to the disk (fsync)."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _bytes(objects: dict[str, Any]) -> int:

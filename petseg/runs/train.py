@@ -169,7 +169,7 @@ def _save(run: Run, report: NullReport, step: int) -> None:
     with run.stopwatch.timing("checkpoints"):
         report.flush()
         run.trainer.complete_state()
-        run.checkpoints.save(step)
+        run.checkpoints.save(step, first=report.sync)
     run.requests.save.assign(0.0)
 
 

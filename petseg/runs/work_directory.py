@@ -21,7 +21,7 @@ from petseg.classes import PETS, Classes
 from petseg.config import CONFIG_FORMAT, Config
 from petseg.config.options import SCORING, TRAINING
 from petseg.errors import ConfigError, WorkDirectoryError
-from petseg.files import printable, write_json
+from petseg.files import make_folder, printable, write_json
 
 PACKAGES = ("petseg", "tensorflow", "keras", "tensorflow-datasets", "tensorboard", "numpy")
 
@@ -163,7 +163,6 @@ class WorkDirectory:
             "devices": list(devices),
             "git_commit": _git_commit(),
         }
-        self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.config_file, record)
 
     def describe(self) -> str:
@@ -203,7 +202,7 @@ class WorkDirectory:
     def locked(self) -> Iterator[None]:
         """Locks the work directory, or raises WorkDirectoryError; the system frees the lock when this process ends."""
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         lock = filelock.FileLock(self._lock_file)
         try:
             lock.acquire(blocking=False)

@@ -11,6 +11,7 @@ from conftest import ROOT
 from made_folders import config, mask, pairs, picture, save, write
 from PIL import Image
 
+from petseg import files
 from petseg.classes import Classes
 from petseg.data import catalog, loading
 from petseg.data.catalog import DataSet
@@ -185,6 +186,15 @@ def test_an_error_of_tensorflow_while_it_is_written_is_one_line(root, monkeypatc
     monkeypatch.setattr(tfds.core.GeneratorBasedBuilder, "download_and_prepare", full_disk)
     with pytest.raises(DataError, match=rf"^{root}: cannot be written as a data set into .*the disk is full"):
         folder_copy.prepare(config(root))
+
+
+def test_all_files_of_a_copy_are_on_the_disk_before_it_gets_its_name(root, monkeypatch):
+    synced = {}
+    monkeypatch.setattr(files, "sync_tree", lambda folder: synced.update({folder: sorted(os.listdir(folder))}))
+    builder, _ = folder_copy.prepare(config(root))
+    ((folder, names),) = synced.items()
+    assert "incomplete" in folder.name
+    assert names == sorted(os.listdir(builder.data_path))
 
 
 def test_a_missing_mask_is_reported_before_a_file_is_opened(root, monkeypatch):

@@ -137,6 +137,20 @@ def test_a_run_resumes_with_a_damaged_end_of_its_csv_file(tmp_path, tail):
     assert list(summaries.read_csv(file)) == [(1, "train", "loss", 0.5)]
 
 
+def test_what_was_flushed_outlives_a_power_failure_once_synced_and_so_does_what_resuming_keeps(tmp_path, disk_calls):
+    with contextlib.closing(Summaries(tmp_path, tmp_path / "metrics.csv", 0, PETS)) as log:
+        log.scalars("train", 1, {"loss": 1.0})
+        log.flush()
+        before = len(disk_calls)
+        log.sync()
+    (events_file,) = (tmp_path / "train").iterdir()
+    synced = {path for name, path in disk_calls[before:] if name == "fsync"}
+    assert {str(events_file), str(events_file.parent), str(tmp_path / "metrics.csv")} <= synced
+    disk_calls.clear()
+    summaries.drop_later_events(tmp_path / "train", 1)
+    assert disk_calls == [("fsync", str(tmp_path / "train" / "kept.tmp")), ("replace", str(events_file))]
+
+
 def test_event_files_that_cannot_be_rewritten_are_named_and_unchanged(tmp_path):
     log_steps(tmp_path, range(6), first_step=0)
     before = {file: file.read_bytes() for file in (tmp_path / "train").iterdir()}

@@ -166,6 +166,21 @@ def test_old_checkpoints_are_deleted_only_after_the_new_one_is_verified(two, mon
     assert not list(two.glob("unfinished*"))
 
 
+def test_after_a_power_failure_no_index_is_without_its_data_and_no_data_without_its_folder(tmp_path, disk_calls):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1, x=tf.Variable(1.0))
+    folder = str(tmp_path / "checkpoints")
+    checkpoints.save(1)
+    data, index = f"{folder}/ckpt-1.data-00000-of-00001", f"{folder}/ckpt-1.index"
+    commit = disk_calls[disk_calls.index(("replace", data)) :]
+    sync = ("fsync", folder)
+    assert commit[:4] == [("replace", data), sync, ("replace", index), sync]
+    (tmp_path / "checkpoints" / "unfinished-2").mkdir()
+    (tmp_path / "checkpoints" / "ckpt-2.data-00000-of-00001").touch()
+    disk_calls.clear()
+    checkpoints.save(3)
+    assert disk_calls[0] == sync  # before unfinished-2 is deleted
+
+
 def test_only_the_best_is_kept_and_ties_go_to_the_earlier_step(tmp_path):
     model, step = small_model()
     best = BestCheckpoint(tmp_path, model=model, step=step)

@@ -101,7 +101,7 @@ class Cache:
                 error_class=ConfigError,
                 needed=self._bytes(),
             ):
-                self.folder.parent.mkdir(parents=True, exist_ok=True)
+                files.make_folder(self.folder.parent)
                 lock = self.folder.with_name(self.folder.name + ".lock")
                 with files.process_lock(lock, f"writes {self.folder}"):
                     self._write(fill)
@@ -173,8 +173,9 @@ class Cache:
                     file.flush()
                     os.fsync(file.fileno())
             record = {"format": FORMAT, "key": self.key, "shapes": {name: self.shape(name) for name in self.arrays}}
-            (unfinished / RECORD).write_text(json.dumps({**record, "names": names, "groups": groups}))
+            files.write_text(unfinished / RECORD, json.dumps({**record, "names": names, "groups": groups}))
             unfinished.rename(self.folder)
+            files.sync(self.folder.parent)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise

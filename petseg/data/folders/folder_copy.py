@@ -25,7 +25,7 @@ from petseg import files
 from petseg.classes import Classes
 from petseg.config import CACHE_DIR, DataConfig
 from petseg.config.data_config import FOLDER
-from petseg.data import digests
+from petseg.data import digests, tfds_builders
 from petseg.data.folders import faults, folder_files, folder_layout, mask_values
 from petseg.data.folders.faults import Fault
 from petseg.data.folders.folder_layout import Layout
@@ -66,7 +66,7 @@ def prepare(config: DataConfig, classes: Classes | None = None) -> tuple[Any, Cl
         size = sum(path.stat().st_size for pair in folder_files.all_pairs(layout) for path in (pair.image, pair.mask))
         flag = f"--cache_dir={config.cache_dir}"
         with files.explain_write_errors(cache, flag=flag, error_class=ConfigError, needed=size):
-            cache.mkdir(parents=True, exist_ok=True)
+            files.make_folder(cache)
             lock = cache / f".{builder.info.full_name.replace('/', '-')}.lock"
             with files.process_lock(lock, f"reads {printable(config.data_dir)}"):
                 builder = _FolderBuilder(config, layout, classes, data_dir=cache)
@@ -190,7 +190,7 @@ class _FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         state = random.getstate()  # TFDS draws a folder name from it, Keras the seeds of initial weights
         try:
             with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as nothing:
-                self.download_and_prepare(download_dir=nothing)  # TFDS creates it even without downloads
+                tfds_builders.write(self, download_dir=nothing)  # TFDS creates it even without downloads
         except Exception as error:
             if not self._bad and isinstance(error, OSError):
                 raise
