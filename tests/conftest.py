@@ -300,9 +300,10 @@ def make_trainer(
     decoder: str = "pix2pix",
     ema_decay: float = 0.0,
     weight_decay: float = 0.0,
+    network: Callable[[int], keras.Model] | None = None,
     **options: Any,
 ) -> tuple[Trainer, tf.distribute.Strategy, Any]:
-    """A trainer of the smallest model on a number of replicas, its strategy, and the batches of 100 steps."""
+    """A trainer of the smallest model, or of a network, on replicas, its strategy, and the batches of 100 steps."""
     size, strategy = examples.read([0])[0].shape[1], replicas(number)
     options = {"sync_batch_norm": True, **options}
     keras.utils.set_random_seed(0)
@@ -310,21 +311,26 @@ def make_trainer(
     with strategy.scope():
         with unet.dtype_policy(precision):
             alpha = 1.0 if encoder == "tiny" else 0.35
-            backbone = encoders.build_encoder(encoder, image_size=(size, size), alpha=alpha)
-            model = unet.build_unet(
-                image_size=(size, size),
-                num_classes=3,
-                encoder=backbone,
-                train_encoder=train_encoder,
-                input_scaling="unit",
-                decoder=decoder,
-                sync_batch_norm=options["sync_batch_norm"],
+            backbone = None if network else encoders.build_encoder(encoder, image_size=(size, size), alpha=alpha)
+            model = (
+                network(size)
+                if network
+                else unet.build_unet(
+                    image_size=(size, size),
+                    num_classes=3,
+                    encoder=backbone,
+                    train_encoder=train_encoder,
+                    input_scaling="unit",
+                    decoder=decoder,
+                    sync_batch_norm=options["sync_batch_norm"],
+                )
             )
         for layer in model.layers:
             if freeze_batch_norm and isinstance(layer, keras.layers.BatchNormalization):
                 layer.trainable = False  # and so in inference mode
         noise = tf.random.stateless_uniform([16, size, size, 3], seed=[0, 0])
-        encoders.calibrate_batch_norm(backbone, noise if calibrated_on is None else calibrated_on / np.float32(255))
+        if backbone is not None:
+            encoders.calibrate_batch_norm(backbone, noise if calibrated_on is None else calibrated_on / np.float32(255))
         options_of_optimizer = OptimizerConfig(
             optimizer=optimizer, learning_rate=learning_rate, weight_decay=weight_decay
         )

@@ -39,7 +39,7 @@ class Trainer:
       nonfinite_step: int64 variable, the step at which `run` stopped because the loss or a gradient was not finite for
         another reason than the loss scale; -1 if there was none.
       nonfinite_steps: int64 variable, number of such steps since the start of the run; part of `state`.
-      model, optimizer, average, loss_scale: as given.
+      model, loss, optimizer, average, loss_scale: as given.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Trainer:
         replicas = strategy.num_replicas_in_sync
         self.model, self.optimizer, self.average, self.loss_scale = model, optimizer, average, loss_scale
         self._strategy, self._requests, self._loop = strategy, requests, TimedLoop(self._step, self._goes_on)
-        self._augment, self._weight_map, self._loss = augment, weight_map, loss
+        self._augment, self._weight_map, self.loss = augment, weight_map, loss
         self._clip_norm, self._micro_batches, self._all_reduce_dtype = clip_norm, micro_batches, all_reduce_dtype
         self._slice_size = batch_size // replicas // micro_batches
         self._average_statistics = not sync_batch_norm and replicas > 1
@@ -243,7 +243,7 @@ class Trainer:
           logits, float32 [b, H, W, C]; the summed loss and its denominator, float32 scalars.
         """
         logits = self.model(images, training=True)
-        return logits, *self._loss.sums(masks[..., 0], logits, weights, valid)
+        return logits, *self.loss.sums(masks[..., 0], logits, weights, valid)
 
     def _forward_and_backward(
         self, images: tf.Tensor, masks: tf.Tensor, weights: tf.Tensor, valid: tf.Tensor, scale: tf.Tensor

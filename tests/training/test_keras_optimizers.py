@@ -8,6 +8,7 @@ from conftest import make_trainer, random_examples, replicas
 from test_replicas import collective_operations
 
 from petseg.config import OptimizerConfig
+from petseg.data import input_pipeline
 from petseg.errors import ConfigError
 from petseg.training import keras_optimizers, optimizers
 
@@ -80,30 +81,59 @@ def test_an_optimizer_is_alike_on_replicas_adds_no_all_reduce_skips_and_resumes(
     assert np.abs(last).mean() < np.abs(before).mean() < np.abs(first).mean()
 
 
+def four_layers(size):
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input([size, size, 3]),
+            layers.Rescaling(1 / 255),
+            layers.Conv2D(8, 3, strides=2, padding="same", activation="relu"),
+            layers.DepthwiseConv2D(3, padding="same"),
+            layers.UpSampling2D(),
+            layers.Conv2D(3, 1, dtype="float32", name="logits"),
+        ]
+    )
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["muon", "adafactor"])  # others differ in nothing that the trainer sees
-def test_a_step_in_mixed_precision_has_one_all_reduce_and_is_skipped_on_overflow(name):
-    trainer, _, batches = make_trainer(
+@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_in_mixed_precision_has_one_all_reduce_is_skipped_on_overflow_and_resumes(name, precision, tmp_path):
+    scaled, examples = precision == "mixed_float16", random_examples(8)
+    trainer, strategy, batches = make_trainer(
         2,
-        examples=random_examples(8),
+        examples=examples,
         batch_size=8,
         optimizer=name,
-        precision="mixed_float16",
+        weight_decay=config_of(name).weight_decay,
+        precision=precision,
         initial_loss_scale=2.0**100,
-        sync_batch_norm=False,
+        network=four_layers,
     )
     assert collective_operations(trainer, batches) == 2  # one of each replica
-    before = [variable.numpy() for variable in trainer.model.trainable_variables]
-    trainer.run(batches, 1)
-    for old, variable in zip(before, trainer.model.trainable_variables, strict=True):
-        np.testing.assert_array_equal(old, variable)
-    (scale,) = [variable for variable in trainer.loss_scale.variables if variable.dtype == tf.float32]
-    scale.assign(8.0)
+    before = list(trainer.weights().values())
+    if scaled:
+        trainer.run(batches, 1)
+        for old, new in zip(before, trainer.weights().values(), strict=True):
+            np.testing.assert_array_equal(old, new)
+        (scale,) = [variable for variable in trainer.loss_scale.variables if variable.dtype == tf.float32]
+        scale.assign(8.0)
     trainer.run(batches, 2)
-    assert trainer.pop_measurements().scalars["skipped_steps"] == 1
-    for old, variable in zip(before, trainer.model.trainable_variables, strict=True):
-        assert np.isfinite(variable).all()
-        assert (variable.numpy() != old).any()
+    trainer.complete_state()
+    step, checkpoint = int(trainer.step.numpy()), tf.train.Checkpoint(**trainer.state())
+    saved = checkpoint.save(str(tmp_path / "checkpoint"))
+    trainer.run(batches, 2)
+    undisturbed = list(trainer.weights().values())
+    for old, new in zip(before, undisturbed, strict=True):
+        assert np.isfinite(new).all()
+        assert new.ndim < 2 or (new != old).any()
+    checkpoint.restore(saved).assert_consumed()
+    trainer.run(iter(input_pipeline.distributed_training_batches(
+        strategy, examples, batch_size=8, seed=0, first_step=step, last_step=100)), 2)  # fmt: skip
+    for old, new in zip(undisturbed, trainer.weights().values(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert trainer.traces == 1
+    assert trainer.pop_measurements().scalars["skipped_steps"] == scaled
 
 
 def test_schedule_free_adamw_follows_its_paper():
