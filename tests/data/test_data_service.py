@@ -150,7 +150,9 @@ def test_a_service_that_dies_ends_the_run_in_one_line(data_dir, cache_dir, tmp_p
     assert "Traceback" not in stderr
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_service_ends_on_signals(number, code):
     with serving() as (service, _):
         service.send_signal(number)

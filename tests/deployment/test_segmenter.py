@@ -241,6 +241,7 @@ def score_config(**values):
     return EvalConfig(ScoreConfig(**values), DistributionConfig(strategy="one_device"))
 
 
+@pytest.mark.slow
 def test_packed_weights_predict_score_and_export_as_the_run_does(workdir, loaded, photograph, tmp_path, capsys):
     exported = export_command.export(
         score_config(workdir=str(workdir), checkpoint="best", ema=True, export="weights", output_dir=str(tmp_path))

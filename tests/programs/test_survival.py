@@ -103,7 +103,8 @@ def survive(data_dir, workdir, undisturbed, seed):
     assert not list(workdir.glob("*/unfinished-*"))
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 3))])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
 def test_a_run_killed_at_random_moments_ends_in_the_same_bits(data_dir, tmp_path, undisturbed, seed):
     survive(data_dir, tmp_path / "run", undisturbed, seed)
 

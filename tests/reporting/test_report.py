@@ -159,15 +159,15 @@ def test_event_files_contain_photographs_as_jpeg(report):
 
 def test_images_of_many_evaluations_are_thinned_out_in_event_files(workdir, tiny_config):
     report = make_report(workdir, tiny_config, last_step=335, evaluate_every=10)
-    for step in (10, 150, 160, 170, 180, 330, 335):
+    for step in (150, 160, 170, 335):
         evaluate(report, step=step)
         figure = (workdir.figures / "predictions.png").read_bytes()
         (workdir.figures / "predictions.png").unlink()
     assert figure
     report.close()
     for tag in ("predictions", "worst", "best", "confusion_matrix"):
-        assert list(pictures_logged(workdir, tag)) == [10, 150, 160, 180, 335]
-    assert events(workdir.path / "eval")["mean_iou"] == [10, 150, 160, 170, 180, 330, 335]
+        assert list(pictures_logged(workdir, tag)) == [150, 160, 335]
+    assert events(workdir.path / "eval")["mean_iou"] == [150, 160, 170, 335]
 
 
 def test_figures_that_cannot_be_written_do_not_end_the_training(report, caplog):

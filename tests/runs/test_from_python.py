@@ -61,6 +61,7 @@ def test_a_run_has_workdir_scores_and_history(run):
     assert any("train/loss" in row for row in run.history)
 
 
+@pytest.mark.slow
 def test_a_second_training_equals_training_in_its_own_process(run, data_dir, tmp_path):
     result = programs_in_forks.run("train.py", *tiny_flags(data_dir, tmp_path / "alone"), *FLAGS)
     assert result.returncode == 0, result.stderr
@@ -70,6 +71,7 @@ def test_a_second_training_equals_training_in_its_own_process(run, data_dir, tmp
     assert second == alone
 
 
+@pytest.mark.slow
 def test_a_training_leaves_no_graph_and_no_model_behind(left_behind):
     assert left_behind == []
 

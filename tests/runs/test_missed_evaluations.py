@@ -85,7 +85,7 @@ def after(cls, name, number=1):
     return cls, name, method
 
 
-@pytest.mark.parametrize(("name", "number"), [("image", 3), ("scalars", 3)])
+@pytest.mark.parametrize(("name", "number"), [pytest.param("image", 3, marks=pytest.mark.slow), ("scalars", 3)])
 def test_an_interrupted_evaluation_is_repeated_and_logged_once(
     data_dir, stopped, undisturbed, monkeypatch, name, number
 ):

@@ -102,6 +102,7 @@ def test_nonfinite_batches_can_be_skipped_up_to_a_limit_that_survives_a_restart(
         assert_finite(config, iterations=2)
 
 
+@pytest.mark.slow
 def test_restoring_a_checkpoint_keeps_the_count_of_nonfinite_steps(tiny_config, monkeypatch):
     poison(monkeypatch, 2, 3, 5)
     config = poisoned_config(tiny_config, on_nonfinite="restore", nonfinite_limit=2)

@@ -55,7 +55,7 @@ def test_trained_and_averaged_weights_are_scored_and_averages_select_the_best(av
     assert final == [mean["mean_iou"]]
 
 
-@pytest.mark.parametrize("checkpoint", ["latest", "best"])
+@pytest.mark.parametrize("checkpoint", [pytest.param("latest", marks=pytest.mark.slow), "best"])
 def test_eval_reproduces_the_scores_of_averaged_weights(averaged, checkpoint):
     workdir, trained = averaged
     (raw,), (mean,) = (
@@ -67,7 +67,7 @@ def test_eval_reproduces_the_scores_of_averaged_weights(averaged, checkpoint):
     assert mean["loss"] == pytest.approx(trained[".ema", raw["step"]]["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.parametrize("ema", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_exports_and_predictions_use_the_requested_weights(averaged, data_dir, tmp_path, ema):
     workdir, trained = averaged
     config, images = workdir.load_config(), load_examples("synthetic_pets", "test", 32, str(data_dir)).images

@@ -66,7 +66,7 @@ def test_detailed_scores_match_the_predictions(trained):
     assert json.loads((trained[0].results / "test-4.json").read_text())["boundary_f"].keys() == set(PETS.names)
 
 
-@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("flip", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_native_resolution_scores_against_the_original_masks(trained, flip, capsys):
     small, native = score(trained[0], resolution="native", batch_size=4, flip_tta=flip)
     _, found = probabilities(trained[0], flip=flip)
@@ -258,6 +258,7 @@ def test_runs_of_one_group_must_have_the_same_true_masks(trained, tmp_path, caps
     assert "at 32 x 32\n" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_sample_of_a_comparison_does_not_depend_on_the_order_of_runs(trained, tmp_path):
     other = variant(trained[1], tmp_path / "other")
     record = json.loads(other.config_file.read_text())

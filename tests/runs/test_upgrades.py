@@ -42,6 +42,7 @@ def test_runs_of_earlier_formats_are_refused_with_the_reason(data_dir, tmp_path,
         resume(data_dir, unpack_run(tmp_path, archive))
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_resumes_and_keeps_its_example_order(data_dir, tmp_path, monkeypatch):
     genuine, orders = input_pipeline.distributed_training_batches, []
 

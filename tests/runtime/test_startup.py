@@ -70,6 +70,7 @@ def test_errors_that_are_not_about_gpus_are_shown(line, shown):
     assert (startup.worth_showing(line) == line) == shown
 
 
+@pytest.mark.slow
 def test_tensorflow_loads_without_its_greetings_and_keras_without_scikit_learn_which_can_still_be_imported():
     pytest.importorskip("sklearn")
     script = """

@@ -9,6 +9,7 @@ from petseg.training.measurements import MeasuredSums
 from petseg.training.trainer import Trainer
 
 
+@pytest.mark.slow
 def test_a_scalar_added_in_measure_is_stored_by_name_and_can_be_removed_again(tmp_path, monkeypatch):
     examples = random_examples(8)
     old, _, batches = make_trainer(examples=examples)

@@ -102,6 +102,7 @@ def test_predictions_and_loss_of_a_skipped_step_are_not_measured():
     assert not measured.confusion_matrix.any()
 
 
+@pytest.mark.slow
 def test_predictions_of_a_step_that_overflows_in_float16_are_not_measured():
     trainer, _, batches = make_trainer(
         2, examples=random_examples(8, SIZE), all_reduce_dtype="float16", initial_loss_scale=2.0**100
@@ -163,7 +164,7 @@ def in_float32():
     return trainer.pop_measurements()
 
 
-@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("precision", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
 def test_mixed_precision_keeps_weights_logits_loss_and_statistics_in_float32(in_float32, precision):
     mixed, _, batches = make_trainer(examples=random_examples(8, SIZE), precision=precision)
     assert {variable.dtype for variable in mixed.model.weights} == {"float32"}
