@@ -18,6 +18,7 @@ PAGES = ("refuse", "examples")
 AUTO = "auto"
 RANGES = {"uint8": "0,255", "uint16": "0,65535", "float32": "0,1"}  # where nothing was measured
 FOLDER = "folder"
+WEIGHT_SCALES = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}  # of weight maps: the number that counts as 1
 CACHE_DIR = "~/.cache/petseg"
 TFDS_NAMESPACES = ("huggingface:", "kaggle:")  # names of data sets, not of modules
 DATASET_NAME = re.compile(r"\w+(/\w[\w+.-]*)?(:(\d+|\*)(\.(\d+|\*)){2})?", re.ASCII)
@@ -80,8 +81,19 @@ class DataConfig(Group):
         "pattern of their masks, such as `{split}annot/{name}.png`; `{name}`: the image file without its "
         "suffix; empty: `masks/{name}.png` or `masks/{split}/{name}.png`",
     )
+    weight_files: str = option(
+        "",
+        "pattern of weight maps, such as `weights/{split}/{name}.png`: one grey file for each mask, of 8 or 16 bits or "
+        "floats, which multiplies the weights of its pixels; empty: none",
+    )
     image_feature: str = option("image", "TFDS feature of the images", required=True)
     mask_feature: str = option("segmentation_mask", "TFDS feature of the masks", required=True)
+    weight_feature: str = option(
+        "", "TFDS feature of weight maps, uint8, uint16 or float32 [H, W] or [H, W, 1]; empty: none", resume="fixed"
+    )
+    weight_scale: float = option(
+        0.0, "number in weight maps that counts as 1; 0: 255 of 8 bits, 65535 of 16 bits, 1 of floats", minimum=0
+    )
     channels: int = option(
         0,
         "channels of the network's input; 0: those of the data (1 counts as 3); 4 takes opacity or a "
@@ -168,6 +180,7 @@ class DataConfig(Group):
         self.size  # noqa: B018 (raises)
         self._check_folder()
         self._check_images()
+        self._check_weights()
         if self.service_addresses() and self.cache != "disk":
             raise ConfigError(
                 f"--data_service={self.data_service}: with it --cache must be disk, in a --cache_dir that the "
@@ -228,7 +241,7 @@ class DataConfig(Group):
     def _check_folder(self) -> None:
         """Raises ConfigError if the patterns of images and masks contradict other flags."""
         if self.dataset != FOLDER:
-            for name in ("image_files", "mask_files"):
+            for name in ("image_files", "mask_files", "weight_files"):
                 if value := getattr(self, name):
                     raise ConfigError(f"--{name}={value}: must be empty without --dataset={FOLDER}")
         elif bool(self.image_files) != bool(self.mask_files):
@@ -237,6 +250,25 @@ class DataConfig(Group):
             )
         elif self.mask_files and "{name}" not in self.mask_files:
             raise ConfigError(f"--mask_files={self.mask_files}: must contain {{name}}")
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether weight maps come with the data."""
+        return bool(self.weight_files or self.weight_feature)
+
+    def _check_weights(self) -> None:
+        """Raises ConfigError if the flags of weight maps contradict others."""
+        if self.weight_files and "{name}" not in self.weight_files:
+            raise ConfigError(f"--weight_files={self.weight_files}: must contain {{name}}")
+        if self.weight_feature and self.dataset == FOLDER:
+            raise ConfigError(
+                f"--weight_feature={self.weight_feature}: must be empty with --dataset={FOLDER}, where --weight_files "
+                "says where weight maps are"
+            )
+        if self.weight_scale and not self.has_weights:
+            raise ConfigError(
+                f"--weight_scale={self.weight_scale:g}: must come with --weight_files or --weight_feature"
+            )
 
     def check_data_dir(self) -> None:
         """Raises ConfigError if --dataset=folder comes without --data_dir.

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from petseg import custom_code
 from petseg.classes import PETS, Classes
 from petseg.config import DataConfig
-from petseg.config.data_config import FOLDER, named_splits
+from petseg.config.data_config import FOLDER, WEIGHT_SCALES, named_splits
 from petseg.data import digests, tfds_builders
 from petseg.data.digests import Digests
 from petseg.data.folders.faults import Fault
@@ -53,6 +53,7 @@ class DataSet:
     mask_feature: str = "segmentation_mask"  # feature with the masks
     # whether masks hold class ids, as copies of folders do, instead of the classes' own values or colours
     holds_ids: bool = False
+    weight_feature: str = ""  # feature with the weight maps; empty without
 
     @property
     def mask_notes(self) -> list[str]:
@@ -63,6 +64,24 @@ class DataSet:
     def _metadata(self) -> Mapping[str, Any]:
         metadata = self.builder.info.metadata
         return metadata if isinstance(metadata, Mapping) else {}
+
+    @property
+    def holds_weight_files(self) -> bool:
+        """Whether weight maps are picture files, as in copies of folders, instead of arrays of a TFDS feature."""
+        return self.holds_ids
+
+    def weight_dtype(self, split: str) -> str:
+        """Dtype of the weight maps of a split; empty if it has none. Raises DataError if they are of several kinds."""
+        if not self.weight_feature:
+            return ""
+        if not self.holds_weight_files:
+            return np.dtype(self.builder.info.features[self.weight_feature].np_dtype).name
+        found = self._metadata["weights"]
+        dtypes = {name: found.get(name, "") for name, start, stop in self._ranges(split) if start < stop}
+        if len(set(dtypes.values())) > 1:
+            each = ", ".join(f"{name}: {dtype or 'none'}" for name, dtype in dtypes.items())
+            raise DataError(f"{self.name}: split {split} has weight maps of several kinds ({each}); must be one")
+        return next(iter(dtypes.values()))
 
     def band_counts(self, splits: Collection[str]) -> BandCounts:
         """The bands of the images of some splits; of all if there are none of these."""
@@ -178,7 +197,7 @@ class DataSet:
             yield example["name"].decode() or f"{split}/{i}", example["image"], example["mask"]
 
     def raw_examples(self, split: str) -> tf.data.Dataset:
-        """Undecoded examples of a split in order: `image`, `mask`, `name` and the class labels of whole examples."""
+        """Undecoded examples of a split in order: `image`, `mask`, `weight`, `name`, class labels of whole examples."""
         if (records := self.records(split)) is not None:  # which TensorFlow cannot read
             return self.parsed(records.in_order(range(len(records))))
         examples = self.builder.as_dataset(
@@ -223,10 +242,13 @@ class DataSet:
             "mask": example[self.mask_feature],
             "name": tf.convert_to_tensor(example.get(NAME_FEATURE, "")),
         }
+        if self.weight_feature:
+            renamed["weight"] = example[self.weight_feature]
         return {**renamed, **{key: example[key] for key in self.label_names()}}
 
     def _undecoded(self) -> dict[str, Any]:
-        return {feature: tfds.decode.SkipDecoding() for feature in (self.image_feature, self.mask_feature)}
+        features = filter(None, (self.image_feature, self.mask_feature, self.weight_feature))
+        return {feature: tfds.decode.SkipDecoding() for feature in features}
 
     def _ranges(self, split: str) -> list[tuple[str, int, int]]:
         """A split as ranges (name, start, stop) of the data set's own splits."""
@@ -265,14 +287,16 @@ def open_data(config: DataConfig, classes: Classes | None = None) -> DataSet:
         from petseg.data.folders import folder_copy
 
         builder, classes = folder_copy.prepare(config, classes)
-        return DataSet(config.dataset, builder, classes, holds_ids=True)
+        weight_feature = folder_copy.WEIGHT if config.weight_files else ""
+        return DataSet(config.dataset, builder, classes, holds_ids=True, weight_feature=weight_feature)
     if custom_code.is_reference(config.dataset):
         from petseg.data import own_data
 
         return own_data.open_data(config, classes)
     classes = classes or _named_classes(config)
     builder = tfds_builders.prepare(config.dataset, config.data_dir)
-    data_set = DataSet(config.dataset, builder, classes, config.image_feature, config.mask_feature)
+    features = config.image_feature, config.mask_feature
+    data_set = DataSet(config.dataset, builder, classes, *features, weight_feature=config.weight_feature)
     _check_features(data_set)
     return data_set
 
@@ -306,11 +330,26 @@ def _check_features(data_set: DataSet) -> None:
     channels = features[data_set.mask_feature].shape[-1]
     if (dtype := np.dtype(features[data_set.mask_feature].np_dtype)).kind == "f":
         raise DataError(f"{data_set.name}: its masks are {dtype}; must be whole numbers of 8 or 16 bits, or colours")
+    if data_set.weight_feature:
+        _check_weight_feature(data_set)
     if classes.colored != (channels == 3):
         what, needed = ("colours", "numbers") if classes.colored else ("numbers", "colours")
         raise DataError(
             f"{data_set.name}: its masks have {channels} channels, but the values of the classes are {what}; must be "
             f"{needed}"
+        )
+
+
+def _check_weight_feature(data_set: DataSet) -> None:
+    features, name = data_set.builder.info.features, data_set.weight_feature
+    found = features.get(name)
+    shape, dtype = getattr(found, "shape", None), np.dtype(getattr(found, "np_dtype", None) or object).name
+    is_map = isinstance(shape, tuple) and (len(shape) == 2 or (len(shape) == 3 and shape[2] == 1))
+    if not is_map or dtype not in WEIGHT_SCALES:
+        what = f"is {dtype} {list(shape)}" if isinstance(shape, tuple) else "is no array" if found else "does not exist"
+        raise DataError(
+            f"{data_set.name}: --weight_feature={name}: {what}; must be {', '.join(WEIGHT_SCALES)} [H, W] or [H, W, 1];"
+            f" all features: {', '.join(sorted(features))}"
         )
 
 

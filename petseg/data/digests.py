@@ -22,7 +22,7 @@ class Digests(NamedTuple):
     """Digests of N examples in the order of their split."""
 
     pictures: np.ndarray  # digests of image files, uint64 [N]
-    masks: np.ndarray  # digests of class ids, uint64 [N]
+    masks: np.ndarray  # digests of class ids and weight maps, uint64 [N]
 
     def part(self, start: int, stop: int) -> "Digests":
         """The digests of positions `start` to `stop`."""
@@ -54,9 +54,9 @@ def of_bytes(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
-def of_ids(ids: np.ndarray) -> int:
-    """The digest of a mask's class ids, uint8 [H, W]."""
-    return of_bytes(f"{ids.shape}".encode() + ids.tobytes())
+def of_labels(ids: np.ndarray, weight: np.ndarray | None = None) -> int:
+    """The digest of a mask's class ids, uint8 [H, W], and of its weight map [H, W, 1] if there is one."""
+    return of_bytes(f"{ids.shape}".encode() + ids.tobytes() + (b"" if weight is None else weight.tobytes()))
 
 
 def from_rows(rows: Sequence[tuple[int, int]]) -> Digests:

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from petseg.classes import IGNORED
 from petseg.config.image_spec import CODES, ImageSpec
-from petseg.data import mask_files
+from petseg.data import mask_files, weight_files
 from petseg.data.catalog import DataSet
 from petseg.data.folders.mask_values import MaskCoding
 from petseg.data.images import LUMA, Bands
@@ -99,10 +99,15 @@ def _decoded_jpeg(file: tf.Tensor, ratio: int = 1) -> tf.Tensor:
 
 
 def decoded_pair(
-    data_set: DataSet, images: ImageDecoding, example: dict[str, tf.Tensor]
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Image as it travels [H, W, C] and class ids uint8 [H, W, 1] at their stored size; what is wrong with the mask."""
-    return images(example["image"]), *_decoded_mask(data_set, example["mask"])
+    data_set: DataSet, images: ImageDecoding, example: dict[str, tf.Tensor], weights: str = ""
+) -> tuple[tf.Tensor, ...]:
+    """What is wrong with the mask; image as it travels [H, W, C] and class ids uint8 [H, W, 1] at their stored size.
+
+    With `weights`, the dtype of the weight map, the weight map [H, W, 1] too.
+    """
+    mask, problem = _decoded_mask(data_set, example["mask"])
+    maps = [decoded_weight(data_set, example["weight"], weights)] if weights else []
+    return problem, images(example["image"]), mask, *maps
 
 
 def _decoded_mask(data_set: DataSet, file: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -125,6 +130,29 @@ def _decoded_mask(data_set: DataSet, file: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
         problem.set_shape([])
     mask.set_shape([None, None, 1])
     return mask, problem
+
+
+def decoded_weight(data_set: DataSet, stored: tf.Tensor, dtype: str) -> tf.Tensor:
+    """A weight map [H, W, 1] in its own numbers, of `dtype`."""
+    if data_set.holds_weight_files:
+        return ImageDecoding(Bands(dtype, 1), ImageSpec(1, dtype)).stored(stored)
+    weight = data_set.builder.info.features[data_set.weight_feature].decode_example(stored)
+    weight = tf.convert_to_tensor(weight)
+    return tf.ensure_shape(weight[..., None] if weight.shape.rank == 2 else weight, [None, None, 1])
+
+
+def _weight_problem(weight: tf.Tensor) -> tf.Tensor:
+    """What is wrong with a weight map, a string scalar, empty if nothing is; as `weight_files.problem`."""
+    weight = tf.cast(weight, tf.float32)
+    wrong = {
+        weight_files.ALL_ZERO: tf.reduce_all(weight == 0),
+        weight_files.NEGATIVE: tf.reduce_any(weight < 0),
+        weight_files.NOT_FINITE: ~tf.reduce_all(tf.math.is_finite(weight)),
+    }
+    problem = tf.constant("")
+    for text, is_so in wrong.items():
+        problem = tf.where(is_so, text, problem)
+    return problem
 
 
 def decode_reduced(
@@ -163,6 +191,7 @@ def decode(
     keys: Sequence[str] = (),
     *,
     scaled: bool = False,
+    weights: str = "",
 ) -> dict[str, tf.Tensor]:
     """Decodes and resizes an example.
 
@@ -173,10 +202,12 @@ def decode(
       example: undecoded, as in `DataSet.raw_examples`.
       keys: class labels to keep.
       scaled: whether to decode a JPEG image at a reduced size.
+      weights: dtype of the weight map; empty without.
 
     Returns:
       `image` uint8 or uint16 [h, w, C], `mask` uint8 [h, w, 1], `name`, the labels, and for `check_example` the
-      decoded sizes `image_size` and `mask_size`, int32 [2], and `problem`, what is wrong with the mask, a string.
+      decoded sizes `image_size` and `mask_size`, int32 [2], and `problem`, what is wrong with the mask, a string. With
+      a weight map, `weight` [h, w, 1], and `weight_size` and `weight_problem` too.
     """
     mask, problem = _decoded_mask(data_set, example["mask"])
     if scaled:
@@ -190,7 +221,13 @@ def decode(
     image, mask = tf.cond(
         has_size, lambda: (image, mask), lambda: (resizing.image(image, image_size, divisor), resizing.mask(mask))
     )
+    with_weight = {}
+    if weights:
+        weight = decoded_weight(data_set, example["weight"], weights)
+        facts |= {"weight_size": tf.shape(weight)[:2], "weight_problem": _weight_problem(weight)}
+        with_weight["weight"] = tf.ensure_shape(resizing.weight(weight), [*resizing.size, 1])
     return {
+        **with_weight,
         "image": tf.ensure_shape(image, [*resizing.size, images.spec.channels]),
         "mask": tf.ensure_shape(mask, [*resizing.size, 1]),
         "name": example["name"],
@@ -201,15 +238,26 @@ def decode(
 
 def is_usable(example: dict[str, tf.Tensor]) -> tf.Tensor:
     """Whether `check_example` accepts a decoded example, bool scalar, as a graph."""
-    return tf.reduce_all(example["image_size"] == example["mask_size"]) & (example["problem"] == "")
+    usable = tf.reduce_all(example["image_size"] == example["mask_size"]) & (example["problem"] == "")
+    if "weight" in example:
+        usable &= tf.reduce_all(example["weight_size"] == example["mask_size"]) & (example["weight_problem"] == "")
+    return usable
 
 
 def check_example(example: dict[str, Any], where: str) -> None:
-    """Raises BadExampleError if image and mask differ in size or the mask cannot be used."""
+    """Raises BadExampleError if image, mask and weight map differ in size, or mask or weight map cannot be used."""
     if example["problem"]:
         raise BadExampleError(f"{where}: the mask {example['problem'].decode()}")
     image_size, mask_size = tuple(example["image_size"].tolist()), tuple(example["mask_size"].tolist())
     if image_size != mask_size:
         raise BadExampleError(
             f"{where}: the image is {image_size} (height, width), its mask {mask_size}; both must be one size"
+        )
+    if "weight" not in example:
+        return
+    if example["weight_problem"]:
+        raise BadExampleError(f"{where}: the weight map {example['weight_problem'].decode()}")
+    if (weight_size := tuple(example["weight_size"].tolist())) != mask_size:
+        raise BadExampleError(
+            f"{where}: the mask is {mask_size} (height, width), its weight map {weight_size}; both must be one size"
         )

@@ -23,11 +23,21 @@ class Fetched(NamedTuple):
       image: uint8 or uint16 [K, H, W, C], as images travel (`ImageSpec`).
       mask: uint8 [K, H, W, 1], class ids or IGNORED.
       usable: bool [K]; False for a bad example, which is a grey image whose pixels are all IGNORED.
+      weight: weight maps [K, H, W, 1], uint8, uint16 or float32 in their own numbers (--weight_scale); None without.
     """
 
     image: tf.Tensor
     mask: tf.Tensor
     usable: tf.Tensor
+    weight: tf.Tensor | None = None
+
+    def arrays(self) -> dict[str, tf.Tensor]:
+        """Image, mask and weight map, as far as there are any, by name."""
+        return {"image": self.image, "mask": self.mask} | ({} if self.weight is None else {"weight": self.weight})
+
+    def moved(self, move: Callable[[tf.Tensor], tf.Tensor]) -> "Fetched":
+        """The examples with a function applied to each of their arrays."""
+        return Fetched(usable=self.usable, **{name: move(array) for name, array in self.arrays().items()})
 
 
 class BatchPosition(NamedTuple):

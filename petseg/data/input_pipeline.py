@@ -40,7 +40,8 @@ def distributed_training_batches(
     """The global training batches of a range of steps, distributed over the replicas of a strategy.
 
     Each replica gets a dictionary: `image` uint8 or uint16 [b, H, W, C], `mask` uint8 [b, H, W, 1], `example_id` int64
-    [b] and `position` int64 [b], the position in the global batch, where b = batch_size / replicas.
+    [b] and `position` int64 [b], the position in the global batch, where b = batch_size / replicas; and `weight`
+    [b, H, W, 1] if there are weight maps, as in `Fetched`.
 
     Args:
       strategy: the strategy.
@@ -115,14 +116,14 @@ def part_of_batch(examples: Examples, at: BatchPosition, *, portable: bool = Fal
     """The examples at some positions of a batch, as a graph; with `portable`, one that a data service can run.
 
     Returns:
-      `image`, `mask`, `example_id`, `position`; for `BadExampleLog.recorded`, unless the examples are `checked`,
-      `step` and `usable`.
+      `image`, `mask`, `weight` if there are weight maps, `example_id`, `position`; for `BadExampleLog.recorded`, unless
+      the examples are `checked`, `step` and `usable`.
     """
     sizes = {"num_examples": len(examples), "batch_size": at.batch_size}
     ids = example_ids(at.step, at.positions, **sizes, seed=at.seed, version=at.order_version)
-    image, mask, usable = examples.batch(ids, at, portable=portable)
-    batch = {"image": image, "mask": mask, "example_id": ids, "position": at.positions}
-    return batch if examples.checked else batch | {"step": at.step, "usable": usable}
+    fetched = examples.batch(ids, at, portable=portable)
+    batch = {**fetched.arrays(), "example_id": ids, "position": at.positions}
+    return batch if examples.checked else batch | {"step": at.step, "usable": fetched.usable}
 
 
 def distributed_evaluation_batches(
@@ -138,7 +139,7 @@ def distributed_evaluation_batches(
     First the number of batches, then their size is as small as possible, to pad little.
 
     Each replica gets a dictionary: `image` uint8 or uint16 [b, H, W, C], `mask` uint8 [b, H, W, 1], `example_id` int64
-    [b] and `valid` bool [b].
+    [b] and `valid` bool [b]; and `weight` as in training.
 
     Args:
       strategy: the strategy.
@@ -163,9 +164,9 @@ def distributed_evaluation_batches(
             ids = chunk * size + tf.range(size, dtype=tf.int64)
             valid = ids < len(examples)
             ids = tf.where(valid, ids, 0)
-            image, mask, usable = examples.fetch(ids)
-            batch = {"image": image, "mask": mask, "example_id": ids, "valid": valid}
-            return batch if examples.checked else batch | {"step": element, "usable": usable}
+            fetched = examples.fetch(ids)
+            batch = {**fetched.arrays(), "example_id": ids, "valid": valid}
+            return batch if examples.checked else batch | {"step": element, "usable": fetched.usable}
 
         at_once, ready = feeding.parts_at_once(local, size, size * example_bytes)
         parts = tf.data.Dataset.range(count * local).map(batch, at_once)

@@ -131,15 +131,20 @@ def load_some(
 
 def _in_memory(source: SplitSource) -> MemoryExamples:
     channels, dtype = source.images.spec.channels, np.dtype(source.images.spec.travels_as)
-    size = math.prod(source.shape(channels * dtype.itemsize + 1)) / 2**20
+    of_weight = np.dtype(source.weight_dtype).itemsize if source.weight_dtype else 0
+    size = math.prod(source.shape(channels * dtype.itemsize + 1 + of_weight)) / 2**20
     logger.info("%s: %d examples at %d x %d take %.0f MiB of memory", source.split, *source.shape(1)[:3], size)
-    images, masks = aligned_array(source.shape(channels), dtype), aligned_array(source.shape(1))
+    arrays = {"image": aligned_array(source.shape(channels), dtype), "mask": aligned_array(source.shape(1))}
+    if source.weight_dtype:
+        arrays["weight"] = aligned_array(source.shape(1), np.dtype(source.weight_dtype))
 
     def keep(i: int, example: dict[str, Any]) -> None:
-        images[i], masks[i] = example["image"], example["mask"]
+        for name, array in arrays.items():
+            array[i] = example[name]
 
     names, groups = _decode_all(source, keep)
-    return MemoryExamples(images, masks, source.data_set.classes, names, groups, source.origin)
+    classes, weights = source.data_set.classes, arrays.get("weight")
+    return MemoryExamples(arrays["image"], arrays["mask"], classes, names, groups, source.origin, weights)
 
 
 def _on_disk(source: SplitSource, cache_dir: str) -> Examples:
@@ -154,6 +159,7 @@ def _on_disk(source: SplitSource, cache_dir: str) -> Examples:
         "files": data_set.state_of(source.split),
         "tensorflow": tf.__version__,  # its decoders may change
         **({"decode": "scaled"} if source.scaled else {}),
+        **({"weights": data_set.weight_feature} if source.weight_dtype else {}),
         **(
             {}
             if spec.is_plain and spec.channels == 3
@@ -168,10 +174,9 @@ def _on_disk(source: SplitSource, cache_dir: str) -> Examples:
         source.resizing.size,
         spec.channels,
         spec.travels_as,
+        source.weight_dtype,
     )
-    names, groups = cache.ensure_written(
-        lambda keep: _decode_all(source, lambda _, example: keep(example["image"], example["mask"]))
-    )
+    names, groups = cache.ensure_written(lambda keep: _decode_all(source, lambda _, example: keep(example)))
     return DiskExamples(cache, data_set.classes, names, groups, source.origin)
 
 
@@ -217,19 +222,21 @@ def _decoded_arrays(source: SplitSource, raw: tf.data.Dataset, keys: Sequence[st
 
 def native_pairs(
     config: DataConfig, split: str, classes: Classes | None = None, *, ids: np.ndarray | None = None
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[np.ndarray, ...]]:
     """Images as they travel [H, W, C] and class ids uint8 [H, W, 1] of a split at native resolution, in order.
 
-    With `ids`, int64 [K], only those at these ascending positions.
+    If the split has weight maps, they come third, [H, W, 1]. With `ids`, int64 [K], only those at these ascending
+    positions.
     """
     data_set = catalog.open_data(config, classes)
     at_once = feeding.decodes_at_once()
     without_conversion = tf.autograph.experimental.do_not_convert
     images = intensity.decoding_of(config, data_set)
-    decode = without_conversion(lambda example: example_decoding.decoded_pair(data_set, images, example))
+    weights = data_set.weight_dtype(split)
+    decode = without_conversion(lambda example: example_decoding.decoded_pair(data_set, images, example, weights))
     raw = data_set.raw_examples(split)
     raw = raw if ids is None else subsampling.elements_at(raw, ids)
-    for image, mask, problem in raw.map(decode, at_once).prefetch(at_once).as_numpy_iterator():
+    for problem, *pair in raw.map(decode, at_once).prefetch(at_once).as_numpy_iterator():
         if problem:
             raise DataError(f"{data_set.name}, split {split}: a mask {problem.decode()}")
-        yield image, mask
+        yield tuple(pair)

@@ -44,18 +44,18 @@ class RandomCrops(Examples):
 
     def fetch(self, ids: tf.Tensor) -> Fetched:
         """The centre crops."""
-        image, mask, usable = self._canvases.fetch(ids)
-        return Fetched(self._centre(image), self._centre(mask), usable)
+        return self._canvases.fetch(ids).moved(self._centre)
 
     def batch(self, ids: tf.Tensor, at: BatchPosition, *, portable: bool = False) -> Fetched:
         """The random crops of a step, which lie inside their images; a smaller image is centred in its crop."""
-        image, mask, usable = self._canvases.batch(ids, at, portable=portable)
+        canvases = self._canvases.batch(ids, at, portable=portable)
         drawn = tf.random.stateless_uniform(
             [at.batch_size, 2], seed=tf.stack([tf.constant(at.seed + STREAM, tf.int64), at.step])
         )
-        pixels = None if self._focus is None else self._focus.pixels(mask, at)
-        starts = self._starts(tf.gather(self._sizes, ids), tf.shape(image)[1:3], tf.gather(drawn, at.positions), pixels)
-        return Fetched(self._cropped(image, starts), self._cropped(mask, starts), usable)
+        pixels = None if self._focus is None else self._focus.pixels(canvases.mask, at)
+        canvas, drawn = tf.shape(canvases.image)[1:3], tf.gather(drawn, at.positions)
+        starts = self._starts(tf.gather(self._sizes, ids), canvas, drawn, pixels)
+        return canvases.moved(lambda array: self._cropped(array, starts))
 
     def read(self, ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         image, mask = self._canvases.read(ids)

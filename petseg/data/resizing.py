@@ -42,9 +42,16 @@ class Resizing:
 
     def mask(self, mask: tf.Tensor) -> tf.Tensor:
         """Resizes class ids, uint8 [H, W, 1] to [h, w, 1], by nearest neighbour, padded with IGNORED."""
+        return self._nearest(mask, IGNORED)
+
+    def weight(self, weight: tf.Tensor) -> tf.Tensor:
+        """Resizes a weight map [H, W, 1] to [h, w, 1] as its mask: weights stay with their labels; 0 outside."""
+        return self._nearest(weight, 0)
+
+    def _nearest(self, values: tf.Tensor, padding: int) -> tf.Tensor:
         if self.method != "crop":
-            mask = tf.image.resize(mask, self.resized_size(tf.shape(mask)), method="nearest")
-        return self._crop_or_pad(mask, (IGNORED,))
+            values = tf.image.resize(values, self.resized_size(tf.shape(values)), method="nearest")
+        return self._crop_or_pad(values, (padding,))
 
     def to_image_size(self, values: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
         """Resizes logits, float32 [B, h, w, C], to the image's size, [B, H, W, C], without padding.

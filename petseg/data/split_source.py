@@ -36,6 +36,7 @@ class SplitSource:
     scaled: bool = False  # whether JPEGs are decoded at a reduced size
     # random access to the records; None: files without, read in order
     records: Records | None = None
+    weight_dtype: str = ""  # of the weight maps; empty without
 
     @classmethod
     def open(cls, config: DataConfig, split: str, classes: Classes | None) -> "SplitSource":
@@ -50,7 +51,10 @@ class SplitSource:
             )
         images = intensity.decoding_of(config, data_set)
         resizing = Resizing(config.size, config.resize, images.spec.padding)
-        return cls(data_set, split, images, resizing, positions, records=records)
+        weights = data_set.weight_dtype(split)
+        if data_set.weight_feature and not weights:
+            logger.warning("%s: split %s has no weight maps; its pixels weigh 1", data_set.name, split)
+        return cls(data_set, split, images, resizing, positions, records=records, weight_dtype=weights)
 
     def on_canvases(self) -> "SplitSource":
         """The same images, not resized but each centred on a canvas of the largest size, for random crops."""
@@ -127,7 +131,9 @@ class SplitSource:
 
     def decode(self, example: dict[str, tf.Tensor], keys: Sequence[str] = ()) -> dict[str, tf.Tensor]:
         """Decodes an example as `example_decoding.decode` does."""
-        return example_decoding.decode(self.data_set, self.images, self.resizing, example, keys, scaled=self.scaled)
+        return example_decoding.decode(
+            self.data_set, self.images, self.resizing, example, keys, scaled=self.scaled, weights=self.weight_dtype
+        )
 
     def decoded(self, examples: tf.data.Dataset, keys: Sequence[str] = ()) -> tf.data.Dataset:
         """Decodes a data set of examples in parallel."""

@@ -112,6 +112,7 @@ class Evaluator:
         flip_tta: bool = False,
         threshold: float = 0.0,
         image_spec: ImageSpec = PLAIN,
+        weight_scale: float = 0.0,
         details: bool = False,
     ):
         """Allocates the counters; compiles nothing yet.
@@ -120,7 +121,7 @@ class Evaluator:
           strategy: any strategy.
           model: the network, float32 images in [0, 255] -> float32 logits.
           examples: the examples of the split.
-          weight_map: masks -> pixel weights.
+          weight_map: masks and weight maps -> pixel weights.
           loss: the training loss.
           batch_size: global batch size, any number. `predict` runs on one device with a replica's batch size.
           stop: float32 variable; setting it to 1 from another thread ends a pass early.
@@ -128,6 +129,7 @@ class Evaluator:
           threshold: of two classes, the least probability of the foreground where it is predicted; 0: the most probable
             class is predicted.
           image_spec: how images travel.
+          weight_scale: as in `sample_weights.given`.
           details: whether to count boundaries, calibration and mask digests too.
 
         Raises:
@@ -139,7 +141,7 @@ class Evaluator:
         self._weight_map, self._loss = weight_map, loss
         self._flip_tta, self._details, self._bad_examples = flip_tta, details, BadExampleLog()
         self._threshold, self._foreground = threshold, examples.classes.binary_foreground() if threshold else 0
-        self._image_spec = image_spec
+        self._image_spec, self._weight_scale = image_spec, weight_scale
         _, height, width, self._num_classes = model.output_shape
         images = tf.TensorSpec([None, *model.input_shape[1:]], image_spec.travels_as, "images")
         # Per instance: a tf.function on the class keeps the graphs and models of all instances.
@@ -228,14 +230,15 @@ class Evaluator:
         return values.numpy()
 
     def evaluate_native(
-        self, pairs: Iterable[tuple[np.ndarray, np.ndarray]], logits: Callable[[np.ndarray], tf.Tensor]
+        self, pairs: Iterable[tuple[np.ndarray, ...]], logits: Callable[[np.ndarray], tf.Tensor]
     ) -> Evaluation | None:
         """Scores all examples at native resolution, against the original masks, on one device.
 
         Needs `details`. Only the counts grow with the number of examples, up to `large_splits.most_rows`.
 
         Args:
-          pairs: images as they travel [H, W, C] and masks uint8 [H, W, 1] of any size, in the order of the examples.
+          pairs: images as they travel [H, W, C], masks uint8 [H, W, 1] and, if there are any, weight maps [H, W, 1], of
+            any size, in the order of the examples.
           logits: image -> float32 [H, W, C], as `AnySizeModel.logits`.
 
         Returns:
@@ -245,10 +248,12 @@ class Evaluator:
         counts = {name: np.zeros([rows, *shape], np.int64) for name, shape in self._shapes_by_example.items()}
         losses, calibration = np.zeros(2), np.zeros([metrics.CALIBRATION_BINS, 3])
         large = self._large_split()
-        for i, (image, mask) in zip(range(len(self._examples)), pairs, strict=True):
+        for i, (image, *labels) in zip(range(len(self._examples)), pairs, strict=True):
             if self._stop.numpy():
                 return None
-            of_image = self._counts(tf.constant(mask)[None], logits(image)[None], tf.constant([True]))
+            batch = {name: tf.constant(each)[None] for name, each in zip(("mask", "weight"), labels, strict=False)}
+            maps = sample_weights.given(batch, self._weight_scale)
+            of_image = self._counts(batch["mask"], logits(image)[None], tf.constant([True]), *maps)
             losses += float(of_image["loss"]), float(of_image["denominator"])
             calibration += of_image["calibration"].numpy()
             row = i % rows
@@ -313,7 +318,8 @@ class Evaluator:
 
     def _replica_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Adds a replica's part of a batch to the totals; returns the counts by example."""
-        counts = self._counts(batch["mask"], self._logits(batch["image"]), batch["valid"])
+        maps = sample_weights.given(batch, self._weight_scale)
+        counts = self._counts(batch["mask"], self._logits(batch["image"]), batch["valid"], *maps)
         self._summed_loss.assign_add(counts["loss"])
         self._denominator.assign_add(counts["denominator"])
         if self._details:
@@ -324,11 +330,13 @@ class Evaluator:
             **{name: counts[name] for name in self._shapes_by_example},
         }
 
-    def _counts(self, masks: tf.Tensor, logits: tf.Tensor, is_counted: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _counts(
+        self, masks: tf.Tensor, logits: tf.Tensor, is_counted: tf.Tensor, *maps: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
         """Contributions of a batch to the counters; padding, where `is_counted` is False, contributes nothing."""
         is_counted, labels = is_counted[:, None, None], masks[..., 0]
         valid = sample_weights.valid_pixels(masks) & is_counted
-        weights = self._weight_map(masks) * tf.cast(is_counted, tf.float32)
+        weights = self._weight_map(masks, *maps) * tf.cast(is_counted, tf.float32)
         loss, denominator = self._loss.sums(labels, logits, weights, valid)
         predictions, confidences = self._predictions(logits)
         counts = {

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from petseg.config.image_spec import ImageSpec
 
-Augmentation = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+Augmentation = Callable[..., tuple[tf.Tensor, ...]]
 
 
 def to_floats(images: tf.Tensor, spec: ImageSpec) -> tf.Tensor:
@@ -22,4 +22,4 @@ def scaled_first(augment: Augmentation, spec: ImageSpec) -> Augmentation:
     """An augmentation of images as they travel, cast to floats: they are scaled to [0, 255], then augmented."""
     if spec.is_plain:
         return augment
-    return lambda images, masks, step, positions: augment(to_floats(images, spec), masks, step, positions)
+    return lambda images, *others: augment(to_floats(images, spec), *others)

@@ -165,6 +165,7 @@ def build_trainer(
         average=build_average(config, model),
         clip_norm=config.optimizer.clip_norm,
         micro_batches=compute.micro_batches,
+        weight_scale=config.data.weight_scale,
         sync_batch_norm=config.model.sync_batch_norm,
         jit_compile=compute.jit_compile,
         all_reduce_dtype=compute.all_reduce_dtype,
@@ -233,6 +234,7 @@ def build_evaluator(
         threshold=threshold,
         details=details,
         image_spec=config.data.image_spec,
+        weight_scale=config.data.weight_scale,
     )
 
 

@@ -1,11 +1,12 @@
-"""Stateless augmentation of training images and their masks, on the device.
+"""Stateless augmentation of training images, their masks and weight maps, on the device.
 
 The changes to an example are a function of (seed, step, position in the global batch), so they are the same on any
 number of replicas and after a restart.
 """
 
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -16,7 +17,7 @@ from petseg.data.crop_focus import CropFocus, FocusPixels
 from petseg.data.examples import BatchPosition
 from petseg.errors import ConfigError
 
-Augmentation = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+Augmentation = Callable[..., tuple[tf.Tensor, ...]]
 
 GREY = 127.5
 FURTHER_DRAWS, OWN_STREAM = 3 << 32, 1 << 33  # added to seeds, which are smaller; `random_crops.STREAM` is another
@@ -40,9 +41,10 @@ def build_augmentation(
       focus: centres crops on rare classes; None: crops are uniform over positions.
 
     Returns:
-      a function (images, masks, step, positions) -> (images, masks): float32 [b, H, W, C] in [0, 255], uint8
-      [b, H, W, 1], an int64 scalar and int64 [b]. What it returns has the size of --crop_size, if given. Images are
-      reflected at their edges, masks are IGNORED there.
+      a function (images, masks, step, positions, *maps) -> (images, masks, *maps): float32 [b, H, W, C] in [0, 255],
+      uint8 [b, H, W, 1], an int64 scalar, int64 [b], and no weight map or one, float32 [b, H, W, 1], which moves as the
+      masks do. What it returns has the size of --crop_size, if given. Images are reflected at their edges, masks are
+      IGNORED there, and weights 0.
     """
     strength = config.strengths()
     smallest, largest = sorted((strength["crop_area"], strength["crop_area_max"]))
@@ -51,8 +53,9 @@ def build_augmentation(
     recolours = any(strength[name] for name in ("brightness", "contrast", "saturation", "hue"))
 
     def augment(
-        images: tf.Tensor, masks: tf.Tensor, step: tf.Tensor, positions: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+        images: tf.Tensor, masks: tf.Tensor, step: tf.Tensor, positions: tf.Tensor, *maps: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
+        moved: list[tf.Tensor] = [images, masks, *maps]
         drawn = tf.random.stateless_uniform([batch_size, 12], seed=tf.stack([tf.constant(seed, tf.int64), step]))
         # A column for every change, used or not, so that switching one on does not affect the draws of another.
         flip, area, aspect, angle, x, y, brightness, contrast, saturation, hue, hole_x, hole_y = tf.unstack(
@@ -64,12 +67,12 @@ def build_augmentation(
         )
         upside_down, turned, turns = tf.unstack(tf.gather(further, positions, axis=1))
         if strength["flip"]:
-            images, masks = (mirror(both, flip < strength["flip"], axis=2) for both in (images, masks))
+            moved = [mirror(each, flip < strength["flip"], axis=2) for each in moved]
         if strength["vertical_flip"]:
-            images, masks = (mirror(both, upside_down < strength["vertical_flip"], axis=1) for both in (images, masks))
+            moved = [mirror(each, upside_down < strength["vertical_flip"], axis=1) for each in moved]
         if strength["quarter_turns"]:
             count = tf.where(turned < strength["quarter_turns"], tf.floor(4 * turns), 0.0)
-            images, masks = (turn(both, count) for both in (images, masks))
+            moved = [turn(each, count) for each in moved]
         if moves:
             width, height = crop_sides(
                 tf.exp(_between(math.log(smallest), math.log(largest), area)),
@@ -77,10 +80,10 @@ def build_augmentation(
             )
             if focus is not None:
                 at = BatchPosition(step, positions, batch_size, seed)
-                x, y = focused_positions(focus.pixels(masks, at), masks.shape[1:3], width, height, x, y)
+                x, y = focused_positions(focus.pixels(moved[1], at), masks.shape[1:3], width, height, x, y)
             radians = _between(-1, 1, angle) * math.radians(strength["rotation"])
-            size = config.training_size(masks.shape[1:3])
-            images, masks = crop_and_rotate(images, masks, width, height, radians, x, y, size)
+            moved = crop_and_rotate(moved, width, height, radians, x, y, config.training_size(masks.shape[1:3]))
+        images, *labels = moved
         if recolours:
             images = recolour(
                 images,
@@ -92,30 +95,44 @@ def build_augmentation(
         if strength["cutout"]:
             images = cut_out(images, hole_x, hole_y, strength["cutout"])
         if own is not None:
-            images, masks = own(images, masks, tf.gather(_seeds(seed, step, batch_size), positions))
-        return images, masks
+            return own(tf.gather(_seeds(seed, step, batch_size), positions), images, *labels)
+        return images, *labels
 
     return augment
 
 
-def own_augmentation(reference: str) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+def own_augmentation(reference: str) -> Callable[..., tuple[tf.Tensor, ...]]:
     """The function of the user that --augment names, with a check of what it returns.
 
     It gets images float32 [b, H, W, C] in [0, 255], masks uint8 [b, H, W, 1] and seeds int32 [b, 2], one pair per
     example for `tf.random.stateless_...`: an example then changes alike on any number of replicas and after a restart.
+    If it has a parameter `weights`, it gets the weight maps too, float32 [b, H, W, 1], ones without any, and returns
+    them as the third; a function that changes masks must, if there are weight maps.
+
+    Returns:
+      a function (seeds, images, masks, *maps) -> (images, masks, *maps).
 
     Raises:
       ConfigError: if it cannot be imported; in a call, if it fails or changes a shape or dtype.
     """
     function = custom_code.load("augment", reference)
+    takes_weights = "weights" in inspect.signature(function).parameters
 
-    def augment(images: tf.Tensor, masks: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def augment(seeds: tf.Tensor, images: tf.Tensor, masks: tf.Tensor, *maps: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        own_maps = {"weights": maps[0] if maps else tf.ones_like(masks, tf.float32)} if takes_weights else {}
+        given = (images, masks, *own_maps.values())
         with custom_code.explained("augment", reference):
-            made = tuple(map(tf.convert_to_tensor, function(images, masks, seeds)))
-        found, wanted = ("; ".join(map(custom_code.described, parts)) for parts in (made, (images, masks)))
+            made = tuple(map(tf.convert_to_tensor, function(images, masks, seeds, **own_maps)))
+        found, wanted = ("; ".join(map(custom_code.described, parts)) for parts in (made, given))
         if found != wanted:
-            raise ConfigError(f"--augment={reference}: returned {found}; must be images and masks, {wanted}")
-        return made[0], made[1]
+            weights = " and weights" if takes_weights else ""
+            raise ConfigError(f"--augment={reference}: returned {found}; must be images and masks{weights}, {wanted}")
+        if maps and not takes_weights and made[1] is not masks:
+            raise ConfigError(
+                f"--augment={reference}: returns other masks, and there are weight maps, which must move with them; "
+                "must have a parameter `weights`, and return images, masks and weights"
+            )
+        return made if takes_weights else (*made, *maps)
 
     return augment
 
@@ -176,20 +193,18 @@ def focused_positions(
 
 
 def crop_and_rotate(
-    images: tf.Tensor,
-    masks: tf.Tensor,
+    moved: Sequence[tf.Tensor],
     width: tf.Tensor,
     height: tf.Tensor,
     radians: tf.Tensor,
     x: tf.Tensor,
     y: tf.Tensor,
     size: tuple[int, int],
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Crops, rotates and resizes in one resampling: images bilinearly, masks to the nearest pixel.
+) -> list[tf.Tensor]:
+    """Crops, rotates and resizes in one resampling: images bilinearly, masks and weight maps to the nearest pixel.
 
     Args:
-      images: float32 [b, H, W, C].
-      masks: uint8 [b, H, W, 1].
+      moved: images, float32 [b, H, W, C]; masks, uint8 [b, H, W, 1]; weight maps, float32 [b, H, W, 1].
       width: float32 [b], width of each crop as a share of the image's.
       height: float32 [b], its height as a share of the image's.
       radians: float32 [b], rotation of the crop about its centre.
@@ -197,6 +212,7 @@ def crop_and_rotate(
       y: float32 [b], vertical position: 0 at the top, 1 at the bottom.
       size: height and width of what is returned.
     """
+    images, *labels = moved
     rows, columns = images.shape[1], images.shape[2]
     cos, sin = tf.cos(radians), tf.sin(radians)
     step_x, step_y = width * (columns / size[1]), height * (rows / size[0])  # input pixels per output pixel
@@ -211,11 +227,14 @@ def crop_and_rotate(
         images=images, transforms=transforms, output_shape=list(size), fill_value=0.0,
         interpolation="BILINEAR", fill_mode="REFLECT",
     )  # fmt: skip
-    masks = tf.raw_ops.ImageProjectiveTransformV3(
-        images=masks, transforms=transforms, output_shape=list(size), fill_value=float(IGNORED),
-        interpolation="NEAREST", fill_mode="CONSTANT",
-    )  # fmt: skip
-    return images, masks
+    return [images] + [
+        tf.raw_ops.ImageProjectiveTransformV3(
+            images=each, transforms=transforms, output_shape=list(size),
+            fill_value=float(IGNORED) if each.dtype == tf.uint8 else 0.0,
+            interpolation="NEAREST", fill_mode="CONSTANT",
+        )
+        for each in labels
+    ]  # fmt: skip
 
 
 def recolour(

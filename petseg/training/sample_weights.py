@@ -1,10 +1,10 @@
-"""Pixel weights: class weights, boundary weights and ignored pixels.
+"""Pixel weights: class weights, boundary weights, weight maps of the data and ignored pixels.
 
 A `WeightMap` multiplies the loss of each pixel; --weight_map multiplies a factor of your own into it.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -12,10 +12,11 @@ import tensorflow as tf
 from petseg import custom_code
 from petseg.classes import IGNORED
 from petseg.config import LossConfig
+from petseg.config.data_config import WEIGHT_SCALES
 from petseg.errors import ConfigError
 
 logger = logging.getLogger(__name__)
-WeightMap = Callable[[tf.Tensor], tf.Tensor]
+WeightMap = Callable[..., tf.Tensor]
 
 
 def weight_map(config: LossConfig, class_weights: Sequence[float] | None = None, own_factor: str = "") -> WeightMap:
@@ -27,21 +28,40 @@ def weight_map(config: LossConfig, class_weights: Sequence[float] | None = None,
       own_factor: value of --weight_map: a reference to a function of masks to the factor; empty for 1 everywhere.
 
     Returns:
-      a function of masks, uint8 [B, H, W, 1], class ids or IGNORED, to float32 [B, H, W].
+      a function of masks, uint8 [B, H, W, 1], class ids or IGNORED, and of the weight maps of `given`, which it
+      multiplies in, to float32 [B, H, W].
     """
 
     factor = custom_code.load("weight_map", own_factor) if own_factor else None
 
-    def weights_of(masks: tf.Tensor) -> tf.Tensor:
+    def weights_of(masks: tf.Tensor, *maps: tf.Tensor) -> tf.Tensor:
         weights = valid = tf.cast(valid_pixels(masks), tf.float32)
         if class_weights is not None:
             ids = tf.minimum(tf.cast(masks[..., 0], tf.int64), len(class_weights) - 1)  # a GPU has no int32 arithmetic
             weights = tf.gather(tf.constant(class_weights, tf.float32), ids) * valid
         if config.boundary_weight:
             weights += config.boundary_weight * near_boundaries(masks, config.boundary_sigma) * valid
-        return weights if factor is None else tf.math.multiply_no_nan(factor(masks), weights)
+        if factor is not None:
+            weights = tf.math.multiply_no_nan(factor(masks), weights)
+        for one in maps:
+            weights *= one[..., 0]
+        return weights
 
     return weights_of
+
+
+def given(batch: Mapping[str, tf.Tensor], scale: float) -> list[tf.Tensor]:
+    """The weight maps that come with the examples of a batch: none, or one, float32 [B, H, W, 1].
+
+    Args:
+      batch: from `input_pipeline`.
+      scale: value of --weight_scale: the number that becomes 1; 0: that of WEIGHT_SCALES.
+    """
+    if "weight" not in batch:
+        return []
+    stored = batch["weight"]
+    # A quotient, not a product with the reciprocal, so that `scale` becomes exactly 1.
+    return [tf.cast(stored, tf.float32) / (scale or WEIGHT_SCALES[stored.dtype.name])]
 
 
 def check_factor(own_factor: str, num_classes: int, image_size: tuple[int, int]) -> None:

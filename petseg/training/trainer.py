@@ -57,6 +57,7 @@ class Trainer:
         average: WeightAverage | None = None,
         clip_norm: float = 0.0,
         micro_batches: int = 1,
+        weight_scale: float = 0.0,
         sync_batch_norm: bool = True,
         jit_compile: bool = False,
         all_reduce_dtype: str = "float32",
@@ -68,7 +69,7 @@ class Trainer:
           model: the network, float32 images in [0, 255] -> float32 logits.
           optimizer: optimizer of the model's trainable weights.
           augment: augmentation of images and masks, from `augmentation.build_augmentation`.
-          weight_map: a function, masks -> pixel weights.
+          weight_map: a function, masks and weight maps -> pixel weights.
           loss: the loss to minimise.
           loss_scale: loss scale of float16; constantly 1 in other precisions.
           requests: requests to stop or save, which other threads set.
@@ -76,6 +77,7 @@ class Trainer:
           average: moving average of the model's weights, or None.
           clip_norm: largest global norm of the gradients; 0 for no clipping.
           micro_batches: number of slices of each replica's share of the batch.
+          weight_scale: as in `sample_weights.given`.
           sync_batch_norm: whether the model's batch norms use statistics of all replicas. If not, their moving
             statistics are averaged over the replicas, which keeps the replicas identical.
           jit_compile: whether to compile forward and backward pass with XLA.
@@ -94,7 +96,7 @@ class Trainer:
         replicas = strategy.num_replicas_in_sync
         self.model, self.optimizer, self.average, self.loss_scale = model, optimizer, average, loss_scale
         self._strategy, self._requests, self._loop = strategy, requests, TimedLoop(self._step, self._goes_on)
-        self._augment, self._weight_map, self.loss = augment, weight_map, loss
+        self._augment, self._weight_map, self._weight_scale, self.loss = augment, weight_map, weight_scale, loss
         self._clip_norm, self._micro_batches, self._all_reduce_dtype = clip_norm, micro_batches, all_reduce_dtype
         self._slice_size = batch_size // replicas // micro_batches
         self._average_statistics = not sync_batch_norm and replicas > 1
@@ -118,8 +120,6 @@ class Trainer:
         self._measured_sums = MeasuredSums(self._names_of_measurements(), self._num_classes)
         self._replica_confusion = replica_sum([self._num_classes] * 2, tf.int64)
         self.nonfinite_steps = self._measured_sums.nonfinite_steps
-
-    # The compiled loop.
 
     def run(self, iterator: Any, num_steps: int) -> np.ndarray:
         """Trains for `num_steps` batches, or until a stop request or a non-finite step that the loss scale can't fix.
@@ -218,15 +218,16 @@ class Trainer:
         """Augments a batch and computes its weight map.
 
         Args:
-          batch: `image`, `mask` and `position` of examples, from `input_pipeline`.
+          batch: `image`, `mask`, `position` and perhaps `weight` of examples, from `input_pipeline`.
           step: step of the batch, int64 scalar.
 
         Returns:
           augmented images, float32 [B, H, W, channels] in [0, 255]; masks, uint8 [B, H, W, 1]; pixel weights, float32
           [B, H, W]; valid pixels, bool [B, H, W], False where a pixel is ignored.
         """
-        images, masks = self._augment(tf.cast(batch["image"], tf.float32), batch["mask"], step, batch["position"])
-        return images, masks, self._weight_map(masks), sample_weights.valid_pixels(masks)
+        images, maps = tf.cast(batch["image"], tf.float32), sample_weights.given(batch, self._weight_scale)
+        images, masks, *maps = self._augment(images, batch["mask"], step, batch["position"], *maps)
+        return images, masks, self._weight_map(masks, *maps), sample_weights.valid_pixels(masks)
 
     def forward(
         self, images: tf.Tensor, masks: tf.Tensor, weights: tf.Tensor, valid: tf.Tensor

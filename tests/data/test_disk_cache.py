@@ -135,7 +135,7 @@ def cache_of(folder, key="a"):
 def filled_with(value):
     def fill(keep):
         for _ in range(3):
-            keep(np.full((4, 4, 3), value, np.uint8), np.full((4, 4, 1), value, np.uint8))
+            keep({"image": np.full((4, 4, 3), value, np.uint8), "mask": np.full((4, 4, 1), value, np.uint8)})
         return ("a", "b", "c"), {"species": ("cat", "dog", "cat")}
 
     return fill
@@ -144,8 +144,8 @@ def filled_with(value):
 def test_each_key_has_its_own_files(tmp_path):
     for value, key in ((1, "a"), (2, "b")):
         assert cache_of(tmp_path, key).ensure_written(filled_with(value))[1] == {"species": ("cat", "dog", "cat")}
-    assert (cache_of(tmp_path, "a").images == 1).all()
-    assert (cache_of(tmp_path, "b").masks == 2).all()
+    assert (cache_of(tmp_path, "a").read(np.arange(3))[0] == 1).all()
+    assert (cache_of(tmp_path, "b").read(np.arange(3))[1] == 2).all()
 
 
 def test_a_changed_data_set_is_noticed(tmp_path):
@@ -173,13 +173,13 @@ def test_damaged_files_are_written_again(tmp_path, caplog, name, harm):
         cache.check()
     names, _ = cache_of(tmp_path).ensure_written(filled_with(2))
     assert names == ("a", "b", "c")
-    assert (cache.images == 2).all()
+    assert (cache.read(np.arange(3))[0] == 2).all()
     assert f"{cache.folder / name}: " in caplog.text
 
 
 def write_and_be_killed(folder):
     def fill(keep):
-        keep(np.ones((4, 4, 3), np.uint8), np.ones((4, 4, 1), np.uint8))
+        keep({"image": np.ones((4, 4, 3), np.uint8), "mask": np.ones((4, 4, 1), np.uint8)})
         os.kill(os.getpid(), signal.SIGKILL)
 
     cache_of(folder).ensure_written(fill)
@@ -192,7 +192,7 @@ def test_files_of_a_killed_process_are_not_used(tmp_path):
     assert unfinished.is_dir()
     assert not cache.folder.exists()
     cache.ensure_written(filled_with(2))
-    assert (cache.images == 2).all()
+    assert (cache.read(np.arange(3))[0] == 2).all()
     assert not unfinished.exists()
 
 

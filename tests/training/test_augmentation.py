@@ -151,9 +151,8 @@ def test_pixels_from_outside_the_image_are_ignored():
     images, masks = batch()
     turn, ones = tf.fill([BATCH], np.float32(np.pi / 4)), tf.ones([BATCH])
     half = ones / 2
-    _, masks = augmentation.crop_and_rotate(
-        tf.constant(images), tf.constant(masks), ones, ones, turn, half, half, images.shape[1:3]
-    )
+    moved, size = [tf.constant(images), tf.constant(masks)], images.shape[1:3]
+    _, masks = augmentation.crop_and_rotate(moved, ones, ones, turn, half, half, size)
     corners = masks.numpy()[:, [0, 0, -1, -1], [0, -1, 0, -1]]
     assert (corners == IGNORED).all()
     outside = np.mean(masks == IGNORED)

@@ -1,9 +1,11 @@
 """Disk cache of decoded examples (--cache=disk), written once and memory-mapped by all runs that use it.
 
-Its folder holds the raw arrays `images.u8` or `images.u16` and `masks.u8`, and `examples.json`. It is written under a
+Its folder holds the raw arrays `images.u8` or `images.u16`, `masks.u8` and, if there are weight maps, `weights.u8`,
+`.u16` or `.f32`, and `examples.json`. It is written under a
 temporary name, renamed when complete, and never changed after that.
 """
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -26,12 +28,12 @@ from petseg.data.examples import Examples, Fetched, all_usable
 from petseg.errors import ConfigError, DataError
 
 FORMAT = 3  # increase it when the same data set would give other bytes
-MASKS = "masks.u8"
 RECORD = "examples.json"
 
 Names = tuple[str, ...]
 Groups = Mapping[str, tuple[str, ...]]
-WriteExample = Callable[[np.ndarray, np.ndarray], None]
+WriteExample = Callable[[Mapping[str, np.ndarray]], None]
+SUFFIXES = {"uint8": "u8", "uint16": "u16", "float32": "f32"}
 logger = logging.getLogger(__name__)
 
 
@@ -47,6 +49,7 @@ class Cache:
       image_size: height H and width W of the examples.
       channels: channels C of the images.
       dtype: dtype of the images, uint8 or uint16.
+      weight_dtype: dtype of the weight maps; empty without.
     """
 
     directory: str
@@ -56,12 +59,17 @@ class Cache:
     image_size: tuple[int, int]
     channels: int = 3
     dtype: str = "uint8"
+    weight_dtype: str = ""
 
     @property
     def arrays(self) -> dict[str, tuple[int, np.dtype]]:
-        """Channels and dtype of the arrays, by the names of their files: images, masks."""
-        images = {"uint8": "images.u8", "uint16": "images.u16"}[self.dtype]
-        return {images: (self.channels, np.dtype(self.dtype)), MASKS: (1, np.dtype(np.uint8))}
+        """Channels and dtype of the arrays by name: image, mask and, if there are maps, weight."""
+        found = {"image": (self.channels, np.dtype(self.dtype)), "mask": (1, np.dtype(np.uint8))}
+        return found | ({"weight": (1, np.dtype(self.weight_dtype))} if self.weight_dtype else {})
+
+    def file(self, name: str) -> Path:
+        """The file of an array."""
+        return self.folder / f"{name}s.{SUFFIXES[self.arrays[name][1].name]}"
 
     @property
     def folder(self) -> Path:
@@ -75,21 +83,11 @@ class Cache:
     def _size(self) -> str:
         return "x".join(map(str, self.image_size))
 
-    @property
-    def images(self) -> np.ndarray:
-        """Memory-mapped images, [N, H, W, C]."""
-        return self._mapped(next(iter(self.arrays)))
-
-    @property
-    def masks(self) -> np.ndarray:
-        """Memory-mapped masks, uint8 [N, H, W, 1]."""
-        return self._mapped(MASKS)
-
     def ensure_written(self, fill: Callable[[WriteExample], tuple[Names, Groups]]) -> tuple[Names, Groups]:
         """Writes the files unless they exist and are intact; returns names and groups of the examples.
 
         Args:
-          fill: calls its argument with image and mask of each of the N examples in order; returns names and groups.
+          fill: calls its argument with the arrays of each of the N examples in order; returns names and groups.
 
         Raises:
           ConfigError: if the files cannot be written.
@@ -115,23 +113,23 @@ class Cache:
         if damage := self._damage():
             raise DataError(f"{damage}; rerun to write it again")
 
-    def read(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images [K, H, W, C] and masks uint8 [K, H, W, 1] of examples, int64 [K].
+    def read(self, ids: np.ndarray) -> list[np.ndarray]:
+        """The arrays of examples, int64 [K], in the order of `arrays`: [K, H, W, channels] each.
 
         Maps the files for each call, so that a file truncated meanwhile is an error instead of a SIGBUS.
         """
-        return self.images[ids], self.masks[ids]
+        return [self._mapped(name)[ids] for name in self.arrays]
 
     def shape(self, name: str) -> tuple[int, int, int, int]:
         return (self.count, *self.image_size, self.arrays[name][0])
 
     def _mapped(self, name: str) -> np.ndarray:
-        return np.memmap(self.folder / name, self.arrays[name][1], mode="r", shape=self.shape(name))
+        return np.memmap(self.file(name), self.arrays[name][1], mode="r", shape=self.shape(name))
 
     def _damage(self) -> str:
         """What is wrong with the files; empty if they are intact."""
         for name, (_, dtype) in self.arrays.items():
-            file = self.folder / name
+            file = self.file(name)
             expected = int(np.prod(self.shape(name), dtype=np.int64)) * dtype.itemsize
             size = file.stat().st_size if file.is_file() else -1
             if size != expected:
@@ -159,20 +157,21 @@ class Cache:
         logger.info("decoding %d examples at %s px into %s", self.count, self._size, self.folder)
         try:
             unfinished.mkdir()
-            with (
-                open(unfinished / next(iter(self.arrays)), "wb") as images,
-                open(unfinished / MASKS, "wb") as masks,
-            ):
+            with contextlib.ExitStack() as stack:
+                opened = {
+                    name: stack.enter_context(open(unfinished / self.file(name).name, "wb")) for name in self.arrays
+                }
 
-                def write_example(image: np.ndarray, mask: np.ndarray) -> None:
-                    images.write(image.tobytes())
-                    masks.write(mask.tobytes())
+                def write_example(example: Mapping[str, np.ndarray]) -> None:
+                    for name, file in opened.items():
+                        file.write(example[name].tobytes())
 
                 names, groups = fill(write_example)
-                for file in (images, masks):
+                for file in opened.values():
                     file.flush()
                     os.fsync(file.fileno())
-            record = {"format": FORMAT, "key": self.key, "shapes": {name: self.shape(name) for name in self.arrays}}
+            shapes = {self.file(name).name: self.shape(name) for name in self.arrays}
+            record = {"format": FORMAT, "key": self.key, "shapes": shapes}
             files.write_text(unfinished / RECORD, json.dumps({**record, "names": names, "groups": groups}))
             unfinished.rename(self.folder)
             files.sync(self.folder.parent)
@@ -203,10 +202,10 @@ class DiskExamples(Examples):
         # sequentially.
         arrays = self._cache.arrays
         dtypes = [tf.as_dtype(dtype) for _, dtype in arrays.values()]
-        image, mask = tf.numpy_function(self._cache.read, [ids], dtypes, stateful=False)
-        for each, name in zip((image, mask), arrays, strict=True):
-            each.set_shape([*ids.shape, *self._cache.shape(name)[1:]])
-        return Fetched(image, mask, all_usable(ids))
+        read = dict(zip(arrays, tf.numpy_function(self._cache.read, [ids], dtypes, stateful=False), strict=True))
+        for name, array in read.items():
+            array.set_shape([*ids.shape, *self._cache.shape(name)[1:]])
+        return Fetched(**read, usable=all_usable(ids))
 
     def _fetch_portable(self, ids: tf.Tensor) -> Fetched:
         """A graph for any process that has access to the folder.
@@ -215,19 +214,20 @@ class DiskExamples(Examples):
         initialised; hence `fetch` does not use it.
         """
         cache = self._cache
-        image, mask = (
-            tf.gather(
+        arrays = {
+            name: tf.gather(
                 tf.raw_ops.ImmutableConst(
-                    dtype=tf.as_dtype(dtype), shape=cache.shape(name), memory_region_name=str(cache.folder / name)
+                    dtype=tf.as_dtype(dtype), shape=cache.shape(name), memory_region_name=str(cache.file(name))
                 ),
                 ids,
             )
             for name, (_, dtype) in cache.arrays.items()
-        )
-        return Fetched(image, mask, all_usable(ids))
+        }
+        return Fetched(**arrays, usable=all_usable(ids))
 
     def read(self, ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self._cache.read(np.asarray(ids, np.int64))
+        images, masks, *_ = self._cache.read(np.asarray(ids, np.int64))
+        return images, masks
 
     def check(self) -> None:
         self._cache.check()

@@ -14,12 +14,13 @@ TENSOR_ALIGNMENT = 64  # bytes
 
 
 class MemoryExamples(Examples):
-    """Examples in two arrays; tensors share their memory if it is aligned.
+    """Examples in arrays; tensors share their memory if it is aligned.
 
     Args:
       images: uint8 or uint16 [N, H, W, C].
       masks: uint8 [N, H, W, 1], class ids or IGNORED.
       classes, names, groups, origin: attributes of `Examples`; names are the ids if None.
+      weights: weight maps, uint8, uint16 or float32 [N, H, W, 1]; None without.
     """
 
     checked = True
@@ -32,7 +33,9 @@ class MemoryExamples(Examples):
         names: Sequence[str] | None = None,
         groups: Mapping[str, Sequence[str]] | None = None,
         origin: str = "",
+        weights: np.ndarray | None = None,
     ):
+        self.weights = weights
         self.images, self.masks, self.classes, self.origin = images, masks, classes, origin
         self.names = tuple(map(str, range(len(images)))) if names is None else tuple(names)
         self.groups = groups or {}
@@ -41,13 +44,13 @@ class MemoryExamples(Examples):
         return len(self.images)
 
     @functools.cached_property
-    def _tensors(self) -> tuple[tf.Tensor, tf.Tensor]:
+    def _tensors(self) -> Fetched:
         with tf.init_scope():  # eager tensors, even if the first call traces a graph
-            return _shared_tensor(self.images), _shared_tensor(self.masks)
+            weights = None if self.weights is None else _shared_tensor(self.weights)
+            return Fetched(_shared_tensor(self.images), _shared_tensor(self.masks), tf.constant(True), weights)
 
     def fetch(self, ids: tf.Tensor) -> Fetched:
-        images, masks = self._tensors
-        return Fetched(tf.gather(images, ids), tf.gather(masks, ids), all_usable(ids))
+        return self._tensors.moved(lambda array: tf.gather(array, ids))._replace(usable=all_usable(ids))
 
     def read(self, ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ids = np.asarray(ids, np.int64)
@@ -60,7 +63,8 @@ class MemoryExamples(Examples):
     def subset(self, ids: np.ndarray) -> Examples:
         """A copy, so that the memory of the other examples can be freed."""
         names, groups = self.names_of(ids.tolist()), self.groups_of(ids.tolist())
-        return MemoryExamples(*self.read(ids), self.classes, names, groups, self.origin)
+        weights = None if self.weights is None else self.weights[ids]
+        return MemoryExamples(*self.read(ids), self.classes, names, groups, self.origin, weights)
 
 
 def aligned_array(shape: tuple[int, ...], dtype: np.dtype | type = np.uint8) -> np.ndarray:

@@ -55,38 +55,39 @@ class OnDemandExamples(Examples):
         whole = records.map(decoded, feeding.decodes_of_a_part()).batch(size, drop_remainder=True).ignore_errors()
         one_by_one = records.map(safely, feeding.decodes_of_a_part()).batch(size, drop_remainder=True)
         first = whole.concatenate(one_by_one).take(1).with_options(autotuning.off())
-        images, masks, usable = first.get_single_element()
-        images, masks = tf.cond(
+        found = first.get_single_element()
+        usable = tf.ensure_shape(found.pop("usable"), ids.shape)
+        blank = {"image": self._source.resizing.padding, "mask": (IGNORED,), "weight": (0,)}
+        arrays = tf.cond(
             tf.reduce_all(usable),
-            lambda: (images, masks),
-            lambda: (
-                _blank_bad(usable, images, self._source.resizing.padding),
-                _blank_bad(usable, masks, (IGNORED,)),
-            ),
+            lambda: found,
+            lambda: {name: _blank_bad(usable, array, blank[name]) for name, array in found.items()},
         )
-        channels = self._source.images.spec.channels
-        images = tf.ensure_shape(images, [ids.shape[0], *self._source.resizing.size, channels])
-        return Fetched(images, tf.ensure_shape(masks, [*images.shape[:3], 1]), tf.ensure_shape(usable, ids.shape))
+        shape = [ids.shape[0], *self._source.resizing.size]
+        return Fetched(**arrays, usable=usable).moved(lambda array: tf.ensure_shape(array, [*shape, array.shape[-1]]))
 
-    def _decoded(self, record: tf.Tensor, position: tf.Tensor) -> Fetched:
+    def _decoded(self, record: tf.Tensor, position: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Fetched arrays of one example, and whether it is usable."""
         source = self._source
         example = source.decode(source.data_set.parser()(record))
         usable = example_decoding.is_usable(example)
         if source.picture_sizes is not None:
             usable &= tf.reduce_all(example["image_size"] == tf.gather(source.picture_sizes, position))
-        return Fetched(example["image"], example["mask"], usable)
+        return {name: example[name] for name in ("image", "mask", "weight") if name in example} | {"usable": usable}
 
-    def _decoded_or_blank(self, record: tf.Tensor, position: tf.Tensor) -> Fetched:
+    def _decoded_or_blank(self, record: tf.Tensor, position: tf.Tensor) -> dict[str, tf.Tensor]:
         height, width = self._source.resizing.size
         spec = self._source.images.spec
-        blank = Fetched(
-            tf.broadcast_to(tf.constant(spec.padding, spec.travels_as), [height, width, spec.channels]),
-            tf.fill([height, width, 1], np.uint8(IGNORED)),
-            tf.constant(False),
-        )
+        blank = {
+            "image": tf.broadcast_to(tf.constant(spec.padding, spec.travels_as), [height, width, spec.channels]),
+            "mask": tf.fill([height, width, 1], np.uint8(IGNORED)),
+            "usable": tf.constant(False),
+        }
+        if dtype := self._source.weight_dtype:
+            blank["weight"] = tf.zeros([height, width, 1], dtype)
         decode = tf.autograph.experimental.do_not_convert(self._decoded)
         decoded = tf.data.Dataset.from_tensors((record, position)).map(decode).ignore_errors()
-        return Fetched(*decoded.concatenate(tf.data.Dataset.from_tensors(blank)).take(1).get_single_element())
+        return decoded.concatenate(tf.data.Dataset.from_tensors(blank)).take(1).get_single_element()
 
     def _facts(self, ids: tf.Tensor) -> dict[str, tf.Tensor]:
         """Names and labels of examples, without decoding images."""

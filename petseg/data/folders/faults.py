@@ -24,6 +24,7 @@ class Kind(enum.Enum):
     RESAMPLED = "masks with values that interpolation made"
     PALETTES = "palettes that differ between masks"
     IMAGES = "images whose channels or numbers cannot be used"
+    WEIGHTS = "weight maps that are missing or cannot be used"
     PAGES = "images and masks of different numbers of pages"
     CLASSES = "classes that the masks do not have"
 
@@ -81,7 +82,8 @@ def as_error(faults: Sequence[Fault], dataset: str, command: str) -> DataError:
 
 def check_command(config: DataConfig) -> str:
     """The command that prints all faults of a data set."""
-    where = ("dataset", "data_dir", "image_files", "mask_files", "image_feature", "mask_feature", "classes")
+    where = ("dataset", "data_dir", "image_files", "mask_files", "weight_files")
+    where = (*where, "image_feature", "mask_feature", "weight_feature", "classes")
     images = ("channels", "image_dtype", "intensity_range", "pages")
     names = (*where, *images, "train_split", "eval_split")  # faults count only in these splits
     values = {name: getattr(config, name) for name in names}

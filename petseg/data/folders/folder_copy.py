@@ -30,12 +30,13 @@ from petseg.data.folders import faults, folder_files, folder_layout, mask_values
 from petseg.data.folders.faults import Fault
 from petseg.data.folders.folder_layout import Layout
 from petseg.data.folders.mask_values import MaskCoding
-from petseg.data.folders.pair_files import DecodedPair
+from petseg.data.folders.pair_files import DecodedPair, WeightDepths
 from petseg.data.images import BandCounts
 from petseg.data.mask_survey import MaskSurvey
 from petseg.errors import ConfigError, DataError, one_line
 from petseg.files import printable
 
+WEIGHT = "weight"  # feature
 FORMAT = 3  # increase when the same folder would give other records
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ def prepare(config: DataConfig, classes: Classes | None = None) -> tuple[Any, Cl
       classes: the classes; None: those of --classes, of the folder's classes.json, or inferred from the masks.
 
     Returns:
-      a TFDS builder with the features `image`, `segmentation_mask` (class ids), `file_name`; and the classes.
+      a TFDS builder with the features `image`, `segmentation_mask` (class ids), `file_name` and, with --weight_files,
+      `weight`; and the classes.
 
     Raises:
       ConfigError: if the classes are invalid, or the files cannot be written.
@@ -63,7 +65,7 @@ def prepare(config: DataConfig, classes: Classes | None = None) -> tuple[Any, Cl
     classes = classes or folder_files.read_classes(config)
     builder = _FolderBuilder(config, layout, classes, data_dir=cache)
     if not builder.data_path.exists():
-        size = sum(path.stat().st_size for pair in folder_files.all_pairs(layout) for path in (pair.image, pair.mask))
+        size = sum(path.stat().st_size for pair in folder_files.all_pairs(layout) for path in pair.files.values())
         flag = f"--cache_dir={config.cache_dir}"
         with files.explain_write_errors(cache, flag=flag, error_class=ConfigError, needed=size):
             files.make_folder(cache)
@@ -143,6 +145,7 @@ class _FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         self._bad: list[Fault] = []
         self._digests: dict[str, list[tuple[int, int]]] = {}
         self._bands: dict[str, BandCounts] = {}
+        self._weights = WeightDepths()
         self._written = layout.splits
         title = re.sub(r"[^A-Za-z0-9_.]+", "-", layout.name).strip("-.")[:60] or FOLDER
         name = f"{title}-{_fingerprint(layout, given, _file_format(config))}"
@@ -207,6 +210,8 @@ class _FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
             "segmentation_mask": tfds.features.Image(shape=(None, None, 1)),
             "file_name": tfds.features.Text(),
         }
+        if self._layout.has_weights:
+            features[WEIGHT] = tfds.features.Image(shape=(None, None, 1))  # empty in a split without weight maps
         stored = self._classes.to_dict() if self._classes else {}
         return tfds.core.DatasetInfo(
             builder=self,
@@ -221,7 +226,7 @@ class _FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         written = dataclasses.replace(self._layout, splits=self._written)
         pairs = folder_files.read_pairs(written, MaskCoding(self._classes))
         survey = MaskSurvey(self._classes)
-        self._digests, self._bands = {}, {}
+        self._digests, self._bands, self._weights = {}, {}, WeightDepths()
         return {split: self._generate_examples(split, pairs, survey) for split in self._written}
 
     def _generate_examples(
@@ -233,16 +238,19 @@ class _FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
             if pair.picture and pair.bands:
                 of_split = self._bands.setdefault(split, BandCounts())
                 of_split.add(pair.bands, pair.name, varies=pair.picture.alpha_varies)
-            if pair.faults:
-                self._bad = [*pair.faults, *(fault for _, other in pairs for fault in other.faults)]
+            faults = [*pair.faults, *self._weights.add(split, pair)]
+            if faults:
+                self._bad = [*faults, *(fault for _, other in pairs for fault in other.faults)]
                 raise DataError("some pairs cannot be used")  # `write` reports which
             assert pair.ids is not None
             assert pair.facts is not None
             if split in self._layout.needed:
                 survey.add(pair.mask_name, pair.facts, either_way=pair.either_way)
             of_picture = int.from_bytes(pair.digest[:8], "little")
-            self._digests.setdefault(split, []).append((of_picture, digests.of_ids(pair.ids)))
-            yield i, {"image": pair.image, "segmentation_mask": pair.mask, "file_name": pair.name}
+            of_labels = digests.of_labels(pair.ids, pair.weight.pixels if pair.weight else None)
+            self._digests.setdefault(split, []).append((of_picture, of_labels))
+            weight = {WEIGHT: pair.weight_file} if self._layout.has_weights else {}
+            yield i, {"image": pair.image, "segmentation_mask": pair.mask, "file_name": pair.name, **weight}
         if split == list(self._written)[-1]:
             self._bad = survey.faults()
             if self._bad:
@@ -250,6 +258,7 @@ class _FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
             self.info.metadata["mask_notes"] = survey.notes()
             # In the temporary folder that TFDS renames when the data set is complete.
             self.info.metadata["bands"] = {name: counts.rows() for name, counts in self._bands.items()}
+            self.info.metadata["weights"] = self._weights.dtypes
             found = {name: digests.from_rows(rows) for name, rows in self._digests.items()}
             digests.write(Path(self.data_path) / digests.FILE, found)
 
@@ -271,7 +280,7 @@ def _fingerprint(layout: Layout, classes: Classes | None, file_format: str | Non
         "pillow": PIL.__version__,  # decodes some formats
         "classes": _coding_of(classes) if classes else None,
         "splits": {
-            split: [(pair.name, *of_file(pair.image), pair.mask_name, *of_file(pair.mask)) for pair in pairs]
+            split: [[part for name, path in pair.files.items() for part in (name, *of_file(path))] for pair in pairs]
             for split, pairs in layout.splits.items()
         },
         **({"left_out": sorted(layout.left_out)} if layout.left_out else {}),

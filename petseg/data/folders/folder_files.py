@@ -77,13 +77,12 @@ def _read_facts(pair: Pair) -> MaskFacts | Fault:
 
 def read_pair(pair: Pair, coding: MaskCoding) -> DecodedPair:
     """Reads and decodes a pair."""
-    image = pair_files.read_file(pair.name, pair.image)
-    mask = pair_files.read_file(pair.mask_name, pair.mask)
-    if isinstance(image, Fault) or isinstance(mask, Fault):
-        return DecodedPair(
-            pair.name, pair.mask_name, faults=tuple(each for each in (image, mask) if isinstance(each, Fault))
-        )
-    return pair_files.decode_pair(pair.name, image, pair.mask_name, mask, coding, pair.page)
+    read = [pair_files.read_file(name, path) for name, path in pair.files.items()]
+    if faults := tuple(each for each in read if isinstance(each, Fault)):
+        return DecodedPair(pair.name, pair.mask_name, faults=faults)
+    image, mask, *weight = (each for each in read if not isinstance(each, Fault))
+    with_weight = (pair.weight_name, weight[0]) if weight else None
+    return pair_files.decode_pair(pair.name, image, pair.mask_name, mask, coding, pair.page, with_weight)
 
 
 def read_pairs(layout: Layout, coding: MaskCoding) -> Iterator[tuple[str, DecodedPair]]:
@@ -132,17 +131,21 @@ def pages_as_pairs(layout: Layout, config: DataConfig) -> Layout:
 def _pages(pair: Pair, split: str, found: list[Fault]) -> list[Pair]:
     """The pages of a pair, each a pair of its own; a file that cannot be read is reported when it is decoded."""
     try:
-        of_image, of_mask = picture_files.count_pages(pair.image), picture_files.count_pages(pair.mask)
+        of_image, *others = (picture_files.count_pages(file) for file in pair.files.values())
     except PictureError:
         return [pair]
-    if of_image != of_mask:
-        what = f"holds {of_image} pages, its mask {pair.mask_name} {of_mask}; must be as many"
-        found.append(Fault(Kind.PAGES, pair.name, what, split))
+    for what, name, count in zip(("mask", "weight map"), [*pair.files][1:], others, strict=False):
+        if count != of_image:
+            text = f"holds {of_image} pages, its {what} {name} {count}; must be as many"
+            found.append(Fault(Kind.PAGES, pair.name, text, split))
     if of_image == 1:
         return [pair]
+    names = ("name", "mask_name", "weight_name")
     return [
-        dataclasses.replace(pair, name=f"{pair.name}#{page + 1}", mask_name=f"{pair.mask_name}#{page + 1}", page=page)
-        for page in range(min(of_image, of_mask))
+        dataclasses.replace(
+            pair, page=page, **{key: f"{name}#{page + 1}" for key, name in zip(names, pair.files, strict=False)}
+        )
+        for page in range(min(of_image, *others))
     ]
 
 

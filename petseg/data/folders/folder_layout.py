@@ -6,7 +6,6 @@ for each split; or, without lists, 80/10/10 by a hash of the name.
 
 import dataclasses
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -15,14 +14,13 @@ from pathlib import Path
 from petseg.config import DataConfig
 from petseg.config.data_config import named_splits
 from petseg.data.convert.detection import conversion_hint, masks_per_class_hint
-from petseg.data.folders import faults, split_lists
+from petseg.data.folders import faults, folder_splits, split_lists
 from petseg.data.folders.faults import Fault, Kind
 from petseg.data.folders.file_patterns import SUFFIXES, Pattern, PictureFile, composed
-from petseg.data.folders.split_lists import SPLIT_NAME, USUAL_SPLITS
+from petseg.data.folders.folder_splits import Splits
+from petseg.data.folders.split_lists import USUAL_SPLITS
 from petseg.errors import ConfigError, DataError
 from petseg.files import printable
-
-HASHED_SPLITS = ("train",) * 8 + ("val", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +32,9 @@ class Pair:
       image: its file.
       mask_name: printable path of the mask.
       mask: its file.
-      page: page of both files, from 0 on; None for files of one page.
+      page: page of all files, from 0 on; None for files of one page.
+      weight_name: printable path of the weight map; empty without.
+      weight: the weight map; None without.
     """
 
     name: str
@@ -42,6 +42,14 @@ class Pair:
     mask_name: str
     mask: Path
     page: int | None = None
+    weight_name: str = ""
+    weight: Path | None = None
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Image, mask and weight map, as far as there are any, by their printable names."""
+        found = {self.name: self.image, self.mask_name: self.mask}
+        return found if self.weight is None else {**found, self.weight_name: self.weight}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,32 +79,10 @@ class Layout:
         """The printable name of the folder."""
         return printable(self.root.resolve().name)
 
-
-@dataclasses.dataclass(frozen=True)
-class _Splits:
-    """The images of each split.
-
-    Attributes:
-      paths: paths of images by split.
-      origin: description of what decided the splits.
-      faults: faults in lists of splits.
-      notes: possible mistakes.
-      hashed: whether a hash of the names decided the splits, so that all belong together.
-    """
-
-    paths: dict[str, list[str]]
-    origin: str
-    faults: tuple[Fault, ...] = ()
-    notes: tuple[str, ...] = ()
-    hashed: bool = False
-
-    def members(self) -> dict[str, list[str]]:
-        """The splits of each image that is in any, by its path."""
-        found: dict[str, list[str]] = {}
-        for split, paths in self.paths.items():
-            for path in paths:
-                found.setdefault(path, []).append(split)
-        return found
+    @property
+    def has_weights(self) -> bool:
+        """Whether any pair has a weight map."""
+        return any(pair.weight for pairs in self.splits.values() for pair in pairs)
 
 
 def check_splits(config: DataConfig) -> None:
@@ -130,6 +116,8 @@ class _Matches:
       pictures: the images by path, sorted.
       partners: the masks of each image, by its path.
       spare: masks without an image.
+      weights: the pattern of weight maps; None without.
+      maps: the weight maps of each image, by its path; empty without.
     """
 
     images: Pattern
@@ -137,6 +125,8 @@ class _Matches:
     pictures: Mapping[str, PictureFile]
     partners: Mapping[str, Sequence[PictureFile]]
     spare: Sequence[PictureFile]
+    weights: Pattern | None = None
+    maps: Mapping[str, Sequence[PictureFile]] = dataclasses.field(default_factory=dict)
 
 
 def scan_folder(config: DataConfig) -> Layout:
@@ -152,17 +142,17 @@ def scan_folder(config: DataConfig) -> Layout:
         raise ConfigError(f"--data_dir={config.data_dir}: must be a folder, with images and masks below it")
     images, masks, found = _patterns(config, root)
     matches = _matches(config, root, images, masks)
-    splits = _splits(root, images, matches.pictures.values(), config.named_splits)
+    splits = folder_splits.find_splits(root, images, matches.pictures.values(), config.named_splits)
     needed = frozenset(splits.paths) if splits.hashed else faults.needed_splits(config, splits.paths)
     pairs = {
-        path: Pair(picture.shown, root / path, partner.shown, root / partner.path)
+        path: Pair(picture.shown, root / path, partner.shown, root / partner.path, None, *_weight(matches, path, root))
         for path, picture in matches.pictures.items()
         for partner in matches.partners[path]
         if len(matches.partners[path]) == 1
     }
     spare, notes = _spare(matches, splits, needed)
     found += [*splits.faults, *spare, *_without_mask(matches, splits, needed, root), *_ambiguous(matches, splits, root)]
-    found += _unreadable(pairs, splits)
+    found += [*_without_weight(matches, splits, named_splits(config.train_split)), *_unreadable(pairs, splits)]
     found.sort(key=lambda fault: list(Kind).index(fault.kind))
     blocking, others = faults.partition(found, needed)
     left_out = {split: faults.left_out_note(split, of_it) for split, of_it in others.items()}
@@ -179,11 +169,7 @@ def _patterns(config: DataConfig, root: Path) -> tuple[Pattern, Pattern, list[Fa
     """The patterns of images and masks, and faults of files that are outside of the folders of splits."""
     if config.image_files:
         images, masks = Pattern(config.image_files, "--image_files"), Pattern(config.mask_files, "--mask_files")
-        for part in ("{split}", "**/"):
-            if masks.uses(part) and not images.uses(part):
-                raise ConfigError(
-                    f"--mask_files={masks.text}: has {part}; --image_files={images.text} must have it too"
-                )
+        _check_placeholders(images, masks, "--mask_files")
         return images, masks, []
     for name, flag in (("images", "--image_files"), ("masks", "--mask_files")):
         if not (root / name).is_dir():
@@ -205,6 +191,12 @@ def _patterns(config: DataConfig, root: Path) -> tuple[Pattern, Pattern, list[Fa
     return nested, Pattern("masks/{split}/**/{name}.*"), [*stray, *lost]
 
 
+def _check_placeholders(images: Pattern, others: Pattern, flag: str) -> None:
+    for part in ("{split}", "**/"):
+        if others.uses(part) and not images.uses(part):
+            raise ConfigError(f"{flag}={others.text}: has {part}; --image_files={images.text} must have it too")
+
+
 def _lost_folders(root: Path) -> list[Fault]:
     """Faults of broken links in the place of a split's folder."""
     links = [path for kind in ("images", "masks") for path in sorted((root / kind).iterdir()) if path.is_symlink()]
@@ -222,7 +214,17 @@ def _matches(config: DataConfig, root: Path, images: Pattern, masks: Pattern) ->
     Raises:
       DataError: if there are no images, or no masks.
     """
-    pictures, candidates = images.files(root), masks.files(root)
+    weights = Pattern(config.weight_files, "--weight_files") if config.weight_files else None
+    weight_files = weights.files(root) if weights else []
+    if weights and not weight_files:
+        raise DataError(
+            f"{config.data_dir}: {weights.text} matches no weight map; --weight_files must say where they are"
+        )
+    if weights:
+        _check_placeholders(images, weights, "--weight_files")
+    of_weights = {file.path for file in weight_files}
+    pictures = [picture for picture in images.files(root) if picture.path not in of_weights]
+    candidates = masks.files(root)
     partners = _partners(images, masks, pictures, candidates)
     used = {mask.path for several in partners.values() for mask in several}
     # The pattern of images may match masks too, which are no images.
@@ -235,8 +237,9 @@ def _matches(config: DataConfig, root: Path, images: Pattern, masks: Pattern) ->
         what = f"{masks.text} matches no mask, and {images.text} {len(by_path)} images"
         hint = conversion_hint(config.data_dir) or "; --mask_files must say where their masks are"
         raise DataError(f"{config.data_dir}: {what}{hint}")
-    spare = [mask for mask in candidates if mask.path not in used and mask.path not in by_path]
-    return _Matches(images, masks, by_path, partners, spare)
+    spare = [mask for mask in candidates if mask.path not in {*used, *by_path, *of_weights}]
+    maps = _partners(images, weights, by_path.values(), weight_files) if weights else {}
+    return _Matches(images, masks, by_path, partners, spare, weights, maps)
 
 
 def _partners(
@@ -254,7 +257,7 @@ def _partners(
     return {picture.path: by_key.get(key(picture), []) for picture in pictures}
 
 
-def _spare(matches: _Matches, splits: _Splits, needed: Collection[str]) -> tuple[list[Fault], list[str]]:
+def _spare(matches: _Matches, splits: Splits, needed: Collection[str]) -> tuple[list[Fault], list[str]]:
     """Masks without an image: faults in needed splits, otherwise a note."""
     what = f"is the mask of no image that {matches.images.text} matches"
     of_split = matches.masks.uses("{split}")
@@ -264,7 +267,7 @@ def _spare(matches: _Matches, splits: _Splits, needed: Collection[str]) -> tuple
     return [Fault(Kind.NO_PICTURE, mask.shown, what, mask.split) for mask in bad], notes
 
 
-def _without_mask(matches: _Matches, splits: _Splits, needed: frozenset[str], root: Path) -> list[Fault]:
+def _without_mask(matches: _Matches, splits: Splits, needed: frozenset[str], root: Path) -> list[Fault]:
     """Faults of images without a mask."""
     lonely = {path for path in splits.members() if not matches.partners[path]}
     hint = masks_per_class_hint(root) if lonely else ""
@@ -282,7 +285,30 @@ def _without_mask(matches: _Matches, splits: _Splits, needed: frozenset[str], ro
     return found
 
 
-def _ambiguous(matches: _Matches, splits: _Splits, root: Path) -> list[Fault]:
+def _weight(matches: _Matches, path: str, root: Path) -> tuple[str, Path | None]:
+    """Printable name and file of an image's weight map; an empty name and None without."""
+    (*_, file) = matches.maps.get(path) or [None]
+    return ("", None) if file is None else (file.shown, root / file.path)
+
+
+def _without_weight(matches: _Matches, splits: Splits, trained: Collection[str]) -> list[Fault]:
+    """Faults of images without a weight map, or with several. A split that is not trained on may have none at all."""
+    found: list[Fault] = []
+    for split, paths in splits.paths.items() if matches.weights else ():
+        assert matches.weights
+        if split not in trained and not any(matches.maps[path] for path in paths):
+            continue
+        for path in paths:
+            names = [file.shown for file in matches.maps[path]]
+            if len(names) != 1:
+                what = f"has {len(names)} weight maps, {', '.join(names)}; must be one"
+                if not names:
+                    what = f"has no weight map; must be {matches.weights.filled(matches.pictures[path])}"
+                found.append(Fault(Kind.WEIGHTS, matches.pictures[path].shown, what, split))
+    return found
+
+
+def _ambiguous(matches: _Matches, splits: Splits, root: Path) -> list[Fault]:
     """Faults of images with several masks, and of masks shared by images."""
     found, first, members = [], dict[str, str](), splits.members()
     hint = masks_per_class_hint(root) if any(len(matches.partners[path]) > 1 for path in members) else ""
@@ -298,13 +324,13 @@ def _ambiguous(matches: _Matches, splits: _Splits, root: Path) -> list[Fault]:
     return found
 
 
-def _unreadable(pairs: Mapping[str, Pair], splits: _Splits) -> list[Fault]:
+def _unreadable(pairs: Mapping[str, Pair], splits: Splits) -> list[Fault]:
     """Faults of broken links, folders and devices in the place of files."""
     return [
         Fault(Kind.UNREADABLE, name, f"cannot be read: {reason}; must be a complete image", split)
         for path, of_path in splits.members().items()
         if path in pairs
-        for name, file in ((pairs[path].name, pairs[path].image), (pairs[path].mask_name, pairs[path].mask))
+        for name, file in pairs[path].files.items()
         if (reason := _why_unreadable(file))
         for split in of_path
     ]
@@ -337,37 +363,3 @@ def _hint(matches: _Matches, pictures: Sequence[PictureFile]) -> str:
                 flags = f"--image_files='{matches.images.text}' --mask_files='{printable(pattern)}'"
                 return f"; if {mask.shown} is it: {flags}"
     return ""
-
-
-def _splits(root: Path, images: Pattern, pictures: Collection[PictureFile], named: Collection[str]) -> _Splits:
-    """Assigns images to splits.
-
-    Raises:
-      ConfigError: if no split has a valid name.
-    """
-    if images.uses("{split}"):
-        return _splits_of_folders(root, images, pictures)
-    lists = split_lists.read_split_lists(root, pictures, images.fixed_folders, named)
-    if lists.splits:
-        outside = len(pictures) - len(set().union(*lists.splits.values()))
-        notes = (f"{outside} images are in no list of a split, and so left out",) if outside else ()
-        origin = "lists, " + ", ".join(f"{split}.txt" for split in lists.splits)
-        return _Splits(lists.splits, origin, tuple(lists.faults), (*notes, *lists.notes))
-    splits: dict[str, list[str]] = {}
-    for picture in pictures:
-        digest = hashlib.sha256(os.fsencode(f"{picture.folder}{picture.name}")).digest()
-        splits.setdefault(HASHED_SPLITS[digest[0] % len(HASHED_SPLITS)], []).append(picture.path)
-    return _Splits(splits, "80/10/10 by a hash of the name", (), tuple(lists.notes), hashed=True)
-
-
-def _splits_of_folders(root: Path, images: Pattern, pictures: Iterable[PictureFile]) -> _Splits:
-    splits: dict[str, list[str]] = {}
-    for picture in pictures:
-        splits.setdefault(picture.split, []).append(picture.path)
-    wrong = sorted(name for name in splits if not SPLIT_NAME.fullmatch(name) or name == "all")
-    must = "a name must be of letters, digits and _, begin with a letter, and not be all"
-    if len(wrong) == len(splits):
-        raise ConfigError(f"{root}: {images.text} finds a split named {wrong[0]!r}; {must}")
-    notes = tuple(f"{images.text} finds a split named {name!r}, which is left out; {must}" for name in wrong)
-    good = {name: paths for name, paths in splits.items() if name not in wrong}
-    return _Splits(good, f"folders, {images.text}", (), notes)

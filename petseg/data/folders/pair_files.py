@@ -10,11 +10,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from petseg.data import images, mask_files, picture_files
+from petseg.data import images, mask_files, picture_files, weight_files
 from petseg.data.folders import mask_values
 from petseg.data.folders.faults import Fault, Kind
 from petseg.data.folders.mask_values import MaskCoding
-from petseg.data.images import Bands
+from petseg.data.images import DTYPE_TEXT, Bands
 from petseg.data.mask_files import LossyMaskError, MaskValues
 from petseg.data.mask_survey import MaskFacts
 from petseg.data.picture import Picture, PictureError
@@ -27,7 +27,7 @@ SMALLEST_SIDE = 8
 
 @dataclasses.dataclass(frozen=True)
 class DecodedPair:
-    """A decoded image and mask.
+    """A decoded image and mask, and the weight map if there is one.
 
     Attributes:
       name, mask_name: names of image and mask.
@@ -40,7 +40,10 @@ class DecodedPair:
       picture: the upright image; None if it cannot be read.
       facts: facts of the mask for a survey of all masks; None if it cannot be decoded.
       either_way: whether the image is turned by EXIF, and the mask fits it as stored too.
-      faults: faults of either file.
+      faults: faults of any file.
+      weight_name: name of the weight map; empty without.
+      weight: the weight map; None without, or if it cannot be used.
+      weight_file: its file for a record, as `images.record_file` makes it; empty without, or if there is a fault.
     """
 
     name: str
@@ -55,6 +58,9 @@ class DecodedPair:
     facts: MaskFacts | None = None
     either_way: bool = False
     faults: tuple[Fault, ...] = ()
+    weight_name: str = ""
+    weight: Picture | None = None
+    weight_file: bytes = b""
 
     @property
     def bands(self) -> Bands | None:
@@ -63,7 +69,13 @@ class DecodedPair:
 
 
 def decode_pair(
-    name: str, image_data: bytes, mask_name: str, mask_data: bytes, coding: MaskCoding, page: int | None = None
+    name: str,
+    image_data: bytes,
+    mask_name: str,
+    mask_data: bytes,
+    coding: MaskCoding,
+    page: int | None = None,
+    weight: tuple[str, bytes] | None = None,
 ) -> DecodedPair:
     """Decodes and checks a pair.
 
@@ -75,7 +87,8 @@ def decode_pair(
       mask_name: name of the mask, for messages.
       mask_data: content of the mask file.
       coding: converts values of the mask to class ids.
-      page: page of both files, from 0 on; None for files of one page.
+      page: page of all files, from 0 on; None for files of one page.
+      weight: name and content of the weight map; None without.
     """
     faults: list[Fault] = []
     picture = _read(name, image_data, page, faults)
@@ -103,7 +116,8 @@ def decode_pair(
         if mask_size and size != mask_size:
             what = f"is {size[0]} x {size[1]} (height x width), its mask {mask_name} {mask_size[0]} x {mask_size[1]}"
             faults.append(Fault(Kind.SIZES, name, f"{what}; both must be one size"))
-    image_file = mask_file = b""
+    weight_map = None if weight is None else _weight_map(*weight, page, mask_name, mask_size, faults)
+    image_file = mask_file = weight_file = b""
     if picture and not faults:
         try:
             images.check_finite(picture.pixels)
@@ -113,11 +127,52 @@ def decode_pair(
             faults.append(Fault(Kind.IMAGES, name, str(error)))
     if ids is not None and not faults:
         mask_file = mask_values.encode_png(ids)
+    if weight is not None and weight_map and not faults:
+        weight_file = images.record_file(weight_map, b"")
     of_page = b"" if page is None else str(page).encode()
     digest = hashlib.blake2b(image_data + of_page, digest_size=16).digest()
     return DecodedPair(
-        name, mask_name, image_file, mask_file, ids, size, modes, digest, picture, facts, either_way, tuple(faults)
-    )
+        name, mask_name, image_file, mask_file, ids, size, modes, digest, picture, facts, either_way, tuple(faults),
+        weight[0] if weight else "", weight_map, weight_file,
+    )  # fmt: skip
+
+
+def _weight_map(
+    name: str, data: bytes, page: int | None, mask_name: str, mask_size: tuple[int, int] | None, faults: list[Fault]
+) -> Picture | None:
+    """Decodes a weight map; adds a fault and returns None if it cannot be used."""
+    try:
+        weight = weight_files.decode(data, page)
+        if mask_size and weight.size != mask_size:
+            height, width = weight.size
+            what = f"is {height} x {width} (height x width), its mask {mask_name} {mask_size[0]} x {mask_size[1]}"
+            raise PictureError(f"{what}; both must be one size")
+        return weight
+    except PictureError as error:
+        faults.append(Fault(Kind.WEIGHTS, name, str(error)))
+        return None
+
+
+class WeightDepths:
+    """The depths of the weight maps of a data set, which must be the same within a split.
+
+    Attributes:
+      dtypes: dtype by split, of those with weight maps.
+    """
+
+    def __init__(self) -> None:
+        self.dtypes, self._first = dict[str, str](), dict[str, str]()
+
+    def add(self, split: str, pair: DecodedPair) -> list[Fault]:
+        """Adds a pair; returns the fault of a weight map of another depth."""
+        if pair.weight is None:
+            return []
+        dtype = pair.weight.pixels.dtype.name
+        first, usual = self._first.setdefault(split, pair.weight_name), self.dtypes.setdefault(split, dtype)
+        if dtype == usual:
+            return []
+        what = f"holds {DTYPE_TEXT[dtype]}, {first} {DTYPE_TEXT[usual]}; weight maps must be of one depth"
+        return [Fault(Kind.WEIGHTS, pair.weight_name, what, split)]
 
 
 def read_mask(

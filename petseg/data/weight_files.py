@@ -1,0 +1,45 @@
+"""The reader of weight maps (--weight_files): file -> a number of at least 0 for each pixel. Imports no TensorFlow."""
+
+import numpy as np
+
+from petseg.config.data_config import WEIGHT_SCALES
+from petseg.data import picture_files
+from petseg.data.mask_files import LOSSY
+from petseg.data.picture import Picture, PictureError
+
+NOT_FINITE = "holds NaN or infinite numbers; must be finite: 0 where a pixel is not to count"
+NEGATIVE = "holds numbers below 0; must be at least 0"
+ALL_ZERO = "is 0 everywhere; must have a pixel that counts, or the image be left out"
+
+
+def decode(data: bytes, page: int | None = None) -> Picture:
+    """Reads the content of a weight map: pixels [H, W, 1], uint8, uint16 or float32, upright.
+
+    Args:
+      data: the file. 32-bit integers become floats.
+      page: page from 0 on; None for a file that must have one page.
+
+    Raises:
+      PictureError: if it cannot be read, or is no weight map.
+    """
+    picture = picture_files.decode(data, page).upright()
+    if picture.format in LOSSY:
+        raise PictureError(f"is a weight map in {picture.format}, which changes numbers; must be PNG, TIFF or .npy")
+    bands = picture.pixels.shape[2]
+    if bands > 1 or picture.palette is not None:
+        what = "has a palette of colours" if picture.palette is not None else f"has {bands} channels"
+        raise PictureError(f"{what}; a weight map must be grey, one number for each pixel")
+    known = picture.pixels.dtype.name in WEIGHT_SCALES
+    pixels = picture.pixels if known else picture.pixels.astype(np.float32)
+    if wrong := problem(pixels):
+        raise PictureError(wrong)
+    return Picture(pixels, picture.format, picture.mode, pages=picture.pages)
+
+
+def problem(weight: np.ndarray) -> str:
+    """What is wrong with the numbers of a weight map; empty if nothing is."""
+    if not np.isfinite(weight).all():
+        return NOT_FINITE
+    if weight.min() < 0:
+        return NEGATIVE
+    return "" if weight.any() else ALL_ZERO

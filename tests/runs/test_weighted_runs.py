@@ -1,0 +1,64 @@
+"""Whole runs on folders with weight maps."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import changed
+from PIL import Image
+
+from petseg.data.drawings import drawn_folders
+from petseg.data.drawings.drawn_folders import WriteConfig
+from petseg.runs import checkpoint_files, train
+
+
+@pytest.fixture(scope="module")
+def animals(tmp_path_factory):
+    """Drawn animals with weight maps of 16 bits."""
+    folder = tmp_path_factory.mktemp("weights") / "animals"
+    drawn_folders.write(WriteConfig(write=str(folder), num_train=8, num_test=4))
+    for i, file in enumerate(sorted(folder.glob("masks/*/*.png"))):
+        with Image.open(file) as mask:
+            size = mask.size[::-1]
+        write_map(folder, file, np.random.default_rng(i).integers(0, 65536, size, np.uint16))
+        write_map(folder, file, np.full(size, 255, np.uint8), "ones")
+    return folder
+
+
+def write_map(folder, mask_file, numbers, kind="weights"):
+    path = folder / kind / mask_file.relative_to(folder / "masks")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(numbers).save(path)
+
+
+@pytest.fixture
+def config(tiny_config, animals, tmp_path):
+    data = {"dataset": "folder", "data_dir": str(animals), "cache_dir": str(tmp_path / "cache"), "batch_size": 4}
+    return tiny_config.changed(data=data, augmentation={"augment": "strong"}, loss={"loss_normalization": "weights"})
+
+
+def weighted(config, kind="weights", **more):
+    return changed(config, "data", weight_files=f"{kind}/{{split}}/{{name}}.png", **more)
+
+
+def trained(config, workdir):
+    """Scores and the variables of the newest checkpoint."""
+    results = train.train(changed(config, "runtime", workdir=str(workdir)))
+    reader = tf.train.load_checkpoint(checkpoint_files.newest(workdir / "checkpoints"))
+    names = [name for name in reader.get_variable_to_shape_map() if name.startswith(("model", "optimizer"))]
+    return results, {name: reader.get_tensor(name) for name in names}
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name])
+
+
+def test_weight_maps_change_loss_and_training_and_maps_of_ones_nothing(config, tmp_path):
+    plain, variables = trained(config, tmp_path / "plain")
+    ones, same = trained(weighted(config, "ones"), tmp_path / "ones")
+    assert_same(variables, same)
+    assert ones == plain
+    other, others = trained(weighted(config), tmp_path / "weighted")
+    assert other["loss"] != plain["loss"]
+    assert any((value != others[name]).any() for name, value in variables.items())
