@@ -342,11 +342,10 @@ def _check_features(data_set: DataSet) -> None:
 
 def _check_weight_feature(data_set: DataSet) -> None:
     features, name = data_set.builder.info.features, data_set.weight_feature
-    found = features.get(name)
-    shape, dtype = getattr(found, "shape", None), np.dtype(getattr(found, "np_dtype", None) or object).name
-    is_map = isinstance(shape, tuple) and (len(shape) == 2 or (len(shape) == 3 and shape[2] == 1))
-    if not is_map or dtype not in WEIGHT_SCALES:
-        what = f"is {dtype} {list(shape)}" if isinstance(shape, tuple) else "is no array" if found else "does not exist"
+    shape, dtype = (getattr(features.get(name), key, None) for key in ("shape", "np_dtype"))
+    dtype = np.dtype(dtype or object).name
+    if not isinstance(shape, tuple) or len(shape) < 2 or shape[2:] not in ((), (1,)) or dtype not in WEIGHT_SCALES:
+        what = f"is {dtype} {list(shape)}" if isinstance(shape, tuple) else "is no array"
         raise DataError(
             f"{data_set.name}: --weight_feature={name}: {what}; must be {', '.join(WEIGHT_SCALES)} [H, W] or [H, W, 1];"
             f" all features: {', '.join(sorted(features))}"
