@@ -342,8 +342,8 @@ def _check_features(data_set: DataSet) -> None:
 
 def _check_weight_feature(data_set: DataSet) -> None:
     features, name = data_set.builder.info.features, data_set.weight_feature
-    shape, dtype = (getattr(features.get(name), key, None) for key in ("shape", "np_dtype"))
-    dtype = np.dtype(dtype or object).name
+    shape = getattr(features.get(name), "shape", None)
+    dtype = np.dtype(getattr(features.get(name), "np_dtype", object)).name
     if not isinstance(shape, tuple) or len(shape) < 2 or shape[2:] not in ((), (1,)) or dtype not in WEIGHT_SCALES:
         what = f"is {dtype} {list(shape)}" if isinstance(shape, tuple) else "is no array"
         raise DataError(
