@@ -336,10 +336,11 @@ def make_trainer(
         )
         rate = learning_rates.learning_rate_schedule(options_of_optimizer, 100)
         parts = (model.trainable_variables[:4], model.trainable_variables[4:])
+        groups = [optimizers.Group(part, rate) for part in parts]
         trainer = Trainer(
             strategy,
             model,
-            optimizers.Optimizer(options_of_optimizer, [optimizers.Group(part, rate) for part in parts]),
+            optimizers.Optimizer(options_of_optimizer, groups, options.get("bucket_bytes", 0)),
             augment or augmentation.build_augmentation(AugmentationConfig(), seed=0, batch_size=batch_size),
             sample_weights.weight_map(LossConfig(), class_weights),
             loss or Loss(LossConfig()),

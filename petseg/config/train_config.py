@@ -174,6 +174,13 @@ class ComputeConfig(Group):
         "needs several replicas or a cluster",
         choices=("float32", "float16"),
     )
+    all_reduce_bucket: float = option(
+        0.0,
+        "size of the parts in which replicas sum gradients, each as soon as the backward pass has computed it, for "
+        "slow networks between GPUs; 0: all in one part; without effect with several --micro_batches",
+        unit="MB",
+        minimum=0,
+    )
     tensor_float_32: bool = option(
         True,
         "TensorFloat-32 on Ampere and later GPUs: factors of products rounded to 10 bits, faster; off "

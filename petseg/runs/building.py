@@ -147,6 +147,7 @@ def build_trainer(
 ) -> trainer.Trainer:
     """The trainer of a config, with the focus of `focused_crops`; call it inside ``strategy.scope()``."""
     compute, batch_size = config.compute, config.data.batch_size
+    bucket_bytes = int(1e6 * compute.all_reduce_bucket)
     if config.augmentation.crop_size:
         unet.accept_any_size(model)
     augment = augmentation.build_augmentation(
@@ -155,7 +156,7 @@ def build_trainer(
     return _trainer_class(config.extension.step)(
         strategy,
         model,
-        optimizers.build_optimizer(config.optimizer, model, total_steps),
+        optimizers.build_optimizer(config.optimizer, model, total_steps, bucket_bytes),
         intensity.scaled_first(augment, config.data.image_spec),
         build_weight_map(config, class_weights),
         losses.Loss(config.loss),
@@ -169,6 +170,7 @@ def build_trainer(
         sync_batch_norm=config.model.sync_batch_norm,
         jit_compile=compute.jit_compile,
         all_reduce_dtype=compute.all_reduce_dtype,
+        bucket_bytes=bucket_bytes,
     )
 
 

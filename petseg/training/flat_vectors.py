@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -71,20 +71,36 @@ class StoredSlice(tf.__internal__.tracking.Trackable):
             tf.raw_ops.DisableCopyOnRead(resource=copy.handle)
 
 
+class Kind(NamedTuple):
+    """What the weights of one flat variable have in common."""
+
+    dtype: str
+    is_exempt: bool  # whether they are exempt from weight decay
+    bucket: int  # 0 for the weights whose gradients the backward pass computes first
+
+
+def buckets(weights: Sequence[keras.Variable], bucket_bytes: float) -> list[int]:
+    """A bucket for each of some weights in the order of the forward pass: 0 for the last `bucket_bytes`, and so on."""
+    sizes = [math.prod(weight.shape) * tf.as_dtype(weight.dtype).size for weight in weights]
+    after = [sum(sizes[i + 1 :]) for i in range(len(sizes))]
+    return [int(size / bucket_bytes) if bucket_bytes else 0 for size in after]
+
+
 class FlatWeights:
     """Weights in one flat variable for each of their kinds.
 
     Args:
       weights: trainable weights of a model.
-      kinds: a kind for each weight; weights of one kind have one dtype.
+      kinds: a kind for each weight; weights of one kind have one dtype and one bucket.
 
     Attributes:
-      variables: the flat variables, in the order in which the kinds occur first.
+      variables: the flat variables, sorted by bucket, else in the order in which the kinds occur first.
       kinds: their kinds.
     """
 
-    def __init__(self, weights: Sequence[keras.Variable], kinds: Sequence[Any]):
-        self._weights, self.kinds = weights, list(dict.fromkeys(kinds))
+    def __init__(self, weights: Sequence[keras.Variable], kinds: Sequence[Kind]):
+        self._weights = weights
+        self.kinds = sorted(dict.fromkeys(kinds), key=lambda kind: kind.bucket)
         self._positions = [[i for i, kind in enumerate(kinds) if kind == one] for one in self.kinds]
         self._layouts = [Layout([weights[i].shape for i in positions]) for positions in self._positions]
         self.variables = [

@@ -12,7 +12,7 @@ import tensorflow as tf
 from petseg.config import OptimizerConfig
 from petseg.models.layers import InferenceMode
 from petseg.training import learning_rates
-from petseg.training.flat_vectors import FlatWeights, StoredSlice
+from petseg.training.flat_vectors import FlatWeights, Kind, StoredSlice, buckets
 from petseg.training.keras_optimizers import named_optimizer
 from petseg.training.learning_rates import LearningRate
 
@@ -51,17 +51,18 @@ class Optimizer(tf.Module):
       variables: learning rates, counts and slots.
     """
 
-    def __init__(self, config: OptimizerConfig, groups: Sequence[Group]):
+    def __init__(self, config: OptimizerConfig, groups: Sequence[Group], bucket_bytes: float = 0):
         """Builds a Keras optimizer for each group.
 
         Args:
           config: kind of optimizer, momentum and weight decay (decoupled; biases and norm parameters are exempt).
           groups: the weights to update; the learning rate of the first group is reported.
+          bucket_bytes: approximate size of a flat vector; 0: no limit.
         """
         super().__init__()
         self._groups, self._warned_of_unused = tuple(groups), False
         self.weights = [weight for group in groups for weight in group.weights]
-        self._updates = tuple(update_of(named_optimizer(config), group.weights) for group in groups)
+        self._updates = tuple(update_of(named_optimizer(config), group.weights, bucket_bytes) for group in groups)
         self._optimizers = [update.stored for update in self._updates]  # the name under which checkpoints store them
 
     @property
@@ -155,8 +156,11 @@ class PerWeight:
 class _Flat(FlatWeights):
     """A Keras optimizer that updates a group's weights in flat vectors, with the attributes of `PerWeight`."""
 
-    def __init__(self, optimizer: keras.optimizers.Optimizer, weights: Sequence[keras.Variable]):
-        super().__init__(weights, [(weight.dtype, _is_exempt(weight)) for weight in weights])
+    def __init__(
+        self, optimizer: keras.optimizers.Optimizer, weights: Sequence[keras.Variable], bucket_bytes: float = 0
+    ):
+        parts = zip(weights, buckets(weights, bucket_bytes), strict=True)
+        super().__init__(weights, [Kind(weight.dtype, _is_exempt(weight), bucket) for weight, bucket in parts])
         self.optimizer, add_slots, slots = optimizer, optimizer.add_optimizer_variables, list[Any]()
 
         def add_and_record(variables: Any, names: Any, *args: Any, **options: Any) -> Any:
@@ -167,7 +171,7 @@ class _Flat(FlatWeights):
 
         optimizer.add_optimizer_variables = add_and_record
         kinds = zip(self.variables, self.kinds, strict=True)
-        _build(optimizer, self.variables, exempt=[variable for variable, (_, is_exempt) in kinds if is_exempt])
+        _build(optimizer, self.variables, exempt=[variable for variable, kind in kinds if kind.is_exempt])
         self.stored = _StoredOptimizer(optimizer, [part for of_weight in slots for part in of_weight])
 
 
@@ -181,10 +185,13 @@ class _StoredOptimizer(tf.Module):
         self._variables = [*others[:2], *slots, *others[2:]]
 
 
-def update_of(optimizer: keras.optimizers.Optimizer, weights: Sequence[keras.Variable]) -> _Flat | PerWeight:
+def update_of(
+    optimizer: keras.optimizers.Optimizer, weights: Sequence[keras.Variable], bucket_bytes: float = 0
+) -> _Flat | PerWeight:
+    """The update of a group's weights, in flat vectors if the optimizer allows it."""
     # Norms of single gradients, which `clipnorm` limits, need the weights too.
     is_elementwise = type(optimizer) in ELEMENTWISE and not optimizer.clipnorm
-    return _Flat(optimizer, weights) if is_elementwise else PerWeight(optimizer, weights)
+    return _Flat(optimizer, weights, bucket_bytes) if is_elementwise else PerWeight(optimizer, weights)
 
 
 def _is_exempt(weight: keras.Variable) -> bool:
@@ -203,8 +210,10 @@ def _chunks(values: Iterable[Any], sizes: Iterable[int]) -> list[list[Any]]:
     return [list(itertools.islice(rest, size)) for size in sizes]
 
 
-def build_optimizer(config: OptimizerConfig, model: keras.Model, total_steps: int) -> Optimizer:
-    """The optimizer of a model; call it inside ``strategy.scope()``.
+def build_optimizer(
+    config: OptimizerConfig, model: keras.Model, total_steps: int, bucket_bytes: float = 0
+) -> Optimizer:
+    """The optimizer of a model; call it inside ``strategy.scope()``. For `bucket_bytes` see `Optimizer`.
 
     The encoder and layers with a `learning_rate_factor` form groups with their own learning rates.
 
@@ -229,7 +238,8 @@ def build_optimizer(config: OptimizerConfig, model: keras.Model, total_steps: in
         if weights:
             groups.append(Group(weights, part_rate))
     rest = [weight for weight in model.trainable_variables if id(weight) not in known]
-    return Optimizer(config, [Group(rest, rate), *groups] if rest else groups)
+    # The decoder comes first, as its gradients do.
+    return Optimizer(config, [Group(rest, rate), *groups] if rest else groups, bucket_bytes)
 
 
 def _build(

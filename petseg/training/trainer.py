@@ -61,6 +61,7 @@ class Trainer:
         sync_batch_norm: bool = True,
         jit_compile: bool = False,
         all_reduce_dtype: str = "float32",
+        bucket_bytes: int = 0,
     ):
         """Creates the variables of a step; compiles nothing yet.
 
@@ -82,6 +83,8 @@ class Trainer:
             statistics are averaged over the replicas, which keeps the replicas identical.
           jit_compile: whether to compile forward and backward pass with XLA.
           all_reduce_dtype: dtype of the gradients in the all-reduce, "float32" or "float16".
+          bucket_bytes: least size of the parts of the all-reduce, of which each starts when its gradients are there; 0
+            for one part.
 
         Raises:
           ConfigError: if `check_step` refuses the combination.
@@ -98,6 +101,7 @@ class Trainer:
         self._strategy, self._requests, self._loop = strategy, requests, TimedLoop(self._step, self._goes_on)
         self._augment, self._weight_map, self._weight_scale, self.loss = augment, weight_map, weight_scale, loss
         self._clip_norm, self._micro_batches, self._all_reduce_dtype = clip_norm, micro_batches, all_reduce_dtype
+        self._reduction = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=bucket_bytes)
         self._slice_size = batch_size // replicas // micro_batches
         self._average_statistics = not sync_batch_norm and replicas > 1
         differentiate: Any = self._forward_and_backward
@@ -267,10 +271,14 @@ class Trainer:
         return gradients, loss, denominator, norm, requested
 
     def reduce(self) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
-        """The step's one all-reduce, on a replica: joined gradients; loss and denominator; requests."""
+        """The step's one all-reduce, on a replica: joined gradients; loss and denominator; requests.
+
+        In parts (--all_reduce_bucket), it begins during the backward pass, whose gradients arrive one after the other.
+        """
         reduced: dict[str, Any] = {}
         for part in self.to_reduce():
-            reduced |= tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, part)
+            context = tf.distribute.get_replica_context()
+            reduced |= context.all_reduce(tf.distribute.ReduceOp.SUM, part, self._reduction)
         for variable, total in zip(self._statistics, reduced["averages"], strict=False):
             variable.assign(total / self._strategy.num_replicas_in_sync)
         return [tf.cast(total, tf.float32) for total in reduced["gradients"]], reduced["sums"], reduced["asked"]
