@@ -13,7 +13,7 @@ BUCKET = 40_000
 
 def trained(number, bucket_bytes, tmp_path=None):
     """The weights after three steps, and the names and values of a checkpoint's variables."""
-    trainer, strategy, batches = make_trainer(number, **OPTIONS, bucket_bytes=bucket_bytes)
+    trainer, _, batches = make_trainer(number, **OPTIONS, bucket_bytes=bucket_bytes)
     trainer.run(batches, 3)
     path = tf.train.Checkpoint(**trainer.state()).write(str(tmp_path / f"{number}-{bucket_bytes}"))
     reader = tf.train.load_checkpoint(path)
