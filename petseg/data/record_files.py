@@ -25,17 +25,11 @@ UNREADABLE = "cannot be read"
 
 @dataclasses.dataclass(frozen=True)
 class RecordRange:
-    """Consecutive records of a split in one file.
+    """Consecutive records of a split in one file."""
 
-    Attributes:
-      file: the file.
-      first: position of the first record in the file.
-      count: number of records.
-    """
-
-    file: Path
-    first: int
-    count: int
+    file: Path  # the file
+    first: int  # position of the first record in the file
+    count: int  # number of records
 
 
 class Records(abc.ABC):

@@ -19,34 +19,26 @@ WIDTH, PYRAMID_WIDTH, DETAIL_WIDTH, BRANCH_WIDTH = 256, 256, 48, 128  # channels
 
 
 class Taps(NamedTuple):
-    """The inputs of a decoder.
+    """The inputs of a decoder."""
 
-    Attributes:
-      image: the scaled image, [B, H, W, C].
-      skips: the encoder's feature maps at 1/2, 1/4, 1/8 and 1/16 of the image size.
-      bottleneck: the encoder's feature map at 1/32 of the image size, or at 1/16 for decoders that prefer that.
-      trained: for each skip, whether it depends on trained weights. If not, its gradient is not computed.
-    """
-
-    image: keras.KerasTensor
-    skips: Sequence[keras.KerasTensor]
+    image: keras.KerasTensor  # the scaled image, [B, H, W, C]
+    skips: Sequence[keras.KerasTensor]  # the encoder's feature maps at 1/2, 1/4, 1/8 and 1/16 of the image size
+    # the encoder's feature map at 1/32 of the image size, or at 1/16 for decoders that prefer that
     bottleneck: keras.KerasTensor
+    # for each skip, whether it depends on trained weights. If not, its gradient is not computed
     trained: Sequence[bool]
 
 
 class _Decoder(NamedTuple):
-    """A decoder.
+    """A decoder."""
 
-    Attributes:
-      build: (taps, batch-norm options) -> feature map of half or a quarter of the image size.
-      logits: (that map, taps, number of classes) -> logits at the image size.
-      half_size_logits: (that map, number of classes) -> logits at half the image size.
-      prefers_dilation: whether the encoder's last map should be at 1/16 of the image size, by dilated convolutions.
-    """
-
+    # (taps, batch-norm options) -> feature map of half or a quarter of the image size
     build: Callable[[Taps, Mapping[str, Any]], keras.KerasTensor]
+    # (that map, taps, number of classes) -> logits at the image size
     logits: Callable[[keras.KerasTensor, Taps, int], keras.KerasTensor]
+    # (that map, number of classes) -> logits at half the image size
     half_size_logits: Callable[[keras.KerasTensor, int], keras.KerasTensor]
+    # whether the encoder's last map should be at 1/16 of the image size, by dilated convolutions
     prefers_dilation: bool = False
 
 

@@ -93,10 +93,8 @@ class Checkpoints:
         """Restores all objects; the checkpoint must hold exactly their variables.
 
         Exempt are objects with a `load_by_name`, which get their saved variables by name: the training sums of an
-        interval may have been saved by a version of petseg with other sums.
-
-        Raises:
-          CheckpointError: if the checkpoint is missing, damaged, or holds other objects.
+        interval may have been saved by a version of petseg with other sums. Raises CheckpointError if the checkpoint is
+        missing, damaged, or holds other objects.
         """
         by_name = {name: part for name, part in self._objects.items() if hasattr(part, "load_by_name")}
         saved = {name: _saved_variables(path, name) for name in by_name}
@@ -191,8 +189,7 @@ def damage(path: str) -> str | None:
 def newest_intact(directory: Path) -> str | None:
     """Path of the newest checkpoint that can be read; None if there never was a checkpoint.
 
-    Raises:
-      CheckpointError: if all checkpoints are damaged.
+    Raises CheckpointError if all checkpoints are damaged.
     """
     skipped = []
     for step in steps(directory):
@@ -213,8 +210,7 @@ def newest_intact(directory: Path) -> str | None:
 def resolve_checkpoint(checkpoints: Path, best: Path, which: str) -> str:
     """Path of the checkpoint that --checkpoint names; `latest` is the newest one that can be read.
 
-    Raises:
-      CheckpointError: if it does not exist.
+    Raises CheckpointError if it does not exist.
     """
     return checkpoint_files.resolve_checkpoint(checkpoints, best, which, newest_intact)
 

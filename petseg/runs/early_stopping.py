@@ -9,17 +9,11 @@ from petseg.runs import model_selection
 
 
 class NoImprovement(NamedTuple):
-    """The reason for an early stop.
+    """The reason for an early stop."""
 
-    Attributes:
-      step: step of the best evaluation.
-      mean_iou: its score.
-      evaluations: number of evaluations since.
-    """
-
-    step: int
-    mean_iou: float
-    evaluations: int
+    step: int  # step of the best evaluation
+    mean_iou: float  # its score
+    evaluations: int  # number of evaluations since
 
     def __str__(self) -> str:
         return f"mean IoU has not improved on {self.mean_iou:.4f} (step {self.step}) in {self.evaluations} evaluations"

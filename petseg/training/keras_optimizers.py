@@ -71,8 +71,7 @@ class ScheduleFreeAdamW(keras.optimizers.Optimizer):
 def named_optimizer(config: OptimizerConfig) -> keras.optimizers.Optimizer:
     """The optimizer of a config, not built; its learning rate is assigned before each step.
 
-    Raises:
-      ConfigError: if it is code of the user that fails or returns something else.
+    Raises ConfigError if it is code of the user that fails or returns something else.
     """
     if custom_code.is_reference(config.optimizer):
         return _own_optimizer(config)

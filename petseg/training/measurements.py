@@ -28,17 +28,11 @@ DENOMINATORS = {"loss": "denominator", "update_ratio": "measured_updates"}
 
 @dataclasses.dataclass(frozen=True)
 class Measurements:
-    """Measurements over the steps since the last `Trainer.pop_measurements`.
+    """Measurements over the steps since the last `Trainer.pop_measurements`."""
 
-    Attributes:
-      steps: number of these steps.
-      scalars: means and values by name; a mean over no step is NaN.
-      confusion_matrix: int64 [C, C], pixels by true (rows) and predicted class (columns).
-    """
-
-    steps: int
-    scalars: Mapping[str, float]
-    confusion_matrix: np.ndarray
+    steps: int  # number of these steps
+    scalars: Mapping[str, float]  # means and values by name; a mean over no step is NaN
+    confusion_matrix: np.ndarray  # int64 [C, C], pixels by true (rows) and predicted class (columns)
 
 
 class MeasuredSums(tf.Module):

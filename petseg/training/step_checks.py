@@ -10,8 +10,7 @@ def check_step(
 ) -> None:
     """Checks that a step can be computed; for the arguments see `trainer.Trainer`.
 
-    Raises:
-      ConfigError: if the micro-batches do not divide a replica's share of the batch, or XLA cannot be used.
+    Raises ConfigError if the micro-batches do not divide a replica's share of the batch, or XLA cannot be used.
     """
     replicas = strategy.num_replicas_in_sync
     if batch_size % (replicas * micro_batches):

@@ -28,19 +28,12 @@ def composed(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class PictureFile:
-    """An image or mask file that matches a pattern.
+    """An image or mask file that matches a pattern."""
 
-    Attributes:
-      path: path relative to the root, with forward slashes.
-      name: value of `{name}`; if the pattern has none, the file name without suffix.
-      split: value of `{split}`; empty if the pattern has none.
-      folder: value of `**/`; empty if the pattern has none.
-    """
-
-    path: str
-    name: str
-    split: str = ""
-    folder: str = ""
+    path: str  # path relative to the root, with forward slashes
+    name: str  # value of `{name}`; if the pattern has none, the file name without suffix
+    split: str = ""  # value of `{split}`; empty if the pattern has none
+    folder: str = ""  # value of `**/`; empty if the pattern has none
 
     @property
     def shown(self) -> str:

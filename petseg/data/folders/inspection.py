@@ -23,20 +23,16 @@ SHOWN_NAMES = 5
 
 @dataclasses.dataclass
 class SplitCounts:
-    """Statistics of a split.
+    """Statistics of a split."""
 
-    Attributes:
-      pairs: number of pairs without faults.
-      pixels: number of pixels by class id, int64 [256].
-      pictures: number of masks in which a class id occurs, int64 [256].
-      pixels_around: number of labelled pixels of the masks in which a class id occurs, int64 [256].
-      uniform: names of images whose mask holds a single class id, by this id.
-    """
-
-    pairs: int = 0
+    pairs: int = 0  # number of pairs without faults
+    # number of pixels by class id, int64 [256]
     pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
+    # number of masks in which a class id occurs, int64 [256]
     pictures: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
+    # number of labelled pixels of the masks in which a class id occurs, int64 [256]
     pixels_around: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
+    # names of images whose mask holds a single class id, by this id
     uniform: dict[int, list[str]] = dataclasses.field(default_factory=dict)
 
     def add(self, name: str, ids: np.ndarray) -> None:

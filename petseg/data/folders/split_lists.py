@@ -25,36 +25,24 @@ SHOWN = 80  # characters of a line
 
 @dataclasses.dataclass
 class SplitLists:
-    """The content of all lists of splits.
+    """The content of all lists of splits."""
 
-    Attributes:
-      splits: paths of images by split; empty if there are no lists.
-      faults: lines that do not match exactly one image, and lists that cannot be read.
-      notes: text files that look like lists but have other names.
-    """
-
+    # paths of images by split; empty if there are no lists
     splits: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    # lines that do not match exactly one image, and lists that cannot be read
     faults: list[Fault] = dataclasses.field(default_factory=list)
-    notes: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)  # text files that look like lists but have other names
 
 
 @dataclasses.dataclass(frozen=True)
 class _Line:
-    """A line of a list.
+    """A line of a list."""
 
-    Attributes:
-      text: the line.
-      where: the list, and the number of the line from 1, empty lines not counted.
-      folders: the folders in its path, innermost first.
-      common: how many of these also lead to the image.
-      pictures: paths of the matching images; must be one.
-    """
-
-    text: str
-    where: tuple[str, int]
-    folders: tuple[str, ...] = ()
-    common: int = 0
-    pictures: tuple[str, ...] = ()
+    text: str  # the line
+    where: tuple[str, int]  # the list, and the number of the line from 1, empty lines not counted
+    folders: tuple[str, ...] = ()  # the folders in its path, innermost first
+    common: int = 0  # how many of these also lead to the image
+    pictures: tuple[str, ...] = ()  # paths of the matching images; must be one
 
     def __str__(self) -> str:
         return f"entry {self.where[1]} '{printable(self.text)[:SHOWN]}'"
@@ -137,11 +125,7 @@ def _read(root: Path, text: Path, names: "_ImageIndex") -> list[_Line] | Fault:
 
 
 def _lines(text: Path) -> list[str]:
-    """The non-empty lines of a text file.
-
-    Raises:
-      OSError: if it cannot be read.
-    """
+    """The non-empty lines of a text file. Raises OSError if it cannot be read."""
     data = text.read_bytes()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # written by Windows PowerShell
         content = data.decode("utf-16", "replace")
