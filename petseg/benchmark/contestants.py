@@ -194,10 +194,8 @@ def tutorial_batches(config: Config) -> tuple[Any, int]:
     """The input pipeline of TensorFlow's image segmentation tutorial.
 
     Examples are resized, cached as floats, shuffled by a buffer and flipped by two layers. Pixels stay in [0, 255]
-    because the network scales them itself.
-
-    Returns:
-      batches of float32 images and masks, without end; and the number of examples.
+    because the network scales them itself. Returns batches of float32 images and masks, without end; and the number of
+    examples.
     """
     data = config.data
     data_set = catalog.open_data(data)

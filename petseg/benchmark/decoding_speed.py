@@ -67,11 +67,8 @@ def cores_needed(images_per_second: float, images_per_core_second: float) -> int
 def measure(config: DecodingConfig, data: DataConfig, rounds: int, steps: int) -> list[dict[str, Any]]:
     """Measures all decoders of the training split in turns of `steps` batches.
 
-    Returns:
-      a row for each decoder, with the number of cores that each of the GPUs needs.
-
-    Raises:
-      PetsegError: if the data cannot be read.
+    Returns a row for each decoder, with the number of cores that each of the GPUs needs. Raises PetsegError if the data
+    cannot be read.
     """
     from petseg.runtime import host_allocator, startup
 

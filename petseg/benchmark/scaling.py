@@ -181,8 +181,7 @@ def replicated_config(plain: Config, kind: str, number: int, batch_size: int) ->
 def measure_steps(kind: str, number: int, configs: Sequence[Config], steps: int) -> list[dict[str, Any]]:
     """Measures each config on replicas of one process, or on worker processes, of which the first one's results count.
 
-    Returns:
-      what `scaling_contestants.measure_on` returns.
+    Returns what `scaling_contestants.measure_on` returns.
     """
     environments: list[dict[str, str]] = [{}]
     if kind == WORKERS:

@@ -38,11 +38,10 @@ def measure_input(connection: Connection, config: Config, steps: int) -> None:
 def measure_on(strategy: tf.distribute.Strategy, configs: Sequence[Config], steps: int) -> list[dict[str, Any]]:
     """Measures steps and all-reduces of each config under a strategy.
 
-    Returns:
-      for each config: `step`, median seconds of a step; `busy`, its seconds of processor time; `all_reduce` and
-      `small`, seconds of its all-reduce and of a small one alone, 0 with one replica; `bytes` that a replica
-      contributes to the all-reduce; `packs`, the number of collective operations in it; and `small_reduces`, the number
-      of further collective operations in a step.
+    Returns for each config: `step`, median seconds of a step; `busy`, its seconds of processor time; `all_reduce` and
+    `small`, seconds of its all-reduce and of a small one alone, 0 with one replica; `bytes` that a replica contributes
+    to the all-reduce; `packs`, the number of collective operations in it; and `small_reduces`, the number of further
+    collective operations in a step.
     """
     found = []
     for config in configs:

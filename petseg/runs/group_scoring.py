@@ -40,12 +40,9 @@ class Side:
 def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
     """Scores the runs of --workdir and of --compare; prints tables and writes results files.
 
-    Returns:
-      the results of the runs of --workdir, one per run and resolution, in this order; with --compare, each contains
-      the comparison of the two groups.
-
-    Raises:
-      PetsegError: if a work directory, checkpoint or split cannot be used, or a signal came.
+    Returns the results of the runs of --workdir, one per run and resolution, in this order; with --compare, each
+    contains the comparison of the two groups. Raises PetsegError if a work directory, checkpoint or split cannot be
+    used, or a signal came.
     """
     score = config.score
     scoring.check_csv_path(score)

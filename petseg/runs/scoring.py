@@ -25,11 +25,8 @@ logger = logging.getLogger(__name__)
 def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
     """Scores checkpoints of a run or an ensemble on a split; writes a results file and prints a table for each.
 
-    Returns:
-      the results of each checkpoint, and of each resolution, in the order in which they were scored.
-
-    Raises:
-      PetsegError: if work directory, checkpoint or split cannot be used, or a signal came.
+    Returns the results of each checkpoint, and of each resolution, in the order in which they were scored. Raises
+    PetsegError if work directory, checkpoint or split cannot be used, or a signal came.
     """
     score = config.score
     check_csv_path(score)

@@ -32,11 +32,8 @@ logger = logging.getLogger(__name__)
 def train(config: Config) -> dict[str, Any]:
     """Trains to the end of the schedule, resuming from the latest checkpoint in the work directory.
 
-    Returns:
-      the scores of the last evaluation, as in its results file.
-
-    Raises:
-      PetsegError: if data, work directory or checkpoint cannot be used, the loss is not finite, or a signal came.
+    Returns the scores of the last evaluation, as in its results file. Raises PetsegError if data, work directory or
+    checkpoint cannot be used, the loss is not finite, or a signal came.
     """
     if config.runtime.quiet:
         logging.getLogger("petseg").setLevel(logging.WARNING)

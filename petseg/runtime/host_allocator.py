@@ -19,10 +19,7 @@ def keep_freed_memory() -> bool:
     """Stops glibc from returning freed memory to the kernel; call it before TensorFlow allocates.
 
     Uses one arena, since the others cannot grow past 64 MiB and would fall back on mapping. Does nothing with other C
-    libraries.
-
-    Returns:
-      whether the settings were accepted.
+    libraries. Returns whether the settings were accepted.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -31,9 +31,8 @@ class TimedLoop:
     def run(self, iterator: Any, num_steps: int) -> np.ndarray:
         """Makes `num_steps` steps, or fewer if it is not to go on.
 
-        Returns:
-          float64 [steps made, 2]: seconds that the host waited for each batch, and the total time of each step. Under
-          op determinism, which forbids clocks in compiled code: NaN, and the mean over the steps.
+        Returns float64 [steps made, 2]: seconds that the host waited for each batch, and the total time of each step.
+        Under op determinism, which forbids clocks in compiled code: NaN, and the mean over the steps.
         """
         began = time.perf_counter()
         times = self._loop(iterator, tf.constant(num_steps, tf.int64)).numpy()
