@@ -4,6 +4,7 @@ import io
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -58,10 +59,7 @@ def prediction_sheet(
         "confidence": confidence,
     }
     patches = [*_class_patches(classes, masks, predictions), _patch(WRONG_COLOR, "wrong")]
-    figure = _tiles(columns, names, below=SHADES_INCHES + _height_of(patches))
-    _shades_below(figure, _height_of(patches), "confidence", (lowest, 1.0))
-    _patches_below(figure, patches)
-    return figure
+    return _sheet(columns, names, patches, ("confidence", lowest, 1.0))
 
 
 def comparison_sheet(
@@ -84,9 +82,7 @@ def comparison_sheet(
     for model, ids in predictions.items():
         columns |= {model: classes.palette[ids], f"{model}: errors": _errors(images, masks, ids, classes)}
     patches = [*_class_patches(classes, masks, *predictions.values()), _patch(WRONG_COLOR, "wrong")]
-    figure = _tiles(columns, names, below=_height_of(patches))
-    _patches_below(figure, patches)
-    return figure
+    return _sheet(columns, names, patches)
 
 
 def _errors(images: np.ndarray, masks: np.ndarray, predictions: np.ndarray, classes: Classes) -> np.ndarray:
@@ -114,11 +110,7 @@ def training_batch(
         "mask": classes.palette[masks],
         "weight": SHADES(weights / highest, bytes=True)[..., :3],
     }
-    patches = _class_patches(classes, masks)
-    figure = _tiles(columns, names, below=SHADES_INCHES + _height_of(patches))
-    _shades_below(figure, _height_of(patches), "weight", (0.0, highest))
-    _patches_below(figure, patches)
-    return figure
+    return _sheet(columns, names, _class_patches(classes, masks), ("weight", 0.0, highest))
 
 
 def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
@@ -218,22 +210,30 @@ def to_png(figure: Figure) -> bytes:
 
 def encode_png(picture: np.ndarray) -> bytes:
     """Encodes an image uint8 [H, W, 3] as PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="png", compress_level=4)
-    return buffer.getvalue()
+    return _encoded(picture, format="png", compress_level=4)
 
 
 def encode_jpeg(picture: np.ndarray) -> bytes:
     """Encodes an image uint8 [H, W, 3] as JPEG without chroma subsampling, so that edges of masks stay sharp."""
+    return _encoded(picture, format="jpeg", quality=JPEG_QUALITY, subsampling=0, optimize=True)
+
+
+def _encoded(picture: np.ndarray, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="jpeg", quality=JPEG_QUALITY, subsampling=0, optimize=True)
+    Image.fromarray(picture).save(buffer, **options)
     return buffer.getvalue()
 
 
-def _tiles(columns: Mapping[str, np.ndarray], names: Sequence[str], *, below: float) -> Figure:
-    """Grid of images: a titled column per stack uint8 [N, H, W, 3], a named row per example, free space `below`.
+def _sheet(
+    columns: Mapping[str, np.ndarray],
+    names: Sequence[str],
+    patches: Sequence[Patch],
+    shades: tuple[str, float, float] | None = None,
+) -> Figure:
+    """Grid of images: a titled column per stack uint8 [N, H, W, 3], a named row per example; a legend below.
 
     Images are pasted into one, and positions are given in inches: many axes or a computed layout would take a second.
+    `shades` has title and limits of a colour bar for the last column.
     """
     height, width = next(iter(columns.values())).shape[1:3]
     gap = max(1, width // 32)
@@ -241,6 +241,8 @@ def _tiles(columns: Mapping[str, np.ndarray], names: Sequence[str], *, below: fl
     canvas = np.concatenate(np.concatenate(padded, axis=2), axis=0)[:-gap, :-gap]
     across = TILE_INCHES * len(columns)
     down = across * canvas.shape[0] / canvas.shape[1]
+    legend = LEGEND_ROW_INCHES * math.ceil(len(patches) / PATCHES_PER_ROW)
+    below = legend + (SHADES_INCHES if shades else 0)
     total = down + TITLE_INCHES + below
     figure = Figure(figsize=(across + 0.1, total))
     axis = figure.add_axes((0.05 / (across + 0.1), below / total, across / (across + 0.1), down / total))
@@ -251,33 +253,15 @@ def _tiles(columns: Mapping[str, np.ndarray], names: Sequence[str], *, below: fl
     for i, name in enumerate(names):
         axis.text(0, i * (height + gap), name, fontsize=7, color="white", va="top", ha="left",
                   bbox={"facecolor": "black", "alpha": 0.55, "pad": 1, "linewidth": 0})  # fmt: skip
+    if shades:
+        title, low, high = shades
+        bar = figure.add_axes((0.25, (below - 0.2) / total, 0.5, 0.1 / total))
+        figure.colorbar(ScalarMappable(Normalize(low, high), SHADES), cax=bar, orientation="horizontal")
+        bar.tick_params(labelsize=8)
+        figure.text(0.24, (below - 0.15) / total, title, ha="right", va="center", fontsize=9)
+    figure.legend(handles=list(patches), loc="lower center", ncols=min(len(patches), PATCHES_PER_ROW), frameon=False,
+                  fontsize=9, borderaxespad=0.1, labelspacing=0.2)  # fmt: skip
     return figure
-
-
-def _height_of(patches: Sequence[Patch]) -> float:
-    """Height of a legend in inches."""
-    return LEGEND_ROW_INCHES * math.ceil(len(patches) / PATCHES_PER_ROW)
-
-
-def _shades_below(figure: Figure, legend: float, shade: str, limits: tuple[float, float]) -> None:
-    """Adds a colour bar for a sheet's last column above its legend, which is `legend` inches high."""
-    height, place = figure.get_size_inches()[1], legend + SHADES_INCHES
-    bar = figure.add_axes((0.25, (place - 0.2) / height, 0.5, 0.1 / height))
-    figure.colorbar(ScalarMappable(Normalize(*limits), SHADES), cax=bar, orientation="horizontal")
-    bar.tick_params(labelsize=8)
-    figure.text(0.24, (place - 0.15) / height, shade, ha="right", va="center", fontsize=9)
-
-
-def _patches_below(figure: Figure, patches: list[Patch]) -> None:
-    figure.legend(
-        handles=patches,
-        loc="lower center",
-        ncols=min(len(patches), PATCHES_PER_ROW),
-        frameon=False,
-        fontsize=9,
-        borderaxespad=0.1,
-        labelspacing=0.2,
-    )
 
 
 def _class_patches(classes: Classes, *masks: np.ndarray) -> list[Patch]:
