@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,11 +23,15 @@ from petseg.data.resizing import Resizing
 from petseg.deployment.export_formats import FORMATS, ExportContext, Runner, Serving, predictions
 from petseg.errors import ConfigError, ExportError, one_line
 from petseg.files import explain_write_errors, write_json
+from petseg.models.unet import accept_any_size
 
 logger = logging.getLogger(__name__)
 CARD = "model_card.json"
 WRITTEN = "written"  # key of the card: digests of the files that petseg wrote and may replace
 BATCH_SIZE = 16
+LARGER = (32, 64)  # pixels that a second size has more: networks that need multiples of 32 or less take it, too
+
+Compared = tuple[np.ndarray, dict[str, np.ndarray]]  # images, and the outputs of the model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Agreement:
       largest_difference: largest difference between probabilities.
       mask_agreement: share of the pixels with the same class.
       size_mib: size of the file, or of all files of the folder.
+      any_size: whether it takes images of any height and width that the network takes.
     """
 
     format: str
@@ -46,6 +52,7 @@ class Agreement:
     largest_difference: float
     mask_agreement: float
     size_mib: float
+    any_size: bool = False
 
 
 def export(
@@ -63,6 +70,7 @@ def export(
 ) -> list[Agreement]:
     """Exports a model, reads each export back with its own runtime, and compares it with the model.
 
+    Where format and network allow it, an export takes images of any height and width, and is compared at two sizes.
     Exports have the inputs and outputs of `Serving` and compute in float32, except where `tflite_int8` quantises; a
     mixed-precision model is compared in float32. A `model_card.json` describes them.
 
@@ -92,6 +100,7 @@ def export(
     layer = Serving(_float32_twin(model, rebuild), image_spec, trainable=False, name="petseg")
     original = model if model.dtype_policy.name == "float32" else layer.model
     expected = _run(lambda images: predictions(original, images, image_spec), examples, BATCH_SIZE)
+    compared = [(examples, expected), *_at_second_size(layer, formats, examples)]
     agreements, failures, placed = [], {}, []
     with explain_write_errors(output_dir, flag=f"--output_dir={output_dir}"):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
@@ -101,8 +110,8 @@ def export(
                 path = Path(output_dir, FORMATS[name].file)
                 made = Path(scratch, path.name)
                 try:
-                    FORMATS[name].write(layer, made, ExportContext(calibration, card))
-                    agreement = dataclasses.replace(_compare(name, made, expected, examples), path=str(path))
+                    agreement = _write_and_compare(name, layer, made, ExportContext(calibration, card), compared)
+                    agreement = dataclasses.replace(agreement, path=str(path))
                     agreements.append(agreement)
                     if not _agrees(agreement):
                         failures[name] = _disagreement(agreement)
@@ -255,7 +264,49 @@ def _move_into_place(made: Path, path: Path, written: Mapping[str, str]) -> None
         raise
 
 
-def _compare(name: str, path: Path, expected: dict[str, np.ndarray], examples: np.ndarray) -> Agreement:
+def _at_second_size(layer: Serving, formats: Sequence[str], examples: np.ndarray) -> list[Compared]:
+    """Two images of another size and the network's outputs; none if no format or not the network takes other sizes."""
+    if not any(FORMATS[name].any_size for name in formats):
+        return []
+    size = tuple(side + more for side, more in zip(examples.shape[1:3], LARGER, strict=True))
+    images = tf.image.resize(examples[:2], size).numpy().astype(examples.dtype)
+    try:
+        accept_any_size(layer.model)
+        outputs = _run(layer, images, BATCH_SIZE)
+        if outputs["mask"].shape[1:] != size:
+            raise ExportError(f"of images of {size} pixels it makes masks of {outputs['mask'].shape[1:]}")
+    except Exception as error:  # a network of one's own fails in its own way
+        _log_fixed("the network takes", examples, error)
+        return []
+    return [(images, outputs)]
+
+
+def _log_fixed(what: str, examples: np.ndarray, error: Exception) -> None:
+    height, width = examples.shape[1:3]
+    logger.info("%s images of %d x %d pixels only: %s", what, height, width, one_line(error)[:300])
+
+
+def _write_and_compare(
+    name: str, layer: Serving, path: Path, context: ExportContext, compared: Sequence[Compared]
+) -> Agreement:
+    """Writes an export and compares it: for any image size if it then agrees at a second one, else for the first."""
+    kind, (first, *second) = FORMATS[name], compared
+    if kind.any_size and second:
+        try:
+            kind.write(layer, path, context._replace(any_size=True))
+            found = [_compare(name, path, *each) for each in compared]
+            for agreement in found:
+                if not _agrees(agreement):
+                    raise ExportError(_disagreement(agreement))
+            return dataclasses.replace(found[0], any_size=True)
+        except Exception as error:  # converters and runtimes raise classes of their own, and bare ones
+            _log_fixed(f"--export={name} takes", first[0], error)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    kind.write(layer, path, context)
+    return _compare(name, path, *first)
+
+
+def _compare(name: str, path: Path, examples: np.ndarray, expected: dict[str, np.ndarray]) -> Agreement:
     kind = FORMATS[name]
     found = _run(kind.read(path), examples, kind.batch_size or BATCH_SIZE)
     for key, value in expected.items():
@@ -292,6 +343,9 @@ def _facts(
         a.format: {**dataclasses.asdict(a), "path": Path(a.path).name, "batch": FORMATS[a.format].batch_size or "any"}
         for a in agreements
     }
+    for entry in exports.values():
+        others = ", or others that differ from it by multiples of 32" if entry.pop("any_size") else ""
+        entry["image_size"] = f"{height} x {width}{others}"
     if "tflite_int8" in exports:
         exports["tflite_int8"]["calibrated_on"] = f"{calibrated_on} images"
         exports["tflite_int8"]["note"] = "probabilities come in steps of 1/256"

@@ -16,6 +16,7 @@ import tensorflow as tf
 from petseg import config as config_lib
 from petseg.classes import Classes
 from petseg.config.image_spec import PLAIN, ImageSpec
+from petseg.deployment import onnx_runner
 from petseg.deployment.half_precision import half_precision
 from petseg.models import inference
 from petseg.models.layers import InferenceMode
@@ -57,14 +58,15 @@ class Serving(InferenceMode):
 
 
 class ExportContext(NamedTuple):
-    """What a format may need besides the model: calibration images and the model card."""
+    """What a format may need besides the model: calibration images, the model card, and whether for any image size."""
 
     calibration: np.ndarray | None
     card: Mapping[str, Any]
+    any_size: bool = False
 
 
 class ExportFormat(NamedTuple):
-    """An export format: file name, writer, reader, and pip names of the modules that it needs."""
+    """An export format: file name, writer, reader, pip names of the modules it needs, whether it may be of any size."""
 
     file: str
     write: Callable[[Serving, Path, ExportContext], None]
@@ -73,6 +75,7 @@ class ExportFormat(NamedTuple):
     least_agreement: float = MASK_AGREEMENT
     batch_size: int | None = None
     calibrated: bool = False
+    any_size: bool = False
 
 
 def predictions(model: keras.Model, images: tf.Tensor, image_spec: ImageSpec) -> dict[str, tf.Tensor]:
@@ -82,17 +85,19 @@ def predictions(model: keras.Model, images: tf.Tensor, image_spec: ImageSpec) ->
     return {"probabilities": tf.nn.softmax(logits), "mask": tf.cast(tf.argmax(logits, axis=-1), tf.uint8)}
 
 
-def _as_module(layer: Serving, batch: int | None) -> tuple[tf.Module, Any]:
-    """A module that holds the variables, and its function for batches of a fixed or any size."""
+def _as_module(layer: Serving, batch: int | None, *, any_size: bool = False) -> tuple[tf.Module, Any]:
+    """A module that holds the variables, and its function for images of a fixed or any number and size."""
     module = tf.Module()
     module.weights = [variable.value for variable in layer.variables]
-    image = tf.TensorSpec([batch, *layer.model.input_shape[1:]], layer.image_spec.travels_as, name="image")
+    height, width, channels = layer.model.input_shape[1:]
+    sides = (None, None) if any_size else (height, width)
+    image = tf.TensorSpec([batch, *sides, channels], layer.image_spec.travels_as, name="image")
     module.call = tf.function(lambda image: layer(image), input_signature=[image])
     return module, module.call
 
 
-def _write_saved_model(layer: Serving, path: Path, _: ExportContext) -> None:
-    module, call = _as_module(layer, None)
+def _write_saved_model(layer: Serving, path: Path, context: ExportContext) -> None:
+    module, call = _as_module(layer, None, any_size=context.any_size)
     tf.saved_model.save(module, str(path), signatures={SIGNATURE: call})
 
 
@@ -139,13 +144,16 @@ def _read_tflite(path: Path) -> Runner:
     return lambda images: runner(image=images)
 
 
-def _write_onnx(layer: Serving, path: Path, _: ExportContext) -> None:
+def _write_onnx(layer: Serving, path: Path, context: ExportContext) -> None:
     import tf2onnx
 
-    _, call = _as_module(layer, None)
+    _, call = _as_module(layer, None, any_size=context.any_size)
     model, _ = tf2onnx.convert.from_function(call, call.input_signature, opset=ONNX_OPSET)
+    free = ("batch", "height", "width") if context.any_size else ("batch",)
     for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        for dimension, name in zip(value.type.tensor_type.shape.dim, free, strict=False):
+            dimension.dim_param = name
+    model.metadata_props.add(key=onnx_runner.SIZE, value=",".join(map(str, layer.model.input_shape[1:3])))
     path.write_bytes(model.SerializeToString())
 
 
@@ -182,14 +190,14 @@ def _read_weights(path: Path) -> Runner:
 
 _LITERT, _ONNX = {"ai_edge_litert": "ai-edge-litert"}, {"tf2onnx": "tf2onnx", "onnxruntime": "onnxruntime"}
 FORMATS: Mapping[str, ExportFormat] = {
-    "saved_model": ExportFormat("saved_model", _write_saved_model, _read_saved_model),
+    "saved_model": ExportFormat("saved_model", _write_saved_model, _read_saved_model, any_size=True),
     "keras": ExportFormat("model.keras", _write_keras, _read_keras),
     "h5": ExportFormat("model.h5", _write_keras, _read_keras),
     "tflite": ExportFormat("model.tflite", _write_tflite, _read_tflite, _LITERT, batch_size=1),
     "tflite_int8": ExportFormat(
         "model_int8.tflite", _write_tflite_int8, _read_tflite, _LITERT, MASK_AGREEMENT_INT8, 1, True
     ),
-    "onnx": ExportFormat("model.onnx", _write_onnx, _read_onnx, _ONNX),
-    "onnx_half": ExportFormat("model_half.onnx", _write_onnx_half, _read_onnx, _ONNX),
+    "onnx": ExportFormat("model.onnx", _write_onnx, _read_onnx, _ONNX, any_size=True),
+    "onnx_half": ExportFormat("model_half.onnx", _write_onnx_half, _read_onnx, _ONNX, any_size=True),
     "weights": ExportFormat(f"weights{packed_run.SUFFIX}", _write_weights, _read_weights),
 }

@@ -11,6 +11,8 @@ from petseg.data.numpy_resizing import NumpyResizing
 from petseg.errors import ConfigError, ExportError, one_line
 from petseg.evaluation.tiled_inference import MIN_PROBABILITY, inference_batch_size
 
+SIZE = "petseg.size"  # key of the file's metadata: height and width for which the network was trained
+
 
 class OnnxRunner:
     """An ONNX file that petseg exported, as `tiled_inference.Runner`.
@@ -22,7 +24,7 @@ class OnnxRunner:
       padding: grey around images, as `ImageSpec.padding`.
 
     Attributes:
-      size: height and width of the model's input.
+      size: height and width of the model's input; of a model that takes any size, those it was trained for.
 
     Raises:
       ConfigError: if ONNX Runtime is not installed.
@@ -48,6 +50,8 @@ class OnnxRunner:
             if "probabilities" not in [each.name for each in self._session.get_outputs()]:
                 raise ValueError("it has no output probabilities")
             _, height, width, _ = image.shape
+            if not isinstance(height, int):  # takes any size
+                height, width = self._session.get_modelmeta().custom_metadata_map[SIZE].split(",")
             self.size = (int(height), int(width))
         except Exception as error:  # ONNX Runtime raises classes of its own, and bare ones
             raise ExportError(f"{path}: is not an ONNX file that petseg exported: {one_line(error)}") from error

@@ -22,7 +22,7 @@ class InferenceMode(keras.layers.Layer):
         self.model.trainable = self.trainable
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> list[tf.Tensor]:
-        if training and self.trainable and self.compute_dtype == "float32":
+        if training and self.trainable and self.compute_dtype == "float32" and convolutions.faster_here():
             return folded_norms.call(self.model, inputs)  # same values, cheaper gradients
         return self.model(inputs, training=False)
 
@@ -39,7 +39,7 @@ class Conv2D(keras.layers.Conv2D):
     """`keras.layers.Conv2D` of stride 1 and padding "same", with gradients that are cheaper on a CPU."""
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        if not training:
+        if not training or not convolutions.faster_here():
             return super().call(inputs)
         kernel = tf.convert_to_tensor(self.kernel)
         outputs = (convolutions.pointwise if self.kernel_size == (1, 1) else convolutions.same_size)(inputs, kernel)

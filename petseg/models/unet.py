@@ -67,10 +67,14 @@ def build_unet(
     return keras.Model(images, logits, name="unet")
 
 
-def accept_any_size(unet: keras.Model) -> None:
-    """Lets a U-Net without inner size be called with images of any height and width that are multiples of 32."""
-    for model in (unet, unet.get_layer("encoder").model):
-        model.input_spec = keras.layers.InputSpec(ndim=4)
+def accept_any_size(network: keras.Model) -> None:
+    """Lets a network be called with images of other heights and widths than it was built for.
+
+    Its layers decide whether they can be: a U-Net without inner size takes multiples of 32.
+    """
+    for model in network._flatten_layers():
+        if isinstance(model, keras.Model):
+            model.input_spec = keras.layers.InputSpec(ndim=4)
 
 
 @contextlib.contextmanager

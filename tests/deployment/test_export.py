@@ -93,7 +93,7 @@ def test_saved_model(model, exported, count):
     served = tf.saved_model.load(str(exported[0] / "saved_model")).signatures["serving_default"]
     _, inputs = served.structured_input_signature
     assert {name: (spec.dtype, spec.shape.as_list()) for name, spec in inputs.items()} == {
-        "image": (tf.uint8, [None, SIZE, SIZE, 3])
+        "image": (tf.uint8, [None, None, None, 3])
     }
     assert set(served.structured_outputs) == {"probabilities", "mask"}
     images = pictures(count, seed=4)
@@ -153,11 +153,11 @@ def test_onnx(model, exported, count):
     onnxruntime = pytest.importorskip("onnxruntime", reason="takes onnxruntime")
     session = onnxruntime.InferenceSession(str(exported[0] / "model.onnx"), providers=["CPUExecutionProvider"])
     assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [
-        ("image", "tensor(uint8)", ["batch", SIZE, SIZE, 3])
+        ("image", "tensor(uint8)", ["batch", "height", "width", 3])
     ]
     assert {o.name: (o.type, o.shape) for o in session.get_outputs()} == {
-        "probabilities": ("tensor(float)", ["batch", SIZE, SIZE, CLASSES]),
-        "mask": ("tensor(uint8)", ["batch", SIZE, SIZE]),
+        "probabilities": ("tensor(float)", ["batch", "height", "width", CLASSES]),
+        "mask": ("tensor(uint8)", ["batch", "height", "width"]),
     }
     images = pictures(count, seed=4)
     names = ["probabilities", "mask"]
@@ -183,6 +183,9 @@ def test_agreements_and_card(exported):
         entry = card["formats"][agreement.format]
         assert entry["mask_agreement"] == agreement.mask_agreement
         assert entry["batch"] == (1 if "tflite" in agreement.format else "any")
+        others = ", or others that differ from it by multiples of 32" if agreement.any_size else ""
+        assert entry["image_size"] == f"{SIZE} x {SIZE}{others}"
+        assert agreement.any_size == (agreement.format in ("saved_model", "onnx", "onnx_half"))
         assert (folder / entry["path"]).exists()
         assert agreement.size_mib > 1
         assert re.search(rf"(?m)^{agreement.format} .*{re.escape(agreement.path)}$", export.table(agreements))

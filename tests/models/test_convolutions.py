@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from petseg.models import encoders, folded_norms
 from petseg.models.layers import Conv2D, InferenceMode
+from petseg.runtime import strategies
 
 
 def outputs_and_gradients(call, x, weights):
@@ -61,6 +62,27 @@ def test_folded_batch_norms_of_an_encoder_change_nothing(name):
     assert len(folded_norms.foldable_pairs(encoder)) == (5 if name == "tiny" else 50)
     for weight, before in zip(encoder.non_trainable_weights, statistics, strict=True):
         np.testing.assert_array_equal(weight, before)
+
+
+@pytest.mark.parametrize(("kind", "is_cheaper"), [("CPU", True), ("GPU", False)])
+def test_only_cpus_have_the_cheaper_gradients(monkeypatch, kind, is_cheaper):
+    monkeypatch.setattr(strategies, "computing_kind", lambda: kind)
+    folded, call = [], folded_norms.call
+    monkeypatch.setattr(folded_norms, "call", lambda *arguments: folded.append(True) or call(*arguments))
+    encoder = InferenceMode(encoders.build_encoder("tiny", image_size=(32, 32)), trainable=True)
+    layer = Conv2D(4, 3, padding="same")
+    layer.build([None, 2, 2, 24])
+
+    @tf.function(autograph=False)
+    def compute(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(encoder(x, training=True)[2], training=True))
+        return tape.gradient(loss, [weight.value for weight in encoder.trainable_weights])
+
+    graph = compute.get_concrete_function(tf.TensorSpec([2, 32, 32, 3])).graph
+    kinds = [operation.type for operation in graph.get_operations()]
+    assert bool(folded) == is_cheaper
+    assert kinds.count("Conv2DBackpropInput") == 3 + (not is_cheaper)  # the encoder has three
 
 
 def test_a_convolution_that_something_else_reads_or_that_is_an_output_is_left_alone():
