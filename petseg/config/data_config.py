@@ -265,7 +265,7 @@ class DataConfig(Group):
                 f"--weight_feature={self.weight_feature}: must be empty with --dataset={FOLDER}, where --weight_files "
                 "says where weight maps are"
             )
-        if self.weight_scale and not self.has_weights:
+        if self.weight_scale and not (self.has_weights or custom_code.is_reference(self.dataset)):
             raise ConfigError(
                 f"--weight_scale={self.weight_scale:g}: must come with --weight_files or --weight_feature"
             )

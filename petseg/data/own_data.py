@@ -21,7 +21,7 @@ from petseg import custom_code
 from petseg.classes import Classes
 from petseg.config import DataConfig
 from petseg.config.data_config import named_splits
-from petseg.data import images, mask_files, picture_files
+from petseg.data import images, mask_files, picture_files, weight_files
 from petseg.data.catalog import DataSet, Overlap
 from petseg.data.example_decoding import BadExampleError
 from petseg.data.folders import pair_files
@@ -32,11 +32,14 @@ from petseg.data.picture import Picture, PictureError
 from petseg.data.record_files import Records
 from petseg.errors import ConfigError, DataError, PetsegError, one_line
 
-KEYS = ("image", "mask", "name")  # of an example, and of its record
+KEYS = ("image", "mask", "name", "weights")  # of an example
+RECORD = ("image", "mask", "name", "weight")  # of its record
 SAMPLED = 8  # examples that stand for all if the source has no fingerprint
 
 
-class _FirstImage(NamedTuple):
+class _First(NamedTuple):
+    """What the first example of a split has, and all others must have."""
+
     bands: Bands
     size: tuple[int, int]  # height and width
     alpha_varies: bool
@@ -85,15 +88,15 @@ class Source:
         found = hashlib.sha256(custom_code.fingerprint("dataset", self._reference).encode())
         found.update(f"{len(self)} {given}".encode())
         for i in np.unique(np.linspace(0, len(self) - 1, SAMPLED, dtype=int)) if given is None and len(self) else ():
-            for part in self.files(int(i)):
-                found.update(part if isinstance(part, bytes) else part.encode())
+            name, *files = self.files(int(i))
+            found.update(b"".join([name.encode(), *files]))
         return found.hexdigest()[:16]
 
     def check(self, classes: Classes) -> None:
         """Raises DataError if the first example cannot be used, or is another one when it is asked for again."""
         if not len(self):
             return
-        name, _, mask = files = self.files(0)
+        name, _, mask, _ = files = self.files(0)
         if self.files(0) != files:
             raise DataError(
                 f"{self._where}, example 0: is another one when it is asked for again; must be the same each time, "
@@ -109,8 +112,8 @@ class Source:
             sizes = f"image is {self._first.size} (height, width), its mask {picture.size}"
             raise DataError(f"{self._where}, example 0 ({name}): the {sizes}; both must be one size")
 
-    def files(self, i: int) -> tuple[str, bytes, bytes]:
-        """Name, image and mask of an example; image and mask as contents of files, arrays in NumPy's format.
+    def files(self, i: int) -> tuple[str, bytes, bytes, bytes]:
+        """Name, image, mask and weight map of an example, the last empty without; arrays as files in NumPy's format.
 
         Raises:
           BadExampleError: if the source fails, or returns something else.
@@ -123,21 +126,22 @@ class Source:
             found = f"a dictionary with {keys or 'nothing'}" if isinstance(example, Mapping) else ""
             found = found or custom_code.described(example)
             raise BadExampleError(
-                f"{where}: is {found}; must be a dictionary with image, mask and, if it has one, name"
+                f"{where}: is {found}; must be a dictionary with image, mask and, if it has them, name and weights"
             )
         name = example.get("name", f"{self.split}/{i}")
         if not isinstance(name, str) or not name:
             raise BadExampleError(f"{where}: its name is {name!r}; must be a text that is not empty")
         image, mask = (_as_file(example[key], f"{where}: the {key}") for key in ("image", "mask"))
-        return name, image, mask
+        weights = _as_file(example["weights"], f"{where}: the weight map") if "weights" in example else b""
+        return name, image, mask, weights
 
     def record(self, i: int) -> bytes:
-        """An example as a record: its image as a file that TensorFlow decodes, its mask as it is.
+        """An example as a record: image and weight map as files that TensorFlow decodes, the mask as it is.
 
         Raises:
-          BadExampleError: as `files`, or if the image cannot be used.
+          BadExampleError: as `files`, or if the image or the weight map cannot be used.
         """
-        name, image, mask = self.files(i)
+        name, image, mask, weights = self.files(i)
         try:
             stored, picture = _image(image, mask)
             images.check_finite(picture.pixels)
@@ -147,15 +151,31 @@ class Source:
             file = images.record_file(picture, image if picture.pixels is stored.pixels else b"")
         except PictureError as error:
             raise BadExampleError(f"{self._where}, example {i} ({name}): the image {error}") from error
-        values = zip(KEYS, (file, mask, name.encode()), strict=True)
+        try:
+            weight = weight_files.decode(weights) if weights else None
+            dtype, wanted_dtype = weight.pixels.dtype.name if weight else "", self.weight_dtype
+            if dtype != wanted_dtype:
+                raise PictureError(
+                    f"is {dtype or 'missing'}; must be {wanted_dtype or 'missing'}, as that of example 0"
+                )
+        except PictureError as error:
+            raise BadExampleError(f"{self._where}, example {i} ({name}): the weight map {error}") from error
+        weight_file = images.record_file(weight, b"") if weight else b""
+        values = zip(RECORD, (file, mask, name.encode(), weight_file), strict=True)
         features = {key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value])) for key, value in values}
         return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
 
     @functools.cached_property
-    def _first(self) -> _FirstImage:
-        _, image, mask = self.files(0)
+    def _first(self) -> _First:
+        _, image, mask, _ = self.files(0)
         picture = _image(image, mask)[1]
-        return _FirstImage(Bands.of(picture), picture.size, picture.alpha_varies)
+        return _First(Bands.of(picture), picture.size, picture.alpha_varies)
+
+    @functools.cached_property
+    def weight_dtype(self) -> str:
+        """Dtype of the weight maps; empty without."""
+        weights = self.files(0)[3] if len(self) else b""
+        return weight_files.decode(weights).pixels.dtype.name if weights else ""
 
     @property
     def band_row(self) -> list[Any]:
@@ -273,6 +293,17 @@ class OwnDataSet(DataSet):
         shared = named_splits(split) & named_splits(other)
         return super().overlap(split, other) if shared else Overlap(0)
 
+    @property
+    def holds_weight_files(self) -> bool:
+        return True
+
+    def weight_dtype(self, split: str) -> str:
+        found = {name: self.source(name).weight_dtype for name, _, _ in self._ranges(split)}
+        if len(set(found.values())) > 1:
+            each = ", ".join(f"{name} {dtype or 'none'}" for name, dtype in found.items())
+            raise DataError(f"{self.name}: split {split} has weight maps of several kinds ({each}); must be one")
+        return next(iter(found.values()))
+
     def digests_of(self, split: str) -> None:
         """None."""
 
@@ -286,7 +317,7 @@ class OwnDataSet(DataSet):
         source = self.source(split)
         for i in range(len(source)):
             try:
-                yield source.files(i)
+                yield source.files(i)[:3]
             except BadExampleError as error:
                 where, _, what = str(error).partition(": ")
                 yield Fault(Kind.UNREADABLE, where, what, split)
@@ -296,7 +327,7 @@ class OwnDataSet(DataSet):
         return SourceRecords([_SourceRange(self.source(name), start, stop - start) for name, start, stop in ranges])
 
     def parser(self) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-        features = {key: tf.io.FixedLenFeature([], tf.string) for key in KEYS}
+        features = {key: tf.io.FixedLenFeature([], tf.string) for key in RECORD}
         return lambda record: tf.io.parse_single_example(record, features)
 
     def label_names(self) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from petseg.config import DataConfig
 from petseg.data import check, loading
@@ -51,6 +52,10 @@ def deep(data_dir, split):
 
 def floats(data_dir, split):
     return Drawn(split, "float32", 3)
+
+def weighted(data_dir, split):
+    maps = [np.random.default_rng(i).integers(0, 9, (40 + i, 48)) for i in range(COUNTS[split])]
+    return Drawn(split, wrong={i: {"weights": each.astype("uint16")} for i, each in enumerate(maps)})
 """
 
 
@@ -67,20 +72,24 @@ def config(own, name="source", **more):
     )
 
 
-@pytest.mark.parametrize(("name", "resize"), [("files", "crop"), ("deep", "letterbox"), ("floats", "stretch")])
+@pytest.mark.parametrize(
+    ("name", "resize"), [("files", "crop"), ("deep", "letterbox"), ("floats", "stretch"), ("weighted", "crop")]
+)
 def test_examples_are_the_same_in_all_caches_and_as_arrays_or_files(own, name, resize):
     read = {}
     for cache in ("memory", "disk", "none"):
         examples = loading.load(config(own, name, cache=cache, resize=resize), "train", for_training=True)
-        read[cache] = images, masks = examples.read(range(12))
+        read[cache] = list(examples.fetch(tf.range(12, dtype=tf.int64)).arrays().values())
         assert list(examples.names)[:2] == ["train-0.x", "train-1.x"]
     if name == "files":
         read["arrays"] = loading.load(config(own, resize=resize), "train", for_training=True).read(range(12))
+    images, masks, *maps = (each.numpy() for each in read["memory"])
     for others in read.values():
-        np.testing.assert_array_equal(others[0], images)
-        np.testing.assert_array_equal(others[1], masks)
+        for mine, theirs in zip((images, masks, *maps), others, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
     assert set(np.unique(masks)) <= {0, 1, 255}
-    assert images.dtype == ("uint8" if name == "files" else "uint16")
+    assert images.dtype == ("uint16" if name in ("deep", "floats") else "uint8")
+    assert [(each.dtype, each.max()) for each in maps] == [("uint16", 8)] * (name == "weighted")
     assert images.shape[-1] == (5 if name == "deep" else 3)
 
 
@@ -139,6 +148,9 @@ REFUSED = {
     "a later class": (made("{7: {'mask': np.full((47, 48), 2)}}"), "train-7.x"),
     "a later depth": (made("{7: {'image': np.zeros((47, 48, 3))}}"), "(train-7.x): the image has 3 channels of floats"),
     "a later exception": (made("{7: 1}"), "own.py:f, split train, example 7: failed: TypeError"),
+    "a weight below 0": (made("{0: {'weights': np.full((40, 48), -1.0)}}"), "the weight map holds numbers below 0"),
+    "a small map": (made("{i: {'weights': np.ones((9, 9))} for i in range(12)}"), "its weight map (9, 9); both must"),
+    "a later map": (made("{7: {'weights': np.ones((47, 48))}}"), "(train-7.x): the weight map is float32; must be mis"),
     "no name": (made("{0: {'name': ''}}"), "example 0: its name is ''; must be a text that is not empty"),
     "no classes": (made(classes="None"), "own.py:f: has no attribute classes; --classes must be a file"),
     "one class": (made(classes="['a']"), "own.py:f, split train: classes: there are 1; must be 2 to 254"),

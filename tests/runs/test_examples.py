@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT, changed
+from PIL import Image
 
 import petseg
 from petseg.classes import PETS
 from petseg.data import catalog
+from petseg.data.drawings import drawn_folders
+from petseg.data.drawings.drawn_folders import WriteConfig
 from petseg.errors import ConfigError, WorkDirectoryError
 from petseg.runs import packed_run, train
 
@@ -31,6 +34,7 @@ EXAMPLES = {
     "sharpness_aware": {"extension": {"step": "SharpnessAware"}},
     "muon": {"optimizer": {"optimizer": "muon", "learning_rate": 1e-3}},
     "edge_head": {"extension": {"step": "EdgeHead"}, "model": {"decoder": "decoder"}},
+    "annotator_agreement": {"data": {"weight_files": "weights/{split}/{name}.png"}},
     "zip_data": {"data": {"dataset": "source", "cache": "none"}},
 }
 
@@ -77,6 +81,18 @@ def zipped(config, file):
     return changed(config, "data", data_dir=str(file), classes=str(classes))
 
 
+def annotated(config, folder):
+    """The config with drawn animals whose masks the example combines from three annotators."""
+    drawn_folders.write(WriteConfig(write=str(folder), num_train=8, num_test=4))
+    for annotator in ("anna", "berta"):
+        shutil.copytree(folder / "masks", folder / "annotators" / annotator)
+    shutil.move(folder / "masks", folder / "annotators" / "carla")
+    for file in (folder / "annotators" / "carla").rglob("*.png"):
+        Image.fromarray(np.roll(np.asarray(Image.open(file)), 5, axis=1)).save(file)
+    module("annotator_agreement").main(folder)
+    return changed(config, "data", dataset="folder", data_dir=str(folder), cache_dir=str(folder.parent / "cache"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_resumes_with_the_same_bits_and_four_replicas_compute_what_one_computes(
@@ -85,6 +101,8 @@ def test_an_example_resumes_with_the_same_bits_and_four_replicas_compute_what_on
     if name == "distillation":
         trained(tiny_config, tmp_path / "teacher")
         monkeypatch.setenv("TEACHER", str(tmp_path / "teacher"))
+    if name == "annotator_agreement":
+        tiny_config = annotated(tiny_config, tmp_path / "animals")
     if name == "zip_data":
         tiny_config = zipped(tiny_config, tmp_path / "pets.zip")
     config = with_example(tiny_config, name)
@@ -153,6 +171,13 @@ def test_hard_pixels_are_the_quarter_with_the_highest_loss_without_ignored_ones(
     losses = np.sort(-tf.nn.log_softmax(logits)[1, ..., 0].numpy().ravel())[-16:]
     assert float(count) == 16
     assert float(total) == pytest.approx(losses.sum(), rel=1e-5)
+
+
+def test_annotators_agree_on_the_majority_and_pixels_that_none_labels_have_no_weight():
+    masks = np.array([[[0, 1, 2, 255, 255]], [[0, 1, 1, 255, 2]], [[0, 2, 0, 255, 255]]], np.uint8)
+    mask, agreement = module("annotator_agreement").combined(masks)
+    np.testing.assert_array_equal(mask, [[0, 1, 0, 255, 2]])
+    np.testing.assert_allclose(agreement * 3, [[3, 2, 1, 0, 1]])
 
 
 def test_cutmix_moves_a_rectangle_of_image_and_mask_together():
