@@ -82,11 +82,26 @@ def load(flag: str, reference: str) -> Callable[..., Any]:
     return code
 
 
-def call(flag: str, reference: str, *arguments: Any) -> Any:
-    """Calls the function of a reference; any exception of it becomes a ConfigError of one line."""
+def function_of(flag: str, reference: str) -> Callable[..., Any] | None:
+    """The function of a reference as its file is now; None if the reference is empty.
+
+    Any exception of the function becomes a ConfigError of one line.
+    """
+    if not reference:
+        return None
     function = load(flag, reference)
+
+    def called(*arguments: Any) -> Any:
+        with explained(flag, reference):
+            return function(*arguments)
+
+    return called
+
+
+def call(flag: str, reference: str, *arguments: Any) -> Any:
+    """Calls the function of a reference once; see `function_of`."""
     with explained(flag, reference):
-        return function(*arguments)
+        return load(flag, reference)(*arguments)
 
 
 @contextlib.contextmanager

@@ -65,9 +65,14 @@ class LossConfig(Group):
         if self.label_smoothing and (self.loss == "dice" or custom_code.is_reference(self.loss)):
             raise ConfigError(f"--label_smoothing={self.label_smoothing:g}: must be 0 with --loss={self.loss}")
 
+    @property
+    def counts_classes(self) -> bool:
+        """Whether class weights depend on class frequencies."""
+        return self.class_weights in ("balanced", "median_frequency")
+
     def class_weight_values(self) -> tuple[float, ...] | None:
         """The given weights, not normalised; None if none are given or they depend on class frequencies."""
-        if self.class_weights in ("", "balanced", "median_frequency"):
+        if not self.class_weights or self.counts_classes:
             return None
         try:
             values = tuple(float(part) for part in self.class_weights.split(","))

@@ -31,9 +31,9 @@ class CropFocus:
     rare: tuple[int, ...]  # ids of the classes that are rare in the training split
 
     @classmethod
-    def of_split(cls, share: float, examples: Examples) -> "CropFocus":
-        """The focus on the rare classes of a training split, whose masks are counted."""
-        rare = rare_classes(examples.masks_to_count(), len(examples.classes))
+    def of_split(cls, share: float, examples: Examples, rare: tuple[int, ...] | None = None) -> "CropFocus":
+        """The focus on the rare classes of a training split, whose masks are counted unless the classes are given."""
+        rare = rare_classes(examples.masks_to_count(), len(examples.classes)) if rare is None else rare
         names = ", ".join(examples.classes.names[label] for label in rare)
         logger.info("crops: %.0f%% are centred on the rare classes: %s", 100 * share, names)
         return cls(share, rare)

@@ -120,7 +120,7 @@ def _decoded_mask(data_set: DataSet, file: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
         def read(data: bytes | np.ndarray) -> tuple[np.ndarray, bytes]:
             try:
                 data = data.item() if isinstance(data, np.ndarray) else data  # an array of one object in eager mode
-                _, values = mask_files.decode(data, coding.classes.colored)
+                values = mask_files.decode(data, coding.classes.colored)
                 return mask_files.ids_of(values, coding)[..., None], b""
             except DataError as error:
                 return np.full((1, 1, 1), IGNORED, np.uint8), str(error).encode()

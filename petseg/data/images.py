@@ -17,6 +17,7 @@ from PIL import Image
 from petseg.config.image_spec import ImageSpec
 from petseg.data import picture_files
 from petseg.data.picture import Picture, PictureError
+from petseg.data.picture_files import FileContent
 from petseg.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -267,7 +268,7 @@ def joined(counts: Mapping[str, BandCounts], splits: Iterable[str]) -> BandCount
 
 
 def read(
-    path: str | os.PathLike[str],
+    file: str | os.PathLike[str] | FileContent,
     spec: ImageSpec,
     page: int | None = None,
     *,
@@ -276,7 +277,7 @@ def read(
     """An image [H, W, C] of a file as images of a run travel.
 
     Args:
-      path: the file.
+      file: the file, or its content if its pages share it.
       spec: the run's images.
       page: as in `picture_files.read`.
       on_unused_opacity: called if opacity varies and is not one of the channels; None: that is logged.
@@ -284,11 +285,11 @@ def read(
     Raises:
       PictureError: as `picture_files.read` and `prepared`.
     """
-    picture = picture_files.read(path, page)
+    picture = file.picture(page) if isinstance(file, FileContent) else picture_files.read(file, page)
     image = prepared(picture, spec)
     if picture.alpha_varies and not Bands.of(picture).is_used_alpha(spec.channels):
         if on_unused_opacity:
             on_unused_opacity()
         else:
-            logger.info("%s: %s", path, UNUSED_OPACITY)
+            logger.info("%s: %s", file, UNUSED_OPACITY)
     return image

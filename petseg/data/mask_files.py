@@ -16,7 +16,6 @@ from petseg.data.picture import Picture
 from petseg.errors import DataError
 
 LARGEST = 65535  # value
-LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "HEIF")
 RESAMPLED = (
     "as interpolation makes them when a mask is resized, rotated, antialiased or compressed with loss; must be made of "
     "the original mask by nearest neighbour and saved as PNG"
@@ -39,27 +38,29 @@ class MaskValues:
     transparent: bool = False  # whether its pixels differ in opacity
 
 
-def decode(data: bytes, colored: bool | None = None, page: int | None = None) -> tuple[Picture, MaskValues]:
-    """Reads the content of a mask file.
-
-    Args:
-      data: the file.
-      colored: as in `values_of`.
-      page: page from 0 on; None for a file that must have one page.
+def decode(data: bytes, colored: bool | None = None) -> MaskValues:
+    """The values of the content of a mask file of one page; see `of_picture`.
 
     Raises:
       PictureError: if it cannot be read.
-      LossyMaskError: if its format changes values.
+    """
+    return of_picture(picture_files.decode(data).upright(), colored)
+
+
+def of_picture(picture: Picture, colored: bool | None = None) -> MaskValues:
+    """The values of a mask as its file holds it, upright; for `colored` see `values_of`.
+
+    Raises:
+      LossyMaskError: if the compression of the file changed values.
       DataError: if it is no mask.
     """
-    picture = picture_files.decode(data, page).upright()
-    if picture.format in LOSSY and not (picture.format == "WEBP" and b"VP8L" in data):
-        kind = "JPEG" if picture.format == "MPO" else picture.format
+    if picture.lossy:
+        kind = "TIFF compressed as " * (picture.format == "TIFF") + picture.lossy
         raise LossyMaskError(
             f"is a mask in {kind}, which changes values at every edge; must be a PNG made of the original mask"
         )
     opacity = picture.palette is None and picture.alpha_varies  # of a palette, it is for display
-    return picture, dataclasses.replace(values_of(picture, colored), transparent=opacity)
+    return dataclasses.replace(values_of(picture, colored), transparent=opacity)
 
 
 def values_of(picture: Picture, colored: bool | None = None) -> MaskValues:
@@ -118,7 +119,7 @@ def read(path: str | os.PathLike[str], classes: Classes) -> np.ndarray:
     """
     try:
         with open(path, "rb") as file:
-            values = decode(file.read(), classes.colored)[1]
+            values = decode(file.read(), classes.colored)
         return ids_of(values, MaskCoding(classes))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; must be a mask file") from error

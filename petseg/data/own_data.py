@@ -24,7 +24,6 @@ from petseg.config.data_config import named_splits
 from petseg.data import images, mask_files, picture_files, weight_files
 from petseg.data.catalog import DataSet, Overlap
 from petseg.data.example_decoding import BadExampleError
-from petseg.data.folders import pair_files
 from petseg.data.folders.faults import Fault, Kind
 from petseg.data.folders.mask_values import MaskCoding
 from petseg.data.images import BandCounts, Bands
@@ -104,12 +103,12 @@ class Source:
             )
         self.record(0)
         try:
-            picture, values = mask_files.decode(mask, classes.colored)
+            values = mask_files.decode(mask, classes.colored)
             mask_files.ids_of(values, MaskCoding(classes))
         except DataError as error:
             raise DataError(f"{self._where}, example 0 ({name}): the mask {error}") from error
-        if picture.size != self._first.size:
-            sizes = f"image is {self._first.size} (height, width), its mask {picture.size}"
+        if values.numbers.shape != self._first.size:
+            sizes = f"image is {self._first.size} (height, width), its mask {values.numbers.shape}"
             raise DataError(f"{self._where}, example 0 ({name}): the {sizes}; both must be one size")
 
     def files(self, i: int) -> tuple[str, bytes, bytes, bytes]:
@@ -192,9 +191,19 @@ class Source:
 
 
 def _image(image: bytes, mask: bytes) -> tuple[Picture, Picture]:
-    """An image as its file holds it, and turned as EXIF says; raises PictureError if it is none."""
+    """An image as its file holds it, and turned as EXIF says, as in prediction.
+
+    Raises:
+      PictureError: if it is none, or its mask only fits it as stored.
+    """
     stored = picture_files.decode(image)
-    return stored, pair_files.upright(stored, picture_files.size_in_header(mask) if stored.orientation > 1 else None)
+    upright = stored.upright()
+    if stored.size != upright.size and picture_files.decode(mask).upright().size == stored.size:
+        raise PictureError(
+            f"is turned by EXIF to {upright.size} (height, width), and its mask is {stored.size}, as before; must be "
+            "the pixels of both, turned alike"
+        )
+    return stored, upright
 
 
 def _as_file(value: Any, what: str) -> bytes:

@@ -35,6 +35,7 @@ class Picture:
       alpha: whether the last band is opacity.
       orientation: EXIF orientation, 1 to 8, of pixels that are not turned yet. TIFF files are turned already.
       pages: number of pages, or frames of an animation, in the file.
+      lossy: name of the compression of the file, such as JPEG, if it changed pixels; otherwise empty.
     """
 
     pixels: np.ndarray
@@ -44,6 +45,7 @@ class Picture:
     alpha: bool = False
     orientation: int = 1
     pages: int = 1
+    lossy: str = ""
 
     @property
     def size(self) -> tuple[int, int]:

@@ -3,10 +3,14 @@
 Imports no TensorFlow.
 """
 
+import dataclasses
+import functools
+import hashlib
 import io
 import os
 import re
 import stat
+import threading
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from petseg.config.image_spec import MOST_CHANNELS
-from petseg.data import tiff_files
+from petseg.data import lossy_compression, tiff_files
 from petseg.data.picture import (
     Picture,
     PictureError,
@@ -61,6 +65,63 @@ def decode(data: bytes, page: int | None = None) -> Picture:
     return _read(io.BytesIO(data), page)
 
 
+class FileContent:
+    """The content of a file for its pages, which threads may share: read once, and a TIFF file parsed once.
+
+    Args:
+      source: the file, or its content.
+    """
+
+    def __init__(self, source: bytes | Path):
+        self._source, self._lock = source, threading.RLock()
+
+    @functools.cached_property
+    def _data(self) -> bytes:
+        if isinstance(self._source, bytes):
+            return self._source
+        with _opened(self._source) as file:
+            return file.read()
+
+    @functools.cached_property
+    def _hash(self) -> Any:
+        return hashlib.blake2b(self._data, digest_size=16)
+
+    @functools.cached_property
+    def _tiff(self) -> tiff_files.TiffPages:
+        return tiff_files.TiffPages(io.BytesIO(self._data))
+
+    def data(self) -> bytes:
+        """All of the file; raises PictureError as `read`."""
+        with self._lock:
+            return self._data
+
+    def picture(self, page: int | None = None) -> Picture:
+        """A page; see `read`."""
+        with self._lock:
+            if page is None or self._data[:4] not in TIFF:
+                return decode(self._data, page)
+            try:
+                return self._tiff.read(page)
+            except Exception as error:  # decoders raise many classes
+                raise _as_picture_error(error) from error
+
+    @functools.cached_property
+    def pixels(self) -> int:
+        """The number of pixels of a page, as `count_pixels`."""
+        height, width = size_in_header(self.data())
+        return height * width
+
+    def digest(self, page: int | None = None) -> bytes:
+        """A hash of the file and the number of a page; empty if the file cannot be read."""
+        try:
+            with self._lock:
+                found = self._hash.copy()
+        except PictureError:
+            return b""
+        found.update(b"" if page is None else str(page).encode())
+        return found.digest()
+
+
 def count_pages(path: str | os.PathLike[str]) -> int:
     """The number of pages of a file, without decoding one; raises PictureError as `read`."""
     with _opened(path) as file:
@@ -98,7 +159,7 @@ def _read(file: IO[bytes], page: int | None) -> Picture:
         if start.startswith(NPY):
             return _npy(file)
         if start[:4] in TIFF:
-            return tiff_files.read(file, page)
+            return tiff_files.TiffPages(file).read(page)
         with _pillow(file, start) as image:
             pages = _frames(image)
             check_page(page, pages)
@@ -106,12 +167,13 @@ def _read(file: IO[bytes], page: int | None) -> Picture:
                 raise PictureError(
                     f"has more than 8 bits in {image.format}, of which its reader gives 8; {SIXTEEN_BITS}"
                 )
+            lossy = lossy_compression.of_image(file, image)
             deep = _deep_pixels(file, image) if pages == 1 else None
             if deep is not None:
                 mode, alpha, turn = f"{deep.shape[2]} x uint16", deep.shape[2] in (2, 4), exif_orientation(image)
-                return Picture(deep, image.format or "", mode, alpha=alpha, orientation=turn)
+                return Picture(deep, image.format or "", mode, alpha=alpha, orientation=turn, lossy=lossy)
             image.seek(page or 0)
-            return from_frame(image, pages)
+            return dataclasses.replace(from_frame(image, pages), lossy=lossy)
     except Exception as error:  # decoders raise many classes
         raise _as_picture_error(error) from error
 

@@ -127,7 +127,7 @@ class SplitSource:
                 masks = dataclasses.replace(self, positions=positions).undecoded().map(take_mask)
                 for position, data in zip(positions, masks.as_numpy_iterator(), strict=False):
                     with contextlib.suppress(DataError):  # as above
-                        yield position, MaskFacts.of(mask_files.decode(data, self.data_set.classes.colored)[1])
+                        yield position, MaskFacts.of(mask_files.decode(data, self.data_set.classes.colored))
 
     def decode(self, example: dict[str, tf.Tensor], keys: Sequence[str] = ()) -> dict[str, tf.Tensor]:
         """Decodes an example as `example_decoding.decode` does."""

@@ -2,6 +2,7 @@
 floats.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import IO, Any
@@ -11,6 +12,7 @@ import tifffile
 from PIL import Image
 
 from petseg.config.image_spec import MOST_CHANNELS
+from petseg.data import lossy_compression
 from petseg.data.picture import Picture, PictureError, check_page, check_size, from_frame, of_bands, turned, wrong_array
 from petseg.data.picture_formats import open_picture
 
@@ -24,21 +26,30 @@ def header(file: IO[bytes]) -> tuple[tuple[int, int], int]:
         return (pages[0].imagelength, pages[0].imagewidth), len(pages)
 
 
-def read(file: IO[bytes], page: int | None) -> Picture:
-    """Reads a page, turned upright; for `page` see `picture_files.read`."""
-    with tifffile.TiffFile(file) as tiff:
-        pages = _pages(tiff)
-        check_page(page, len(pages))
-        chosen = pages[page or 0]
+class TiffPages:
+    """The pages of an open file, which is parsed once. They are turned upright."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file, self._tiff = file, tifffile.TiffFile(file)
+        self._pages = _pages(self._tiff)
+        self._image: Image.Image | None = None
+        with contextlib.suppress(Image.UnidentifiedImageError, SyntaxError, OSError):
+            self._image = open_picture(file)  # else tifffile says what is wrong with a damaged file
+
+    def read(self, page: int | None) -> Picture:
+        """Reads a page; for `page` see `picture_files.read`."""
+        check_page(page, len(self._pages))
+        chosen = self._pages[page or 0]
         check_size(chosen.imagelength, chosen.imagewidth)
+        lossy, pages = lossy_compression.of_tiff(self._file, chosen), len(self._pages)
         try:
-            with open_picture(file) as image:
-                image.seek(chosen.index)
-                if _pillow_is_exact(image, chosen):
-                    return dataclasses.replace(from_frame(image, len(pages)), orientation=1)
+            if self._image:
+                self._image.seek(chosen.index)
+                if _pillow_is_exact(self._image, chosen):
+                    return dataclasses.replace(from_frame(self._image, pages), orientation=1, lossy=lossy)
         except (Image.UnidentifiedImageError, SyntaxError, OSError):
-            pass  # a combination of bits that Pillow does not know; tifffile says what is wrong with a damaged file
-        return dataclasses.replace(_bands(chosen), pages=len(pages))
+            pass  # a combination of bits that Pillow does not know, or a damaged file
+        return dataclasses.replace(_bands(chosen), pages=pages, lossy=lossy)
 
 
 def _pages(tiff: tifffile.TiffFile) -> list[Any]:

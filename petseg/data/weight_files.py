@@ -3,8 +3,6 @@
 import numpy as np
 
 from petseg.config.data_config import WEIGHT_SCALES
-from petseg.data import picture_files
-from petseg.data.mask_files import LOSSY
 from petseg.data.picture import Picture, PictureError
 
 NOT_FINITE = "holds NaN or infinite numbers; must be finite: 0 where a pixel is not to count"
@@ -12,19 +10,13 @@ NEGATIVE = "holds numbers below 0; must be at least 0"
 ALL_ZERO = "is 0 everywhere; must have a pixel that counts, or the image be left out"
 
 
-def decode(data: bytes, page: int | None = None) -> Picture:
-    """Reads the content of a weight map: pixels [H, W, 1], uint8, uint16 or float32, upright.
+def of_picture(picture: Picture) -> Picture:
+    """The weight map of an upright picture: pixels [H, W, 1], uint8, uint16 or float32.
 
-    Args:
-      data: the file. 32-bit integers become floats.
-      page: page from 0 on; None for a file that must have one page.
-
-    Raises:
-      PictureError: if it cannot be read, or is no weight map.
+    32-bit integers become floats. Raises PictureError if it is no weight map.
     """
-    picture = picture_files.decode(data, page).upright()
-    if picture.format in LOSSY:
-        raise PictureError(f"is a weight map in {picture.format}, which changes numbers; must be PNG, TIFF or .npy")
+    if picture.lossy:
+        raise PictureError(f"is a weight map in {picture.lossy}, which changes numbers; must be PNG, TIFF or .npy")
     bands = picture.pixels.shape[2]
     if bands > 1 or picture.palette is not None:
         what = "has a palette of colours" if picture.palette is not None else f"has {bands} channels"

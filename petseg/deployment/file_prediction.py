@@ -11,55 +11,26 @@ from typing import NamedTuple
 
 from petseg import files as files_lib
 from petseg.data import images, picture_files
-from petseg.deployment.output_files import Outputs
+from petseg.data.picture_files import FileContent
 from petseg.deployment.photograph_files import Photograph, Plan
 from petseg.deployment.predictor import Predictor, Prepared
-from petseg.deployment.segmentation import Segmentation, check_foreground
+from petseg.deployment.segmentation import Segmentation
 from petseg.errors import UnreadableFilesError
 from petseg.runtime.progress_bars import progress_bar
 
 logger = logging.getLogger(__name__)
 THREADS = 4
-MOST_BATCHES, MOST_PIXELS = 3, 32_000_000  # in memory at a time, from reading to writing
+MOST_BATCHES, MOST_BYTES = 3, 128_000_000  # in memory at a time, from reading to writing
 UNREADABLE = "cannot be read"
 
 
-def predict_files(
-    predictor: Predictor,
-    pattern: str,
-    output_dir: str,
-    *,
-    cutout: bool = False,
-    mask_values: str = "ids",
-    probabilities: str = "none",
-    skip_existing: bool = False,
-) -> list[Path]:
-    """Writes masks and overlays of photographs, few of which are in memory at a time.
-
-    For `cat.jpg`: `cat.mask.png`, its mask at the photograph's size; `cat.overlay.jpg`; and
-    with `cutout`, `cat.cutout.png`, the foreground on a transparent background.
-
-    Args:
-      predictor: computes the masks.
-      pattern, output_dir, skip_existing: as in `Plan.make`.
-      cutout, mask_values, probabilities: as in `Outputs`.
-
-    Returns:
-      the files of the masks.
+def run_plan(plan: Plan, predictor: Predictor) -> list[Path]:
+    """Predicts the photographs of a plan, few of which are in memory at a time; returns the files of the masks.
 
     Raises:
-      ConfigError: if cut-outs are requested and no class is foreground.
-      DataError, WorkDirectoryError: as `Plan.make`; also if the output cannot be written.
+      WorkDirectoryError: if the output cannot be written.
       UnreadableFilesError: at the end, if some photographs could not be read, segmented or written.
     """
-    if cutout:
-        check_foreground(predictor.classes)
-    outputs = Outputs(predictor.classes, cutout=cutout, mask_values=mask_values, probabilities=probabilities)
-    return run_plan(Plan.make(pattern, output_dir, outputs, skip_existing=skip_existing), predictor)
-
-
-def run_plan(plan: Plan, predictor: Predictor) -> list[Path]:
-    """Predicts the photographs of a plan; see `predict_files`."""
     start = time.monotonic()
     with files_lib.explain_write_errors(plan.output_dir, flag=f"--output_dir={plan.output_dir}"):
         Path(plan.output_dir).mkdir(parents=True, exist_ok=True)
@@ -83,18 +54,18 @@ def log_summary(plan: Plan, count: int = 0, seconds: float = 0.0) -> None:
 
 
 class _Item(NamedTuple):
-    """A photograph in the pipeline: its number in the plan and its number of pixels."""
+    """A photograph in the pipeline: its number in the plan, and the bytes of its pixels."""
 
     number: int
     photograph: Photograph
-    pixels: int
+    bytes: int
 
 
 class _Pipeline:
     """Reads, segments and writes the photographs of a plan.
 
     Threads read ahead of the network and write behind it; the calling thread runs the network. The photographs in
-    memory are limited in number and in total pixels; one above the limit of pixels is processed alone.
+    memory are limited in number and in total bytes; one above the limit of bytes is processed alone.
     """
 
     def __init__(self, plan: Plan, predictor: Predictor):
@@ -103,7 +74,8 @@ class _Pipeline:
         self._waiting = deque(enumerate(plan.photographs))
         self._reading: deque[tuple[_Item, Future[Prepared]]] = deque()
         self._writing: dict[Future[Path], _Item] = {}
-        self._pixels = 0  # of all photographs in memory
+        self._bytes = 0  # of the pixels of all photographs in memory
+        self._stack: tuple[Path, FileContent] | None = None  # the file whose pages are being read
         self._masks: dict[int, Path] = {}
         self.with_opacity: list[Path] = []  # photographs whose opacity varies and is not used
         self.failed: list[str] = []  # for each failed photograph, the step that failed
@@ -128,18 +100,28 @@ class _Pipeline:
     def _read_ahead(self) -> None:
         while self._waiting:
             number, photograph = self._waiting[0]
+            file = self._file(photograph)
             try:
-                pixels = picture_files.count_pixels(photograph.file)
+                pixels = file.pixels if isinstance(file, FileContent) else picture_files.count_pixels(file)
             except Exception as error:
                 self._waiting.popleft()
                 self._record_failure(photograph, UNREADABLE, error)
                 continue
             count = len(self._reading) + len(self._writing)
-            if count and (count >= MOST_BATCHES * self._predictor.batch_size or self._pixels + pixels > MOST_PIXELS):
+            size = pixels * self._predictor.image_spec.bytes_per_pixel
+            if count and (count >= MOST_BATCHES * self._predictor.batch_size or self._bytes + size > MOST_BYTES):
                 return
             self._waiting.popleft()
-            self._pixels += pixels
-            self._reading.append((_Item(number, photograph, pixels), self._pool.submit(self._read, photograph)))
+            self._bytes += size
+            self._reading.append((_Item(number, photograph, size), self._pool.submit(self._read, photograph, file)))
+
+    def _file(self, photograph: Photograph) -> Path | FileContent:
+        """The file of a photograph; of a stack its content, which the pages share."""
+        if photograph.page is None:
+            return photograph.file
+        if self._stack is None or self._stack[0] != photograph.file:
+            self._stack = photograph.file, FileContent(photograph.file)
+        return self._stack[1]
 
     def _next_batch(self) -> list[tuple[_Item, Prepared]]:
         batch: list[tuple[_Item, Prepared]] = []
@@ -181,11 +163,11 @@ class _Pipeline:
                     raise
                 self._drop(item, "cannot be written", error)
             else:
-                self._pixels -= item.pixels
+                self._bytes -= item.bytes
                 self._bar.update()
 
     def _drop(self, item: _Item, step: str, error: Exception) -> None:
-        self._pixels -= item.pixels
+        self._bytes -= item.bytes
         self._record_failure(item.photograph, step, error)
 
     def _record_failure(self, photograph: Photograph, step: str, error: Exception) -> None:
@@ -194,9 +176,9 @@ class _Pipeline:
         self.failed.append(step)
         self._bar.update()
 
-    def _read(self, photograph: Photograph) -> Prepared:
+    def _read(self, photograph: Photograph, file: Path | FileContent) -> Prepared:
         image = images.read(
-            photograph.file,
+            file,
             self._predictor.image_spec,
             photograph.page,
             on_unused_opacity=lambda: self.with_opacity.append(photograph.file),

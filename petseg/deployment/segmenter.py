@@ -21,6 +21,7 @@ from petseg.data.picture import Picture, PictureError, from_array, from_pillow
 from petseg.deployment.predictor import Predictor
 from petseg.deployment.segmentation import Segmentation
 from petseg.errors import DataError, one_line
+from petseg.evaluation import metrics
 from petseg.evaluation.results import split_results
 from petseg.runs import building, training_data
 from petseg.runs.ensemble import Ensemble
@@ -65,6 +66,7 @@ class Segmenter:
     ):
         self.model, self.config, self.classes, self.step = model, config, classes, step
         self._flip_tta, self._threshold, self._trained_on = flip_tta, threshold, trained_on
+        self._own_scores = metrics.own(config.extension.scores)
         self._spec = config.data.image_spec
         self.predictor = Predictor(
             model,
@@ -140,7 +142,7 @@ class Segmenter:
         assert evaluation is not None  # there are no stop requests
         return split_results(
             evaluation, self.step, name, self.classes, groups=examples.groups, sample=examples.sampling,
-            own_scores=self.config.extension.scores,
+            own_scores=self._own_scores,
         )  # fmt: skip
 
     def _evaluator(self, examples: Examples) -> Any:

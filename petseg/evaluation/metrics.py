@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, SupportsFloat
 
 import numpy as np
@@ -14,6 +14,7 @@ from petseg.classes import Classes
 from petseg.errors import ConfigError
 
 CALIBRATION_BINS = 15
+OwnScores = Callable[[np.ndarray, Classes], dict[str, Any]]
 
 # Descriptions in TensorBoard, of scores by class with the class's {name}; a score that is missing here is described by
 # its name.
@@ -28,7 +29,7 @@ DESCRIPTIONS = {
 }
 
 
-def from_confusion_matrix(matrix: np.ndarray, classes: Classes, own_scores: str = "") -> dict[str, Any]:
+def from_confusion_matrix(matrix: np.ndarray, classes: Classes, own_scores: OwnScores | None = None) -> dict[str, Any]:
     """Accuracy, IoU (Jaccard), Dice (F1), precision and recall; a new score is a line in `overall` or `by_class`.
 
     Ratios with denominator 0 are NaN, and `mean_iou` averages over the classes that occur in truth or prediction, as
@@ -37,7 +38,7 @@ def from_confusion_matrix(matrix: np.ndarray, classes: Classes, own_scores: str 
     Args:
       matrix: int64 [C, C], rows true, columns predicted.
       classes: the C classes.
-      own_scores: value of --scores, see `own`; empty for none.
+      own_scores: further scores, as `own` makes them; None for none.
 
     Returns:
       overall scores as floats, `foreground_iou` only if classes are marked as foreground; scores by class as
@@ -59,17 +60,23 @@ def from_confusion_matrix(matrix: np.ndarray, classes: Classes, own_scores: str 
     return {
         **{name: float(value) for name, value in overall.items()},
         **{name: dict(zip(classes.names, values.tolist(), strict=True)) for name, values in by_class.items()},
-        **(own(own_scores, matrix, classes) if own_scores else {}),
+        **(own_scores(matrix, classes) if own_scores else {}),
     }
 
 
-def own(reference: str, matrix: np.ndarray, classes: Classes) -> dict[str, Any]:
-    """The scores of code of the user: a function of the confusion matrix, int64 [C, C], and the classes.
+def own(reference: str) -> OwnScores | None:
+    """The scores of --scores, code of the user as its file is now; None without that flag.
 
-    It returns a dictionary of numbers, or of C numbers by class, by name. Raises ConfigError if the function fails or
-    returns something else.
+    The function takes the confusion matrix, int64 [C, C], and the classes. It returns a dictionary of numbers, or of C
+    numbers by class, by name. Raises ConfigError if it cannot be loaded; when called, if it fails or returns something
+    else.
     """
-    found = custom_code.call("scores", reference, matrix, classes)
+    function = custom_code.function_of("scores", reference)
+    return None if function is None else lambda matrix, classes: _checked(reference, function(matrix, classes), classes)
+
+
+def _checked(reference: str, found: Any, classes: Classes) -> dict[str, Any]:
+    """What the function of --scores returned, as scores."""
     scores: dict[str, Any] = {}
     for name, value in found.items() if isinstance(found, Mapping) else [("", found)]:
         values = np.asarray(value)

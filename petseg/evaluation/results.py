@@ -22,7 +22,7 @@ def split_results(
     resolution: str = "",
     groups: Mapping[str, Sequence[str]] | None = None,
     sample: Mapping[str, int] | None = None,
-    own_scores: str = "",
+    own_scores: metrics.OwnScores | None = None,
 ) -> dict[str, Any]:
     """Content of a results file: the confusion matrix and all scores.
 
@@ -34,7 +34,7 @@ def split_results(
       resolution: description of the resolution.
       groups: label of each example, by the name of the labelling, such as species.
       sample: `Examples.sampling` of the split; None or empty if all of it was scored.
-      own_scores: value of --scores.
+      own_scores: those of `metrics.own`.
     """
     matrix = evaluation.confusion_matrix
     scores = {

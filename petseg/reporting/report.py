@@ -129,6 +129,8 @@ class Report(NullReport):
         self._classes = classes
         self._config, self._shown, self._steps_per_epoch = config, selected, steps_per_epoch
         self._directory, self._figures = directory, figures
+        self._own_scores = metrics.own(config.extension.scores)
+        self._action = custom_code.function_of("every_summary", config.extension.every_summary)
         self._last_step, self._evaluate_every = last_step, evaluate_every
         self._contents, self._description = contents, description
         runs = dict.fromkeys((TRAIN, EVAL, self._shown, FINAL))
@@ -173,15 +175,15 @@ class Report(NullReport):
         self._picture(TRAIN, 0, "training_batch", introduction.training_batch)
 
     def summary(self, step: int, measured: Measurements, telemetry: dict[str, float]) -> None:
-        scores = metrics.from_confusion_matrix(measured.confusion_matrix, self._classes, self._config.extension.scores)
+        scores = metrics.from_confusion_matrix(measured.confusion_matrix, self._classes, self._own_scores)
         scalars = {
             **{tags.measurement_tag(name): value for name, value in measured.scalars.items()},
             **summaries.scalars_of(scores),
             **telemetry,
         }
         self._scalars(TRAIN, step, scalars)
-        if action := self._config.extension.every_summary:
-            custom_code.call("every_summary", action, step, scalars, self._directory)
+        if self._action:
+            self._action(step, scalars, self._directory)
         self._summaries.flush()  # so that TensorBoard shows it at once
         speed = telemetry.get("speed/images_per_second", float("nan"))
         self._progress.show(loss=measured.scalars["loss"], mean_iou=scores["mean_iou"], images_per_second=speed)

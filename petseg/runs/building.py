@@ -56,12 +56,17 @@ def load_splits(config: DataConfig) -> tuple[Examples, Examples]:
     return train, evaluation
 
 
-def focused_crops(config: Config, examples: Examples) -> tuple[Examples, CropFocus | None]:
-    """The training split with random crops as --crop_focus says, and its focus; None without that flag."""
+def focused_crops(
+    config: Config, examples: Examples, rare: tuple[int, ...] | None = None
+) -> tuple[Examples, CropFocus | None]:
+    """The training split with random crops as --crop_focus says, and its focus; None without that flag.
+
+    `rare` are the ids of the rare classes; None: they are counted.
+    """
     share = config.augmentation.strengths()["crop_focus"]
     if not share:
         return examples, None
-    focus = CropFocus.of_split(share, examples)
+    focus = CropFocus.of_split(share, examples, rare)
     return examples.focused(focus) if isinstance(examples, RandomCrops) else examples, focus
 
 
@@ -199,7 +204,7 @@ def check_code(config: Config, classes: Classes) -> None:
     losses.Loss(config.loss).check(len(classes), config.data.size)
     keras_optimizers.named_optimizer(config.optimizer)
     sample_weights.check_factor(config.extension.weight_map, len(classes), config.data.size)
-    metrics.from_confusion_matrix(np.eye(len(classes), dtype=np.int64), classes, config.extension.scores)
+    metrics.from_confusion_matrix(np.eye(len(classes), dtype=np.int64), classes, metrics.own(config.extension.scores))
 
 
 def build_evaluator(

@@ -8,6 +8,7 @@ from typing import Any
 from petseg import custom_code
 from petseg.config import Config
 from petseg.data.examples import Examples
+from petseg.evaluation import metrics
 from petseg.evaluation.evaluator import Evaluation, Evaluator
 from petseg.evaluation.results import split_results
 from petseg.files import read_json, write_json
@@ -48,6 +49,9 @@ class Evaluations:
         self._evaluator, self._average, self._best, self._saving = evaluator, average, best, saving
         self._examples, self._stopwatch = examples, stopwatch
         self._early_stopping = EarlyStopping(config, workdir.metrics_file)
+        # Held from here on: an edit of their file during the run is another run's code.
+        self._own_scores = metrics.own(config.extension.scores)
+        self._action = custom_code.function_of("after_evaluation", config.extension.after_evaluation)
 
     def due_before_training(self, step: int, schedule: Schedule) -> bool:
         """Whether to evaluate before the first step of this process.
@@ -81,7 +85,7 @@ class Evaluations:
             if evaluations is None:
                 return None
             split, classes = self._config.data.eval_split, self._examples.classes
-            sample, own_scores = self._examples.sampling, self._config.extension.scores
+            sample, own_scores = self._examples.sampling, self._own_scores
             by_run = {
                 run: split_results(evaluation, step, split, classes, sample=sample, own_scores=own_scores)
                 for run, evaluation in evaluations.items()
@@ -104,8 +108,8 @@ class Evaluations:
                 self._saving.wait()  # results mean that an evaluation is complete, so the best checkpoint is, too
             for run, scores in reversed(by_run.items()):
                 write_json(self._results_file(step, run), scores)
-            if action := self._config.extension.after_evaluation:
-                custom_code.call("after_evaluation", action, step, results, self._workdir.path)
+            if self._action:
+                self._action(step, results, self._workdir.path)
         return results
 
     def ends_early(self, step: int, schedule: Schedule) -> bool:

@@ -18,7 +18,9 @@ def open_report(run: Run, step: int, schedule: Schedule, *, evaluates_first: boo
         return NullReport()
     workdir, devices = run.workdir, [device.name for device in tf.config.list_logical_devices()]
     classes = run.train_examples.classes
-    workdir.save_config(run.config, classes=classes, class_weights=run.class_weights, devices=devices)
+    workdir.save_config(
+        run.config, classes=classes, class_weights=run.class_weights, rare_classes=run.rare_classes, devices=devices
+    )
     if step == 0 or not workdir.data_file.exists():  # an earlier version recorded no data
         run.data.write(workdir.data_file)
     return Report(

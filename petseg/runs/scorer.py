@@ -9,7 +9,7 @@ import numpy as np
 
 from petseg.config.eval_config import ScoreConfig
 from petseg.data import input_pipeline, loading, subsampling
-from petseg.evaluation import large_splits
+from petseg.evaluation import large_splits, metrics
 from petseg.evaluation.evaluator import Evaluation
 from petseg.evaluation.keras_runner import KerasRunner
 from petseg.evaluation.results import image_rows, split_results
@@ -58,6 +58,7 @@ class Scorer:
     ):
         self.run, self._score, self._split, self._signals = run, score, split, signals
         self._tile = score.tile_size(run.config.data)
+        self._own_scores = metrics.own(run.config.extension.scores)
         self.examples = subsampling.subsample(run.load(split), score.eval_examples, sample_seed)
         with input_pipeline.naming_lost_files(self.examples):
             loading.check_labels(self.examples, run.config.data, flag="--split=", split=split)
@@ -145,7 +146,7 @@ class Scorer:
         groups, sampled = self.examples.groups, self.examples.sampling
         scores = split_results(
             evaluation, step, self._split, self.run.classes, resolution=resolution, groups=groups, sample=sampled,
-            own_scores=self.run.config.extension.scores,
+            own_scores=self._own_scores,
         )  # fmt: skip
         members = {"ensemble": path.split(SEPARATOR)} if isinstance(self.run, Ensemble) else {}
         return {**scores, "weights": self.run.weights, **members}

@@ -21,7 +21,7 @@ from petseg.runs.saving import Saving
 from petseg.runs.schedule import Schedule
 from petseg.runs.starting_point import StartingPoint
 from petseg.runs.training_data import TrainingData
-from petseg.runs.work_directory import WorkDirectory
+from petseg.runs.work_directory import Counts, WorkDirectory
 from petseg.runtime.signals import StopSignals
 from petseg.runtime.strategies import Placement
 from petseg.training import sample_weights
@@ -45,6 +45,7 @@ class Run:
       eval_examples: the evaluation split, or a sample of it.
       data: both as the work directory records them.
       class_weights: class weights in use, normalised, or None.
+      rare_classes: ids of the classes on which --crop_focus centres crops, or None.
       schedule: its length and intervals.
       model: the network.
       trainer: makes the steps.
@@ -66,6 +67,7 @@ class Run:
     eval_examples: Examples
     data: TrainingData
     class_weights: tuple[float, ...] | None
+    rare_classes: tuple[int, ...] | None
     schedule: Schedule
     model: keras.Model
     trainer: Trainer
@@ -140,10 +142,11 @@ def _build(
     data: TrainingData,
 ) -> Run:
     schedule = Schedule.of(config.schedule, example_order.steps_per_epoch(len(train_examples), config.data.batch_size))
-    class_weights = sample_weights.resolve_class_weights(
+    counted = workdir.load_counts(config) if start.checkpoint else Counts()
+    class_weights = counted.class_weights or sample_weights.resolve_class_weights(
         config.loss, train_examples.masks_to_count, train_examples.classes.names
     )
-    train_examples, focus = building.focused_crops(config, train_examples)
+    train_examples, focus = building.focused_crops(config, train_examples, counted.rare_classes)
     requests, stopwatch, strategy = StopRequests(), Stopwatch(), placement.strategy
     with strategy.scope():
         model = starting_point.build_initial_model(start, config, train_examples)
@@ -168,6 +171,7 @@ def _build(
         eval_examples=eval_examples,
         data=data,
         class_weights=class_weights,
+        rare_classes=focus.rare if focus else None,
         schedule=schedule,
         model=model,
         trainer=trainer,

@@ -77,6 +77,21 @@ class WorkDirectory:
         """Class weights in use, given or computed; raises WorkDirectoryError if config.json cannot be read."""
         return self._load_record().class_weights
 
+    def load_counts(self, config: Config) -> "Counts":
+        """What the run counted in its training masks and still wants, so that it resumes with it.
+
+        With --cache=none a sample of a large split is counted, with other caches all of it.
+
+        Raises:
+          WorkDirectoryError: if config.json cannot be read.
+        """
+        record = self._load_record()
+        before, now = record.config.loss, config.loss
+        is_kept = now.counts_classes and all(
+            getattr(before, name) == getattr(now, name) for name in ("class_weights", "class_weight_normalization")
+        )
+        return Counts(record.class_weights if is_kept else None, record.rare_classes)
+
     def load_classes(self) -> Classes:
         """Classes of the run; raises WorkDirectoryError if config.json cannot be read."""
         return self._load_record().classes
@@ -91,11 +106,13 @@ class WorkDirectory:
                     f"{self.config_file}: has format {record['format']}; this petseg reads format {CONFIG_FORMAT}"
                 )
             weights = record["class_weights"]
+            rare = record.get("rare_classes")
             classes = record.get("classes")  # early versions knew only these and recorded none
             return _Record(
                 config_lib.from_dict(_with_earlier_choices(record["config"], weights)),
                 None if weights is None else tuple(map(float, weights)),
                 PETS if classes is None else Classes.from_dict(classes, stored=True),
+                None if rare is None else tuple(map(int, rare)),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
             raise WorkDirectoryError(f"{self.config_file}: not a config that can be read: {error}") from error
@@ -146,7 +163,13 @@ class WorkDirectory:
             raise WorkDirectoryError(f"--workdir={self.path}: belongs to a run whose classes are {details}")
 
     def save_config(
-        self, config: Config, *, classes: Classes, class_weights: Sequence[float] | None, devices: Sequence[str]
+        self,
+        config: Config,
+        *,
+        classes: Classes,
+        class_weights: Sequence[float] | None,
+        devices: Sequence[str],
+        rare_classes: Sequence[int] | None = None,
     ) -> None:
         """Writes config.json: the resolved config and what is needed to repeat the run."""
         record = {
@@ -154,6 +177,7 @@ class WorkDirectory:
             "config": config_lib.to_dict(config),
             "classes": classes.to_dict(),
             "class_weights": class_weights,
+            "rare_classes": rare_classes,
             "code_sha256": {
                 flag: custom_code.fingerprint(flag, reference)
                 for flag, reference in config_lib.code_references(config).items()
@@ -249,6 +273,19 @@ class _Record(NamedTuple):
     config: Config
     class_weights: tuple[float, ...] | None
     classes: Classes
+    rare_classes: tuple[int, ...] | None
+
+
+class Counts(NamedTuple):
+    """What a run counted in its training masks; None: not counted, or to be counted anew.
+
+    Attributes:
+      class_weights: one weight per class, normalised.
+      rare_classes: ids of the classes with few pixels.
+    """
+
+    class_weights: tuple[float, ...] | None = None
+    rare_classes: tuple[int, ...] | None = None
 
 
 def _with_earlier_choices(values: dict[str, Any], class_weights: Sequence[float] | None) -> dict[str, Any]:

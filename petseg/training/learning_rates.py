@@ -57,7 +57,8 @@ def _own_schedule(reference: str, peak: float, steps: int) -> LearningRate:
     """A schedule that is code of the user, called at its first and last step to check it."""
     function = custom_code.load("learning_rate_schedule", reference)
     for step in {0, max(steps - 1, 0)}:
-        made = custom_code.call("learning_rate_schedule", reference, tf.constant(step, tf.int64), steps)
+        with custom_code.explained("learning_rate_schedule", reference):
+            made = function(tf.constant(step, tf.int64), steps)
         factor = np.asarray(made)
         if factor.shape != () or factor.dtype != np.float32 or not np.isfinite(factor) or factor < 0:
             raise ConfigError(

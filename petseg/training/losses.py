@@ -4,7 +4,6 @@ A loss is a numerator and a denominator, never a mean: the trainer divides once,
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -31,11 +30,12 @@ class Loss:
     """
 
     config: LossConfig
+    _code: Callable[..., Any] | None = dataclasses.field(init=False, compare=False)
 
-    @functools.cached_property
-    def _code(self) -> Callable[..., Any] | None:
+    def __post_init__(self) -> None:
         is_code = custom_code.is_reference(self.config.loss)
-        return custom_code.load("loss", self.config.loss) if is_code else None
+        code = custom_code.load("loss", self.config.loss) if is_code else None  # now, not where a graph is traced
+        object.__setattr__(self, "_code", code)
 
     def sums(
         self, labels: tf.Tensor, logits: tf.Tensor, weights: tf.Tensor, valid: tf.Tensor

@@ -15,7 +15,7 @@ from petseg import files
 from petseg.classes import Classes
 from petseg.data import catalog, loading
 from petseg.data.catalog import DataSet
-from petseg.data.folders import folder_copy, pair_files
+from petseg.data.folders import folder_copy, folder_files
 from petseg.errors import ConfigError, DataError
 
 ABC = '{"classes": ["a", "b", "c"]}'
@@ -84,7 +84,7 @@ def test_masks_in_colours_are_stored_as_class_ids(root):
 def test_a_later_start_opens_no_file(root, monkeypatch):
     folder_copy.prepare(config(root))
     monkeypatch.setattr(Image, "open", None)
-    monkeypatch.setattr(pair_files, "read_file", None)
+    monkeypatch.setattr(folder_files, "FileContent", None)
     builder, _ = folder_copy.prepare(config(root))
     assert len(names(builder, "train")) == 3
 
@@ -149,7 +149,7 @@ def test_inferred_classes_are_stored_so_that_a_later_start_reads_no_masks(root, 
         assert classes.names == ("class_0", "class_1", "class_2")
         assert "classes as found in the masks: class_0 to class_2, for 0 to 2, or 255 (in no class)" in caplog.text
         caplog.clear()
-        monkeypatch.setattr(pair_files, "read_file", None)
+        monkeypatch.setattr(folder_files, "FileContent", None)
 
 
 def test_the_flag_takes_precedence_over_the_folder_s_classes_file(root, tmp_path):
@@ -199,7 +199,7 @@ def test_all_files_of_a_copy_are_on_the_disk_before_it_gets_its_name(root, monke
 
 def test_a_missing_mask_is_reported_before_a_file_is_opened(root, monkeypatch):
     (root / "masks/train/b.png").unlink()
-    monkeypatch.setattr(pair_files, "read_file", None)
+    monkeypatch.setattr(folder_files, "FileContent", None)
     with pytest.raises(
         DataError, match=r"images/train/b.jpg: has no mask; must be masks/train/b.png. Everything: python"
     ):

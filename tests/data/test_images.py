@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import tifffile
 from made_files import npy, tiff
 from made_folders import config, mask
 from PIL import Image
@@ -188,7 +189,7 @@ def test_a_picture_of_another_depth_or_with_nan_is_refused():
         images.prepared(from_array(DEEP[..., 0] * np.nan), ImageSpec(3, "float32"))
 
 
-def test_pages_of_stacks_become_examples(tmp_path):
+def test_pages_of_stacks_become_examples(tmp_path, monkeypatch):
     root = tmp_path / "folder"
     stack = np.stack([DEEP[..., i] for i in range(3)])
     labels = np.stack([np.roll(mask(), i, axis=1) for i in range(3)])
@@ -198,7 +199,10 @@ def test_pages_of_stacks_become_examples(tmp_path):
             (root / kind / split / "scan.tif").write_bytes(tiff(content, photometric="minisblack"))
     with pytest.raises(DataError, match=r"/scan.tif: holds 3 pages; must hold one, or --pages="):
         catalog.open_data(config(root))
-    data = config(root, pages="examples")
+    data, parsed, parse = config(root, pages="examples"), [], tifffile.TiffFile
+    monkeypatch.setattr(tifffile, "TiffFile", lambda *arguments: parsed.append(1) or parse(*arguments))
+    catalog.open_data(data)
+    assert len(parsed) == 4 + 2 + 4  # to count the pages of each file, to find classes, to read: not for each page
     examples = loading.load(data, "test")
     assert list(examples.names) == [f"images/test/scan.tif#{page}" for page in (1, 2, 3)]
     for page, (image, ids) in enumerate(loading.native_pairs(data, "test")):

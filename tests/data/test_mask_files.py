@@ -35,7 +35,7 @@ tiff = functools.partial(made_files.tiff, photometric="minisblack")
 
 
 def ids(data, classes):
-    return mask_files.ids_of(mask_files.decode(data, classes.colored)[1], MaskCoding(classes))
+    return mask_files.ids_of(mask_files.decode(data, classes.colored), MaskCoding(classes))
 
 
 @pytest.mark.parametrize(
@@ -84,6 +84,10 @@ def test_colours_in_any_file_are_class_ids(data):
         (tiff(np.stack([IDS] * 3)), "holds 3 pages; must hold one, or --pages=examples"),
         (pillow(IDS, "JPEG"), "is a mask in JPEG, which changes values at every edge; must be a PNG"),
         (pillow(IDS, "WEBP"), "is a mask in WEBP, which changes values"),
+        (pillow(IDS, "JPEG2000", irreversible=True), "is a mask in JPEG 2000, which changes values"),
+        (pillow(IDS, "TIFF", compression="jpeg"), "is a mask in TIFF compressed as JPEG, which changes values"),
+        (pillow(COLORS[IDS], "TIFF", compression="jpeg"), "is a mask in TIFF compressed as JPEG, which changes"),
+        (pillow(COLORS[IDS], "DDS", pixel_format="DXT1"), "is a mask in DDS, which changes values"),
         (b"nothing", "cannot be read: 7 bytes of no known format"),
     ],
 )

@@ -46,7 +46,7 @@ def facts(masks, classes=None):
         data = io.BytesIO()
         picture = mask if isinstance(mask, Image.Image) else Image.fromarray(mask.astype(np.uint8))
         picture.save(data, "PNG")
-        yield f"{i}.png", MaskFacts.of(mask_files.decode(data.getvalue(), classes.colored if classes else None)[1])
+        yield f"{i}.png", MaskFacts.of(mask_files.decode(data.getvalue(), classes.colored if classes else None))
 
 
 def judged(masks, classes=None):

@@ -9,6 +9,8 @@ from made_folders import mask, picture
 from PIL import Image
 
 from petseg.classes import Classes
+from petseg.config.image_spec import PLAIN
+from petseg.data import images, picture_files
 from petseg.data.folders import pair_files
 from petseg.data.folders.faults import Kind
 from petseg.data.folders.mask_values import MaskCoding
@@ -85,9 +87,9 @@ def test_16_bit_images_keep_their_bits():
     np.testing.assert_array_equal(decoded[..., 0], shades)
 
 
-def turned(height, width):
+def turned(height, width, orientation=TURNED_BY_90):
     exif = Image.Exif()
-    exif[ORIENTATION] = TURNED_BY_90
+    exif[ORIENTATION] = orientation
     return encoded(picture(height, width), "JPEG", exif=exif)
 
 
@@ -99,11 +101,18 @@ def test_an_image_is_rotated_according_to_exif():
     np.testing.assert_array_equal(tf.io.decode_image(pair.image, channels=3), upright)
 
 
-def test_an_image_is_not_rotated_if_its_mask_only_fits_the_unrotated_one():
-    image = turned(12, 16)
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_a_mask_that_only_fits_the_image_as_stored_is_turned_with_it(orientation):
+    image = turned(12, 16, orientation)
     pair = read(image)
     assert not pair.faults
-    assert pair.image == image  # TensorFlow does not look at EXIF data
+    prepared = images.prepared(picture_files.decode(image), PLAIN)  # what prediction sees
+    np.testing.assert_array_equal(tf.io.decode_image(pair.image, channels=3), prepared)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    of_mask = picture_files.decode(encoded(mask(), exif=exif)).upright().pixels[..., 0]
+    np.testing.assert_array_equal(pair.ids, of_mask)
+    np.testing.assert_array_equal(tf.io.decode_image(pair.mask)[..., 0], of_mask)
 
 
 @pytest.mark.parametrize(

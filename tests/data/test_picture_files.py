@@ -110,6 +110,28 @@ def test_pages_are_counted_and_read_one_by_one(tmp_path):
         picture_files.read(tmp_path / "stack.tif", 5)
 
 
+def test_pages_may_be_read_in_any_order():
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        for page in (
+            COLORS[..., :3],
+            COLORS[..., 0],
+            DEEP[..., :3],
+            DEEP[..., 0],
+            COLORS[..., 1],
+            COLORS[..., :3] // 2,
+        ):
+            options = {"photometric": "rgb" if page.ndim == 3 else "minisblack", "compression": "deflate"}
+            writer.write(page, **options, extratags=[(274, 3, 1, 1 + page.ndim, False)])
+    content = picture_files.FileContent(buffer.getvalue())
+    digests = {content.digest(page) for page in (None, *range(6))}
+    assert len(digests) == 7
+    for page in (4, 0, 5, 2, 1, 3, 0, 1):
+        found, expected = content.picture(page), picture_files.decode(buffer.getvalue(), page)
+        np.testing.assert_array_equal(found.pixels, expected.pixels)
+        assert (found.mode, found.pages, found.lossy) == (expected.mode, 6, "")
+
+
 def test_thumbnails_and_coarser_copies_are_no_pages():
     buffer = io.BytesIO()
     with tifffile.TiffWriter(buffer) as writer:

@@ -9,19 +9,24 @@ import shutil
 import subprocess
 import sys
 import threading
+import types
 
 import numpy as np
 import programs_in_forks
 import pytest
 import tensorflow as tf
+import tifffile
 from conftest import ROOT, own_lines
 from PIL import Image
 
 from petseg.classes import PETS, Classes
+from petseg.config.image_spec import ImageSpec
 from petseg.data import images
 from petseg.deployment import file_prediction
+from petseg.deployment.output_files import Outputs
 from petseg.deployment.photograph_files import Plan
 from petseg.deployment.predictor import Predictor
+from petseg.deployment.segmentation import check_foreground
 from petseg.errors import ConfigError, UnreadableFilesError, WorkDirectoryError
 from petseg.evaluation.keras_runner import KerasRunner
 from petseg.models import encoders, unet
@@ -42,6 +47,12 @@ def predictor(model):
     return Predictor(model, PETS)
 
 
+def predict_files(predictor, pattern, output_dir, skip_existing=False, pages=False, **outputs):
+    outputs = Outputs(predictor.classes, **outputs)
+    plan = Plan.make(pattern, output_dir, outputs, skip_existing=skip_existing, pages=pages)
+    return file_prediction.run_plan(plan, predictor)
+
+
 def photograph(height=90, width=120, seed=0):
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (6, 8, 3), np.uint8)
@@ -50,7 +61,7 @@ def photograph(height=90, width=120, seed=0):
 
 def test_a_mask_is_an_indexed_png_of_the_photographs_size(predictor, tmp_path):
     Image.fromarray(photograph()).save(tmp_path / "cat.png")
-    (mask_file,) = file_prediction.predict_files(predictor, str(tmp_path / "*.png"), str(tmp_path / "out"), cutout=True)
+    (mask_file,) = predict_files(predictor, str(tmp_path / "*.png"), str(tmp_path / "out"), cutout=True)
     assert mask_file == tmp_path / "out" / "cat.mask.png"
     mask = Image.open(mask_file)
     assert (mask.mode, mask.size) == ("P", (120, 90))
@@ -68,7 +79,7 @@ def test_palette_and_foreground_come_from_the_classes(model, tmp_path):
     streets = {"classes": ["road", {"name": "car", "color": [1, 2, 3], "foreground": True}, "sky"]}
     predictor = Predictor(model, Classes.from_dict(streets), tile=(64, 64))
     Image.fromarray(photograph()).save(tmp_path / "street.png")
-    (mask_file,) = file_prediction.predict_files(predictor, str(tmp_path / "*.png"), str(tmp_path / "out"), cutout=True)
+    (mask_file,) = predict_files(predictor, str(tmp_path / "*.png"), str(tmp_path / "out"), cutout=True)
     mask, probabilities = Image.open(mask_file), predictor(photograph()).probabilities
     np.testing.assert_array_equal(np.asarray(mask), probabilities.argmax(-1))
     assert mask.getpalette()[3:6] == [1, 2, 3]
@@ -77,8 +88,7 @@ def test_palette_and_foreground_come_from_the_classes(model, tmp_path):
     without = Predictor(model, Classes.from_dict(["road", "car", "sky"]))
     assert without(photograph()).foreground is None
     with pytest.raises(ConfigError, match="--cutout: none of the classes road, car, sky is foreground"):
-        file_prediction.predict_files(without, str(tmp_path / "*.png"), str(tmp_path / "none"), cutout=True)
-    assert not (tmp_path / "none").exists()
+        check_foreground(without.classes)
 
 
 def test_unreadable_files_are_reported_and_the_others_are_segmented(predictor, tmp_path, caplog):
@@ -92,7 +102,7 @@ def test_unreadable_files_are_reported_and_the_others_are_segmented(predictor, t
         caplog.at_level(logging.WARNING, "petseg"),
         pytest.raises(UnreadableFilesError, match="3 of 5 files cannot be read; the rest is done") as caught,
     ):
-        file_prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
+        predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
     assert caught.value.exit_code == 4
     assert sorted(message.split(":")[0].rsplit("/", 1)[1] for message in caplog.messages) == [
         "empty.jpg", "text.jpg", "truncated.jpg"
@@ -110,7 +120,7 @@ def test_a_photograph_whose_output_cannot_be_written_does_not_end_the_batch(pred
         caplog.at_level(logging.WARNING, "petseg"),
         pytest.raises(UnreadableFilesError, match="2 of 5 files cannot be written; the rest is done") as caught,
     ):
-        file_prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"), cutout=True)
+        predict_files(predictor, str(tmp_path), str(tmp_path / "out"), cutout=True)
     assert caught.value.exit_code == 4
     log = "\n".join(caplog.messages)
     assert re.search(r"long\.png: cannot be written: \.overlay\.jpg: 66000 x 32 pixels .* at most 65500", log)
@@ -135,7 +145,7 @@ def test_a_photograph_that_the_network_fails_on_does_not_end_the_batch(model, tm
 
     monkeypatch.setattr(predictor, "run_network", run_network)
     with pytest.raises(UnreadableFilesError, match="1 of 3 files cannot be segmented; the rest is done"):
-        file_prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
+        predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
     assert "1.png: cannot be segmented: no memory for 91 rows" in caplog.text
     assert {path.name for path in (tmp_path / "out").glob("*.mask.png")} == {"0.mask.png", "2.mask.png"}
 
@@ -150,14 +160,14 @@ def test_a_disk_that_cannot_be_written_ends_the_batch(number, predictor, tmp_pat
 
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(WorkDirectoryError, match=f"--output_dir=.*cannot be written: {os.strerror(number)}"):
-        file_prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
+        predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
 
 
 def test_a_pipe_is_reported_and_does_not_block(predictor, tmp_path, caplog):
     Image.fromarray(photograph()).save(tmp_path / "cat.png")
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(UnreadableFilesError, match="1 of 2 files cannot be read"):
-        file_prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
+        predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
     assert "pipe.jpg: cannot be read: is not a regular file; must be an image file" in caplog.text
 
 
@@ -165,7 +175,7 @@ def test_an_unwritable_output_folder_is_an_error(predictor, tmp_path):
     Image.fromarray(photograph()).save(tmp_path / "cat.jpg")
     (tmp_path / "file").write_text("")
     with pytest.raises(WorkDirectoryError, match=r"--output_dir=.*/file/out: .* cannot be written"):
-        file_prediction.predict_files(predictor, str(tmp_path / "cat.jpg"), str(tmp_path / "file" / "out"))
+        predict_files(predictor, str(tmp_path / "cat.jpg"), str(tmp_path / "file" / "out"))
 
 
 def test_batches_give_the_same_masks_as_single_photographs(model, tmp_path, monkeypatch):
@@ -182,7 +192,7 @@ def test_batches_give_the_same_masks_as_single_photographs(model, tmp_path, monk
         batched = list(predictor.predict(images))
         assert max(sizes) > 1
         assert tile or sizes == [8, 3]
-        masks = file_prediction.predict_files(predictor, str(tmp_path), str(tmp_path / f"out{tile}"), cutout=True)
+        masks = predict_files(predictor, str(tmp_path), str(tmp_path / f"out{tile}"), cutout=True)
         for expected, found, file in zip(one_by_one, batched, masks, strict=True):
             np.testing.assert_array_equal(found.mask, expected.mask)
             np.testing.assert_array_equal(found.foreground, expected.foreground)
@@ -214,19 +224,41 @@ def test_photographs_and_pixels_in_memory_are_limited(predictor, tmp_path, monke
 
     monkeypatch.setattr(file_prediction.images, "read", reading)
     monkeypatch.setattr(Plan, "write", writing)
-    monkeypatch.setattr(file_prediction, "MOST_PIXELS", pixels)
-    masks = file_prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
+    monkeypatch.setattr(file_prediction, "MOST_BYTES", 4 * pixels)
+    masks = predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
     assert [mask.name[:2] for mask in masks] == [f"{i:02}" for i in range(21)] + [f"{i:02}" for i in range(20, 40)]
     assert 1 < max(map(len, seen)) <= most
     if pixels < 10**4:
         assert all(each == {"20-large.png"} for each in seen if "20-large.png" in each)
 
 
+def test_photographs_of_many_channels_count_by_their_bytes(tmp_path, monkeypatch):
+    for i in range(4):
+        np.save(tmp_path / f"{i}.npy", np.zeros((30, 30, 32), np.uint16))
+    plan = Plan.make(str(tmp_path), str(tmp_path / "out"), Outputs(PETS))
+    thirty_two = types.SimpleNamespace(batch_size=8, image_spec=ImageSpec(32, "uint16"), prepare=lambda image: image)
+    monkeypatch.setattr(file_prediction, "MOST_BYTES", 2.5 * 30 * 30 * 64)
+    with file_prediction._Pipeline(plan, thirty_two) as pipeline:
+        pipeline._read_ahead()
+        assert len(pipeline._reading) == 2
+
+
+def test_pages_of_a_stack_are_read_from_one_content(predictor, tmp_path, monkeypatch):
+    pages = [Image.fromarray(photograph(seed=seed)) for seed in range(5)]
+    pages[0].save(tmp_path / "scan.tif", save_all=True, append_images=pages[1:])
+    parsed, parse = [], tifffile.TiffFile
+    monkeypatch.setattr(tifffile, "TiffFile", lambda *arguments: parsed.append(1) or parse(*arguments))
+    masks = predict_files(predictor, str(tmp_path / "scan.tif"), str(tmp_path / "out"), pages=True)
+    assert len(parsed) <= 4  # for its georeference, its number of pages, its size and its pixels
+    for page, file in zip(pages, masks, strict=True):
+        np.testing.assert_array_equal(Image.open(file), predictor(np.asarray(page)).mask)
+
+
 def test_the_log_sums_up_and_existing_outputs_can_be_skipped(predictor, tmp_path, caplog):
     for name in ("a.png", "sub/b.png"):
         (tmp_path / "in" / name).parent.mkdir(exist_ok=True, parents=True)
         Image.fromarray(photograph()).save(tmp_path / "in" / name)
-    predict = functools.partial(file_prediction.predict_files, predictor, str(tmp_path / "in"), str(tmp_path / "out"))
+    predict = functools.partial(predict_files, predictor, str(tmp_path / "in"), str(tmp_path / "out"))
     with caplog.at_level(logging.INFO, "petseg"):
         assert len(predict()) == 2
         (tmp_path / "out" / "sub" / "b.mask.png").unlink()
@@ -243,6 +275,8 @@ MANY = """
 import resource, sys
 from petseg.classes import PETS
 from petseg.deployment import file_prediction
+from petseg.deployment.output_files import Outputs
+from petseg.deployment.photograph_files import Plan
 from petseg.deployment.predictor import Predictor
 from petseg.models import encoders, unet
 size = (64, 64)
@@ -250,7 +284,8 @@ encoder = encoders.build_encoder("tiny", image_size=size)
 model = unet.build_unet(image_size=size, num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit")
 predictor = Predictor(model, PETS)
 for pattern in ("large.jpg", "[0-9]*.jpg"):
-    print(len(file_prediction.predict_files(predictor, f"{sys.argv[1]}/{pattern}", f"{sys.argv[1]}/out")))
+    plan = Plan.make(f"{sys.argv[1]}/{pattern}", f"{sys.argv[1]}/out", Outputs(PETS))
+    print(len(file_prediction.run_plan(plan, predictor)))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
@@ -328,7 +363,7 @@ def test_what_a_run_does_not_take_is_refused_by_name_and_unused_opacity_is_logge
     frames = [Image.fromarray(photograph(seed=seed)) for seed in (0, 1)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     with caplog.at_level(logging.INFO, "petseg"), pytest.raises(UnreadableFilesError, match="2 of 4 files cannot be"):
-        file_prediction.predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
+        predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
     lines = [line for line in caplog.messages if "opacity" in line]
     assert lines == [f"2 photographs: the first, {tmp_path}/a.png, {images.UNUSED_OPACITY}"]
     refused = {line for line in caplog.messages if "cannot be read" in line}

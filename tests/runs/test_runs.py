@@ -15,10 +15,12 @@ from petseg.classes import PETS
 from petseg.config import with_kept
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import loading
+from petseg.data.backends import on_demand
 from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
 from petseg.reporting import tags
 from petseg.runs import scoring, train
 from petseg.runs.work_directory import WorkDirectory
+from petseg.training import sample_weights
 
 SCORES = [
     "accuracy",
@@ -150,6 +152,32 @@ def test_balanced_class_weights_are_computed_from_the_training_masks(tiny_config
     (scored,) = scoring.evaluate(EvalConfig(ScoreConfig(workdir=config.runtime.workdir)))
     trained = experiment_results(WorkDirectory(config.runtime.workdir), 1)
     assert scored["loss"] == pytest.approx(trained["loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_resumes_with_what_it_counted_in_a_sample_of_its_masks(
+    tiny_config, array_record_dir, monkeypatch, caplog
+):
+    monkeypatch.setattr(on_demand, "COUNTED_MASKS", 2)
+    config = tiny_config.changed(
+        data={"cache": "none", "data_dir": str(array_record_dir)},
+        loss={"class_weights": "balanced"},
+        augmentation={"crop_area": 0.5, "crop_focus": 0.5},
+        schedule={"train_steps": 2},
+    )
+    with caplog.at_level("INFO", logger="petseg"):
+        train.train(config)
+    assert "counting classes in 2 of the 24 masks" in caplog.text
+    workdir = WorkDirectory(config.runtime.workdir)
+    record = json.loads(workdir.config_file.read_text())
+    workdir.config_file.write_text(json.dumps({**record, "rare_classes": [0]}))  # as from another sample
+    config = config.changed(data={"cache": "memory"})
+    train.train(config.changed(schedule={"train_steps": 3}))
+    after = json.loads(workdir.config_file.read_text())
+    assert (after["class_weights"], after["rare_classes"]) == (record["class_weights"], [0])
+    masks = loading.load(config.data, "train", PETS).masks_to_count()
+    assert list(sample_weights.balanced(masks, 3)) != record["class_weights"]
+    assert workdir.load_counts(changed(config, "loss", class_weights="median_frequency")).class_weights is None
 
 
 @pytest.mark.slow

@@ -134,8 +134,8 @@ def _read(file: Path) -> np.ndarray:
         picture = picture_files.read(file).colors()
     except PictureError as error:
         raise DataError(str(error)) from error
-    if picture.format in ("JPEG", "MPO"):
-        raise DataError("is a mask in JPEG, which changes values at every edge; must be the original mask")
+    if picture.lossy:
+        raise DataError(f"is a mask in {picture.lossy}, which changes values at every edge; must be the original mask")
     if picture.alpha_varies:
         raise DataError("has pixels of several opacities; must be black and one other colour, all opaque")
     values = picture.pixels[..., : picture.pixels.shape[2] - picture.alpha]

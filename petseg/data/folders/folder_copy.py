@@ -37,7 +37,7 @@ from petseg.errors import ConfigError, DataError, one_line
 from petseg.files import printable
 
 WEIGHT = "weight"  # feature
-FORMAT = 3  # increase when the same folder would give other records
+FORMAT = 4  # increase when the same folder would give other records
 logger = logging.getLogger(__name__)
 
 

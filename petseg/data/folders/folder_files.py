@@ -1,11 +1,12 @@
 """Reads the classes and all pairs of a folder, in parallel; pages of stacks as pairs. Imports no TensorFlow."""
 
 import dataclasses
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
@@ -18,6 +19,7 @@ from petseg.data.folders.mask_values import MaskCoding
 from petseg.data.folders.pair_files import DecodedPair
 from petseg.data.mask_survey import MaskFacts
 from petseg.data.picture import PictureError
+from petseg.data.picture_files import FileContent
 from petseg.runtime.cpus import usable_cpus
 from petseg.runtime.progress_bars import progress_bar
 
@@ -44,17 +46,18 @@ def infer_classes(layout: Layout) -> tuple[Classes | None, list[Fault]]:
 
     Masks of unneeded splits with faults are not counted.
     """
-    pairs = _pairs_by_split(layout)
     found: dict[str, list[tuple[str, MaskFacts]]] = {}
     bad: list[Fault] = []
-    read = map_with_progress(
-        pairs, lambda each: _read_facts(each[1]), len(pairs), f"looking for classes in {layout.name}"
-    )
-    for (split, pair), facts in zip(pairs, read, strict=True):
+
+    def read(each: _Task) -> tuple[_Task, MaskFacts | Fault]:
+        values = pair_files.read_values(each.pair.mask_name, each.mask, None, each.pair.page)
+        return each, values if isinstance(values, Fault) else MaskFacts.of(values)
+
+    for task, facts in _map_pairs(layout, read, f"looking for classes in {layout.name}"):
         if isinstance(facts, Fault):
-            bad.append(dataclasses.replace(facts, split=split))
+            bad.append(dataclasses.replace(facts, split=task.split))
         else:
-            found.setdefault(split, []).append((pair.mask_name, facts))
+            found.setdefault(task.split, []).append((task.pair.mask_name, facts))
     blocking, others = faults.partition(bad, layout.needed)
     usable = [each for split, of_split in found.items() if split not in others for each in of_split]
     needed = [each for split, of_split in found.items() if split in layout.needed for each in of_split]
@@ -68,34 +71,41 @@ def infer_classes(layout: Layout) -> tuple[Classes | None, list[Fault]]:
     return classes, [*bad, *wrong]
 
 
-def _read_facts(pair: Pair) -> MaskFacts | Fault:
-    """Reads a mask whose classes are unknown."""
-    data = pair_files.read_file(pair.mask_name, pair.mask)
-    mask = data if isinstance(data, Fault) else pair_files.read_mask(pair.mask_name, data, None, pair.page)
-    return mask if isinstance(mask, Fault) else MaskFacts.of(mask[1])
+class _Task(NamedTuple):
+    """A pair to be read: its split, and its files, which the pages of a stack share."""
 
-
-def read_pair(pair: Pair, coding: MaskCoding) -> DecodedPair:
-    """Reads and decodes a pair."""
-    read = [pair_files.read_file(name, path) for name, path in pair.files.items()]
-    if faults := tuple(each for each in read if isinstance(each, Fault)):
-        return DecodedPair(pair.name, pair.mask_name, faults=faults)
-    image, mask, *weight = (each for each in read if not isinstance(each, Fault))
-    with_weight = (pair.weight_name, weight[0]) if weight else None
-    return pair_files.decode_pair(pair.name, image, pair.mask_name, mask, coding, pair.page, with_weight)
+    split: str
+    pair: Pair
+    image: FileContent
+    mask: FileContent
+    weight: FileContent | None
 
 
 def read_pairs(layout: Layout, coding: MaskCoding) -> Iterator[tuple[str, DecodedPair]]:
     """Yields the split and content of every pair, split by split, with a progress bar."""
-    pairs = _pairs_by_split(layout)
 
-    def read(each: tuple[str, Pair]) -> tuple[str, DecodedPair]:
-        split, pair = each[0], read_pair(each[1], coding)
-        return split, dataclasses.replace(
-            pair, faults=tuple(dataclasses.replace(fault, split=split) for fault in pair.faults)
+    def read(each: _Task) -> tuple[str, DecodedPair]:
+        weight = None if each.weight is None else (each.pair.weight_name, each.weight)
+        pair = pair_files.decode_pair(
+            each.pair.name, each.image, each.pair.mask_name, each.mask, coding, each.pair.page, weight
         )
+        faults = tuple(dataclasses.replace(fault, split=each.split) for fault in pair.faults)
+        return each.split, dataclasses.replace(pair, faults=faults)
 
-    return map_with_progress(pairs, read, len(pairs), f"reading {layout.name}")
+    return _map_pairs(layout, read, f"reading {layout.name}")
+
+
+def _map_pairs(layout: Layout, function: Callable[[_Task], R], what: str) -> Iterator[R]:
+    """Applies a function to each pair as `map_with_progress` does."""
+
+    def tasks() -> Iterator[_Task]:
+        for split, members in layout.splits.items():
+            of_files = itertools.groupby(members, lambda pair: (pair.image, pair.mask, pair.weight))
+            for (image, mask, weight), pairs in of_files:
+                files = FileContent(image), FileContent(mask), FileContent(weight) if weight else None
+                yield from (_Task(split, pair, *files) for pair in pairs)
+
+    return map_with_progress(tasks(), function, sum(map(len, layout.splits.values())), what)
 
 
 def map_with_progress(items: Iterable[T], function: Callable[[T], R], count: int, what: str) -> Iterator[R]:
@@ -105,10 +115,6 @@ def map_with_progress(items: Iterable[T], function: Callable[[T], R], count: int
         for result in pair_files.map_in_order(function, items, threads):
             bar.update()
             yield result
-
-
-def _pairs_by_split(layout: Layout) -> list[tuple[str, Pair]]:
-    return [(split, pair) for split, members in layout.splits.items() for pair in members]
 
 
 def pages_as_pairs(layout: Layout, config: DataConfig) -> Layout:

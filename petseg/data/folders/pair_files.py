@@ -3,14 +3,12 @@
 import collections
 import concurrent.futures
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from petseg.data import images, mask_files, picture_files, weight_files
+from petseg.data import images, mask_files, weight_files
 from petseg.data.folders import mask_values
 from petseg.data.folders.faults import Fault, Kind
 from petseg.data.folders.mask_values import MaskCoding
@@ -18,6 +16,7 @@ from petseg.data.images import DTYPE_TEXT, Bands
 from petseg.data.mask_files import LossyMaskError, MaskValues
 from petseg.data.mask_survey import MaskFacts
 from petseg.data.picture import Picture, PictureError
+from petseg.data.picture_files import FileContent
 from petseg.errors import DataError
 
 T = TypeVar("T")
@@ -70,79 +69,103 @@ class DecodedPair:
 
 def decode_pair(
     name: str,
-    image_data: bytes,
+    image: FileContent | bytes,
     mask_name: str,
-    mask_data: bytes,
+    mask: FileContent | bytes,
     coding: MaskCoding,
     page: int | None = None,
-    weight: tuple[str, bytes] | None = None,
+    weight: tuple[str, FileContent] | None = None,
 ) -> DecodedPair:
     """Decodes and checks a pair.
 
-    An image is rotated according to its EXIF data, unless the mask only fits the unrotated image.
+    An image is turned according to its EXIF data, as in prediction. A mask or weight map that only fits the image as
+    stored is turned with it.
 
     Args:
       name: name of the image, for messages.
-      image_data: content of the image file.
+      image: content of the image file.
       mask_name: name of the mask, for messages.
-      mask_data: content of the mask file.
+      mask: content of the mask file.
       coding: converts values of the mask to class ids.
       page: page of all files, from 0 on; None for files of one page.
       weight: name and content of the weight map; None without.
     """
+    image, mask = (each if isinstance(each, FileContent) else FileContent(each) for each in (image, mask))
     faults: list[Fault] = []
-    picture = _read(name, image_data, page, faults)
-    mask = read_mask(mask_name, mask_data, coding.classes.colored, page)
-    mask_size = ids = facts = None
-    if isinstance(mask, Fault):
-        faults.append(mask)
-    else:
-        mask_size, facts = mask[0].size, MaskFacts.of(mask[1])
+    stored = _read(name, image, page, faults)
+    of_mask = _read(mask_name, mask, page, faults)
+    picture = stored.upright() if stored else None
+    either_way = False
+    if of_mask:
+        of_mask = _turned_with(stored, of_mask.upright())
+        if stored and picture:
+            either_way = of_mask.size == stored.size == picture.size and picture.pixels is not stored.pixels
+    found = values_of(mask_name, of_mask, coding.classes.colored) if of_mask else None
+    ids = facts = None
+    if isinstance(found, Fault):
+        faults.append(found)
+    elif found:
+        facts = MaskFacts.of(found)
         try:
-            ids = mask_files.ids_of(mask[1], coding)
+            ids = mask_files.ids_of(found, coding)
         except DataError as error:
             faults.append(Fault(Kind.VALUES, mask_name, str(error)))
-    modes = (picture.mode if picture else "", "" if isinstance(mask, Fault) else mask[0].mode)
-    size: tuple[int, int] | None = None
-    either_way = False
     if picture:
-        stored = picture
-        picture = upright(stored, mask_size)
-        size, turned = picture.size, picture.pixels is not stored.pixels
-        if min(size) < SMALLEST_SIDE:
-            what = f"is {size[0]} x {size[1]} pixels; must be at least {SMALLEST_SIDE} x {SMALLEST_SIDE}"
+        height, width = picture.size
+        if min(picture.size) < SMALLEST_SIDE:
+            what = f"is {height} x {width} pixels; must be at least {SMALLEST_SIDE} x {SMALLEST_SIDE}"
             faults.append(Fault(Kind.SMALL, name, what))
-        either_way = turned and stored.size == mask_size and (size[0] == size[1] or stored.orientation < 5)
-        if mask_size and size != mask_size:
-            what = f"is {size[0]} x {size[1]} (height x width), its mask {mask_name} {mask_size[0]} x {mask_size[1]}"
-            faults.append(Fault(Kind.SIZES, name, f"{what}; both must be one size"))
-    weight_map = None if weight is None else _weight_map(*weight, page, mask_name, mask_size, faults)
+        if facts and of_mask and picture.size != of_mask.size:
+            of = "{} x {}".format(*of_mask.size)
+            what = f"is {height} x {width} (height x width), its mask {mask_name} {of}; both must be one size"
+            faults.append(Fault(Kind.SIZES, name, what))
+    weight_map = None
+    if weight is not None and (read := _read(weight[0], weight[1], page, faults)):
+        mask_size = of_mask.size if of_mask and facts else None
+        weight_map = _weight_map(weight[0], _turned_with(stored, read.upright()), mask_name, mask_size, faults)
     image_file = mask_file = weight_file = b""
-    if picture and not faults:
+    if picture and stored and not faults:
         try:
             images.check_finite(picture.pixels)
             as_it_is = page is None and picture.pixels is stored.pixels
-            image_file = images.record_file(picture, image_data if as_it_is else b"")
+            image_file = images.record_file(picture, image.data() if as_it_is else b"")
         except PictureError as error:
             faults.append(Fault(Kind.IMAGES, name, str(error)))
     if ids is not None and not faults:
         mask_file = mask_values.encode_png(ids)
-    if weight is not None and weight_map and not faults:
+    if weight_map and not faults:
         weight_file = images.record_file(weight_map, b"")
-    of_page = b"" if page is None else str(page).encode()
-    digest = hashlib.blake2b(image_data + of_page, digest_size=16).digest()
     return DecodedPair(
-        name, mask_name, image_file, mask_file, ids, size, modes, digest, picture, facts, either_way, tuple(faults),
-        weight[0] if weight else "", weight_map, weight_file,
-    )  # fmt: skip
+        name,
+        mask_name,
+        image_file,
+        mask_file,
+        ids,
+        picture.size if picture else None,
+        (stored.mode if stored else "", of_mask.mode if of_mask and facts else ""),
+        image.digest(page),
+        picture,
+        facts,
+        either_way,
+        tuple(faults),
+        weight[0] if weight else "",
+        weight_map,
+        weight_file,
+    )
+
+
+def _turned_with(image: Picture | None, other: Picture) -> Picture:
+    """A mask or weight map, turned as EXIF turns its image if it only fits the image as stored."""
+    only_stored = image is not None and other.size == image.size != image.upright().size
+    return dataclasses.replace(other, orientation=image.orientation).upright() if image and only_stored else other
 
 
 def _weight_map(
-    name: str, data: bytes, page: int | None, mask_name: str, mask_size: tuple[int, int] | None, faults: list[Fault]
+    name: str, picture: Picture, mask_name: str, mask_size: tuple[int, int] | None, faults: list[Fault]
 ) -> Picture | None:
-    """Decodes a weight map; adds a fault and returns None if it cannot be used."""
+    """The weight map of a picture; adds a fault and returns None if it cannot be used."""
     try:
-        weight = weight_files.decode(data, page)
+        weight = weight_files.of_picture(picture)
         if mask_size and weight.size != mask_size:
             height, width = weight.size
             what = f"is {height} x {width} (height x width), its mask {mask_name} {mask_size[0]} x {mask_size[1]}"
@@ -175,14 +198,17 @@ class WeightDepths:
         return [Fault(Kind.WEIGHTS, pair.weight_name, what, split)]
 
 
-def read_mask(
-    name: str, data: bytes, colored: bool | None, page: int | None = None
-) -> tuple[Picture, MaskValues] | Fault:
-    """Decodes a mask as `mask_files.decode` does; returns a fault if that fails."""
+def read_values(name: str, mask: FileContent, colored: bool | None, page: int | None = None) -> MaskValues | Fault:
+    """The values of a mask, turned as its own EXIF data say; a fault if it cannot be read or is no mask."""
+    faults: list[Fault] = []
+    picture = _read(name, mask, page, faults)
+    return values_of(name, picture.upright(), colored) if picture else faults[0]
+
+
+def values_of(name: str, picture: Picture, colored: bool | None) -> MaskValues | Fault:
+    """The values of a mask, as `mask_files.of_picture`; a fault if it is no mask."""
     try:
-        return mask_files.decode(data, colored, page)
-    except PictureError as error:
-        return Fault(Kind.UNREADABLE, name, str(error))
+        return mask_files.of_picture(picture, colored)
     except LossyMaskError as error:
         return Fault(Kind.INEXACT, name, str(error))
     except DataError as error:
@@ -205,24 +231,10 @@ def map_in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -
                 future.cancel()
 
 
-def _read(name: str, data: bytes, page: int | None, faults: list[Fault]) -> Picture | None:
-    """Decodes an image; adds a fault and returns None if that fails."""
+def _read(name: str, file: FileContent, page: int | None, faults: list[Fault]) -> Picture | None:
+    """Decodes a file; adds a fault and returns None if that fails."""
     try:
-        return picture_files.decode(data, page)
+        return file.picture(page)
     except PictureError as error:
         faults.append(Fault(Kind.UNREADABLE, name, str(error)))
         return None
-
-
-def upright(picture: Picture, mask_size: tuple[int, int] | None) -> Picture:
-    """An image turned as its EXIF orientation says, unless only as it is stored it has the size of its mask."""
-    fits_stored = picture.orientation >= 5 and picture.size == mask_size and picture.size[0] != picture.size[1]
-    return dataclasses.replace(picture, orientation=1) if fits_stored else picture.upright()
-
-
-def read_file(name: str, path: Path) -> bytes | Fault:
-    """Reads a file; returns a fault if that fails."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        return Fault(Kind.UNREADABLE, name, f"cannot be read: {error.strerror}; must be a complete image")
