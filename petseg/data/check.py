@@ -35,6 +35,13 @@ class CheckOptions(Group):
 
     output_dir: str = option(".", "folder for the sheet of mask overlays, `NAME-overlays.jpg`")
     overlays: int = option(12, "number of images on the sheet; 0: no sheet", unit="pictures", minimum=0, maximum=120)
+    against: str = option(
+        "",
+        "trained run (a work directory, packed weights, or `pets`): also list the masks of --train_split that "
+        "it disputes most, which may be wrong, on a sheet `NAME-disputed.jpg`",
+    )
+    disputed: int = option(24, "number of masks that --against lists", unit="pictures", minimum=1, maximum=120)
+    allow_code: bool = option(False, "run the code that the flags of --against name; only if you trust it")
     debug: bool = option(False, "show the traceback of an error that is otherwise one line")
 
 
@@ -106,6 +113,21 @@ def main(config: CheckConfig) -> None:
     if blocking:
         count = len(blocking)
         raise DataError(f"{count} fault{'s' if count > 1 else ''}, printed above; must be none to train")
+    if config.check.against:
+        _print_disputes(source.name, config)
+
+
+def _print_disputes(name: str, config: CheckConfig) -> None:
+    """Prints the masks that a trained run disputes."""
+    startup.load_tensorflow(show_greetings=config.check.debug)
+    from petseg.runs import disputed_masks
+
+    options = config.check
+    file = _sheet_file(name, options, "disputed")
+    for line in disputed_masks.report(
+        options.against, config.data, most=options.disputed, sheet=file, allow_code=options.allow_code
+    ):
+        print(line)
 
 
 def _folder(config: DataConfig) -> _Source:
@@ -188,9 +210,9 @@ def _print_classes(inspection: Inspection) -> None:
         print(f"{name:<{wide[0]}}  {value:>{wide[1]}}{cells}")
 
 
-def _sheet_file(name: str, options: CheckOptions) -> Path:
+def _sheet_file(name: str, options: CheckOptions, contents: str = "overlays") -> Path:
     title = re.sub(r"[^\w.]+", "-", name)  # a TFDS name may have a config and a version
-    return Path(options.output_dir or ".").expanduser() / f"{title}-overlays.jpg"
+    return Path(options.output_dir or ".").expanduser() / f"{title}-{contents}.jpg"
 
 
 def _write_sheet(overlays: OverlaySheet, file: Path, options: CheckOptions) -> None:

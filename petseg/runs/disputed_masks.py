@@ -1,0 +1,143 @@
+"""Masks that a trained run disputes, which may be wrong: `python -m petseg.data.check --against=RUN`.
+
+Confident learning (Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", 2021):
+a pixel is disputed if another class is most probable there and at least as probable as it is on average where masks
+have it. Images are ranked by the share of their labelled pixels that are disputed.
+"""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from petseg import files
+from petseg.config import DataConfig
+from petseg.config.eval_config import ScoreConfig
+from petseg.data import loading
+from petseg.data.examples import Examples
+from petseg.errors import ConfigError
+from petseg.evaluation.keras_runner import KerasRunner
+from petseg.reporting import pictures
+from petseg.runs import open_run
+from petseg.runs.open_run import Run
+from petseg.runtime.progress_bars import progress_bar
+
+THRESHOLD_EXAMPLES = 512  # examples, evenly spread, that tell how probable a class usually is
+# Fields of a config that say how images become the network's input.
+INPUT_FIELDS = ("channels", "image_dtype", "intensity_range", "shown_channels", "image_size", "resize")
+logger = logging.getLogger(__name__)
+
+
+class Dispute(NamedTuple):
+    """What a run disputes about one mask."""
+
+    share: float  # share of the labelled pixels that are disputed
+    name: str  # of the image
+    index: int  # of the example in the split
+    given: str  # most frequent class of the mask where it is disputed
+    found: str  # most frequent class that the run finds there
+
+    def __str__(self) -> str:
+        return f"{self.share:6.1%}  {self.name}: {self.found} instead of {self.given}"
+
+
+def report(against: str, data: DataConfig, *, most: int, sheet: Path, allow_code: bool = False) -> Iterator[str]:
+    """Lines about the masks of `--train_split` that a run disputes most; also draws them.
+
+    Args:
+      against: a work directory, a file of packed weights, or the name of a packaged model.
+      data: the data set. Images become the network's input as in the run.
+      most: largest number of masks that are listed and drawn.
+      sheet: JPEG file to write: image, mask, prediction, difference and confidence of each.
+      allow_code: whether code that the run's flags name may be run.
+
+    Raises:
+      PetsegError: if there is no such run, its classes are others, or the file cannot be written.
+    """
+    run = _opened(against, allow_code)
+    data = data.changed(**{name: getattr(run.config.data, name) for name in INPUT_FIELDS})
+    examples = loading.load(data, data.train_split)
+    if examples.classes.names != run.classes.names:
+        raise ConfigError(
+            f"--against={against}: its classes are {', '.join(run.classes.names)}; must be those of the masks, "
+            f"{', '.join(examples.classes.names)}"
+        )
+    network = _Network(run)
+    disputes = network.disputes(examples)[:most]
+    yield f"split {data.train_split}: {len(disputes)} of {len(examples)} masks that {against} disputes most"
+    if disputes:
+        yield from map(str, disputes)
+        with files.explain_write_errors(sheet, flag=f"--output_dir={sheet.parent}", error_class=ConfigError):
+            sheet.parent.mkdir(parents=True, exist_ok=True)
+            sheet.write_bytes(network.draw(examples, disputes))
+        yield f"drawn: {sheet}"
+
+
+def _opened(against: str, allow_code: bool) -> Run:
+    run = open_run.open_run(ScoreConfig(workdir=against, allow_code=allow_code))
+    if run.config.optimizer.ema_decay and not isinstance(run, open_run.PackedRun):
+        run = open_run.open_run(ScoreConfig(workdir=against, allow_code=allow_code, ema=True))
+    return run
+
+
+class _Network:
+    """Probabilities of a run's network."""
+
+    def __init__(self, run: Run):
+        model, _ = open_run.load_model(run, run.checkpoint("latest"))
+        self._spec, self._classes = run.config.data.image_spec, run.classes
+        self._runner = KerasRunner(model, resize=run.config.data.resize, image_spec=self._spec)
+
+    def disputes(self, examples: Examples) -> list[Dispute]:
+        """The masks with disputed pixels, those with most first."""
+        spread = np.linspace(0, len(examples) - 1, min(len(examples), THRESHOLD_EXAMPLES)).round().astype(int)
+        thresholds = self._mean_confidences(examples, np.unique(spread))
+        found = []
+        for index, labels, probabilities in self._predicted(examples, np.arange(len(examples))):
+            usual = np.where(probabilities >= thresholds, probabilities, -1)
+            classes = usual.argmax(-1)
+            valid = labels < len(self._classes)
+            disputed = valid & (classes != labels) & (usual.max(-1) >= 0) & (classes == probabilities.argmax(-1))
+            if disputed.any():
+                given, other = (self._classes.names[np.bincount(ids[disputed]).argmax()] for ids in (labels, classes))
+                share = float(disputed.sum() / valid.sum())
+                found.append(Dispute(share, examples.names_of([index])[0], index, given, other))
+        return sorted(found, key=lambda dispute: (-dispute.share, dispute.index))
+
+    def draw(self, examples: Examples, disputes: list[Dispute]) -> bytes:
+        """A sheet of images, masks and predictions as JPEG."""
+        ids = np.array([dispute.index for dispute in disputes])
+        images, masks = examples.read(ids)
+        probabilities = np.stack([each for *_, each in self._predicted(examples, ids)])
+        figure = pictures.prediction_sheet(
+            self._spec.shown(images),
+            masks[..., 0],
+            probabilities.argmax(-1),
+            probabilities.max(-1),
+            [f"{dispute.name}: {dispute.share:.0%}" for dispute in disputes],
+            self._classes,
+        )
+        return pictures.encode_jpeg(pictures.to_array(figure))
+
+    def _mean_confidences(self, examples: Examples, ids: np.ndarray) -> np.ndarray:
+        """The mean probability of each class where masks have it, float64 [C]; 1 for a class that is nowhere."""
+        sums, counts = np.zeros(len(self._classes)), np.zeros(len(self._classes))
+        for _, labels, probabilities in self._predicted(examples, ids):
+            for class_id in np.unique(labels[labels < len(self._classes)]):
+                of_class = probabilities[labels == class_id, class_id]
+                sums[class_id] += of_class.sum()
+                counts[class_id] += len(of_class)
+        return np.divide(sums, counts, out=np.ones_like(sums), where=counts > 0)
+
+    def _predicted(self, examples: Examples, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Id, class ids uint8 [H, W] and probabilities float32 [H, W, C] of examples."""
+        size = self._runner.batch_size
+        batches = [ids[i : i + size] for i in range(0, len(ids), size)]
+        for batch in progress_bar(batches, logger, what="compared", unit="batches"):
+            images, masks = examples.read(batch)
+            yield from zip(
+                batch.tolist(), masks[..., 0], tf.nn.softmax(self._runner.logits(images)).numpy(), strict=True
+            )
