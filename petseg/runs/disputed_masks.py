@@ -2,7 +2,8 @@
 
 Confident learning (Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", 2021):
 a pixel is disputed if another class is most probable there and at least as probable as it is on average where masks
-have it. Images are ranked by the share of their labelled pixels that are disputed.
+have it. Masks are ranked by their mean IoU with the mask that takes the run's class in disputed pixels. A run has
+learned much of what is wrong in its own training data; one that was trained on other images disputes more.
 """
 
 import logging
@@ -19,6 +20,7 @@ from petseg.config.eval_config import ScoreConfig
 from petseg.data import loading
 from petseg.data.examples import Examples
 from petseg.errors import ConfigError
+from petseg.evaluation import metrics
 from petseg.evaluation.keras_runner import KerasRunner
 from petseg.reporting import pictures
 from petseg.runs import open_run
@@ -34,6 +36,7 @@ logger = logging.getLogger(__name__)
 class Dispute(NamedTuple):
     """What a run disputes about one mask."""
 
+    mean_iou: float  # of the mask and the mask that takes the run's classes where it disputes it
     share: float  # share of the labelled pixels that are disputed
     name: str  # of the image
     index: int  # of the example in the split
@@ -41,7 +44,7 @@ class Dispute(NamedTuple):
     found: str  # most frequent class that the run finds there
 
     def __str__(self) -> str:
-        return f"{self.share:6.1%}  {self.name}: {self.found} instead of {self.given}"
+        return f"  {self.name}: {self.share:.1%} {self.found} instead of {self.given} (mean IoU {self.mean_iou:.2f})"
 
 
 def report(against: str, data: DataConfig, *, most: int, sheet: Path, allow_code: bool = False) -> Iterator[str]:
@@ -92,20 +95,30 @@ class _Network:
         self._runner = KerasRunner(model, resize=run.config.data.resize, image_spec=self._spec)
 
     def disputes(self, examples: Examples) -> list[Dispute]:
-        """The masks with disputed pixels, those with most first."""
+        """The masks with disputed pixels, those that would change most first."""
         spread = np.linspace(0, len(examples) - 1, min(len(examples), THRESHOLD_EXAMPLES)).round().astype(int)
         thresholds = self._mean_confidences(examples, np.unique(spread))
         found = []
         for index, labels, probabilities in self._predicted(examples, np.arange(len(examples))):
             usual = np.where(probabilities >= thresholds, probabilities, -1)
             classes = usual.argmax(-1)
-            valid = labels < len(self._classes)
-            disputed = valid & (classes != labels) & (usual.max(-1) >= 0) & (classes == probabilities.argmax(-1))
+            disputed = (labels < len(self._classes)) & (usual.max(-1) >= 0) & (classes != labels)
+            disputed &= classes == probabilities.argmax(-1)
             if disputed.any():
-                given, other = (self._classes.names[np.bincount(ids[disputed]).argmax()] for ids in (labels, classes))
-                share = float(disputed.sum() / valid.sum())
-                found.append(Dispute(share, examples.names_of([index])[0], index, given, other))
-        return sorted(found, key=lambda dispute: (-dispute.share, dispute.index))
+                found.append(self._dispute(examples, index, labels, classes, disputed))
+        return sorted(found, key=lambda dispute: (dispute.mean_iou, dispute.index))
+
+    def _dispute(
+        self, examples: Examples, index: int, labels: np.ndarray, classes: np.ndarray, disputed: np.ndarray
+    ) -> Dispute:
+        """Describes the disputed pixels, bool [H, W], of an example with mask and predicted class ids [H, W]."""
+        count, valid = len(self._classes), labels < len(self._classes)
+        changed = np.where(disputed, classes, labels)[valid]
+        matrix = np.bincount(count * labels[valid].astype(np.int64) + changed, minlength=count**2)
+        given, other = (self._classes.names[np.bincount(ids[disputed]).argmax()] for ids in (labels, classes))
+        mean_iou = float(metrics.mean_iou(matrix.reshape(count, count)))
+        name = examples.names_of([index])[0]
+        return Dispute(mean_iou, float(disputed.sum() / valid.sum()), name, index, given, other)
 
     def draw(self, examples: Examples, disputes: list[Dispute]) -> bytes:
         """A sheet of images, masks and predictions as JPEG."""
