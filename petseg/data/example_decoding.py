@@ -26,15 +26,10 @@ class BadExampleError(DataError):
 
 @dataclasses.dataclass(frozen=True)
 class ImageDecoding:
-    """Decodes the image files of records, as graphs that agree with `images.prepared`.
+    """Decodes the image files of records, as graphs that agree with `images.prepared`."""
 
-    Attributes:
-      bands: the bands that the files hold.
-      spec: the images that a run wants of them.
-    """
-
-    bands: Bands
-    spec: ImageSpec
+    bands: Bands  # the bands that the files hold
+    spec: ImageSpec  # the images that a run wants of them
 
     def __call__(self, file: tf.Tensor) -> tf.Tensor:
         """An image as it travels, uint8 or uint16 [H, W, C]."""
@@ -161,10 +156,8 @@ def decode_reduced(
     """Decodes an image at a reduced size (--decode=scaled).
 
     A JPEG's sides are divided by the largest of 8, 4 and 2 that leaves both at least as long as after resizing; other
-    formats are decoded at full size.
-
-    Returns:
-      the image as it travels, [H', W', C]; its full height and width, int32 [2]; the divisor, int32 scalar.
+    formats are decoded at full size. Returns the image as it travels, [H', W', C]; its full height and width, int32
+    [2]; the divisor, int32 scalar.
     """
 
     def reduced_jpeg() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

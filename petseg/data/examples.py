@@ -17,18 +17,12 @@ COUNTED_AT_ONCE = 64
 
 
 class Fetched(NamedTuple):
-    """Fetched examples.
+    """Fetched examples."""
 
-    Attributes:
-      image: uint8 or uint16 [K, H, W, C], as images travel (`ImageSpec`).
-      mask: uint8 [K, H, W, 1], class ids or IGNORED.
-      usable: bool [K]; False for a bad example, which is a grey image whose pixels are all IGNORED.
-      weight: weight maps [K, H, W, 1], uint8, uint16 or float32 in their own numbers (--weight_scale); None without.
-    """
-
-    image: tf.Tensor
-    mask: tf.Tensor
-    usable: tf.Tensor
+    image: tf.Tensor  # uint8 or uint16 [K, H, W, C], as images travel (`ImageSpec`)
+    mask: tf.Tensor  # uint8 [K, H, W, 1], class ids or IGNORED
+    usable: tf.Tensor  # bool [K]; False for a bad example, which is a grey image whose pixels are all IGNORED
+    # weight maps [K, H, W, 1], uint8, uint16 or float32 in their own numbers (--weight_scale); None without
     weight: tf.Tensor | None = None
 
     def arrays(self) -> dict[str, tf.Tensor]:
@@ -41,21 +35,13 @@ class Fetched(NamedTuple):
 
 
 class BatchPosition(NamedTuple):
-    """Positions in the batch of a step; example ids and random crops are functions of them.
+    """Positions in the batch of a step; example ids and random crops are functions of them."""
 
-    Attributes:
-      step: int64 scalar.
-      positions: int64 [K], positions in the global batch.
-      batch_size: global batch size.
-      seed: seed of the run.
-      order_version: `version` of `example_order.example_ids`; None: the newest.
-    """
-
-    step: tf.Tensor
-    positions: tf.Tensor
-    batch_size: int
-    seed: int
-    order_version: int | None = None
+    step: tf.Tensor  # int64 scalar
+    positions: tf.Tensor  # int64 [K], positions in the global batch
+    batch_size: int  # global batch size
+    seed: int  # seed of the run
+    order_version: int | None = None  # `version` of `example_order.example_ids`; None: the newest
 
 
 Fetch = Callable[[tf.Tensor], Fetched]

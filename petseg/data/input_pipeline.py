@@ -115,9 +115,8 @@ def training_batches_of_host(
 def part_of_batch(examples: Examples, at: BatchPosition, *, portable: bool = False) -> Batch:
     """The examples at some positions of a batch, as a graph; with `portable`, one that a data service can run.
 
-    Returns:
-      `image`, `mask`, `weight` if there are weight maps, `example_id`, `position`; for `BadExampleLog.recorded`, unless
-      the examples are `checked`, `step` and `usable`.
+    Returns `image`, `mask`, `weight` if there are weight maps, `example_id`, `position`; for `BadExampleLog.recorded`,
+    unless the examples are `checked`, `step` and `usable`.
     """
     sizes = {"num_examples": len(examples), "batch_size": at.batch_size}
     ids = example_ids(at.step, at.positions, **sizes, seed=at.seed, version=at.order_version)

@@ -41,8 +41,7 @@ class MaskValues:
 def decode(data: bytes, colored: bool | None = None) -> MaskValues:
     """The values of the content of a mask file of one page; see `of_picture`.
 
-    Raises:
-      PictureError: if it cannot be read.
+    Raises PictureError if it cannot be read.
     """
     return of_picture(picture_files.decode(data).upright(), colored)
 

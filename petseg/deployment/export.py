@@ -36,23 +36,14 @@ Compared = tuple[np.ndarray, dict[str, np.ndarray]]  # images, and the outputs o
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """Result of comparing an export with its model.
+    """Result of comparing an export with its model."""
 
-    Attributes:
-      format: one of EXPORT_FORMATS.
-      path: the file, or the folder.
-      largest_difference: largest difference between probabilities.
-      mask_agreement: share of the pixels with the same class.
-      size_mib: size of the file, or of all files of the folder.
-      any_size: whether it takes images of any height and width that the network takes.
-    """
-
-    format: str
-    path: str
-    largest_difference: float
-    mask_agreement: float
-    size_mib: float
-    any_size: bool = False
+    format: str  # one of EXPORT_FORMATS
+    path: str  # the file, or the folder
+    largest_difference: float  # largest difference between probabilities
+    mask_agreement: float  # share of the pixels with the same class
+    size_mib: float  # size of the file, or of all files of the folder
+    any_size: bool = False  # whether it takes images of any height and width that the network takes
 
 
 def export(
@@ -139,8 +130,7 @@ def write_onnx(
 ) -> None:
     """Exports a model as ONNX without comparing it; replaces any file at the path.
 
-    Raises:
-      ExportError: if it cannot be converted.
+    Raises ExportError if it cannot be converted.
     """
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as scratch:
         twin, made = _float32_twin(model, rebuild), Path(scratch, path.name)

@@ -77,8 +77,7 @@ class Evaluations:
     def evaluate(self, step: int, report: NullReport) -> dict[str, Any] | None:
         """Scores the split, keeps the best checkpoint, writes results and reports them.
 
-        Returns:
-          the scores, with those of averaged weights under "ema"; None if a stop request ended the evaluation.
+        Returns the scores, with those of averaged weights under "ema"; None if a stop request ended the evaluation.
         """
         with self._stopwatch.timing("evaluation"):
             evaluations = self._score()

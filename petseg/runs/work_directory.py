@@ -80,10 +80,8 @@ class WorkDirectory:
     def load_counts(self, config: Config) -> "Counts":
         """What the run counted in its training masks and still wants, so that it resumes with it.
 
-        With --cache=none a sample of a large split is counted, with other caches all of it.
-
-        Raises:
-          WorkDirectoryError: if config.json cannot be read.
+        With --cache=none a sample of a large split is counted, with other caches all of it. Raises WorkDirectoryError
+        if config.json cannot be read.
         """
         record = self._load_record()
         before, now = record.config.loss, config.loss
@@ -277,15 +275,10 @@ class _Record(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What a run counted in its training masks; None: not counted, or to be counted anew.
+    """What a run counted in its training masks; None: not counted, or to be counted anew."""
 
-    Attributes:
-      class_weights: one weight per class, normalised.
-      rare_classes: ids of the classes with few pixels.
-    """
-
-    class_weights: tuple[float, ...] | None = None
-    rare_classes: tuple[int, ...] | None = None
+    class_weights: tuple[float, ...] | None = None  # one weight per class, normalised
+    rare_classes: tuple[int, ...] | None = None  # ids of the classes with few pixels
 
 
 def _with_earlier_choices(values: dict[str, Any], class_weights: Sequence[float] | None) -> dict[str, Any]:

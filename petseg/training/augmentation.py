@@ -107,13 +107,9 @@ def own_augmentation(reference: str) -> Callable[..., tuple[tf.Tensor, ...]]:
     It gets images float32 [b, H, W, C] in [0, 255], masks uint8 [b, H, W, 1] and seeds int32 [b, 2], one pair per
     example for `tf.random.stateless_...`: an example then changes alike on any number of replicas and after a restart.
     If it has a parameter `weights`, it gets the weight maps too, float32 [b, H, W, 1], ones without any, and returns
-    them as the third; a function that changes masks must, if there are weight maps.
-
-    Returns:
-      a function (seeds, images, masks, *maps) -> (images, masks, *maps).
-
-    Raises:
-      ConfigError: if it cannot be imported; in a call, if it fails or changes a shape or dtype.
+    them as the third; a function that changes masks must, if there are weight maps. Returns a function (seeds, images,
+    masks, *maps) -> (images, masks, *maps). Raises ConfigError if it cannot be imported; in a call, if it fails or
+    changes a shape or dtype.
     """
     function = custom_code.load("augment", reference)
     takes_weights = "weights" in inspect.signature(function).parameters

@@ -19,10 +19,8 @@ def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> Learnin
     A linear warm-up (Goyal et al. 2017) is followed by "constant"; "cosine": to 0 along half a cosine (Loshchilov and
     Hutter 2017); "polynomial": to 0 as (1 - progress)^power (Chen et al. 2018, DeepLab); "step": times a factor at
     given points; or code of the user: a function of the step after the warm-up, int64 scalar, and the number of these
-    steps, to the factor of --learning_rate, float32 scalar.
-
-    Raises:
-      ConfigError: if the warm-up is not shorter than the run of `total_steps`, or the user's function fails.
+    steps, to the factor of --learning_rate, float32 scalar. Raises ConfigError if the warm-up is not shorter than the
+    run of `total_steps`, or the user's function fails.
     """
     warmup_steps, peak = config.warmup_steps, config.learning_rate
     rest = total_steps - warmup_steps

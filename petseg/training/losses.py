@@ -66,8 +66,7 @@ class Loss:
     def check(self, num_classes: int, image_size: tuple[int, int]) -> None:
         """Calls a loss that is code of the user on made-up data, before any step.
 
-        Raises:
-          ConfigError: if it cannot be imported, fails, or returns something else than `Loss` describes.
+        Raises ConfigError if it cannot be imported, fails, or returns something else than `Loss` describes.
         """
         if self._code is None:
             return

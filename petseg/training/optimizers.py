@@ -26,14 +26,10 @@ ELEMENTWISE = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Weights that share a learning rate.
+    """Weights that share a learning rate."""
 
-    Attributes:
-      weights: the weights to update.
-      learning_rate: learning-rate schedule, a function of the trainer's step, not of `optimizer.iterations`.
-    """
-
-    weights: Sequence[keras.Variable]
+    weights: Sequence[keras.Variable]  # the weights to update
+    # learning-rate schedule, a function of the trainer's step, not of `optimizer.iterations`
     learning_rate: LearningRate
 
 
@@ -111,8 +107,7 @@ class Optimizer(tf.Module):
     ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
         """Updates all weights by joined gradients, on a replica.
 
-        Returns:
-          the joined weights before, if `is_measured`, else anything; and after the update.
+        Returns the joined weights before, if `is_measured`, else anything; and after the update.
         """
         before, after = list[tf.Tensor](), list[tf.Tensor]()
         for update, part in self._with_update(gradients):
@@ -215,10 +210,8 @@ def build_optimizer(
 ) -> Optimizer:
     """The optimizer of a model; call it inside ``strategy.scope()``. For `bucket_bytes` see `Optimizer`.
 
-    The encoder and layers with a `learning_rate_factor` form groups with their own learning rates.
-
-    Raises:
-      ConfigError: if the warm-up is not shorter than the run.
+    The encoder and layers with a `learning_rate_factor` form groups with their own learning rates. Raises ConfigError
+    if the warm-up is not shorter than the run.
     """
     rate = learning_rates.learning_rate_schedule(config, total_steps)
     parts: dict[LearningRate, list[keras.Layer]] = {}

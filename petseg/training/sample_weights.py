@@ -67,8 +67,7 @@ def given(batch: Mapping[str, tf.Tensor], scale: float) -> list[tf.Tensor]:
 def check_factor(own_factor: str, num_classes: int, image_size: tuple[int, int]) -> None:
     """Calls the function of --weight_map on a made-up mask.
 
-    Raises:
-      ConfigError: if it cannot be imported, fails, or does not return finite float32 [B, H, W] of at least 0.
+    Raises ConfigError if it cannot be imported, fails, or does not return finite float32 [B, H, W] of at least 0.
     """
     if not own_factor:
         return

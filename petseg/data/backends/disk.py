@@ -39,27 +39,16 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """The cache of a split at one image size.
+    """The cache of a split at one image size."""
 
-    Attributes:
-      directory: folder of all caches; empty for the default.
-      title: first part of the folder's name.
-      key: JSON values on which the decoded bytes depend; each key has its own folder.
-      count: number of examples N.
-      image_size: height H and width W of the examples.
-      channels: channels C of the images.
-      dtype: dtype of the images, uint8 or uint16.
-      weight_dtype: dtype of the weight maps; empty without.
-    """
-
-    directory: str
-    title: str
-    key: Mapping[str, Any]
-    count: int
-    image_size: tuple[int, int]
-    channels: int = 3
-    dtype: str = "uint8"
-    weight_dtype: str = ""
+    directory: str  # folder of all caches; empty for the default
+    title: str  # first part of the folder's name
+    key: Mapping[str, Any]  # JSON values on which the decoded bytes depend; each key has its own folder
+    count: int  # number of examples N
+    image_size: tuple[int, int]  # height H and width W of the examples
+    channels: int = 3  # channels C of the images
+    dtype: str = "uint8"  # dtype of the images, uint8 or uint16
+    weight_dtype: str = ""  # dtype of the weight maps; empty without
 
     @property
     def arrays(self) -> dict[str, tuple[int, np.dtype]]:

@@ -31,19 +31,12 @@ class Kind(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """One fault.
+    """One fault."""
 
-    Attributes:
-      kind: which kind of fault.
-      where: the file or folder, relative to the data set's folder.
-      what: what was found and what it must be; follows "FILE: " in messages.
-      split: the affected split; empty if all are affected.
-    """
-
-    kind: Kind
-    where: str
-    what: str
-    split: str = dataclasses.field(default="", compare=False)
+    kind: Kind  # which kind of fault
+    where: str  # the file or folder, relative to the data set's folder
+    what: str  # what was found and what it must be; follows "FILE: " in messages
+    split: str = dataclasses.field(default="", compare=False)  # the affected split; empty if all are affected
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"

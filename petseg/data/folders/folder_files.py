@@ -32,8 +32,7 @@ logger = logging.getLogger(__name__)
 def read_classes(config: DataConfig) -> Classes | None:
     """Reads the classes of --classes or of the folder's classes.json; None if there is neither.
 
-    Raises:
-      ConfigError: if the file is invalid.
+    Raises ConfigError if the file is invalid.
     """
     if config.classes:
         return Classes.read(config.classes_file)

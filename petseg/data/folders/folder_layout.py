@@ -25,25 +25,15 @@ from petseg.files import printable
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """An image and its mask.
+    """An image and its mask."""
 
-    Attributes:
-      name: printable path of the image relative to the folder, with `#3` for the third page of a file.
-      image: its file.
-      mask_name: printable path of the mask.
-      mask: its file.
-      page: page of all files, from 0 on; None for files of one page.
-      weight_name: printable path of the weight map; empty without.
-      weight: the weight map; None without.
-    """
-
-    name: str
-    image: Path
-    mask_name: str
-    mask: Path
-    page: int | None = None
-    weight_name: str = ""
-    weight: Path | None = None
+    name: str  # printable path of the image relative to the folder, with `#3` for the third page of a file
+    image: Path  # its file
+    mask_name: str  # printable path of the mask
+    mask: Path  # its file
+    page: int | None = None  # page of all files, from 0 on; None for files of one page
+    weight_name: str = ""  # printable path of the weight map; empty without
+    weight: Path | None = None  # the weight map; None without
 
     @property
     def files(self) -> dict[str, Path]:
@@ -54,25 +44,15 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The pairs of a folder.
+    """The pairs of a folder."""
 
-    Attributes:
-      root: the folder.
-      splits: pairs by split, sorted by name; no split is empty.
-      origin: description of what decided the splits.
-      needed: the splits that must have no faults.
-      faults: faults of these splits, or of the folder as a whole.
-      left_out: unneeded splits with faults, and the reason.
-      notes: possible mistakes.
-    """
-
-    root: Path
-    splits: Mapping[str, tuple[Pair, ...]]
-    origin: str
-    needed: frozenset[str]
-    faults: tuple[Fault, ...] = ()
-    left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    root: Path  # the folder
+    splits: Mapping[str, tuple[Pair, ...]]  # pairs by split, sorted by name; no split is empty
+    origin: str  # description of what decided the splits
+    needed: frozenset[str]  # the splits that must have no faults
+    faults: tuple[Fault, ...] = ()  # faults of these splits, or of the folder as a whole
+    left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)  # unneeded splits with faults, and the reason
+    notes: tuple[str, ...] = ()  # possible mistakes
 
     @property
     def name(self) -> str:
@@ -108,24 +88,15 @@ def check_splits(config: DataConfig) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Matches:
-    """The files that match two patterns.
+    """The files that match two patterns."""
 
-    Attributes:
-      images: the pattern of images.
-      masks: the pattern of masks.
-      pictures: the images by path, sorted.
-      partners: the masks of each image, by its path.
-      spare: masks without an image.
-      weights: the pattern of weight maps; None without.
-      maps: the weight maps of each image, by its path; empty without.
-    """
-
-    images: Pattern
-    masks: Pattern
-    pictures: Mapping[str, PictureFile]
-    partners: Mapping[str, Sequence[PictureFile]]
-    spare: Sequence[PictureFile]
-    weights: Pattern | None = None
+    images: Pattern  # the pattern of images
+    masks: Pattern  # the pattern of masks
+    pictures: Mapping[str, PictureFile]  # the images by path, sorted
+    partners: Mapping[str, Sequence[PictureFile]]  # the masks of each image, by its path
+    spare: Sequence[PictureFile]  # masks without an image
+    weights: Pattern | None = None  # the pattern of weight maps; None without
+    # the weight maps of each image, by its path; empty without
     maps: Mapping[str, Sequence[PictureFile]] = dataclasses.field(default_factory=dict)
 
 
@@ -209,11 +180,7 @@ def _lost_folders(root: Path) -> list[Fault]:
 
 
 def _matches(config: DataConfig, root: Path, images: Pattern, masks: Pattern) -> _Matches:
-    """Finds images and their masks.
-
-    Raises:
-      DataError: if there are no images, or no masks.
-    """
+    """Finds images and their masks. Raises DataError if there are no images, or no masks."""
     weights = Pattern(config.weight_files, "--weight_files") if config.weight_files else None
     weight_files = weights.files(root) if weights else []
     if weights and not weight_files:

@@ -17,21 +17,13 @@ HASHED_SPLITS = ("train",) * 8 + ("val", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """The images of each split.
+    """The images of each split."""
 
-    Attributes:
-      paths: paths of images by split.
-      origin: description of what decided the splits.
-      faults: faults in lists of splits.
-      notes: possible mistakes.
-      hashed: whether a hash of the names decided the splits, so that all belong together.
-    """
-
-    paths: dict[str, list[str]]
-    origin: str
-    faults: tuple[Fault, ...] = ()
-    notes: tuple[str, ...] = ()
-    hashed: bool = False
+    paths: dict[str, list[str]]  # paths of images by split
+    origin: str  # description of what decided the splits
+    faults: tuple[Fault, ...] = ()  # faults in lists of splits
+    notes: tuple[str, ...] = ()  # possible mistakes
+    hashed: bool = False  # whether a hash of the names decided the splits, so that all belong together
 
     def members(self) -> dict[str, list[str]]:
         """The splits of each image that is in any, by its path."""
@@ -43,11 +35,7 @@ class Splits:
 
 
 def find_splits(root: Path, images: Pattern, pictures: Collection[PictureFile], named: Collection[str]) -> Splits:
-    """Assigns images to splits.
-
-    Raises:
-      ConfigError: if no split has a valid name.
-    """
+    """Assigns images to splits. Raises ConfigError if no split has a valid name."""
     if images.uses("{split}"):
         return _splits_of_folders(root, images, pictures)
     lists = split_lists.read_split_lists(root, pictures, images.fixed_folders, named)
