@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from petseg.config import Config
 from petseg.data import catalog, input_pipeline, loading
+from petseg.errors import ConfigError
 from petseg.reporting import telemetry
 from petseg.runs import building, train
 from petseg.runs.setup import Run, set_up
@@ -199,6 +200,10 @@ def tutorial_batches(config: Config) -> tuple[Any, int]:
     """
     data = config.data
     data_set = catalog.open_data(data)
+    if data_set.builder is None:
+        raise ConfigError(
+            f"--dataset={data.dataset}: is code, which model.fit's input cannot read; must be a TFDS data set"
+        )
     raw = data_set.builder.as_dataset(split=data.train_split, shuffle_files=False)
     size = list(data.size)
     flip_images = keras.layers.RandomFlip("horizontal", seed=42)

@@ -24,16 +24,14 @@ TFDS_NAMESPACES = ("huggingface:", "kaggle:")  # names of data sets, not of modu
 DATASET_NAME = re.compile(r"\w+(/\w[\w+.-]*)?(:(\d+|\*)(\.(\d+|\*)){2})?", re.ASCII)
 
 
-def check_dataset_name(dataset: str) -> None:
+def check_dataset_name(dataset: str, others: str = "") -> None:
     """Raises ConfigError for names that TFDS would pass to other libraries or to builders as arguments.
 
-    A name such as `huggingface:owner/name` in another person's config.json could run code.
+    A name such as `huggingface:owner/name` in another person's config.json could run code. `others` are further
+    allowed values, for the error.
     """
     if not DATASET_NAME.fullmatch(dataset):
-        raise ConfigError(
-            f"--dataset={dataset}: must be the name of a TFDS data set, NAME[/CONFIG][:VERSION], {FOLDER}, or "
-            f"{custom_code.FORM}"
-        )
+        raise ConfigError(f"--dataset={dataset}: must be the name of a TFDS data set, NAME[/CONFIG][:VERSION]{others}")
 
 
 def picture_size(flag: str, value: str) -> tuple[int, int]:
@@ -176,7 +174,7 @@ class DataConfig(Group):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not custom_code.is_reference(self.dataset) or self.dataset.startswith(TFDS_NAMESPACES):
-            check_dataset_name(self.dataset)
+            check_dataset_name(self.dataset, f", {FOLDER}, or {custom_code.FORM}")
         self.size  # noqa: B018 (raises)
         self._check_folder()
         self._check_images()

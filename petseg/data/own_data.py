@@ -151,7 +151,7 @@ class Source:
         except PictureError as error:
             raise BadExampleError(f"{self._where}, example {i} ({name}): the image {error}") from error
         try:
-            weight = weight_files.decode(weights) if weights else None
+            weight = weight_files.of_picture(picture_files.decode(weights).upright()) if weights else None
             dtype, wanted_dtype = weight.pixels.dtype.name if weight else "", self.weight_dtype
             if dtype != wanted_dtype:
                 raise PictureError(
@@ -174,7 +174,7 @@ class Source:
     def weight_dtype(self) -> str:
         """Dtype of the weight maps; empty without."""
         weights = self.files(0)[3] if len(self) else b""
-        return weight_files.decode(weights).pixels.dtype.name if weights else ""
+        return weight_files.of_picture(picture_files.decode(weights).upright()).pixels.dtype.name if weights else ""
 
     @property
     def band_row(self) -> list[Any]:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from petseg import config as config_lib, custom_code
 from petseg.classes import Classes
 from petseg.config import Config, command_line
+from petseg.config.options import SCORING
 from petseg.data.examples import Examples
 from petseg.evaluation import metrics, score_tables
 from petseg.evaluation.evaluator import Evaluation, Evaluator
@@ -277,8 +278,9 @@ class Report(NullReport):
         print(f"\nwork directory: {path}")
         for name, content in self._contents.items():
             print(f"  {name:23}{content}")
-        averaged = " --ema" if self._shown == EMA else ""
-        print(f"\nscore it:       {command_line.invocation('eval.py')} --workdir={path} --checkpoint=best{averaged}")
+        flags = " --ema" if self._shown == EMA else ""
+        flags += " --allow_code" if config_lib.code_references(self._config, [SCORING]) else ""
+        print(f"\nscore it:       {command_line.invocation('eval.py')} --workdir={path} --checkpoint=best{flags}")
         print(f"watch it:       tensorboard --logdir={path}")
 
     def close(self) -> None:

@@ -88,11 +88,12 @@ def everything(config, file):
     )  # fmt: skip
 
 
-def test_a_run_with_custom_code_everywhere_trains_resumes_and_is_scored(tiny_config, own, tmp_path):
+def test_a_run_with_custom_code_everywhere_trains_resumes_and_is_scored(tiny_config, own, tmp_path, capsys):
     config = everything(tiny_config, own)
     results = train.train(config)
     assert own.read_text() != CODE
     own.write_text(CODE)
+    assert " --checkpoint=best --allow_code\n" in capsys.readouterr().out
     assert results["kappa"] == 0.5
     assert set(results["found"]) == set(PETS.names)
     workdir = WorkDirectory(config.runtime.workdir)
