@@ -251,8 +251,8 @@ class DataConfig(Group):
 
     @property
     def has_weights(self) -> bool:
-        """Whether weight maps come with the data."""
-        return bool(self.weight_files or self.weight_feature)
+        """Whether weight maps may come with the data; only code itself knows."""
+        return bool(self.weight_files or self.weight_feature) or custom_code.is_reference(self.dataset)
 
     def _check_weights(self) -> None:
         """Raises ConfigError if the flags of weight maps contradict others."""
@@ -263,7 +263,7 @@ class DataConfig(Group):
                 f"--weight_feature={self.weight_feature}: must be empty with --dataset={FOLDER}, where --weight_files "
                 "says where weight maps are"
             )
-        if self.weight_scale and not (self.has_weights or custom_code.is_reference(self.dataset)):
+        if self.weight_scale and not self.has_weights:
             raise ConfigError(
                 f"--weight_scale={self.weight_scale:g}: must come with --weight_files or --weight_feature"
             )
