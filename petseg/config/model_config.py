@@ -1,7 +1,7 @@
 """Flags of the network."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from petseg import custom_code
 from petseg.config.data_config import picture_size
@@ -12,11 +12,22 @@ ENCODERS = (
     "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_v2_b0", "efficientnet_v2_b1",
     "efficientnet_v2_b2", "efficientnet_v2_b3", "resnet50_v2", "convnext_tiny", "tiny",
 )  # fmt: skip
+KERAS_ENCODERS = (  # the models of `keras.applications`
+    *(f"ConvNeXt{size}" for size in ("Tiny", "Small", "Base", "Large", "XLarge")),
+    *(f"DenseNet{depth}" for depth in (121, 169, 201)),
+    *(f"EfficientNetB{size}" for size in range(8)),
+    *(f"EfficientNetV2{size}" for size in ("B0", "B1", "B2", "B3", "S", "M", "L")),
+    *(f"ResNet{depth}{version}" for version in ("", "V2") for depth in (50, 101, 152)),
+    "InceptionResNetV2", "InceptionV3", "MobileNet", "MobileNetV2", "MobileNetV3Large", "MobileNetV3Small",
+    "NASNetLarge", "NASNetMobile", "VGG16", "VGG19", "Xception",
+)  # fmt: skip
+HUB = "hub:"  # a preset or class of keras-hub follows
 # Widths with ImageNet weights; the other encoders have one width, except `tiny`.
 IMAGENET_ALPHAS = {
-    "mobilenet_v2": (0.35, 0.5, 0.75, 1.0, 1.3, 1.4),
-    "mobilenet_v3_small": (0.75, 1.0),
-    "mobilenet_v3_large": (0.75, 1.0),
+    "mobilenet": (0.25, 0.5, 0.75, 1.0),
+    "mobilenetv2": (0.35, 0.5, 0.75, 1.0, 1.3, 1.4),
+    "mobilenetv3small": (0.75, 1.0),
+    "mobilenetv3large": (0.75, 1.0),
 }
 DECODERS = ("pix2pix", "light", "lighter", "deeplab_v3plus", "fpn", "segformer")
 
@@ -39,9 +50,11 @@ class ModelConfig(Group):
     )
     encoder: str = option(
         "mobilenet_v2",
-        "`tiny`: five strided convolutions without pretrained weights, for tests",
+        "any model of `keras.applications` by its Keras name, such as `ResNet50`; `hub:PRESET` or `hub:CLASS` of "
+        "keras-hub; or one of the names below, of which `tiny`, five strided convolutions, is for tests",
         resume="fixed",
         choices=ENCODERS,
+        others={"a model of keras.applications": KERAS_ENCODERS, "hub:PRESET": (HUB,)},
         code=SCORING,
     )
     encoder_weights: str = option(
@@ -79,10 +92,11 @@ class ModelConfig(Group):
         True, "decoder batch norms use statistics of the global batch, not of each replica's part"
     )
     input_scaling: str = option(
-        "unit",
-        "input range: `unit`: [0, 1]; `symmetric`: [-1, 1]; `encoder`: that of its pretrained weights",
+        "",
+        "input range: `unit`: [0, 1]; `symmetric`: [-1, 1]; `encoder`: that of its pretrained weights; empty: `encoder` "
+        "for encoders of Keras's or keras-hub's names, else `unit`",
         resume="fixed",
-        choices=("unit", "symmetric", "encoder"),
+        choices=("", "unit", "symmetric", "encoder"),
     )
     inner_size: str = option(
         "",
@@ -93,6 +107,8 @@ class ModelConfig(Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.input_scaling:  # what is stored is explicit
+            object.__setattr__(self, "input_scaling", _default_scaling(self.encoder))
         if self.inner_size:
             picture_size("inner_size", self.inner_size)
         if self.network:
@@ -101,24 +117,32 @@ class ModelConfig(Group):
             raise ConfigError("--train_encoder and --train_encoder_from=none: must not be given together")
         if custom_code.is_reference(self.encoder) and self.input_scaling == "encoder":
             raise ConfigError(f"--input_scaling=encoder: must be unit or symmetric with --encoder={self.encoder}")
-        if self.encoder_alpha != 1 and self.encoder not in (*IMAGENET_ALPHAS, "tiny"):
+        alphas = IMAGENET_ALPHAS.get(self.encoder.replace("_", "").lower())
+        if self.encoder_alpha != 1 and not alphas and self.encoder != "tiny":
             raise ConfigError(f"--encoder_alpha={self.encoder_alpha:g}: must be 1 with --encoder={self.encoder}")
         if self.encoder_weights == "imagenet":
-            alphas = IMAGENET_ALPHAS.get(self.encoder, (1.0,))
-            if self.encoder == "tiny":
-                raise ConfigError("--encoder_weights=imagenet: must be none or a file with --encoder=tiny")
+            alphas = alphas or (1.0,)
+            if self.encoder == "tiny" or (self.encoder.startswith(HUB) and self.encoder.endswith("Backbone")):
+                raise ConfigError(f"--encoder_weights=imagenet: must be none or a file with --encoder={self.encoder}")
             if self.encoder_alpha not in alphas:
                 raise ConfigError(
                     f"--encoder_alpha={self.encoder_alpha:g}: with --encoder_weights=imagenet must be one of "
                     + ", ".join(f"{alpha:g}" for alpha in alphas)
                 )
 
+    def changed(self, **changes: Any) -> "ModelConfig":
+        """See `Group.changed`; another encoder has a default --input_scaling of its own."""
+        if "encoder" in changes and self.input_scaling == _default_scaling(self.encoder):
+            changes.setdefault("input_scaling", "")
+        return super().changed(**changes)
+
     def _check_network(self) -> None:
         """Raises ConfigError if --network is combined with a flag that it replaces."""
         replaced = ("encoder", "encoder_alpha", "train_encoder", "train_encoder_from", "decoder", "input_scaling",
                     "batch_norm_momentum", "inner_size")  # fmt: skip
         for field in dataclasses.fields(self):
-            if field.name in replaced and (value := getattr(self, field.name)) != field.default:
+            default = field.default if field.name != "input_scaling" else _default_scaling(self.encoder)
+            if field.name in replaced and (value := getattr(self, field.name)) != default:
                 raise ConfigError(f"--{field.name}={value}: must not be given with --network, which replaces it")
 
     def working_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
@@ -129,3 +153,7 @@ class ModelConfig(Group):
     def first_trained(self) -> str:
         """First trained part of the encoder: "all", "none", a stage or a layer."""
         return self.train_encoder_from or ("all" if self.train_encoder else "none")
+
+
+def _default_scaling(encoder: str) -> str:
+    return "encoder" if encoder in KERAS_ENCODERS or encoder.startswith(HUB) else "unit"

@@ -6,6 +6,7 @@ once.
 
 import dataclasses
 import difflib
+import itertools
 import math
 import re
 import typing
@@ -26,7 +27,9 @@ G = TypeVar("G", bound="Group")
 class Allowed:
     """The allowed values of a field."""
 
-    choices: tuple[str, ...] = ()  # the only values, if not empty
+    choices: tuple[str, ...] = ()  # the only values, if not empty, beside `others`
+    # further values by their description; a name that ends in a colon begins values
+    others: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     minimum: float | None = None  # smallest number
     above: float | None = None  # exclusive lower bound
     maximum: float | None = None  # largest number
@@ -38,10 +41,11 @@ class Allowed:
 
     def words(self, kind: Any) -> str:
         """Describes the allowed values, to follow "must be" in an error."""
+        named = "one of " + ", ".join([*filter(None, self.choices), *self.others])
         if self.code and (self.choices or not self.required):
-            return f"one of {', '.join(self.choices)}, or {custom_code.FORM}" if self.choices else custom_code.FORM
+            return f"{named}, or {custom_code.FORM}" if self.choices else custom_code.FORM
         if self.choices:
-            return "one of " + ", ".join(self.choices)
+            return named
         if kind is bool:
             return "true or false"
         if kind is str:
@@ -68,6 +72,10 @@ class Allowed:
         upper = f"<{self.below:.10g}" if self.below is not None else upper
         return ", ".join(filter(None, (lower, upper)))
 
+    def names(self) -> list[str]:
+        """All names that a text may be; it may continue those that end in a colon."""
+        return [*self.choices, *itertools.chain(*self.others.values())]
+
     def admits(self, value: Any, kind: Any) -> bool:
         """Whether a field of this type may have the value."""
         if kind is float and type(value) is int:
@@ -78,8 +86,10 @@ class Allowed:
             return True
         if kind is str and self.code and not self.choices and not self.required:
             return False
+        if kind is str and self.choices:
+            return any(_is_named(value, name) for name in self.names())
         if kind is str:
-            return (value in self.choices) if self.choices else (bool(value.strip()) or not self.required)
+            return bool(value.strip()) or not self.required
         if kind is float and not math.isfinite(value):
             return False
         return (
@@ -89,6 +99,10 @@ class Allowed:
             and (self.below is None or value < self.below)
             and (self.multiple_of is None or value % self.multiple_of == 0)
         )
+
+
+def _is_named(value: str, name: str) -> bool:
+    return (value.startswith(name) and value != name) if name.endswith(":") else value == name
 
 
 def sides(text: str) -> tuple[int, int]:
@@ -117,7 +131,7 @@ def option(
 
 def near_names(text: str, names: Sequence[str]) -> str:
     """A clause with the names that are spelled like a text, to follow the list of all; empty if there are none."""
-    spelled = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in names}
+    spelled = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in reversed(names)}
     text = re.sub(r"[^a-z0-9]", "", text.lower())
     longer = [each for each in spelled if text and each.startswith(text)]
     close = [text] if text in spelled else dict.fromkeys([*longer, *difflib.get_close_matches(text, spelled)])
@@ -150,7 +164,7 @@ class Group:
         for field in dataclasses.fields(self):
             value, kind, allowed = getattr(self, field.name), field.metadata["kind"], field.metadata["allowed"]
             if not (value is None and field.default is None) and not allowed.admits(value, kind):
-                near = near_names(str(value), allowed.choices)
+                near = near_names(str(value), allowed.names())
                 raise ConfigError(f"--{flag_name(field)}={value}: must be {allowed.words(kind)}{near}")
 
 
@@ -274,7 +288,7 @@ def rows(config_class: type) -> list[tuple[str, str, str, str]]:
             default = default.lower() if kind is bool else default
             number = " ".join(filter(None, (allowed.short_range(), field.metadata["unit"])))
             help_text += f" ({number})" if number else ""
-            if any(f"`{choice}`" not in help_text for choice in allowed.choices):
+            if any(f"`{choice}`" not in help_text for choice in filter(None, allowed.choices)):
                 help_text += f"; {allowed.words(kind)}"
             found.append((name, flag_name(field), default, help_text))
     return found

@@ -12,7 +12,7 @@ from typing import Any
 
 from petseg.config import command_line
 from petseg.config.data_config import picture_size
-from petseg.config.model_config import DECODERS, ENCODERS
+from petseg.config.model_config import DECODERS, ENCODERS, ModelConfig
 from petseg.config.options import Group, near_names, option
 from petseg.errors import ConfigError
 from petseg.runtime import startup
@@ -34,11 +34,12 @@ class TableConfig(Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for flag, names in (("encoders", ENCODERS), ("decoders", DECODERS)):
-            for name in filter(None, getattr(self, flag).split(",")):
-                if name not in names:
-                    must = f"must be of {', '.join(names)}, separated by commas{near_names(name, names)}"
-                    raise ConfigError(f"--{flag}={name}: {must}")
+        for field in dataclasses.fields(ModelConfig):
+            for name in filter(None, getattr(self, f"{field.name}s", "").split(",")):
+                allowed = dataclasses.replace(field.metadata["allowed"], code="")
+                if not allowed.admits(name, str):
+                    must = f"must be {allowed.words(str)}, separated by commas{near_names(name, allowed.names())}"
+                    raise ConfigError(f"--{field.name}s={name}: {must}")
 
 
 def main(config: TableConfig) -> None:

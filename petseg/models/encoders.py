@@ -1,61 +1,139 @@
 """Encoders by name: feature maps, input scaling, partial freezing, calibration of random ones."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import inspect
+import re
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from petseg import custom_code
-from petseg.config.model_config import ENCODERS
-from petseg.errors import ConfigError
-from petseg.models import pretrained_weights
-from petseg.models.layers import SpaceToDepth
+from petseg.config.model_config import HUB, IMAGENET_ALPHAS, KERAS_ENCODERS
+from petseg.errors import ConfigError, one_line
+from petseg.models import feature_maps, hub, pretrained_weights
+from petseg.models.feature_maps import LEVELS
 
-LEVELS = 5
 STAGES = tuple(f"stage_{level}" for level in range(1, LEVELS + 1))
 
-# Input scaling: factor and offset of pixels in [0, 255], as pretrained weights expect.
+# Input scaling: factor and offset of pixels in [0, 255].
 SYMMETRIC = (1 / 127.5, -1.0)
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels in [0, 1], by channel
 STANDARDIZED = (
     [1 / 255 / deviation for deviation in _DEVIATION],
     [-mean / deviation for mean, deviation in zip(_MEAN, _DEVIATION, strict=True)],
 )
+CAFFE = ([1.0] * 3, [-123.68, -116.779, -103.939])
 SCALINGS: dict[str, Any] = {"unit": (1 / 255.0, 0.0), "symmetric": SYMMETRIC}
+# What pretrained weights expect, by name; SYMMETRIC for the rest.
+_BGR = re.compile(r"ResNet\d+|VGG\d+")
+_PRETRAINED_SCALINGS = {
+    _BGR: CAFFE,
+    re.compile(r"(DenseNet|EfficientNetB|EfficientNetV2B|ConvNeXt)\w+"): STANDARDIZED,
+    re.compile(r"EfficientNetV2[SML]"): (1 / 128, -1.0),
+}
+# Feature maps of earlier versions where `feature_maps.find` chooses others, so that runs resume.
+_EARLIER_MAPS = {
+    "mobilenet_v2": {5: "block_16_project"},
+    "convnext_tiny": {
+        level: f"convnext_tiny_stage_{level - 2}_block_{last}_identity" for level, last in ((2, 2), (3, 2), (4, 8))
+    },
+}
 
-PICTURE, OUTPUT, INTO = "picture", "output", "into "
 
+def build_encoder(
+    name: str, *, image_size: tuple[int, int], alpha: float = 1.0, weights: str = "none", channels: int = 3
+) -> keras.Model:
+    """Builds an encoder: a model with five feature maps, at 1/2 to 1/32 of the input size, finest first.
 
-class _Encoder(NamedTuple):
-    """Constructor, feature maps and input scaling of an encoder.
+    Args:
+      name: one of `petseg.config.model_config`'s ENCODERS and KERAS_ENCODERS, "hub:" and a preset or class of
+        keras-hub, or code of the user: a function of the image size and the number of channels to a functional Keras
+        model with the five maps as outputs, with initial weights of its own.
+      image_size: height and width of the input in pixels, multiples of 32.
+      alpha: width factor of the channels; 1 for encoders of one width.
+      weights: "none", "imagenet" for the pretrained weights of Keras or keras-hub, or a file; see `pretrained_weights`.
+      channels: number of channels of the input. Pretrained weights are of RGB; for other channels, the first
+        convolution is adapted by `pretrained_weights.adapt_channels`.
 
-    Attributes:
-      build: (input shape, width factor, Keras's `weights`) -> model.
-      taps: sources of the feature maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the input size: a layer's name for its
-        output; "into " and a layer's name for its input (activations have no stable names); "output" for the encoder's;
-        "picture" for the input image after space to depth.
-      scaling: factor and offset of pixels in [0, 255], as the pretrained weights expect.
+    Raises:
+      ConfigError: if the encoder cannot be built at this size, the weights cannot be loaded, a feature map has another
+        size, or the user's function fails.
     """
+    if custom_code.is_reference(name):
+        inputs, maps = _own(name, image_size, channels)
+    elif name.startswith(HUB):
+        inputs, maps = hub.build(name, image_size, channels, pretrained=weights == "imagenet")
+    else:
+        inputs, maps = _of_keras(name, image_size, alpha, weights == "imagenet", channels)
+    wanted = list(feature_maps.levels(image_size))
+    found = [tuple(each.shape[1:3]) for each in maps]
+    if found != wanted:
+        raise ConfigError(f"--encoder={name}: its maps of {image_size} pixels are {found}; must be {wanted}")
+    encoder = keras.Model(inputs, maps, name="encoder")
+    if weights not in ("none", "imagenet"):
+        pretrained_weights.load_file(encoder, weights, bgr=_is_bgr(name))
+    return encoder
 
-    build: Callable[[list[int], float, str | None], keras.Model]
-    taps: Sequence[str]
-    scaling: tuple[Any, Any] = SYMMETRIC
+
+def keras_name(encoder: str) -> str:
+    """The name in `keras.applications` of an encoder, also of those with names of earlier versions."""
+    names = {name.lower(): name for name in KERAS_ENCODERS}
+    return names.get(encoder.replace("_", "").lower(), encoder)
 
 
-def _of_keras(name: str, *, has_alpha: bool = False, **options: Any) -> Callable[[list[int], float, str | None], Any]:
-    """Constructor of a network of `keras.applications` without its top and without its own scaling."""
+def _is_bgr(encoder: str) -> bool:
+    """Whether its network reads blue, green and red, in this order."""
+    return _BGR.fullmatch(keras_name(encoder)) is not None
 
-    def build(shape: list[int], alpha: float, weights: str | None) -> keras.Model:
-        width = {"alpha": alpha} if has_alpha else {}
-        return getattr(keras.applications, name)(
-            input_shape=shape, include_top=False, weights=weights, **width, **options
+
+def _own(reference: str, image_size: tuple[int, int], channels: int) -> tuple[Any, list[Any]]:
+    made = custom_code.call("encoder", reference, image_size, channels)
+    if not isinstance(made, keras.Model) or not hasattr(made, "outputs"):
+        raise ConfigError(
+            f"--encoder={reference}: returned {type(made).__name__}; must be a functional Keras model with {LEVELS} "
+            "feature maps as outputs, at 1/2 to 1/32 of the image size"
         )
+    return made.inputs[0], made.outputs
 
-    return build
+
+def _of_keras(
+    name: str, image_size: tuple[int, int], alpha: float, pretrained: bool, channels: int
+) -> tuple[Any, list[Any]]:
+    """Input and feature maps of a model of `keras.applications`, or of `tiny`."""
+    kind = keras_name(name)
+    try:
+        if not pretrained:
+            network = _network(kind, (*image_size, channels), alpha)
+        elif channels == 3 and not kind.startswith("NASNet"):  # whose weights Keras loads for one size only
+            network = pretrained_weights.download(lambda: _network(kind, (*image_size, 3), alpha, "imagenet"))
+        else:
+            of_rgb = pretrained_weights.download(lambda: _network(kind, None, alpha, "imagenet"))
+            network = _network(kind, (*image_size, channels), alpha)
+            pretrained_weights.adapt_channels(of_rgb, network, bgr=_is_bgr(name))
+    except ValueError as error:
+        raise ConfigError(f"--encoder={name}: {one_line(error)}") from error
+    network = feature_maps.adjusted(network)
+    maps = feature_maps.find(network, image_size)
+    for level, layer in _EARLIER_MAPS.get(name, {}).items():
+        maps[level] = network.get_layer(layer).output
+    return network.inputs[0], feature_maps.completed(maps, network.inputs[0])
 
 
-def _tiny(shape: list[int], alpha: float, weights: str | None) -> keras.Model:
+def _network(kind: str, shape: tuple[int, ...] | None, alpha: float, weights: str | None = None) -> keras.Model:
+    """A classification network without its top; shape None for the size that Keras prefers."""
+    if kind == "tiny":
+        return _tiny(shape, alpha)
+    build = getattr(keras.applications, kind)
+    options: dict[str, Any] = {"alpha": alpha} if kind.lower() in IMAGENET_ALPHAS else {}
+    if "include_preprocessing" in inspect.signature(build).parameters:
+        options["include_preprocessing"] = False
+    if _is_bgr(kind) and shape:
+        options["input_tensor"] = keras.ops.flip(keras.Input(shape), axis=-1)
+    return build(input_shape=shape and list(shape), include_top=False, weights=weights, **options)
+
+
+def _tiny(shape: Any, alpha: float) -> keras.Model:
     """A strided convolution for each stage: cheap to build, compile and run; for tests."""
     images = x = keras.Input(shape)
     for stage, filters in zip(STAGES, (8, 16, 24, 32, 48), strict=True):
@@ -65,115 +143,6 @@ def _tiny(shape: list[int], alpha: float, weights: str | None) -> keras.Model:
     return keras.Model(images, x)
 
 
-_UNSCALED = {"include_preprocessing": False}
-_EFFICIENTNET_V2_TAPS = (
-    "into block2a_expand_conv", "into block3a_expand_conv", "into block4a_dwconv2", "into block6a_dwconv2",
-    "into top_conv",
-)  # fmt: skip
-_ENCODERS = {
-    # Sandler et al. 2018; Howard et al. 2019; Tan and Le 2021; He et al. 2016; Liu et al. 2022.
-    "mobilenet_v2": _Encoder(
-        _of_keras("MobileNetV2", has_alpha=True),
-        ("block_1_expand_relu", "block_3_expand_relu", "block_6_expand_relu", "block_13_expand_relu",
-         "block_16_project"),
-    ),
-    "mobilenet_v3_small": _Encoder(
-        _of_keras("MobileNetV3Small", has_alpha=True, **_UNSCALED),
-        ("into expanded_conv_depthwise_pad", "into expanded_conv_1_depthwise_pad", "into expanded_conv_3_depthwise_pad",
-         "into expanded_conv_8_depthwise_pad", "expanded_conv_10_add"),
-    ),
-    "mobilenet_v3_large": _Encoder(
-        _of_keras("MobileNetV3Large", has_alpha=True, **_UNSCALED),
-        ("into expanded_conv_1_depthwise_pad", "into expanded_conv_3_depthwise_pad",
-         "into expanded_conv_6_depthwise_pad", "into expanded_conv_12_depthwise_pad", "expanded_conv_14_add"),
-    ),
-    **{
-        f"efficientnet_v2_b{number}": _Encoder(
-            _of_keras(f"EfficientNetV2B{number}", **_UNSCALED), _EFFICIENTNET_V2_TAPS, STANDARDIZED
-        )
-        for number in range(4)
-    },
-    "resnet50_v2": _Encoder(
-        _of_keras("ResNet50V2"),
-        ("conv1_conv", "conv2_block3_1_relu", "conv3_block4_1_relu", "conv4_block6_1_relu", OUTPUT),
-    ),
-    "convnext_tiny": _Encoder(
-        _of_keras("ConvNeXtTiny", **_UNSCALED),
-        (PICTURE, "convnext_tiny_stage_0_block_2_identity", "convnext_tiny_stage_1_block_2_identity",
-         "convnext_tiny_stage_2_block_8_identity", OUTPUT),
-        STANDARDIZED,
-    ),
-    "tiny": _Encoder(_tiny, STAGES),
-}  # fmt: skip
-assert tuple(_ENCODERS) == ENCODERS
-
-
-def build_encoder(
-    name: str, *, image_size: tuple[int, int], alpha: float = 1.0, weights: str = "none", channels: int = 3
-) -> keras.Model:
-    """Builds an encoder: a model with five feature maps, at 1/2 to 1/32 of the input size, finest first.
-
-    Args:
-      name: one of `petseg.config.model_config.ENCODERS`, or code of the user: a function of the image size and the
-        number of channels to a functional Keras model with the five maps as outputs, with initial weights of its own.
-      image_size: height and width of the input in pixels, multiples of 32.
-      alpha: width factor of the channels; 1 for encoders of one width.
-      weights: "none", "imagenet", or a file; see `pretrained_weights.build_with_weights`. For code of the user, a file
-        replaces the weights of its own. Pretrained weights of petseg's encoders are of RGB; for other channels, the
-        first convolution is adapted by `pretrained_weights.adapt_channels`.
-      channels: number of channels of the input.
-
-    Raises:
-      ConfigError: if the weights cannot be loaded, a feature map has another size, or the user's function fails.
-    """
-    if custom_code.is_reference(name):
-        backbone = pretrained_weights.build_with_weights(
-            lambda _: _own(name, image_size, channels), "none" if weights == "imagenet" else weights
-        )
-        outputs = backbone.outputs
-    else:
-        backbone = _backbone(_ENCODERS[name], image_size, alpha, weights, channels)
-        outputs = [_tap(backbone, tap) for tap in _ENCODERS[name].taps]
-    wanted = [tuple(side // 2**level for side in image_size) for level in range(1, LEVELS + 1)]
-    found = [tuple(output.shape[1:3]) for output in outputs]
-    if found != wanted:
-        raise ConfigError(f"--encoder={name}: its maps of {image_size} pixels are {found}; must be {wanted}")
-    return keras.Model(backbone.inputs[0], outputs, name="encoder")
-
-
-def _own(reference: str, image_size: tuple[int, int], channels: int) -> keras.Model:
-    made = custom_code.call("encoder", reference, image_size, channels)
-    if not isinstance(made, keras.Model) or not hasattr(made, "outputs"):
-        raise ConfigError(
-            f"--encoder={reference}: returned {type(made).__name__}; must be a functional Keras model with {LEVELS} "
-            "feature maps as outputs, at 1/2 to 1/32 of the image size"
-        )
-    return made
-
-
-def _backbone(kind: _Encoder, image_size: tuple[int, int], alpha: float, weights: str, channels: int) -> keras.Model:
-    """The network of an encoder with its weights, adapted to the channels of the input."""
-    count = channels if weights == "none" else 3
-    backbone = pretrained_weights.build_with_weights(
-        lambda source: kind.build([*image_size, count], alpha, source), weights
-    )
-    if count == channels:
-        return backbone
-    adapted = kind.build([*image_size, channels], alpha, None)
-    pretrained_weights.adapt_channels(backbone, adapted)
-    return adapted
-
-
-def _tap(backbone: keras.Model, tap: str) -> keras.KerasTensor:
-    if tap == PICTURE:
-        return SpaceToDepth(2, name=PICTURE)(backbone.inputs[0])
-    if tap == OUTPUT:
-        return backbone.outputs[0]
-    if tap.startswith(INTO):
-        return backbone.get_layer(tap.removeprefix(INTO)).input
-    return backbone.get_layer(tap).output
-
-
 def scaling(encoder: str, input_scaling: str, channels: int = 3) -> tuple[Any, Any]:
     """Factor and offset of pixels in [0, 255], as numbers or lists by channel.
 
@@ -181,11 +150,17 @@ def scaling(encoder: str, input_scaling: str, channels: int = 3) -> tuple[Any, A
     one channel has their mean.
 
     Args:
-      encoder: one of `petseg.config.model_config.ENCODERS`.
+      encoder: name of an encoder.
       input_scaling: "unit" for [0, 1], "symmetric" for [-1, 1], "encoder" as its pretrained weights expect.
       channels: number of channels.
     """
-    factor, offset = _ENCODERS[encoder].scaling if input_scaling == "encoder" else SCALINGS[input_scaling]
+    if input_scaling != "encoder":
+        factor, offset = SCALINGS[input_scaling]
+    elif encoder.startswith(HUB):
+        factor, offset = hub.scaling(encoder) or STANDARDIZED
+    else:
+        found = [pair for names, pair in _PRETRAINED_SCALINGS.items() if names.fullmatch(keras_name(encoder))]
+        factor, offset = found[0] if found else SYMMETRIC
     return _by_channel(factor, channels), _by_channel(offset, channels)
 
 

@@ -1,59 +1,104 @@
-"""Pretrained encoder weights: downloaded once by Keras, or from a file."""
+"""Pretrained encoder weights: downloaded once by Keras, or from a file; other channels."""
 
 import contextlib
+import logging
 import os
-import re
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import keras
 import numpy as np
 
 from petseg import files
-from petseg.errors import ConfigError
+from petseg.errors import ConfigError, one_line
+from petseg.models import weights_files
+
+logger = logging.getLogger(__name__)
+Model = TypeVar("Model")
 
 
-def build_with_weights(build: Callable[[str | None], keras.Model], weights: str) -> keras.Model:
-    """Builds an encoder with its weights.
-
-    Args:
-      build: builds it, given Keras's `weights`: "imagenet", or None for random ones.
-      weights: "none", "imagenet", or a file that `keras.Model.save_weights` wrote for the encoder without its top.
+def download(build: Callable[[], Model]) -> Model:
+    """The model that `build` returns, for which Keras may download weights; one process at a time.
 
     Raises:
-      ConfigError: if the weights cannot be downloaded or read, or do not fit.
+      ConfigError: if they cannot be downloaded.
     """
-    if weights == "imagenet":
-        try:
-            home = _keras_home()
-            lock = files.process_lock(home / ".petseg.lock", "downloads the encoder's weights")
-            with lock, _complete_downloads(home):
-                return build("imagenet")
-        except Exception as error:  # Keras raises network errors of any type
-            raise ConfigError(
-                "--encoder_weights=imagenet: cannot be downloaded; must be a downloaded file, or none "
-                f"({' '.join(str(error).split())[:200]})"
-            ) from error
-    model = build(None)
-    if weights != "none":
-        _load_file(model, weights)
-    return model
+    try:
+        home = _keras_home()
+        with files.process_lock(home / ".petseg.lock", "downloads the encoder's weights"), _complete_downloads(home):
+            return build()
+    except Exception as error:  # Keras raises network errors of any type
+        raise ConfigError(
+            "--encoder_weights=imagenet: cannot be downloaded; must be a downloaded file, or none "
+            f"({' '.join(str(error).split())[:200]})"
+        ) from error
 
 
-def adapt_channels(of_rgb: keras.Model, adapted: keras.Model) -> None:
+def load_file(encoder: keras.Model, path: str, *, bgr: bool = False) -> None:
+    """Loads the weights of an encoder from a file of it or of a network that contains it.
+
+    The file: `.weights.h5`, `.h5`, `.keras` or `.safetensors`, with or without a classifier. Kernels for images of
+    other channels are adapted as by `adapt_channels`. Weights without a counterpart stay random, and are logged.
+
+    Raises:
+      ConfigError: if it cannot be read, or less than half of the weights have a counterpart of their shape.
+    """
+    check_weights_file(path)
+    try:
+        found = weights_files.matches(encoder, path)
+    except Exception as error:  # h5py, zipfile and safetensors raise errors of many types for a damaged file
+        raise ConfigError(f"--encoder_weights={path}: does not fit this encoder: {one_line(error)}") from error
+    channels, missing, other = encoder.input_shape[-1], [], []
+    fitting = []
+    for variable, values in zip(encoder.weights, found, strict=True):
+        if values is not None and _differ_in_channels(values.shape, variable.shape, channels):
+            values = _of_channels(values, channels, bgr)
+        if values is None:
+            missing.append(variable.path)
+        elif values.shape != tuple(variable.shape):
+            shapes = f"has shape {tuple(variable.shape)}, the file has {values.shape}"
+            other.append(f"layer {variable.path.rpartition('/')[0]} {shapes}")
+        else:
+            fitting.append((variable, values))
+    left = [*other, *missing]
+    if 2 * len(fitting) < len(encoder.weights) or not fitting:
+        first = other[0] if other else f"it has no {missing[0]}"
+        raise ConfigError(f"--encoder_weights={path}: does not fit this encoder: {first}")
+    for variable, values in fitting:
+        variable.assign(values)
+    if left:
+        text = "--encoder_weights=%s: %d of %d weights do not fit and stay random: %s"
+        logger.warning(text, path, len(left), len(encoder.weights), "; ".join(left[:3]))
+
+
+def adapt_channels(of_rgb: keras.Model, adapted: keras.Model, *, bgr: bool = False) -> None:
     """Copies the weights of an encoder of RGB into the same encoder of other channels.
 
     Kernels that see the input repeat their weights for red, green and blue over the channels, times 3 / channels, so
     that activations keep their size; one channel gets the sum of the three.
+
+    Args:
+      of_rgb: the encoder of three channels.
+      adapted: the encoder of other channels.
+      bgr: whether kernels see the channels in reverse order.
     """
     for source, target in zip(of_rgb.weights, adapted.weights, strict=True):
         values = np.asarray(source)
-        if tuple(target.shape) != values.shape:
-            channels = target.shape[2]
-            repeated = values[:, :, [channel % 3 for channel in range(channels)]] * (3 / channels)
-            values = values.sum(axis=2, keepdims=True) if channels == 1 else repeated
-        target.assign(values)
+        target.assign(values if values.shape == tuple(target.shape) else _of_channels(values, target.shape[2], bgr))
+
+
+def _differ_in_channels(found: tuple[int, ...], wanted: tuple[int, ...], channels: int) -> bool:
+    is_kernel = len(found) == len(wanted) == 4 and wanted[2] == channels != found[2]
+    return is_kernel and (found[:2], found[3]) == (tuple(wanted[:2]), wanted[3])
+
+
+def _of_channels(kernel: np.ndarray, channels: int, bgr: bool) -> np.ndarray:
+    kernel, count = kernel[:, :, ::-1] if bgr else kernel, kernel.shape[2]
+    if channels == 1:
+        return kernel.sum(axis=2, keepdims=True)
+    repeated = kernel[:, :, [channel % count for channel in range(channels)]] * (count / channels)
+    return repeated[:, :, ::-1] if bgr else repeated
 
 
 def check_weights_file(weights: str) -> None:
@@ -93,23 +138,3 @@ def _keras_home() -> Path:
         home = Path("/tmp/.keras")  # as Keras does
         home.mkdir(exist_ok=True)
     return home
-
-
-def _load_file(model: keras.Model, path: str) -> None:
-    check_weights_file(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Keras warns once per layer of a file that does not fit
-            model.load_weights(path)
-    except Exception as error:  # h5py and Keras raise ValueError, OSError, KeyError and more for a wrong file
-        raise ConfigError(f"--encoder_weights={path}: does not fit this encoder: {_mismatch(error)}") from error
-
-
-def _mismatch(error: Exception) -> str:
-    """The first layer that does not fit, extracted from Keras's long message."""
-    text = " ".join(str(error).split())
-    layer = re.search(r"name=(\w+)", text)
-    shapes = re.search(r"variable\.shape=(\(.*?\)), Received: value\.shape=(\(.*?\))", text)
-    if layer and shapes:
-        return f"layer {layer[1]} has shape {shapes[1]}, the file has {shapes[2]}"
-    return f"layer {layer[1]}: {text[:200]}" if layer else text[:200]

@@ -32,8 +32,10 @@ def test_zero_seconds_measure_nothing(capsys):
 @pytest.mark.parametrize(
     ("given", "near"),
     [
-        ("resnet50", "; did you mean resnet50_v2?"),
-        ("MobileNetV2", "; did you mean mobilenet_v2?"),
+        ("resnet50", "; did you mean ResNet50?"),
+        ("mobilenetV2", "; did you mean mobilenet_v2?"),
+        ("resnet_101", "; did you mean ResNet101?"),
+        ("hub:", ""),
         ("mobilnet_v3_smal", "; did you mean mobilenet_v3_small or"),
         ("nonsense", ""),
     ],
@@ -41,7 +43,7 @@ def test_zero_seconds_measure_nothing(capsys):
 def test_near_names(given, near):
     with pytest.raises(ConfigError, match=rf"^--encoder={given}: must be one of .*{re.escape(near)}"):
         ModelConfig(encoder=given)
-    with pytest.raises(ConfigError, match=rf"^--encoders={given}: must be of .*{re.escape(near)}"):
+    with pytest.raises(ConfigError, match=rf"^--encoders={given}: must be one of .*{re.escape(near)}"):
         table.TableConfig(encoders=f"tiny,{given}")
 
 
