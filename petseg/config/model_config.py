@@ -93,8 +93,8 @@ class ModelConfig(Group):
     )
     input_scaling: str = option(
         "",
-        "input range: `unit`: [0, 1]; `symmetric`: [-1, 1]; `encoder`: that of its pretrained weights; empty: `encoder` "
-        "for encoders of Keras's or keras-hub's names, else `unit`",
+        "input range: `unit`: [0, 1]; `symmetric`: [-1, 1]; `encoder`: that of its pretrained weights; empty: "
+        "`encoder` for encoders of Keras's or keras-hub's names, else `unit`",
         resume="fixed",
         choices=("", "unit", "symmetric", "encoder"),
     )

@@ -131,7 +131,9 @@ def option(
 
 def near_names(text: str, names: Sequence[str]) -> str:
     """A clause with the names that are spelled like a text, to follow the list of all; empty if there are none."""
-    spelled = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in reversed(names)}
+    spelled: dict[str, str] = {}
+    for name in names:
+        spelled.setdefault(re.sub(r"[^a-z0-9]", "", name.lower()), name)
     text = re.sub(r"[^a-z0-9]", "", text.lower())
     longer = [each for each in spelled if text and each.startswith(text)]
     close = [text] if text in spelled else dict.fromkeys([*longer, *difflib.get_close_matches(text, spelled)])

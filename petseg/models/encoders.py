@@ -204,14 +204,14 @@ def freeze_before(encoder: keras.Model, first_trained: str) -> list[bool]:
 
 def _needed_by(tensors: Sequence[Any]) -> list[keras.Layer]:
     """The layers of a functional model that some tensors depend on."""
-    found: dict[int, keras.Layer] = {}
+    found: dict[int, Any] = {}
     waiting = list(tensors)
     while waiting:
         layer, node, _ = waiting.pop()._keras_history
         if id(layer) not in found:
             found[id(layer)] = layer
             waiting += layer._inbound_nodes[node].input_tensors
-    return list(found.values())
+    return [each for each in found.values() if isinstance(each, keras.Layer)]  # not operations, such as additions
 
 
 def calibrate_batch_norm(encoder: keras.Model, images: tf.Tensor) -> None:

@@ -72,7 +72,7 @@ def completed(maps: Mapping[int, keras.KerasTensor], image: keras.KerasTensor) -
 
 
 def adjusted(network: keras.Model) -> keras.Model:
-    """A network with maps of exact fractions of the image size, and without scaling layers; others are left as they are.
+    """A network whose maps are exact fractions of the image size, without scaling layers; the same if it is one.
 
     Where "valid" padding would lose a border (Inception, Xception, NASNet), it becomes "same". Weights stay.
     """

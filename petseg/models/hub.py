@@ -1,5 +1,6 @@
 """Backbones of keras-hub as encoders: presets with pretrained weights, or classes with random ones."""
 
+import contextlib
 import importlib
 from typing import Any
 
@@ -51,7 +52,9 @@ def build(
             of_rgb = _of_preset(library, encoder, (*image_size, 3), True)
             pretrained_weights.adapt_channels(of_rgb, backbone)
     if isinstance(backbone, library.models.MiTBackbone) and image_size[0] != image_size[1]:
-        raise ConfigError(f"--encoder={encoder}: its attention must have square images, got {image_size}; --inner_size=SIDE resizes them")
+        raise ConfigError(
+            f"--encoder={encoder}: images of {image_size}; must be square: --inner_size=SIDE resizes them"
+        )
     maps = _maps(encoder, backbone, image_size)
     return backbone.inputs[0], feature_maps.completed(maps, backbone.inputs[0])
 
@@ -72,8 +75,10 @@ def scaling(encoder: str) -> tuple[Any, Any] | None:
             f"--input_scaling=encoder: {encoder} does not say how it scales images; must be unit or symmetric "
             f"({one_line(error)})"
         ) from error
-    pair = (1.0 if converter.scale is None else converter.scale, converter.offset or 0.0)
-    return tuple(list(each) if isinstance(each, list | tuple) else float(each) for each in pair)
+    scale, offset = (
+        list(each) if isinstance(each, list | tuple) else each for each in (converter.scale, converter.offset)
+    )
+    return 1.0 if scale is None else scale, 0.0 if offset is None else offset
 
 
 def _library(encoder: str) -> Any:
@@ -81,7 +86,7 @@ def _library(encoder: str) -> Any:
         return importlib.import_module("keras_hub")
     except Exception as error:  # also where its TensorFlow Text does not fit TensorFlow
         raise ConfigError(
-            f"--encoder={encoder}: keras-hub cannot be imported; pip install 'petseg[hub]' ({one_line(error)})"
+            f"--encoder={encoder}: keras-hub cannot be imported; pip install -e '.[hub]' ({one_line(error)})"
         ) from error
 
 
@@ -112,12 +117,16 @@ def _maps(encoder: str, backbone: keras.Model, image_size: tuple[int, int]) -> d
     outputs = [*pyramid, backbone.output] if isinstance(backbone.output, keras.KerasTensor) else pyramid
     level_of = feature_maps.levels(image_size)
     if any(len(each.shape) == 4 for each in outputs):
-        maps = feature_maps.find(backbone, image_size) if len(backbone.inputs) == 1 else {}
+        maps = {}
+        with contextlib.suppress(AttributeError):  # a layer that is used twice has no `output`
+            maps = feature_maps.find(backbone, image_size)
         return maps | {level_of[size]: each for each in pyramid if (size := each.shape[1:3]) in level_of}
     patch = getattr(backbone, "patch_size", None)
     patch = patch[0] if isinstance(patch, list | tuple) else patch
     if patch not in (4, 8, 16, 32) or len(outputs[-1].shape) != 3:
-        raise ConfigError(f"--encoder={encoder}: it has patches of {patch} pixels; must have maps or patches of 4 to 32")
+        raise ConfigError(
+            f"--encoder={encoder}: it has patches of {patch} pixels; must have maps or patches of 4 to 32"
+        )
     grid = tuple(side // patch for side in image_size)
     tokens = outputs[-1][:, -grid[0] * grid[1] :]  # behind class tokens
     return {level_of[grid]: keras.layers.Reshape((*grid, tokens.shape[-1]), name="tokens")(tokens)}

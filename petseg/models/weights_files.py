@@ -1,5 +1,6 @@
 """Weights in files of Keras models and of petseg, matched with those of an encoder."""
 
+import functools
 import io
 import re
 import zipfile
@@ -29,14 +30,19 @@ def matches(encoder: keras.Model, path: str) -> list[np.ndarray | None]:
         for arrays in _read(path)
         for ours in _names_in_files(encoder)
     ]
-    return max(found, key=lambda each: sum(np.shape(values) == shape for values, shape in zip(each, shapes)))  # noqa: B905
+    return max(found, key=functools.partial(_fitting, shapes))
+
+
+def _fitting(shapes: list[tuple[int, ...]], found: list[np.ndarray | None]) -> int:
+    return sum(values is not None and values.shape == shape for values, shape in zip(found, shapes, strict=True))
 
 
 def _names_in_files(encoder: keras.Model) -> list[list[tuple[str, ...]]]:
     """The names that each weight may have, by four conventions."""
     paths = [variable.path for variable in encoder.weights]
     counts: dict[str, int] = {}
-    by_index, by_class = [], []
+    by_index: list[str] = []
+    by_class: list[tuple[str, ...]] = []
     for path in paths:
         layer = path.rpartition("/")[0]
         by_index.append(f"{layer}/{counts.get(layer, 0)}")
@@ -46,7 +52,7 @@ def _names_in_files(encoder: keras.Model) -> list[list[tuple[str, ...]]]:
         kind = re.sub(r"([a-z])([A-Z])", r"\1_\2", kind).lower()  # as Keras names groups in HDF5 files
         by_class += [(f"{kind}#{counts.get(kind, 0)}/{index}",) for index in range(len(layer.weights))]
         counts[kind] = counts.get(kind, 0) + 1
-    by_position = [(f"#{index}/{path.rpartition('/')[2]}",) for index, path in enumerate(paths)]
+    by_position: list[tuple[str, ...]] = [(f"#{index}/{path.rpartition('/')[2]}",) for index, path in enumerate(paths)]
     return [list(zip(paths, by_index, strict=True)), list(zip(_ranked(paths), _ranked(by_index), strict=True)),
             by_class, by_position]  # fmt: skip
 
@@ -107,10 +113,10 @@ def _ranked(names: Sequence[str]) -> list[str]:
         base, _, number = layer.rpartition("_")
         parts.append((base, int(number), weight) if base and number.isdecimal() else (layer, 0, weight))
     numbers: dict[str, set[int]] = {}
-    for base, number, _ in parts:
-        numbers.setdefault(base, set()).add(number)
+    for base, rank, _ in parts:
+        numbers.setdefault(base, set()).add(rank)
     ranks = {base: {number: rank for rank, number in enumerate(sorted(used))} for base, used in numbers.items()}
-    return [f"{base}#{ranks[base][number]}/{weight}" for base, number, weight in parts]
+    return [f"{base}#{ranks[base][rank]}/{weight}" for base, rank, weight in parts]
 
 
 def _by_suffixes(arrays: Arrays, names: Sequence[str]) -> Arrays:

@@ -45,19 +45,19 @@ def test_a_download_that_was_killed_is_downloaded_again(monkeypatch, tmp_path):
     models.mkdir()
     (models / "complete.h5").write_bytes(b"all of it")
 
-    def killed(source):
+    def killed():
         (models / "partial.h5").write_bytes(b"half")
         os._exit(9)
 
     process = os.fork()
     if not process:
-        pretrained_weights.build_with_weights(killed, "imagenet")
+        pretrained_weights.download(killed)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
     assert (models / "partial.h5").exists()
-    found = pretrained_weights.build_with_weights(lambda source: [file.name for file in models.iterdir()], "imagenet")
+    found = pretrained_weights.download(lambda: [file.name for file in models.iterdir()])
     assert found == ["complete.h5"]
     (models / "later.h5").write_bytes(b"all of it")
-    found = pretrained_weights.build_with_weights(lambda source: {file.name for file in models.iterdir()}, "imagenet")
+    found = pretrained_weights.download(lambda: {file.name for file in models.iterdir()})
     assert found == {"complete.h5", "later.h5"}
 
 
