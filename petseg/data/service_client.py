@@ -71,16 +71,17 @@ def remote_batches(
 
 def wait_for_services(addresses: Sequence[str], seconds: float) -> None:
     """Waits until all services answer; raises ClusterError if one does not in time."""
-    missing = sockets.wait_until_all_answer(
-        lambda: [address for address in addresses if not sockets.answers(address)],
-        seconds,
-        lambda silent: logger.info("waiting for the data service: %s", _listed(silent)),
-    )
-    if missing:
-        raise ClusterError(
-            f"--data_service: no answer from {_listed(missing)} within {seconds:g} s; "
-            "`python -m petseg.data.service` starts a service"
-        )
+    deadline, logged = time.monotonic() + seconds, False
+    while missing := [address for address in addresses if not sockets.answers(address)]:
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"--data_service: no answer from {_listed(missing)} within {seconds:g} s; "
+                "`python -m petseg.data.service` starts a service"
+            )
+        if not logged:
+            logger.info("waiting for the data service: %s", _listed(missing))
+            logged = True
+        time.sleep(POLL_SECONDS)
 
 
 @contextlib.contextmanager

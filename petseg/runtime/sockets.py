@@ -1,11 +1,9 @@
-"""TCP helpers for IPv4 and IPv6: probing addresses, listening at ports, waiting for servers."""
+"""TCP helpers for IPv4 and IPv6: probing addresses, listening at ports."""
 
 import contextlib
 import socket
-import time
-from collections.abc import Callable
 
-PROBE_SECONDS, POLL_SECONDS = 2.0, 0.2
+PROBE_SECONDS = 2.0
 
 
 def answers(address: str) -> bool:
@@ -31,27 +29,3 @@ def free_ports(number: int) -> list[int]:
     """Returns free ports; another process may take one before it is used."""
     with contextlib.ExitStack() as stack:
         return [stack.enter_context(listen(0)).getsockname()[1] for _ in range(number)]
-
-
-def wait_until_all_answer(
-    silent: Callable[[], list[str]], seconds: float, on_wait: Callable[[list[str]], None]
-) -> list[str]:
-    """Waits until all servers answer. TensorFlow itself would wait indefinitely and ignore signals.
-
-    Args:
-      silent: returns the names of the servers that do not answer now.
-      seconds: timeout in seconds.
-      on_wait: called once with the missing names, if there are any.
-
-    Returns:
-      the names that were still missing at the timeout; empty if all answer.
-    """
-    deadline, waiting = time.monotonic() + seconds, False
-    while missing := silent():
-        if time.monotonic() > deadline:
-            return missing
-        if not waiting:
-            on_wait(missing)
-            waiting = True
-        time.sleep(POLL_SECONDS)
-    return []

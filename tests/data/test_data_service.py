@@ -1,6 +1,7 @@
 """Batches that other processes make: real ones, on the loopback interface."""
 
 import contextlib
+import logging
 import re
 import signal
 import socket
@@ -148,6 +149,15 @@ def test_a_service_that_dies_ends_the_run_in_one_line(data_dir, cache_dir, tmp_p
         f"newest checkpoint in {tmp_path}/run/checkpoints"
     )
     assert "Traceback" not in stderr
+
+
+def test_missing_services_are_logged_once_while_a_run_waits(monkeypatch, caplog):
+    answers = iter([False, False, True, False, True, False, True, True])
+    monkeypatch.setattr(service_client.sockets, "answers", lambda address: next(answers))
+    monkeypatch.setattr(service_client, "POLL_SECONDS", 0.001)
+    with caplog.at_level(logging.INFO, "petseg"):
+        service_client.wait_for_services(["a:1", "b:1"], 10)
+    assert caplog.messages == ["waiting for the data service: grpc://a:1, grpc://b:1"]
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,3 @@ def test_a_port_that_is_listened_at_answers_in_both_families_until_it_is_closed(
         with pytest.raises(OSError, match="in use"):
             sockets.listen(port)
     assert not sockets.answers(f"127.0.0.1:{port}")
-
-
-def test_waiting_ends_when_all_answer_and_reports_missing_addresses_once(monkeypatch):
-    monkeypatch.setattr(sockets, "POLL_SECONDS", 0.001)
-    silent, reported = [["a", "b"], ["b"], ["b"], []], []
-    assert sockets.wait_until_all_answer(lambda: silent.pop(0), 10, reported.append) == []
-    assert reported == [["a", "b"]]
-
-
-def test_waiting_ends_when_the_time_is_up(monkeypatch):
-    monkeypatch.setattr(sockets, "POLL_SECONDS", 0.001)
-    assert sockets.wait_until_all_answer(lambda: ["b"], 0.01, lambda names: None) == ["b"]
