@@ -122,7 +122,7 @@ def described(value: Any) -> str:
     if isinstance(value, tuple):
         return f"({', '.join(map(described, value))})"
     if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"{value.dtype.name} {list(value.shape)}"
+        return f"{getattr(value.dtype, 'name', value.dtype)} {list(value.shape)}"
     return type(value).__name__
 
 

@@ -1,6 +1,6 @@
 """The interface of a split of a data set: examples by id, decoded and resized.
 
-The backends are in `petseg.data.backends`. A data source of your own is a subclass with `__len__` and `fetch`.
+The backends are in `petseg.data.backends`. For data of one's own see `own_data`.
 """
 
 import abc

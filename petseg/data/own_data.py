@@ -82,8 +82,6 @@ class Source:
     def state(self) -> str:
         """A hash of the code, the number of examples, and the source's attribute `fingerprint` or else a sample."""
         given = getattr(self._made, "fingerprint", None)
-        if not isinstance(given, str | int | float | None):
-            raise DataError(f"{self._where}: its fingerprint is a {type(given).__name__}; must be a text or a number")
         found = hashlib.sha256(custom_code.fingerprint("dataset", self._reference).encode())
         found.update(f"{len(self)} {given}".encode())
         for i in np.unique(np.linspace(0, len(self) - 1, SAMPLED, dtype=int)) if given is None and len(self) else ():
@@ -92,7 +90,10 @@ class Source:
         return found.hexdigest()[:16]
 
     def check(self, classes: Classes) -> None:
-        """Raises DataError if the first example cannot be used, or is another one when it is asked for again."""
+        """Raises DataError if the first example or the fingerprint cannot be used, or the example changes."""
+        given = getattr(self._made, "fingerprint", None)
+        if not isinstance(given, str | int | float | None):
+            raise DataError(f"{self._where}: its fingerprint is a {type(given).__name__}; must be a text or a number")
         if not len(self):
             return
         name, _, mask, _ = files = self.files(0)
@@ -210,7 +211,10 @@ def _as_file(value: Any, what: str) -> bytes:
     """An image or mask as the content of a file."""
     if isinstance(value, bytes):
         return value
-    array = np.asarray(value) if hasattr(value, "dtype") and hasattr(value, "shape") else np.empty(0, object)
+    try:
+        array = np.asarray(value) if hasattr(value, "dtype") and hasattr(value, "shape") else np.empty(0, object)
+    except Exception as error:  # a tensor that is not in memory, for instance
+        raise BadExampleError(f"{what} cannot become an array: {one_line(error)}") from error
     if array.dtype.kind not in "biuf" or array.ndim not in (2, 3) or not array.size:
         raise BadExampleError(
             f"{what} is {custom_code.described(value)}; must be an array of numbers, [H, W, C] or [H, W], or the bytes "
@@ -235,7 +239,11 @@ class SourceRecords(Records):
 
     def __init__(self, ranges: Sequence[_SourceRange]):
         super().__init__(ranges)
-        self.states = {each.source.split: each.source.state for each in ranges}
+        self._sources = [each.source for each in ranges]
+
+    @property
+    def states(self) -> dict[str, str]:  # type: ignore[override]
+        return {source.split: source.state for source in self._sources}
 
     def place(self, position: int) -> str:
         source, i = self._example(position)
