@@ -6,6 +6,9 @@ counted. The target is reached where it holds at two scores in a row.
 
 import dataclasses
 import logging
+import re
+import shlex
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +18,10 @@ from petseg.benchmark import processes
 from petseg.benchmark.tables import table as markdown_table
 from petseg.config import Config, command_line, presets
 from petseg.config.options import Group, option
-from petseg.errors import ConfigError
+from petseg.errors import ConfigError, PetsegError
 
 FIT, TUTORIAL = "model.fit", "tutorial"
+SCORE_LINE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*,\s*(\d*\.?\d+)\s*")
 logger = logging.getLogger("petseg.benchmark")
 
 
@@ -29,7 +33,7 @@ class TimeToScoreConfig(Group):
     contestants: str = option(
         f"{FIT},fast",
         f"what to train: `{FIT}`, which is Keras's loop with the tutorial's recipe; names of presets; files of flags; "
-        "separated by commas",
+        "or `NAME=COMMAND`, another program that prints lines of `SECONDS, MEAN_IOU`; separated by commas",
         required=True,
     )
     score_every: int = option(0, "interval of scores; 0: once an epoch", unit="images", minimum=0)
@@ -41,8 +45,8 @@ class TimeToScoreConfig(Group):
         minimum=0,
     )
 
-    def configs(self, flags: Sequence[str]) -> dict[str, Config]:
-        """The training config of each contestant, by its name.
+    def configs(self, flags: Sequence[str]) -> dict[str, Config | str]:
+        """The training config of each contestant, or the command of another program, by its name.
 
         Args:
           flags: flags for all of them, such as --data_dir; they win over those of presets.
@@ -50,10 +54,10 @@ class TimeToScoreConfig(Group):
         Raises:
           ConfigError: if a preset does not exist, or a contestant is named twice.
         """
-        names = [name.strip() for name in self.contestants.split(",")]
-        if len(set(names)) < len(names):
+        parts = [tuple(text.strip() for text in part.split("=", 1)) for part in self.contestants.split(",")]
+        if len({name for name, *_ in parts}) < len(parts):
             raise ConfigError(f"--contestants={self.contestants}: each must be named once")
-        return {name: self._config(name, flags) for name in names}
+        return {name: command[0] if command else self._config(name, flags) for name, *command in parts}
 
     def _config(self, name: str, flags: Sequence[str]) -> Config:
         file = presets.FOLDER / f"{TUTORIAL if name == FIT else name}.cfg"
@@ -85,10 +89,49 @@ def race(config: TimeToScoreConfig, flags: Sequence[str], scratch: Path) -> list
     """
     rows = []
     for number, (title, given) in enumerate(config.configs(flags).items()):
-        each = given.changed(runtime={"workdir": str(scratch / f"time-to-{number}"), "quiet": True})
         logger.info("%s trains until its mean IoU is %g", title, config.target)
-        rows.append({"title": title, **_train(title, each, config)})
+        if isinstance(given, str):
+            rows.append({"title": title, **run_command(title, given, config.target)})
+        else:
+            each = given.changed(runtime={"workdir": str(scratch / f"time-to-{number}"), "quiet": True})
+            rows.append({"title": title, **_train(title, each, config)})
     return rows
+
+
+def holds(scores: Sequence[Mapping[str, Any]], target: float) -> bool:
+    """Whether the target held at the last two scores."""
+    last = [score["mean_iou"] for score in scores[-2:]]
+    return len(last) == 2 and min(last) >= target
+
+
+def run_command(title: str, command: str, target: float) -> dict[str, Any]:
+    """Runs another program until its scores hold the target, or it ends; returns its result as `race` describes it.
+
+    Raises:
+      ConfigError: if there is no such program.
+      PetsegError: if it fails, or prints no score.
+    """
+    scores: list[dict[str, float]] = []
+    try:
+        program = subprocess.Popen(shlex.split(command), stdout=subprocess.PIPE, text=True)
+    except (OSError, ValueError, IndexError) as error:
+        raise ConfigError(f"--contestants={title}={command}: cannot be started: {error}") from error
+    with program:
+        for line in program.stdout or ():
+            if match := SCORE_LINE.fullmatch(line):
+                scores.append({"seconds": float(match[1]), "mean_iou": float(match[2])})
+                logger.info("%s: %.0f s: %.4f", title, scores[-1]["seconds"], scores[-1]["mean_iou"])
+            if holds(scores, target):
+                program.kill()
+                break
+    reached = holds(scores, target)
+    if program.returncode and not reached:
+        raise PetsegError(f"--contestants={title}: its program failed with exit code {program.returncode}")
+    if not scores or max(score["mean_iou"] for score in scores) > 1:
+        found = f"{scores[-1]['mean_iou']:g}" if scores else "no such line"
+        raise PetsegError(f"--contestants={title}: must print lines `SECONDS, MEAN_IOU` up to 1; printed {found}")
+    unknown = {"start_up": None, "images": None, "operations": None, "whole_run": None, "computed": False}
+    return {"reached": reached, "seconds": scores[-1]["seconds"], "scores": scores, **unknown}
 
 
 def _train(title: str, config: Config, time_to: TimeToScoreConfig) -> dict[str, Any]:
@@ -118,15 +161,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             seconds = f"never ({seconds})"
         elif whole is not None:
             share = f"{each['seconds'] / whole:.3f}"
-        shown.append({**each, "seconds": seconds, "best": best, "share": share})
+        formats = {"start_up": ".0f", "images": "", "operations": ".2e"}
+        known = {name: "" if each[name] is None else format(each[name], spec) for name, spec in formats.items()}
+        shown.append({**each, **known, "seconds": seconds, "best": best, "share": share})
     if whole is not None:
         notes.append(f"all epochs of {FIT}, at its speed: {whole:.0f} s")
     columns = {
         "": "{title}",
         "seconds": "{seconds}",
-        "of them start-up": "{start_up:.0f}",
+        "of them start-up": "{start_up}",
         "images seen": "{images}",
-        "operations": "{operations:.2e}",
+        "operations": "{operations}",
         "best score": "{best:.4f}",
         f"share of {FIT}'s whole run": "{share}",
     }

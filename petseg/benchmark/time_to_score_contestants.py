@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from petseg.benchmark.contestants import set_up_run, tutorial_batches
-from petseg.benchmark.time_to_score import TimeToScoreConfig
+from petseg.benchmark.time_to_score import TimeToScoreConfig, holds
 from petseg.config import Config
 from petseg.data import catalog, example_order, loading
 from petseg.evaluation import metrics
@@ -65,8 +65,7 @@ class Timer:
     @property
     def reached(self) -> bool:
         """Whether the target held at the last two scores."""
-        last = [score["mean_iou"] for score in self.scores[-2:]]
-        return len(last) == 2 and min(last) >= self._target
+        return holds(self.scores, self._target)
 
     def result(self, images: int, flops: float, **more: Any) -> dict[str, Any]:
         """The row of the contestant, as `time_to_score.race` describes it.

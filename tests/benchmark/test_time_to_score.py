@@ -12,7 +12,7 @@ from petseg.benchmark import __main__ as program, time_to_score, time_to_score_c
 from petseg.benchmark.time_to_score import TimeToScoreConfig
 from petseg.benchmark.time_to_score_contestants import Timer
 from petseg.config import command_line
-from petseg.errors import ConfigError
+from petseg.errors import ConfigError, PetsegError
 
 
 def test_scoring_time_is_excluded_and_a_target_must_hold_twice_in_a_row():
@@ -71,6 +71,37 @@ def test_model_fit_is_trained_to_the_target_or_its_speed_is_measured(tiny_config
 def test_unknown_or_repeated_contestants_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         TimeToScoreConfig(**options).configs([])
+
+
+def other_program(*lines, then=""):
+    """A contestant that prints lines."""
+    prints = "".join(f"print({line!r}, flush=True);" for line in lines)
+    return f'{sys.executable} -c "{prints}{then}"'
+
+
+def test_another_program_ends_when_its_scores_hold_the_target_and_stands_in_the_table():
+    endless = "import time; time.sleep(600)"
+    command = other_program("epoch 1", "10.5, 0.7", "20, .6", "30, 0.72", "40.25 , 0.75", then=endless)
+    result = time_to_score.run_command("peer", command, 0.7)
+    assert (result["reached"], result["seconds"], len(result["scores"])) == (True, 40.25, 4)
+    assert "| peer | 40 |  |  |  | 0.7500 |" in time_to_score.table([{"title": "peer", **result}])
+    result = time_to_score.run_command("peer", other_program("10, 0.7", "20, 0.8"), 0.9)
+    assert (result["reached"], result["seconds"]) == (False, 20)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("nowhere/program", "--contestants=peer=nowhere/program: cannot be started: .*No such file"),
+        ("", "--contestants=peer=: cannot be started"),
+        (other_program("done"), "must print lines `SECONDS, MEAN_IOU` up to 1; printed no such line"),
+        (other_program("10, 70.5"), "must print lines `SECONDS, MEAN_IOU` up to 1; printed 70.5"),
+        (other_program("10, .5", then="exit(3)"), "its program failed with exit code 3"),
+    ],
+)
+def test_programs_that_fail_or_print_no_score_are_refused(command, message):
+    with pytest.raises(PetsegError, match=message):
+        time_to_score.run_command("peer", command, 0.9)
 
 
 def test_a_target_must_be_given():
