@@ -92,6 +92,9 @@ class DataConfig(Group):
     weight_scale: float = option(
         0.0, "number in weight maps that counts as 1; 0: 255 of 8 bits, 65535 of 16 bits, 1 of floats", minimum=0
     )
+    score_weights: bool = option(
+        False, "count each pixel by its weight map in scores too, not only in the loss", resume="fixed"
+    )
     channels: int = option(
         0,
         "channels of the network's input; 0: those of the data (1 counts as 3); 4 takes opacity or a "
@@ -263,10 +266,9 @@ class DataConfig(Group):
                 f"--weight_feature={self.weight_feature}: must be empty with --dataset={FOLDER}, where --weight_files "
                 "says where weight maps are"
             )
-        if self.weight_scale and not self.has_weights:
-            raise ConfigError(
-                f"--weight_scale={self.weight_scale:g}: must come with --weight_files or --weight_feature"
-            )
+        given = {f"weight_scale={self.weight_scale:g}": self.weight_scale, "score_weights": self.score_weights}
+        for flag in (flag for flag, is_given in given.items() if is_given and not self.has_weights):
+            raise ConfigError(f"--{flag}: must come with --weight_files or --weight_feature")
 
     def check_data_dir(self) -> None:
         """Raises ConfigError if --dataset=folder comes without --data_dir.

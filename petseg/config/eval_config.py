@@ -30,6 +30,9 @@ class ScoreConfig(Group):
     checkpoint: str = option("latest", "`latest`, `best`, `all`, or a checkpoint's path", required=True)
     split: str = option("", "TFDS split to score; empty: the run's --eval_split")
     data_dir: str = option("", "folder of the data set; empty: the run's --data_dir")
+    weight_files: str = option("", "pattern of weight maps, as in train.py; empty: the run's")
+    weight_feature: str = option("", "TFDS feature of weight maps, as in train.py; empty: the run's")
+    score_weights: bool = option(False, "count each pixel by its weight map in scores too, as in train.py")
     eval_examples: int = option(
         0,
         "size of the sample of --split to score, drawn by the run's --seed (of several, the smallest); 0: all",

@@ -14,8 +14,8 @@ import tensorflow_datasets as tfds
 from petseg import custom_code
 from petseg.classes import PETS, Classes
 from petseg.config import DataConfig
-from petseg.config.data_config import FOLDER, WEIGHT_SCALES, named_splits
-from petseg.data import digests, tfds_builders
+from petseg.config.data_config import FOLDER, named_splits
+from petseg.data import digests, picture_files, tfds_builders
 from petseg.data.digests import Digests
 from petseg.data.folders.faults import Fault
 from petseg.data.images import BandCounts, joined
@@ -66,6 +66,11 @@ class DataSet:
         return metadata if isinstance(metadata, Mapping) else {}
 
     @property
+    def weight_rows(self) -> Mapping[str, Sequence[Any]]:
+        """Dtype and largest number of the weight maps in the copy of a folder, by split."""
+        return self._metadata.get("weights", {}) if self.holds_ids else {}
+
+    @property
     def holds_weight_files(self) -> bool:
         """Whether weight maps are picture files, as in copies of folders, instead of arrays of a TFDS feature."""
         return self.holds_ids
@@ -76,8 +81,9 @@ class DataSet:
             return ""
         if not self.holds_weight_files:
             return np.dtype(self.builder.info.features[self.weight_feature].np_dtype).name
-        found = self._metadata["weights"]
-        dtypes = {name: found.get(name, "") for name, start, stop in self._ranges(split) if start < stop}
+        dtypes = {
+            name: self.weight_rows.get(name, ("",))[0] for name, start, stop in self._ranges(split) if start < stop
+        }
         if len(set(dtypes.values())) > 1:
             each = ", ".join(f"{name}: {dtype or 'none'}" for name, dtype in dtypes.items())
             raise DataError(f"{self.name}: split {split} has weight maps of several kinds ({each}); must be one")
@@ -191,10 +197,14 @@ class DataSet:
         rows = [f"| {name} | {' '.join(text.split())} |" for name, text in facts.items() if text]
         return "\n".join(["| | |", "| --- | --- |", *rows])
 
-    def files_of(self, split: str) -> Iterator[tuple[str, bytes, bytes] | Fault]:
-        """Name, image and mask of each example of a split as the contents of files, for the checker."""
+    def files_of(self, split: str) -> Iterator[tuple[str, bytes, bytes, bytes] | Fault]:
+        """Name, image, mask and weight map, empty without, of each example as contents of files, for the checker."""
         for i, example in enumerate(self.raw_examples(split).as_numpy_iterator()):
-            yield example["name"].decode() or f"{split}/{i}", example["image"], example["mask"]
+            weight = b""
+            if self.weight_feature:
+                feature = self.builder.info.features[self.weight_feature]
+                weight = picture_files.as_npy(np.asarray(feature.decode_example(example["weight"])))
+            yield example["name"].decode() or f"{split}/{i}", example["image"], example["mask"], weight
 
     def raw_examples(self, split: str) -> tf.data.Dataset:
         """Undecoded examples of a split in order: `image`, `mask`, `weight`, `name`, class labels of whole examples."""
@@ -297,7 +307,7 @@ def open_data(config: DataConfig, classes: Classes | None = None) -> DataSet:
     builder = tfds_builders.prepare(config.dataset, config.data_dir)
     features = config.image_feature, config.mask_feature
     data_set = DataSet(config.dataset, builder, classes, *features, weight_feature=config.weight_feature)
-    _check_features(data_set)
+    tfds_builders.check_features(builder, config, classes)
     return data_set
 
 
@@ -316,40 +326,6 @@ def _named_classes(config: DataConfig) -> Classes:
         tfds_builders.load_builder(config.dataset, config.data_dir)  # raises if the data set does not exist
         raise DataError(f"{config.dataset}: petseg does not know its classes; --classes must be a file that names them")
     return KNOWN_CLASSES[name]
-
-
-def _check_features(data_set: DataSet) -> None:
-    features, classes = data_set.builder.info.features, data_set.classes
-    for flag, feature in (("image", data_set.image_feature), ("mask", data_set.mask_feature)):
-        if feature not in features or not isinstance(features[feature], tfds.features.Image):
-            images = ", ".join(sorted(key for key in features if isinstance(features[key], tfds.features.Image)))
-            raise DataError(
-                f"{data_set.name}: --{flag}_feature={feature}: must be an image feature ({images or 'there is none'}); "
-                f"all features: {', '.join(sorted(features))}"
-            )
-    channels = features[data_set.mask_feature].shape[-1]
-    if (dtype := np.dtype(features[data_set.mask_feature].np_dtype)).kind == "f":
-        raise DataError(f"{data_set.name}: its masks are {dtype}; must be whole numbers of 8 or 16 bits, or colours")
-    if data_set.weight_feature:
-        _check_weight_feature(data_set)
-    if classes.colored != (channels == 3):
-        what, needed = ("colours", "numbers") if classes.colored else ("numbers", "colours")
-        raise DataError(
-            f"{data_set.name}: its masks have {channels} channels, but the values of the classes are {what}; must be "
-            f"{needed}"
-        )
-
-
-def _check_weight_feature(data_set: DataSet) -> None:
-    features, name = data_set.builder.info.features, data_set.weight_feature
-    shape = getattr(features.get(name), "shape", None)
-    dtype = np.dtype(getattr(features.get(name), "np_dtype", object)).name
-    if not isinstance(shape, tuple) or len(shape) < 2 or shape[2:] not in ((), (1,)) or dtype not in WEIGHT_SCALES:
-        what = f"is {dtype} {list(shape)}" if isinstance(shape, tuple) else "is no array"
-        raise DataError(
-            f"{data_set.name}: --weight_feature={name}: {what}; must be {', '.join(WEIGHT_SCALES)} [H, W] or [H, W, 1];"
-            f" all features: {', '.join(sorted(features))}"
-        )
 
 
 def open_with_splits(config: DataConfig) -> DataSet:

@@ -177,6 +177,8 @@ def _print_counts(inspection: Inspection, config: DataConfig) -> None:
     kinds = {Bands(*row[:3]): row[3] for row in found}
     if any(bands.channels != 3 or bands.alpha or bands.dtype != "uint8" for bands in kinds):
         print("bands of images: " + ", ".join(f"{bands} {count}" for bands, count in kinds.items()))
+    for line in inspection.weights.lines(config.weight_scale):
+        print(line)
     print(f"sizes (height x width): {_sizes(inspection)}")
     _print_classes(inspection)
     print(f"suggested: {inspection.suggested_size()}")

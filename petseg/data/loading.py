@@ -18,7 +18,7 @@ from petseg.data.backends.memory import MemoryExamples, aligned_array
 from petseg.data.backends.on_demand import OnDemandExamples, distinguishing_labels
 from petseg.data.example_decoding import BadExampleError
 from petseg.data.examples import Examples
-from petseg.data.folders import faults
+from petseg.data.folders import faults, weight_survey
 from petseg.data.folders.faults import Kind
 from petseg.data.mask_survey import MaskSurvey
 from petseg.data.random_crops import RandomCrops
@@ -82,7 +82,7 @@ def load(config: DataConfig, split: str, classes: Classes | None = None, *, for_
 
 
 def _judge_masks(source: SplitSource, config: DataConfig) -> None:
-    """Warns of what the masks, taken together, say; the checker does the same with all splits.
+    """Warns of what the masks and weight maps, taken together, say; the checker does the same with all splits.
 
     Looks at SURVEYED_MASKS masks, and at more until there are two classes. Of a folder, it was done for its copy.
 
@@ -90,7 +90,7 @@ def _judge_masks(source: SplitSource, config: DataConfig) -> None:
       DataError: if their values do not mean what the classes say.
     """
     data_set = source.data_set
-    notes = data_set.mask_notes
+    notes = [*data_set.mask_notes, *weight_survey.notes(data_set.weight_rows, config.weight_scale)]
     if not data_set.holds_ids:
         survey = MaskSurvey(data_set.classes)
         for number, (position, facts) in enumerate(source.mask_facts(spread=SURVEYED_MASKS), 1):

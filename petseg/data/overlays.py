@@ -1,4 +1,4 @@
-"""Draws a sheet of images beside the same images with mask overlays, with a legend of the classes."""
+"""Draws a sheet of images beside the same images with mask overlays and weight maps, with a legend of the classes."""
 
 import math
 
@@ -26,7 +26,7 @@ class OverlaySheet:
     """
 
     def __init__(self, classes: Classes, pairs: int, shown: int):
-        self._classes, self._shown = classes, list[tuple[str, Image.Image, np.ndarray]]()
+        self._classes, self._shown = classes, list[tuple[str, Image.Image, np.ndarray, Image.Image | None]]()
         self._due = {round(place) for place in np.linspace(0, pairs - 1, min(shown, pairs))}
         self._pending = self._seen = 0
 
@@ -45,7 +45,11 @@ class OverlaySheet:
             size = max(1, round(width * scale)), max(1, round(height * scale))
             picture = Image.fromarray(images.for_people(pair.picture)).resize(size)
             mask = np.asarray(Image.fromarray(pair.ids).resize(size, Image.Resampling.NEAREST))
-            self._shown.append((f"{split}: {pair.name}", picture, mask))
+            weight = None
+            if pair.weight:
+                grey = (pair.weight.pixels[..., 0] * (255 / pair.weight.pixels.max())).round().astype(np.uint8)
+                weight = Image.fromarray(grey).resize(size, Image.Resampling.NEAREST)
+            self._shown.append((f"{split}: {pair.name}", picture, mask, weight))
 
     def sheet(self) -> Image.Image:
         """Draws the sheet; needs at least one pair."""
@@ -64,14 +68,20 @@ class OverlaySheet:
         sheet.paste(legend, (0, top))
         return sheet
 
-    def _tile(self, title: str, picture: Image.Image, mask: np.ndarray) -> Image.Image:
-        """Draws an image, and the same with its mask overlay."""
+    @property
+    def _has_weights(self) -> bool:
+        return any(weight for *_, weight in self._shown)
+
+    def _tile(self, title: str, picture: Image.Image, mask: np.ndarray, weight: Image.Image | None) -> Image.Image:
+        """Draws an image, the same with its mask overlay, and its weight map if there are any on the sheet."""
         pixels = np.asarray(picture, np.float32)
         under = OPACITY * self._classes.palette[mask] + (1 - OPACITY) * pixels
         under = np.where((mask == IGNORED)[..., None], DIMMED * pixels, under)
-        tile = Image.new("RGB", (2 * TILE_WIDTH + 2, picture.height + LINE), "white")
-        tile.paste(picture, (0, LINE))
-        tile.paste(Image.fromarray(under.astype(np.uint8)), (TILE_WIDTH + 2, LINE))
+        width = (2 + self._has_weights) * (TILE_WIDTH + 2) - 2
+        tile = Image.new("RGB", (width, picture.height + LINE), "white")
+        for i, part in enumerate((picture, Image.fromarray(under.astype(np.uint8)), weight)):
+            if part:
+                tile.paste(part, (i * (TILE_WIDTH + 2), LINE))
         text = title if len(title) < 66 else f"{title[:20]} ... {title[-40:]}"
         ImageDraw.Draw(tile).text((2, 2), text, fill="black", font=_font())
         return tile
@@ -80,6 +90,8 @@ class OverlaySheet:
         """Draws colours and names of the classes."""
         entries = [(each.name, each.color) for each in self._classes.members]
         entries.append(("in no class: dark", (0, 0, 0)))
+        if self._has_weights:
+            entries.append(("weight map: white is its largest", (255, 255, 255)))
         column = max(math.ceil(_font().getlength(name)) for name, _ in entries) + LINE + 3 * GAP
         across = max(1, width // column)
         legend = Image.new("RGB", (width, (math.ceil(len(entries) / across) + 1) * LINE), "white")

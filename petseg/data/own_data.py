@@ -7,7 +7,6 @@ examples become records, one by one as they are needed, which then take the path
 import dataclasses
 import functools
 import hashlib
-import io
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -152,7 +151,7 @@ class Source:
         except PictureError as error:
             raise BadExampleError(f"{self._where}, example {i} ({name}): the image {error}") from error
         try:
-            weight = weight_files.of_picture(picture_files.decode(weights).upright()) if weights else None
+            weight = _weight(weights) if weights else None
             dtype, wanted_dtype = weight.pixels.dtype.name if weight else "", self.weight_dtype
             if dtype != wanted_dtype:
                 raise PictureError(
@@ -175,7 +174,7 @@ class Source:
     def weight_dtype(self) -> str:
         """Dtype of the weight maps; empty without."""
         weights = self.files(0)[3] if len(self) else b""
-        return weight_files.of_picture(picture_files.decode(weights).upright()).pixels.dtype.name if weights else ""
+        return _weight(weights).pixels.dtype.name if weights else ""
 
     @property
     def band_row(self) -> list[Any]:
@@ -207,6 +206,10 @@ def _image(image: bytes, mask: bytes) -> tuple[Picture, Picture]:
     return stored, upright
 
 
+def _weight(file: bytes) -> Picture:
+    return weight_files.of_picture(picture_files.decode(file).upright())
+
+
 def _as_file(value: Any, what: str) -> bytes:
     """An image or mask as the content of a file."""
     if isinstance(value, bytes):
@@ -220,9 +223,7 @@ def _as_file(value: Any, what: str) -> bytes:
             f"{what} is {custom_code.described(value)}; must be an array of numbers, [H, W, C] or [H, W], or the bytes "
             "of a file"
         )
-    buffer = io.BytesIO()
-    np.save(buffer, array.astype(np.uint8) if array.dtype.kind == "b" else array)
-    return buffer.getvalue()
+    return picture_files.as_npy(array.astype(np.uint8) if array.dtype.kind == "b" else array)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,11 +331,11 @@ class OwnDataSet(DataSet):
     def card(self) -> str:
         return self._table(code=self.reference)
 
-    def files_of(self, split: str) -> Iterator[tuple[str, bytes, bytes] | Fault]:
+    def files_of(self, split: str) -> Iterator[tuple[str, bytes, bytes, bytes] | Fault]:
         source = self.source(split)
         for i in range(len(source)):
             try:
-                yield source.files(i)[:3]
+                yield source.files(i)
             except BadExampleError as error:
                 where, _, what = str(error).partition(": ")
                 yield Fault(Kind.UNREADABLE, where, what, split)

@@ -318,3 +318,10 @@ def _npy(file: IO[bytes]) -> Picture:
     check_size(*shape[:2])
     file.seek(0)
     return of_bands(np.load(file), "NPY")
+
+
+def as_npy(array: np.ndarray) -> bytes:
+    """The content of a file of an array."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()

@@ -9,10 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from petseg import files
-from petseg.config.data_config import check_dataset_name
+from petseg.classes import Classes
+from petseg.config import DataConfig
+from petseg.config.data_config import WEIGHT_SCALES, check_dataset_name
 from petseg.errors import DataError, one_line
 
 logger = logging.getLogger(__name__)
@@ -120,3 +123,38 @@ def write(builder: Any, **options: Any) -> None:
 
     builder.info.write_to_directory = write_info_and_sync
     builder.download_and_prepare(**options)
+
+
+def check_features(builder: Any, config: DataConfig, classes: Classes) -> None:
+    """Raises DataError if a data set lacks its features of images, masks or weight maps, or they hold other things."""
+    features, name = dict(builder.info.features), config.dataset
+    for flag in ("image_feature", "mask_feature"):
+        if not isinstance(features.get(feature := getattr(config, flag)), tfds.features.Image):
+            found = ", ".join(sorted(key for key in features if isinstance(features[key], tfds.features.Image)))
+            raise DataError(
+                f"{name}: --{flag}={feature}: must be an image feature ({found or 'there is none'}); "
+                f"all features: {', '.join(sorted(features))}"
+            )
+    masks = features[config.mask_feature]
+    if (dtype := np.dtype(masks.np_dtype)).kind == "f":
+        raise DataError(f"{name}: its masks are {dtype}; must be whole numbers of 8 or 16 bits, or colours")
+    if classes.colored != (masks.shape[-1] == 3):
+        what, needed = ("colours", "numbers") if classes.colored else ("numbers", "colours")
+        raise DataError(
+            f"{name}: its masks have {masks.shape[-1]} channels, but the values of the classes are {what}; must be "
+            f"{needed}"
+        )
+    if config.weight_feature:
+        weights = features.get(config.weight_feature)
+        shape, dtype = getattr(weights, "shape", None), np.dtype(getattr(weights, "np_dtype", object))
+        if (
+            not isinstance(shape, tuple)
+            or len(shape) < 2
+            or shape[2:] not in ((), (1,))
+            or dtype.name not in WEIGHT_SCALES
+        ):
+            what = f"is {dtype} {list(shape)}" if isinstance(shape, tuple) else "is no array"
+            raise DataError(
+                f"{name}: --weight_feature={config.weight_feature}: {what}; must be {', '.join(WEIGHT_SCALES)} [H, W] "
+                f"or [H, W, 1]; all features: {', '.join(sorted(features))}"
+            )

@@ -37,6 +37,7 @@ class Evaluation:
       large_split: totals of a large split, for which the counts above are those of a sample; None if they are of all
         examples.
       mask_digests: int64 [N], a digest of each true mask; None without details, and of a large split.
+      unit: count of a pixel of weight 1 in the confusion matrices.
     """
 
     loss: float
@@ -45,6 +46,7 @@ class Evaluation:
     calibration: np.ndarray | None = None
     large_split: LargeSplit | None = None
     mask_digests: np.ndarray | None = None
+    unit: int = 1
 
     @property
     def examples(self) -> int:
@@ -65,6 +67,11 @@ class Evaluation:
     def confusion_matrix(self) -> np.ndarray:
         """int64 [C, C], summed over all examples."""
         return self.large_split.confusion_matrix if self.large_split else self.confusion_matrices.sum(axis=0)
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """[C, C], pixels of all examples: int64; with --score_weights float64, the sums of their weights."""
+        return self.confusion_matrix if self.unit == 1 else self.confusion_matrix / self.unit
 
     @property
     def truth(self) -> np.ndarray | None:
@@ -113,6 +120,7 @@ class Evaluator:
         threshold: float = 0.0,
         image_spec: ImageSpec = PLAIN,
         weight_scale: float = 0.0,
+        score_weights: bool = False,
         details: bool = False,
     ):
         """Allocates the counters; compiles nothing yet.
@@ -130,6 +138,7 @@ class Evaluator:
             class is predicted.
           image_spec: how images travel.
           weight_scale: as in `sample_weights.given`.
+          score_weights: whether confusion matrices count each pixel by its weight map.
           details: whether to count boundaries, calibration and mask digests too.
 
         Raises:
@@ -141,7 +150,7 @@ class Evaluator:
         self._weight_map, self._loss = weight_map, loss
         self._flip_tta, self._details, self._bad_examples = flip_tta, details, BadExampleLog()
         self._threshold, self._foreground = threshold, examples.classes.binary_foreground() if threshold else 0
-        self._image_spec, self._weight_scale = image_spec, weight_scale
+        self._image_spec, self._weight_scale, self._score_weights = image_spec, weight_scale, score_weights
         _, height, width, self._num_classes = model.output_shape
         images = tf.TensorSpec([None, *model.input_shape[1:]], image_spec.travels_as, "images")
         # Per instance: a tf.function on the class keeps the graphs and models of all instances.
@@ -191,7 +200,7 @@ class Evaluator:
             counts = self._in_order_of_examples(by_example, first, expected)
             if large:
                 large.add(first, *counts.values())
-        return _evaluation(losses, counts, calibration if self._details else None, large)
+        return self._evaluation(losses, counts, calibration if self._details else None, large)
 
     def _large_split(self) -> LargeSplit | None:
         if not self._is_large:
@@ -261,7 +270,7 @@ class Evaluator:
                 values[row] = of_image[name].numpy()[0]
             if large and (row + 1 == rows or i + 1 == len(self._examples)):
                 large.add(i - row, *(values[: row + 1] for values in counts.values()))
-        return _evaluation(losses, counts, calibration, large)
+        return self._evaluation(losses, counts, calibration, large)
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Class ids, int32 [B, H, W], and their probabilities, float32 [B, H, W], for images [B, H, W, C]."""
@@ -339,35 +348,44 @@ class Evaluator:
         weights = self._weight_map(masks, *maps) * tf.cast(is_counted, tf.float32)
         loss, denominator = self._loss.sums(labels, logits, weights, valid)
         predictions, confidences = self._predictions(logits)
+        scored = (maps[0][..., 0] if maps else tf.ones_like(weights)) if self._score_weights else None
         counts = {
             "loss": loss / self._pixels,
             "denominator": denominator / self._pixels,
-            "confusion": confusion_matrix.confusion_matrices(labels, predictions, valid, self._num_classes),
+            "confusion": confusion_matrix.confusion_matrices(labels, predictions, valid, self._num_classes, scored),
         }
         if self._details:
             tolerance = metrics.boundary_tolerance(*logits.shape[1:3])
             counts["boundaries"] = metrics.boundary_counts(labels, predictions, valid, self._num_classes, tolerance)
-            counts["mask_digests"] = _mask_digests(masks)
+            counts["mask_digests"] = _mask_digests(masks, scored)
             right = tf.cast(predictions, tf.int64) == tf.cast(labels, tf.int64)  # a GPU compares int32 on the host
             counts["calibration"] = metrics.calibration_counts(confidences, right, valid)
         return counts
 
+    def _evaluation(
+        self,
+        losses: np.ndarray,
+        counts: dict[str, np.ndarray],
+        calibration: np.ndarray | None,
+        large: LargeSplit | None,
+    ) -> Evaluation:
+        """An evaluation from summed loss and denominator, counts by example, and the totals of a large split."""
+        loss = float(losses[0] / losses[1]) if losses[1] else math.nan
+        unit = confusion_matrix.UNIT if self._score_weights else 1
+        if large:
+            return Evaluation(loss, large.confusion_matrices, large.boundaries, calibration, large, unit=unit)
+        boundaries, digests = counts.get("boundaries"), counts.get("mask_digests")
+        return Evaluation(loss, counts["confusion"], boundaries, calibration, None, digests, unit)
 
-def _evaluation(
-    losses: np.ndarray, counts: dict[str, np.ndarray], calibration: np.ndarray | None, large: LargeSplit | None
-) -> Evaluation:
-    """An evaluation from summed loss and denominator, counts by example, and the totals of a large split."""
-    loss = float(losses[0] / losses[1]) if losses[1] else math.nan
-    if large:
-        return Evaluation(loss, large.confusion_matrices, large.boundaries, calibration, large)
-    return Evaluation(
-        loss, counts["confusion"], counts.get("boundaries"), calibration, None, counts.get("mask_digests")
-    )
 
+def _mask_digests(masks: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
+    """Hashes of masks uint8 [B, H, W, 1], and of weights [B, H, W] if scores count them: int64 [B].
 
-def _mask_digests(masks: tf.Tensor) -> tf.Tensor:
-    """Hashes of the size and content of masks uint8 [B, H, W, 1], int64 [B]: sums weighted by pseudo-random numbers."""
+    They are sums weighted by pseudo-random numbers that depend on the size.
+    """
     _, height, width, _ = masks.shape
     factors = tf.random.stateless_uniform([height * width], [height, width], None, None, tf.int64, alg="philox")
     labels = tf.cast(tf.reshape(masks, [-1, height * width]), tf.int64) + 1
+    if weights is not None:
+        labels += tf.cast(tf.bitcast(tf.reshape(weights, [-1, height * width]), tf.int32), tf.int64) * 256
     return tf.reduce_sum(labels * factors, axis=1)

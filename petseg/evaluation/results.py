@@ -36,12 +36,13 @@ def split_results(
       sample: `Examples.sampling` of the split; None or empty if all of it was scored.
       own_scores: those of `metrics.own`.
     """
-    matrix = evaluation.confusion_matrix
+    matrix = evaluation.pixels
     scores = {
         "step": step,
         "split": split,
         "examples": evaluation.examples,
         **({"sample": dict(sample)} if sample else {}),
+        **({"score_weights": True} if evaluation.unit > 1 else {}),
         "loss": evaluation.loss,
         **metrics.from_confusion_matrix(matrix, classes, own_scores),
         "confusion_matrix": matrix.tolist(),

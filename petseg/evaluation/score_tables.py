@@ -33,7 +33,7 @@ def table(results: Mapping[str, Any]) -> str:
     where = f" at {results['resolution']}" if "resolution" in results else ""
     lines = [
         f"{results['split']}{where}, step {results['step']}: {results['examples']} examples, "
-        f"loss {results['loss']:.4f}",
+        f"loss {results['loss']:.4f}" + (", pixels counted by weight" if results.get("score_weights") else ""),
         f"{'':12}" + _cells([name.replace("_", " ") for name in columns], widths),
     ]
     for class_name in results["iou"]:

@@ -114,7 +114,7 @@ def training_batch(
 
 
 def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Confusion matrix int64 [C, C], rows true, columns predicted, as shares of each row and counts."""
+    """Confusion matrix [C, C], rows true, columns predicted, as shares of each row and counts."""
     few = len(matrix) <= CLASSES_WITH_COUNTS
     size = max(4.6, 0.62 * min(len(matrix), CLASSES_WITH_SHARES))
     totals = matrix.sum(axis=1, keepdims=True)
@@ -123,7 +123,7 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     axis = figure.subplots()
     drawn = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), share in np.ndenumerate(shares if len(matrix) <= CLASSES_WITH_SHARES else np.empty((0, 0))):
-        text = f"{share:.1%}\n{matrix[row, column]:,}" if few else f"{share:.0%}"
+        text = f"{share:.1%}\n{matrix[row, column]:,.0f}" if few else f"{share:.0%}"
         axis.text(column, row, text, ha="center", va="center", fontsize=11 if few else 9,
                   color="white" if share > 0.5 else "black")  # fmt: skip
     axis.set(xlabel="predicted", ylabel="true", xticks=range(len(matrix)), yticks=range(len(matrix)))

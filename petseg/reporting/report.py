@@ -208,7 +208,7 @@ class Report(NullReport):
             self._scalars(run, step, summaries.scalars_of(scores))
         evaluation = evaluations[self._shown]
         self._scored_sheets(self._shown, step, evaluation, examples, scorer)
-        matrix = pictures.confusion_matrix(evaluation.confusion_matrix, self._classes.names)
+        matrix = pictures.confusion_matrix(evaluation.pixels, self._classes.names)
         self._picture(self._shown, step, "confusion_matrix", matrix, figure=True)
         self._summaries.flush()
         curves = pictures.training_curves(self._curves.rows(), self._steps_per_epoch, self._classes)

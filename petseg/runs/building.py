@@ -242,6 +242,7 @@ def build_evaluator(
         details=details,
         image_spec=config.data.image_spec,
         weight_scale=config.data.weight_scale,
+        score_weights=config.data.score_weights,
     )
 
 

@@ -134,6 +134,7 @@ class Scorer:
         precision, tile = self._score.precision, self._score.tile.replace(",", "x")
         differences = {
             f"sample{len(self.examples)}": bool(self.examples.sampling),
+            "weighted": self._score.score_weights,
             "flip": self._score.flip_tta,
             f"threshold{self._score.threshold:g}": self._score.threshold > 0,
             precision: precision != "run",

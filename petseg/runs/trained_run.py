@@ -173,6 +173,9 @@ def with_score_options(config: Config, score: ScoreConfig) -> Config:
     """The config of a run with the precision, data folder and cache of the flags of eval.py."""
     data = {
         "data_dir": score.data_dir or config.data.data_dir,
+        "weight_files": score.weight_files or config.data.weight_files,
+        "weight_feature": score.weight_feature or config.data.weight_feature,
+        "score_weights": score.score_weights or config.data.score_weights,
         "cache": config.data.cache if score.cache == "run" else score.cache,
         "cache_dir": score.cache_dir or config.data.cache_dir,
         "data_service": "",  # it makes training batches only

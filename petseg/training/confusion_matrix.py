@@ -3,8 +3,12 @@
 import tensorflow as tf
 from tensorflow.python.framework import config as tf_config  # the public API can only switch determinism on
 
+UNIT = 2**16  # of weighted counts: integers, whose sums are the same in any order
 
-def confusion_matrices(labels: tf.Tensor, predictions: tf.Tensor, valid: tf.Tensor, num_classes: int) -> tf.Tensor:
+
+def confusion_matrices(
+    labels: tf.Tensor, predictions: tf.Tensor, valid: tf.Tensor, num_classes: int, weights: tf.Tensor | None = None
+) -> tf.Tensor:
     """Counts the pixels of each image by (true class, predicted class).
 
     Args:
@@ -12,15 +16,21 @@ def confusion_matrices(labels: tf.Tensor, predictions: tf.Tensor, valid: tf.Tens
       predictions: integer [B, H, W], predicted class ids.
       valid: bool [B, H, W]; False at ignored pixels, which are not counted.
       num_classes: number of classes C.
+      weights: float32 [B, H, W], for which a pixel counts, rounded to 1 / UNIT; None: each pixel counts 1.
 
     Returns:
-      int64 [B, C, C], true (rows) by predicted class (columns).
+      int64 [B, C, C], true (rows) by predicted class (columns); with `weights`, multiples of 1 / UNIT.
     """
     images, cells = tf.shape(labels, tf.int64)[0], num_classes**2
     # In int64: TensorFlow places int32 arithmetic on the host even if there is a GPU.
     pairs = tf.cast(labels, tf.int64) * num_classes + tf.cast(predictions, tf.int64)
     pairs += (tf.range(images) * cells)[:, None, None]
-    counts = _histogram(tf.reshape(tf.where(valid, pairs, images * cells), [-1]), images * cells)
+    numbers = tf.reshape(tf.where(valid, pairs, images * cells), [-1])
+    if weights is None:
+        counts = _histogram(numbers, images * cells)
+    else:  # integers below 2**53 in float64, for which GPUs have a kernel: exact sums in any order
+        units = tf.reshape(tf.round(tf.cast(weights, tf.float64) * UNIT), [-1])
+        counts = tf.cast(tf.math.unsorted_segment_sum(units, numbers, images * cells + 1), tf.int64)[:-1]
     return tf.reshape(counts, [images, num_classes, num_classes])
 
 

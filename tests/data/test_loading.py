@@ -41,9 +41,10 @@ def write_data_set(
     ordered=True,
     names=("image", "segmentation_mask"),
     mask=ONE_CHANNEL,
+    others=(),
 ):
     """Prepares a TFDS data set whose `train` split holds (image file, mask file) pairs, whatever is in the files."""
-    features = tfds.features.FeaturesDict(dict(zip(names, (tfds.features.Image(), mask), strict=True)))
+    features = tfds.features.FeaturesDict(dict(zip(names, (tfds.features.Image(), mask, *others), strict=True)))
 
     class Handmade(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version(version)

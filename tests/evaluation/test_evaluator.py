@@ -262,3 +262,22 @@ def test_a_large_split_at_native_resolution_has_the_same_totals_as_a_small_one(s
     for field in ("confusion_matrix", "boundary_total", "calibration"):
         np.testing.assert_array_equal(getattr(found, field), getattr(whole, field))
     np.testing.assert_array_equal(found.ranked()[0], whole.ranked()[0])
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_weighted_counts_are_the_sums_of_weights_on_any_number_of_replicas(scored, devices):
+    examples, models, logits = scored
+    weights = np.random.default_rng(0).integers(0, 2**10, [*examples.masks.shape[:3], 1]).astype(np.float32) / 2**8
+    weighted = MemoryExamples(examples.images, examples.masks, PETS, weights=weights)
+    evaluation = evaluator_of(*models[devices], weighted, 4, score_weights=True, details=True).evaluate()
+    masks, predicted = examples.masks[..., 0], logits.argmax(-1)
+    for i, matrix in enumerate(evaluation.confusion_matrices):
+        for true in range(3):
+            for found in range(3):
+                chosen = (masks[i] == true) & (predicted[i] == found)
+                assert matrix[true, found] == evaluation.unit * weights[i, chosen].sum()
+    np.testing.assert_array_equal(evaluation.pixels, evaluation.confusion_matrices.sum(0) / evaluation.unit)
+    plain = evaluator_of(*models[devices], weighted, 4, details=True).evaluate()
+    assert plain.loss == evaluation.loss
+    assert (plain.truth != evaluation.truth).all()
+    assert plain.confusion_matrix.sum() == (masks != IGNORED).sum()

@@ -1,14 +1,20 @@
 """Whole runs on folders with weight maps."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import changed
 from PIL import Image
 
+from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data.drawings import drawn_folders
 from petseg.data.drawings.drawn_folders import WriteConfig
-from petseg.runs import checkpoint_files, train
+from petseg.errors import WorkDirectoryError
+from petseg.runs import checkpoint_files, scoring, train
+
+SCORES = ("mean_iou", "accuracy", "iou", "confusion_matrix", "mean_iou_interval", "image_iou_percentiles", "boundary_f")
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +68,35 @@ def test_weight_maps_change_loss_and_training_and_maps_of_ones_nothing(config, t
     other, others = trained(weighted(config), tmp_path / "weighted")
     assert other["loss"] != plain["loss"]
     assert any((value != others[name]).any() for name, value in variables.items())
+
+
+@pytest.mark.slow
+def test_an_interrupted_weighted_run_ends_in_the_same_bits_in_every_cache(config, tmp_path):
+    results, variables = trained(weighted(config), tmp_path / "memory")
+    for cache in ("disk", "none"):
+        again = weighted(config, cache=cache)
+        trained(changed(again, "schedule", train_steps=2), tmp_path / cache)
+        found, others = trained(again, tmp_path / cache)
+        assert found == results
+        assert_same(variables, others)
+    with pytest.raises(WorkDirectoryError, match=r"cannot be resumed with other data: .*8 masks were changed"):
+        trained(weighted(config, "ones"), tmp_path / "none")
+
+
+def test_scores_count_pixels_by_weight_if_asked(config, tmp_path, capsys):
+    results, _ = trained(weighted(config), tmp_path / "run")
+    run = ScoreConfig(workdir=str(tmp_path / "run"), resolution="native")
+    plain, native = scoring.evaluate(EvalConfig(run))
+    assert plain["mean_iou"] == results["mean_iou"]
+    assert plain["loss"] == pytest.approx(results["loss"], rel=1e-6)
+    ones = "ones/{split}/{name}.png"
+    same = scoring.evaluate(EvalConfig(dataclasses.replace(run, weight_files=ones, score_weights=True)))
+    for one, other in zip((plain, native), same, strict=True):
+        assert {key: one[key] for key in SCORES} == {key: other[key] for key in SCORES}
+        assert one["loss"] != other["loss"]
+    weighed = scoring.evaluate(EvalConfig(dataclasses.replace(run, score_weights=True)))
+    for one, other in zip((plain, native), weighed, strict=True):
+        assert one["mean_iou"] != other["mean_iou"]
+        assert np.sum(other["confusion_matrix"]) == pytest.approx(np.sum(one["confusion_matrix"]) / 2, rel=0.1)
+    assert "pixels counted by weight" in capsys.readouterr().out
+    assert sorted(file.name for file in (tmp_path / "run" / "results").glob("*native*"))[1].count("weighted")

@@ -30,7 +30,8 @@ from petseg.data.folders import faults, folder_files, folder_layout, mask_values
 from petseg.data.folders.faults import Fault
 from petseg.data.folders.folder_layout import Layout
 from petseg.data.folders.mask_values import MaskCoding
-from petseg.data.folders.pair_files import DecodedPair, WeightDepths
+from petseg.data.folders.pair_files import DecodedPair
+from petseg.data.folders.weight_survey import WeightSurvey
 from petseg.data.images import BandCounts
 from petseg.data.mask_survey import MaskSurvey
 from petseg.errors import ConfigError, DataError, one_line
@@ -145,7 +146,7 @@ class _FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         self._bad: list[Fault] = []
         self._digests: dict[str, list[tuple[int, int]]] = {}
         self._bands: dict[str, BandCounts] = {}
-        self._weights = WeightDepths()
+        self._weights = WeightSurvey()
         self._written = layout.splits
         title = re.sub(r"[^A-Za-z0-9_.]+", "-", layout.name).strip("-.")[:60] or FOLDER
         name = f"{title}-{_fingerprint(layout, given, _file_format(config))}"
@@ -226,7 +227,7 @@ class _FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         written = dataclasses.replace(self._layout, splits=self._written)
         pairs = folder_files.read_pairs(written, MaskCoding(self._classes))
         survey = MaskSurvey(self._classes)
-        self._digests, self._bands, self._weights = {}, {}, WeightDepths()
+        self._digests, self._bands, self._weights = {}, {}, WeightSurvey()
         return {split: self._generate_examples(split, pairs, survey) for split in self._written}
 
     def _generate_examples(
@@ -258,7 +259,7 @@ class _FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
             self.info.metadata["mask_notes"] = survey.notes()
             # In the temporary folder that TFDS renames when the data set is complete.
             self.info.metadata["bands"] = {name: counts.rows() for name, counts in self._bands.items()}
-            self.info.metadata["weights"] = self._weights.dtypes
+            self.info.metadata["weights"] = self._weights.rows()
             found = {name: digests.from_rows(rows) for name, rows in self._digests.items()}
             digests.write(Path(self.data_path) / digests.FILE, found)
 

@@ -9,8 +9,10 @@ import numpy as np
 
 from petseg.classes import IGNORED, UNKNOWN, Classes
 from petseg.config import DataConfig
+from petseg.data.folders import weight_survey
 from petseg.data.folders.faults import Fault, Kind
 from petseg.data.folders.pair_files import DecodedPair
+from petseg.data.folders.weight_survey import WeightSurvey
 from petseg.data.images import BandCounts, joined
 from petseg.data.mask_survey import MaskSurvey
 from petseg.errors import DataError
@@ -55,6 +57,7 @@ class Inspection:
       modes: number of pairs by Pillow's modes of image and mask.
       sizes: number of images by height and width.
       bands: the bands of the images by split.
+      weights: facts of the weight maps.
 
     Args:
       classes: the classes.
@@ -73,6 +76,7 @@ class Inspection:
         self.classes, self._needed, self._survey = classes, needed, MaskSurvey(classes)
         self._data = data or DataConfig()
         self.bands: dict[str, BandCounts] = {}
+        self.weights = WeightSurvey()
         self.splits: dict[str, SplitCounts] = {}
         self.faults: list[Fault] = list(faults)
         self.modes: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -83,6 +87,7 @@ class Inspection:
         """Adds a pair of a split."""
         counts = self.splits.setdefault(split, SplitCounts())
         self.faults += [dataclasses.replace(fault, split=split) for fault in pair.faults]
+        self.faults += self.weights.add(split, pair)
         self.modes[pair.modes] += 1
         if pair.size:
             self.sizes[pair.size] += 1
@@ -141,7 +146,7 @@ class Inspection:
         if shared:
             pairs = [" = ".join(f"{split}: {name}" for split, name in places[:3]) for places in shared]
             found.append(f"{len(shared)} images are in two splits or more, byte by byte: {_few(pairs)}")
-        return [*found, *self._survey.notes()]
+        return [*found, *self._survey.notes(), *weight_survey.notes(self.weights.rows(), self._data.weight_scale)]
 
     def suggested_size(self) -> str:
         """Flags for the size of the network's input."""

@@ -12,7 +12,7 @@ from petseg.data import images, mask_files, weight_files
 from petseg.data.folders import mask_values
 from petseg.data.folders.faults import Fault, Kind
 from petseg.data.folders.mask_values import MaskCoding
-from petseg.data.images import DTYPE_TEXT, Bands
+from petseg.data.images import Bands
 from petseg.data.mask_files import LossyMaskError, MaskValues
 from petseg.data.mask_survey import MaskFacts
 from petseg.data.picture import Picture, PictureError
@@ -174,28 +174,6 @@ def _weight_map(
     except PictureError as error:
         faults.append(Fault(Kind.WEIGHTS, name, str(error)))
         return None
-
-
-class WeightDepths:
-    """The depths of the weight maps of a data set, which must be the same within a split.
-
-    Attributes:
-      dtypes: dtype by split, of those with weight maps.
-    """
-
-    def __init__(self) -> None:
-        self.dtypes, self._first = dict[str, str](), dict[str, str]()
-
-    def add(self, split: str, pair: DecodedPair) -> list[Fault]:
-        """Adds a pair; returns the fault of a weight map of another depth."""
-        if pair.weight is None:
-            return []
-        dtype = pair.weight.pixels.dtype.name
-        first, usual = self._first.setdefault(split, pair.weight_name), self.dtypes.setdefault(split, dtype)
-        if dtype == usual:
-            return []
-        what = f"holds {DTYPE_TEXT[dtype]}, {first} {DTYPE_TEXT[usual]}; weight maps must be of one depth"
-        return [Fault(Kind.WEIGHTS, pair.weight_name, what, split)]
 
 
 def read_values(name: str, mask: FileContent, colored: bool | None, page: int | None = None) -> MaskValues | Fault:
