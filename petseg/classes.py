@@ -13,6 +13,7 @@ import numpy as np
 from petseg.errors import ConfigError
 
 IGNORED = 255  # class id of ignored pixels: weight 0, not counted
+LONGEST_NAME = 100  # bytes of a class name
 UNKNOWN = 254  # class id, while reading data, of values of no class
 MIN_CLASSES, MAX_CLASSES = 2, 254
 
@@ -277,6 +278,11 @@ def _check_file_names(members: Sequence[SegmentationClass]) -> None:
     for name in (each.name for each in members):
         if name.startswith("."):
             raise ConfigError(f"classes: name {name!r} begins with a dot; must not, since names become file names")
+        if len(name.encode()) > LONGEST_NAME:
+            raise ConfigError(
+                f"classes: name {name[:20]}... is {len(name.encode())} bytes long; must be at most {LONGEST_NAME}, "
+                "since names become parts of file names"
+            )
         other = seen.setdefault(name.casefold(), name)
         if other != name:
             raise ConfigError(

@@ -94,6 +94,10 @@ def test_the_pets_have_a_border():
         ('[{"name": "a", "colour": 2}, "b"]', "unknown key 'colour'; must be one of name, value, color, foreground"),
         ("[3, 4]", "class 0 is 3; must be"),
         ('["..", "a"]', r"name '\.\.' begins with a dot; must not, since names become file names"),
+        (
+            f'["a", "{"x" * 101}"]',
+            "name xxxxxxxxxxxxxxxxxxxx... is 101 bytes long; must be at most 100, since names become",
+        ),
         ('["a", ".hidden"]', r"name '\.hidden' begins with a dot"),
         ('["a", "b", "A"]', "a and A differ only in upper and lower case; must differ otherwise"),
         ('["Straße", "STRASSE"]', "Straße and STRASSE differ only in upper and lower case"),

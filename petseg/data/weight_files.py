@@ -3,11 +3,17 @@
 import numpy as np
 
 from petseg.config.data_config import WEIGHT_SCALES
+from petseg.data import picture_files
 from petseg.data.picture import Picture, PictureError
 
 NOT_FINITE = "holds NaN or infinite numbers; must be finite: 0 where a pixel is not to count"
 NEGATIVE = "holds numbers below 0; must be at least 0"
 ALL_ZERO = "is 0 everywhere; must have a pixel that counts, or the image be left out"
+
+
+def decode(data: bytes) -> Picture:
+    """The weight map of the content of a file of one page; raises PictureError as `of_picture`, or if it is unreadable."""
+    return of_picture(picture_files.decode(data).upright())
 
 
 def of_picture(picture: Picture) -> Picture:

@@ -35,12 +35,12 @@ def test_folders_decide_the_splits(tmp_path):
 
 
 def test_lists_of_splits_name_images_with_or_without_their_ending_and_folder(tmp_path):
-    write(tmp_path, pairs("a", "b", "c", "d", "e"))
-    (tmp_path / "train.txt").write_text("a\nb.jpg\n\nimages/c.jpg\n")
+    write(tmp_path, {**pairs("a", "b", "d", "e"), "images/c.jfif": None, "masks/c.png": None})
+    (tmp_path / "train.TXT").write_text("a\nb.jpg\n\nimages/c.jpg\n")
     (tmp_path / "val.txt").write_text("/data/far/away/d.png /data/far/away/d_mask.png\n")
     (tmp_path / "LICENSE.txt").write_text("No rights reserved\n")
     layout = find(tmp_path)
-    assert names(layout) == {"train": [f"images/{n}.jpg" for n in "abc"], "val": ["images/d.jpg"]}
+    assert names(layout) == {"train": ["images/a.jpg", "images/b.jpg", "images/c.jfif"], "val": ["images/d.jpg"]}
     assert layout.notes == ("1 images are in no list of a split, and so left out",)
     assert not layout.faults
 
@@ -223,6 +223,13 @@ def test_a_broken_link_is_a_fault_that_names_it(tmp_path, folder, kind):
             f"{name}: cannot be read: it is a link to /gone/a.file, which cannot be followed; must be a complete image",
         )
     ]
+
+
+def test_a_link_to_itself_is_no_hint_of_other_annotations(tmp_path):
+    write(tmp_path, pairs("a", folder="train/"))
+    (tmp_path / "images" / "train" / "loop.jpg").symlink_to("loop.jpg")
+    with pytest.raises(DataError, match=r"nowhere/\*.jpg matches no image; --image_files must say where they are"):
+        find(tmp_path, image_files="nowhere/*.jpg", mask_files="masks/{name}.png")
 
 
 def test_broken_links_in_the_place_of_folders_are_faults(tmp_path):

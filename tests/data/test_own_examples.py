@@ -41,6 +41,12 @@ def png(array):
     Image.fromarray(array.astype(np.uint8)).save(file, "PNG")
     return file.getvalue()
 
+def tall():
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (48, 40)).save(file, "JPEG", exif=exif)
+    return file.getvalue()
+
 def source(data_dir, split):
     return Drawn(split)
 
@@ -144,6 +150,7 @@ REFUSED = {
     "no image file": (made("{0: {'image': b'xyz'}}"), "example 0 (train-0.x): the image cannot be read"),
     "channels first": (made("{0: {'image': np.zeros((3, 40, 48))}}"), "the image got float64 [3, 40, 48]; must be"),
     "another size": (made("{0: {'mask': np.zeros((9, 9), int)}}"), "the image is (40, 48) (height, width), its mask"),
+    "a mask as stored": (made("{0: {'image': tall()}}"), "the image is turned by EXIF to (48, 40) (height, width)"),
     "a class too many": (made("{0: {'mask': np.full((40, 48), 2)}}"), "(train-0.x): the mask holds value 2 in no"),
     "a later class": (made("{7: {'mask': np.full((47, 48), 2)}}"), "train-7.x"),
     "a later depth": (made("{7: {'image': np.zeros((47, 48, 3))}}"), "(train-7.x): the image has 3 channels of floats"),

@@ -90,9 +90,9 @@ def _files(folder: Path, suffix: str, depth: int = DEPTH) -> Iterator[Path]:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError:
         return
-    yield from (Path(entry) for entry in entries if entry.is_file() and entry.name.lower().endswith(suffix))
+    yield from (Path(entry) for entry in entries if Path(entry).is_file() and entry.name.lower().endswith(suffix))
     for entry in entries:
-        if depth and entry.is_dir():
+        if depth and Path(entry).is_dir():
             yield from _files(Path(entry), suffix, depth - 1)
 
 

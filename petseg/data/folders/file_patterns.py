@@ -17,6 +17,7 @@ from petseg.files import printable
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".npy", ".jp2", ".avif", ".heic",
+    ".jfif", ".jpe", ".j2k", ".jpx", ".heif", ".pbm", ".pnm",
 )  # fmt: skip
 _PART = re.compile(r"(\{split\}|\{name\}|\*\*/|\*|\?|\[!?[^/][^]/]*\])")
 

@@ -101,7 +101,9 @@ def read_split_lists(
 
 
 def _texts(folder: Path) -> list[Path]:
-    return [text for text in sorted(folder.glob("*.txt")) if SPLIT_NAME.fullmatch(text.stem) and text.stem != "all"]
+    return [
+        text for text in sorted(folder.glob("*.[tT][xX][tT]")) if SPLIT_NAME.fullmatch(text.stem) and text.stem != "all"
+    ]
 
 
 def _is_list(text: Path, named: Collection[str]) -> bool:

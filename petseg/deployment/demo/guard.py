@@ -2,7 +2,7 @@
 
 import ipaddress
 import json
-import urllib.parse
+import re
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ Send = Callable[[Message], Awaitable[None]]
 MOST_JSON = 2**20  # bytes of a request that is not an upload; it names files only
 MULTIPART = 2**16  # bytes that a form adds to the file in it
 RESULTS = 32 * 2**20  # upper bound on the bytes of one segmentation's result images
+HOST = re.compile(r"(\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(:\d{1,5})?")
 API = "/gradio_api"
 UPLOAD, JOIN, FILE = f"{API}/upload", f"{API}/queue/join", f"{API}/file="
 RUN = f"{API}/run/predict"  # bypasses the queue; the page uses it only to choose a drawing
@@ -162,10 +163,8 @@ def _named_files(value: Any) -> list[Any]:
 
 def _name(host: str) -> str:
     """The host name in `name:port`, without the brackets of an IPv6 address; empty if it is malformed."""
-    try:
-        return urllib.parse.urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
+    match = HOST.fullmatch(host)
+    return (match["name"] or match["address"]) if match else ""
 
 
 def _path(scope: Message) -> str:

@@ -114,6 +114,9 @@ def test_other_paths_and_methods_are_refused(uploads, path):
         ("evil.example:7860", None, 421),
         ("127.0.0.1.evil.example", None, 421),
         ("192.168.1.7:7860", None, 421),
+        ("evil.example@127.0.0.1", None, 421),
+        ("127.0.0.1#.evil.example", None, 421),
+        ("127.0.0.1:7860/evil.example", None, 421),
         ("", None, 421),
         ("127.0.0.1:7860", "http://evil.example", 403),
         ("127.0.0.1:7860", "http://127.0.0.1:8888", 403),  # another page of this machine
