@@ -12,7 +12,7 @@ ALL_ZERO = "is 0 everywhere; must have a pixel that counts, or the image be left
 
 
 def decode(data: bytes) -> Picture:
-    """The weight map of the content of a file of one page; raises PictureError as `of_picture`, or if it is unreadable."""
+    """The weight map of the content of a file of one page; raises PictureError if it is none."""
     return of_picture(picture_files.decode(data).upright())
 
 
