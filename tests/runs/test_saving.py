@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import changed, four_steps, make_trainer, random_examples
+from conftest import changed, four_steps, make_trainer, random_examples, replicas
 from programs_in_forks import exit_code
 
 from petseg.errors import StoppedError, WorkDirectoryError
 from petseg.runs import checkpoints, evaluations, train
 from petseg.runs.checkpoints import BestCheckpoint, Checkpoints
 from petseg.runs.saving import Saving
+from petseg.runs.snapshots import Snapshots
 from petseg.runs.work_directory import WorkDirectory
 from petseg.training.trainer import Trainer
 
@@ -75,6 +76,44 @@ def test_a_checkpoint_holds_the_values_of_its_save_while_training_goes_on(tmp_pa
     trainer.run(batches, 3)
     take(str(tmp_path / "again"))
     assert_equal(tensors(tmp_path / "again"), tensors(tmp_path / "expected"))
+
+
+class Stored(tf.__internal__.tracking.Trackable):
+    """An object that stores what is no variable."""
+
+    number = 5
+
+    def _serialize_to_tensors(self):
+        return {"number": tf.constant(self.number)}
+
+
+def test_a_snapshot_of_any_object_is_what_tensorflow_would_save(tmp_path):
+    strategy, stored = replicas(2), Stored()
+    with strategy.scope():
+        mirrored = tf.Variable(3.0)
+        total = tf.Variable(
+            0.0, synchronization=tf.VariableSynchronization.ON_READ, aggregation=tf.VariableAggregation.SUM
+        )
+    with tf.device("cpu:1"):
+        elsewhere = tf.Variable([1.0, 2.0])
+    table = tf.lookup.experimental.MutableHashTable(tf.string, tf.int64, -1)
+    table.insert(tf.constant(["key"]), tf.constant([7], tf.int64))
+    checkpoint = tf.train.Checkpoint(
+        mirrored=mirrored, total=total, elsewhere=elsewhere, table=table, stored=stored, again=mirrored
+    )
+    snapshots = Snapshots(checkpoint)
+    strategy.run(lambda: total.assign_add(2.0))
+    write_to = snapshots.take()
+    checkpoint.write(str(tmp_path / "expected"))
+    mirrored.assign(9.0)
+    elsewhere.assign([9.0, 9.0])
+    total.assign(9.0)
+    table.insert(tf.constant(["key"]), tf.constant([9], tf.int64))
+    stored.number = 9
+    write_to(str(tmp_path / "found"))
+    expected = tensors(tmp_path / "expected")
+    assert expected["total/.ATTRIBUTES/VARIABLE_VALUE"] == 4
+    assert_equal(tensors(tmp_path / "found"), expected)
 
 
 def small(folder, saving, keep=3):
