@@ -1,7 +1,10 @@
 """Writes checkpoints in a thread while training goes on."""
 
 import concurrent.futures
+import contextlib
 import logging
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -16,7 +19,7 @@ class Saving:
     """
 
     def __init__(self, *, in_thread: bool = False):
-        self._thread = ThreadPoolExecutor(1, "saving") if in_thread else None
+        self._thread = ThreadPoolExecutor(1, "saving", _lower_priority) if in_thread else None
         self._write: Future[None] | None = None
 
     def start(self, write: Callable[[], None]) -> None:
@@ -52,3 +55,9 @@ class Saving:
         finally:
             if self._thread is not None:
                 self._thread.shutdown(wait=False)
+
+
+def _lower_priority() -> None:
+    """Lets the steps of training, which wait for nothing, go before this thread on the cores."""
+    with contextlib.suppress(OSError):  # only Linux has priorities of threads
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + 10)

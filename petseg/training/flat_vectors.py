@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from petseg.training.variables import assign_on_replica
@@ -57,12 +58,12 @@ class StoredSlice(tf.__internal__.tracking.Trackable):
         self._shape = shape
         self._range = slice(first, first + math.prod(shape))
 
-    def of(self, vector: tf.Tensor) -> tf.Tensor:
+    def of(self, vector: np.ndarray) -> np.ndarray:
         """The stored tensor of a value of `vector`."""
-        return tf.reshape(vector[self._range], self._shape)
+        return vector[self._range].reshape(self._shape)
 
     def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
-        return {"VARIABLE_VALUE": self.of(self.vector)}
+        return {"VARIABLE_VALUE": tf.reshape(self.vector[self._range], self._shape)}
 
     def _restore_from_tensors(self, restored: dict[str, tf.Tensor]) -> None:
         for copy in self._copies:
