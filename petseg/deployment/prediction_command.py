@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.deployment import file_prediction, onnx_files
+from petseg.deployment import file_prediction, onnx_cache
 from petseg.deployment.output_files import Outputs
 from petseg.deployment.photograph_files import Plan
 from petseg.deployment.predictor import Predictor
@@ -40,7 +40,7 @@ def predict(config: EvalConfig) -> list[Path]:
             file_prediction.log_summary(plan)
             return []
         if not isinstance(run, Ensemble) and choose_runtime(run, score) == "onnx":
-            model = onnx_files.find_or_export(run, score.checkpoint, config.distribution)
+            model = onnx_cache.find_or_export(run, score.checkpoint, config.distribution)
         else:
             model = _keras_model(run, config)
         data = run.config.data
@@ -61,7 +61,7 @@ def choose_runtime(run: Run, score: ScoreConfig) -> str:
     """`onnx` or `tensorflow`; by default ONNX Runtime where no export is needed and the run's precision is used."""
     if score.runtime != "auto":
         return score.runtime
-    return "onnx" if score.precision == "run" and onnx_files.is_packaged(run) else "tensorflow"
+    return "onnx" if score.precision == "run" and onnx_cache.is_packaged(run) else "tensorflow"
 
 
 def _keras_model(run: Run, config: EvalConfig) -> "keras.Model":

@@ -15,7 +15,7 @@ from PIL import Image
 
 from petseg.classes import PETS
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.deployment import export, onnx_files, onnx_runner, prediction_command
+from petseg.deployment import export, onnx_cache, onnx_runner, prediction_command
 from petseg.deployment.half_precision import half_precision
 from petseg.deployment.onnx_runner import OnnxRunner
 from petseg.deployment.predictor import Predictor
@@ -144,7 +144,7 @@ def test_a_checkpoint_is_exported_once_and_then_tensorflow_is_not_needed(tiny_co
     model.weights[0].assign_add(tf.ones_like(model.weights[0]))
     checkpoints.save(3)
     run = TrainedRun.open(workdir, ScoreConfig(**flags))
-    assert onnx_files.onnx_file(run, run.checkpoint("latest", intact=False)) != file
+    assert onnx_cache.onnx_file(run, run.checkpoint("latest", intact=False)) != file
 
 
 def test_a_packaged_model_uses_onnx_runtime_by_default(monkeypatch, tiny_config, tmp_path):
