@@ -39,7 +39,7 @@ class Dispute(NamedTuple):
     mean_iou: float  # of the mask and the mask that takes the run's classes where it disputes it
     share: float  # share of the labelled pixels that are disputed
     name: str  # of the image
-    index: int  # of the example in the split
+    example_id: int  # of the example in the split
     given: str  # most frequent class of the mask where it is disputed
     found: str  # most frequent class that the run finds there
 
@@ -106,7 +106,7 @@ class _Network:
             disputed &= classes == probabilities.argmax(-1)
             if disputed.any():
                 found.append(self._dispute(examples, index, labels, classes, disputed))
-        return sorted(found, key=lambda dispute: (dispute.mean_iou, dispute.index))
+        return sorted(found, key=lambda dispute: (dispute.mean_iou, dispute.example_id))
 
     def _dispute(
         self, examples: Examples, index: int, labels: np.ndarray, classes: np.ndarray, disputed: np.ndarray
@@ -122,7 +122,7 @@ class _Network:
 
     def draw(self, examples: Examples, disputes: list[Dispute]) -> bytes:
         """A sheet of images, masks and predictions as JPEG."""
-        ids = np.array([dispute.index for dispute in disputes])
+        ids = np.array([dispute.example_id for dispute in disputes])
         images, masks = examples.read(ids)
         probabilities = np.stack([each for *_, each in self._predicted(examples, ids)])
         figure = pictures.prediction_sheet(
