@@ -26,7 +26,7 @@ class NumpyResizing:
     def image(self, image: np.ndarray) -> np.ndarray:
         """Resizes uint8 or uint16 [H, W, C] to [h, w, C], bilinear with antialiasing, padded."""
         if self.method != "crop":
-            image = _resize_image(image, self._resized_size(image.shape))
+            image = resize_image(image, self._resized_size(image.shape))
         canvas = np.full((*self.size, image.shape[2]), self.padding, image.dtype)
         sides = list(zip(image.shape[:2], self.size, strict=True))
         above, before = (max(side - wanted, 0) // 2 for side, wanted in sides)
@@ -70,7 +70,7 @@ class NumpyResizing:
         return max(min(high, self.size[0]), 1), max(min(wide, self.size[1]), 1)
 
 
-def _resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resizes uint8 or uint16 [H, W, C] with antialiasing."""
     # In float channels, because Pillow rounds uint8 images twice, which changes every sixth value by one level.
     channels = (Image.fromarray(image[..., i]).convert("F") for i in range(image.shape[2]))

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -82,11 +83,19 @@ def paired_resolutions(runs: Sequence[CheckpointScores], *, flag: str = "compare
 def compare(scored: CheckpointScores, other: Scorer) -> CheckpointScores:
     """Scores the other run, adds the comparison to the first run's results and returns the other's scores."""
     theirs = other.score(other.latest_or_best())
-    for i in paired_resolutions([scored, theirs]):
-        comparison = confidence_intervals.compare([scored.evaluations[i].counts], [theirs.evaluations[i].counts])
-        weights = theirs.results[i]["weights"]
-        scored.results[i]["comparison"] = {"other": theirs.path, "weights": weights, **comparison}
+    add_comparison([scored], [theirs], paired_resolutions([scored, theirs]), other=theirs.path)
     return theirs
+
+
+def add_comparison(
+    ours: Sequence[CheckpointScores], theirs: Sequence[CheckpointScores], paired: Sequence[int], **names: Any
+) -> None:
+    """Adds the comparison of two recipes' means to the results of the first one's runs, at each paired resolution."""
+    for i in paired:
+        counts = ([run.evaluations[i].counts for run in runs] for runs in (ours, theirs))
+        found = {**names, "weights": theirs[0].results[i]["weights"], **confidence_intervals.compare(*counts)}
+        for run in ours:
+            run.results[i]["comparison"] = found
 
 
 def draw_comparison(scorer: Scorer, other: Scorer) -> None:

@@ -61,7 +61,7 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
             [*ours.runs, *(theirs.runs if theirs else [])], flag="compare" if theirs else "workdir"
         )
         if theirs is not None:
-            _compare(ours, theirs, paired)
+            comparison.add_comparison(ours.runs, theirs.runs, paired, runs=ours.names(), other=theirs.names())
         if placement.is_chief:
             for run in ours.runs:
                 scoring.write_results(run)
@@ -108,19 +108,6 @@ def last_results(config: Config) -> dict[str, Any]:
         if file.exists():
             return read_json(file)
     raise WorkDirectoryError(f"{workdir.path}: there is no results file of {config.data.eval_split} yet")
-
-
-def _compare(ours: Side, theirs: Side, paired: Sequence[int]) -> None:
-    """Adds the comparison of the groups' means to the results of the first group, at each paired resolution."""
-    for i in paired:
-        comparison = confidence_intervals.compare(ours.counts(i), theirs.counts(i))
-        for run in ours.runs:
-            run.results[i]["comparison"] = {
-                "runs": ours.names(),
-                "other": theirs.names(),
-                "weights": theirs.runs[0].results[i]["weights"],
-                **comparison,
-            }
 
 
 def _print(ours: Side, theirs: Side | None, paired: Sequence[int]) -> None:

@@ -16,8 +16,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from petseg.config import Config, command_line
-from petseg.config.options import Group, groups, option
+from petseg.config import Config, command_line, options
+from petseg.config.options import Group, option
 from petseg.errors import ConfigError, PetsegError
 from petseg.runs import run_groups
 from petseg.runtime import startup
@@ -99,13 +99,13 @@ def train_in_a_process(config: Config) -> None:
 
 def flags_of(config: Config) -> list[str]:
     """The flags of a config that differ from their defaults, as command-line arguments."""
-    flags = []
-    for name, group in groups(Config).items():
-        for field in dataclasses.fields(group):
-            value = getattr(getattr(config, name), field.name)
-            if value != field.default:
-                flags.append(f"--{field.name}={str(value).lower() if isinstance(value, bool) else value}")
-    return flags
+    values = {
+        field.name: getattr(getattr(config, name), field.name)
+        for name, group in options.groups(Config).items()
+        for field in dataclasses.fields(group)
+        if getattr(getattr(config, name), field.name) != field.default
+    }
+    return options.as_arguments(values)
 
 
 def _train(flags: list[str]) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from petseg.classes import Classes
 from petseg.config import Config
 from petseg.config.image_spec import ImageSpec
-from petseg.data import images
+from petseg.data import images, numpy_resizing
 from petseg.errors import DataError
 
 if TYPE_CHECKING:
@@ -48,12 +48,7 @@ def reduced(image: np.ndarray, most_pixels: int) -> np.ndarray:
     shrink = (most_pixels / (height * width)) ** 0.5
     if shrink >= 1:
         return image
-    size = (max(1, int(width * shrink)), max(1, int(height * shrink)))
-    if image.dtype == np.uint8 and image.shape[2] == 3:
-        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0))
-    channels = (Image.fromarray(image[..., i].astype(np.float32)) for i in range(image.shape[2]))
-    resized = np.stack([np.asarray(each.resize(size, Image.Resampling.LANCZOS)) for each in channels], axis=-1)
-    return resized.round().clip(0, np.iinfo(image.dtype).max).astype(image.dtype)
+    return numpy_resizing.resize_image(image, (max(1, int(height * shrink)), max(1, int(width * shrink))))
 
 
 def pictures(segmentation: "Segmentation", opacity: float) -> Pictures:
