@@ -70,10 +70,11 @@ class Source:
 
     @property
     def classes(self) -> Classes | None:
-        """The classes of the source's attribute `classes`, as in a classes file; None without one."""
+        """The classes of the source's attribute `classes`, `Classes` or as in a classes file; None without one."""
         given = getattr(self._made, "classes", None)
         try:
-            return None if given is None else Classes.from_dict(given)
+            is_given = given is None or isinstance(given, Classes)
+            return given if is_given else Classes.from_dict(list(given) if isinstance(given, tuple) else given)
         except ConfigError as error:
             raise ConfigError(f"{self._where}: {error}") from error
 
@@ -130,8 +131,10 @@ class Source:
         name = example.get("name", f"{self.split}/{i}")
         if not isinstance(name, str) or not name:
             raise BadExampleError(f"{where}: its name is {name!r}; must be a text that is not empty")
-        image, mask = (_as_file(example[key], f"{where}: the {key}") for key in ("image", "mask"))
-        weights = _as_file(example["weights"], f"{where}: the weight map") if "weights" in example else b""
+        image = _as_file(example["image"], f"{where}: the image")
+        mask = _as_file(example["mask"], f"{where}: the mask", of_bool="uint8")
+        has_weights = example.get("weights") is not None
+        weights = _as_file(example["weights"], f"{where}: the weight map", of_bool="float32") if has_weights else b""
         return name, image, mask, weights
 
     def record(self, i: int) -> bytes:
@@ -210,8 +213,8 @@ def _weight(file: bytes) -> Picture:
     return weight_files.of_picture(picture_files.decode(file).upright())
 
 
-def _as_file(value: Any, what: str) -> bytes:
-    """An image or mask as the content of a file."""
+def _as_file(value: Any, what: str, of_bool: str = "bool") -> bytes:
+    """An image, mask or weight map as the content of a file; `of_bool` is the dtype that truth values get."""
     if isinstance(value, bytes):
         return value
     try:
@@ -223,7 +226,7 @@ def _as_file(value: Any, what: str) -> bytes:
             f"{what} is {custom_code.described(value)}; must be an array of numbers, [H, W, C] or [H, W], or the bytes "
             "of a file"
         )
-    return picture_files.as_npy(array.astype(np.uint8) if array.dtype.kind == "b" else array)
+    return picture_files.as_npy(array.astype(of_bool) if array.dtype.kind == "b" else array)
 
 
 @dataclasses.dataclass(frozen=True)

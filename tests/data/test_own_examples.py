@@ -73,9 +73,8 @@ def own(tmp_path):
 
 
 def config(own, name="source", **more):
-    return DataConfig(
-        dataset=f"{own}:{name}", image_size="32", batch_size=4, cache_dir=str(own.parent / "cache"), **more
-    )
+    values = {"image_size": "32", "batch_size": 4, "cache_dir": str(own.parent / "cache"), **more}
+    return DataConfig(dataset=f"{own}:{name}", **values)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +177,22 @@ def test_sources_that_cannot_be_used_are_refused_in_one_line(own, case):
             loading.load(config(own, "f", cache=cache), "train", for_training=True).read(range(12))
         assert message in str(error.value)
         assert "\n" not in str(error.value)
+
+
+def test_truth_values_are_classes_and_weights_and_classes_may_be_a_tuple(own):
+    own.write_text(f"""{CODE}
+def truths(data_dir, split):
+    mask = np.arange(64 * 64).reshape(64, 64) % 3 == 0
+    source = Drawn(split, wrong={{i: {{"image": mask, "mask": mask, "weights": mask}} for i in range(12)}})
+    source.classes = ("no", "yes")
+    return source
+""")
+    examples = loading.load(config(own, "truths", image_size="64"), "train")
+    image, mask, _, weight = (each if each is None else each.numpy()[0] for each in examples.fetch(tf.constant([0])))
+    assert examples.classes.names == ("no", "yes")
+    np.testing.assert_array_equal(mask, weight)
+    np.testing.assert_array_equal(mask * 255, image[..., :1])
+    assert (weight.dtype, mask.mean()) == ("float32", pytest.approx(1 / 3, abs=0.01))
 
 
 def test_flags_and_splits_that_do_not_exist_are_refused(own):
