@@ -1,11 +1,14 @@
-"""Prints a table of the networks: weights, multiply-adds, and images per second on this machine.
+"""Prints a table of the networks: weights, multiply-adds, memory, and images per second on this machine.
 
     python -m petseg.models --encoders=mobilenet_v2,convnext_tiny --decoders=lighter --image_size=256
 
-Networks have random weights and are measured in float32: prediction, and the gradients of all weights.
+Networks have random weights and are measured in float32: prediction, and the gradients of all weights. The memory of a
+training step is that of weights, gradients and activations of a batch, from the shapes in the graph; an optimizer's
+moments (twice the weights for Adam) and what kernels and TensorFlow allocate come on top.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +20,10 @@ from petseg.config.options import Group, near_names, option
 from petseg.errors import ConfigError
 from petseg.runtime import startup
 
-TITLES = ("encoder", "decoder", "weights", "of the encoder", "G multiply-adds", "predicts images/s", "trains images/s")
+TITLES = (
+    "encoder", "decoder", "weights", "of the encoder", "G multiply-adds", "MiB of a training step", "predicts images/s",
+    "trains images/s",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +78,10 @@ def _rows(config: TableConfig, size: tuple[int, int]) -> Iterator[list[str]]:
 
 
 def _measured(model: Any, config: TableConfig) -> list[str]:
-    """Multiply-adds for an image, and images per second of prediction and of gradients."""
+    """Multiply-adds for an image, memory of a step, and images per second of prediction and of gradients."""
     import tensorflow as tf
 
-    from petseg.training import flops
+    from petseg.training import flops, graph_memory
 
     images = tf.random.uniform([config.batch_size, *model.input_shape[1:]], maxval=255.0)
 
@@ -90,8 +96,11 @@ def _measured(model: Any, config: TableConfig) -> list[str]:
         return tape.gradient(loss, [weight.value for weight in model.trainable_weights])
 
     operations = flops.flops(predict.get_concrete_function(images).graph) / config.batch_size
+    activations = graph_memory.peak_bytes(gradients.get_concrete_function(images).graph)
+    memory = activations + sum(weight.value.dtype.size * math.prod(weight.shape) for weight in model.weights)
     speeds = [_speed(function, images, config.seconds) for function in (predict, gradients)] if config.seconds else []
-    return [f"{operations / 2e9:.2f}", *(f"{speed:.3g}" for speed in speeds), *["-"] * (2 - len(speeds))]
+    costs = f"{operations / 2e9:.2f}", f"{memory / 2**20:,.0f}"
+    return [*costs, *(f"{speed:.3g}" for speed in speeds), *["-"] * (2 - len(speeds))]
 
 
 def _speed(function: Callable[[Any], Any], images: Any, seconds: float) -> float:

@@ -19,7 +19,8 @@ def test_a_row_has_weights_operations_and_speeds(capsys):
         ["tiny", "lighter", "201,636", "26,072", "0.10"],
         ["tiny", "light", "356,644", "26,072", "0.19"],
     ]
-    assert all(float(speed) > 0 for row in rows for speed in row[5:])
+    assert all(float(number) > 0 for row in rows for number in row[5:])
+    assert 8 < float(rows[0][5]) < float(rows[1][5])
     readme = (ROOT / "petseg/models/README.md").read_text()  # which counts two for a multiplication and an addition
     assert "| 26,072 | 201,636 | 0.20 |" in readme
 
