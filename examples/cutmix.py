@@ -13,8 +13,11 @@ from petseg.errors import ConfigError
 SHARE = 0.5  # of the images that are changed
 
 
-def augment(images: tf.Tensor, masks: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Images float32 [b, H, W, C] and masks uint8 [b, H, W, 1]; a function of the seeds, int32 [b, 2], alone."""
+def augment(images: tf.Tensor, masks: tf.Tensor, seeds: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """Images float32 [b, H, W, C], masks uint8 and weights float32 [b, H, W, 1]; a function of the seeds, int32 [b, 2].
+
+    The weights are the data's weight maps (--weight_files), or ones.
+    """
     _, height, width, _ = images.shape
     drawn = tf.map_fn(lambda seed: tf.random.stateless_uniform([4], seed), seeds, tf.float32)
     mixed, area, y, x = tf.unstack(drawn, axis=1)
@@ -22,7 +25,7 @@ def augment(images: tf.Tensor, masks: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.T
     rows = tf.abs((tf.range(height, dtype=tf.float32) + 0.5) / height - y[:, None]) < side[:, None]
     columns = tf.abs((tf.range(width, dtype=tf.float32) + 0.5) / width - x[:, None]) < side[:, None]
     inside = (rows[:, :, None] & columns[:, None, :] & (mixed < SHARE)[:, None, None])[..., None]
-    return tuple(tf.where(inside, _swapped(part), part) for part in (images, masks))
+    return tuple(tf.where(inside, _swapped(part), part) for part in (images, masks, weights))
 
 
 def _swapped(batch: tf.Tensor) -> tf.Tensor:

@@ -180,12 +180,13 @@ def test_annotators_agree_on_the_majority_and_pixels_that_none_labels_have_no_we
     np.testing.assert_allclose(agreement * 3, [[3, 2, 1, 0, 1]])
 
 
-def test_cutmix_moves_a_rectangle_of_image_and_mask_together():
+def test_cutmix_moves_a_rectangle_of_image_mask_and_weights_together():
     images = tf.ones([8, 16, 16, 3]) * tf.range(8, dtype=tf.float32)[:, None, None, None]
     masks = tf.cast(images[..., :1], tf.uint8)
     seeds = tf.random.stateless_uniform([8, 2], [0, 1], None, None, tf.int32)
-    mixed, mixed_masks = module("cutmix").augment(images, masks, seeds)
+    mixed, mixed_masks, weights = module("cutmix").augment(images, masks, seeds, images[..., 1:2])
     np.testing.assert_array_equal(tf.cast(mixed[..., :1], tf.uint8), mixed_masks)
+    np.testing.assert_array_equal(mixed[..., 1:2], weights)
     found = [set(np.unique(each)) for each in mixed_masks.numpy()]
     assert all(values <= {i, i ^ 1} for i, values in enumerate(found))
     assert any(len(values) == 2 for values in found)
