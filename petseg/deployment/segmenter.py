@@ -20,7 +20,7 @@ from petseg.data.examples import Examples
 from petseg.data.picture import Picture, PictureError, from_array, from_pillow
 from petseg.deployment.predictor import Predictor
 from petseg.deployment.segmentation import Segmentation
-from petseg.errors import DataError, one_line
+from petseg.errors import ConfigError, DataError, one_line
 from petseg.evaluation import metrics
 from petseg.evaluation.results import split_results
 from petseg.runs import building, training_data
@@ -128,6 +128,8 @@ class Segmenter:
             loading.check_labels(examples, data, flag="dataset=", split=dataset)
             name, evaluation = dataset, self._evaluator(examples).evaluate()
         else:
+            if not isinstance(dataset, Iterable):
+                raise DataError(f"dataset: got {type(dataset).__name__}; must be pairs of image and mask, or a split")
             pairs = [_checked_pair(i, pair, self.classes, self._spec) for i, pair in enumerate(dataset)]
             if not pairs:
                 raise DataError("dataset: holds no pairs of image and mask")
@@ -178,7 +180,10 @@ def load(
     Raises:
       PetsegError: if the source does not exist or cannot be used.
     """
-    sources = [source] if isinstance(source, str | os.PathLike) else list(source)
+    is_one = isinstance(source, str | os.PathLike) or not isinstance(source, Iterable)
+    sources: list[Any] = [source] if is_one else list(source)
+    if not all(isinstance(each, str | os.PathLike) for each in sources):
+        raise ConfigError(f"source: got {source!r}; must be a path, the name of a packaged model, or a list of these")
     scores = [
         ScoreConfig(
             workdir=os.fspath(each),

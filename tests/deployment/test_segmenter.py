@@ -173,6 +173,8 @@ def test_invalid_pairs_are_refused(loaded, photograph):
             loaded.evaluate([(photograph, mask)])
     with pytest.raises(DataError, match=r"^pair 0: got ndarray; must be an image and its mask"):
         loaded.evaluate([photograph])
+    with pytest.raises(DataError, match=r"^dataset: got NoneType; must be pairs of image and mask, or a split$"):
+        loaded.evaluate(None)
     with pytest.raises(DataError, match="holds no pairs"):
         loaded.evaluate([])
 
@@ -228,6 +230,9 @@ def test_a_split_that_was_trained_on_is_refused_unless_allowed(loaded):
 def test_sources_that_are_not_runs_are_refused(tmp_path, workdir):
     with pytest.raises(WorkDirectoryError, match=r"horses: must be a work directory, a file .* there are"):
         petseg.load("horses")
+    for source in (None, 5, ["pets", None]):
+        with pytest.raises(ConfigError, match=r"^source: got .*; must be a path, the name of a packaged model, or a"):
+            petseg.load(source)
     (tmp_path / "empty").mkdir()
     with pytest.raises(WorkDirectoryError, match="no run is here"):
         petseg.load(tmp_path / "empty")
