@@ -180,8 +180,9 @@ def load(
     Raises:
       PetsegError: if the source does not exist or cannot be used.
     """
-    is_one = isinstance(source, str | os.PathLike) or not isinstance(source, Iterable)
-    sources: list[Any] = [source] if is_one else list(source)
+    sources: list[Any] = [source]
+    if isinstance(source, Iterable) and not isinstance(source, str | os.PathLike):
+        sources = list(source)
     if not all(isinstance(each, str | os.PathLike) for each in sources):
         raise ConfigError(f"source: got {source!r}; must be a path, the name of a packaged model, or a list of these")
     scores = [
