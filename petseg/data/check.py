@@ -55,27 +55,16 @@ class CheckConfig:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """A data set to check.
+    """A data set to check."""
 
-    Attributes:
-      name: its name, for the sheet.
-      sizes: number of pairs by split.
-      pairs: iterator over splits and pairs.
-      classes: its classes; None if they cannot be inferred, then `pairs` is empty.
-      needed: the splits that must have no faults.
-      origin: description of what decided splits and classes.
-      faults: faults found before reading pairs.
-      notes: possible mistakes found before reading pairs.
-    """
-
-    name: str
-    sizes: Mapping[str, int]
-    pairs: Iterator[tuple[str, DecodedPair]]
-    classes: Classes | None
-    needed: Collection[str]
-    origin: str = ""
-    faults: Sequence[Fault] = ()
-    notes: Sequence[str] = ()
+    name: str  # its name, for the sheet
+    sizes: Mapping[str, int]  # number of pairs by split
+    pairs: Iterator[tuple[str, DecodedPair]]  # iterator over splits and pairs
+    classes: Classes | None  # its classes; None if they cannot be inferred, then `pairs` is empty
+    needed: Collection[str]  # the splits that must have no faults
+    origin: str = ""  # description of what decided splits and classes
+    faults: Sequence[Fault] = ()  # faults found before reading pairs
+    notes: Sequence[str] = ()  # possible mistakes found before reading pairs
 
 
 def main(config: CheckConfig) -> None:

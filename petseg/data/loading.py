@@ -85,9 +85,7 @@ def _judge_masks(source: SplitSource, config: DataConfig) -> None:
     """Warns of what the masks and weight maps, taken together, say; the checker does the same with all splits.
 
     Looks at SURVEYED_MASKS masks, and at more until there are two classes. Of a folder, it was done for its copy.
-
-    Raises:
-      DataError: if their values do not mean what the classes say.
+    Raises DataError if their values do not mean what the classes say.
     """
     data_set = source.data_set
     notes = [*data_set.mask_notes, *weight_survey.notes(data_set.weight_rows, config.weight_scale)]

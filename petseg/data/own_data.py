@@ -115,8 +115,7 @@ class Source:
     def files(self, i: int) -> tuple[str, bytes, bytes, bytes]:
         """Name, image, mask and weight map of an example, the last empty without; arrays as files in NumPy's format.
 
-        Raises:
-          BadExampleError: if the source fails, or returns something else.
+        Raises BadExampleError if the source fails, or returns something else.
         """
         where = f"{self._where}, example {i}"
         with self._lock:
@@ -196,8 +195,7 @@ class Source:
 def _image(image: bytes, mask: bytes) -> tuple[Picture, Picture]:
     """An image as its file holds it, and turned as EXIF says, as in prediction.
 
-    Raises:
-      PictureError: if it is none, or its mask only fits it as stored.
+    Raises PictureError if it is none, or its mask only fits it as stored.
     """
     stored = picture_files.decode(image)
     upright = stored.upright()

@@ -27,26 +27,18 @@ PADDING = -1  # in place of the id of an example
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Counts of one pass over a split.
+    """Counts of one pass over a split."""
 
-    Attributes:
-      loss: summed loss over its denominator, as in training.
-      confusion_matrices: int64 [K, C, C], one per example of `ids`, rows true, columns predicted.
-      boundaries: int64 [K, C, 4], as `metrics.boundary_counts`; None without details.
-      calibration: float64 [bins, 3], as `metrics.calibration_counts`, over all examples; None without details.
-      large_split: totals of a large split, for which the counts above are those of a sample; None if they are of all
-        examples.
-      mask_digests: int64 [N], a digest of each true mask; None without details, and of a large split.
-      unit: count of a pixel of weight 1 in the confusion matrices.
-    """
-
-    loss: float
-    confusion_matrices: np.ndarray
-    boundaries: np.ndarray | None = None
+    loss: float  # summed loss over its denominator, as in training
+    confusion_matrices: np.ndarray  # int64 [K, C, C], one per example of `ids`, rows true, columns predicted
+    boundaries: np.ndarray | None = None  # int64 [K, C, 4], as `metrics.boundary_counts`; None without details
+    # float64 [bins, 3], as `metrics.calibration_counts`, over all examples; None without details
     calibration: np.ndarray | None = None
+    # totals of a large split, for which the counts above are those of a sample; None if they are of all examples
     large_split: LargeSplit | None = None
+    # int64 [N], a digest of each true mask; None without details, and of a large split
     mask_digests: np.ndarray | None = None
-    unit: int = 1
+    unit: int = 1  # count of a pixel of weight 1 in the confusion matrices
 
     @property
     def examples(self) -> int:
@@ -177,8 +169,7 @@ class Evaluator:
     def evaluate(self) -> Evaluation | None:
         """Scores all examples; None if the pass was stopped early.
 
-        Raises:
-          DataError: if an example that is decoded on demand is bad.
+        Raises DataError if an example that is decoded on demand is bad.
         """
         batches, count = input_pipeline.distributed_evaluation_batches(
             self._strategy,

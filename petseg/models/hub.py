@@ -62,8 +62,7 @@ def build(
 def scaling(encoder: str) -> tuple[Any, Any] | None:
     """Factor and offset of pixels in [0, 255] that a preset expects; None for a class.
 
-    Raises:
-      ConfigError: if the preset has none.
+    Raises ConfigError if the preset has none.
     """
     library, name = _library(encoder), encoder.removeprefix(HUB)
     if hasattr(library.models, name):

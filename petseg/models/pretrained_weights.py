@@ -21,8 +21,7 @@ Model = TypeVar("Model")
 def download(build: Callable[[], Model]) -> Model:
     """The model that `build` returns, for which Keras may download weights; one process at a time.
 
-    Raises:
-      ConfigError: if they cannot be downloaded.
+    Raises ConfigError if they cannot be downloaded.
     """
     try:
         home = _keras_home()
@@ -39,10 +38,8 @@ def load_file(encoder: keras.Model, path: str, *, bgr: bool = False) -> None:
     """Loads the weights of an encoder from a file of it or of a network that contains it.
 
     The file: `.weights.h5`, `.h5`, `.keras` or `.safetensors`, with or without a classifier. Kernels for images of
-    other channels are adapted as by `adapt_channels`. Weights without a counterpart stay random, and are logged.
-
-    Raises:
-      ConfigError: if it cannot be read, or less than half of the weights have a counterpart of their shape.
+    other channels are adapted as by `adapt_channels`. Weights without a counterpart stay random, and are logged. Raises
+    ConfigError if it cannot be read, or less than half of the weights have a counterpart of their shape.
     """
     check_weights_file(path)
     try:

@@ -165,8 +165,7 @@ class _FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
     def write(self) -> None:
         """Reads every pair and writes the data set; leaves out unneeded splits that have faults.
 
-        Raises:
-          DataError: if a needed split has a fault.
+        Raises DataError if a needed split has a fault.
         """
         layout, where = self._layout, printable(self._folder.data_dir)
         sizes = ", ".join(f"{split} {len(pairs)}" for split, pairs in layout.splits.items())
