@@ -52,7 +52,7 @@ class SplitSource:
         images = intensity.decoding_of(config, data_set)
         resizing = Resizing(config.size, config.resize, images.spec.padding)
         weights = data_set.weight_dtype(split)
-        if data_set.weight_feature and not weights and config.score_weights:
+        if config.score_weights and not weights:
             raise DataError(f"--score_weights: {data_set.name}, split {split}: has no weight maps; must have them")
         if data_set.weight_feature and not weights:
             logger.warning("%s: split %s has no weight maps; its pixels weigh 1", data_set.name, split)

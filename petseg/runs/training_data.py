@@ -121,7 +121,8 @@ def _changes(before: Digests, now: Digests, data_set: DataSet, split: str) -> st
     if changes.reordered:
         parts.append("the pictures were renamed, which changes their order")
     if len(changes.masks):
-        parts.append(f"{_counted(len(changes.masks), 'mask')} changed{of(changes.masks)}")
+        what = "changed, or their weight maps" if data_set.weight_feature else "changed"
+        parts.append(f"{_counted(len(changes.masks), 'mask')} {what}{of(changes.masks)}")
     return ", ".join(parts)
 
 

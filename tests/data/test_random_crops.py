@@ -34,6 +34,16 @@ def cut(crops, step, positions=range(5), *, seed=0, ids=range(5)):
     return fetched.image.numpy(), fetched.mask.numpy()
 
 
+def test_weight_maps_are_cut_with_their_masks(crops):
+    images, masks = crops._canvases.read(range(5))
+    maps = np.where(masks == IGNORED, 0, masks / np.float32(4)).astype(np.float32)
+    weighted = RandomCrops(MemoryExamples(images, masks, PETS, weights=maps), (32, 64), SIZES)
+    at = BatchPosition(tf.constant(3, tf.int64), tf.range(5, dtype=tf.int64), 8, 0)
+    for fetched in (weighted.batch(tf.range(5, dtype=tf.int64), at), weighted.fetch(tf.range(5, dtype=tf.int64))):
+        masks = fetched.mask.numpy()
+        np.testing.assert_array_equal(fetched.weight, np.where(masks == IGNORED, 0, masks / np.float32(4)))
+
+
 def test_crops_lie_inside_their_images_and_small_images_are_centred(crops):
     corners = set()
     for step in range(60):

@@ -70,6 +70,9 @@ def test_maps_reach_a_batch_as_they_are_from_every_cache(tmp_path, end, make, re
         examples = load(root, cache, weight_files=f"weights/{{split}}/{{name}}.{end}", resize=resize)
         at = BatchPosition(tf.constant(3, tf.int64), tf.range(2, dtype=tf.int64), 2, 0)
         found[cache] = input_pipeline.part_of_batch(examples, at)
+        if cache == "disk":
+            portable = input_pipeline.part_of_batch(examples, at, portable=True)  # as a data service makes it
+            np.testing.assert_array_equal(portable["weight"], found[cache]["weight"])
     for cache in ("disk", "none"):
         for key in ("image", "mask", "weight", "example_id"):
             np.testing.assert_array_equal(found["memory"][key], found[cache][key])
@@ -162,8 +165,10 @@ def test_maps_beside_masks_are_no_masks_or_images(tmp_path):
     assert examples.weights.shape == (2, 32, 32, 1)
 
 
-def test_the_check_prints_ranges_and_draws_maps(tmp_path, capsys):
+def test_the_check_prints_ranges_and_draws_maps(tmp_path, capsys, caplog):
     root = folder(tmp_path / "data", two(make=lambda seed: np.eye(12, 16, dtype=np.uint8)))
+    load(root)
+    assert "the largest number in weight maps is 1, and 255 counts as 1; --weight_scale=1 would" in caplog.text
     check.main(CheckConfig(config(root, weight_files=FILES), CheckOptions(output_dir=str(tmp_path))))
     printed = capsys.readouterr().out
     assert "weight maps of train: 2 of 8 bits, 255 counts as 1; mean 0.000245, largest 0.00392" in printed

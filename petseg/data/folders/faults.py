@@ -75,8 +75,8 @@ def as_error(faults: Sequence[Fault], dataset: str, command: str) -> DataError:
 
 def check_command(config: DataConfig) -> str:
     """The command that prints all faults of a data set."""
-    where = ("dataset", "data_dir", "image_files", "mask_files", "weight_files")
-    where = (*where, "image_feature", "mask_feature", "weight_feature", "classes")
+    files = ("dataset", "data_dir", "image_files", "mask_files", "weight_files")
+    where = (*files, "image_feature", "mask_feature", "weight_feature", "classes")
     images = ("channels", "image_dtype", "intensity_range", "pages")
     names = (*where, *images, "train_split", "eval_split")  # faults count only in these splits
     values = {name: getattr(config, name) for name in names}

@@ -145,10 +145,13 @@ def _pages(pair: Pair, split: str, found: list[Fault]) -> list[Pair]:
             found.append(Fault(Kind.PAGES, pair.name, text, split))
     if of_image == 1:
         return [pair]
-    names = ("name", "mask_name", "weight_name")
     return [
         dataclasses.replace(
-            pair, page=page, **{key: f"{name}#{page + 1}" for key, name in zip(names, pair.files, strict=False)}
+            pair,
+            name=f"{pair.name}#{page + 1}",
+            mask_name=f"{pair.mask_name}#{page + 1}",
+            weight_name=pair.weight_name and f"{pair.weight_name}#{page + 1}",
+            page=page,
         )
         for page in range(min(of_image, *others))
     ]

@@ -254,8 +254,8 @@ def _without_mask(matches: _Matches, splits: Splits, needed: frozenset[str], roo
 
 def _weight(matches: _Matches, path: str, root: Path) -> tuple[str, Path | None]:
     """Printable name and file of an image's weight map; an empty name and None without."""
-    (*_, file) = matches.maps.get(path) or [None]
-    return ("", None) if file is None else (file.shown, root / file.path)
+    found = matches.maps.get(path)
+    return (found[0].shown, root / found[0].path) if found else ("", None)
 
 
 def _without_weight(matches: _Matches, splits: Splits, trained: Collection[str]) -> list[Fault]:

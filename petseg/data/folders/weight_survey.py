@@ -1,7 +1,8 @@
 """What the weight maps of a data set say together: their depths and ranges."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from petseg.config.data_config import WEIGHT_SCALES
 from petseg.data.folders.faults import Fault, Kind
@@ -54,7 +55,7 @@ class WeightSurvey:
             yield f"weight maps of {split}: {what}; mean {mean:.3g}, largest {largest:.3g}"
 
 
-def notes(rows: Mapping[str, tuple[str, float]], scale: float) -> list[str]:
+def notes(rows: Mapping[str, Sequence[Any]], scale: float) -> list[str]:
     """Possible mistakes in the scale, from `WeightSurvey.rows`."""
     units = {split: (largest, scale or WEIGHT_SCALES[dtype]) for split, (dtype, largest) in rows.items()}
     return [
