@@ -75,5 +75,6 @@ def _convolve_and_normalize(convolution: keras.Layer, norm: keras.layers.BatchNo
     elif kernel.shape[:2] == (1, 1) and strides == [1, 1] and kernel.shape[2] == x.shape[-1]:
         outputs = convolutions.pointwise(x, kernel * factor)
     else:
-        outputs = tf.nn.conv2d(x, kernel * factor, strides, padding, dilations=dilations)
+        # Unlike tf.nn.conv2d, it has gradients of dilated convolutions on CPUs.
+        outputs = tf.nn.convolution(x, kernel * factor, strides, padding, dilations=dilations)
     return tf.nn.bias_add(outputs, offset)

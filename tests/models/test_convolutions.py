@@ -64,6 +64,22 @@ def test_folded_batch_norms_of_an_encoder_change_nothing(name):
         np.testing.assert_array_equal(weight, before)
 
 
+@pytest.mark.parametrize(
+    "layer", [keras.layers.Conv2D(6, 3, dilation_rate=2), keras.layers.DepthwiseConv2D(5, dilation_rate=2)]
+)
+def test_batch_norms_fold_into_dilated_convolutions(layer):
+    images = keras.Input([16, 16, 4])
+    model = randomised(keras.Model(images, keras.layers.BatchNormalization()(layer(images))))
+    assert len(folded_norms.foldable_pairs(model)) == 1
+    x = tf.random.stateless_normal([2, 16, 16, 4], [0, 0])
+    weights = [weight.value for weight in model.trainable_weights]
+    assert_close(
+        outputs_and_gradients(lambda x: folded_norms.call(model, x), x, weights),
+        outputs_and_gradients(lambda x: model(x, training=False), x, weights),
+        1e-4,
+    )
+
+
 @pytest.mark.parametrize(("kind", "is_cheaper"), [("CPU", True), ("GPU", False)])
 def test_only_cpus_have_the_cheaper_gradients(monkeypatch, kind, is_cheaper):
     monkeypatch.setattr(strategies, "computing_kind", lambda: kind)
