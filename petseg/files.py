@@ -60,7 +60,7 @@ def explain_write_errors(
             raise
         what = f"{error.filename or where}: cannot be written: {error.strerror}"
         if error.errno in NO_SPACE and needed is not None:
-            what += f": it takes {needed / 2**20:.1f} MiB, {_free_bytes(Path(where)) / 2**20:.1f} MiB are free"
+            what += f": it takes {needed / 2**20:.1f} MiB, {free_bytes(Path(where)) / 2**20:.1f} MiB are free"
         raise error_class(f"{flag}: {what}" if flag else what) from error
 
 
@@ -69,7 +69,7 @@ def is_disk_error(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (*NO_SPACE, *NOT_ALLOWED, errno.EIO)
 
 
-def _free_bytes(path: Path) -> int:
+def free_bytes(path: Path) -> int:
     """Free bytes on the disk of a path, which may not exist yet."""
     nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     return shutil.disk_usage(nearest).free

@@ -5,6 +5,7 @@ import csv
 import io
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -179,10 +180,12 @@ def drop_later_events(directory: Path, step: int) -> None:
     """Cuts the event files of a folder back to a step, and deletes them for step 0.
 
     TensorBoard would draw zigzag lines through steps that were logged twice. Rows of the HParams page are dropped too
-    because a resumed run may have other flags and is no longer complete. Raises WorkDirectoryError if a file cannot be
+    because a resumed run may have other flags and is no longer complete. It reads files in the order of their names,
+    which hold a time: files begun while the clock was ahead are renamed. Raises WorkDirectoryError if a file cannot be
     rewritten; it is left unchanged.
     """
-    for file in directory.glob("events.out.tfevents.*"):
+    latest = int(time.time())
+    for file in sorted(directory.glob("events.out.tfevents.*"), reverse=True):
         if not step:
             file.unlink()
             continue
@@ -199,6 +202,9 @@ def drop_later_events(directory: Path, step: int) -> None:
             raise WorkDirectoryError(f"{file}: cannot be rewritten: {error.message.splitlines()[0]}") from error
         sync(temporary)
         os.replace(temporary, file)
+        begun = file.name.split(".")[3]
+        latest = min(int(begun), latest - 1)
+        file.rename(file.with_name(file.name.replace(begun, f"{latest:010}", 1)))
 
 
 def _records(file: Path) -> Iterator[bytes]:

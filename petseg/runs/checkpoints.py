@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from petseg.errors import CheckpointError, WorkDirectoryError
-from petseg.files import make_folder, sync, write_json, write_text
+from petseg.files import free_bytes, make_folder, sync, write_json, write_text
 from petseg.runs import checkpoint_files
 from petseg.runs.checkpoint_files import PREFIX, best_record, path_of, step_of, steps, unfinished, unfinished_steps
 from petseg.runs.saving import Saving
@@ -82,7 +82,7 @@ class Checkpoints:
             reason = _first_line(error)
         shutil.rmtree(folder, ignore_errors=True)
         if reason is not None:
-            needed, free = _bytes(self._objects) / 2**20, shutil.disk_usage(self._directory).free / 2**20
+            needed, free = _bytes(self._objects) / 2**20, free_bytes(self._directory) / 2**20
             raise WorkDirectoryError(
                 f"{path_of(self._directory, step)}: cannot be written: "
                 f"it needs {needed:.1f} MiB, {free:.1f} MiB are free ({reason})"

@@ -18,7 +18,7 @@ from petseg.runs.evaluations import Evaluations
 
 
 def record(folder: Path, *flags: str) -> Recording:
-    """Records a run, with a mark when something is reported as saved: `checkpoints 4`, `best 3`, `results 3`."""
+    """Records a run, with marks of what is saved: `checkpoints 4`, `best 3` (its files), `record 3`, `results 3`."""
     root, log = folder / "root", folder / "log"
     recorder = Recorder(root)
 
@@ -37,7 +37,7 @@ def record(folder: Path, *flags: str) -> Recording:
     before, numbers = contents(root), inodes(root)
     with (
         marking(Checkpoints, "_commit"),
-        marking(BestCheckpoint, "_record"),
+        marking(BestCheckpoint, "_record", "record"),
         marking(Evaluations, "evaluate", "results"),
     ):
         recorder.start(log)
@@ -63,6 +63,7 @@ def fill_disk(folder: Path, share: int) -> None:
     Writes how each ended, and what then differs from an undisturbed run, to `folder / "full-disk"`.
     """
     root, found = folder / "root", []
+    put({}, root, {})
     config, recorder = tiny_run.config(folder / "inputs", root, "--train_steps=3"), Recorder(root)
     train.train(config)
     expected = tiny_run.outcome(root / "run")
@@ -87,4 +88,6 @@ def fill_disk(folder: Path, share: int) -> None:
 if __name__ == "__main__":
     where = Path(sys.argv[1])
     with tiny_run.built_once(where / "built"):
-        record_runs(where) if sys.argv[2] == "record" else fill_disk(where, int(sys.argv[3]))
+        if not (where / "recordings").exists():
+            record_runs(where)
+        fill_disk(where, int(sys.argv[2]))

@@ -1,12 +1,15 @@
 """Runs that lose power: every state in which a file system may be afterwards resumes to the same bits."""
 
 import collections
+import json
 import os
 import pickle
+import random
 import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,7 @@ from petseg.reporting import summaries
 from petseg.runs import checkpoints, train
 from petseg.runs.checkpoint_files import best_record, path_of, step_of
 
+SHARE = 100
 # What a run deletes unread, overwrites, or cuts back to its checkpoint.
 UNREAD = re.compile(
     r"(^|/)(unfinished-\d+|[^/]*\.unfinished|incomplete\.[^/]*)/|\.(tmp|lock)$|^run/(lock$|figures|metrics\.csv$)|tfevents"
@@ -36,14 +40,17 @@ def folder():
         yield Path(made)
 
 
-def run_with_recorder(folder, *arguments):
+def run_with_recorder(folder, share):
+    """Records runs, unless it was done, and makes others on a disk that is full after each `share`-th write."""
     library = recorder.compiled(folder)
     if library is None:
         pytest.skip("the recorder of file changes needs Linux and a C compiler")
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)])
-    command = [sys.executable, recording_program.__file__, folder, *map(str, arguments)]
     program = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": path, "LD_PRELOAD": str(library)}, capture_output=True, text=True
+        [sys.executable, recording_program.__file__, folder, str(share)],
+        env={**os.environ, "PYTHONPATH": path, "LD_PRELOAD": str(library)},
+        capture_output=True,
+        text=True,
     )
     assert program.returncode == 0, program.stderr
 
@@ -51,7 +58,7 @@ def run_with_recorder(folder, *arguments):
 @pytest.fixture(scope="module")
 def recordings(folder):
     """Recordings of a run from its start, and of one that was interrupted and writes checkpoints in no thread."""
-    run_with_recorder(folder, "record")
+    run_with_recorder(folder, SHARE)
     with tiny_run.built_once(folder / "built-here"):
         yield pickle.loads((folder / "recordings").read_bytes())
 
@@ -59,15 +66,15 @@ def recordings(folder):
 def lost(run, marks, results):
     """What was reported as saved, but is not there."""
     steps = {
-        name: [int(mark.split()[1]) for mark in marks if mark.startswith(name)] for name in ("checkpoints", "best")
+        name: [int(mark.split()[1]) for mark in marks if mark.startswith(name)] for name in ("checkpoints", "record")
     }
     newest = checkpoints.newest_intact(run / "checkpoints")
     best = best_record(run / "best") or {"step": -1}
     texts = [(run / "results" / f"test-{mark.split()[1]}.json") for mark in marks if mark.startswith("results")]
     faults = {
         "checkpoint": steps["checkpoints"] and (newest is None or step_of(newest) < steps["checkpoints"][-1]),
-        "best checkpoint": steps["best"]
-        and (best["step"] < steps["best"][-1] or checkpoints.damage(path_of(run / "best", best["step"]))),
+        "best checkpoint": steps["record"]
+        and (best["step"] < steps["record"][-1] or checkpoints.damage(path_of(run / "best", best["step"]))),
         "results": not all(file.exists() and file.read_text() == results[file.name] for file in texts),
     }
     return [f"{what} lost" for what, is_lost in faults.items() if is_lost]
@@ -124,3 +131,27 @@ def test_all_states_after_a_power_cut_resume_to_the_same_bits(folder, recordings
     record_property("resumed", resumed)
     print(f"{count} states, {resumed} of them different for a run")
     assert not faults
+
+
+@pytest.mark.parametrize(
+    "share", [pytest.param(SHARE, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.soak)]
+)
+def test_a_disk_that_is_full_after_any_write_ends_the_run_in_one_line_and_it_resumes(folder, recordings, share):
+    if share != SHARE:
+        run_with_recorder(folder, share)
+    ends = json.loads((folder / "full-disk").read_text())
+    print(f"{len(ends)} runs: {collections.Counter(end.split(' ')[0] for end, _ in ends)}")
+    expected = re.compile(r"2 [^\n]*(cannot be written)[^\n]*|finished|no write failed")
+    assert [(i, *end) for i, end in enumerate(ends) if end[1] or not expected.fullmatch(end[0])] == []
+
+
+@pytest.mark.slow
+def test_a_clock_that_jumps_changes_nothing(folder, recordings, monkeypatch):
+    root, now, jumps = folder / "root", time.time, random.Random(0)
+    put(recordings[0].after, root, recordings[0].times)
+    expected = tiny_run.outcome(root / "run")
+    put({}, root, {})
+    monkeypatch.setattr(time, "time", lambda: now() + jumps.uniform(-1e6, 1e6))
+    for steps in (2, 4, 6):
+        train.train(tiny_run.config(folder / "inputs", root, f"--train_steps={steps}", "--checkpoint_every_minutes=60"))
+    assert tiny_run.outcome(root / "run") == expected

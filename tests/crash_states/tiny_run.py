@@ -71,6 +71,7 @@ def built_once(folder: Path) -> Iterator[None]:
     def trainer(*arguments):
         found = build_trainer(*arguments)
         state = tf.train.Checkpoint(**found.state())
+        found.pop_measurements()
         if Path(f"{initial}.index").exists():
             state.read(initial).assert_consumed()
         else:

