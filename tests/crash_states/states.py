@@ -98,7 +98,7 @@ class CrashStates:
         other, file = change.data.decode() if change.kind in "rl" else "", self._objects.get(change.inode)
         if change.kind in "cm":
             self._create(index, change.name, change.inode, b"" if change.kind == "c" else None)
-        elif change.kind == "r":
+        elif change.kind == "r" and other != change.name:
             moved = {k: v for k, v in self._names.items() if k.startswith(f"{change.name}/")}
             self._rename(index, {other: self._names[change.name], change.name: None})
             self._names |= {other + path[len(change.name) :]: number for path, number in moved.items()}
