@@ -103,8 +103,8 @@ def test_an_image_is_rotated_according_to_exif():
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
 def test_a_mask_that_only_fits_the_image_as_stored_is_turned_with_it(orientation):
-    image = turned(12, 16, orientation)
-    pair = read(image)
+    image, weight = turned(12, 16, orientation), picture_files.FileContent(encoded(mask() + 1))
+    pair = pair_files.decode_pair("a.jpg", image, "a.png", encoded(mask()), CODING, None, ("w.png", weight))
     assert not pair.faults
     prepared = images.prepared(picture_files.decode(image), PLAIN)  # what prediction sees
     np.testing.assert_array_equal(tf.io.decode_image(pair.image, channels=3), prepared)
@@ -112,6 +112,7 @@ def test_a_mask_that_only_fits_the_image_as_stored_is_turned_with_it(orientation
     exif[ORIENTATION] = orientation
     of_mask = picture_files.decode(encoded(mask(), exif=exif)).upright().pixels[..., 0]
     np.testing.assert_array_equal(pair.ids, of_mask)
+    np.testing.assert_array_equal(pair.weight.pixels[..., 0], of_mask + 1)
     np.testing.assert_array_equal(tf.io.decode_image(pair.mask)[..., 0], of_mask)
 
 
