@@ -14,6 +14,7 @@ MASK_VALUES = ("ids", "own")
 PROBABILITIES = ("none", "png", "npz")
 PREDICTIONS = "predictions"
 SMALLEST_TILE = 32
+NO_WEIGHTS = "none"  # value of --weight_files and --weight_feature
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +31,8 @@ class ScoreConfig(Group):
     checkpoint: str = option("latest", "`latest`, `best`, `all`, or a checkpoint's path", required=True)
     split: str = option("", "TFDS split to score; empty: the run's --eval_split")
     data_dir: str = option("", "folder of the data set; empty: the run's --data_dir")
-    weight_files: str = option("", "pattern of weight maps, as in train.py; empty: the run's")
-    weight_feature: str = option("", "TFDS feature of weight maps, as in train.py; empty: the run's")
+    weight_files: str = option("", "pattern of weight maps, as in train.py; empty: the run's; `none`: score without")
+    weight_feature: str = option("", "TFDS feature of weight maps; empty: the run's; `none`: score without")
     score_weights: bool = option(False, "count each pixel by its weight map in scores too, as in train.py")
     eval_examples: int = option(
         0,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from petseg import config as config_lib
 from petseg.classes import Classes
-from petseg.config import Config
-from petseg.config.eval_config import ScoreConfig
+from petseg.config import Config, DataConfig
+from petseg.config.eval_config import NO_WEIGHTS, ScoreConfig
 from petseg.config.options import SCORING
 from petseg.errors import CheckpointError, ConfigError
 from petseg.runs import checkpoint_files
@@ -173,9 +173,7 @@ def with_score_options(config: Config, score: ScoreConfig) -> Config:
     """The config of a run with the precision, data folder and cache of the flags of eval.py."""
     data = {
         "data_dir": score.data_dir or config.data.data_dir,
-        "weight_files": score.weight_files or config.data.weight_files,
-        "weight_feature": score.weight_feature or config.data.weight_feature,
-        "score_weights": score.score_weights or config.data.score_weights,
+        **_weights(config.data, score),
         "cache": config.data.cache if score.cache == "run" else score.cache,
         "cache_dir": score.cache_dir or config.data.cache_dir,
         "data_service": "",  # it makes training batches only
@@ -183,3 +181,11 @@ def with_score_options(config: Config, score: ScoreConfig) -> Config:
     }
     precision = config.compute.precision if score.precision == "run" else score.precision
     return config.changed(data=data, compute={"precision": precision})
+
+
+def _weights(data: DataConfig, score: ScoreConfig) -> dict[str, Any]:
+    """Where the weight maps of the data to score are, and whether scores count them."""
+    given = {flag: getattr(score, flag) or getattr(data, flag) for flag in ("weight_files", "weight_feature")}
+    if NO_WEIGHTS not in given.values():
+        return {**given, "score_weights": score.score_weights or data.score_weights}
+    return {"weight_files": "", "weight_feature": "", "weight_scale": 0.0, "score_weights": score.score_weights}

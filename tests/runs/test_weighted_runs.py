@@ -96,6 +96,8 @@ def test_scores_count_pixels_by_weight_if_asked(config, tmp_path, capsys):
     for one, other in zip((plain, native), same, strict=True):
         assert {key: one[key] for key in SCORES} == {key: other[key] for key in SCORES}
         assert one["loss"] != other["loss"]
+    (unweighted,) = scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(tmp_path / "run"), weight_files="none")))
+    assert unweighted["loss"] == same[0]["loss"]
     weighed = scoring.evaluate(EvalConfig(dataclasses.replace(run, score_weights=True)))
     for one, other in zip((plain, native), weighed, strict=True):
         assert one["mean_iou"] != other["mean_iou"]
