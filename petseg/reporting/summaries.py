@@ -69,7 +69,11 @@ class Summaries:
         for run, folder in zip(runs, self._folders, strict=True):
             make_folder(folder)
             drop_later_events(folder, last_kept[run])
-        self._writers = {run: tf.summary.create_file_writer(str(directory / run)) for run in runs}
+        try:
+            self._writers = {run: tf.summary.create_file_writer(str(directory / run)) for run in runs}
+        except tf.errors.OpError as error:
+            reason = error.message.splitlines()[0].rpartition("}} ")[2]  # without the name of the graph's node
+            raise WorkDirectoryError(f"{directory}: event files cannot be written: {reason}") from error
         write_bytes(metrics_file, _kept_rows(metrics_file, first_step, last_kept))
         self._csv_file = open(metrics_file, "a", newline="")  # noqa: SIM115 (closed by close)
         self._csv = csv.writer(self._csv_file)

@@ -179,6 +179,18 @@ def test_a_full_disk_is_reported_with_the_name_of_the_csv_file(tmp_path):
     assert caught.value.filename == str(tmp_path / "metrics.csv")
 
 
+def test_a_disk_too_full_for_event_files_is_one_line(tmp_path, monkeypatch):
+    def fail(folder):
+        raise tf.errors.ResourceExhaustedError(
+            None, None, f"{{{{node}}}} {folder}/events; No space left on device\nCreating file"
+        )
+
+    monkeypatch.setattr(tf.summary, "create_file_writer", fail)
+    message = rf"^{tmp_path}: event files cannot be written: {tmp_path}/train/events; No space left on device$"
+    with pytest.raises(WorkDirectoryError, match=message):
+        Summaries(tmp_path, tmp_path / "metrics.csv", 0, PETS)
+
+
 def test_resuming_copies_the_csv_file_in_bounded_memory(tmp_path):
     file = tmp_path / "metrics.csv"
     with open(file, "w") as stream:
