@@ -58,17 +58,15 @@ def main(config: TableConfig) -> None:
 
 
 def _rows(config: TableConfig, size: tuple[int, int]) -> Iterator[list[str]]:
-    import keras
-
     from petseg.models import encoders, unet
 
     for name in config.encoders.split(",") if config.encoders else ENCODERS:
-        encoder = encoders.build_encoder(name, image_size=size)
         for decoder in config.decoders.split(",") if config.decoders else DECODERS:
+            encoder = encoders.build_encoder(name, image_size=size)
             model = unet.build_unet(
                 image_size=size,
                 num_classes=config.num_classes,
-                encoder=keras.models.clone_model(encoder),
+                encoder=encoder,
                 train_encoder=True,
                 input_scaling="unit",
                 decoder=decoder,

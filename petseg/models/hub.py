@@ -43,7 +43,7 @@ def build(
     """
     library, name = _library(encoder), encoder.removeprefix(HUB)
     if name in _SMALLEST:
-        backbone = getattr(library.models, name)(**_SMALLEST[name], image_shape=(*image_size, channels))
+        backbone = _of_class(library, encoder, (*image_size, channels))
     elif hasattr(library.models, name):
         raise ConfigError(f"--encoder={encoder}: must be a preset of it, or one of {', '.join(_SMALLEST)}")
     else:
@@ -86,6 +86,16 @@ def _library(encoder: str) -> Any:
     except Exception as error:  # also where its TensorFlow Text does not fit TensorFlow
         raise ConfigError(
             f"--encoder={encoder}: keras-hub cannot be imported; pip install -e '.[hub]' ({one_line(error)})"
+        ) from error
+
+
+def _of_class(library: Any, encoder: str, shape: tuple[int, ...]) -> keras.Model:
+    name = encoder.removeprefix(HUB)
+    try:
+        return getattr(library.models, name)(**_SMALLEST[name], image_shape=shape)
+    except Exception as error:  # such as MiT for images of 32 pixels
+        raise ConfigError(
+            f"--encoder={encoder}: not for images of {shape[:2]}, which may be too small ({one_line(error)})"
         ) from error
 
 
