@@ -111,7 +111,8 @@ def sync_tree(folder: Path) -> None:
 def make_folder(folder: Path) -> None:
     """Creates a folder, and those that contain it, so that they outlive a power failure; it may exist."""
     if not folder.is_dir():
-        make_folder(folder.parent)
+        if not folder.parent.exists():
+            make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         sync(folder.parent)
 
