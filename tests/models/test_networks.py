@@ -199,14 +199,27 @@ def test_another_encoder_has_its_own_default_of_input_scaling():
     assert ModelConfig(input_scaling="symmetric").changed(encoder="ResNet50").input_scaling == "symmetric"
 
 
-# One of each family, at the smallest size that it takes; the larger ones are only built.
+# One of each family, at the smallest size that it takes; of the larger ones, CI looks at the maps only.
 STEPPED = {"VGG16": 32, "MobileNet": 32, "EfficientNetB0": 32, "Xception": 96, "ConvNeXtTiny": 32}
 BUILT = {"ResNet50": 32, "DenseNet121": 32, "EfficientNetV2S": 32, "InceptionV3": 96}
 HUB_CLASSES = {"hub:ResNetBackbone": 32, "hub:MiTBackbone": 64, "hub:ViTBackbone": 32}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "side"), [*STEPPED.items(), *HUB_CLASSES.items()])
+# All other models of keras.applications, some of which have smallest sizes.
+OTHERS = {
+    name: 96 if name.startswith(("Inception", "NASNet", "Xception")) else 32
+    for name in KERAS_ENCODERS
+    if name not in STEPPED
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (STEPPED | HUB_CLASSES).items()),
+        *(pytest.param(*each, marks=pytest.mark.soak) for each in OTHERS.items()),
+    ],
+)
 def test_an_encoder_with_random_weights_is_stepped_and_exported(name, side, tmp_path):
     if name in HUB_CLASSES:
         pytest.importorskip("keras_hub", reason="keras-hub is not installed", exc_type=ImportError)
