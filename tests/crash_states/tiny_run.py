@@ -23,8 +23,10 @@ NETWORK = '''"""The smallest network."""
 import keras
 
 def build(image_size, num_classes, channels):
-    images = keras.Input([*image_size, channels])
-    return keras.Model(images, keras.layers.Conv2D(num_classes, 1)(keras.layers.Rescaling(1 / 255)(images)))
+    images = keras.Input([*image_size, channels], name="image")
+    scaled = keras.layers.Rescaling(1 / 255, name="scaled")(images)
+    # Named, because Keras numbers the layers of a process, and tests before this one have made some.
+    return keras.Model(images, keras.layers.Conv2D(num_classes, 1, name="logits")(scaled), name="network")
 '''
 FIGURES = ("prediction_sheet", "training_batch", "training_curves", "confusion_matrix")
 OF_THE_MACHINE = ("speed/", "time_share/", "memory/")
