@@ -54,7 +54,8 @@ class Saving:
             logger.error("%s", failed)  # the error that ends the run goes first
         finally:
             if self._thread is not None:
-                self._thread.shutdown(wait=False)
+                # A thread at its end still holds the model; one that a signal left writing is not waited for.
+                self._thread.shutdown(wait=self._write is None)
 
 
 def _lower_priority() -> None:
