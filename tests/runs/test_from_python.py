@@ -5,8 +5,8 @@ import gc
 import json
 import logging
 import random
-import time
 import signal
+import time
 
 import keras
 import numpy as np
