@@ -128,8 +128,11 @@ def test_a_step_in_mixed_precision_has_one_all_reduce_is_skipped_on_overflow_and
         assert np.isfinite(new).all()
         assert new.ndim < 2 or (new != old).any()
     checkpoint.restore(saved).assert_consumed()
-    trainer.run(iter(input_pipeline.distributed_training_batches(
-        strategy, examples, batch_size=8, seed=0, first_step=step, last_step=100)), 2)  # fmt: skip
+    resumed = input_pipeline.distributed_training_batches(
+        strategy, examples, batch_size=8, seed=0, first_step=step, last_step=100
+    )
+    batches_after = iter(resumed)  # kept until the end, as in a run: its threads still prefetch
+    trainer.run(batches_after, 2)
     for old, new in zip(undisturbed, trainer.weights().values(), strict=True):
         np.testing.assert_array_equal(old, new)
     assert trainer.traces == 1
