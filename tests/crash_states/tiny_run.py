@@ -116,4 +116,6 @@ def outcome(run: Path) -> dict[str, Any]:
 
 def _tensors(path: str) -> dict[str, bytes]:
     reader = tf.train.load_checkpoint(path)
-    return {name: np.asarray(reader.get_tensor(name)).tobytes() for name in reader.get_variable_to_shape_map()}
+    # Without the graph of its objects, which names variables by how many this process had before.
+    names = reader.get_variable_to_shape_map().keys() - {"_CHECKPOINTABLE_OBJECT_GRAPH"}
+    return {name: np.asarray(reader.get_tensor(name)).tobytes() for name in names}
