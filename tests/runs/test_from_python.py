@@ -6,7 +6,7 @@ import json
 import logging
 import random
 import signal
-import time
+import sys
 
 import keras
 import numpy as np
@@ -33,25 +33,27 @@ def graphs_and_models():
     ]
 
 
-@pytest.fixture(scope="module")
-def left_behind(data_dir, tmp_path_factory):
-    """Graphs and models that are alive after a training with other arithmetic, another seed and another optimizer."""
-    before = graphs_and_models()
-    flags = [*tiny_flags(data_dir, tmp_path_factory.mktemp("first") / "run"), "--train_steps=2", "--eval_every=2"]
+def first_training(data_dir, folder):
+    """A training with other arithmetic, another seed and another optimizer than those that follow."""
+    flags = [*tiny_flags(data_dir, folder / "run"), "--train_steps=2", "--eval_every=2"]
     flags += ["--precision=mixed_bfloat16", "--seed=7", "--optimizer=adamw", "--weight_decay=0.01"]
     petseg.train(command_line.parse(["", *flags], petseg.Config))
+
+
+def count_what_a_training_leaves(data_dir, folder):
+    """Ends the process with the number of graphs and models that are alive after a training."""
+    before = graphs_and_models()
+    first_training(data_dir, folder)
     earlier = {id(thing) for thing in before}
-    for _ in range(20):  # threads of TensorFlow and petseg that end may hold something for a moment
-        left = [repr(thing) for thing in graphs_and_models() if id(thing) not in earlier]
-        if not left:
-            break
-        time.sleep(0.5)
-    return left
+    left = [repr(thing) for thing in graphs_and_models() if id(thing) not in earlier]
+    print(left)
+    sys.exit(len(left))
 
 
 @pytest.fixture(scope="module")
-def run(left_behind, data_dir, tmp_path_factory):
-    """The training after that one."""
+def run(data_dir, tmp_path_factory):
+    """The second training in this process."""
+    first_training(data_dir, tmp_path_factory.mktemp("first"))
     flags = [*tiny_flags(data_dir, tmp_path_factory.mktemp("second") / "run"), *FLAGS]
     return petseg.train(command_line.parse(["", *flags], petseg.Config))
 
@@ -78,8 +80,8 @@ def test_a_second_training_equals_training_in_its_own_process(run, data_dir, tmp
 
 
 @pytest.mark.slow
-def test_a_training_leaves_no_graph_and_no_model_behind(left_behind):
-    assert left_behind == []
+def test_a_training_leaves_no_graph_and_no_model_behind(data_dir, tmp_path):
+    assert programs_in_forks.exit_code(count_what_a_training_leaves, data_dir, tmp_path) == 0
 
 
 def test_process_state_is_restored_after_training(tiny_config, monkeypatch):
