@@ -153,7 +153,7 @@ class Source:
         except PictureError as error:
             raise BadExampleError(f"{self._where}, example {i} ({name}): the image {error}") from error
         try:
-            weight = _weight(weights) if weights else None
+            weight = weight_files.decode(weights) if weights else None
             dtype, wanted_dtype = weight.pixels.dtype.name if weight else "", self.weight_dtype
             if dtype != wanted_dtype:
                 raise PictureError(
@@ -176,7 +176,7 @@ class Source:
     def weight_dtype(self) -> str:
         """Dtype of the weight maps; empty without."""
         weights = self.files(0)[3] if len(self) else b""
-        return _weight(weights).pixels.dtype.name if weights else ""
+        return weight_files.decode(weights).pixels.dtype.name if weights else ""
 
     @property
     def band_row(self) -> list[Any]:
@@ -205,10 +205,6 @@ def _image(image: bytes, mask: bytes) -> tuple[Picture, Picture]:
             "the pixels of both, turned alike"
         )
     return stored, upright
-
-
-def _weight(file: bytes) -> Picture:
-    return weight_files.of_picture(picture_files.decode(file).upright())
 
 
 def _as_file(value: Any, what: str, of_bool: str = "bool") -> bytes:

@@ -74,8 +74,7 @@ def report(against: str, data: DataConfig, *, most: int, sheet: Path, allow_code
     if disputes:
         yield from map(str, disputes)
         with files.explain_write_errors(sheet, flag=f"--output_dir={sheet.parent}", error_class=ConfigError):
-            sheet.parent.mkdir(parents=True, exist_ok=True)
-            sheet.write_bytes(network.draw(examples, disputes))
+            files.write_bytes(sheet, network.draw(examples, disputes))
         yield f"drawn: {sheet}"
 
 
