@@ -47,7 +47,6 @@ def explain_write_errors(
     Args:
       where: the file or folder, for errors without a file name.
       flag: the flag that chose it, with its value, such as `--csv=FILE`; empty if there is none.
-      error_class: class of the error to raise.
       needed: bytes to be written, for errors of a full disk; None if unknown.
 
     Raises:
@@ -123,7 +122,6 @@ def write_bytes(path: Path, data: bytes | Iterable[bytes]) -> None:
     After it has returned, that is the new content.
 
     Args:
-      path: the file.
       data: its content, or chunks of it, which may be read from the old file while writing.
     """
     make_folder(path.parent)
@@ -149,7 +147,6 @@ def process_lock(lock_file: Path, what: str) -> Iterator[None]:
     The operating system releases the lock when the process ends.
 
     Args:
-      lock_file: the lock file, removed afterwards; its folder must exist.
       what: what the block does, for the log: "waiting for another process, which ...".
 
     Raises:

@@ -71,13 +71,7 @@ class Part:
 def measure(config: GpuReportConfig, flags: Sequence[str], scratch: Path) -> list[Row]:
     """Measures all parts, and writes the report after each.
 
-    Args:
-      config: what is measured.
-      flags: training flags for all recipes, such as --data_dir and --encoder_weights for the time to a score.
-      scratch: folder for data and work directories.
-
-    Returns:
-      for each part its `title`, `seconds`, and `rows`; a row with `error` failed.
+    Returns for each part its `title`, `seconds`, and `rows`; a row with `error` failed.
     """
     deadline = time.monotonic() + 60 * config.minutes
     examples = Recipes(config.smallest, flags, scratch)

@@ -14,12 +14,7 @@ from petseg.runtime import startup
 
 
 class Worker:
-    """The parent's end of a worker process.
-
-    Args:
-      title: name of the worker in error messages.
-      connection: the connection to it.
-    """
+    """The parent's end of a worker process."""
 
     def __init__(self, title: str, connection: Connection):
         self._title, self.connection = title, connection
@@ -49,11 +44,8 @@ def worker(title: str, target: str, *arguments: Any, environment: Mapping[str, s
     """Starts a process for the duration of a ``with`` block: a fork of one that has loaded TensorFlow.
 
     Args:
-      title: name of the worker in error messages.
       target: `module:function` in petseg.benchmark. It is imported in the worker only, so that the parent need not load
         TensorFlow, and called with the worker's connection, then the arguments.
-      arguments: further arguments, which are pickled.
-      environment: environment variables to set before TensorFlow loads.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["petseg.benchmark.preloaded"])

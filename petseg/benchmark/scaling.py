@@ -112,7 +112,6 @@ def measure(config: ScalingConfig, plain: Config) -> list[dict[str, Any]]:
     """Measures steps, fits the model, and predicts larger machines.
 
     Args:
-      config: what to measure, and the machines to predict for.
       plain: the training run whose steps are measured; its strategy and devices are replaced.
 
     Returns:

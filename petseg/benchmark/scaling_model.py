@@ -143,9 +143,6 @@ def predict(machine: Machine, gpus: int, batch_per_gpu: float, *, size: float, s
     """Predicts a step on a number of GPUs.
 
     Args:
-      machine: the cluster.
-      gpus: number of GPUs.
-      batch_per_gpu: number of examples of each GPU.
       size: bytes that each contributes to the one all-reduce.
       small_reduces: number of further all-reduces of `SMALL_BYTES`, those of batch norms.
 

@@ -48,11 +48,7 @@ class TimeToScoreConfig(Group):
     def configs(self, flags: Sequence[str]) -> dict[str, Config | str]:
         """The training config of each contestant, or the command of another program, by its name.
 
-        Args:
-          flags: flags for all of them, such as --data_dir; they win over those of presets.
-
-        Raises:
-          ConfigError: if a preset does not exist, or a contestant is named twice.
+        Raises ConfigError if a preset does not exist, or a contestant is named twice.
         """
         parts = [tuple(text.strip() for text in part.split("=", 1)) for part in self.contestants.split(",")]
         if len({name for name, *_ in parts}) < len(parts):
@@ -75,11 +71,6 @@ class TimeToScoreConfig(Group):
 
 def race(config: TimeToScoreConfig, flags: Sequence[str], scratch: Path) -> list[dict[str, Any]]:
     """Trains the contestants, one after the other.
-
-    Args:
-      config: what is measured.
-      flags: training flags for all contestants.
-      scratch: folder for their work directories.
 
     Returns:
       a row for each: its `title`; whether the target was `reached`; `seconds` until then, or until it ended, of them
@@ -107,9 +98,7 @@ def holds(scores: Sequence[Mapping[str, Any]], target: float) -> bool:
 def run_command(title: str, command: str, target: float) -> dict[str, Any]:
     """Runs another program until its scores hold the target, or it ends; returns its result as `race` describes it.
 
-    Raises:
-      ConfigError: if there is no such program.
-      PetsegError: if it fails, or prints no score.
+    Raises ConfigError if there is no such program, and PetsegError if it fails, or prints no score.
     """
     scores: list[dict[str, float]] = []
     try:

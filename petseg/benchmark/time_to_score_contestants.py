@@ -31,13 +31,9 @@ class Timer:
 
     Args:
       began: start of its process, in seconds of the system's monotonic clock.
-      target: the mean IoU to reach.
-      on_score: a function that is called with each score.
 
     Attributes:
       scores: dictionaries with `seconds`, `images` and `mean_iou`.
-      start_up: seconds until the first steps were done; None before.
-      first_images: number of images in those steps.
     """
 
     def __init__(self, began: float, target: float, on_score: Callable[[dict[str, Any]], Any]):
@@ -68,13 +64,7 @@ class Timer:
         return holds(self.scores, self._target)
 
     def result(self, images: int, flops: float, **more: Any) -> dict[str, Any]:
-        """The row of the contestant, as `time_to_score.race` describes it.
-
-        Args:
-          images: number of images trained on.
-          flops: floating-point operations of an image.
-          **more: values that differ from the defaults.
-        """
+        """The row of the contestant, as `time_to_score.race` describes it."""
         last = self.scores[-1] if self.reached else {"seconds": self.seconds(), "images": images}
         return {
             "reached": self.reached,
@@ -93,10 +83,6 @@ def serve(connection: Connection, use_fit: bool, config: Config, time_to: TimeTo
     """Trains for another process, and sends it each score, then the result.
 
     Args:
-      connection: the connection to that process.
-      use_fit: whether to train with Keras's loop instead of petseg's.
-      config: the training run.
-      time_to: what is measured.
       began: start of this process, in seconds of the system's monotonic clock.
     """
     timer = Timer(began, time_to.target, connection.send)

@@ -61,11 +61,7 @@ def _has_presets(config_class: type) -> bool:
 
 
 def invocation(script: str) -> str:
-    """The command of a program: `python train.py` if a script of a checkout is running, else `petseg-train`.
-
-    Args:
-      script: `train.py` or `eval.py`.
-    """
+    """The command of a program: `python train.py` if a script of a checkout is running, else `petseg-train`."""
     folder, running = os.path.split(sys.argv[0])
     if running in SCRIPTS:
         return f"python {shlex.quote(os.path.join(folder, script))}"

@@ -117,10 +117,6 @@ def option(
     """Creates a dataclass field that is also a flag.
 
     Args:
-      default: the default value; None for no value.
-      help: description of the flag, as a phrase.
-      kind: type of the values; None for that of the default.
-      unit: unit of a number.
       resume: "fixed" if a checkpoint written under another value cannot be continued, else "free".
       **allowed: the arguments of `Allowed`.
     """
@@ -181,12 +177,7 @@ class Exclusive:
     clash: Callable[[Any, Any], bool]  # whether two values, in the order of `off`, are contradictory
 
     def loser(self, values: Mapping[str, Any], given: Mapping[str, int]) -> dict[str, Any]:
-        """Returns the flag to switch off and its value; empty if the flags agree, or neither is later.
-
-        Args:
-          values: the values of the flags.
-          given: position at which each was given; -1 if it was not.
-        """
+        """Returns the flag to switch off and its value; empty if the flags agree, or neither is later."""
         first, second = self.off
         if given[first] == given[second] or not self.clash(values[first], values[second]):
             return {}
@@ -239,13 +230,7 @@ def define_flags(config_class: type, flag_values: flags.FlagValues) -> None:
 
 
 def switch_off_excluded(config_class: type, flag_values: flags.FlagValues, arguments: Sequence[str]) -> None:
-    """Switches off parsed flags that a later flag excludes.
-
-    Args:
-      config_class: the config whose flags were parsed.
-      flag_values: the parsed flags.
-      arguments: the parsed arguments, in order.
-    """
+    """Switches off parsed flags that a later flag excludes."""
     for group in groups(config_class).values():
         for pair in group.exclusive:
             values = {name: flag_values[name].value for name in pair.off}

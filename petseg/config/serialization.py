@@ -89,7 +89,6 @@ def code_references(config: Config, where: Sequence[str] = (SCORING, TRAINING)) 
     """The flags whose values name code of the user, with these values.
 
     Args:
-      config: the config.
       where: which code: SCORING for code that also runs when the run is used, TRAINING for code that only trains.
     """
     return {

@@ -285,13 +285,8 @@ class DataSet:
 def open_data(config: DataConfig, classes: Classes | None = None) -> DataSet:
     """Opens the data set of a config; downloads it, or copies its folders, if it is not on disk yet.
 
-    Args:
-      config: names the data set.
-      classes: the classes; None: those of --classes or of the data set.
-
-    Raises:
-      ConfigError: if the classes are invalid.
-      DataError: if the data set is unknown, cannot be prepared, or lacks images, masks or classes.
+    Raises ConfigError if the classes are invalid, and DataError if the data set is unknown, cannot be prepared, or
+    lacks images, masks or classes.
     """
     if config.dataset == FOLDER:
         from petseg.data.folders import folder_copy

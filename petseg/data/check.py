@@ -70,9 +70,8 @@ class _Source:
 def main(config: CheckConfig) -> None:
     """Checks a data set.
 
-    Raises:
-      ConfigError: if a flag is invalid, or the sheet cannot be written.
-      DataError: if the data set has faults, which were printed.
+    Raises ConfigError if a flag is invalid, or the sheet cannot be written, and DataError if the data set has faults,
+    which were printed.
     """
     source = _folder(config.data) if config.data.dataset == FOLDER else _tfds(config)
     sizes = ", ".join(f"{split} {size}" for split, size in source.sizes.items())

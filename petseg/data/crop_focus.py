@@ -45,7 +45,6 @@ class CropFocus:
 
         Args:
           masks: uint8 [K, H, W, 1], class ids or IGNORED.
-          at: seed, step and positions of the masks.
         """
         drawn = tf.random.stateless_uniform(
             [4, at.batch_size], seed=tf.stack([tf.constant(at.seed + FOCUS_DRAWS, tf.int64), at.step])
@@ -73,10 +72,6 @@ def rare_classes(masks: Iterable[np.ndarray], num_classes: int) -> tuple[int, ..
     """The classes with fewer pixels than the mean of those that occur; all classes if each that occurs has as many.
 
     A class without a pixel is rare too, since the masks may be a sample.
-
-    Args:
-      masks: batches of masks, uint8 [k, H, W, 1], class ids or IGNORED.
-      num_classes: number of classes C.
     """
     counts = np.zeros(IGNORED + 1, np.int64)
     for batch in masks:  # in batches, because the split may be larger than memory

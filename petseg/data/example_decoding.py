@@ -189,12 +189,8 @@ def decode(
     """Decodes and resizes an example.
 
     Args:
-      data_set: the data set.
-      images: decodes its images.
-      resizing: resizes images and masks.
       example: undecoded, as in `DataSet.raw_examples`.
       keys: class labels to keep.
-      scaled: whether to decode a JPEG image at a reduced size.
       weights: dtype of the weight map; empty without.
 
     Returns:

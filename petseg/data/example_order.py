@@ -32,9 +32,6 @@ def example_ids(
     Args:
       step: int64 scalar, counted from 0.
       positions: int64 [K], positions in the global batch, 0 to batch_size - 1.
-      num_examples: size of the split.
-      batch_size: global batch size.
-      seed: seed of the run.
       version: one of `VERSIONS`, or None for the latest. Version 1 repeats permutations after 256 epochs or seeds
         (1,024 with a million examples).
 

@@ -51,7 +51,6 @@ class Examples(abc.ABC):
     """A split, decoded and resized; example ids are 0 to N - 1.
 
     Attributes:
-      classes: the classes.
       names: N names for logs and result files: file names if the data set has them, else `<split>/<position>`.
       groups: class labels of whole examples, such as `species`: N values each.
       origin: data set with config and version, and split: `oxford_iiit_pet/4.0.0, test`.

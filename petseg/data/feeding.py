@@ -22,13 +22,7 @@ def decodes_of_a_part() -> int:
 
 
 def parts_at_once(local_replicas: int, examples: int, bytes_of_part: int) -> tuple[int, int]:
-    """Numbers of parts of batches that a host makes at one time, and keeps ready.
-
-    Args:
-      local_replicas: number of replicas of this host; each gets a part of each batch.
-      examples: number of examples in a part.
-      bytes_of_part: size of a part.
-    """
+    """Numbers of parts of batches that a host makes at one time, and keeps ready."""
     made = max(2, _decodes_in_all() // min(examples, decodes_of_a_part()), min(local_replicas, _decodes_in_all()))
     ready = BATCHES_READY * local_replicas
     fitting = int(BATCHES_SHARE * cpus.usable_memory()) // max(bytes_of_part, 1)

@@ -216,7 +216,6 @@ def record_file(picture: Picture, data: bytes) -> bytes:
     """A file with the pixels of a picture that TensorFlow decodes: its own file if that will do, or a PNG.
 
     Args:
-      picture: the picture, upright.
       data: content of its file; empty if the file holds other pages, or pixels that are turned.
     """
     bands = Bands.of(picture)

@@ -40,21 +40,10 @@ def distributed_training_batches(
     """The global training batches of a range of steps, distributed over the replicas of a strategy.
 
     Each replica gets a dictionary: `image` uint8 or uint16 [b, H, W, C], `mask` uint8 [b, H, W, 1], `example_id` int64
-    [b] and `position` int64 [b], the position in the global batch, where b = batch_size / replicas; and `weight`
-    [b, H, W, 1] if there are weight maps, as in `Fetched`.
-
-    Args:
-      strategy: the strategy.
-      examples: the training split.
-      batch_size: global batch size.
-      **options: the other arguments of `training_batches_of_host`.
-
-    Returns:
-      a distributed data set with one element per step.
-
-    Raises:
-      ConfigError: if the batch size is not a multiple of the number of replicas.
-      DataError: if the split is smaller than a batch.
+    [b] and `position` int64 [b], the position in the global batch, where b = batch_size / replicas; and `weight` [b, H,
+    W, 1] if there are weight maps, as in `Fetched`. Returns a distributed data set with one element per step. Raises
+    ConfigError if the batch size is not a multiple of the number of replicas, and DataError if the split is smaller
+    than a batch.
     """
     check_batch_divides(strategy, batch_size)
     return strategy.distribute_datasets_from_function(
@@ -78,15 +67,9 @@ def training_batches_of_host(
     """One host's share of the global batches: for each step, the parts of its replicas one after the other.
 
     Args:
-      context: the host and the number of replicas.
-      examples: the training split.
-      batch_size: global batch size.
-      seed: seed of the run.
       first_step: step of the first batch.
       last_step: step after the last batch.
       addresses: HOST:PORT of data services that make the batches; empty: this process makes them.
-      bad_examples: where bad examples are recorded.
-      order_version: `version` of `example_order.example_ids`.
       example_bytes: size of an image with its mask, by which memory bounds the batches that are kept ready.
 
     Raises:
@@ -141,11 +124,7 @@ def distributed_evaluation_batches(
     [b] and `valid` bool [b]; and `weight` as in training.
 
     Args:
-      strategy: the strategy.
-      examples: the evaluation split.
       batch_size: maximum global batch size, rounded up to a multiple of the number of replicas.
-      bad_examples: where bad examples are recorded.
-      example_bytes: as in `training_batches_of_host`.
 
     Returns:
       a distributed data set, and the number of batches.

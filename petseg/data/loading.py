@@ -32,14 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_labels(examples: Examples, config: DataConfig, *, flag: str, split: str) -> None:
-    """Raises DataError for a split, or a sample of one, without a labelled pixel, where every score would be 0 / 0.
-
-    Args:
-      examples: the split or sample.
-      config: the config that it was loaded with.
-      flag: flag that named the split, with its `=`, for the error message.
-      split: value of that flag.
-    """
+    """Raises DataError for a split, or a sample of one, without a labelled pixel, where every score would be 0 / 0."""
     try:
         if examples.has_labels():
             return
@@ -57,9 +50,6 @@ def load(config: DataConfig, split: str, classes: Classes | None = None, *, for_
     """Loads a split: decodes and checks it now, or with --cache=none each example when it is fetched.
 
     Args:
-      config: the data set, image size and cache.
-      split: split of the data set, or a slice.
-      classes: the classes; None: those of --classes or of the data set.
       for_training: enables random crops (--resize=crop), --decode and --on_bad_example. Evaluation uses centre crops,
         decodes at full size and stops at a bad example.
 

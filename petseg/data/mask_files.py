@@ -49,9 +49,7 @@ def decode(data: bytes, colored: bool | None = None) -> MaskValues:
 def of_picture(picture: Picture, colored: bool | None = None) -> MaskValues:
     """The values of a mask as its file holds it, upright; for `colored` see `values_of`.
 
-    Raises:
-      LossyMaskError: if the compression of the file changed values.
-      DataError: if it is no mask.
+    Raises LossyMaskError if the compression of the file changed values, and DataError if it is no mask.
     """
     if picture.lossy:
         kind = "TIFF compressed as " * (picture.format == "TIFF") + picture.lossy

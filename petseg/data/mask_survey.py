@@ -66,11 +66,7 @@ class MaskFacts:
 
 
 class MaskSurvey:
-    """Collects the facts of masks and judges them together.
-
-    Args:
-      classes: the classes of a classes file, or of a run; None if classes are to be inferred from the masks.
-    """
+    """Collects the facts of masks and judges them together."""
 
     def __init__(self, classes: Classes | None):
         self._classes = classes

@@ -39,7 +39,6 @@ class NumpyResizing:
         """Resizes logits, float32 [h, w, C], to the image's size, a few rows at a time from the top.
 
         Args:
-          logits: float32 [h, w, C].
           shape: height H and width W of the image first; with `crop` they must not exceed the network's input.
 
         Yields:

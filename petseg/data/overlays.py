@@ -17,13 +17,7 @@ DIMMED = 0.25  # brightness of ignored pixels
 
 
 class OverlaySheet:
-    """Samples pairs at even distances and draws them.
-
-    Args:
-      classes: the classes.
-      pairs: number of all pairs.
-      shown: largest number of pairs on the sheet.
-    """
+    """Samples pairs at even distances and draws them."""
 
     def __init__(self, classes: Classes, pairs: int, shown: int):
         self._classes, self._shown = classes, list[tuple[str, Image.Image, np.ndarray, Image.Image | None]]()

@@ -46,13 +46,7 @@ class _First(NamedTuple):
 class Source:
     """The examples of a split, as code of the user returns them; asks for one at a time.
 
-    Args:
-      reference: the code.
-      data_dir: --data_dir, the first argument of the function.
-      split: name of the split, the second.
-
-    Raises:
-      DataError: if the function fails or returns no examples.
+    Raises DataError if the function fails or returns no examples.
     """
 
     def __init__(self, reference: str, data_dir: str, split: str):

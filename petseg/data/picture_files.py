@@ -50,7 +50,6 @@ def read(path: str | os.PathLike[str], page: int | None = None) -> Picture:
     """Reads a file.
 
     Args:
-      path: the file.
       page: page from 0 on; None for a file that must have one page.
 
     Raises:
@@ -66,11 +65,7 @@ def decode(data: bytes, page: int | None = None) -> Picture:
 
 
 class FileContent:
-    """The content of a file for its pages, which threads may share: read once, and a TIFF file parsed once.
-
-    Args:
-      source: the file, or its content.
-    """
+    """The content of a file for its pages, which threads may share: read once, and a TIFF file parsed once."""
 
     def __init__(self, source: bytes | Path):
         self._source, self._lock = source, threading.RLock()

@@ -33,14 +33,7 @@ class RecordRange:
 
 
 class Records(abc.ABC):
-    """Random access to the records of a split by position, 0 to N - 1.
-
-    Args:
-      ranges: ranges of records in the order of their positions, with the attributes `first` and `count`.
-
-    Attributes:
-      states: changes if the records do.
-    """
+    """Random access to the records of a split by position, 0 to N - 1."""
 
     states: Mapping[Any, Any]
 
@@ -87,14 +80,7 @@ class Records(abc.ABC):
 class RecordFiles(Records):
     """The records of array_record files, which are opened when they are first read.
 
-    Args:
-      ranges: the records in the order of their positions.
-
-    Attributes:
-      states: size and modification time of each file when this was created.
-
-    Raises:
-      DataError: if a file is missing.
+    Raises DataError if a file is missing.
     """
 
     def __init__(self, ranges: Sequence[RecordRange]):

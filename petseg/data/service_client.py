@@ -31,9 +31,6 @@ def remote_batches(
     among several on a first-come, first-served basis, which loses their order.
 
     Args:
-      addresses: HOST:PORT of dispatchers.
-      first: number of the first batch.
-      last: number after that of the last batch.
       make: int64 scalar -> batch, as a graph that any process can run.
       wanted: number of batches that all services together should make at one time.
 
@@ -89,14 +86,8 @@ def watch_services(addresses: Sequence[str], what_remains: str) -> Iterator[None
     """Ends the process with an error message when a service has not answered for LOST_SECONDS.
 
     TensorFlow would retry for ever in calls that neither signals nor exceptions interrupt, so the process exits
-    immediately, as after `kill -9`; the run can be resumed.
-
-    Args:
-      addresses: HOST:PORT of the services; may be empty.
-      what_remains: end of the message: how to resume.
-
-    Raises:
-      ClusterError: if the block failed because a service was restarted, lost its worker, or has several.
+    immediately, as after `kill -9`; the run can be resumed. Raises ClusterError if the block failed because a service
+    was restarted, lost its worker, or has several.
     """
     if not addresses:
         yield

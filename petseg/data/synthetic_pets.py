@@ -19,14 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class SyntheticPets(tfds.core.GeneratorBasedBuilder):
-    """Drawn cats and dogs with trimaps.
-
-    Args:
-      num_train: number of training images.
-      num_test: number of test images.
-      seed: together with an example's split and number, determines its image.
-      **kwargs: arguments of `tfds.core.GeneratorBasedBuilder`.
-    """
+    """Drawn cats and dogs with trimaps."""
 
     VERSION = tfds.core.Version("2.0.0")
 

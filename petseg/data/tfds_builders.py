@@ -25,15 +25,9 @@ EMBEDDED = "synthetic_pets"
 def prepare(dataset: str, data_dir: str) -> Any:
     """The TFDS builder of a prepared data set; downloads and prepares it if necessary.
 
-    Any version on disk is used if none is asked for. Concurrent processes wait for the one that prepares it.
-
-    Args:
-      dataset: TFDS name, optionally with config and version (`oxford_iiit_pet:4.0.0`).
-      data_dir: folder of prepared data sets; empty for TFDS's default.
-
-    Raises:
-      ConfigError: if the name is invalid.
-      DataError: if the data set is unknown, or can neither be found nor be downloaded.
+    Any version on disk is used if none is asked for. Concurrent processes wait for the one that prepares it. Raises
+    ConfigError if the name is invalid, and DataError if the data set is unknown, or can neither be found nor be
+    downloaded.
     """
     builder, exists = find_builder(dataset, data_dir)
     if exists:

@@ -32,9 +32,8 @@ class ConversionConfig(Group):
 def main(config: ConversionConfig) -> None:
     """Writes the records of a data set, in the same order, to array_record files.
 
-    Raises:
-      ConfigError: if --output_dir is missing or has the data set already, or the files cannot be written.
-      PetsegError: if the data set cannot be opened.
+    Raises ConfigError if --output_dir is missing or has the data set already, or the files cannot be written, and
+    PetsegError if the data set cannot be opened.
     """
     if not config.output_dir:
         raise ConfigError("--output_dir: must be a folder for the converted data set")

@@ -69,13 +69,9 @@ def export(
 
     Args:
       model: float32 images [B, H, W, channels] in [0, 255] -> float32 logits [B, H, W, C].
-      formats: some of EXPORT_FORMATS.
-      output_dir: the output folder.
       examples: images to compare on, [N, H, W, channels] as they travel.
       calibration: images [M, H, W, channels] to calibrate the activations of `tflite_int8`; None if not needed.
       card: further entries of the model card: classes, scores, versions.
-      resize: how images are brought to the model's size; only described in the card.
-      image_spec: how images travel.
       compared_on: name of `examples` in the card.
       rebuild: builds the network in float32 without synchronised batch norms, with any weights; None: Keras copies the
         model, which needs a `get_config` of each layer.

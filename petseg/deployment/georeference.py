@@ -105,7 +105,6 @@ def _read_sidecars(picture: Path, names: Mapping[str, str]) -> dict[str, bytes]:
     """The contents of the files beside a picture, by attribute of `Georeference`.
 
     Args:
-      picture: the picture.
       names: the names in its folder, by lower-case name.
     """
     contents: dict[str, bytes] = {}

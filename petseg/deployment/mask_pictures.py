@@ -12,8 +12,6 @@ def mask_picture(ids: np.ndarray, classes: Classes, mask_values: str = "ids") ->
     """A mask as a picture, to be saved as PNG.
 
     Args:
-      ids: class ids, uint8 [H, W].
-      classes: the classes.
       mask_values: `ids`: class ids with the colours of the classes as a palette. `own`: as the data set's masks, so
         that they can be trained on together: values in 8 bits of grey, in 16 if one is above 255, or colours. A class
         with several values has its first one.

@@ -19,13 +19,7 @@ FOLDER, SUFFIX = "onnx", ".onnx"
 def find_or_export(run: TrainedRun | PackedRun, checkpoint: str, distribution: DistributionConfig) -> Path:
     """The ONNX file of a checkpoint; TensorFlow exports it if it does not exist.
 
-    Args:
-      run: the trained run.
-      checkpoint: `latest`, `best`, or a path.
-      distribution: the device on which TensorFlow computes.
-
-    Raises:
-      PetsegError: if the checkpoint does not exist, a package is missing, or the file cannot be written.
+    Raises PetsegError if the checkpoint does not exist, a package is missing, or the file cannot be written.
     """
     onnx_runner.check_installed()
     file = onnx_file(run, run.checkpoint(checkpoint, intact=False))

@@ -19,9 +19,6 @@ class OnnxRunner:
 
     Args:
       path: the file: `image`, uint8 or uint16 [B, h, w, C] -> `probabilities`, float32 [B, h, w, C].
-      resize: how images are brought to the model's size, one of RESIZES.
-      flip_tta: whether to average the probabilities of each image and its mirror image.
-      padding: grey around images, as `ImageSpec.padding`.
 
     Attributes:
       size: height and width of the model's input; of a model that takes any size, those it was trained for.

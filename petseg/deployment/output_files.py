@@ -42,8 +42,6 @@ class Outputs:
 
         Args:
           target: path of the output files without their endings.
-          segmentation: what to write.
-          georeference: georeference of the photograph, which its mask and the pictures of probabilities get.
 
         Raises:
           DataError: if some of the outputs could not be written.

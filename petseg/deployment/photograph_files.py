@@ -69,9 +69,6 @@ class Plan:
 
         Args:
           pattern: a glob (`**` includes subfolders), a file, or a folder, which includes its subfolders.
-          output_dir: the output folder.
-          outputs: which files are written for each photograph.
-          skip_existing: whether to leave out photographs of which all outputs exist.
           pages: whether each page of a stack is a photograph, as in runs with --pages=examples.
 
         Raises:
@@ -108,12 +105,7 @@ class Plan:
 def find_photographs(pattern: str, matches: Sequence[Path] | None = None) -> list[Path]:
     """Lists the files of a glob, a file or a folder, sorted, without those that petseg wrote.
 
-    Args:
-      pattern: as in `Plan.make`.
-      matches: the files that match it, if they are known.
-
-    Raises:
-      DataError: if there are none.
+    Raises DataError if there are none.
     """
     matches = _matches(pattern) if matches is None else matches
     if not matches:

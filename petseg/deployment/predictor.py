@@ -31,18 +31,11 @@ class Predictor:
     Args:
       model: Keras model, float32 images [B, h, w, channels] in [0, 255] -> float32 logits; or the path of an ONNX file
         that petseg exported, which needs no TensorFlow.
-      classes: the model's classes.
-      resize: how images are brought to the model's size, one of RESIZES.
       tile: height and width of tiles; None: whole images.
-      flip_tta: whether to average the probabilities of each image and its mirror image.
-      threshold: as in `Segmentation`.
       spool_dir: folder of temporary files for the probabilities of large tiled images; empty: whoever asks for them has
         them computed again.
-      image_spec: how images travel.
 
     Attributes:
-      classes: the model's classes.
-      image_spec: as given.
       batch_size: number of images per batch.
 
     Raises:
@@ -93,8 +86,8 @@ class Predictor:
     def run_network(self, batch: Sequence[Prepared]) -> list[Callable[[], Segmentation]]:
         """Runs the network on whole images as one batch, on tiled images one by one.
 
-        Returns:
-          for each image, the function that resizes the logits back to the image's size; tiled images are done already.
+        Returns for each image the function that resizes the logits back to the image's size; tiled images are done
+        already.
         """
         whole = [each.resized for each in batch if each.resized is not None]
         logits = iter(self._model.network_logits(whole) if whole else ())

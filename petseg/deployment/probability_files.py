@@ -40,11 +40,7 @@ def write(
     """Writes the files of a format for one image; few rows, or some 8-bit planes, are in memory at a time.
 
     Args:
-      target: path of the files without their endings.
-      format: one of FORMATS.
       rows: the probabilities; called several times if 8-bit planes of all classes would take much memory.
-      shape: height and width of the image.
-      names: names of the C classes.
       georeference: of the image; with that of a GeoTIFF, PNG files become GeoTIFFs.
 
     Raises:

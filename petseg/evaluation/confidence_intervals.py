@@ -28,14 +28,8 @@ class SeedSpread(NamedTuple):
 def resampled_mean_iou(counts: Counts, seed: int = 0) -> np.ndarray:
     """Mean IoU of `RESAMPLES` bootstrap resamples of a split's images.
 
-    The same seed and number of images give the same resamples, so two models' scores are paired.
-
-    Args:
-      counts: the counts of the split.
-      seed: seed of the resampling; ignored for `ResampledTotals`.
-
-    Returns:
-      float64 [RESAMPLES].
+    The same seed and number of images give the same resamples, so two models' scores are paired. Returns float64
+    [RESAMPLES].
     """
     if isinstance(counts, ResampledTotals):
         return counts.mean_iou()
@@ -91,17 +85,12 @@ def interval_of_runs(runs: Sequence[Counts]) -> tuple[float, float]:
 def compare(first: Sequence[Counts], second: Sequence[Counts]) -> dict[str, Any]:
     """Paired comparison of two recipes on the same images.
 
-    Args:
-      first: counts of each run of one recipe.
-      second: counts of each run of the other recipe.
-
     Returns:
       the `difference` in mean IoU, first minus second; its 95% `interval` over images and, with several runs, seeds;
       `better`, the probability under the same distribution that the first is better; for large splits also
       `bootstrap`, "Poisson".
 
-    Raises:
-      DataError: if the counts show that the true masks differ.
+    Raises DataError if the counts show that the true masks differ.
     """
     _check_same_masks([*first, *second])
     scores = [_scores(runs) for runs in (first, second)]

@@ -118,18 +118,10 @@ class Evaluator:
         """Allocates the counters; compiles nothing yet.
 
         Args:
-          strategy: any strategy.
           model: the network, float32 images in [0, 255] -> float32 logits.
-          examples: the examples of the split.
-          weight_map: masks and weight maps -> pixel weights.
-          loss: the training loss.
           batch_size: global batch size, any number. `predict` runs on one device with a replica's batch size.
           stop: float32 variable; setting it to 1 from another thread ends a pass early.
           flip_tta: whether to average the probabilities of each image and its mirror image.
-          threshold: of two classes, the least probability of the foreground where it is predicted; 0: the most probable
-            class is predicted.
-          image_spec: how images travel.
-          weight_scale: as in `sample_weights.given`.
           score_weights: whether confusion matrices count each pixel by its weight map.
           details: whether to count boundaries, calibration and mask digests too.
 

@@ -18,9 +18,6 @@ class KerasRunner:
 
     Args:
       model: the network, float32 images in [0, 255] of one size -> float32 logits.
-      resize: method of resizing to the network's input size, one of RESIZES.
-      flip_tta: whether to average the probabilities of an image and of its mirror image.
-      image_spec: how images travel.
     """
 
     def __init__(

@@ -54,14 +54,9 @@ class LargeSplit:
     compared on the same resamples. Chamandy et al., "Estimating Uncertainty for Massive Data Streams", 2012.
 
     Args:
-      count: number of images N.
-      num_classes: number of classes C.
       resamples: number of resamples; 0 if no interval is needed.
-      outlines: whether boundaries are counted.
-      seed: seed of the resampling.
 
     Attributes:
-      count: number of images N.
       ids: int64 [K], sorted ids of the images whose counts are kept; a sample that is a function of N and C.
       confusion_matrices: int64 [K, C, C], their confusion matrices.
       boundaries: int64 [K, C, 4], their `metrics.boundary_counts`; None without `outlines`.
@@ -102,7 +97,6 @@ class LargeSplit:
 
         Args:
           first: position of the first of them in the split.
-          confusion_matrices: int64 [M, C, C].
           boundaries: int64 [M, C, 4]; needed with `outlines`.
           mask_digests: int64 [M], digests of the true masks; None if the evaluation will not be compared.
         """

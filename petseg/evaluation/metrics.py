@@ -37,7 +37,6 @@ def from_confusion_matrix(matrix: np.ndarray, classes: Classes, own_scores: OwnS
 
     Args:
       matrix: int64 [C, C], rows true, columns predicted.
-      classes: the C classes.
       own_scores: further scores, as `own` makes them; None for none.
 
     Returns:
@@ -103,8 +102,6 @@ def boundary_counts(
     Args:
       labels: integer [B, H, W], class ids.
       predictions: integer [B, H, W], class ids.
-      valid: bool [B, H, W].
-      num_classes: number of classes C.
       tolerance: largest distance of matching pixels along either axis, in pixels.
 
     Returns:
@@ -204,9 +201,6 @@ def calibration_error(counts: np.ndarray) -> float:
     """Expected calibration error: mean of |confidence - accuracy| over the bins, weighted by their pixels.
 
     After Guo et al., "On Calibration of Modern Neural Networks", 2017, with `CALIBRATION_BINS` equal bins.
-
-    Args:
-      counts: [CALIBRATION_BINS, 3], as `calibration_counts`.
     """
     pixels, confidence, correct = np.asarray(counts, np.float64).T
     return float(np.abs(confidence - correct).sum() / pixels.sum()) if pixels.sum() else float("nan")

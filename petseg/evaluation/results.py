@@ -28,13 +28,8 @@ def split_results(
 
     Args:
       evaluation: the counts; those of an evaluation with details give more scores.
-      step: step of the checkpoint.
-      split: name of the split.
-      classes: the classes.
-      resolution: description of the resolution.
       groups: label of each example, by the name of the labelling, such as species.
       sample: `Examples.sampling` of the split; None or empty if all of it was scored.
-      own_scores: those of `metrics.own`.
     """
     matrix = evaluation.pixels
     scores = {

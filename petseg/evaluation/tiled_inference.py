@@ -15,11 +15,7 @@ OVERLAP = 4  # neighbouring tiles overlap by at least 1/OVERLAP of their side
 
 
 class Runner(Protocol):
-    """A network of fixed input size [h, w] and the resizing to and from it; arrays are NumPy's or convertible to it.
-
-    Attributes:
-      batch_size: preferred number of images per batch.
-    """
+    """A network of fixed input size [h, w] and the resizing to and from it; arrays are NumPy's or convertible to it."""
 
     batch_size: int
 
@@ -40,7 +36,6 @@ class AnySizeModel:
     """Predicts images of any size, resized as in training; with tiles, each tile is resized like an image.
 
     Args:
-      runner: the network.
       tile: height and width of the tiles; None: whole images. A runner that crops needs tiles no larger than the
         network's input.
     """
@@ -97,7 +92,6 @@ def blend_tiles(
     elsewhere the single tile's prediction is used unchanged. Memory holds one row of tiles.
 
     Args:
-      image: [H, W, C].
       tile: height and width of the tiles, clipped to the image.
       predict: the tiles of one row, [h, w, C] each -> their predictions, float32 [h, w, C] each; each is used
         before the next one is requested.

@@ -12,11 +12,7 @@ MOST_POINTS = 1000  # per curve, more than its chart has pixels
 
 
 class Curves:
-    """Collects the numbers that `pictures.training_curves` draws.
-
-    Args:
-      classes: the classes.
-    """
+    """Collects the numbers that `pictures.training_curves` draws."""
 
     def __init__(self, classes: Classes):
         # Cached because it is called for each row of a file, which may have millions.

@@ -42,12 +42,9 @@ def prediction_sheet(
     """Image, true mask, predicted mask, errors and confidence, one row per example.
 
     Args:
-      images: uint8 [N, H, W, 3].
       masks: class ids [N, H, W]; ignored pixels are no errors.
       predictions: class ids [N, H, W].
       confidences: float [N, H, W], probability of the predicted class.
-      names: titles of the N examples.
-      classes: the classes.
     """
     lowest = 1 / len(classes)  # minimum of the highest probability
     confidence = SHADES((confidences - lowest) / (1 - lowest), bytes=True)[..., :3]
@@ -72,11 +69,7 @@ def comparison_sheet(
     """Image, true mask, and the masks and errors of several models, one row per example.
 
     Args:
-      images: uint8 [N, H, W, 3].
-      masks: class ids [N, H, W]; ignored pixels are no errors.
       predictions: class ids [N, H, W] by model name.
-      names: titles of the N examples.
-      classes: the classes.
     """
     columns = {"image": images, "truth": classes.palette[masks]}
     for model, ids in predictions.items():
@@ -95,15 +88,7 @@ def _errors(images: np.ndarray, masks: np.ndarray, predictions: np.ndarray, clas
 def training_batch(
     images: np.ndarray, masks: np.ndarray, weights: np.ndarray, names: Sequence[str], classes: Classes
 ) -> Figure:
-    """Augmented training images, their masks and pixel weights.
-
-    Args:
-      images: uint8 [N, H, W, 3].
-      masks: class ids [N, H, W].
-      weights: float32 [N, H, W].
-      names: titles of the N examples.
-      classes: the classes.
-    """
+    """Augmented training images, their masks and pixel weights."""
     highest = max(float(weights.max()), 1e-12)
     columns = {
         "image": images,
@@ -149,7 +134,6 @@ def training_curves(rows: Iterable[tuple[int, str, str, float]], steps_per_epoch
 
     Args:
       rows: (step, run, tag, value), as `summaries.read_csv` yields them.
-      steps_per_epoch: number of steps in an epoch.
       classes: the classes; with many, their IoU in evaluations share one chart.
     """
     series: dict[tuple[str, str], list[tuple[float, float]]] = {}

@@ -9,15 +9,7 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """A progress bar on a terminal or in a notebook; otherwise a log line every `log_every` steps.
-
-    Args:
-      first_step: step at which this process starts.
-      last_step: step at which the run ends.
-      steps_per_epoch: number of steps in an epoch.
-      log_every: interval of log lines in steps.
-      hidden: whether to show nothing.
-    """
+    """A progress bar on a terminal or in a notebook; otherwise a log line every `log_every` steps."""
 
     def __init__(self, first_step: int, last_step: int, *, steps_per_epoch: int, log_every: int, hidden: bool = False):
         self._first_step, self._last_step = first_step, last_step

@@ -66,10 +66,8 @@ class NullReport:
         """Logs scores and images of an evaluation, and updates the figures.
 
         Args:
-          step: step of the evaluation.
           evaluations: counts of the trained weights, and of averaged weights if there are any, by run.
           results: contents of the results files of the same runs.
-          examples: the examples of the split.
           scorer: evaluator whose model has the weights that are shown.
         """
 
@@ -93,18 +91,9 @@ class Report(NullReport):
     """Report of the chief process.
 
     Args:
-      config: config of the run.
-      classes: the classes.
       selected: the evaluations that represent the run: `eval`, or `ema` for averaged weights.
-      directory: work directory; event files go to its folders `train`, `eval`, `ema` and `final`.
       group: folder of the runs of the same recipe with other seeds; None for a single run.
-      metrics_file: CSV file of all logged numbers.
-      figures: folder of PNG files.
-      contents: descriptions of the files in the work directory, by name.
       description: command, versions and devices of the run, as markdown.
-      first_step: step at which this process starts.
-      last_step: step at which the run ends.
-      steps_per_epoch: number of steps in an epoch.
       evaluates_first: whether training starts with an evaluation at `first_step`.
       evaluate_every: evaluation interval in steps, by which images of long runs are thinned out; 0: log all.
     """

@@ -43,11 +43,8 @@ class Summaries:
     """Writes summaries of the runs `train`, `eval` and `ema`; TensorBoard draws equal tags in one chart.
 
     Args:
-      directory: the work directory; the event files of each run go to a folder of its name.
-      metrics_file: CSV file of the same numbers.
       first_step: the step at which this process starts; what an interrupted process logged of later steps, and all of
         step 0, is dropped because it will be logged again.
-      classes: the classes.
       runs: names of the runs; `final` is the run's row of the HParams page.
       evaluates_first: whether training starts with an evaluation at `first_step`, whose earlier log is dropped too.
     """
@@ -239,19 +236,13 @@ def read_csv(
     """Rows (step, run, tag, value) of a CSV file that may be missing; skips truncated and malformed rows.
 
     Args:
-      metrics_file: the file.
       wanted: (run, tag) -> whether to yield its rows.
     """
     return MetricsReader(metrics_file, wanted).new_rows()
 
 
 class MetricsReader:
-    """Reads a growing CSV file incrementally, each row once.
-
-    Args:
-      metrics_file: the file; it may be created later.
-      wanted: (run, tag) -> whether to yield its rows.
-    """
+    """Reads a growing CSV file incrementally, each row once."""
 
     def __init__(self, metrics_file: Path, wanted: Callable[[str, str], bool]):
         self._file, self._wanted = metrics_file, wanted

@@ -19,9 +19,6 @@ class BadExamples:
     """Checks, between calls of the training loop, whether bad examples were trained on.
 
     Args:
-      config: config of the run.
-      placement: devices and cluster of the run.
-      examples: the training split.
       newest_checkpoint: returns the path from which a rerun resumes, for messages.
 
     Attributes:

@@ -224,7 +224,6 @@ def build_evaluator(
     """The evaluator of a model on a split, with the loss of a config; call it inside ``strategy.scope()``.
 
     Args:
-      config, strategy, model, examples, class_weights, requests: of the run and the split to score.
       batch_size: number of examples per step over all replicas; 0: that of the config.
       flip_tta: whether to average the probabilities of an image and its mirror image.
       threshold: of two classes, the least probability of the foreground where it is predicted; 0: the most probable.

@@ -64,13 +64,7 @@ def newest(directory: Path) -> str | None:
 def resolve_checkpoint(checkpoints: Path, best: Path, which: str, newest: Callable[[Path], str | None]) -> str:
     """Path of the checkpoint that --checkpoint names: `latest`, `best` or a path.
 
-    Args:
-      checkpoints, best: folders of the newest checkpoints and of the best one.
-      which: value of the flag.
-      newest: function that finds the latest checkpoint of a folder: `newest`, or `checkpoints.newest_intact`.
-
-    Raises:
-      CheckpointError: if it does not exist.
+    Raises CheckpointError if it does not exist.
     """
     if which == "latest":
         path = newest(checkpoints)

@@ -31,8 +31,6 @@ class Checkpoints:
     deleted last. So every file called `ckpt-<step>.index` was complete when it got that name.
 
     Args:
-      directory: folder of the checkpoints.
-      keep: number of checkpoints to keep.
       saves: whether this process saves; in a cluster, one process saves and all restore.
       saving: what runs the writing, perhaps in a thread; None to write at once.
       **objects: trackable objects to save, by name; they must be built, so that all their variables exist.
@@ -51,7 +49,6 @@ class Checkpoints:
         A thread reports its errors when the next save begins, or at the next `Saving.check` or `wait`.
 
         Args:
-          step: the step.
           then, first: what follows the write, and what comes before it, where that runs.
 
         Raises:
@@ -112,9 +109,6 @@ class Checkpoints:
         """Path of the newest checkpoint that every process of a cluster can read; None if one of them sees none.
 
         A shared file system may show new files to some processes later than to others.
-
-        Args:
-          gather: collective function that returns the numbers of all processes.
         """
         mine = self.newest()
         step = min(gather(-1 if mine is None else step_of(mine)))
@@ -219,7 +213,6 @@ def restore_model(path: str, **objects: Any) -> int:
     """Restores some of the objects of a checkpoint, such as the model; returns the step of the checkpoint.
 
     Args:
-      path: path of the checkpoint.
       **objects: the model and further objects, by the names under which they were saved.
 
     Raises:

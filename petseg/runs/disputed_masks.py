@@ -51,11 +51,7 @@ def report(against: str, data: DataConfig, *, most: int, sheet: Path, allow_code
     """Lines about the masks of `--train_split` that a run disputes most; also draws them.
 
     Args:
-      against: a work directory, a file of packed weights, or the name of a packaged model.
-      data: the data set. Images become the network's input as in the run.
-      most: largest number of masks that are listed and drawn.
       sheet: JPEG file to write: image, mask, prediction, difference and confidence of each.
-      allow_code: whether code that the run's flags name may be run.
 
     Raises:
       PetsegError: if there is no such run, its classes are others, or the file cannot be written.

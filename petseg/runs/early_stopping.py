@@ -28,7 +28,6 @@ class EarlyStopping:
 
     Args:
       config: config of the run; its patience may differ from that with which the scores were written.
-      metrics_file: CSV file of the run's metrics, of which only new rows are read each time.
     """
 
     def __init__(self, config: Config, metrics_file: Path):

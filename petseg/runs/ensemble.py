@@ -84,9 +84,7 @@ class Ensemble:
     def checkpoint(self, which: str, *, intact: bool = True) -> str:
         """The checkpoint of each run that --checkpoint names, `latest` or `best`, as one text.
 
-        Raises:
-          ConfigError: if it names another one.
-          CheckpointError: if a run has none.
+        Raises ConfigError if it names another one, and CheckpointError if a run has none.
         """
         if which not in CHECKPOINTS:
             raise ConfigError(f"--checkpoint={which}: must be one of {', '.join(CHECKPOINTS)} for several runs")

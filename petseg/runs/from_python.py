@@ -55,7 +55,6 @@ def train(config: Config, **code: Callable[..., Any]) -> Run:
     Keras stay those of the last one. TensorFlow cannot undo op determinism or virtual devices; a warning says so.
 
     Args:
-      config: the config.
       **code: functions or classes for flags that take code, at the top level of a module, script or notebook:
         `petseg.train(config, loss=my_loss)`.
 

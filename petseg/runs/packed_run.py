@@ -51,7 +51,6 @@ class PackedRun:
         """Reads the metadata of a file, not yet the weights.
 
         Args:
-          path: path of the file.
           score: flags of eval.py, whose precision, data folder and cache replace the run's; None: they stay.
 
         Raises:

@@ -12,11 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class Saving:
-    """Context manager that runs one write at a time, in a thread or at once; leaving it waits for the last one.
-
-    Args:
-      in_thread: whether to write in a thread.
-    """
+    """Context manager that runs one write at a time, in a thread or at once; leaving it waits for the last one."""
 
     def __init__(self, *, in_thread: bool = False):
         self._thread = ThreadPoolExecutor(1, "saving", _lower_priority) if in_thread else None

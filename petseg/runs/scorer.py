@@ -40,10 +40,6 @@ class Scorer:
     """Scores checkpoints of one run on a split.
 
     `sample_seed` draws the sample of --eval_examples; it is the same for all runs that are compared.
-
-    Attributes:
-      run: the run.
-      examples: the examples that are scored: the split, or a sample of it.
     """
 
     def __init__(
@@ -91,9 +87,7 @@ class Scorer:
     def score(self, path: str) -> CheckpointScores:
         """Scores a checkpoint.
 
-        Raises:
-          CheckpointError: if it cannot be restored.
-          StoppedError: if a signal came.
+        Raises CheckpointError if it cannot be restored, and StoppedError if a signal came.
         """
         step, data = self.run.restore(path, self._model), self.run.config.data
         evaluations = {"{} x {}".format(*data.size): self._evaluator.evaluate()}

@@ -36,19 +36,10 @@ class Run:
     """The parts of a training run.
 
     Attributes:
-      config: config of the run.
-      workdir: its work directory.
-      placement: its devices and cluster.
-      signals: signals that stop it.
-      requests: requests to the compiled loop, to stop or to save.
-      train_examples: the training split.
       eval_examples: the evaluation split, or a sample of it.
       data: both as the work directory records them.
       class_weights: class weights in use, normalised, or None.
       rare_classes: ids of the classes on which --crop_focus centres crops, or None.
-      schedule: its length and intervals.
-      model: the network.
-      trainer: makes the steps.
       evaluator: scores the model on the evaluation split.
       checkpoints: its latest checkpoints.
       saving: writes these and the best one.

@@ -19,13 +19,8 @@ ON_FIRST_READ = (tf.VariableAggregation.NONE, tf.VariableAggregation.ONLY_FIRST_
 class Snapshots:
     """Reads the values of a checkpoint, each variable once.
 
-    The objects are walked here, once, because that takes as long as writing them.
-
-    Args:
-      checkpoint: the checkpoint; all variables of its objects must exist.
-
-    Raises:
-      CheckpointError: if an object writes files of its own.
+    The objects are walked here, once, because that takes as long as writing them. Raises CheckpointError if an object
+    writes files of its own.
     """
 
     def __init__(self, checkpoint: tf.train.Checkpoint):

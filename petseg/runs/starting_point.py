@@ -44,8 +44,7 @@ def find_starting_point(config: Config, workdir: WorkDirectory) -> StartingPoint
     4. Random weights; batch norms of the encoder are calibrated with training images. A custom network stays as its
        function returns it.
 
-    Raises:
-      PetsegError: if the source cannot be used, as far as this shows before a model is built.
+    Raises PetsegError if the source cannot be used, as far as this shows before a model is built.
     """
     own = checkpoints.newest_intact(workdir.checkpoints)
     if own:
@@ -69,8 +68,7 @@ def find_starting_point(config: Config, workdir: WorkDirectory) -> StartingPoint
 def initial_training_data(start: StartingPoint) -> TrainingData | None:
     """The recorded training data of the run of --init_from; None without --init_from or without a record.
 
-    Raises:
-      PetsegError: if the record cannot be read.
+    Raises PetsegError if the record cannot be read.
     """
     if not start.init_from:
         return None
@@ -86,8 +84,7 @@ def build_initial_model(start: StartingPoint, config: Config, examples: Examples
 
     `examples` of the training split calibrate the batch norms of a random encoder.
 
-    Raises:
-      PetsegError: if weights do not fit.
+    Raises PetsegError if weights do not fit.
     """
     model = building.build_model(config, examples.classes, start.encoder_weights)
     if start.init_from:
@@ -156,8 +153,6 @@ def transfer_weights(original: keras.Model, model: keras.Model, *, same_layers: 
     Encoder weights are matched by order, because Keras numbers unnamed layers in the order of their creation.
 
     Args:
-      original: model to copy from.
-      model: model to copy to.
       same_layers: whether both have the same layers, possibly with other shapes, so that all weights are matched by
         order; otherwise those outside the encoder are matched by name.
 

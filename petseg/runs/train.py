@@ -89,10 +89,7 @@ def train_loop(run: Run, report: NullReport, step: int, schedule: Schedule, resu
     A checkpoint comes last, so that everything that belongs to a step is written before it.
 
     Args:
-      run: the run.
       report: what logs summaries and pictures.
-      step: current step of the run, below its last.
-      schedule: its length and intervals.
       results: scores of the last evaluation so far.
 
     Returns:

@@ -40,9 +40,8 @@ class TrainedRun:
     def open(cls, workdir: WorkDirectory, score: ScoreConfig) -> "TrainedRun":
         """Opens the run in a work directory.
 
-        Raises:
-          WorkDirectoryError: if there is no run.
-          ConfigError: if --ema is given but the run has no averaged weights, or --allow_code is missing.
+        Raises WorkDirectoryError if there is no run, and ConfigError if --ema is given but the run has no averaged
+        weights, or --allow_code is missing.
         """
         config = workdir.load_config()
         for flag, reference in config_lib.code_references(config, [SCORING]).items():

@@ -177,14 +177,7 @@ def check_not_trained_on(
     flag: str = "--split=",
     remedy: str = "--allow_training_images",
 ) -> None:
-    """Raises DataError if a run was trained on examples of a split.
-
-    Args:
-      split: name of the split.
-      config, classes, record: of the run; the record may be None.
-      flag: flag or argument that named the split, for the error.
-      remedy: flag or argument that allows the split to be scored nevertheless, for the error.
-    """
+    """Raises DataError if a run was trained on examples of a split."""
     shared = trained_on(catalog.open_data(config, classes), split, config, record)
     if shared.examples:
         raise DataError(

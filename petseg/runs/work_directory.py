@@ -30,14 +30,10 @@ class WorkDirectory:
     """Work directory of a run.
 
     Attributes:
-      path: path of the folder.
       config_file: the resolved config, with versions, devices and git commit.
       data_file: record of the data, see `training_data`; runs of older versions have none.
-      checkpoints: folder of the newest checkpoints.
       best: folder of the checkpoint with the highest mean IoU.
       results: folder of results files, one JSON file per evaluation.
-      figures: folder of pictures.
-      metrics_file: CSV file of all logged numbers.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -118,9 +114,8 @@ class WorkDirectory:
     def reconcile(self, config: Config) -> dict[str, tuple[Any, Any]]:
         """Changes of the config on resume: flag -> (old, new).
 
-        Raises:
-          WorkDirectoryError: if a change does not fit the existing checkpoints.
-          ConfigError: if code of the user is missing.
+        Raises WorkDirectoryError if a change does not fit the existing checkpoints, and ConfigError if code of the user
+        is missing.
         """
         changes = config_lib.changes(self.load_config(), config)
         changes.pop("workdir", None)
@@ -137,9 +132,7 @@ class WorkDirectory:
 
         `where` is that of `config.code_references`.
 
-        Raises:
-          WorkDirectoryError: if it has changed.
-          ConfigError: if it is missing.
+        Raises WorkDirectoryError if it has changed, and ConfigError if it is missing.
         """
         record = json.loads(self.config_file.read_text())
         before = config_lib.code_references(self.load_config())

@@ -16,9 +16,6 @@ def progress_bar(
 
     Args:
       items: the items to iterate over; None if the caller advances the bar with `update`.
-      logger: the caller's logger.
-      what: description of the work.
-      unit: name of the items.
       total: number of items, for items without a length.
     """
     hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: tqdm asks for a terminal

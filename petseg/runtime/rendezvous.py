@@ -36,10 +36,7 @@ def meet(addresses: Mapping[str, str], name: str, listener: socket.socket, *, fe
 
     Args:
       addresses: "host:port" of each process by its name, in the same order in all processes.
-      name: name of this process.
       listener: server socket at the address of this process; closed at the end.
-      fewest: smallest number of members.
-      seconds: timeout in seconds.
 
     Raises:
       ClusterError: if too few are present at the timeout.
@@ -144,12 +141,7 @@ class _Rendezvous:
 
 
 class _Server:
-    """Context manager that answers other processes in a thread; closes the socket at the end.
-
-    Attributes:
-      state: the answer.
-      informed: names of the processes that received the list of members.
-    """
+    """Context manager that answers other processes in a thread; closes the socket at the end."""
 
     def __init__(self, listener: socket.socket, addresses: Mapping[str, str]):
         self._listener, self._addresses = listener, addresses

@@ -33,9 +33,6 @@ class StopSignals:
 
     A signal raises `StoppedError` at once, except within ``deferred``: there the first signal is only recorded, so that
     the program can save its state and stop; a second one raises.
-
-    Attributes:
-      received: number of the last signal; None if there was none.
     """
 
     def __init__(self) -> None:

@@ -90,9 +90,8 @@ class Placement:
     def naming_lost_workers(self) -> Iterator[None]:
         """Reports an error of this process to the others, and explains TensorFlow's report of an error of theirs.
 
-        Raises:
-          ClusterError: if the block failed because another process of the cluster is gone.
-          PetsegError: if it failed because another process reported an error; it has that error's exit code.
+        Raises ClusterError if the block failed because another process of the cluster is gone, and PetsegError if it
+        failed because another process reported an error; it has that error's exit code.
         """
         try:
             yield
@@ -114,9 +113,7 @@ def set_up(config: DistributionConfig, *, batch_size: int = 0, micro_batches: in
     more is logged as a warning; it is an error only if there are fewer devices than were asked for by number.
 
     Args:
-      config: flags of the devices.
       batch_size: global batch that --strategy=auto divides among devices; 0: it uses all of them.
-      micro_batches: slices of each replica's share.
 
     Raises:
       ConfigError: if this machine, or the cluster, cannot run what is asked.

@@ -35,10 +35,7 @@ def build_augmentation(
     """The random changes of a config, as a function of a batch.
 
     Args:
-      config: the strength of each change.
-      seed: seed of the run.
       batch_size: global batch size. Random numbers are drawn for all of it; each replica uses its own rows.
-      focus: centres crops on rare classes; None: crops are uniform over positions.
 
     Returns:
       a function (images, masks, step, positions, *maps) -> (images, masks, *maps): float32 [b, H, W, C] in [0, 255],
@@ -172,12 +169,7 @@ def focused_positions(
     """Positions x and y, as in `crop_and_rotate`, of crops centred on pixels as far as they stay in the image.
 
     Args:
-      pixels: the pixels.
-      size: height and width of the images in pixels.
       width: float32 [b], width of each crop as a share of the image's.
-      height: float32 [b], its height as a share of the image's.
-      x: float32 [b], position of crops without such a pixel.
-      y: float32 [b], the same.
     """
 
     def focused(pixel: tf.Tensor, side: int, share: tf.Tensor, otherwise: tf.Tensor) -> tf.Tensor:
@@ -202,11 +194,9 @@ def crop_and_rotate(
     Args:
       moved: images, float32 [b, H, W, C]; masks, uint8 [b, H, W, 1]; weight maps, float32 [b, H, W, 1].
       width: float32 [b], width of each crop as a share of the image's.
-      height: float32 [b], its height as a share of the image's.
       radians: float32 [b], rotation of the crop about its centre.
       x: float32 [b], horizontal position of the crop: 0 if both left edges coincide, 1 if both right edges do.
       y: float32 [b], vertical position: 0 at the top, 1 at the bottom.
-      size: height and width of what is returned.
     """
     images, *labels = moved
     rows, columns = images.shape[1], images.shape[2]
@@ -264,7 +254,6 @@ def cut_out(images: tf.Tensor, x: tf.Tensor, y: tf.Tensor, share: float) -> tf.T
     Args:
       images: float32 [b, H, W, C] in [0, 255].
       x: float32 [b], centre of the square: 0 at the left edge, 1 at the right.
-      y: float32 [b], 0 at the top, 1 at the bottom.
       share: side of the square as a share of the image's sides. Squares are cut off at the image's edges.
     """
     _, rows, columns, _ = images.shape

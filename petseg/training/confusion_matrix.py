@@ -12,10 +12,7 @@ def confusion_matrices(
     """Counts the pixels of each image by (true class, predicted class).
 
     Args:
-      labels: integer [B, H, W], true class ids.
-      predictions: integer [B, H, W], predicted class ids.
       valid: bool [B, H, W]; False at ignored pixels, which are not counted.
-      num_classes: number of classes C.
       weights: float32 [B, H, W], for which a pixel counts, rounded to 1 / UNIT; None: each pixel counts 1.
 
     Returns:

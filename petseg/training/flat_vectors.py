@@ -12,14 +12,7 @@ from petseg.training.variables import assign_on_replica
 
 
 class Layout:
-    """How tensors lie in a vector: flattened, one after the other.
-
-    Args:
-      shapes: shapes of the tensors.
-
-    Attributes:
-      size: number of elements of the vector.
-    """
+    """How tensors lie in a vector: flattened, one after the other."""
 
     def __init__(self, shapes: Sequence[Any]):
         self._shapes = [tuple(shape) for shape in shapes]
@@ -48,8 +41,6 @@ class StoredSlice(tf.__internal__.tracking.Trackable):
 
     Args:
       variable: a vector; each replica has a copy.
-      first: index of the slice's first element.
-      shape: shape of the stored tensor.
     """
 
     def __init__(self, variable: tf.Variable, first: int, shape: tuple[int, ...]):

@@ -46,7 +46,6 @@ class Loss:
           labels: integer [B, H, W], class ids; any number at ignored pixels.
           logits: float32 [B, H, W, C].
           weights: float32 [B, H, W], pixel weights; 0 at ignored pixels.
-          valid: bool [B, H, W], False at ignored pixels.
         """
         config, total = self.config, tf.constant(0.0)
         counted = weights if config.loss_normalization == "weights" else tf.cast(valid, tf.float32)

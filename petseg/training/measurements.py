@@ -46,12 +46,7 @@ class MeasuredSums(tf.Module):
     """
 
     def __init__(self, names: Iterable[str], num_classes: int):
-        """Starts all sums at 0.
-
-        Args:
-          names: names of the measured scalars and of their denominators.
-          num_classes: number of classes C.
-        """
+        """Starts all sums at 0."""
         super().__init__()
         self._measured = frozenset(names)  # no list or tuple: these would become part of the checkpoint
         self.nonfinite_steps = step_variable(0, tf.int64)

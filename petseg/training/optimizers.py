@@ -41,17 +41,12 @@ class Optimizer(tf.Module):
     built at once, so that a checkpoint restores all their slots.
 
     It takes gradients that are already reduced over the replicas, so Keras's own reduction is switched off.
-
-    Attributes:
-      weights: the weights of all groups.
-      variables: learning rates, counts and slots.
     """
 
     def __init__(self, config: OptimizerConfig, groups: Sequence[Group], bucket_bytes: float = 0):
         """Builds a Keras optimizer for each group.
 
         Args:
-          config: kind of optimizer, momentum and weight decay (decoupled; biases and norm parameters are exempt).
           groups: the weights to update; the learning rate of the first group is reported.
           bucket_bytes: approximate size of a flat vector; 0: no limit.
         """
@@ -127,8 +122,6 @@ class PerWeight:
     """A Keras optimizer that updates a group's weights themselves.
 
     Attributes:
-      optimizer: the Keras optimizer, built.
-      variables: the variables that it updates.
       stored: what a checkpoint stores.
     """
 

@@ -22,11 +22,6 @@ WeightMap = Callable[..., tf.Tensor]
 def weight_map(config: LossConfig, class_weights: Sequence[float] | None = None, own_factor: str = "") -> WeightMap:
     """The weight map of a config: class weights plus boundary weights, times a factor; 0 at ignored pixels.
 
-    Args:
-      config: amount and reach of the boundary weights.
-      class_weights: one weight per class; None for 1 everywhere.
-      own_factor: value of --weight_map: a reference to a function of masks to the factor; empty for 1 everywhere.
-
     Returns:
       a function of masks, uint8 [B, H, W, 1], class ids or IGNORED, and of the weight maps of `given`, which it
       multiplies in, to float32 [B, H, W].
@@ -91,14 +86,7 @@ def near_boundaries(masks: tf.Tensor, sigma: float) -> tf.Tensor:
 
     Follows equation 2 of the U-Net paper (Ronneberger et al. 2015) with one distance instead of those to two cells; 0
     beyond 3 sigma. The squared distance transform is separable (Felzenszwalb and Huttenlocher 2012): grey-scale
-    erosions by a parabola along rows, then along columns.
-
-    Args:
-      masks: uint8 [B, H, W, 1], class ids or IGNORED; ignored pixels have no boundary.
-      sigma: standard deviation in pixels.
-
-    Returns:
-      float32 [B, H, W].
+    erosions by a parabola along rows, then along columns. Returns float32 [B, H, W].
     """
     reach = int(np.ceil(3 * sigma))
     far = float(2 * reach**2 + 1)
@@ -129,10 +117,8 @@ def resolve_class_weights(
     """The normalised class weights of --class_weights; None if there are none.
 
     Args:
-      config: the weights, or the method that computes them from class frequencies; and their normalisation.
       masks: a function that returns the masks of the training split in batches, uint8 [k, H, W, 1]; called only if
         frequencies are needed.
-      class_names: names of the classes.
 
     Raises:
       ConfigError: if the number of weights is not the number of classes.
@@ -165,13 +151,7 @@ def normalized(class_weights: Sequence[float], normalization: str = "mean") -> t
 def balanced(masks: Iterable[np.ndarray], num_classes: int, normalization: str = "mean") -> tuple[float, ...]:
     """Class-balanced weights: inverse frequencies of the classes' pixels.
 
-    Args:
-      masks: batches of masks, uint8 [k, H, W, 1], class ids or IGNORED.
-      num_classes: number of classes C.
-      normalization: as in `normalized`.
-
-    Returns:
-      C weights; 0 for a class with no pixels.
+    Returns C weights; 0 for a class with no pixels.
     """
     counts, _ = _pixels_of_images(masks, num_classes)
     return normalized(_inverse(counts.sum(axis=0).astype(np.float64)), normalization)
@@ -180,15 +160,8 @@ def balanced(masks: Iterable[np.ndarray], num_classes: int, normalization: str =
 def median_frequency(masks: Iterable[np.ndarray], num_classes: int, normalization: str = "mean") -> tuple[float, ...]:
     """Inverse frequencies of the classes' pixels, counted in the images in which a class occurs.
 
-    Median-frequency balancing (Eigen and Fergus 2015); the median itself cancels out in the normalisation.
-
-    Args:
-      masks: batches of masks, uint8 [k, H, W, 1], class ids or IGNORED.
-      num_classes: number of classes C.
-      normalization: as in `normalized`.
-
-    Returns:
-      C weights; 0 for a class with no pixels.
+    Median-frequency balancing (Eigen and Fergus 2015); the median itself cancels out in the normalisation. Returns C
+    weights; 0 for a class with no pixels.
     """
     counts, sizes = _pixels_of_images(masks, num_classes)
     pixels = np.where(counts > 0, sizes[:, None], 0).sum(axis=0)

@@ -16,7 +16,6 @@ class TimedLoop:
 
     Args:
       step: makes a step; batch and whether it is the last of the call -> a tensor that is known when the step is done.
-      goes_on: whether to make another step, a bool scalar.
 
     Attributes:
       traces: number of times the loop was traced; more than 1 is a bug.

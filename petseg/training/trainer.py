@@ -35,7 +35,6 @@ class Trainer:
     A trainer of your own (--step) is a subclass that overrides `forward`, and `state` if it has variables of its own.
 
     Attributes:
-      step: int64 variable, the clock: number of attempted steps.
       nonfinite_step: int64 variable, the step at which `run` stopped because the loss or a gradient was not finite for
         another reason than the loss scale; -1 if there was none.
       nonfinite_steps: int64 variable, number of such steps since the start of the run; part of `state`.
@@ -66,19 +65,11 @@ class Trainer:
         """Creates the variables of a step; compiles nothing yet.
 
         Args:
-          strategy: the strategy whose replicas share the batch.
-          model: the network, float32 images in [0, 255] -> float32 logits.
-          optimizer: optimizer of the model's trainable weights.
-          augment: augmentation of images and masks, from `augmentation.build_augmentation`.
-          weight_map: a function, masks and weight maps -> pixel weights.
-          loss: the loss to minimise.
           loss_scale: loss scale of float16; constantly 1 in other precisions.
           requests: requests to stop or save, which other threads set.
-          batch_size: global batch size.
           average: moving average of the model's weights, or None.
           clip_norm: largest global norm of the gradients; 0 for no clipping.
           micro_batches: number of slices of each replica's share of the batch.
-          weight_scale: as in `sample_weights.given`.
           sync_batch_norm: whether the model's batch norms use statistics of all replicas. If not, their moving
             statistics are averaged over the replicas, which keeps the replicas identical.
           jit_compile: whether to compile forward and backward pass with XLA.
@@ -223,7 +214,6 @@ class Trainer:
 
         Args:
           batch: `image`, `mask`, `position` and perhaps `weight` of examples, from `input_pipeline`.
-          step: step of the batch, int64 scalar.
 
         Returns:
           augmented images, float32 [B, H, W, channels] in [0, 255]; masks, uint8 [B, H, W, 1]; pixel weights, float32

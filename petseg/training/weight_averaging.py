@@ -20,7 +20,6 @@ class WeightAverage(tf.Module):
         """Starts with the current weights.
 
         Args:
-          model: the model whose weights are averaged.
           decay: share of the average that a step keeps; at most (1 + step) / (10 + step), so that the initial weights
             are soon forgotten (as in `tf.train.ExponentialMovingAverage`).
         """
@@ -38,12 +37,7 @@ class WeightAverage(tf.Module):
         self._average.assign_add(share * (self._joined() - self._average))
 
     def forward(self, model: keras.Model, images: tf.Tensor) -> tf.Tensor:
-        """Output of the model with the averages as its weights, in inference mode, on a replica (a mean teacher).
-
-        Args:
-          model: the model whose weights are averaged.
-          images: its input.
-        """
+        """Output of the model with the averages as its weights, in inference mode, on a replica (a mean teacher)."""
         averages = self._layout.split(self._average)
         by_id = {id(variable): value for variable, value in zip(self._originals, averages, strict=True)}
 

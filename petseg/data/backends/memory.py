@@ -19,8 +19,6 @@ class MemoryExamples(Examples):
     Args:
       images: uint8 or uint16 [N, H, W, C].
       masks: uint8 [N, H, W, 1], class ids or IGNORED.
-      classes, names, groups, origin: attributes of `Examples`; names are the ids if None.
-      weights: weight maps, uint8, uint16 or float32 [N, H, W, 1]; None without.
     """
 
     checked = True

@@ -29,10 +29,7 @@ class OnDemandExamples(Examples):
     """The examples of a source.
 
     Args:
-      source: the undecoded examples.
-      records: all records of the split.
       ignore_bad: whether `read` returns bad examples as `fetch` does instead of raising an error.
-      check_command: command that reports all faults of the data, for error messages.
     """
 
     def __init__(self, source: SplitSource, records: Records, *, ignore_bad: bool, check_command: str):

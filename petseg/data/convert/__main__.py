@@ -53,9 +53,8 @@ class ConversionConfig(Group):
 def main(config: ConversionConfig) -> None:
     """Converts annotations.
 
-    Raises:
-      ConfigError: if a flag is invalid, a package is missing, or the folder cannot be written.
-      DataError: if the annotations are invalid.
+    Raises ConfigError if a flag is invalid, a package is missing, or the folder cannot be written, and DataError if the
+    annotations are invalid.
     """
     source, target = Path(config.source).expanduser(), Path(config.to).expanduser()
     _check(config, source, target)

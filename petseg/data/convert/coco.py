@@ -31,8 +31,6 @@ def read(source: Path, pictures: PictureIndex, image_dir: Path | None) -> Annota
     file's name or folders.
 
     Args:
-      source: the file or folder.
-      pictures: the pictures.
       image_dir: the folder that `file_name` is relative to; None if unknown.
 
     Raises:
@@ -74,13 +72,7 @@ def _contents(source: Path) -> dict[Path, Any]:
 
 
 class _File:
-    """One file: checks its categories, and reads its images.
-
-    Args:
-      file: the file.
-      content: its content.
-      found: gets the labels, and the counts of what is left out.
-    """
+    """One file: checks its categories, and reads its images."""
 
     def __init__(self, file: Path, content: Mapping[str, Any], found: Annotations):
         self.file, self.found = file, found

@@ -59,15 +59,8 @@ class Counts:
 def write(annotations: Annotations, where: str, folder: Path, *, link: bool) -> tuple[Classes, Counts]:
     """Writes the images as they are, masks as PNG files of class ids, and the classes.
 
-    Args:
-      annotations: the content of the source.
-      where: the source, for errors.
-      folder: an empty folder.
-      link: whether to make hard links to the images, instead of copies.
-
-    Raises:
-      DataError: if there is nothing to convert, or an annotation contradicts its image.
-      OSError: if a file cannot be written.
+    Raises DataError if there is nothing to convert, or an annotation contradicts its image, and OSError if a file
+    cannot be written.
     """
     images = annotations.images
     if not images:

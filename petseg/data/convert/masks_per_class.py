@@ -41,8 +41,6 @@ def read(source: Path, pictures: PictureIndex, image_dir: Path | None, mask_dir:
     """Reads the pictures of a folder, and the masks of another, or of the same.
 
     Args:
-      source: the folder.
-      pictures: unused.
       image_dir: the folder of the pictures; None: `images` of the source, or the source itself.
       mask_dir: the folder of the masks; None: `masks` of the source, or the source itself.
 
@@ -85,14 +83,7 @@ def read(source: Path, pictures: PictureIndex, image_dir: Path | None, mask_dir:
 
 
 def match(mask: Path, masks: Path, images: Path, by_name: Mapping[str, Iterable[Path]]) -> tuple[Path | None, str]:
-    """The picture of a mask and the class's name; None if there is none.
-
-    Args:
-      mask: the mask.
-      masks: the folder of the masks.
-      images: the folder of the pictures.
-      by_name: the pictures by file name without suffix.
-    """
+    """The picture of a mask and the class's name; None if there is none."""
     folders, stem = mask.relative_to(masks).parts[:-1], composed(mask.stem)
 
     def beside(name: str, others: tuple[str, ...]) -> Path | None:

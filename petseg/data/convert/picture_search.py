@@ -84,13 +84,7 @@ class PictureIndex:
     def find(self, text: str, near: Iterable[Path], split: str = "") -> Path | None:
         """The picture that a path names: relative to one of some folders, else the one with the longest common suffix.
 
-        Args:
-          text: the path, with slashes or backslashes.
-          near: folders that it may be relative to.
-          split: its split, which decides between pictures of one name.
-
-        Raises:
-          DataError: if several pictures match.
+        Raises DataError if several pictures match.
         """
         if os.path.isabs(text) and os.path.isfile(text):
             return Path(text)

@@ -45,17 +45,12 @@ logger = logging.getLogger(__name__)
 def prepare(config: DataConfig, classes: Classes | None = None) -> tuple[Any, Classes]:
     """Returns the data set of a folder, and writes it if it does not exist.
 
-    Args:
-      config: the folder, its patterns and classes, and the cache folder.
-      classes: the classes; None: those of --classes, of the folder's classes.json, or inferred from the masks.
-
     Returns:
       a TFDS builder with the features `image`, `segmentation_mask` (class ids), `file_name` and, with --weight_files,
       `weight`; and the classes.
 
-    Raises:
-      ConfigError: if the classes are invalid, or the files cannot be written.
-      DataError: if the folder has faults; names the first.
+    Raises ConfigError if the classes are invalid, or the files cannot be written, and DataError if the folder has
+    faults; names the first.
     """
     layout = folder_files.pages_as_pairs(folder_layout.scan_folder(config), config)
     if layout.faults:
@@ -123,11 +118,7 @@ class _FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
     """TFDS builder of a folder.
 
     Args:
-      config: data flags.
-      layout: the folder's pairs.
-      given: the classes of a classes file; None: inferred from the masks.
       classes: the classes to write with; None for a builder that only reads.
-      data_dir: folder of TFDS data sets.
     """
 
     name = FOLDER

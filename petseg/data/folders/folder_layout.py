@@ -103,9 +103,7 @@ class _Matches:
 def scan_folder(config: DataConfig) -> Layout:
     """Finds the pairs and splits of a folder.
 
-    Raises:
-      ConfigError: if there is no such folder, or a pattern is invalid.
-      DataError: if there are no images.
+    Raises ConfigError if there is no such folder, or a pattern is invalid, and DataError if there are no images.
     """
     config.check_data_dir()
     root = Path(config.data_dir).expanduser()

@@ -52,17 +52,12 @@ class Inspection:
     """Collects statistics and faults of pairs.
 
     Attributes:
-      splits: statistics by split.
-      faults: all faults, in the order in which they were found.
       modes: number of pairs by Pillow's modes of image and mask.
       sizes: number of images by height and width.
-      bands: the bands of the images by split.
-      weights: facts of the weight maps.
 
     Args:
       classes: the classes.
       needed: the splits whose masks and images are judged together.
-      faults: faults that were found before any file was opened.
       data: flags of the data.
     """
 

@@ -29,11 +29,8 @@ class DecodedPair:
     """A decoded image and mask, and the weight map if there is one.
 
     Attributes:
-      name, mask_name: names of image and mask.
       image: a file for a record, as `images.record_file` makes it; empty if there is a fault.
       mask: class ids as a PNG file; empty if there is a fault.
-      ids: class ids, uint8 [H, W]; None if the mask cannot be decoded.
-      size: height and width of the image; None if it cannot be read.
       modes: Pillow's modes of image and mask, such as RGB and P.
       digest: hash of the image file, or of a page of it.
       picture: the upright image; None if it cannot be read.
@@ -82,13 +79,7 @@ def decode_pair(
     stored is turned with it.
 
     Args:
-      name: name of the image, for messages.
-      image: content of the image file.
-      mask_name: name of the mask, for messages.
-      mask: content of the mask file.
-      coding: converts values of the mask to class ids.
       page: page of all files, from 0 on; None for files of one page.
-      weight: name and content of the weight map; None without.
     """
     image, mask = (each if isinstance(each, FileContent) else FileContent(each) for each in (image, mask))
     faults: list[Fault] = []

@@ -75,10 +75,7 @@ def read_split_lists(
     file whose name contains a usual one, such as `train_aug.txt`, is a list too if each of its lines matches an image.
 
     Args:
-      root: the folder of the data set.
-      pictures: its images.
       fixed_folders: number of leading folders that all images share; lists may omit them.
-      named: the splits that flags name.
     """
     names = _ImageIndex(pictures, fixed_folders)
     others = []

@@ -75,12 +75,6 @@ class Guard:
 
     Gradio limits each uploaded file, but neither other parts of a request nor all files together; it reads any file
     that is named without gradio's own mark, and fetches addresses that are named in place of a file.
-
-    Args:
-      app: the guarded application.
-      hosts: the accepted hosts and origins.
-      uploads: the files that requests may name.
-      max_upload: largest uploaded file in bytes.
     """
 
     def __init__(self, app: Any, *, hosts: Hosts, uploads: Uploads, max_upload: int):

@@ -21,18 +21,7 @@ Version = tuple[str, int, int] | None
 class Networks:
     """The networks of a run by checkpoint, weights and flip averaging, loaded on demand.
 
-    Args:
-      source: a work directory, a file of packed weights, or the name of a packaged model.
-      run: the run of that source.
-      allow_code: whether to run the Python code of a run's own network.
-
-    Attributes:
-      run: as given.
-      checkpoints: names of the available checkpoints; empty for packed weights.
-      has_averages: whether the run has averaged weights.
-
-    Raises:
-      CheckpointError: if the run has no checkpoint.
+    Raises CheckpointError if the run has no checkpoint.
     """
 
     def __init__(self, source: str, run: TrainedRun | PackedRun, *, allow_code: bool = False):
@@ -49,13 +38,7 @@ class Networks:
     def __call__(self, checkpoint: str, averaged: bool, flip_tta: bool) -> "Segmenter":
         """Returns a network, loaded at its first use and again after a newer checkpoint was saved.
 
-        Args:
-          checkpoint: one of `checkpoints`; ignored if there are none.
-          averaged: whether to use averaged weights, if the run has them.
-          flip_tta: whether to average the probabilities of each image and its mirror image.
-
-        Raises:
-          PetsegError: if the checkpoint is unknown or cannot be read.
+        Raises PetsegError if the checkpoint is unknown or cannot be read.
         """
         if self.checkpoints and checkpoint not in self.checkpoints:
             raise ConfigError(f"checkpoint: got {checkpoint!r}; must be one of {', '.join(self.checkpoints)}")

@@ -50,13 +50,7 @@ NOTHING = views.Pictures(None, None, None, None)
 
 
 def build(networks: Networks, folder: Path, uploads: Uploads) -> gr.Blocks:
-    """Builds the page.
-
-    Args:
-      networks: the networks to choose from.
-      folder: a folder for the examples.
-      uploads: the files that the page may read.
-    """
+    """Builds the page."""
     classes, first = networks.run.classes, networks.checkpoints[:1]
     with gr.Blocks(title="petseg", analytics_enabled=False, delete_cache=UPLOADS_ARE_KEPT, fill_width=True) as page:
         gr.HTML(views.head(networks.run.config, networks.run.classes), elem_classes="petseg-head")

@@ -110,13 +110,7 @@ def main(config: DemoConfig) -> None:
 def _serve(config: DemoConfig, networks: Networks, folder: Path) -> "gr.Blocks":
     """Starts the server in threads of its own.
 
-    Args:
-      config: the flags.
-      networks: the networks to choose from.
-      folder: an empty folder for uploads and results.
-
-    Raises:
-      ConfigError: if the address is not available.
+    Raises ConfigError if the address is not available.
     """
     uploads = Uploads(folder / "cache", config.quota)
     _set_environment(folder / "cache")

@@ -10,12 +10,7 @@ IN_USE = 60  # seconds for which a new file is never deleted: its request may be
 
 
 class Uploads:
-    """The files that the page may read and show, limited in total size.
-
-    Args:
-      folder: the folder; may not exist yet.
-      quota: limit of the total size in bytes.
-    """
+    """The files that the page may read and show, limited in total size."""
 
     def __init__(self, folder: Path, quota: int):
         self._folder, self._quota = folder.resolve(), quota

@@ -109,9 +109,6 @@ def facts(segmentation: "Segmentation", seconds: float, step: int, original: Seq
     """Class shares, size, time and mean confidence of a segmentation, as HTML.
 
     Args:
-      segmentation: the segmentation.
-      seconds: time of the segmentation.
-      step: training step of the weights.
       original: height and width of the image before it was downscaled.
     """
     height, width = segmentation.mask.shape
