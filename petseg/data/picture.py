@@ -24,28 +24,18 @@ class PictureError(DataError):
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A picture as its file holds it.
+    """A picture as its file holds it."""
 
-    Attributes:
-      pixels: [H, W, bands], uint8, uint16, int32, uint32 or float32. Of a file with a palette: indices. Single bits are
-        0 and 255. CMYK, YCbCr and LAB are RGB.
-      format: format as Pillow names it, NPY, or ARRAY.
-      mode: Pillow's mode, or number and dtype of the bands, such as `5 x uint16`.
-      palette: colours of the indices, uint8 [256, 4] RGBA; None without a palette.
-      alpha: whether the last band is opacity.
-      orientation: EXIF orientation, 1 to 8, of pixels that are not turned yet. TIFF files are turned already.
-      pages: number of pages, or frames of an animation, in the file.
-      lossy: name of the compression of the file, such as JPEG, if it changed pixels; otherwise empty.
-    """
-
+    # [H, W, bands], uint8, uint16, int32, uint32 or float32. Of a file with a palette: indices. Single bits are 0 and
+    # 255. CMYK, YCbCr and LAB are RGB.
     pixels: np.ndarray
-    format: str
-    mode: str
-    palette: np.ndarray | None = None
-    alpha: bool = False
-    orientation: int = 1
-    pages: int = 1
-    lossy: str = ""
+    format: str  # format as Pillow names it, NPY, or ARRAY
+    mode: str  # Pillow's mode, or number and dtype of the bands, such as `5 x uint16`
+    palette: np.ndarray | None = None  # colours of the indices, uint8 [256, 4] RGBA; None without a palette
+    alpha: bool = False  # whether the last band is opacity
+    orientation: int = 1  # EXIF orientation, 1 to 8, of pixels that are not turned yet. TIFF files are turned already.
+    pages: int = 1  # number of pages, or frames of an animation, in the file
+    lossy: str = ""  # name of the compression of the file, such as JPEG, if it changed pixels; otherwise empty
 
     @property
     def size(self) -> tuple[int, int]:

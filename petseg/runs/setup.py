@@ -33,21 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The parts of a training run.
-
-    Attributes:
-      eval_examples: the evaluation split, or a sample of it.
-      data: both as the work directory records them.
-      class_weights: class weights in use, normalised, or None.
-      rare_classes: ids of the classes on which --crop_focus centres crops, or None.
-      evaluator: scores the model on the evaluation split.
-      checkpoints: its latest checkpoints.
-      saving: writes these and the best one.
-      evaluations: evaluates during training and keeps the best checkpoint.
-      nonfinite_steps: handles steps whose loss or gradients are not finite.
-      bad_examples: handles examples that cannot be used.
-      stopwatch: measures where the time goes.
-    """
+    """The parts of a training run."""
 
     config: Config
     workdir: WorkDirectory
@@ -55,20 +41,20 @@ class Run:
     signals: StopSignals
     requests: StopRequests
     train_examples: Examples
-    eval_examples: Examples
-    data: TrainingData
-    class_weights: tuple[float, ...] | None
-    rare_classes: tuple[int, ...] | None
+    eval_examples: Examples  # the evaluation split, or a sample of it
+    data: TrainingData  # both as the work directory records them
+    class_weights: tuple[float, ...] | None  # class weights in use, normalised, or None
+    rare_classes: tuple[int, ...] | None  # ids of the classes on which --crop_focus centres crops, or None
     schedule: Schedule
     model: keras.Model
     trainer: Trainer
-    evaluator: Evaluator
-    checkpoints: Checkpoints
-    saving: Saving
-    evaluations: Evaluations
-    nonfinite_steps: NonFiniteSteps
-    bad_examples: BadExamples
-    stopwatch: Stopwatch
+    evaluator: Evaluator  # scores the model on the evaluation split
+    checkpoints: Checkpoints  # its latest checkpoints
+    saving: Saving  # writes these and the best one
+    evaluations: Evaluations  # evaluates during training and keeps the best checkpoint
+    nonfinite_steps: NonFiniteSteps  # handles steps whose loss or gradients are not finite
+    bad_examples: BadExamples  # handles examples that cannot be used
+    stopwatch: Stopwatch  # measures where the time goes
 
     @property
     def step(self) -> int:

@@ -26,36 +26,23 @@ SMALLEST_SIDE = 8
 
 @dataclasses.dataclass(frozen=True)
 class DecodedPair:
-    """A decoded image and mask, and the weight map if there is one.
-
-    Attributes:
-      image: a file for a record, as `images.record_file` makes it; empty if there is a fault.
-      mask: class ids as a PNG file; empty if there is a fault.
-      modes: Pillow's modes of image and mask, such as RGB and P.
-      digest: hash of the image file, or of a page of it.
-      picture: the upright image; None if it cannot be read.
-      facts: facts of the mask for a survey of all masks; None if it cannot be decoded.
-      either_way: whether the image is turned by EXIF, and the mask fits it as stored too.
-      faults: faults of any file.
-      weight_name: name of the weight map; empty without.
-      weight: the weight map; None without, or if it cannot be used.
-      weight_file: its file for a record, as `images.record_file` makes it; empty without, or if there is a fault.
-    """
+    """A decoded image and mask, and the weight map if there is one."""
 
     name: str
     mask_name: str = ""
-    image: bytes = b""
-    mask: bytes = b""
+    image: bytes = b""  # a file for a record, as `images.record_file` makes it; empty if there is a fault
+    mask: bytes = b""  # class ids as a PNG file; empty if there is a fault
     ids: np.ndarray | None = None
     size: tuple[int, int] | None = None
-    modes: tuple[str, str] = ("", "")
-    digest: bytes = b""
-    picture: Picture | None = None
-    facts: MaskFacts | None = None
-    either_way: bool = False
-    faults: tuple[Fault, ...] = ()
-    weight_name: str = ""
-    weight: Picture | None = None
+    modes: tuple[str, str] = ("", "")  # Pillow's modes of image and mask, such as RGB and P
+    digest: bytes = b""  # hash of the image file, or of a page of it
+    picture: Picture | None = None  # the upright image; None if it cannot be read
+    facts: MaskFacts | None = None  # facts of the mask for a survey of all masks; None if it cannot be decoded
+    either_way: bool = False  # whether the image is turned by EXIF, and the mask fits it as stored too
+    faults: tuple[Fault, ...] = ()  # faults of any file
+    weight_name: str = ""  # name of the weight map; empty without
+    weight: Picture | None = None  # the weight map; None without, or if it cannot be used
+    # its file for a record, as `images.record_file` makes it; empty without, or if there is a fault
     weight_file: bytes = b""
 
     @property
