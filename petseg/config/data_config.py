@@ -66,8 +66,7 @@ class DataConfig(Group):
         "", "folder of prepared TFDS data sets (empty: TFDS's default), or of the images of --dataset=folder"
     )
     classes: str = option(
-        "",
-        "JSON file of the classes; `camvid_classes.json` comes with petseg; empty: the data set's own",
+        "", "JSON file of the classes; `camvid_classes.json` comes with petseg; empty: the data set's own"
     )
     image_files: str = option(
         "",
@@ -158,10 +157,7 @@ class DataConfig(Group):
         "from array_record files (`python -m petseg.data.to_array_record`)",
         choices=CACHES,
     )
-    cache_dir: str = option(
-        "",
-        f"folder of --cache=disk, shared with later runs; empty: `{CACHE_DIR}`",
-    )
+    cache_dir: str = option("", f"folder of --cache=disk, shared with later runs; empty: `{CACHE_DIR}`")
     on_bad_example: str = option(
         "stop",
         "under --cache=none, an undecodable image or invalid mask: `stop`: ends the run and names it; "

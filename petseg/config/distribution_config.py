@@ -44,9 +44,7 @@ class DistributionConfig(Group):
         above=0,
     )
     min_workers: int = option(
-        0,
-        "fewest processes that continue without the others after --cluster_timeout; 0: all must be there",
-        minimum=0,
+        0, "fewest processes that continue without the others after --cluster_timeout; 0: all must be there", minimum=0
     )
 
     def __post_init__(self) -> None:

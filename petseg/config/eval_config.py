@@ -42,9 +42,7 @@ class ScoreConfig(Group):
     batch_size: int = option(0, "examples per step; 0: as in the run", minimum=0)
     precision: str = option("run", "compute dtype of the layers; `run`: as in the run", choices=("run", *PRECISIONS))
     cache: str = option(
-        "run",
-        "`memory`, `disk` or `none`, as in train.py; `run`: as in the run",
-        choices=("run", *CACHES),
+        "run", "`memory`, `disk` or `none`, as in train.py; `run`: as in the run", choices=("run", *CACHES)
     )
     cache_dir: str = option("", "folder of --cache=disk; empty: the run's")
     resolution: str = option(
@@ -62,10 +60,7 @@ class ScoreConfig(Group):
     ema: bool = option(False, "use the averaged weights of a run with --ema_decay")
     flip_tta: bool = option(False, "average the probabilities of each image and its mirror image")
     csv: str = option("", "CSV file of scores per image")
-    compare: str = option(
-        "",
-        "work directory of another run, or several as in --workdir, to score and compare with",
-    )
+    compare: str = option("", "work directory of another run, or several as in --workdir, to score and compare with")
     watch: bool = option(False, "score each new checkpoint until the run is complete")
     watch_timeout: float = option(3600.0, "longest wait of --watch for the next checkpoint", unit="seconds", minimum=0)
     watch_interval: float = option(10.0, "polling interval of --watch", unit="seconds", above=0)

@@ -13,10 +13,7 @@ from petseg.errors import ConfigError
 
 CONFIG_FORMAT = 3
 # Fields whose meaning of "empty" changed: the value of new runs, by group. A run keeps the value that it began with.
-KEPT: dict[str, dict[str, Any]] = {
-    "loss": {"class_weight_normalization": "mean"},
-    "runtime": {"example_order": 2},
-}
+KEPT: dict[str, dict[str, Any]] = {"loss": {"class_weight_normalization": "mean"}, "runtime": {"example_order": 2}}
 
 # Fields of the data that a run resolves from its images: the value of a config that does not say.
 RESOLVED = {"channels": 0, "image_dtype": "auto", "intensity_range": "auto"}

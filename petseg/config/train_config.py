@@ -38,8 +38,7 @@ class LossConfig(Group):
     focal_gamma: float = option(2.0, "exponent of --loss=focal", minimum=0)
     label_smoothing: float = option(0.0, "share of the target spread over all classes; not in Dice", minimum=0, below=1)
     class_weights: str = option(
-        "",
-        "weight of each class: `2,2,1`, `balanced` (inverse frequency) or `median_frequency`; empty: all 1",
+        "", "weight of each class: `2,2,1`, `balanced` (inverse frequency) or `median_frequency`; empty: all 1"
     )
     class_weight_normalization: str | None = option(
         None,
@@ -105,12 +104,7 @@ class OptimizerConfig(Group):
     )
     learning_rate: float = option(1e-3, "peak learning rate", above=0)
     encoder_learning_rate_factor: float = option(1.0, "learning rate of the encoder relative to the decoder's", above=0)
-    unfreeze_encoder_at: int = option(
-        0,
-        "step before which a trained encoder stays frozen",
-        unit="steps",
-        minimum=0,
-    )
+    unfreeze_encoder_at: int = option(0, "step before which a trained encoder stays frozen", unit="steps", minimum=0)
     learning_rate_schedule: str = option(
         "constant",
         "`constant`; `cosine` and `polynomial`: decay to 0; `step`: drops; or code, `FILE.py:function`",
@@ -157,14 +151,10 @@ class ComputeConfig(Group):
     """Arithmetic of a step on a device."""
 
     precision: str = option(
-        "float32",
-        "compute dtype of the layers; weights, logits, loss and statistics stay float32",
-        choices=PRECISIONS,
+        "float32", "compute dtype of the layers; weights, logits, loss and statistics stay float32", choices=PRECISIONS
     )
     initial_loss_scale: float = option(
-        2.0**15,
-        "first loss scale of mixed_float16 or --all_reduce_dtype=float16",
-        minimum=1,
+        2.0**15, "first loss scale of mixed_float16 or --all_reduce_dtype=float16", minimum=1
     )
     loss_scale_growth_interval: int = option(
         2000, "finite steps after which the loss scale doubles", unit="steps", minimum=1
@@ -219,11 +209,7 @@ class ScheduleConfig(Group):
         minimum=0,
     )
     eval_at_start: bool = option(False, "also evaluate before the first step, for --init_from")
-    patience: int = option(
-        0,
-        "evaluations without a better mean IoU after which the run ends; 0: never",
-        minimum=0,
-    )
+    patience: int = option(0, "evaluations without a better mean IoU after which the run ends; 0: never", minimum=0)
     patience_before_decay: bool = option(
         False, "allow --patience to end a run before its learning rate has decayed to 0"
     )
@@ -282,9 +268,7 @@ class RuntimeConfig(Group):
         choices=("halt", "skip", "restore"),
     )
     nonfinite_limit: int = option(
-        10,
-        "how often --on_nonfinite=skip or restore may act in a run before it ends",
-        minimum=0,
+        10, "how often --on_nonfinite=skip or restore may act in a run before it ends", minimum=0
     )
     quiet: bool = option(False, "print only warnings and errors")
     deterministic: bool = option(False, "op determinism: the same run gives the same bits; slower on a GPU")

@@ -14,9 +14,7 @@ def positions(num_examples: int, count: int, seed: int) -> np.ndarray:
     words = np.random.SeedSequence([seed, STREAM]).generate_state(2).astype(np.int64)
     with tf.device("cpu:0"):
         drawn = tf.random.experimental.index_shuffle(
-            tf.range(count, dtype=tf.int64),
-            seed=tf.constant(words),
-            max_index=tf.constant(num_examples - 1, tf.int64),
+            tf.range(count, dtype=tf.int64), seed=tf.constant(words), max_index=tf.constant(num_examples - 1, tf.int64)
         )
     return np.sort(drawn.numpy())
 

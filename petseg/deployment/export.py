@@ -119,10 +119,7 @@ def export(
 
 
 def write_onnx(
-    model: keras.Model,
-    path: Path,
-    rebuild: Callable[[], keras.Model] | None = None,
-    image_spec: ImageSpec = PLAIN,
+    model: keras.Model, path: Path, rebuild: Callable[[], keras.Model] | None = None, image_spec: ImageSpec = PLAIN
 ) -> None:
     """Exports a model as ONNX without comparing it; replaces any file at the path.
 

@@ -53,13 +53,7 @@ class Plan:
 
     @classmethod
     def make(
-        cls,
-        pattern: str,
-        output_dir: str,
-        outputs: Outputs,
-        *,
-        skip_existing: bool = False,
-        pages: bool = False,
+        cls, pattern: str, output_dir: str, outputs: Outputs, *, skip_existing: bool = False, pages: bool = False
     ) -> "Plan":
         """Lists photographs and checks their output files; of photographs, reads only tags of TIFF files.
 

@@ -21,12 +21,7 @@ class KerasRunner:
     """
 
     def __init__(
-        self,
-        model: keras.Model,
-        *,
-        resize: str = "stretch",
-        flip_tta: bool = False,
-        image_spec: ImageSpec = PLAIN,
+        self, model: keras.Model, *, resize: str = "stretch", flip_tta: bool = False, image_spec: ImageSpec = PLAIN
     ):
         *size, channels = model.input_shape[1:]
         self.batch_size = inference_batch_size(size)

@@ -60,11 +60,7 @@ def prediction_sheet(
 
 
 def comparison_sheet(
-    images: np.ndarray,
-    masks: np.ndarray,
-    predictions: Mapping[str, np.ndarray],
-    names: Sequence[str],
-    classes: Classes,
+    images: np.ndarray, masks: np.ndarray, predictions: Mapping[str, np.ndarray], names: Sequence[str], classes: Classes
 ) -> Figure:
     """Image, true mask, and the masks and errors of several models, one row per example.
 

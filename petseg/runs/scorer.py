@@ -43,14 +43,7 @@ class Scorer:
     """
 
     def __init__(
-        self,
-        run: Run,
-        score: ScoreConfig,
-        split: str,
-        placement: Placement,
-        signals: StopSignals,
-        *,
-        sample_seed: int,
+        self, run: Run, score: ScoreConfig, split: str, placement: Placement, signals: StopSignals, *, sample_seed: int
     ):
         self.run, self._score, self._split, self._signals = run, score, split, signals
         self._tile = score.tile_size(run.config.data)

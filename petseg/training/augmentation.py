@@ -26,11 +26,7 @@ YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.31
 
 
 def build_augmentation(
-    config: AugmentationConfig,
-    *,
-    seed: int,
-    batch_size: int,
-    focus: CropFocus | None = None,
+    config: AugmentationConfig, *, seed: int, batch_size: int, focus: CropFocus | None = None
 ) -> Augmentation:
     """The random changes of a config, as a function of a batch.
 

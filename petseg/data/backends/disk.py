@@ -83,10 +83,7 @@ class Cache:
         """
         if not self.folder.exists() or self._damage():
             with files.explain_write_errors(
-                self.folder.parent,
-                flag=f"--cache_dir={self.directory}",
-                error_class=ConfigError,
-                needed=self._bytes(),
+                self.folder.parent, flag=f"--cache_dir={self.directory}", error_class=ConfigError, needed=self._bytes()
             ):
                 files.make_folder(self.folder.parent)
                 lock = self.folder.with_name(self.folder.name + ".lock")

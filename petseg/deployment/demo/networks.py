@@ -63,11 +63,7 @@ class Networks:
         from petseg.deployment.segmenter import load  # imports TensorFlow
 
         segmenter = load(
-            self._source,
-            checkpoint=checkpoint,
-            ema=averaged,
-            flip_tta=flip_tta,
-            allow_code=self._allow_code,
+            self._source, checkpoint=checkpoint, ema=averaged, flip_tta=flip_tta, allow_code=self._allow_code
         )
         spec = self.run.config.data.image_spec
         segmenter.predictor(

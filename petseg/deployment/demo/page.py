@@ -81,11 +81,7 @@ def build(networks: Networks, folder: Path, uploads: Uploads) -> gr.Blocks:
                 with gr.Row():
                     overlay = _image_output("Overlay", "overlay")
                     annotated = gr.AnnotatedImage(
-                        label="Classes",
-                        color_map=views.colors(classes),
-                        height=360,
-                        elem_id="classes",
-                        format="png",
+                        label="Classes", color_map=views.colors(classes), height=360, elem_id="classes", format="png"
                     )
                 with gr.Row():
                     with gr.Column():
