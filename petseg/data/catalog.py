@@ -77,17 +77,19 @@ class DataSet:
 
     def weight_dtype(self, split: str) -> str:
         """Dtype of the weight maps of a split; empty if it has none. Raises DataError if they are of several kinds."""
-        if not self.weight_feature:
-            return ""
-        if not self.holds_weight_files:
-            return np.dtype(self.builder.info.features[self.weight_feature].np_dtype).name
-        dtypes = {
-            name: self.weight_rows.get(name, ("",))[0] for name, start, stop in self._ranges(split) if start < stop
-        }
+        dtypes = {name: self._weight_dtype(name) for name, start, stop in self._ranges(split) if start < stop}
         if len(set(dtypes.values())) > 1:
             each = ", ".join(f"{name}: {dtype or 'none'}" for name, dtype in dtypes.items())
             raise DataError(f"{self.name}: split {split} has weight maps of several kinds ({each}); must be one")
-        return next(iter(dtypes.values()))
+        return next(iter(dtypes.values()), "")
+
+    def _weight_dtype(self, name: str) -> str:
+        """Dtype of the weight maps of one of the data set's own splits; empty without."""
+        if not self.weight_feature:
+            return ""
+        if self.holds_weight_files:
+            return self.weight_rows.get(name, ("",))[0]
+        return np.dtype(self.builder.info.features[self.weight_feature].np_dtype).name
 
     def band_counts(self, splits: Collection[str]) -> BandCounts:
         """The bands of the images of some splits; of all if there are none of these."""

@@ -306,12 +306,8 @@ class OwnDataSet(DataSet):
     def holds_weight_files(self) -> bool:
         return True
 
-    def weight_dtype(self, split: str) -> str:
-        found = {name: self.source(name).weight_dtype for name, _, _ in self._ranges(split)}
-        if len(set(found.values())) > 1:
-            each = ", ".join(f"{name} {dtype or 'none'}" for name, dtype in found.items())
-            raise DataError(f"{self.name}: split {split} has weight maps of several kinds ({each}); must be one")
-        return next(iter(found.values()))
+    def _weight_dtype(self, name: str) -> str:
+        return self.source(name).weight_dtype
 
     def digests_of(self, split: str) -> None:
         """None."""

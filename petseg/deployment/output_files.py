@@ -48,25 +48,18 @@ class Outputs:
           OSError: if the disk is full or not writable, so that all other photographs would fail, too.
         """
         mask_file = output_file(target, MASK + georeference.suffix)
-
-        def write_mask() -> None:
-            picture_encoding.write(mask_file, segmentation.mask_picture(self.mask_values), georeference)
-
-        def write_overlay() -> None:
-            picture_encoding.write(output_file(target, OVERLAY), segmentation.overlay(OVERLAY_OPACITY))
-
-        def write_cutout() -> None:
-            picture_encoding.write(output_file(target, CUTOUT), segmentation.cutout())
-
-        def write_probabilities() -> None:
-            rows, shape, names = segmentation.probability_rows, segmentation.mask.shape, self.classes.names
-            probability_files.write(target, self.probabilities, rows, shape, names, georeference)
-
-        writers: dict[str, Callable[[], None]] = {MASK: write_mask, OVERLAY: write_overlay}
+        rows, shape, names = segmentation.probability_rows, segmentation.mask.shape, self.classes.names
+        encode = picture_encoding.write
+        writers: dict[str, Callable[[], object]] = {
+            MASK: lambda: encode(mask_file, segmentation.mask_picture(self.mask_values), georeference),
+            OVERLAY: lambda: encode(output_file(target, OVERLAY), segmentation.overlay(OVERLAY_OPACITY)),
+        }
         if self.cutout:
-            writers[CUTOUT] = write_cutout
+            writers[CUTOUT] = lambda: encode(output_file(target, CUTOUT), segmentation.cutout())
         if self.probabilities != "none":
-            writers[f"--probabilities={self.probabilities}"] = write_probabilities
+            writers[f"--probabilities={self.probabilities}"] = lambda: probability_files.write(
+                target, self.probabilities, rows, shape, names, georeference
+            )
         failed = []
         for what, write in writers.items():
             try:

@@ -14,7 +14,6 @@ from petseg.runs.trained_run import TrainedRun
 if TYPE_CHECKING:
     import keras
 
-    from petseg.data.examples import Examples
     from petseg.models.inference import ProbabilityAverage
 
 SEPARATOR = ", "  # between the checkpoints of the members
@@ -71,9 +70,6 @@ class Ensemble:
     @property
     def figures(self) -> Path | None:
         return self.members[0].figures
-
-    def load(self, split: str) -> "Examples":
-        return self.members[0].load(split)
 
     def results_file(self, split: str, step: int, *differences: str) -> Path | None:
         """Path of the results file, in the first run; its name has a checksum of the members' names."""

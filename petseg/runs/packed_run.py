@@ -9,7 +9,7 @@ import logging
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import safetensors
@@ -27,8 +27,6 @@ from petseg.runs.work_directory import WorkDirectory
 if TYPE_CHECKING:
     import keras
 
-    from petseg.data.examples import Examples
-
 logger = logging.getLogger(__name__)
 SUFFIX = PACKED_SUFFIX
 FOLDER = Path(__file__).parent.parent / "pretrained"
@@ -39,6 +37,10 @@ NAMES = tuple(sorted(path.stem for path in FOLDER.glob(f"*{SUFFIX}")))
 @dataclasses.dataclass(frozen=True)
 class PackedRun:
     """Content of a file of packed weights, but for the weights."""
+
+    class_weights: ClassVar[None] = None  # scores have the loss without class weights
+    figures: ClassVar[None] = None  # nothing is written beside a packed file
+    training_data: ClassVar[None] = None  # nor does it hold a record of the training data
 
     path: Path
     config: Config  # config of the run, without paths of the machine on which it was trained
@@ -83,29 +85,8 @@ class PackedRun:
     def members(self) -> "tuple[PackedRun]":
         return (self,)
 
-    @property
-    def class_weights(self) -> None:
-        """None: scores have the loss without class weights."""
-        return None
-
-    @property
-    def figures(self) -> None:
-        """None: nothing is written beside a packed file."""
-        return None
-
     def results_file(self, split: str, step: int, *differences: str) -> None:
         """None: nothing is written beside a packed file."""
-
-    def load(self, split: str) -> "Examples":
-        """Loads the examples of a split of its data set."""
-        from petseg.data import loading
-
-        return loading.load(self.config.data, split, self.classes)
-
-    @property
-    def training_data(self) -> None:
-        """None: a packed file has no record of the training data."""
-        return None
 
     @property
     def weights(self) -> str:

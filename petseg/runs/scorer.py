@@ -48,7 +48,9 @@ class Scorer:
         self.run, self._score, self._split, self._signals = run, score, split, signals
         self._tile = score.tile_size(run.config.data)
         self._own_scores = metrics.own(run.config.extension.scores)
-        self.examples = subsampling.subsample(run.load(split), score.eval_examples, sample_seed)
+        self.examples = subsampling.subsample(
+            loading.load(run.config.data, split, run.classes), score.eval_examples, sample_seed
+        )
         with input_pipeline.naming_lost_files(self.examples):
             loading.check_labels(self.examples, run.config.data, flag="--split=", split=split)
         if score.csv and large_splits.is_large(len(self.examples), len(run.classes)):

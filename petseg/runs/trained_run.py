@@ -21,7 +21,6 @@ from petseg.runs.work_directory import WorkDirectory
 if TYPE_CHECKING:
     import keras
 
-    from petseg.data.examples import Examples
     from petseg.runs.training_data import TrainingData
 
 logger = logging.getLogger(__name__)
@@ -105,12 +104,6 @@ class TrainedRun:
         parts = [EMA, *differences] if self.averaged else differences
         return self.workdir.results_file(split, step, ".".join(parts))
 
-    def load(self, split: str) -> "Examples":
-        """Loads the examples of a split, cached as the config's `cache` says."""
-        from petseg.data import loading
-
-        return loading.load(self.config.data, split, self.classes)
-
     def checkpoint(self, which: str, *, intact: bool = True) -> str:
         """Path of the checkpoint that --checkpoint names: `latest`, `best` or a path.
 
@@ -127,14 +120,10 @@ class TrainedRun:
 
     def all_checkpoints(self) -> list[str]:
         """Paths of the run's latest checkpoints, oldest first. Raises CheckpointError if there is none."""
-        paths = [self.path_of(step) for step in reversed(self.steps())]
+        paths = [self.path_of(step) for step in reversed(checkpoint_files.steps(self.workdir.checkpoints))]
         if not paths:
             raise CheckpointError(f"--checkpoint=all: there is no checkpoint in {self.workdir.checkpoints} yet")
         return paths
-
-    def steps(self) -> list[int]:
-        """Steps of the run's latest checkpoints, newest first."""
-        return checkpoint_files.steps(self.workdir.checkpoints)
 
     def path_of(self, step: int) -> str:
         """Path of the checkpoint of a step."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from petseg.config.eval_config import ScoreConfig
 from petseg.data import catalog, example_order
-from petseg.runs import early_stopping
+from petseg.runs import checkpoint_files, early_stopping
 from petseg.runs.schedule import Schedule
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
@@ -26,12 +26,12 @@ def new_checkpoints(run: TrainedRun, score: ScoreConfig) -> Iterator[str]:
     seen: set[int] = set()
     deadline = time.monotonic() + score.watch_timeout
     while True:
-        for step in reversed(run.steps()):
+        for step in reversed(checkpoint_files.steps(run.workdir.checkpoints)):
             if step not in seen:
                 seen.add(step)
                 yield run.path_of(step)
                 deadline = time.monotonic() + score.watch_timeout
-        if seen and _ends_at(run, max(seen)):
+        if seen and (max(seen) >= last_step(run) or _stops_early(run, max(seen))):
             logger.info("%s is complete", run.workdir.path)
             return
         if time.monotonic() >= deadline:
@@ -40,10 +40,7 @@ def new_checkpoints(run: TrainedRun, score: ScoreConfig) -> Iterator[str]:
         time.sleep(score.watch_interval)
 
 
-def _ends_at(run: TrainedRun, step: int) -> bool:
-    """Whether a run is complete at a step, by the config with which it was last started."""
-    if step >= last_step(run):
-        return True
+def _stops_early(run: TrainedRun, step: int) -> bool:
     return early_stopping.no_improvement(run.workdir.load_config(), run.workdir.metrics_file, step) is not None
 
 
