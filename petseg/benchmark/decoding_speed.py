@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from petseg.benchmark.tables import spread, table as markdown_table
 from petseg.config import DataConfig
-from petseg.config.options import Group, option
+from petseg.config.options import Group, numbers, option
 from petseg.errors import ConfigError, DataError
 
 MAX_EXAMPLES = 512  # that are decoded in turn
@@ -39,11 +39,8 @@ class DecodingConfig(Group):
 
     def speeds(self) -> tuple[float, ...]:
         """The GPUs' images per second."""
-        try:
-            speeds = tuple(float(part) for part in self.gpu_speeds.split(","))
-        except ValueError:
-            speeds = ()
-        if not speeds or not all(math.isfinite(speed) and speed > 0 for speed in speeds):
+        speeds = numbers(self.gpu_speeds)
+        if not speeds or min(speeds) <= 0:
             raise ConfigError(f"--gpu_speeds={self.gpu_speeds}: must be numbers above 0, separated by commas")
         return speeds
 

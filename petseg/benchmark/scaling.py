@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import math
 from collections.abc import Sequence
 from multiprocessing import connection
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from petseg.benchmark import processes, scaling_model
 from petseg.benchmark.scaling_model import REPLICAS, WORKERS, Link, Machine, Point, SharedCores
 from petseg.config import Config
-from petseg.config.options import Group, option
+from petseg.config.options import Group, numbers, option
 from petseg.errors import ConfigError
 from petseg.runtime import sockets
 from petseg.runtime.cpus import usable_cpus
@@ -98,11 +97,8 @@ class ScalingConfig(Group):
 
 def _numbers_of(name: str, text: str, kind: type, may_be_0: bool) -> list[Any]:
     """Parses the comma-separated numbers of a flag."""
-    try:
-        found = [kind(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or not all(0 <= number < math.inf and (number or may_be_0) for number in found):
+    found = [kind(number) for number in numbers(text) if kind(number) == number]
+    if len(found) < text.count(",") + 1 or min(found) < 0 or not (min(found) or may_be_0):
         what = f"{'whole ' if kind is int else ''}numbers {'of at least' if may_be_0 else 'above'} 0"
         raise ConfigError(f"--{name}={text}: must be {what}, separated by commas")
     return found

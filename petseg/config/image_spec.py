@@ -1,10 +1,11 @@
 """How the images of a run reach its network: channels, numbers of the files, intensity range."""
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
+
+from petseg.config import options
 
 DTYPES = ("uint8", "uint16", "float32")
 MOST_CHANNELS = 32
@@ -97,14 +98,10 @@ def _short(values: np.ndarray) -> float | list[float]:
 
 def parse_range(text: str, channels: int = 0) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Low and high of `LOW,HIGH` or of such a pair for each channel; None if the text is neither."""
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        return None
-    low, high = tuple(numbers[::2]), tuple(numbers[1::2])
-    finite = all(math.isfinite(value) for value in numbers)
+    found = options.numbers(text)
+    low, high = found[::2], found[1::2]
     fits = len(low) == len(high) and len(low) in ((1, channels) if channels else range(1, MOST_CHANNELS + 1))
-    return (low, high) if finite and fits and all(a < b for a, b in zip(low, high, strict=True)) else None
+    return (low, high) if fits and all(a < b for a, b in zip(low, high, strict=True)) else None
 
 
 def range_text(low: tuple[float, ...], high: tuple[float, ...]) -> str:

@@ -111,6 +111,15 @@ def sides(text: str) -> tuple[int, int]:
     return (int(parts[1]), int(parts[2] or parts[1])) if parts else (0, 0)
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    """Parses finite numbers separated by commas; empty if the text is anything else."""
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        return ()
+    return found if all(map(math.isfinite, found)) else ()
+
+
 def option(
     default: Any, help: str, *, kind: type | None = None, unit: str = "", resume: str = "free", **allowed: Any
 ) -> Any:

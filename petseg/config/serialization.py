@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from petseg import custom_code
@@ -17,6 +17,11 @@ KEPT: dict[str, dict[str, Any]] = {"loss": {"class_weight_normalization": "mean"
 
 # Fields of the data that a run resolves from its images: the value of a config that does not say.
 RESOLVED = {"channels": 0, "image_dtype": "auto", "intensity_range": "auto"}
+
+
+def _fields() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """All fields of a config, with the name of the group of each."""
+    return ((name, field) for name, group in groups(Config).items() for field in dataclasses.fields(group))
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
@@ -90,8 +95,7 @@ def code_references(config: Config, where: Sequence[str] = (SCORING, TRAINING)) 
     """
     return {
         field.name: value
-        for name, group in groups(Config).items()
-        for field in dataclasses.fields(group)
+        for name, field in _fields()
         if field.metadata["allowed"].code in where
         and custom_code.is_reference(value := getattr(getattr(config, name), field.name))
     }
@@ -102,12 +106,7 @@ def with_code(config: Config, code: Mapping[str, Callable[..., Any]]) -> Config:
 
     Raises ConfigError if a flag takes no code, or a function is not at the top level of a module.
     """
-    group_of = {
-        field.name: name
-        for name, group in groups(Config).items()
-        for field in dataclasses.fields(group)
-        if field.metadata["allowed"].code
-    }
+    group_of = {field.name: name for name, field in _fields() if field.metadata["allowed"].code}
     for flag, function in code.items():
         if flag not in group_of:
             raise ConfigError(f"{flag}={function!r}: must be one of {', '.join(group_of)}, which take code")
@@ -118,20 +117,19 @@ def with_code(config: Config, code: Mapping[str, Callable[..., Any]]) -> Config:
 def without_code(config: Config) -> Config:
     """The config with the defaults of flags that name code of the user."""
     names = code_references(config)
-    for name, group in groups(Config).items():
-        defaults = {field.name: field.default for field in dataclasses.fields(group) if field.name in names}
-        config = config.changed(**{name: defaults}) if defaults else config
+    for name, field in _fields():
+        if field.name in names:
+            config = config.changed(**{name: {field.name: field.default}})
     return config
 
 
 def changes(old: Config, new: Config) -> dict[str, tuple[Any, Any, bool]]:
     """The fields that differ: name -> (old value, new value, whether resuming refuses a change)."""
     found = {}
-    for name, group in groups(Config).items():
-        for field in dataclasses.fields(group):
-            before, after = getattr(getattr(old, name), field.name), getattr(getattr(new, name), field.name)
-            if before != after:
-                found[field.name] = (before, after, field.metadata["resume"] == "fixed")
+    for name, field in _fields():
+        before, after = (getattr(getattr(config, name), field.name) for config in (old, new))
+        if before != after:
+            found[field.name] = (before, after, field.metadata["resume"] == "fixed")
     return found
 
 

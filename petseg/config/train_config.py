@@ -5,7 +5,6 @@ so that a wrong flag is reported at once.
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -17,7 +16,7 @@ from petseg.config.data_config import DataConfig
 from petseg.config.distribution_config import DistributionConfig
 from petseg.config.extension_config import ExtensionConfig
 from petseg.config.model_config import ModelConfig
-from petseg.config.options import SCORING, TRAINING, Exclusive, Group, option
+from petseg.config.options import SCORING, TRAINING, Exclusive, Group, numbers, option
 from petseg.errors import ConfigError
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
@@ -73,12 +72,8 @@ class LossConfig(Group):
         """The given weights, not normalised; None if none are given or they depend on class frequencies."""
         if not self.class_weights or self.counts_classes:
             return None
-        try:
-            values = tuple(float(part) for part in self.class_weights.split(","))
-        except ValueError:
-            values = ()
-        positive = all(math.isfinite(value) and value >= 0 for value in values) and sum(values) > 0
-        if not positive:
+        values = numbers(self.class_weights)
+        if not sum(values) > 0 or min(values) < 0:
             raise ConfigError(
                 f"--class_weights={self.class_weights}: must be comma-separated numbers of at least 0, one for each "
                 "class, not all 0, or balanced, or median_frequency, or nothing"
@@ -137,10 +132,7 @@ class OptimizerConfig(Group):
 
     def drop_shares(self) -> tuple[float, ...]:
         """The shares of the run at which the learning rate drops."""
-        try:
-            shares = tuple(float(part) for part in self.drop_at.split(","))
-        except ValueError:
-            shares = ()
+        shares = numbers(self.drop_at)
         if not shares or not shares[0] > 0 or not shares[-1] < 1 or list(shares) != sorted(set(shares)):
             raise ConfigError(f"--drop_at={self.drop_at}: must be increasing comma-separated numbers between 0 and 1")
         return shares

@@ -4,7 +4,6 @@ NumPy only; the graph that decodes the records is in `example_decoding`.
 """
 
 import dataclasses
-import io
 import logging
 import os
 import struct
@@ -12,10 +11,10 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
-from PIL import Image
 
 from petseg.config.image_spec import ImageSpec
 from petseg.data import picture_files
+from petseg.data.folders.mask_values import encode_png
 from petseg.data.picture import Picture, PictureError
 from petseg.data.picture_files import FileContent
 from petseg.errors import DataError
@@ -245,11 +244,7 @@ def _png(pixels: np.ndarray) -> bytes:
     """A PNG of pixels [H, W, 1, 3 or 4] of 8 or 16 bits."""
     height, width, bands = pixels.shape
     if pixels.dtype == np.uint8:
-        buffer = io.BytesIO()
-        Image.fromarray(np.ascontiguousarray(pixels[..., 0] if bands == 1 else pixels)).save(
-            buffer, "PNG", compress_level=3
-        )
-        return buffer.getvalue()
+        return encode_png(np.ascontiguousarray(pixels[..., 0] if bands == 1 else pixels))
     # Pillow writes no colours of 16 bits. Each row: filter 0 (none), then numbers with the high byte first.
     rows = np.ascontiguousarray(pixels, ">u2").view(np.uint8).reshape(height, -1)
     filtered = np.pad(rows, ((0, 0), (1, 0)))

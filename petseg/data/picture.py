@@ -71,14 +71,6 @@ def from_pillow(image: Image.Image) -> Picture:
     return from_frame(image, 1)
 
 
-def from_array(array: np.ndarray) -> Picture:
-    """A picture of an array [H, W] or [H, W, bands] of numbers, none of which is opacity.
-
-    Raises PictureError if it is no picture.
-    """
-    return of_bands(array, "ARRAY")
-
-
 def check_size(height: int, width: int) -> None:
     if height * width > MOST_PIXELS:
         raise PictureError(too_many(f"{width} x {height}", height * width))

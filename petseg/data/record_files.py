@@ -118,17 +118,15 @@ class RecordFiles(Records):
     def _reader(self, file: Path) -> Any:
         """The reader of a file, shared by threads; closed when it is evicted and no thread uses it."""
         with self._lock:
-            reader = self._readers.pop(file, None) or _array_record_reader(file)
+            reader = self._readers.pop(file, None)
+            if reader is None:
+                from array_record.python.array_record_module import ArrayRecordReader  # only needed for such files
+
+                reader = ArrayRecordReader(os.fspath(file), options=READER_OPTIONS, file_reader_buffer_size=32768)
             self._readers[file] = reader
             if len(self._readers) > OPEN_READERS:
                 self._readers.popitem(last=False)
             return reader
-
-
-def _array_record_reader(file: Path) -> Any:
-    from array_record.python import array_record_module  # only needed for such files
-
-    return array_record_module.ArrayRecordReader(os.fspath(file), options=READER_OPTIONS, file_reader_buffer_size=32768)
 
 
 def _state(file: Path) -> tuple[int, int] | None:

@@ -191,11 +191,6 @@ def check_formats(formats: Sequence[str]) -> None:
             raise ConfigError(f"--export={name}: needs the {noun} {names}: pip install 'petseg[export]'")
 
 
-def needs_calibration(formats: Sequence[str]) -> bool:
-    """Whether any of the formats needs calibration images."""
-    return any(FORMATS[name].calibrated for name in formats)
-
-
 def table(agreements: Sequence[Agreement]) -> str:
     """Formats agreements as a text table."""
     lines = [f"{'format':12}{'equal mask pixels':>19}{'largest difference':>20}{'MiB':>8}  path"]

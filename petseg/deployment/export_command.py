@@ -10,6 +10,7 @@ from petseg.data import catalog, loading
 from petseg.data.drawings import animal_drawing
 from petseg.data.resizing import Resizing
 from petseg.deployment import export as export_lib
+from petseg.deployment.export_formats import FORMATS
 from petseg.errors import PetsegError
 from petseg.runs import building
 from petseg.runs.open_run import load_model, open_single
@@ -39,7 +40,10 @@ def export(config: EvalConfig) -> list[export_lib.Agreement]:
     with StopSignals():
         process_setup.set_up_runtime(run.config, config.distribution, one_device=True)
         model, step = load_model(run, path)
-        calibration = _calibration_images(run) if export_lib.needs_calibration(formats) else None
+        calibration, data = None, run.config.data
+        if any(FORMATS[name].calibrated for name in formats):
+            some = loading.load_some(data, data.train_split, run.classes, count=CALIBRATION_IMAGES, spread=True)
+            calibration = some.images
         examples, compared_on = _comparison_images(run, score)
         agreements = export_lib.export(
             model,
@@ -86,8 +90,3 @@ def _drawings(size: tuple[int, int], spec: ImageSpec) -> np.ndarray:
     low, high = spec.device_range
     shares = colors[..., [channel % 3 for channel in range(spec.channels)]] / np.float32(255)
     return (low + shares * (high - low)).clip(0).astype(spec.travels_as)
-
-
-def _calibration_images(run: TrainedRun | PackedRun) -> np.ndarray:
-    data = run.config.data
-    return loading.load_some(data, data.train_split, run.classes, count=CALIBRATION_IMAGES, spread=True).images

@@ -17,7 +17,7 @@ from petseg.config.image_spec import PLAIN, ImageSpec
 from petseg.data import images, loading, mask_files, subsampling
 from petseg.data.backends.memory import MemoryExamples
 from petseg.data.examples import Examples
-from petseg.data.picture import Picture, PictureError, from_array, from_pillow
+from petseg.data.picture import Picture, PictureError, from_pillow, of_bands
 from petseg.deployment.predictor import Predictor
 from petseg.deployment.segmentation import Segmentation
 from petseg.errors import ConfigError, DataError, one_line
@@ -25,9 +25,8 @@ from petseg.evaluation import metrics
 from petseg.evaluation.results import split_results
 from petseg.runs import building, training_data
 from petseg.runs.ensemble import Ensemble
-from petseg.runs.open_run import Run, load_model, open_single
+from petseg.runs.open_run import Run, load_model, open_single, with_averages
 from petseg.runs.training_data import TrainingData
-from petseg.runs.work_directory import WorkDirectory
 from petseg.training.stop_requests import StopRequests
 
 Source = str | os.PathLike[str]
@@ -185,7 +184,7 @@ def load(
         ScoreConfig(
             workdir=os.fspath(each),
             checkpoint=checkpoint,
-            ema=_has_averages(each) if ema is None else ema,
+            ema=bool(ema),
             tile=_tile_flag(tile),
             threshold=threshold,
             predict=".",
@@ -194,7 +193,7 @@ def load(
         )
         for each in sources
     ]
-    members = [open_single(score) for score in scores]
+    members = [open_single(with_averages(score) if ema is None else score) for score in scores]
     run: Run = members[0] if len(members) == 1 else Ensemble(tuple(members))
     model, step = load_model(run, run.checkpoint(checkpoint))
     return Segmenter(
@@ -207,12 +206,6 @@ def load(
         threshold=threshold,
         trained_on=[member.training_data for member in run.members],
     )
-
-
-def _has_averages(source: Source) -> bool:
-    """Whether a source is a work directory of a run with averaged weights."""
-    workdir = WorkDirectory(source)
-    return workdir.config_file.is_file() and workdir.load_config().optimizer.ema_decay > 0
 
 
 def _tile_flag(tile: int | str | Sequence[int] | None) -> str:
@@ -253,7 +246,7 @@ def as_array(image: ImageLike, spec: ImageSpec = PLAIN) -> np.ndarray:
 
 def _of_array(array: np.ndarray, spec: ImageSpec) -> Picture:
     """A picture of an array; of four channels where three are wanted, the last is opacity."""
-    picture = from_array(array)
+    picture = of_bands(array, "ARRAY")
     is_rgba = spec.channels == 3 and picture.pixels.shape[2] == 4
     return dataclasses.replace(picture, alpha=True) if is_rgba else picture
 

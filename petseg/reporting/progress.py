@@ -47,14 +47,11 @@ class Progress:
         self._bar.update(step - before)
         due = step // self._log_every > before // self._log_every or step == self._last_step
         if self._bar.disable and not self._hidden and due:
+            # At the speed so far, evaluations and checkpoints included.
+            left = (time.monotonic() - self._began) / max(step - self._first_step, 1) * (self._last_step - step)
             logger.info("step %d/%d, %s: %s, %s left", step, self._last_step, self._epoch(step), self._shown or "-",
-                        tqdm.format_interval(self._seconds_left(step)))  # fmt: skip
+                        tqdm.format_interval(left))  # fmt: skip
 
     def _epoch(self, step: int) -> str:
         epochs = -(-self._last_step // self._steps_per_epoch)
         return f"epoch {min(step // self._steps_per_epoch + 1, epochs)}/{epochs}"
-
-    def _seconds_left(self, step: int) -> float:
-        """Remaining seconds at the speed so far, evaluations and checkpoints included."""
-        elapsed = time.monotonic() - self._began
-        return elapsed / max(step - self._first_step, 1) * (self._last_step - step)

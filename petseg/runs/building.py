@@ -137,11 +137,6 @@ def rebuild_for_export(config: Config, classes: Classes) -> Callable[[], keras.M
     return lambda: build_model(plain, classes)
 
 
-def build_average(config: Config, model: keras.Model) -> WeightAverage | None:
-    """The exponential moving average of a model's weights, or None without --ema_decay; inside ``strategy.scope()``."""
-    return WeightAverage(model, config.optimizer.ema_decay) if config.optimizer.ema_decay else None
-
-
 def build_trainer(
     config: Config,
     strategy: tf.distribute.Strategy,
@@ -169,7 +164,7 @@ def build_trainer(
         LossScale(compute),
         requests,
         batch_size=batch_size,
-        average=build_average(config, model),
+        average=WeightAverage(model, config.optimizer.ema_decay) if config.optimizer.ema_decay else None,
         clip_norm=config.optimizer.clip_norm,
         micro_batches=compute.micro_batches,
         weight_scale=config.data.weight_scale,

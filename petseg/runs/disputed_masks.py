@@ -56,7 +56,8 @@ def report(against: str, data: DataConfig, *, most: int, sheet: Path, allow_code
     Raises:
       PetsegError: if there is no such run, its classes are others, or the file cannot be written.
     """
-    run = _opened(against, allow_code)
+    score = open_run.with_averages(ScoreConfig(workdir=against, allow_code=allow_code))
+    run = open_run.open_run(score)
     data = data.changed(**{name: getattr(run.config.data, name) for name in INPUT_FIELDS})
     examples = loading.load(data, data.train_split)
     if examples.classes.names != run.classes.names:
@@ -72,13 +73,6 @@ def report(against: str, data: DataConfig, *, most: int, sheet: Path, allow_code
         with files.explain_write_errors(sheet, flag=f"--output_dir={sheet.parent}", error_class=ConfigError):
             files.write_bytes(sheet, network.draw(examples, disputes))
         yield f"drawn: {sheet}"
-
-
-def _opened(against: str, allow_code: bool) -> Run:
-    run = open_run.open_run(ScoreConfig(workdir=against, allow_code=allow_code))
-    if run.config.optimizer.ema_decay and not isinstance(run, open_run.PackedRun):
-        run = open_run.open_run(ScoreConfig(workdir=against, allow_code=allow_code, ema=True))
-    return run
 
 
 class _Network:

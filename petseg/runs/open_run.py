@@ -48,6 +48,13 @@ def open_single(score: ScoreConfig) -> TrainedRun | PackedRun:
     return TrainedRun.open(WorkDirectory(source), score)
 
 
+def with_averages(score: ScoreConfig) -> ScoreConfig:
+    """The flags with --ema if --workdir is that of a run with averaged weights, else without."""
+    workdir = WorkDirectory(score.workdir)
+    keeps_averages = workdir.config_file.is_file() and workdir.load_config().optimizer.ema_decay > 0
+    return dataclasses.replace(score, ema=keeps_averages)
+
+
 def load_model(run: Run, checkpoint: str) -> "tuple[keras.Model, int]":
     """Builds a run's network, restores a checkpoint and returns both the network and its training step.
 

@@ -87,7 +87,9 @@ class Scorer:
         step, data = self.run.restore(path, self._model), self.run.config.data
         evaluations = {"{} x {}".format(*data.size): self._evaluator.evaluate()}
         if self._score.resolution == "native":
-            pairs = loading.native_pairs(data, self._split, self.run.classes, ids=self._sampled_ids())
+            drawn = self.examples.sampling
+            ids = subsampling.positions(drawn["of"], len(self.examples), drawn["seed"]) if drawn else None
+            pairs = loading.native_pairs(data, self._split, self.run.classes, ids=ids)
             tiles = " in tiles of {} x {}".format(*self._tile) if self._tile else ""
             native = self._evaluator.evaluate_native(pairs, self._any_size.logits)
             evaluations[f"native resolution{tiles}"] = native
@@ -111,11 +113,6 @@ class Scorer:
         classes, _ = self._evaluator.predict(images)
         shown = self.run.config.data.image_spec.shown(images)
         return shown, masks[..., 0], classes, self.examples.names_of(ids.tolist())
-
-    def _sampled_ids(self) -> np.ndarray | None:
-        """Positions in the split of the sampled examples; None if all are scored."""
-        drawn = self.examples.sampling
-        return subsampling.positions(drawn["of"], len(self.examples), drawn["seed"]) if drawn else None
 
     def _differences(self, native: bool) -> list[str]:
         """Short names of the settings that differ from evaluations during training."""

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+import os
 from pathlib import Path
 
 import keras
@@ -53,7 +54,9 @@ def find_starting_point(config: Config, workdir: WorkDirectory) -> StartingPoint
     if source:
         if file := packed_run.packed_file(source):
             PackedRun.open(file)
-        elif not WorkDirectory(source).config_file.is_file() and not _checkpoint_file(source).is_file():
+        elif not WorkDirectory(source).config_file.is_file() and not os.path.isfile(
+            source.removesuffix(".index") + ".index"
+        ):
             raise ConfigError(
                 f"--init_from={source}: is neither the work directory of a run, nor a checkpoint, nor a file of packed "
                 f"weights, nor a packaged model ({', '.join(packed_run.NAMES)})"
@@ -177,7 +180,3 @@ def transfer_weights(original: keras.Model, model: keras.Model, *, same_layers: 
         else:
             target.assign(source)
     return left
-
-
-def _checkpoint_file(path: str) -> Path:
-    return Path(path.removesuffix(".index") + ".index")

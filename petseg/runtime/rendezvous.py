@@ -8,6 +8,7 @@ it waits for the others and sends them the list of members.
 import contextlib
 import json
 import logging
+import math
 import socket
 import threading
 import time
@@ -125,7 +126,10 @@ class _Rendezvous:
         return [each for each in self._addresses if each not in missing]
 
     def _missing(self) -> set[str]:
-        return {each for each in self._addresses if each != self._name and not self._server.knows(each)}
+        since = time.monotonic() - FRESH_SECONDS
+        return {
+            each for each in self._addresses if each != self._name and self._server.asked.get(each, -math.inf) < since
+        }
 
     def _log_once(self, message: str, *values: str) -> None:
         if message not in self._logged:
@@ -147,7 +151,7 @@ class _Server:
         self._listener, self._addresses = listener, addresses
         self.state: str | list[str] = FOLLOWS
         self.informed: set[str] = set()
-        self._asked: dict[str, float] = {}
+        self.asked: dict[str, float] = {}  # the last time at which each process asked
         self._is_open = True
         self._thread = threading.Thread(target=self._serve, name="rendezvous", daemon=True)
 
@@ -160,10 +164,6 @@ class _Server:
         self._is_open = False
         self._thread.join()
         self._listener.close()
-
-    def knows(self, name: str) -> bool:
-        """Whether a process asked recently."""
-        return name in self._asked and time.monotonic() - self._asked[name] < FRESH_SECONDS
 
     def _serve(self) -> None:
         while self._is_open:
@@ -182,7 +182,7 @@ class _Server:
         connection.sendall(json.dumps({"petseg": state}).encode())
         if not name:  # a probe of `is_waiting_at`
             return
-        self._asked[name] = time.monotonic()
+        self.asked[name] = time.monotonic()
         if isinstance(state, list):
             self.informed.add(name)
 

@@ -135,15 +135,13 @@ def computing_kind() -> str:
     return "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
 
 
-def devices_that_divide(found: int, examples: int) -> int:
-    """The most of some devices that divide a number of examples and leave each `LEAST_SHARE` of them, or else 1."""
-    return max(n for n in range(1, found + 1) if n == 1 or (examples % n == 0 and examples // n >= LEAST_SHARE))
-
-
 def _devices_of_auto(kind: str, found: int, batch_size: int, micro_batches: int) -> int:
-    """The number of devices that --strategy=auto uses for a batch; says so if others stay idle."""
+    """The number of devices that --strategy=auto uses for a batch; says so if others stay idle.
+
+    The most that divide its examples and leave each `LEAST_SHARE` of them, or else 1.
+    """
     examples = batch_size // micro_batches
-    number = devices_that_divide(found, examples)
+    number = max(n for n in range(1, found + 1) if n == 1 or (examples % n == 0 and examples // n >= LEAST_SHARE))
     if number < found:
         fits = examples % found == 0
         why = f"all {found} would have {examples // found} each" if fits else f"{found} do not divide them"
@@ -151,16 +149,9 @@ def _devices_of_auto(kind: str, found: int, batch_size: int, micro_batches: int)
         logger.info(
             "--strategy=auto: uses %s of %d %ss, %d examples each of --batch_size=%d: %s (at least %d are sensible); "
             "to use all: --batch_size=%d%s",
-            f"{number} ({kind} 0{f' to {number - 1}' if number > 1 else ''})",
-            found,
-            kind,
-            batch_size // number,
-            batch_size,
-            why,
-            LEAST_SHARE,
-            enough,
-            ", or --strategy=mirrored" if fits else "",
-        )
+            f"{number} ({kind} 0{f' to {number - 1}' if number > 1 else ''})", found, kind, batch_size // number,
+            batch_size, why, LEAST_SHARE, enough, ", or --strategy=mirrored" if fits else "",
+        )  # fmt: skip
     return number
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from petseg.config.image_spec import ImageSpec
 from petseg.data import catalog, check, images, intensity, loading
 from petseg.data.check import CheckConfig
-from petseg.data.picture import PictureError, from_array
+from petseg.data.picture import PictureError, of_bands
 from petseg.errors import DataError
 
 HEIGHT, WIDTH = 12, 16
@@ -182,11 +182,11 @@ def test_the_checker_reports_what_training_refuses_and_opacity_that_is_not_used(
 
 def test_a_picture_of_another_depth_or_with_nan_is_refused():
     with pytest.raises(PictureError, match=r"^has 1 channel of 16 bits; the network was trained on images of 8 bits"):
-        images.prepared(from_array(DEEP[..., 0]), ImageSpec())
+        images.prepared(of_bands(DEEP[..., 0], "ARRAY"), ImageSpec())
     with pytest.raises(PictureError, match=r"^has 5 channels of 16 bits; must have 3 channels$"):
-        images.prepared(from_array(DEEP), ImageSpec(3, "uint16"))
+        images.prepared(of_bands(DEEP, "ARRAY"), ImageSpec(3, "uint16"))
     with pytest.raises(PictureError, match=r"^holds NaN or infinite numbers in 192 pixels; must be finite"):
-        images.prepared(from_array(DEEP[..., 0] * np.nan), ImageSpec(3, "float32"))
+        images.prepared(of_bands(DEEP[..., 0] * np.nan, "ARRAY"), ImageSpec(3, "float32"))
 
 
 def test_pages_of_stacks_become_examples(tmp_path, monkeypatch):

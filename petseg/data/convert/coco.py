@@ -53,17 +53,16 @@ def read(source: Path, pictures: PictureIndex, image_dir: Path | None) -> Annota
     return found
 
 
-def is_coco(content: Any) -> bool:
-    """Whether the content of a JSON file has the form of COCO's instances."""
-    return isinstance(content, dict) and all(isinstance(content.get(key), list) for key in KEYS)
-
-
 def _contents(source: Path) -> dict[Path, Any]:
     """The JSON files with instances and their contents."""
     files = [source] if source.is_file() else files_below(source, ".json")
     preferred = [file for file in files if file.name.startswith("instances")]
     contents = {file: read_json(file, file.name) for file in preferred or files}
-    found = {file: content for file, content in contents.items() if is_coco(content)}
+    found = {
+        file: content
+        for file, content in contents.items()
+        if isinstance(content, dict) and all(isinstance(content.get(key), list) for key in KEYS)
+    }
     if not found:
         raise DataError(
             f"{source}: {len(files)} JSON files, none of COCO's form; one must have the lists {', '.join(KEYS)}"

@@ -38,7 +38,7 @@ def read(source: Path, pictures: PictureIndex, image_dir: Path | None) -> Annota
     for file in files:
         shown = file.name if file == source else str(file.relative_to(source))
         content = read_json(file, shown)
-        if not is_labelme(content):
+        if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
             found.leave_out("JSON files that are not LabelMe's", shown)
             continue
         image = _image(file, shown, content, pictures, image_dir, found)
@@ -54,11 +54,6 @@ def read(source: Path, pictures: PictureIndex, image_dir: Path | None) -> Annota
             found.leave_out("pictures without a JSON file", pictures.shown(picture))
     found.labels = _labels(source, found)
     return found
-
-
-def is_labelme(content: Any) -> bool:
-    """Whether the content of a JSON file has LabelMe's form."""
-    return isinstance(content, dict) and isinstance(content.get("shapes"), list)
 
 
 def _labels(source: Path, found: Annotations) -> list[str]:

@@ -53,10 +53,10 @@ def allowed_values_text(classes: Classes) -> str:
     return text + (f", or {', '.join(map(_value_text, ignored))} (in no class)" if ignored else "")
 
 
-def encode_png(ids: np.ndarray) -> bytes:
-    """Encodes class ids, uint8 [H, W], as a PNG file."""
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Encodes class ids or grey, uint8 [H, W], or colours, uint8 [H, W, 3 or 4], as a PNG file."""
     buffer = io.BytesIO()
-    Image.fromarray(ids).save(buffer, "PNG", compress_level=3)
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
 
 

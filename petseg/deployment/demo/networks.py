@@ -55,10 +55,6 @@ class Networks:
             self._loaded[key] = held
         return held[1]
 
-    def load_first(self) -> None:
-        """Loads the network that the page shows first."""
-        self(self.checkpoints[0] if self.checkpoints else "", self.has_averages, False)
-
     def _load(self, checkpoint: str, averaged: bool, flip_tta: bool) -> "Segmenter":
         from petseg.deployment.segmenter import load  # imports TensorFlow
 
@@ -66,9 +62,8 @@ class Networks:
             self._source, checkpoint=checkpoint, ema=averaged, flip_tta=flip_tta, allow_code=self._allow_code
         )
         spec = self.run.config.data.image_spec
-        segmenter.predictor(
-            np.zeros([32, 32, spec.channels], spec.travels_as)
-        )  # compiles it, so that the first photograph is not slow
+        # Compiles it, so that the first photograph is not slow.
+        segmenter.predictor(np.zeros([32, 32, spec.channels], spec.travels_as))
         return segmenter
 
     def _version(self, checkpoint: str) -> Version:

@@ -99,7 +99,7 @@ def main(config: DemoConfig) -> None:
 
         networks = Networks(source, run, allow_code=config.allow_code)
         process_setup.set_up_runtime(run.config, DistributionConfig(), one_device=True)
-        networks.load_first()
+        networks(next(iter(networks.checkpoints), ""), networks.has_averages, False)  # that the page shows first
         page = _serve(config, networks, Path(folder))
         try:
             threading.Event().wait()
