@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from petseg.data import feeding, service_client
-from petseg.data.bad_examples import BadExampleLog
+from petseg.data.bad_example_log import BadExampleLog
 from petseg.data.example_order import example_ids, steps_per_epoch
 from petseg.data.examples import BatchPosition, Examples
 from petseg.data.record_files import UNREADABLE

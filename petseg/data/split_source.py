@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
-from petseg.data import catalog, example_decoding, feeding, intensity, mask_files, random_crops
+from petseg.data import catalog, example_decoding, feeding, image_flags, mask_files, random_crops
 from petseg.data.catalog import ARRAY_RECORD, DataSet
 from petseg.data.example_decoding import ImageDecoding
 from petseg.data.mask_survey import MaskFacts
@@ -49,7 +49,7 @@ class SplitSource:
                 f"--cache=none: {data_set.name} is stored as {data_set.file_format}; must be {ARRAY_RECORD}; "
                 "`python -m petseg.data.to_array_record` converts it, and --cache=disk reads any format"
             )
-        images = intensity.decoding_of(config, data_set)
+        images = image_flags.decoding_of(config, data_set)
         resizing = Resizing(config.size, config.resize, images.spec.padding)
         weights = data_set.weight_dtype(split)
         if config.score_weights and not weights:

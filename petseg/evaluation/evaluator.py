@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from petseg.config.image_spec import PLAIN, ImageSpec
 from petseg.data import input_pipeline
-from petseg.data.bad_examples import BadExampleLog
+from petseg.data.bad_example_log import BadExampleLog
 from petseg.data.examples import Examples
 from petseg.evaluation import confidence_intervals, large_splits, metrics
 from petseg.evaluation.confidence_intervals import Counts

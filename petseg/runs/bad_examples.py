@@ -4,8 +4,8 @@ import logging
 from collections.abc import Callable
 
 from petseg.config import Config
-from petseg.data import bad_examples
-from petseg.data.bad_examples import BadExampleLog
+from petseg.data import bad_example_log
+from petseg.data.bad_example_log import BadExampleLog
 from petseg.data.examples import Examples
 from petseg.errors import DataError
 from petseg.runtime.strategies import Placement
@@ -50,7 +50,7 @@ class BadExamples:
             if self._ignore and i not in self._ignored:
                 self._ignored.add(i)
                 count = f"{len(self._ignored)} of at most {self.limit}"
-                logger.warning("step %d: ignored: %s (%s)", at, bad_examples.reason(self._examples, i), count)
+                logger.warning("step %d: ignored: %s (%s)", at, bad_example_log.reason(self._examples, i), count)
         if self._ignore:
             ignored = max(self._placement.gather(len(self._ignored)))
             if ignored > self.limit:
@@ -62,6 +62,6 @@ class BadExamples:
         bad = [i for i in self._placement.gather(found[0][1] if found else NONE) if i != NONE]
         if bad:
             raise DataError(
-                f"step {step}: {bad_examples.reason(self._examples, bad[0])}; fix the file or pass "
+                f"step {step}: {bad_example_log.reason(self._examples, bad[0])}; fix the file or pass "
                 f"--on_bad_example=ignore, then rerun to resume from {self._newest_checkpoint()}"
             )

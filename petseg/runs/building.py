@@ -13,7 +13,7 @@ from petseg.classes import Classes
 from petseg.config import Config, DataConfig
 from petseg.config.model_config import HUB
 from petseg.data import catalog, input_pipeline, loading
-from petseg.data.bad_examples import BadExampleLog
+from petseg.data.bad_example_log import BadExampleLog
 from petseg.data.crop_focus import CropFocus
 from petseg.data.examples import Examples
 from petseg.data.random_crops import RandomCrops

@@ -7,7 +7,7 @@ import keras
 
 from petseg import config as config_lib, custom_code
 from petseg.config import Config
-from petseg.data import catalog, example_order, input_pipeline, intensity, loading, service_client, subsampling
+from petseg.data import catalog, example_order, image_flags, input_pipeline, loading, service_client, subsampling
 from petseg.data.examples import Examples
 from petseg.errors import ClusterError, StoppedError
 from petseg.evaluation.evaluator import Evaluator
@@ -100,7 +100,7 @@ def _checked_data(config: Config, workdir: WorkDirectory, start: StartingPoint) 
     data_set = catalog.open_with_splits(config.data)
     building.check_code(config, data_set.classes)
     workdir.check_classes(data_set.classes)
-    config = dataclasses.replace(config, data=intensity.resolved(config.data, data_set))
+    config = dataclasses.replace(config, data=image_flags.resolved(config.data, data_set))
     data = TrainingData.of(data_set, config.data, starting_point.initial_training_data(start))
     if start.checkpoint:
         training_data.check_unchanged(data, data_set, config.data, workdir)

@@ -10,7 +10,7 @@ from test_loading import picture, png, write_data_set
 
 from petseg.classes import PETS
 from petseg.data import example_order, input_pipeline, loading
-from petseg.data.bad_examples import BadExampleLog
+from petseg.data.bad_example_log import BadExampleLog
 from petseg.errors import DataError
 
 COUNT, BAD = 12, (4, 7)

@@ -11,7 +11,7 @@ from made_folders import config, mask
 from PIL import Image
 
 from petseg.config.image_spec import ImageSpec
-from petseg.data import catalog, check, images, intensity, loading
+from petseg.data import catalog, check, image_flags, images, loading
 from petseg.data.check import CheckConfig
 from petseg.data.picture import PictureError, of_bands
 from petseg.errors import DataError
@@ -91,7 +91,7 @@ def write(root, files, sizes=None):
 
 def resolved(root, **flags):
     data = config(root, **flags)
-    return intensity.resolved(data, catalog.open_data(data))
+    return image_flags.resolved(data, catalog.open_data(data))
 
 
 @pytest.mark.parametrize(

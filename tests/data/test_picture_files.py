@@ -171,9 +171,9 @@ def test_without_a_package_its_extra_is_named(monkeypatch):
     with pytest.raises(PictureError, match=r"^cannot be read: compressed as LZW; pip install 'petseg\[tiff\]' reads"):
         picture_files.decode(data)
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
-    jpeg2000 = b"\0" * 12 + b"\xff\x4f\xff\x51" + b"\0" * 38 + b"\x0b" + b"\0" * 9
-    with pytest.raises(PictureError, match=r"^cannot be read: has 12 bits; pip install 'petseg\[tiff\]' reads it$"):
-        picture_files._deep_jpeg2000(io.BytesIO(jpeg2000))
+    jpeg2000 = encoded(Image.fromarray(np.full((64, 64), 4000, np.uint16)), "JPEG2000")
+    with pytest.raises(PictureError, match=r"^cannot be read: has 16 bits; pip install 'petseg\[tiff\]' reads it$"):
+        picture_files.decode(jpeg2000)
 
 
 def test_heic_is_read_with_its_package():

@@ -19,13 +19,18 @@ CANVAS = (45, 90)
 
 
 @pytest.fixture(scope="module")
-def crops():
-    """Crops of pictures whose pixels hold their own coordinates, with masks of 0."""
+def canvases():
+    """Pictures whose pixels hold their own coordinates, with masks of 0."""
     places = [np.stack([*np.mgrid[:h, :w], np.zeros((h, w))], axis=-1).astype(np.uint8) for h, w in SIZES]
     resizing = Resizing(CANVAS, "crop")
     images = np.stack([resizing.image(tf.constant(each)).numpy() for each in places])
     masks = np.stack([resizing.mask(tf.constant(each[..., 2:])).numpy() for each in places])
-    return RandomCrops(MemoryExamples(images, masks, PETS), (32, 64), SIZES)
+    return MemoryExamples(images, masks, PETS)
+
+
+@pytest.fixture(scope="module")
+def crops(canvases):
+    return RandomCrops(canvases, (32, 64), SIZES)
 
 
 def cut(crops, step, positions=range(5), *, seed=0, ids=range(5)):
@@ -34,8 +39,8 @@ def cut(crops, step, positions=range(5), *, seed=0, ids=range(5)):
     return fetched.image.numpy(), fetched.mask.numpy()
 
 
-def test_weight_maps_are_cut_with_their_masks(crops):
-    images, masks = crops._canvases.read(range(5))
+def test_weight_maps_are_cut_with_their_masks(canvases):
+    images, masks = canvases.read(range(5))
     maps = np.where(masks == IGNORED, 0, masks / np.float32(4)).astype(np.float32)
     weighted = RandomCrops(MemoryExamples(images, masks, PETS, weights=maps), (32, 64), SIZES)
     at = BatchPosition(tf.constant(3, tf.int64), tf.range(5, dtype=tf.int64), 8, 0)
@@ -81,8 +86,8 @@ def test_crops_are_functions_of_seed_step_and_position(crops):
     assert (cut(crops, 3, [4, 2, 0, 7, 1], seed=1)[0] != images).any()
 
 
-def test_focused_crops_are_centred_on_a_rare_pixel_and_stay_inside_their_images(crops):
-    images, masks = crops._canvases.read(range(5))
+def test_focused_crops_are_centred_on_a_rare_pixel_and_stay_inside_their_images(canvases):
+    images, masks = canvases.read(range(5))
     (first_row, first_column) = CANVAS[0] // 2, CANVAS[1] // 2
     for row, column in ((0, 0), (3, -9), (-4, 15)):  # from the middle of the canvas, which is in every image
         rare = masks.copy()

@@ -31,7 +31,8 @@ def test_gradients_in_float16_are_rounded_and_an_overflow_on_the_way_skips_the_s
 
     checkpoint = tf.train.Checkpoint(**trainer.state())
     saved, before = checkpoint.write(str(tmp_path / "saved")), trainer.weights()
-    trainer.loss_scale._scale.assign(2.0**30)  # with which no sum of a replica overflows, but what travels does
+    (scale,) = (variable for variable in trainer.loss_scale.variables if variable.dtype == tf.float32)
+    scale.assign(2.0**30)  # with which no sum of a replica overflows, but what travels does
     trainer.run(batches, 1)
     scalars = trainer.pop_measurements().scalars
     assert (scalars["skipped_steps"], scalars["loss_scale"]) == (1, 2.0**29)

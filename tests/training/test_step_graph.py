@@ -10,7 +10,7 @@ from tensorflow.python.framework import kernels, op_def_registry
 from petseg.classes import PETS
 from petseg.config import Config
 from petseg.data import input_pipeline
-from petseg.data.bad_examples import BadExampleLog
+from petseg.data.bad_example_log import BadExampleLog
 from petseg.models import convolutions
 from petseg.runs import building
 from petseg.training.stop_requests import StopRequests
