@@ -192,7 +192,7 @@ def input_cases(recipes: Recipes) -> list[Case]:
 
 
 def exactness(recipes: Recipes, seconds: float) -> list[Row]:
-    """Checks, all at one time: a split device, a killed run, an overflow."""
+    """Runs the checks in parallel: a split device, a killed run, an overflow."""
     checks = (split_in_two, killed_and_resumed, overflow)
     with concurrent.futures.ThreadPoolExecutor(len(checks)) as pool:
         return list(pool.map(lambda check: check(recipes, seconds), checks))
@@ -273,7 +273,7 @@ def time_to(target: float, scores: Sequence[Row]) -> Row:
 
 
 def markdown(found: Sequence[Row], flags: Sequence[str]) -> str:
-    """The report: a table for each part, and first of all what failed."""
+    """The report: failures, then a table for each part."""
     command = " ".join(["python -m petseg.benchmark --measure=gpu", *flags])
     lines = ["# petseg on this GPU", "", f"`{command}`", "", "## Failures", ""]
     failures = [

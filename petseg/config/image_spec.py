@@ -68,7 +68,7 @@ class ImageSpec:
         return np.round(share * np.float32(CODES)).astype(np.uint16)
 
     def shown(self, images: np.ndarray) -> np.ndarray:
-        """Images for people, uint8 [..., 3], of images as they travel or of floats in [0, 255], [..., C]."""
+        """Images for display, uint8 [..., 3], of images as they travel or of floats in [0, 255], [..., C]."""
         if images.dtype == np.uint8 and self.is_plain and self.channels == 3 and not self.shown_channels:
             return images
         chosen = self.shown_channels or tuple(range(min(self.channels, 3)))

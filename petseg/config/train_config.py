@@ -163,8 +163,8 @@ class ComputeConfig(Group):
     )
     all_reduce_bucket: float = option(
         0.0,
-        "size of the parts in which replicas sum gradients, each as soon as the backward pass has computed it, for "
-        "slow networks between GPUs; 0: all in one part; without effect with several --micro_batches",
+        "size of gradient buckets, each all-reduced as soon as the backward pass has computed it, for slow networks "
+        "between GPUs; 0: one bucket; no effect with several --micro_batches",
         unit="MB",
         minimum=0,
     )

@@ -57,7 +57,7 @@ class DataSet:
 
     @property
     def mask_notes(self) -> list[str]:
-        """What may be a mistake in the masks of a folder, as its copy has it."""
+        """Possible mistakes in the masks of a folder, as stored in its copy."""
         return list(self._metadata.get("mask_notes", [])) if self.holds_ids else []
 
     @property
@@ -114,7 +114,7 @@ class DataSet:
         return f"the files under {self.builder.data_path}"
 
     def version_of(self, splits: Collection[str]) -> str:
-        """What other data would have another of, for the record of a run."""
+        """Identifier of the data set, for the record of a run."""
         return FOLDER if self.name == FOLDER else self.full_name
 
     def state_of(self, split: str) -> list[Any]:

@@ -1,4 +1,4 @@
-"""How much of the input a host makes at one time, and keeps ready: by its cores and replicas, within its memory."""
+"""Parallelism and prefetching of the input pipeline, from the host's cores, replicas and memory."""
 
 import math
 
@@ -12,17 +12,17 @@ DECODING_SHARE, BATCHES_SHARE = 1 / 4, 1 / 8
 
 
 def decodes_at_once() -> int:
-    """Number of images that a host decodes at one time: its cores, unless that takes too much memory."""
+    """Number of images that a host decodes in parallel: its cores, unless that takes too much memory."""
     return max(1, min(cpus.usable_cpus(), _memory_bound()))
 
 
 def decodes_of_a_part() -> int:
-    """Number of images of one replica's part of a batch that are decoded at one time (--cache=none)."""
+    """Number of images of one replica's part of a batch that are decoded in parallel (--cache=none)."""
     return max(1, min(_decodes_in_all() // 2, MOST_OF_A_PART))
 
 
 def parts_at_once(local_replicas: int, examples: int, bytes_of_part: int) -> tuple[int, int]:
-    """Numbers of parts of batches that a host makes at one time, and keeps ready."""
+    """Numbers of parts of batches that a host makes in parallel, and prefetches."""
     made = max(2, _decodes_in_all() // min(examples, decodes_of_a_part()), min(local_replicas, _decodes_in_all()))
     ready = BATCHES_READY * local_replicas
     fitting = int(BATCHES_SHARE * cpus.usable_memory()) // max(bytes_of_part, 1)

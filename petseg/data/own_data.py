@@ -93,7 +93,7 @@ class Source:
         name, _, mask, _ = files = self.files(0)
         if self.files(0) != files:
             raise DataError(
-                f"{self._where}, example 0: is another one when it is asked for again; must be the same each time, "
+                f"{self._where}, example 0: changes between two calls of __getitem__; must be the same each time, "
                 "since runs resume: random changes belong in --augment"
             )
         self.record(0)
@@ -262,7 +262,7 @@ class SourceRecords(Records):
 
 @dataclasses.dataclass(frozen=True)
 class OwnDataSet(DataSet):
-    """A data set of code of the user; a split's source is made when the split is first asked for."""
+    """A data set of code of the user; a split's source is made at its first use."""
 
     reference: str = ""  # the code
     data_dir: str = ""

@@ -105,7 +105,7 @@ def _draw_or_download(builder: Any) -> None:
 
 
 def write(builder: Any, **options: Any) -> None:
-    """`builder.download_and_prepare`, so that a data set that is there after a power failure is complete.
+    """`builder.download_and_prepare`, with fsync: a data set that exists after a power failure is complete.
 
     TFDS forces no file onto the disk before it gives the folder its name.
     """

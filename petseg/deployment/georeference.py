@@ -97,7 +97,7 @@ def _tiff_tags(file: Path) -> tuple[tuple[Tag, ...], bool]:
             tags = [page.tags[code] for code in GEO_TAGS if code in page.tags]
             is_turned = ORIENTATION in page.tags and page.tags[ORIENTATION].value != 1
             return tuple((tag.code, int(tag.dtype), tag.count, tag.value, True) for tag in tags), is_turned
-    except Exception:  # tifffile raises many classes; whoever reads the picture says why it cannot be read
+    except Exception:  # tifffile raises many classes; the reader of the picture reports the reason
         return (), False
 
 
@@ -154,5 +154,5 @@ def _is_turned(file: Path) -> bool:
     try:
         with open_picture(file) as picture:
             return exif_orientation(picture) != 1
-    except Exception:  # Pillow raises many classes; whoever reads the picture says why it cannot be read
+    except Exception:  # Pillow raises many classes; the reader of the picture reports the reason
         return False

@@ -32,8 +32,8 @@ class Predictor:
       model: Keras model, float32 images [B, h, w, channels] in [0, 255] -> float32 logits; or the path of an ONNX file
         that petseg exported, which needs no TensorFlow.
       tile: height and width of tiles; None: whole images.
-      spool_dir: folder of temporary files for the probabilities of large tiled images; empty: whoever asks for them has
-        them computed again.
+      spool_dir: folder of temporary files for the probabilities of large tiled images; empty: they are
+        recomputed at each access.
 
     Attributes:
       batch_size: number of images per batch.

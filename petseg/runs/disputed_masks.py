@@ -2,8 +2,8 @@
 
 Confident learning (Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", 2021):
 a pixel is disputed if another class is most probable there and at least as probable as it is on average where masks
-have it. Masks are ranked by their mean IoU with the mask that takes the run's class in disputed pixels. A run has
-learned much of what is wrong in its own training data; one that was trained on other images disputes more.
+have it. Masks are ranked by their mean IoU with the mask that has the predicted classes in disputed pixels. A run has
+fitted errors of its own training data; one that was trained on other images disputes more.
 """
 
 import logging
@@ -27,21 +27,21 @@ from petseg.runs import open_run
 from petseg.runs.open_run import Run
 from petseg.runtime.progress_bars import progress_bar
 
-THRESHOLD_EXAMPLES = 512  # examples, evenly spread, that tell how probable a class usually is
-# Fields of a config that say how images become the network's input.
+THRESHOLD_EXAMPLES = 512  # evenly spaced examples from which class thresholds are computed
+# Fields of a config that determine the network's input.
 INPUT_FIELDS = ("channels", "image_dtype", "intensity_range", "shown_channels", "image_size", "resize")
 logger = logging.getLogger(__name__)
 
 
 class Dispute(NamedTuple):
-    """What a run disputes about one mask."""
+    """Disputed pixels of one mask."""
 
-    mean_iou: float  # of the mask and the mask that takes the run's classes where it disputes it
+    mean_iou: float  # of the mask and the mask with the predicted classes in disputed pixels
     share: float  # share of the labelled pixels that are disputed
     name: str  # of the image
     example_id: int  # of the example in the split
     given: str  # most frequent class of the mask where it is disputed
-    found: str  # most frequent class that the run finds there
+    found: str  # most frequent predicted class there
 
     def __str__(self) -> str:
         return f"  {self.name}: {self.share:.1%} {self.found} instead of {self.given} (mean IoU {self.mean_iou:.2f})"
@@ -125,7 +125,7 @@ class _Network:
         return pictures.encode_jpeg(pictures.to_array(figure))
 
     def _mean_confidences(self, examples: Examples, ids: np.ndarray) -> np.ndarray:
-        """The mean probability of each class where masks have it, float64 [C]; 1 for a class that is nowhere."""
+        """Mean probability of each class over its labelled pixels, float64 [C]; 1 for a class without pixels."""
         sums, counts = np.zeros(len(self._classes)), np.zeros(len(self._classes))
         for _, labels, probabilities in self._predicted(examples, ids):
             for class_id in np.unique(labels[labels < len(self._classes)]):

@@ -56,7 +56,7 @@ def introduce(run: Run, report: NullReport, *, evaluates_first: bool) -> None:
 
 
 def _first_batch(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """The first examples as the model sees them: augmented images for people, masks, pixel weights and names."""
+    """The first examples as the model sees them: augmented images for display, masks, pixel weights and names."""
     step, size = tf.constant(0, tf.int64), run.config.data.batch_size
     positions = tf.range(min(SHEET_EXAMPLES, size), dtype=tf.int64)
     batch = input_pipeline.part_of_batch(

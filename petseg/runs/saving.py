@@ -47,7 +47,7 @@ class Saving:
         except Exception as failed:
             if error is None:
                 raise
-            logger.error("%s", failed)  # the error that ends the run goes first
+            logger.error("%s", failed)  # the error that ends the run is raised
         finally:
             if self._thread is not None:
                 # A thread at its end still holds the model; one that a signal left writing is not waited for.
@@ -55,6 +55,6 @@ class Saving:
 
 
 def _lower_priority() -> None:
-    """Lets the steps of training, which wait for nothing, go before this thread on the cores."""
+    """Lowers the scheduling priority of this thread below that of the training steps."""
     with contextlib.suppress(OSError):  # only Linux has priorities of threads
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + 10)

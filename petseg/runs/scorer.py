@@ -106,7 +106,7 @@ class Scorer:
     def predictions(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
         """Predictions of the weights that were scored last, for examples spread evenly over the split.
 
-        Returns images for people, uint8 [N, H, W, 3], masks [N, H, W], predicted class ids [N, H, W], names.
+        Returns images for display, uint8 [N, H, W, 3], masks [N, H, W], predicted class ids [N, H, W], names.
         """
         ids = np.unique(np.linspace(0, len(self.examples) - 1, count).round().astype(int))
         images, masks = self.examples.read(ids)

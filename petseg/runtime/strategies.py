@@ -27,11 +27,11 @@ class Placement:
 
     strategy: tf.distribute.Strategy  # the strategy, over all replicas
     cluster: cluster_membership.Cluster | None = None  # the processes that take part; None if it is this one alone
-    all_reduce: str = ""  # what sums over the replicas, such as "NCCL"; empty with one replica
+    all_reduce: str = ""  # all-reduce implementation, such as "NCCL"; empty with one replica
 
     @property
     def is_chief(self) -> bool:
-        """Whether this process writes what is there to be read."""
+        """Whether this process writes summaries, checkpoints and results."""
         return self.cluster is None or self.cluster.is_chief
 
     @property
@@ -45,27 +45,24 @@ class Placement:
         return 1 if self.cluster is None else len(self.cluster.addresses)
 
     def gather(self, value: int) -> list[int]:
-        """The values that all processes came with, one for each replica; returns when all are here."""
+        """Collective: the values of all processes, one for each replica."""
         if self.cluster is None:
             return [value]
         return self._gathered(tf.constant([value], tf.int64)).numpy().tolist()
 
     @functools.cached_property
     def _gathered(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """Traced once, for a run asks again and again."""
+        """Cached, because a run gathers often and tracing is slow."""
         return tf.function(
             lambda mine: self.strategy.gather(self.strategy.run(tf.identity, args=(mine,)), axis=0), autograph=False
         )
 
     def barrier(self) -> None:
-        """Returns when all processes are here."""
+        """Waits for all processes."""
         self.gather(0)
 
     def leave_together(self) -> None:
-        """Returns when all processes are here, and may end.
-
-        TensorFlow's processes fetch from each other: who has heard of all may still be asked by the chief.
-        """
+        """Waits until all processes may end; the chief ends first, because it may still fetch data from the others."""
         self.barrier()
         if not self.is_chief:
             time.sleep(LINGER_SECONDS)
@@ -109,15 +106,15 @@ class Placement:
 def set_up(config: DistributionConfig, *, batch_size: int = 0, micro_batches: int = 1) -> Placement:
     """Configures the devices and creates the strategy.
 
-    TensorFlow fixes its devices when it first computes. If that happened before, a setting that cannot be changed any
-    more is logged as a warning; it is an error only if there are fewer devices than were asked for by number.
+    TensorFlow fixes its devices at its first computation. Later changes of settings are logged as warnings; fewer
+    devices than requested are an error.
 
     Args:
       batch_size: global batch that --strategy=auto divides among devices; 0: it uses all of them.
 
     Raises:
-      ConfigError: if this machine, or the cluster, cannot run what is asked.
-      ClusterError: if another process of the cluster did not come, or was lost.
+      ConfigError: if this machine, or the cluster, does not support the flags.
+      ClusterError: if another process of the cluster is missing or was lost.
     """
     number = _set_up_devices(config, batch_size, micro_batches)
     if config.strategy == "multi_worker_mirrored":
@@ -156,7 +153,7 @@ def _devices_of_auto(kind: str, found: int, batch_size: int, micro_batches: int)
 
 
 def _set_up_devices(config: DistributionConfig, batch_size: int, micro_batches: int) -> int:
-    """Splits what is to be split, hides what is not to be used; returns how many devices remain."""
+    """Splits devices into virtual ones and hides unused ones; returns the number of devices to use."""
     kind = computing_kind()
     visible = tf.config.get_visible_devices(kind)
     found = config.virtual_devices or len(visible)
@@ -166,7 +163,7 @@ def _set_up_devices(config: DistributionConfig, batch_size: int, micro_batches: 
             f"--num_devices={number}: there are {found} (kind {kind}); --virtual_devices={number} splits one"
         )
     if config.strategy == "one_device":
-        number = 1  # and so the memory of the other GPUs is left to others
+        number = 1  # leaves the memory of the other GPUs to other processes
     elif len(visible) < len(tf.config.list_physical_devices(kind)) and not (
         config.num_devices or config.virtual_devices
     ):
@@ -198,17 +195,17 @@ def _logical_devices(config: DistributionConfig, number: int) -> list[str]:
         return devices
     if flag := "virtual_devices" if config.virtual_devices else "num_devices" if config.num_devices else "":
         raise ConfigError(
-            f"--{flag}={getattr(config, flag)}: comes too late, TensorFlow already runs in this process with "
-            f"{len(devices)} (kind {kind}); must be at most {len(devices)}, or be given in a new process"
+            f"--{flag}={getattr(config, flag)}: TensorFlow is already initialised in this process with {len(devices)} "
+            f"devices (kind {kind}); must be at most {len(devices)}, or be given in a new process"
         )
     logger.warning("TensorFlow can use %d of %d devices (kind %s)", len(devices), number, kind)
     return devices or [tf.config.list_logical_devices("CPU")[0].name]
 
 
 def _unless_too_late(flag: str, change: Callable[..., None], *arguments: Any) -> None:
-    """Changes a setting of TensorFlow's devices, or warns that it is too late; a setting it already has is never late.
+    """Changes a setting of TensorFlow's devices, or logs a warning if they are initialised already.
 
-    The ValueError is that of memory growth on a GPU that was split earlier in this process.
+    Memory growth on a GPU that was split earlier in this process raises ValueError.
     """
     try:
         change(*arguments)
@@ -227,7 +224,7 @@ def _cross_device_ops(config: DistributionConfig) -> tf.distribute.CrossDeviceOp
 
 
 def _all_reduce(config: DistributionConfig, on_a_split_gpu: str) -> str:
-    """What sums over several replicas, for the line at the start; `auto` is NCCL wherever unsplit GPUs compute."""
+    """The all-reduce implementation, for the log; `auto` is NCCL on GPUs that are not split."""
     if config.cross_device_ops != "auto":
         chosen = config.cross_device_ops
     elif computing_kind() == "CPU":
@@ -262,7 +259,7 @@ def _multi_worker_mirrored(config: DistributionConfig, devices: int) -> Placemen
     cluster = cluster_membership.join(
         gpus=devices if computing_kind() == "GPU" else 0, seconds=config.cluster_timeout, fewest=config.min_workers
     )
-    # Said outright, because TensorFlow's AUTO never chooses NCCL.
+    # Explicit, because TensorFlow's AUTO never chooses NCCL.
     all_reduce = _all_reduce(config, "ring")
     implementation = tf.distribute.experimental.CommunicationImplementation[all_reduce.upper()]
     options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
@@ -270,12 +267,12 @@ def _multi_worker_mirrored(config: DistributionConfig, devices: int) -> Placemen
         with signals.handlers_kept():
             strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster.resolver, options)
             return Placement(strategy, cluster, all_reduce)
-    except tf.errors.OpError as error:  # a process that was there at the rendezvous did not start TensorFlow
+    except tf.errors.OpError as error:  # a member of the rendezvous did not start TensorFlow
         raise cluster.explain(error) or ClusterError(
             f"TensorFlow did not start in all processes ({one_line(error)}); start all again"
         ) from error
     except RuntimeError as error:
         raise ConfigError(
-            "--strategy=multi_worker_mirrored: comes too late, TensorFlow already runs in this process; must be the "
-            f"first use of TensorFlow in a new process ({one_line(error)})"
+            "--strategy=multi_worker_mirrored: TensorFlow is already in use in this process; must be its first use "
+            f"in a new process ({one_line(error)})"
         ) from error

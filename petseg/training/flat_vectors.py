@@ -72,7 +72,7 @@ class Kind(NamedTuple):
 
 
 def buckets(weights: Sequence[keras.Variable], bucket_bytes: float) -> list[int]:
-    """A bucket for each of some weights in the order of the forward pass: 0 for the last `bucket_bytes`, and so on."""
+    """All-reduce bucket of each weight, in the order of the forward pass: 0 for the last `bucket_bytes`, and so on."""
     sizes = [math.prod(weight.shape) * tf.as_dtype(weight.dtype).size for weight in weights]
     after = [sum(sizes[i + 1 :]) for i in range(len(sizes))]
     return [int(size / bucket_bytes) if bucket_bytes else 0 for size in after]

@@ -74,8 +74,8 @@ class Trainer:
             statistics are averaged over the replicas, which keeps the replicas identical.
           jit_compile: whether to compile forward and backward pass with XLA.
           all_reduce_dtype: dtype of the gradients in the all-reduce, "float32" or "float16".
-          bucket_bytes: least size of the parts of the all-reduce, of which each starts when its gradients are there; 0
-            for one part.
+          bucket_bytes: minimum size of all-reduce buckets, each reduced as soon as its gradients are computed; 0 for
+            one bucket.
 
         Raises:
           ConfigError: if `check_step` refuses the combination.
@@ -263,7 +263,7 @@ class Trainer:
     def reduce(self) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         """The step's one all-reduce, on a replica: joined gradients; loss and denominator; requests.
 
-        In parts (--all_reduce_bucket), it begins during the backward pass, whose gradients arrive one after the other.
+        With buckets (--all_reduce_bucket), it overlaps the backward pass.
         """
         reduced: dict[str, Any] = {}
         for part in self.to_reduce():

@@ -161,7 +161,7 @@ REFUSED = {
     "no classes": (made(classes="None"), "own.py:f: has no attribute classes; --classes must be a file"),
     "one class": (made(classes="['a']"), "own.py:f, split train: classes: there are 1; must be 2 to 254"),
     "a fingerprint": (made(fingerprint="[1]"), "its fingerprint is a list; must be a text or a number"),
-    "chance": ("    return Noisy(split)\n", "example 0: is another one when it is asked for again; must be the same"),
+    "chance": ("    return Noisy(split)\n", "example 0: changes between two calls of __getitem__; must be the same"),
 }  # fmt: skip
 
 

@@ -171,9 +171,7 @@ def test_a_gpu_that_was_split_before_petseg_came_is_no_error(monkeypatch, caplog
 @pytest.mark.parametrize("count", [3, 8])
 def test_more_parts_than_tensorflow_already_has_are_refused_by_name(monkeypatch, count):
     DevicesInUse(monkeypatch, 2)
-    message = (
-        f"--virtual_devices={count}: comes too late, .* with 2 .*; must be at most 2, or be given in a new process"
-    )
+    message = f"--virtual_devices={count}: TensorFlow is already initialised .* with 2 .*; must be at most 2, or be given in a new process"
     with pytest.raises(ConfigError, match=message):
         strategies.set_up(DistributionConfig(virtual_devices=count))
 
@@ -182,7 +180,7 @@ def test_parts_that_tensorflow_already_has_are_not_too_late():
     tf.constant(0)  # TensorFlow runs, with the four parts of all tests
     placement = strategies.set_up(DistributionConfig(strategy="mirrored", virtual_devices=2))
     assert placement.strategy.num_replicas_in_sync == 2
-    with pytest.raises(ConfigError, match="--virtual_devices=5: comes too late"):
+    with pytest.raises(ConfigError, match="--virtual_devices=5: TensorFlow is already initialised"):
         strategies.set_up(DistributionConfig(virtual_devices=5))
 
 
