@@ -33,16 +33,15 @@ class AugmentationConfig(Group):
 
     augment: str = option(
         "flip",
-        "set of augmentations, which the next flags override: `none`; `flip`; `standard`: also crops, "
-        "small rotations and colours; `strong`: more of these, and cutout; or code, `FILE.py:function`, "
-        "which comes after the next flags",
+        "set of augmentations, which the next flags override: `none`; `flip`; `standard`: also crops, small rotations "
+        "and colours; `strong`: more, and cutout; or code, `FILE.py:function`, applied last",
         choices=tuple(SETS),
         code=TRAINING,
     )
     flip: float | None = _strength("probability of a horizontal flip", minimum=0, maximum=1)
     vertical_flip: float | None = _strength("probability of a vertical flip", minimum=0, maximum=1)
     quarter_turns: float | None = _strength(
-        "probability of a turn by 0, 90, 180 or 270 degrees, each as likely; needs a square --image_size",
+        "probability of a turn by a random multiple of 90 degrees; needs a square --image_size",
         minimum=0,
         maximum=1,
     )
@@ -59,13 +58,11 @@ class AugmentationConfig(Group):
     )
     crop_size: str = option(
         "",
-        "size of training images after cropping, like --image_size, at which evaluation and prediction stay: "
-        "training at full scale on parts of large images costs less so; empty: --image_size",
+        "size of training crops, if other than --image_size, which evaluation and prediction keep",
         unit="pixels",
     )
     crop_focus: float | None = _strength(
-        "share of the random crops (--resize=crop, --crop_area) that are centred on a pixel of a class "
-        "that is rare in the training split",
+        "share of the random crops (--resize=crop, --crop_area) that are centred on a pixel of a rare class",
         minimum=0,
         maximum=1,
     )

@@ -56,8 +56,8 @@ class DataConfig(Group):
 
     dataset: str = option(
         "oxford_iiit_pet",
-        "TFDS data set with images and masks; `folder`: image and mask files in --data_dir; `synthetic_pets`:"
-        " generated, no download; `FILE.py:function`: code of your own, (--data_dir, split) -> examples",
+        "TFDS data set; `folder`: image and mask files in --data_dir; `synthetic_pets`: drawn; `FILE.py:function`: "
+        "code of your own, (--data_dir, split) -> examples",
         resume="fixed",
         required=True,
         code=SCORING,
@@ -80,8 +80,8 @@ class DataConfig(Group):
     )
     weight_files: str = option(
         "",
-        "pattern of weight maps, such as `weights/{split}/{name}.png`: one grey file for each mask, of 8 or 16 bits or "
-        "floats, which multiplies the weights of its pixels; empty: none",
+        "pattern of weight maps, such as `weights/{split}/{name}.png`: a grey file for each mask, which multiplies the "
+        "weights of its pixels; empty: none",
     )
     image_feature: str = option("image", "TFDS feature of the images", required=True)
     mask_feature: str = option("segmentation_mask", "TFDS feature of the masks", required=True)
@@ -96,8 +96,7 @@ class DataConfig(Group):
     )
     channels: int = option(
         0,
-        "channels of the network's input; 0: those of the data (1 counts as 3); 4 takes opacity or a "
-        "fourth band such as near infrared",
+        "channels of the network's input; 0: those of the data (1 counts as 3); 4: opacity or a fourth band too",
         resume="fixed",
         minimum=0,
         maximum=MOST_CHANNELS,
@@ -110,8 +109,8 @@ class DataConfig(Group):
     )
     intensity_range: str = option(
         AUTO,
-        "numbers that become black and white: `LOW,HIGH`, or a pair for each channel; `auto`: 0 to 255 of "
-        "8 bits, else the 0.1 and 99.9 percentiles of the training split",
+        "numbers that become black and white: `LOW,HIGH`, or a pair for each channel; `auto`: 0 to 255 of 8 bits, else "
+        "percentiles of the training split",
         resume="fixed",
         required=True,
     )
@@ -120,8 +119,8 @@ class DataConfig(Group):
     )
     pages: str = option(
         "refuse",
-        "TIFF stacks and animations in --dataset=folder: `refuse`; `examples`: each page of image and mask is an "
-        "example, named `scan.tif#3`",
+        "TIFF stacks and animations in --dataset=folder: `refuse`; `examples`: each page is an example, such as "
+        "`scan.tif#3`",
         resume="fixed",
         choices=PAGES,
     )
@@ -145,29 +144,29 @@ class DataConfig(Group):
     )
     decode: str = option(
         "full",
-        "decoding of training JPEGs: `full`; `scaled`: at 1/2, 1/4 or 1/8 size where --image_size allows, "
-        "faster, about one brightness level off",
+        "decoding of training JPEGs: `full`; `scaled`: at 1/2, 1/4 or 1/8 size where --image_size allows, which is "
+        "faster",
         resume="fixed",
         choices=DECODES,
     )
     batch_size: int = option(64, "global batch size over all replicas", resume="fixed", minimum=1)
     cache: str = option(
         "memory",
-        "where decoded examples are kept: `memory`; `disk`: in --cache_dir; `none`: decodes each batch "
-        "from array_record files (`python -m petseg.data.to_array_record`)",
+        "where decoded examples are kept: `memory`; `disk`: in --cache_dir; `none`: decodes each batch from "
+        "array_record files",
         choices=CACHES,
     )
     cache_dir: str = option("", f"folder of --cache=disk, shared with later runs; empty: `{CACHE_DIR}`")
     on_bad_example: str = option(
         "stop",
-        "under --cache=none, an undecodable image or invalid mask: `stop`: ends the run and names it; "
-        "`ignore`: is logged and has no weight, in at most 1% of the examples",
+        "under --cache=none, undecodable images and invalid masks: `stop` the run; `ignore`: log them, without weight, "
+        "up to 1% of the examples",
         choices=ON_BAD_EXAMPLE,
     )
     data_service: str = option(
         "",
-        "addresses of `python -m petseg.data.service` that make the training batches: `grpc://HOST:PORT`, "
-        "comma-separated; needs --cache=disk in a shared folder",
+        "addresses of `python -m petseg.data.service` that make training batches: `grpc://HOST:PORT`, comma-separated; "
+        "needs --cache=disk in a shared folder",
     )
 
     def __post_init__(self) -> None:

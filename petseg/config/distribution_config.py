@@ -22,9 +22,8 @@ class DistributionConfig(Group):
 
     strategy: str = option(
         "auto",
-        "`one_device`; `mirrored`: all devices of this machine; `multi_worker_mirrored`: a cluster, from "
-        "TF_CONFIG or Slurm; `auto`: mirrored on the most devices that divide the batch with 8 examples or "
-        "more each",
+        "`one_device`; `mirrored`: all devices of this machine; `multi_worker_mirrored`: a cluster, from TF_CONFIG or "
+        "Slurm; `auto`: mirrored on the most devices that divide the batch into 8 examples or more",
         choices=STRATEGIES,
     )
     num_devices: int = option(0, "devices to use of this machine; 0: all", minimum=0)

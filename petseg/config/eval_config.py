@@ -91,8 +91,7 @@ class ScoreConfig(Group):
     skip_existing: bool = option(False, "with --predict, skip photographs whose outputs exist")
     runtime: str = option(
         "auto",
-        "what computes --predict: `tensorflow`; `onnx`: on the CPU, starts in a second; `auto`: onnx for a "
-        "packaged model, else tensorflow",
+        "runtime of --predict: `tensorflow`; `onnx`: on the CPU; `auto`: onnx for a packaged model, else tensorflow",
         choices=RUNTIMES,
     )
     allow_training_images: bool = option(False, "score a split even if the run trained on part of it")

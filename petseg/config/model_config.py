@@ -62,9 +62,8 @@ class ModelConfig(Group):
     )
     init_from: str = option(
         "",
-        "initial weights: a work directory (best checkpoint, averaged weights if any), a checkpoint, a "
-        "file of --export=weights, or `pets`, the packaged model; layers that do not fit, optimizer and "
-        "step start anew",
+        "initial weights: a work directory (best checkpoint, averaged weights if any), a checkpoint, a file of "
+        "--export=weights, or `pets`, the packaged model",
         resume="fixed",
     )
     encoder_alpha: float = option(1.0, "width of a MobileNet or `tiny` encoder", resume="fixed", above=0)

@@ -41,8 +41,7 @@ class LossConfig(Group):
     )
     class_weight_normalization: str | None = option(
         None,
-        "normalise --class_weights to a `mean` of 1, or to a `sum` of 1 as TensorFlow's tutorial does; "
-        "empty: `mean`, or as the run in --workdir",
+        "normalise --class_weights to a `mean` or `sum` of 1; empty: `mean`, or as the run in --workdir",
         kind=str,
         choices=("mean", "sum"),
     )
@@ -115,8 +114,7 @@ class OptimizerConfig(Group):
     clip_norm: float = option(0.0, "largest global gradient norm; 0: no clipping", minimum=0)
     ema_decay: float = option(
         0.0,
-        "decay of an exponential moving average of the weights, which is then scored too and selects the best"
-        " checkpoint; 0: none",
+        "decay of an exponential moving average of the weights, which then selects the best checkpoint; 0: none",
         resume="fixed",
         minimum=0,
         below=1,
@@ -157,8 +155,8 @@ class ComputeConfig(Group):
     )
     all_reduce_dtype: str = option(
         "float32",
-        "dtype of gradients in the all-reduce: `float32`; `float16`: half the bytes, with a loss scale; "
-        "needs several replicas or a cluster",
+        "dtype of gradients in the all-reduce: `float32`; `float16`: half the bytes, with a loss scale; needs several "
+        "replicas",
         choices=("float32", "float16"),
     )
     all_reduce_bucket: float = option(
@@ -170,8 +168,7 @@ class ComputeConfig(Group):
     )
     tensor_float_32: bool = option(
         True,
-        "TensorFloat-32 on Ampere and later GPUs: factors of products rounded to 10 bits, faster; off "
-        "under --deterministic",
+        "TensorFloat-32 on Ampere and later GPUs; off under --deterministic",
     )
     peak_tflops: float = option(
         0.0,
@@ -255,8 +252,8 @@ class RuntimeConfig(Group):
     )
     on_nonfinite: str = option(
         "halt",
-        "if loss or gradients are not finite: `halt` the run, `skip` the step, or `restore` the weights of "
-        "the last checkpoint while the step count goes on",
+        "if loss or gradients are not finite: `halt` the run, `skip` the step, or `restore` the last checkpoint's "
+        "weights and go on",
         choices=("halt", "skip", "restore"),
     )
     nonfinite_limit: int = option(

@@ -171,7 +171,7 @@ def test_a_gpu_that_was_split_before_petseg_came_is_no_error(monkeypatch, caplog
 @pytest.mark.parametrize("count", [3, 8])
 def test_more_parts_than_tensorflow_already_has_are_refused_by_name(monkeypatch, count):
     DevicesInUse(monkeypatch, 2)
-    message = f"--virtual_devices={count}: TensorFlow is already initialised .* with 2 .*; must be at most 2, or be given in a new process"
+    message = f"--virtual_devices={count}: TensorFlow is already initialised .* with 2 .*; must be at most 2, or be"
     with pytest.raises(ConfigError, match=message):
         strategies.set_up(DistributionConfig(virtual_devices=count))
 
