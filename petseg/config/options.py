@@ -293,8 +293,8 @@ def rows(config_class: type) -> list[tuple[str, str, str, str]]:
 def markdown_table(config_class: type, *, without: Sequence[str] = ()) -> str:
     """The README's table of the flags, without those of some groups."""
     cells = [
-        f"| `--{flag}{f'={default}' if default else ''}` | {help_text} |"
+        f"`--{flag}{f'={default}' if default else ''}` | {help_text}"
         for name, flag, default, help_text in rows(config_class)
         if name not in without
     ]
-    return "\n".join(["| flag, with its default if it has one | what it is |", "| --- | --- |", *cells])
+    return "\n".join(["flag, with its default if it has one | what it is", "--- | ---", *cells])
