@@ -16,7 +16,7 @@ import tensorflow as tf
 from petseg import config as config_lib
 from petseg.classes import Classes
 from petseg.config.image_spec import PLAIN, ImageSpec
-from petseg.deployment import onnx_runner
+from petseg.deployment import onnx_conversion, onnx_runner
 from petseg.deployment.half_precision import half_precision
 from petseg.models import inference
 from petseg.models.layers import InferenceMode
@@ -26,7 +26,6 @@ from petseg.runs.packed_run import PackedRun
 
 SIGNATURE = "serving_default"
 MASK_AGREEMENT, MASK_AGREEMENT_INT8 = 0.999, 0.97
-ONNX_OPSET = 18
 
 # A loaded export: images [B, H, W, C] as they travel -> the outputs of `Serving`.
 Runner = Callable[[np.ndarray], Mapping[str, Any]]
@@ -145,10 +144,8 @@ def _read_tflite(path: Path) -> Runner:
 
 
 def _write_onnx(layer: Serving, path: Path, context: ExportContext) -> None:
-    import tf2onnx
-
     _, call = _as_module(layer, None, any_size=context.any_size)
-    model, _ = tf2onnx.convert.from_function(call, call.input_signature, opset=ONNX_OPSET)
+    model = onnx_conversion.convert(call)
     free = ("batch", "height", "width") if context.any_size else ("batch",)
     for value in (*model.graph.input, *model.graph.output):
         for dimension, name in zip(value.type.tensor_type.shape.dim, free, strict=False):

@@ -61,16 +61,15 @@ def build_encoder(
         size, or the user's function fails.
     """
     if custom_code.is_reference(name):
-        inputs, maps = _own(name, image_size, channels)
+        encoder = _own(name, image_size, channels)
     elif name.startswith(HUB):
-        inputs, maps = hub.build(name, image_size, channels, pretrained=weights == "imagenet")
+        encoder = hub.build(name, image_size, channels, pretrained=weights == "imagenet")
     else:
-        inputs, maps = _of_keras(name, image_size, alpha, weights == "imagenet", channels)
+        encoder = _of_keras(name, image_size, alpha, weights == "imagenet", channels)
     wanted = list(feature_maps.levels(image_size))
-    found = [tuple(each.shape[1:3]) for each in maps]
+    found = [tuple(each.shape[1:3]) for each in encoder.outputs]
     if found != wanted:
         raise ConfigError(f"--encoder={name}: its maps of {image_size} pixels are {found}; must be {wanted}")
-    encoder = keras.Model(inputs, maps, name="encoder")
     if weights not in ("none", "imagenet"):
         pretrained_weights.load_file(encoder, weights, bgr=_is_bgr(name))
     return encoder
@@ -87,20 +86,18 @@ def _is_bgr(encoder: str) -> bool:
     return _BGR.fullmatch(keras_name(encoder)) is not None
 
 
-def _own(reference: str, image_size: tuple[int, int], channels: int) -> tuple[Any, list[Any]]:
+def _own(reference: str, image_size: tuple[int, int], channels: int) -> keras.Model:
     made = custom_code.call("encoder", reference, image_size, channels)
     if not isinstance(made, keras.Model) or not hasattr(made, "outputs"):
         raise ConfigError(
             f"--encoder={reference}: returned {type(made).__name__}; must be a functional Keras model with {LEVELS} "
             "feature maps as outputs, at 1/2 to 1/32 of the image size"
         )
-    return made.inputs[0], made.outputs
+    return keras.Model(made.inputs[0], made.outputs, name="encoder")
 
 
-def _of_keras(
-    name: str, image_size: tuple[int, int], alpha: float, pretrained: bool, channels: int
-) -> tuple[Any, list[Any]]:
-    """Input and feature maps of a model of `keras.applications`, or of `tiny`."""
+def _of_keras(name: str, image_size: tuple[int, int], alpha: float, pretrained: bool, channels: int) -> keras.Model:
+    """A model of `keras.applications`, or `tiny`, with feature maps as outputs."""
     kind = keras_name(name)
     try:
         if not pretrained:
@@ -117,7 +114,8 @@ def _of_keras(
     maps = feature_maps.find(network, image_size)
     for level, layer in _EARLIER_MAPS.get(name, {}).items():
         maps[level] = network.get_layer(layer).output
-    return network.inputs[0], feature_maps.completed(maps, network.inputs[0])
+    images = network.inputs[0]
+    return keras.Model(images, feature_maps.completed(maps, images), name="encoder")
 
 
 def _network(kind: str, shape: tuple[int, ...] | None, alpha: float, weights: str | None = None) -> keras.Model:

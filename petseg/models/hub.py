@@ -27,10 +27,32 @@ _SMALLEST: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def build(
-    encoder: str, image_size: tuple[int, int], channels: int, *, pretrained: bool
-) -> tuple[keras.KerasTensor, list[keras.KerasTensor]]:
-    """Input and five feature maps, finest first, of a backbone of keras-hub.
+@keras.saving.register_keras_serializable("petseg")
+class HubEncoder(keras.Model):
+    """A backbone of keras-hub with five feature maps as outputs.
+
+    Files have the config of the backbone: those of the layers of its transformers are refused by these layers.
+
+    Args:
+      backbone: the backbone, built for one image size.
+      name: its name in error messages.
+    """
+
+    def __init__(self, backbone: keras.Model, name: str = "encoder"):
+        image = backbone.inputs[0]
+        super().__init__(image, feature_maps.completed(_maps(name, backbone, image.shape[1:3]), image), name="encoder")
+        self._backbone_config = keras.saving.serialize_keras_object(backbone)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"backbone": self._backbone_config}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "HubEncoder":
+        return cls(keras.saving.deserialize_keras_object(config["backbone"], custom_objects))
+
+
+def build(encoder: str, image_size: tuple[int, int], channels: int, *, pretrained: bool) -> keras.Model:
+    """A backbone of keras-hub as a model with five feature maps, finest first.
 
     Args:
       encoder: "hub:" and the name of a class, or a preset: its name, handle or folder.
@@ -55,8 +77,7 @@ def build(
         raise ConfigError(
             f"--encoder={encoder}: images of {image_size}; must be square: --inner_size=SIDE resizes them"
         )
-    maps = _maps(encoder, backbone, image_size)
-    return backbone.inputs[0], feature_maps.completed(maps, backbone.inputs[0])
+    return HubEncoder(backbone, encoder)
 
 
 def scaling(encoder: str) -> tuple[Any, Any] | None:

@@ -11,7 +11,6 @@ import tensorflow as tf
 from petseg import custom_code
 from petseg.classes import Classes
 from petseg.config import Config, DataConfig
-from petseg.config.model_config import HUB
 from petseg.data import catalog, input_pipeline, loading
 from petseg.data.bad_example_log import BadExampleLog
 from petseg.data.crop_focus import CropFocus
@@ -129,9 +128,9 @@ def build_model(config: Config, classes: Classes, encoder_weights: str | None = 
 def rebuild_for_export(config: Config, classes: Classes) -> Callable[[], keras.Model] | None:
     """A function that builds a network in float32 without synchronised batch norms, with random weights.
 
-    It is for custom networks and encoders of keras-hub; None for others, which Keras can copy.
+    It is for custom networks; None for others, which Keras can copy.
     """
-    if not config.model.network and not config.model.encoder.startswith(HUB):
+    if not config.model.network:
         return None
     plain = config.changed(compute={"precision": "float32"}, model={"sync_batch_norm": False})
     return lambda: build_model(plain, classes)

@@ -73,6 +73,30 @@ def test_a_network_with_layers_that_keras_cannot_copy_is_refused_with_what_they_
     assert "\n" not in str(caught.value)
 
 
+class LogGamma(keras.layers.Layer):
+    def call(self, x):
+        return tf.math.lgamma(x)
+
+
+def test_onnx_has_grouped_convolutions_exact_gelus_scalars_and_constants_or_names_what_it_lacks(tmp_path, caplog):
+    pytest.importorskip("tf2onnx")
+    images = keras.Input([32, 32, 3])
+    x = keras.layers.Conv2D(8, 3, strides=2, padding="same")(keras.layers.Rescaling(1 / 255)(images))
+    x = keras.layers.Activation("gelu")(keras.layers.Conv2D(8, 3, padding="same", groups=4)(x))
+    x = keras.ops.relu6(keras.layers.Conv2D(8, 1)(x) + 3.0) / 6.0
+    x = x + keras.layers.Embedding(1, 8)(keras.ops.convert_to_tensor(np.zeros([1, 1], np.int32)))
+    features = keras.layers.UpSampling2D()(x)
+    model = keras.Model(images, keras.layers.Conv2D(2, 1)(features))
+    examples = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    (agreement,) = export.export(model, ["onnx"], str(tmp_path / "a"), examples, calibration=None, card={})
+    assert agreement.any_size
+    assert agreement.largest_difference < 1e-6
+    assert "tf2onnx" not in {record.name.partition(".")[0] for record in caplog.records}
+    other = keras.Model(images, keras.layers.Conv2D(2, 1)(LogGamma()(features)))
+    with pytest.raises(ExportError, match=r"the network has operations that ONNX lacks: Lgamma$"):
+        export.export(other, ["onnx"], str(tmp_path / "b"), examples, calibration=None, card={}, rebuild=lambda: other)
+
+
 WITHOUT_GET_CONFIG = """
 import keras
 

@@ -5,10 +5,12 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from petseg.config import ModelConfig
+from petseg.deployment import export
 from petseg.errors import ConfigError
-from petseg.models import encoders
+from petseg.models import encoders, unet
 
 SIZE = (64, 96)
 
@@ -47,7 +49,7 @@ def test_a_preset_brings_weights_maps_and_scaling(preset, channels):
     assert not np.array_equal(random.get_weights()[0], backbone.get_weights()[0])
 
 
-def test_maps_of_a_transformer_with_one_stride_are_made_of_its_tokens(library, monkeypatch):
+def test_maps_of_a_transformer_with_one_stride_are_made_of_its_tokens(library, monkeypatch, tmp_path):
     monkeypatch.setitem(
         encoders.hub._SMALLEST,
         "ViTBackbone",
@@ -63,6 +65,33 @@ def test_maps_of_a_transformer_with_one_stride_are_made_of_its_tokens(library, m
     np.testing.assert_allclose(maps[3].reshape(1, 24, 8), tokens[:, 1:], atol=1e-6)
     np.testing.assert_array_equal(maps[1], maps[3].repeat(4, 1).repeat(4, 2))
     np.testing.assert_allclose(maps[4], maps[3].reshape(1, 2, 2, 3, 2, 8).mean((2, 4)), atol=1e-6)
+    encoder.save(tmp_path / "encoder.keras")
+    for ours, loaded in zip(maps, keras.saving.load_model(tmp_path / "encoder.keras")(image), strict=True):
+        np.testing.assert_array_equal(ours, loaded)
+
+
+@pytest.mark.slow
+def test_a_segformer_is_trained_and_exported(library, monkeypatch, tmp_path):
+    for package in ("tf2onnx", "onnxruntime"):
+        pytest.importorskip(package)
+    small = {"layerwise_depths": [1, 1, 1, 1], "hidden_dims": [8, 16, 16, 16], "layerwise_num_heads": [1, 2, 2, 2]}
+    monkeypatch.setitem(encoders.hub._SMALLEST, "MiTBackbone", encoders.hub._SMALLEST["MiTBackbone"] | small)
+    encoder = encoders.build_encoder("hub:MiTBackbone", image_size=(64, 64))
+    model = unet.build_unet(
+        image_size=(64, 64),
+        num_classes=2,
+        encoder=encoder,
+        train_encoder=True,
+        input_scaling="unit",
+        decoder="segformer",
+    )
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(tf.square(model(images.astype(np.float32), training=True)))
+    assert all(each is not None for each in tape.gradient(loss, [weight.value for weight in model.trainable_weights]))
+    formats = ["saved_model", "keras", "onnx"]
+    agreements = export.export(model, formats, str(tmp_path), images, calibration=None, card={})
+    assert [(each.format, each.largest_difference < 1e-5) for each in agreements] == [(name, True) for name in formats]
 
 
 REFUSED = {

@@ -202,7 +202,7 @@ def test_another_encoder_has_its_own_default_of_input_scaling():
 # One of each family, at the smallest size that it takes; of the larger ones, CI looks at the maps only.
 STEPPED = {"VGG16": 32, "MobileNet": 32, "EfficientNetB0": 32, "Xception": 96, "ConvNeXtTiny": 32}
 BUILT = {"ResNet50": 32, "DenseNet121": 32, "EfficientNetV2S": 32, "InceptionV3": 96}
-HUB_CLASSES = {"hub:ResNetBackbone": 32, "hub:MiTBackbone": 64, "hub:ViTBackbone": 32}
+HUB_CLASSES = {"hub:ResNetBackbone": 32, "hub:ViTBackbone": 32}
 
 
 # All other models of keras.applications, some of which have smallest sizes.
@@ -239,8 +239,6 @@ def test_an_encoder_with_random_weights_is_stepped_and_exported(name, side, tmp_
     gradients = tape.gradient(loss, [weight.value for weight in model.trainable_weights])
     assert np.isfinite(loss.numpy())
     assert all(gradient is not None for gradient in gradients)
-    if name in ("hub:MiTBackbone", "hub:ViTBackbone"):
-        return  # Keras cannot copy their layers; `building.rebuild_for_export` builds them anew
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(again(images), model(images), atol=1e-4)
