@@ -12,7 +12,7 @@ from petseg.data.examples import Examples
 from petseg.errors import ClusterError, StoppedError
 from petseg.evaluation.evaluator import Evaluator
 from petseg.reporting.telemetry import Stopwatch
-from petseg.runs import building, checkpoints, starting_point, training_data
+from petseg.runs import building, checkpoint_files, checkpoints, starting_point, training_data
 from petseg.runs.bad_examples import BadExamples
 from petseg.runs.checkpoints import BestCheckpoint, Checkpoints
 from petseg.runs.evaluations import Evaluations
@@ -63,8 +63,9 @@ class Run:
 
     def stopped(self) -> StoppedError:
         """The error that ends a run after a stop request."""
-        newest = self.checkpoints.newest() or "the start"
-        return self.signals.stopped(f"at step {self.step}; rerun to resume from {newest}")
+        self.saving.wait()
+        start = checkpoint_files.path_of(self.workdir.checkpoints, self.step) if self.step else "the start"
+        return self.signals.stopped(f"at step {self.step}; rerun to resume from {start}")
 
 
 def set_up(config: Config, workdir: WorkDirectory, placement: Placement, signals: StopSignals) -> Run:

@@ -266,6 +266,9 @@ def _multi_worker_mirrored(config: DistributionConfig, devices: int) -> Placemen
     try:
         with signals.handlers_kept():
             strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster.resolver, options)
+            # Else each batch costs an all-reduce, to learn whether any process still has one: an evaluation that one
+            # process stops would wait for it indefinitely.
+            strategy.extended.experimental_enable_get_next_as_optional = False
             return Placement(strategy, cluster, all_reduce)
     except tf.errors.OpError as error:  # a member of the rendezvous did not start TensorFlow
         raise cluster.explain(error) or ClusterError(
