@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from petseg import custom_code
-from petseg.config import image_spec, presets
+from petseg.config import folds, image_spec, presets
 from petseg.config.image_spec import DTYPES, MOST_CHANNELS, ImageSpec
 from petseg.config.options import SCORING, Group, option, sides
 from petseg.errors import ConfigError
@@ -46,8 +46,8 @@ def picture_size(flag: str, value: str) -> tuple[int, int]:
 
 
 def named_splits(split: str) -> frozenset[str]:
-    """The names in a TFDS split, without slices: train and val for `train[:90%]+val`."""
-    return frozenset(part.split("[")[0].strip() for part in split.split("+"))
+    """The names in a TFDS split, without slices and folds: train and val for `train[:90%]+val`."""
+    return frozenset(part.split("[")[0].strip() for part in split.split(folds.MARK)[0].split("+"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,9 +125,21 @@ class DataConfig(Group):
         choices=PAGES,
     )
     train_split: str = option(
-        "train", "TFDS split to train on; slices such as `train[:90%]` work", resume="fixed", required=True
+        "train",
+        "TFDS split to train on; slices such as `train[:90%]` work, and folds: `train@without_fold1of5`",
+        resume="fixed",
+        required=True,
     )
-    eval_split: str = option("test", "TFDS split to evaluate on", resume="fixed", required=True)
+    eval_split: str = option(
+        "test", "TFDS split to evaluate on; of folds, `train@fold1of5`", resume="fixed", required=True
+    )
+    group_files: str = option(
+        "",
+        "pattern of the examples' names, such as `{group}_*`: examples of one group (patient, film) are in one fold; "
+        "empty: each is a group",
+        resume="fixed",
+    )
+    fold_seed: int = option(0, "seed of the division into folds", resume="fixed", minimum=0)
     image_size: str = option(
         "128",
         "input size of the network: a side or `HEIGHT,WIDTH`, multiples of 32",
@@ -177,6 +189,7 @@ class DataConfig(Group):
         self._check_folder()
         self._check_images()
         self._check_weights()
+        self._check_folds()
         if self.service_addresses() and self.cache != "disk":
             raise ConfigError(
                 f"--data_service={self.data_service}: with it --cache must be disk, in a --cache_dir that the "
@@ -264,6 +277,16 @@ class DataConfig(Group):
         given = {f"weight_scale={self.weight_scale:g}": self.weight_scale, "score_weights": self.score_weights}
         for flag in (flag for flag, is_given in given.items() if is_given and not self.has_weights):
             raise ConfigError(f"--{flag}: must come with --weight_files or --weight_feature")
+
+    def _check_folds(self) -> None:
+        """Raises ConfigError for a fold that cannot be, or a pattern of groups without a group."""
+        for flag in ("train_split", "eval_split"):
+            try:
+                folds.parse(getattr(self, flag))
+            except ConfigError as error:
+                raise ConfigError(f"--{flag}={error}") from error
+        if self.group_files and "{group}" not in self.group_files:
+            raise ConfigError(f"--group_files={self.group_files}: must contain {{group}}")
 
     def check_data_dir(self) -> None:
         """Raises ConfigError if --dataset=folder comes without --data_dir.

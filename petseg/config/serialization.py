@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from petseg import custom_code
+from petseg.config import folds
 from petseg.config.options import SCORING, TRAINING, groups
 from petseg.config.train_config import Config
 from petseg.errors import ConfigError
@@ -145,6 +146,9 @@ def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
         "patience": config.schedule.patience,
         "seed": config.runtime.seed,
     }
+    for flag in ("train_split", "eval_split"):
+        fold = folds.parse(values[flag])
+        values[flag] = fold.base if fold else values[flag]  # runs of all folds are one recipe
     for where in ("data_dir", "classes", "image_files", "mask_files", "cache", "cache_dir", "data_service"):
         del values[where]
     return {name: "none" if value in ("", None) else value for name, value in values.items()}

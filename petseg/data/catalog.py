@@ -1,11 +1,13 @@
 """Data sets by name: their classes, splits, undecoded examples and overlaps of splits."""
 
 import dataclasses
+import functools
+import json
 import logging
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,13 +15,14 @@ import tensorflow_datasets as tfds
 
 from petseg import custom_code
 from petseg.classes import PETS, Classes
-from petseg.config import DataConfig
-from petseg.config.data_config import FOLDER, named_splits
-from petseg.data import digests, picture_files, tfds_builders
+from petseg.config import DataConfig, folds as fold_names
+from petseg.config.data_config import AUTO, FOLDER, named_splits
+from petseg.data import digests, folds, picture_files, subsampling, tfds_builders
 from petseg.data.digests import Digests
 from petseg.data.folders.faults import Fault
 from petseg.data.images import BandCounts, joined
-from petseg.data.record_files import RecordFiles, RecordRange, Records
+from petseg.data.overlaps import SHOWN_NAMES, Overlap
+from petseg.data.record_files import ChosenRecords, RecordFiles, RecordRange, Records
 from petseg.errors import DataError, one_line
 from petseg.runtime import autotuning
 
@@ -27,19 +30,6 @@ logger = logging.getLogger(__name__)
 KNOWN_CLASSES = {"oxford_iiit_pet": PETS, tfds_builders.EMBEDDED: PETS}
 NAME_FEATURE = "file_name"
 ARRAY_RECORD = "array_record"
-SHOWN_NAMES = 3
-
-
-class Overlap(NamedTuple):
-    """The number of examples that two splits share, and the names of the first few if file contents were compared."""
-
-    examples: int
-    names: tuple[str, ...] = ()
-
-    @property
-    def listed(self) -> str:
-        """The names in brackets after a space; empty without names."""
-        return listed(self.names, self.examples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +44,7 @@ class DataSet:
     # whether masks hold class ids, as copies of folders do, instead of the classes' own values or colours
     holds_ids: bool = False
     weight_feature: str = ""  # feature with the weight maps; empty without
+    config: DataConfig = dataclasses.field(default_factory=DataConfig)  # what it was opened with
 
     @property
     def mask_notes(self) -> list[str]:
@@ -77,7 +68,7 @@ class DataSet:
 
     def weight_dtype(self, split: str) -> str:
         """Dtype of the weight maps of a split; empty if it has none. Raises DataError if they are of several kinds."""
-        dtypes = {name: self._weight_dtype(name) for name, start, stop in self._ranges(split) if start < stop}
+        dtypes = {name: self._weight_dtype(name) for name, positions in self._positions(split) if len(positions)}
         if len(set(dtypes.values())) > 1:
             each = ", ".join(f"{name}: {dtype or 'none'}" for name, dtype in dtypes.items())
             raise DataError(f"{self.name}: split {split} has weight maps of several kinds ({each}); must be one")
@@ -124,7 +115,7 @@ class DataSet:
 
     def num_examples(self, split: str) -> int:
         """Number of examples of a split; raises DataError if it is empty."""
-        count = sum(stop - start for _, start, stop in self._ranges(split))
+        count = sum(len(positions) for _, positions in self._positions(split))
         if count == 0:
             raise DataError(f"{self.name}: split {split} is empty; sizes are {self.split_sizes()}")
         return count
@@ -138,9 +129,9 @@ class DataSet:
             return self.overlap_with(split, theirs.pictures)
         return Overlap(
             sum(
-                max(0, min(stop, other_stop) - max(start, other_start))
-                for name, start, stop in self._ranges(split)
-                for other_name, other_start, other_stop in self._ranges(other)
+                int(np.isin(mine, its).sum())
+                for name, mine in self._positions(split)
+                for other_name, its in self._positions(other)
                 if name == other_name
             )
         )
@@ -154,29 +145,53 @@ class DataSet:
 
     def digests_of(self, split: str) -> Digests | None:
         """Content digests of a split's examples; None except for the copy of a folder."""
-        ranges = self._ranges(split)
+        places = self._positions(split)
         if self.name != FOLDER:
             return None
         file = Path(self.builder.data_path) / digests.FILE
         try:
             stored = digests.read(file)
-            return digests.joined([stored[name].part(start, stop) for name, start, stop in ranges])
+            return digests.joined([stored[name].part(positions) for name, positions in places])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             what = f"{file}: cannot be read ({one_line(error)})"
             raise DataError(f"{what}; delete {file.parent} and rerun to copy the folder again") from error
 
     def names_at(self, split: str, positions: Iterable[int]) -> tuple[str, ...]:
         """Names of the examples at a few positions of a split, without decoding images."""
+        places = [(name, at) for name, numbers in self._positions(split) for at in numbers.tolist()]
         names: list[str] = []
-        for position in positions:
-            for name, start, stop in self._ranges(split):
-                if position < stop - start:
-                    at = start + position
-                    (example,) = self.raw_examples(f"{name}[{at}:{at + 1}]")
-                    names.append(example["name"].numpy().decode() or f"{name}/{at}")
-                    break
-                position -= stop - start
+        for name, at in (places[position] for position in positions):
+            (example,) = self.raw_examples(f"{name}[{at}:{at + 1}]")
+            names.append(example["name"].numpy().decode() or f"{name}/{at}")
         return tuple(names)
+
+    def names(self, split: str) -> list[str]:
+        """Names of a split's examples, without decoding images. Raises DataError if they cannot be read."""
+        places = [(name, at) for name, numbers in self._positions(split) for at in numbers.tolist()]
+        name_of = tf.autograph.experimental.do_not_convert(lambda example: example["name"])
+        found = self.raw_examples(split).map(name_of).as_numpy_iterator()
+        try:
+            return [text.decode() or f"{name}/{at}" for text, (name, at) in zip(found, places, strict=True)]
+        except tf.errors.OpError as error:
+            raise DataError(f"{self.name}, split {split}: {self.location} cannot be read: {one_line(error)}") from error
+
+    def groups(self, split: str) -> tuple[str, ...]:
+        """The group of each example (--group_files)."""
+        base, chosen = self.part_of(split)
+        opened_by = self.config.changed(channels=0, image_dtype=AUTO, intensity_range=AUTO, on_bad_example="stop")
+        groups = _groups(opened_by, self.classes, base, json.dumps(self.state_of(base)))
+        return groups if chosen is None else tuple(groups[i] for i in chosen.tolist())
+
+    def part_of(self, split: str) -> tuple[str, np.ndarray | None]:
+        """The split that folds are made of, and the positions there, ascending int64 [K]; None if it is no fold."""
+        fold = fold_names.parse(split)
+        if fold is None:
+            return split, None
+        try:
+            numbers = folds.fold_numbers(self.groups(fold.base), fold.count, self.config.fold_seed)
+        except DataError as error:
+            raise DataError(f"{self.name}, split {fold.base}: {error}") from error
+        return fold.base, np.flatnonzero((numbers == fold.number) != fold.without)
 
     def split_sizes(self) -> str:
         """The splits and their numbers of examples, for messages."""
@@ -212,12 +227,14 @@ class DataSet:
         """Undecoded examples of a split in order: `image`, `mask`, `weight`, `name`, class labels of whole examples."""
         if (records := self.records(split)) is not None:  # which TensorFlow cannot read
             return self.parsed(records.in_order(range(len(records))))
+        base, chosen = self.part_of(split)
         examples = self.builder.as_dataset(
-            split=split,
+            split=base,
             decoders=self._undecoded(),
             shuffle_files=False,
             read_config=tfds.ReadConfig(interleave_cycle_length=1),  # file after file, so that positions are fixed
         )
+        examples = examples if chosen is None else subsampling.elements_at(examples, chosen)
         return examples.map(tf.autograph.experimental.do_not_convert(self._renamed)).with_options(autotuning.off())
 
     @property
@@ -227,6 +244,12 @@ class DataSet:
 
     def records(self, split: str) -> Records | None:
         """Random access to a split's records; None if its file format has none."""
+        base, chosen = self.part_of(split)
+        records = self._records(base)
+        return records if records is None or chosen is None else ChosenRecords(records, chosen)
+
+    def _records(self, split: str) -> Records | None:
+        """`records` of a split that is no fold."""
         self._ranges(split)
         if self.file_format != ARRAY_RECORD:
             return None
@@ -262,8 +285,21 @@ class DataSet:
         features = filter(None, (self.image_feature, self.mask_feature, self.weight_feature))
         return {feature: tfds.decode.SkipDecoding() for feature in features}
 
+    def _positions(self, split: str) -> list[tuple[str, np.ndarray]]:
+        """A split as positions, int64 [K], in the data set's own splits, by name."""
+        base, chosen = self.part_of(split)
+        found, first = [], 0
+        for name, start, stop in self._ranges(base):
+            positions = np.arange(start, stop)
+            if chosen is not None:
+                inside = chosen[(chosen >= first) & (chosen < first + stop - start)]
+                positions = positions[inside - first]
+            found.append((name, positions))
+            first += stop - start
+        return found
+
     def _ranges(self, split: str) -> list[tuple[str, int, int]]:
-        """A split as ranges (name, start, stop) of the data set's own splits."""
+        """A split that is no fold as ranges (name, start, stop) of the data set's own splits."""
         splits = self._splits_in(split)
         try:
             parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
@@ -295,7 +331,7 @@ def open_data(config: DataConfig, classes: Classes | None = None) -> DataSet:
 
         builder, classes = folder_copy.prepare(config, classes)
         weight_feature = folder_copy.WEIGHT if config.weight_files else ""
-        return DataSet(config.dataset, builder, classes, holds_ids=True, weight_feature=weight_feature)
+        return DataSet(config.dataset, builder, classes, holds_ids=True, weight_feature=weight_feature, config=config)
     if custom_code.is_reference(config.dataset):
         from petseg.data import own_data
 
@@ -303,9 +339,15 @@ def open_data(config: DataConfig, classes: Classes | None = None) -> DataSet:
     classes = classes or _named_classes(config)
     builder = tfds_builders.prepare(config.dataset, config.data_dir)
     features = config.image_feature, config.mask_feature
-    data_set = DataSet(config.dataset, builder, classes, *features, weight_feature=config.weight_feature)
+    data_set = DataSet(config.dataset, builder, classes, *features, weight_feature=config.weight_feature, config=config)
     tfds_builders.check_features(builder, config, classes)
     return data_set
+
+
+@functools.lru_cache(maxsize=4)
+def _groups(config: DataConfig, classes: Classes, split: str, state: str) -> tuple[str, ...]:
+    """The groups of a split whose files are in a `state`, read once in a process since that takes a pass over them."""
+    return tuple(folds.group_of(name, config) for name in open_data(config, classes).names(split))
 
 
 def classes_of(config: DataConfig) -> Classes:
@@ -343,23 +385,6 @@ def open_with_splits(config: DataConfig) -> DataSet:
         except DataError as error:
             raise DataError(f"--{flag}={split}: {error}") from error
     return data_set
-
-
-def warn_of_shared_examples(data_set: DataSet, train_split: str, eval_split: str) -> None:
-    """Warns if examples of the evaluation split are also trained on."""
-    shared = data_set.overlap(eval_split, train_split)
-    if shared.examples:
-        logger.warning(
-            "--eval_split=%s: %d of its %d examples are in --train_split=%s too%s; scores, and the choice of the best "
-            "checkpoint by them, will be too optimistic",
-            eval_split, shared.examples, data_set.num_examples(eval_split), train_split, shared.listed,
-        )  # fmt: skip
-
-
-def listed(names: Sequence[str], count: int) -> str:
-    """The first few of `count` names in brackets after a space; empty without names."""
-    more = ", ..." if count > len(names) else ""
-    return f" ({', '.join(names)}{more})" if names else ""
 
 
 def is_on_disk(config: DataConfig) -> bool:

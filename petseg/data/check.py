@@ -167,6 +167,9 @@ def _print_counts(inspection: Inspection, config: DataConfig) -> None:
         print("bands of images: " + ", ".join(f"{bands} {count}" for bands, count in kinds.items()))
     for line in inspection.weights.lines(config.weight_scale):
         print(line)
+    if inspection.groups:
+        sizes = [group.total() for group in inspection.groups.values()]
+        print(f"groups: {len(sizes)}, of {min(sizes)} to {max(sizes)} images")
     print(f"sizes (height x width): {_sizes(inspection)}")
     _print_classes(inspection)
     print(f"suggested: {inspection.suggested_size()}")

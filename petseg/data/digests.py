@@ -24,9 +24,9 @@ class Digests(NamedTuple):
     pictures: np.ndarray  # digests of image files, uint64 [N]
     masks: np.ndarray  # digests of class ids and weight maps, uint64 [N]
 
-    def part(self, start: int, stop: int) -> "Digests":
-        """The digests of positions `start` to `stop`."""
-        return Digests(self.pictures[start:stop], self.masks[start:stop])
+    def part(self, positions: np.ndarray) -> "Digests":
+        """The digests at positions, int64 [K]."""
+        return Digests(self.pictures[positions], self.masks[positions])
 
     def changes_to(self, now: "Digests") -> "Changes":
         """Compares with the current digests of the same split."""

@@ -58,6 +58,11 @@ def load(config: DataConfig, split: str, classes: Classes | None = None, *, for_
       ConfigError: if the classes are invalid, or the disk cache cannot be written.
     """
     source = SplitSource.open(config, split, classes)
+    base, chosen = source.data_set.part_of(split)
+    if config.cache == "disk" and chosen is not None:  # the folds share one cache
+        fold = load(config, base, classes, for_training=for_training).subset(chosen)
+        fold.origin = source.origin
+        return fold
     if for_training:
         _judge_masks(source, config)
     if for_training and config.resize == "crop":
@@ -185,7 +190,7 @@ def _decode_all(
             if isinstance(error, tf.errors.InvalidArgumentError):
                 raise BadExampleError(f"{where}: {example_decoding.UNDECODABLE}") from error
             raise DataError(f"{where}: {data_set.location} cannot be read: {one_line(error)}") from error
-        name = example["name"].decode() or f"{split}/{position}"
+        name = example["name"].decode() or "{}/{}".format(*source.place(position))
         example_decoding.check_example(example, f"{where} ({name})")
         if source.picture_sizes is not None:
             random_crops.check_size(source.picture_sizes[i], example["image_size"], f"{where} ({name})")

@@ -21,11 +21,12 @@ from petseg.classes import Classes
 from petseg.config import DataConfig
 from petseg.config.data_config import named_splits
 from petseg.data import images, mask_files, picture_files, weight_files
-from petseg.data.catalog import DataSet, Overlap
+from petseg.data.catalog import DataSet
 from petseg.data.example_decoding import BadExampleError
 from petseg.data.folders.faults import Fault, Kind
 from petseg.data.folders.mask_values import MaskCoding
 from petseg.data.images import BandCounts, Bands
+from petseg.data.overlaps import Overlap
 from petseg.data.picture import Picture, PictureError
 from petseg.data.record_files import Records
 from petseg.errors import ConfigError, DataError, PetsegError, one_line
@@ -292,7 +293,7 @@ class OwnDataSet(DataSet):
         return f"{self.name} ({', '.join(str(state) for split in splits for state in self.state_of(split))})"
 
     def state_of(self, split: str) -> list[Any]:
-        return [self.source(name).state for name, _, _ in self._ranges(split)]
+        return [self.source(name).state for name, _, _ in self._ranges(self.part_of(split)[0])]
 
     def band_counts(self, splits: Collection[str]) -> BandCounts:
         rows = [self.source(name).band_row for name in sorted(self.sources or splits)]
@@ -327,9 +328,13 @@ class OwnDataSet(DataSet):
                 where, _, what = str(error).partition(": ")
                 yield Fault(Kind.UNREADABLE, where, what, split)
 
-    def records(self, split: str) -> SourceRecords:
+    def _records(self, split: str) -> SourceRecords:
         ranges = self._ranges(split)
         return SourceRecords([_SourceRange(self.source(name), start, stop - start) for name, start, stop in ranges])
+
+    def names(self, split: str) -> list[str]:
+        places = ((self.source(name), numbers) for name, numbers in self._positions(split))
+        return [source.files(i)[0] for source, numbers in places for i in numbers.tolist()]
 
     def parser(self) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
         features = {key: tf.io.FixedLenFeature([], tf.string) for key in RECORD}
@@ -358,7 +363,7 @@ def open_data(config: DataConfig, classes: Classes | None) -> OwnDataSet:
     name = Path(reference).name
     if classes is None:
         raise DataError(f"{name}: has no attribute classes; --classes must be a file that names them")
-    data_set = OwnDataSet(name, None, classes, reference=reference, data_dir=config.data_dir)
+    data_set = OwnDataSet(name, None, classes, reference=reference, data_dir=config.data_dir, config=config)
     if source:
         source.check(classes)
         data_set.sources[first] = source

@@ -42,6 +42,9 @@ class RandomCrops(Examples):
         """The same crops, a share of them centred on rare classes."""
         return RandomCrops(self._canvases, self._size, self._sizes, focus)
 
+    def subset(self, ids: np.ndarray) -> "RandomCrops":
+        return RandomCrops(self._canvases.subset(ids), self._size, self._sizes[ids], self._focus)
+
     def fetch(self, ids: tf.Tensor) -> Fetched:
         """The centre crops."""
         return self._canvases.fetch(ids).moved(self._centre)

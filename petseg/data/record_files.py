@@ -77,6 +77,29 @@ class Records(abc.ABC):
         return numbers, positions - self._starts[numbers] + self._firsts[numbers]
 
 
+class ChosenRecords(Records):
+    """The records at some positions of a split, int64 [K], as a split of their own."""
+
+    def __init__(self, records: Records, positions: np.ndarray):
+        super().__init__(())
+        self._records, self._positions, self.states = records, positions, records.states
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def place(self, position: int) -> str:
+        return self._records.place(int(self._positions[position]))
+
+    def check(self) -> None:
+        self._records.check()
+
+    def check_record(self, position: int) -> None:
+        self._records.check_record(int(self._positions[position]))
+
+    def _read(self, positions: np.ndarray) -> np.ndarray:
+        return self._records._read(self._positions[positions])
+
+
 class RecordFiles(Records):
     """The records of array_record files, which are opened when they are first read.
 

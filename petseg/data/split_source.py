@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -94,6 +95,10 @@ class SplitSource:
         if self.records is not None:
             self.records.check_record(position)
 
+    @functools.cached_property
+    def _part_of(self) -> tuple[str, np.ndarray | None]:
+        return self.data_set.part_of(self.split)
+
     @property
     def count(self) -> int:
         """The number of examples N."""
@@ -110,7 +115,13 @@ class SplitSource:
 
     def where(self, position: int) -> str:
         """Data set, split and number of an example, for messages."""
-        return f"{self.data_set.name}, split {self.split}, example {position}"
+        split, place = self.place(position)
+        return f"{self.data_set.name}, split {split}, example {place}"
+
+    def place(self, position: int) -> tuple[str, int]:
+        """The split and the place of an example there; of a fold, in the split that it is a part of."""
+        split, chosen = self._part_of
+        return split, position if chosen is None else int(chosen[position])
 
     def undecoded(self) -> tf.data.Dataset:
         """The examples in order, as in `DataSet.raw_examples`."""

@@ -93,16 +93,14 @@ def statistics(values: Sequence[float]) -> dict[str, float]:
     return dict(zip(STATISTICS, (float(np.mean(values)), deviation, min(values), max(values)), strict=True))
 
 
-def runs_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+def runs_table(results: Mapping[str, Mapping[str, Any]], pooled: Mapping[str, Any] | None = None) -> str:
     """Table of the scores of several runs, such as those of several seeds: a row per run, then mean and spread.
 
     Args:
-      results: content of a results file per run, by run name; all of one split.
+      results: content of a results file per run, by run name; all of one split, or of its folds.
+      pooled: the scores of all folds together, for a last row.
     """
-    rows = {
-        run: {**_overall_scores(scores), **{f"IoU {name}": value for name, value in scores["iou"].items()}}
-        for run, scores in results.items()
-    }
+    rows = {run: _row(scores) for run, scores in results.items()}
     columns = list(next(iter(rows.values())))
     over_runs = [statistics([row[column] for row in rows.values()]) for column in columns]
     widths = [max(11, len(column) + 2) for column in columns]
@@ -114,7 +112,14 @@ def runs_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         lines.append(f"{run:{first}}{results[run]['step']:>8}" + cells)
     for name in STATISTICS:
         lines.append(f"{name:{first}}{'':8}" + _cells([f"{each[name]:.4f}" for each in over_runs], widths))
+    if pooled is not None:
+        row = _row(pooled)
+        lines.append(f"{'pooled':{first}}{'':8}" + _cells([f"{row.get(name, np.nan):.4f}" for name in columns], widths))
     return "\n".join(lines)
+
+
+def _row(scores: Mapping[str, Any]) -> dict[str, float]:
+    return {**_overall_scores(scores), **{f"IoU {name}": value for name, value in scores["iou"].items()}}
 
 
 def _cells(texts: Sequence[str], widths: Sequence[int]) -> str:

@@ -11,7 +11,7 @@ import tensorflow as tf
 from petseg import custom_code
 from petseg.classes import Classes
 from petseg.config import Config, DataConfig
-from petseg.data import catalog, input_pipeline, loading
+from petseg.data import catalog, input_pipeline, loading, overlaps
 from petseg.data.bad_example_log import BadExampleLog
 from petseg.data.crop_focus import CropFocus
 from petseg.data.examples import Examples
@@ -52,7 +52,7 @@ def load_splits(config: DataConfig) -> tuple[Examples, Examples]:
     classes = catalog.open_with_splits(config).classes
     train = loading.load(config, config.train_split, classes, for_training=True)
     evaluation = loading.load(config, config.eval_split, train.classes)
-    catalog.warn_of_shared_examples(catalog.open_data(config, train.classes), config.train_split, config.eval_split)
+    overlaps.warn_of_shared_examples(catalog.open_data(config, train.classes), config.train_split, config.eval_split)
     return train, evaluation
 
 

@@ -1,7 +1,7 @@
 """Compares the scores of runs image by image: which runs can be paired, difference, pictures."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import tensorflow as tf
 from petseg.data.examples import Examples
 from petseg.errors import DataError
 from petseg.evaluation import confidence_intervals, large_splits, score_tables
+from petseg.evaluation.confidence_intervals import Counts
 from petseg.files import write_bytes
 from petseg.reporting import pictures
 from petseg.runs.open_run import Run
@@ -83,17 +84,21 @@ def paired_resolutions(runs: Sequence[CheckpointScores], *, flag: str = "compare
 def compare(scored: CheckpointScores, other: Scorer) -> CheckpointScores:
     """Scores the other run, adds the comparison to the first run's results and returns the other's scores."""
     theirs = other.score(other.latest_or_best())
-    add_comparison([scored], [theirs], paired_resolutions([scored, theirs]), other=theirs.path)
+    paired = paired_resolutions([scored, theirs])
+    counts = {i: ([scored.evaluations[i].counts], [theirs.evaluations[i].counts]) for i in paired}
+    add_comparison([scored], counts, other=theirs.path, weights=theirs.results[0]["weights"])
     return theirs
 
 
 def add_comparison(
-    ours: Sequence[CheckpointScores], theirs: Sequence[CheckpointScores], paired: Sequence[int], **names: Any
+    ours: Sequence[CheckpointScores], counts: Mapping[int, tuple[Sequence[Counts], Sequence[Counts]]], **names: Any
 ) -> None:
-    """Adds the comparison of two recipes' means to the results of the first one's runs, at each paired resolution."""
-    for i in paired:
-        counts = ([run.evaluations[i].counts for run in runs] for runs in (ours, theirs))
-        found = {**names, "weights": theirs[0].results[i]["weights"], **confidence_intervals.compare(*counts)}
+    """Adds the comparison of two recipes' means to the results of the first one's runs.
+
+    `counts` has the counts of the runs of both, at each paired resolution.
+    """
+    for i, both in counts.items():
+        found = {**names, **confidence_intervals.compare(*both)}
         for run in ours:
             run.results[i]["comparison"] = found
 

@@ -1,4 +1,7 @@
-"""Scores groups of runs of one recipe and compares two groups: mean, spread, intervals over images and seeds."""
+"""Scores groups of runs of one recipe and compares two groups: mean, spread, intervals over images and seeds.
+
+Runs of the folds of one split are scored on their own folds each, and then as one run.
+"""
 
 import contextlib
 import dataclasses
@@ -8,12 +11,13 @@ from typing import Any
 
 from petseg.config import Config
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.errors import WorkDirectoryError
+from petseg.data.examples import Examples
+from petseg.errors import DataError, WorkDirectoryError
 from petseg.evaluation import confidence_intervals, score_tables
 from petseg.evaluation.confidence_intervals import Counts
 from petseg.files import read_json
 from petseg.reporting.summaries import EVAL
-from petseg.runs import checkpoints, comparison, model_selection, run_groups, scoring
+from petseg.runs import checkpoints, comparison, cross_validation, model_selection, run_groups, scoring
 from petseg.runs.scorer import CheckpointScores, Scorer
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
@@ -28,12 +32,17 @@ class Side:
 
     runs: list[CheckpointScores]  # scores of each run
     scorer: Scorer  # scorer of the first run, for pictures
+    # for runs of folds: the group of each example, by run; empty for other runs
+    groups: list[list[str]] = dataclasses.field(default_factory=list)
 
     def names(self) -> list[str]:
         return [run.path for run in self.runs]
 
     def counts(self, resolution: int) -> list[Counts]:
-        """Per-image counts of each run."""
+        """Per-image counts of each run; of folds, per-group counts of all together, if there are any."""
+        if self.groups:
+            pooled = cross_validation.pooled_counts(self.runs, self.groups, resolution)
+            return [] if pooled is None else [pooled]
         return [run.evaluations[resolution].counts for run in self.runs]
 
 
@@ -52,16 +61,23 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
         others = [TrainedRun.open_to_compare(workdir, score) for workdir in sides["compare"]]
         for workdirs in sides.values():
             run_groups.warn_of_different_recipes(workdirs)
-        split = scoring.checked_common_split([*runs, *others], score)
+        in_folds = not score.split and cross_validation.are_folds({"workdir": runs, "compare": others})
+        if in_folds:
+            runs, others = cross_validation.by_fold(runs), cross_validation.by_fold(others)
+            for run in (*runs, *others):
+                scoring.check_not_trained_on(run, run.config.data.eval_split, score)
+        split = "" if in_folds else scoring.checked_common_split([*runs, *others], score)
         placement = process_setup.set_up_runtime(runs[0].config, config.distribution)
         stack.enter_context(placement.naming_lost_workers())
 
         ours, theirs = _score(runs, others, score, split, placement, signals)
-        paired = comparison.paired_resolutions(
-            [*ours.runs, *(theirs.runs if theirs else [])], flag="compare" if theirs else "workdir"
-        )
+        paired = _paired_resolutions(ours, theirs)
         if theirs is not None:
-            comparison.add_comparison(ours.runs, theirs.runs, paired, runs=ours.names(), other=theirs.names())
+            names = {"runs": ours.names(), "other": theirs.names(), "weights": theirs.runs[0].results[0]["weights"]}
+            counts = {i: (ours.counts(i), theirs.counts(i)) for i in paired}
+            if not all(counts[paired[0]]):
+                raise DataError("--compare: folds of so many images have no scores per image; pass --eval_examples")
+            comparison.add_comparison(ours.runs, counts, **names)
         if placement.is_chief:
             for run in ours.runs:
                 scoring.write_results(run)
@@ -83,30 +99,51 @@ def _score(
     placement: Placement,
     signals: StopSignals,
 ) -> tuple[Side, Side | None]:
-    """Scores one run after the other on the same images; keeps only the counts of all but the first run of a side."""
+    """Scores one run after the other on the same images; keeps only the counts of all but the first run of a side.
+
+    If `split` is empty, each run is scored on its own fold.
+    """
     seed, native = comparison.sample_seed([*runs, *others]), score.resolution == "native"
-    first: Scorer | None = None
+    first: dict[str, Examples] = {}  # by split
     sides: list[Side] = []
     for flag, members in {"workdir": runs, "compare": others}.items():
         for i, run in enumerate(members):
-            scorer = Scorer(run, score, split, placement, signals, sample_seed=seed)
-            first = first or scorer
-            comparison.check_pairing(first.examples, scorer.examples, native=native, flag=flag)
+            of_run = split or run.config.data.eval_split
+            scorer = Scorer(run, score, of_run, placement, signals, sample_seed=seed)
+            comparison.check_pairing(
+                first.setdefault(of_run, scorer.examples), scorer.examples, native=native, flag=flag
+            )
             if i == 0:
                 sides.append(Side([], scorer))
             sides[-1].runs.append(scorer.score(scorer.latest_or_best()))
+            if not split:
+                sides[-1].groups.append(cross_validation.groups_of(scorer))
     return sides[0], sides[1] if others else None
 
 
+def _paired_resolutions(ours: Side, theirs: Side | None) -> list[int]:
+    """Indices of the results that can be compared; runs of folds have other images each, so only those of one fold."""
+    sides = [side.runs for side in (ours, theirs) if side is not None]
+    alike = list(zip(*sides, strict=True)) if ours.groups else [[run for runs in sides for run in runs]]
+    flag = "workdir" if theirs is None else "compare"
+    found = [comparison.paired_resolutions(runs, flag=flag) for runs in alike]
+    return [i for i in found[0] if all(i in each for each in found)]
+
+
 def last_results(config: Config) -> dict[str, Any]:
-    """Results of the last evaluation during training; raises WorkDirectoryError if there are none."""
+    """Results of the last evaluation during training, as `last_results_file`."""
+    return read_json(last_results_file(config))
+
+
+def last_results_file(config: Config) -> Path:
+    """Results file of the last evaluation during training; raises WorkDirectoryError if there is none."""
     workdir = WorkDirectory(config.runtime.workdir)
     selected = model_selection.selected_weights(config)
     variant = "" if selected == EVAL else selected
     for step in checkpoints.steps(workdir.checkpoints):
         file = workdir.results_file(config.data.eval_split, step, variant)
         if file.exists():
-            return read_json(file)
+            return file
     raise WorkDirectoryError(f"{workdir.path}: there is no results file of {config.data.eval_split} yet")
 
 
@@ -116,10 +153,22 @@ def _print(ours: Side, theirs: Side | None, paired: Sequence[int]) -> None:
         print(f"at {results['resolution']}")
         for side in (ours, theirs):
             if side is not None:
-                low, high = confidence_intervals.interval_of_runs(side.counts(i))
-                print(score_tables.runs_table({run.path: run.results[i] for run in side.runs}))
-                over = "images and seeds" if len(side.runs) > 1 else "images, of one seed"
-                print(f"95% interval of the mean IoU over {over}: {low:.4f} to {high:.4f}\n")
+                _print_side(side, i)
         if theirs is not None:
-            print(f"first: {len(ours.runs)} runs, second: {len(theirs.runs)} runs; 95% interval over images and seeds")
+            what, over = ("folds", "images or groups") if ours.groups else ("runs", "images and seeds")
+            print(f"first: {len(ours.runs)} {what}, second: {len(theirs.runs)} {what}; 95% interval over {over}")
             print(score_tables.comparison_text(results["comparison"]))
+
+
+def _print_side(side: Side, i: int) -> None:
+    counts = side.counts(i)
+    interval = confidence_intervals.interval_of_runs(counts) if counts else None
+    results = {run.path: run.results[i] for run in side.runs}
+    file = side.runs[0].files[i]
+    if side.groups and file is not None:
+        run = side.scorer.run
+        cross_validation.print_and_write(cross_validation.summary(results, run.config, run.classes, interval), file)
+    elif interval:
+        print(score_tables.runs_table(results))
+        over = "images and seeds" if len(side.runs) > 1 else "images, of one seed"
+        print("95% interval of the mean IoU over {}: {:.4f} to {:.4f}\n".format(over, *interval))

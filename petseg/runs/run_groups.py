@@ -1,4 +1,4 @@
-"""Groups of runs that differ only in their seed: their folders, and flags that name several runs. No TensorFlow."""
+"""Groups of runs that differ only in seed or fold: their folders, and flags that name several runs. No TensorFlow."""
 
 import glob
 import logging
@@ -6,25 +6,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from petseg import config as config_lib
-from petseg.config import Config
+from petseg.config import Config, folds
 from petseg.config.eval_config import ScoreConfig
 from petseg.errors import ConfigError
 from petseg.runs.work_directory import WorkDirectory
 
 logger = logging.getLogger(__name__)
-PREFIX = "seed-"
+SEED, FOLD = "seed-", "fold-"  # begin the names of work directories
 MAY_DIFFER = ("workdir", "seed", "data_dir", "cache", "cache_dir", "data_service", "quiet", "example_order")
 
 
 def seed_folder(folder: Path, seed: int) -> Path:
     """Work directory of the run with a seed."""
-    return folder / f"{PREFIX}{seed}"
+    return folder / f"{SEED}{seed}"
+
+
+def fold_folder(folder: Path, number: int) -> Path:
+    """Work directory of the run that leaves out a fold."""
+    return folder / f"{FOLD}{number}"
 
 
 def group_folder(config: Config) -> Path | None:
     """Folder of the group to which a run belongs; None for a single run."""
-    workdir = Path(config.runtime.workdir)
-    return workdir.parent if workdir.name == seed_folder(Path(), config.runtime.seed).name else None
+    workdir, fold = Path(config.runtime.workdir), folds.parse(config.data.eval_split)
+    names = [seed_folder(Path(), config.runtime.seed).name, *([fold_folder(Path(), fold.number).name] if fold else [])]
+    return workdir.parent if workdir.name in names else None
 
 
 def find_runs(text: str, flag: str) -> list[WorkDirectory]:
@@ -62,8 +68,9 @@ def warn_of_different_recipes(workdirs: Sequence[WorkDirectory]) -> None:
     """Warns if runs that are scored together differ in more than their seed."""
     configs = [workdir.load_config() for workdir in workdirs]
     for workdir, config in zip(workdirs[1:], configs[1:], strict=True):
+        may_differ = (*MAY_DIFFER, *(("train_split", "eval_split") if folds.parse(config.data.eval_split) else ()))
         changes = config_lib.changes(configs[0], config)
-        names = [f"--{name}" for name in changes if name not in MAY_DIFFER]
+        names = [f"--{name}" for name in changes if name not in may_differ]
         if names:
             logger.warning("%s differs from %s in %s", workdir.path, workdirs[0].path, ", ".join(names))
 
@@ -77,8 +84,8 @@ def _in_folder(path: Path) -> list[Path]:
 
 
 def _sort_key(path: Path) -> tuple[int, str]:
-    """Sorts seeds by number, then other names."""
-    number = path.name.removeprefix(PREFIX)
+    """Sorts seeds and folds by number, then other names."""
+    number = path.name.removeprefix(SEED).removeprefix(FOLD)
     return (int(number), "") if number.isdecimal() else (2**32, path.name)
 
 

@@ -90,10 +90,15 @@ def checked_common_split(runs: Sequence[Run], score: ScoreConfig) -> str:
     Raises DataError if a run was trained on examples of it.
     """
     split = score.split or runs[0].config.data.eval_split
-    if not score.allow_training_images:
-        for member in (member for run in runs for member in run.members):
-            training_data.check_not_trained_on(split, member.config.data, member.classes, member.training_data)
+    for run in runs:
+        check_not_trained_on(run, split, score)
     return split
+
+
+def check_not_trained_on(run: Run, split: str, score: ScoreConfig) -> None:
+    """Raises DataError if a run was trained on examples of a split, unless --allow_training_images is given."""
+    for member in () if score.allow_training_images else run.members:
+        training_data.check_not_trained_on(split, member.config.data, member.classes, member.training_data)
 
 
 def _paths(run: Run, score: ScoreConfig) -> Iterable[str]:

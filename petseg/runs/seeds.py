@@ -1,7 +1,8 @@
 """Trains a recipe with several seeds: python -m petseg.runs.seeds --workdir=DIR --seeds=0,1,2 [any flag of train.py].
 
 The runs, DIR/seed-0 and so on, are trained one after the other, each in its own process; then a table shows their
-scores with mean and spread. After a stop or kill, the same command resumes.
+scores with mean and spread. After a stop or kill, the same command resumes. With --folds=5 the runs are those of a
+cross-validation, DIR/fold-1 and so on: each is trained on --train_split without a fold, and scored on this fold.
 """
 
 import contextlib
@@ -16,10 +17,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from petseg.config import Config, command_line, options
+from petseg.config import Config, DataConfig, command_line, folds, options
+from petseg.config.folds import Fold
 from petseg.config.options import Group, option
 from petseg.errors import ConfigError, PetsegError
 from petseg.runs import run_groups
+from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime import startup
 from petseg.runtime.signals import SIGNALS
 
@@ -28,13 +31,25 @@ logger = logging.getLogger("petseg.runs.seeds")
 
 @dataclasses.dataclass(frozen=True)
 class SeedsGroup(Group):
-    """The seeds."""
+    """The seeds, or the folds."""
 
     seeds: str = option("0,1,2", "seeds of the runs, separated by commas", required=True)
+    folds: int = option(
+        0,
+        "number of folds of --train_split for cross-validation with one seed, --seed; --group_files keeps examples "
+        "together; 0: none",
+        minimum=0,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.numbers()
+        if self.folds == 1:
+            raise ConfigError("--folds=1: must be at least 2, or 0 for no cross-validation")
+        if self.folds and self.seeds != SeedsGroup.seeds:
+            raise ConfigError(
+                f"--seeds={self.seeds} and --folds={self.folds}: must not both be given; --seed is for folds"
+            )
 
     def numbers(self) -> tuple[int, ...]:
         """The seeds, as numbers."""
@@ -47,29 +62,62 @@ class SeedsGroup(Group):
 
 @dataclasses.dataclass(frozen=True)
 class SeedsConfig(Config):
-    """A training config and the seeds with which to repeat it."""
+    """A training config and the seeds or folds with which to repeat it."""
 
     runs: SeedsGroup = SeedsGroup()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.runtime.seed:
+        if self.runs.folds:
+            self._check_folds()
+        elif self.runtime.seed:
             raise ConfigError(f"--seed={self.runtime.seed}: must not be given; the seeds are those of --seeds")
         if not self.runtime.workdir:
             raise ConfigError("--workdir: must be the folder of the runs' work directories")
 
-    def for_seed(self, seed: int) -> Config:
-        """The config of the run with a seed."""
+    def _check_folds(self) -> None:
+        """Raises ConfigError if a flag contradicts --folds."""
+        flag, data = f"--folds={self.runs.folds}", self.data
+        if data.eval_split != DataConfig.eval_split:
+            raise ConfigError(
+                f"{flag} and --eval_split={data.eval_split}: must not both be given, since each run is scored on the "
+                f"fold that it leaves out; --eval_split={DataConfig.eval_split} undoes that of a preset"
+            )
+        if folds.parse(data.train_split):
+            raise ConfigError(f"{flag} and --train_split={data.train_split}: must not be a fold itself")
+        if self.schedule.eval_examples:
+            raise ConfigError(
+                f"{flag} and --eval_examples={self.schedule.eval_examples}: must be 0, so that each example is scored"
+            )
+
+    def configs(self) -> list[Config]:
+        """The configs of all runs."""
         plain = Config(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Config)})
-        workdir = run_groups.seed_folder(Path(self.runtime.workdir), seed)
-        return plain.changed(runtime={"seed": seed, "workdir": str(workdir)})
+        folder, split, count = Path(self.runtime.workdir), self.data.train_split, self.runs.folds
+        if not count:
+            return [
+                plain.changed(runtime={"seed": seed, "workdir": str(run_groups.seed_folder(folder, seed))})
+                for seed in self.runs.numbers()
+            ]
+        return [
+            plain.changed(
+                data={
+                    "train_split": str(Fold(split, number, count, without=True)),
+                    "eval_split": str(Fold(split, number, count)),
+                },
+                runtime={"workdir": str(run_groups.fold_folder(folder, number))},
+            )
+            for number in range(1, count + 1)
+        ]
 
 
 def main(config: SeedsConfig) -> None:
-    """Trains with one seed after the other, then prints their scores."""
+    """Trains with one seed, or on one fold, after the other, then prints their scores."""
     if (Path(config.runtime.workdir) / "config.json").exists():
-        raise ConfigError(f"--workdir={config.runtime.workdir}: is itself a run; must be a folder for those of --seeds")
-    configs = [config.for_seed(seed) for seed in config.runs.numbers()]
+        raise ConfigError(
+            f"--workdir={config.runtime.workdir}: is itself a run; must be a folder for those of --seeds or --folds"
+        )
+    configs = config.configs()
     for number, each in enumerate(configs, 1):
         logger.info("run %d of %d: %s", number, len(configs), each.runtime.workdir)
         train_in_a_process(each)
@@ -148,14 +196,21 @@ def _signals_sent_to(process: multiprocessing.process.BaseProcess) -> Iterator[N
 
 
 def _print_scores(configs: list[Config]) -> None:
-    """Prints the scores of each run's last evaluation, with mean and spread."""
+    """Prints the scores of each run's last evaluation, with mean and spread; of folds, the pooled score too."""
     startup.load_tensorflow()
     from petseg.evaluation import score_tables
-    from petseg.runs import group_scoring
+    from petseg.runs import cross_validation, group_scoring
 
     results = {config.runtime.workdir: group_scoring.last_results(config) for config in configs}
-    weights = "averaged" if configs[0].optimizer.ema_decay else "trained"
-    print(f"\n{score_tables.runs_table(results)}\n\n{weights} weights, each run's last evaluation")
+    weights, first = "averaged" if configs[0].optimizer.ema_decay else "trained", configs[0]
+    print()
+    if folds.parse(first.data.eval_split):
+        classes = WorkDirectory(first.runtime.workdir).load_classes()
+        found = cross_validation.summary(results, first, classes)
+        cross_validation.print_and_write(found, group_scoring.last_results_file(first))
+    else:
+        print(f"{score_tables.runs_table(results)}\n")
+    print(f"{weights} weights, each run's last evaluation")
     folder = Path(configs[0].runtime.workdir).parent
     ema = " --ema" if configs[0].optimizer.ema_decay else ""
     print(f"\nscore them:     {command_line.invocation('eval.py')} --workdir={folder}{ema} [--compare=ANOTHER_FOLDER]")

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from petseg.classes import Classes
-from petseg.config import DataConfig
+from petseg.config import DataConfig, folds
 from petseg.data import catalog
-from petseg.data.catalog import SHOWN_NAMES, DataSet, Overlap, listed
+from petseg.data.catalog import DataSet
 from petseg.data.digests import Digests, write_arrays
+from petseg.data.overlaps import SHOWN_NAMES, Overlap, listed
 from petseg.errors import DataError, WorkDirectoryError, one_line
 from petseg.runs import checkpoint_files
 from petseg.runs.work_directory import WorkDirectory
@@ -165,6 +166,13 @@ def trained_on(data_set: DataSet, split: str, config: DataConfig, record: Traini
     """
     if record is not None and record.digests and data_set.digests_of(split) is not None:
         return data_set.overlap_with(split, record.seen)
+    if record is not None and folds.parse(split):
+        now = data_set.version_of([getattr(config, flag) for flag in SPLITS])
+        if now != record.data_set:
+            raise DataError(
+                f"{split}: the data set was {record.data_set}, and is now {now}, so that its folds may hold other "
+                "examples; must be as in training"
+            )
     return data_set.overlap(split, config.train_split)
 
 

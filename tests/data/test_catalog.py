@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from conftest import NUM_TRAIN, ROOT, data_config
 
 from petseg.config import DataConfig
-from petseg.data import catalog, tfds_builders
+from petseg.data import catalog, overlaps, tfds_builders
 from petseg.data.synthetic_pets import SyntheticPets
 from petseg.errors import ConfigError, DataError
 
@@ -102,9 +102,9 @@ def test_names_with_config_and_version_are_accepted(name):
 
 def test_splits_that_share_examples_are_warned_of_with_their_number(data_dir, caplog):
     data_set = catalog.open_data(data_config("synthetic_pets", 32, data_dir))
-    catalog.warn_of_shared_examples(data_set, "train", "test")
+    overlaps.warn_of_shared_examples(data_set, "train", "test")
     assert not caplog.messages
-    catalog.warn_of_shared_examples(data_set, "train[:10]", "train[8:]")
+    overlaps.warn_of_shared_examples(data_set, "train[:10]", "train[8:]")
     (message,) = caplog.messages
     assert message.startswith(
         f"--eval_split=train[8:]: 2 of its {NUM_TRAIN - 8} examples are in --train_split=train[:10] too"

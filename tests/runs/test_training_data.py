@@ -12,7 +12,7 @@ from PIL import Image
 import petseg
 from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
-from petseg.data import catalog
+from petseg.data import catalog, overlaps
 from petseg.data.catalog import DataSet
 from petseg.errors import DataError, WorkDirectoryError
 from petseg.runs import scoring, train
@@ -109,9 +109,9 @@ def test_runs_without_a_data_record_are_compared_by_the_present_splits(root):
 
 def test_training_warns_of_shared_images_by_name(root, caplog):
     data_set = catalog.open_data(config_of(root, "unused").data)
-    catalog.warn_of_shared_examples(data_set, "trainval", "test")
+    overlaps.warn_of_shared_examples(data_set, "trainval", "test")
     assert not caplog.messages
-    catalog.warn_of_shared_examples(data_set, "trainval", "val+test")
+    overlaps.warn_of_shared_examples(data_set, "trainval", "val+test")
     (message,) = caplog.messages
     assert message.startswith(
         "--eval_split=val+test: 2 of its 4 examples are in --train_split=trainval too (images/g.jpg, images/h.jpg); "

@@ -165,7 +165,7 @@ class OnDemandExamples(Examples):
         return self._source.origin == other._source.origin and self._records.states == other._records.states
 
     def _name(self, position: int, name: bytes) -> str:
-        return name.decode() or f"{self._source.split}/{position}"
+        return name.decode() or "{}/{}".format(*self._source.place(position))
 
     def _error(self, what: str) -> BadExampleError:
         return BadExampleError(f"{what}. All faults: {self._check_command}")

@@ -78,7 +78,7 @@ def check_command(config: DataConfig) -> str:
     files = ("dataset", "data_dir", "image_files", "mask_files", "weight_files")
     where = (*files, "image_feature", "mask_feature", "weight_feature", "classes")
     images = ("channels", "image_dtype", "intensity_range", "pages")
-    names = (*where, *images, "train_split", "eval_split")  # faults count only in these splits
+    names = (*where, *images, "train_split", "eval_split", "group_files")  # faults count only in these splits
     values = {name: getattr(config, name) for name in names}
     flags = [f"--{name}={value}" for name, value in values.items() if value != getattr(DataConfig, name)]
     return shlex.join(["python", "-m", "petseg.data.check", *flags])

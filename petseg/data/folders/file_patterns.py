@@ -1,4 +1,4 @@
-"""Glob patterns with placeholders `{split}` and `{name}`: finds image files and the values of the placeholders.
+"""Glob patterns with placeholders `{split}`, `{name}` and `{group}`: finds image files and the placeholders' values.
 
 File names are compared in Unicode's composed form (NFC), because file systems store names composed or decomposed.
 Names that are not UTF-8 match too.
@@ -19,7 +19,7 @@ SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".npy", ".jp2", ".avif", ".heic",
     ".jfif", ".jpe", ".j2k", ".jpx", ".heif", ".pbm", ".pnm",
 )  # fmt: skip
-_PART = re.compile(r"(\{split\}|\{name\}|\*\*/|\*|\?|\[!?[^/][^]/]*\])")
+_PART = re.compile(r"(\{split\}|\{name\}|\{group\}|\*\*/|\*|\?|\[!?[^/][^]/]*\])")
 
 
 def composed(text: str) -> str:
@@ -43,7 +43,7 @@ class PictureFile:
 
 
 class Pattern:
-    """A glob pattern with the placeholders `{split}` and `{name}`, and `**/` for any folders.
+    """A glob pattern with the placeholders `{split}`, `{name}` and `{group}`, and `**/` for any folders.
 
     Args:
       text: the pattern, relative to the root.
@@ -79,9 +79,17 @@ class Pattern:
             path = path.replace(os.sep, "/")
             match = self._regex.fullmatch(path) or self._regex.fullmatch(composed(path))
             if match and path.lower().endswith(SUFFIXES):
-                parts = {key: value for key, value in match.groupdict().items() if value}
+                parts = {key: value for key, value in match.groupdict().items() if value and key != "group"}
                 found.append(PictureFile(path, **{"name": Path(path).stem, **parts}))
         return found
+
+    def group_in(self, name: str) -> str:
+        """The value of `{group}` in a name, the shortest possible one; empty if the name does not match.
+
+        A pattern without folders is one of file names, in any folder.
+        """
+        match = self._regex.fullmatch(composed(name if "/" in self.text else name.rpartition("/")[2]))
+        return match["group"] if match else ""
 
     def filled(self, file: PictureFile) -> str:
         """The pattern with the values of a file in place of its placeholders, for messages."""
@@ -91,16 +99,16 @@ class Pattern:
 
 def _as_glob(parts: Sequence[str]) -> str:
     """A glob for a superset of the matches, whichever Unicode form the names have."""
-    wild = {"{split}": "*", "{name}": "*", "**/": "\0"}
+    wild = {"{split}": "*", "{name}": "*", "{group}": "*", "**/": "\0"}
     text = "".join("*" if part[:1] == "[" and not part.isascii() else wild.get(part, part) for part in parts)
     return re.sub(r"\*+", "*", re.sub(r"[^\x00-\x7f]+", "*", text)).replace("\0", "**/")
 
 
 def _as_regex(parts: Sequence[str], i: int) -> str:
     part, before = parts[i], parts[:i]
-    if part in ("{split}", "{name}"):
-        group = part[1:-1]
-        return f"(?P={group})" if part in before else f"(?P<{group}>[^/]+)"
+    if part in ("{split}", "{name}", "{group}"):
+        group, repeat = part[1:-1], "+?" if part == "{group}" else "+"
+        return f"(?P={group})" if part in before else f"(?P<{group}>[^/]{repeat})"
     if part == "**/":
         return "(?:.*/)?" if part in before else "(?P<folder>(?:.*/)?)"
     if i % 2 and part.startswith("["):

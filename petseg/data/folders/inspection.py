@@ -13,6 +13,7 @@ from petseg.data.folders import weight_survey
 from petseg.data.folders.faults import Fault, Kind
 from petseg.data.folders.pair_files import DecodedPair
 from petseg.data.folders.weight_survey import WeightSurvey
+from petseg.data.folds import group_of
 from petseg.data.images import BandCounts, joined
 from petseg.data.mask_survey import MaskSurvey
 from petseg.errors import DataError
@@ -54,6 +55,7 @@ class Inspection:
     Attributes:
       modes: number of pairs by Pillow's modes of image and mask.
       sizes: number of images by height and width.
+      groups: number of images by split, of each group (--group_files); empty without that flag.
 
     Args:
       classes: the classes.
@@ -77,6 +79,7 @@ class Inspection:
         self.modes: collections.Counter[tuple[str, str]] = collections.Counter()
         self.sizes: collections.Counter[tuple[int, int]] = collections.Counter()
         self._places: dict[bytes, list[tuple[str, str]]] = {}
+        self.groups: dict[str, collections.Counter[str]] = {}
 
     def add(self, split: str, pair: DecodedPair) -> None:
         """Adds a pair of a split."""
@@ -84,6 +87,8 @@ class Inspection:
         self.faults += [dataclasses.replace(fault, split=split) for fault in pair.faults]
         self.faults += self.weights.add(split, pair)
         self.modes[pair.modes] += 1
+        if self._data.group_files:
+            self.groups.setdefault(group_of(pair.name, self._data), collections.Counter())[split] += 1
         if pair.size:
             self.sizes[pair.size] += 1
             self._places.setdefault(pair.digest, []).append((split, pair.name))
@@ -141,6 +146,8 @@ class Inspection:
         if shared:
             pairs = [" = ".join(f"{split}: {name}" for split, name in places[:3]) for places in shared]
             found.append(f"{len(shared)} images are in two splits or more, byte by byte: {_few(pairs)}")
+        if several := [group for group, splits in self.groups.items() if len(splits) > 1]:
+            found.append(f"{len(several)} groups (--group_files) are in two splits or more: {_few(several)}")
         return [*found, *self._survey.notes(), *weight_survey.notes(self.weights.rows(), self._data.weight_scale)]
 
     def suggested_size(self) -> str:
