@@ -15,7 +15,7 @@ from typing import Any
 
 from petseg.errors import ConfigError, PetsegError, one_line
 
-REFERENCE = re.compile(r"(?!hub:)(.+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):[A-Za-z_]\w*")
+REFERENCE = re.compile(r"(?!(?i:hub:))(.+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):[A-Za-z_]\w*")
 FORM = "FILE.py:function or package.module:function"
 MAIN = "__main__"
 

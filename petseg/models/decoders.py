@@ -68,17 +68,12 @@ def decode(name: str, taps: Taps, batch_norm: Mapping[str, Any]) -> keras.KerasT
     return made
 
 
-def logits(name: str, features: keras.KerasTensor, taps: Taps, num_classes: int) -> keras.KerasTensor:
-    """Float32 logits at the image size from the feature map of the decoder of this name."""
-    if custom_code.is_reference(name):
-        return _light_logits(features, taps, num_classes)
-    return _DECODERS[name].logits(features, taps, num_classes)
-
-
-def half_size_logits(name: str, features: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
-    """Float32 logits at half the image size from the feature map of the decoder of this name."""
-    make = _half_size_logits if custom_code.is_reference(name) else _DECODERS[name].half_size_logits
-    return make(features, num_classes)
+def logits(
+    name: str, features: keras.KerasTensor, taps: Taps, num_classes: int, *, half_size: bool = False
+) -> keras.KerasTensor:
+    """Float32 logits at the image size, or half of it, from the feature map of the decoder of this name."""
+    decoder = _DECODERS["light" if custom_code.is_reference(name) else name]
+    return decoder.half_size_logits(features, num_classes) if half_size else decoder.logits(features, taps, num_classes)
 
 
 def _half_size_logits(features: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:

@@ -1,11 +1,14 @@
 """Dilated encoders (Chen et al. 2017): the last feature map at 1/16 of the image size, with the same weights."""
 
+import functools
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 
 from petseg.errors import one_line
+from petseg.models import feature_maps
 
 logger = logging.getLogger(__name__)
 CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D)
@@ -27,31 +30,29 @@ def dilated(encoder: keras.Model) -> keras.Model:
     *others, last = [tuple(output.shape) for output in encoder.outputs]
     wanted = [*others, (*others[-1][:3], last[3])]
     try:
-        copy = keras.models.clone_model(encoder, clone_function=lambda layer: _copied(layer, last[1:3]))
+        copy = feature_maps.copied(encoder, functools.partial(_changes, feature_maps.readers_of(encoder), last[1:3]))
         if [tuple(output.shape) for output in copy.outputs] != wanted:
             raise ValueError(f"changing its layers does not give a map of {wanted[-1][1:3]} pixels")
-        copy.set_weights(encoder.get_weights())
     except Exception as error:  # Keras raises errors of any type for layers that do not fit together or have no config
         logger.info("the encoder's last map stays at 1/32 of the size: %s", one_line(error)[:200])
         return encoder
     return copy
 
 
-def _copied(layer: keras.Layer, coarse: tuple[int, int]) -> keras.Layer:
-    """A copy of a layer without weights, dilated if it makes a map of the size of the last stage."""
-    config = layer.get_config()
+def _changes(readers: Mapping[int, list[Any]], coarse: tuple[int, int], layer: keras.Layer) -> dict[str, Any]:
+    """What changes in a layer's config to dilate it if it makes a map of the size of the last stage."""
     if _is_of_last_stage(layer, coarse):
-        stays_coarse = layer.strides in (1, (1, 1))
-        config |= {"strides": 1, "padding": "same"}  # the padding of layers before it is left out
-        if stays_coarse and isinstance(layer, POOLING):
+        changes: dict[str, Any] = {"strides": 1, "padding": "same"}  # the padding of layers before it is left out
+        if layer.strides not in (1, (1, 1)):
+            return changes
+        if isinstance(layer, POOLING):
             raise ValueError(f"{layer.name} cannot be dilated")
-        if stays_coarse:
-            config["dilation_rate"] = [2 * rate for rate in layer.dilation_rate]
-    elif isinstance(layer, keras.layers.ZeroPadding2D):
-        readers = [node.operation for node in layer._outbound_nodes]
-        if readers and all(_is_of_last_stage(reader, coarse) for reader in readers):
-            config["padding"] = 0
-    return type(layer).from_config(config)
+        return {**changes, "dilation_rate": [2 * rate for rate in layer.dilation_rate]}
+    if isinstance(layer, keras.layers.ZeroPadding2D):
+        of_output = readers.get(id(layer.output), [])
+        if of_output and all(_is_of_last_stage(reader, coarse) for reader in of_output):
+            return {"padding": 0}
+    return {}
 
 
 def _is_of_last_stage(layer: Any, coarse: tuple[int, int]) -> bool:

@@ -194,22 +194,15 @@ def freeze_before(encoder: keras.Model, first_trained: str) -> list[bool]:
                 f"--train_encoder_from={first_trained}: must be all, none, {', '.join(STAGES)}, or a layer of the "
                 "encoder"
             ) from error
-    frozen = {id(layer) for layer in _needed_by(before)}
+    frozen = {id(layer) for layer in _needed_by(encoder, before)}
     for layer in encoder.layers:
         layer.trainable = id(layer) not in frozen
-    return [any(layer.trainable_weights for layer in _needed_by([output])) for output in encoder.outputs]
+    return [any(layer.trainable_weights for layer in _needed_by(encoder, [output])) for output in encoder.outputs]
 
 
-def _needed_by(tensors: Sequence[Any]) -> list[keras.Layer]:
-    """The layers of a functional model that some tensors depend on."""
-    found: dict[int, Any] = {}
-    waiting = list(tensors)
-    while waiting:
-        layer, node, _ = waiting.pop()._keras_history
-        if id(layer) not in found:
-            found[id(layer)] = layer
-            waiting += layer._inbound_nodes[node].input_tensors
-    return [each for each in found.values() if isinstance(each, keras.Layer)]  # not operations, such as additions
+def _needed_by(encoder: keras.Model, tensors: Sequence[keras.KerasTensor]) -> list[keras.Layer]:
+    """The layers that some tensors of an encoder depend on."""
+    return keras.Model(encoder.inputs, list(tensors)).layers if tensors else []
 
 
 def calibrate_batch_norm(encoder: keras.Model, images: tf.Tensor) -> None:

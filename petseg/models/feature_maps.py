@@ -1,6 +1,6 @@
 """Feature maps of a network at 1/2 to 1/32 of the image size, found by the shapes in its graph."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -26,11 +26,7 @@ def find(network: keras.Model, image_size: tuple[int, int]) -> dict[int, keras.K
     At each level it is the map that most operations of coarser levels read, also through padding; of several, the last.
     At level 5 it is the output, or the input of a final 1x1 convolution that only widens it for a classifier.
     """
-    level_of = levels(image_size)
-    readers: dict[int, list[Any]] = {}
-    for operation in network.operations:
-        for tensor in _inputs(operation):
-            readers.setdefault(id(tensor), []).append(operation)
+    level_of, readers = levels(image_size), readers_of(network)
 
     def coarser(tensor: keras.KerasTensor, level: int) -> int:
         count = 0
@@ -87,20 +83,34 @@ def adjusted(network: keras.Model) -> keras.Model:
     if not losing and not any(isinstance(operation, _SCALING) for operation in network.operations):
         return network
 
+    return copied(network, lambda layer: {"padding": "same"} if layer.name in losing else {}, skipped=_SCALING)
+
+
+def copied(
+    network: keras.Model, changes: Callable[[Any], dict[str, Any]], skipped: tuple[type, ...] = ()
+) -> keras.Model:
+    """A copy of a functional model and its weights, with changes of layers' configs and without some classes."""
+
     def clone(layer: Any) -> Any:
-        return type(layer).from_config(layer.get_config() | ({"padding": "same"} if layer.name in losing else {}))
+        return type(layer).from_config(layer.get_config() | changes(layer))
 
     def call(layer: Any, x: Any, *more: Any, **options: Any) -> Any:
-        return x if isinstance(layer, _SCALING) else layer(x, *more, **options)
+        return x if isinstance(layer, skipped) else layer(x, *more, **options)
 
-    clone_of = keras.models.clone_model(network, clone_function=clone, call_function=call)
-    for layer in filter(lambda layer: layer.weights, clone_of.layers):
+    copy = keras.models.clone_model(network, clone_function=clone, call_function=call)
+    for layer in filter(lambda layer: layer.weights, copy.layers):
         layer.set_weights(network.get_layer(layer.name).get_weights())
-    return clone_of
+    return copy
 
 
-def _inputs(operation: Any) -> Iterator[keras.KerasTensor]:
-    return iter([] if isinstance(operation, keras.layers.InputLayer) else tf.nest.flatten(operation.input))
+def readers_of(network: keras.Model) -> dict[int, list[Any]]:
+    """The operations that read each tensor of a functional model, by the tensor's id."""
+    readers: dict[int, list[Any]] = {}
+    for operation in network.operations:
+        if not isinstance(operation, keras.layers.InputLayer):
+            for tensor in tf.nest.flatten(operation.input):
+                readers.setdefault(id(tensor), []).append(operation)
+    return readers
 
 
 def _before_head(network: keras.Model) -> keras.KerasTensor:

@@ -134,7 +134,7 @@ def _of_preset(library: Any, encoder: str, shape: tuple[int, ...], pretrained: b
                 continue
         raise TypeError("takes no image size")
     except Exception as error:  # keras-hub and its downloads raise errors of any type
-        near = "" if preset in known else near_names(preset, known)
+        near = "" if preset in known else near_names(preset, [*known, *_SMALLEST])
         raise ConfigError(
             f"--encoder={encoder}: must be an image preset that keras-hub can load, or one of "
             f"{', '.join(_SMALLEST)}{near} ({one_line(error)})"

@@ -82,7 +82,10 @@ def adapt_channels(of_rgb: keras.Model, adapted: keras.Model, *, bgr: bool = Fal
     """
     for source, target in zip(of_rgb.weights, adapted.weights, strict=True):
         values = np.asarray(source)
-        target.assign(values if values.shape == tuple(target.shape) else _of_channels(values, target.shape[2], bgr))
+        if values.shape == tuple(target.shape):
+            target.assign(values)
+        elif values.ndim == 4:  # else statistics of a `Normalization`, which `feature_maps.adjusted` leaves out
+            target.assign(_of_channels(values, target.shape[2], bgr))
 
 
 def _differ_in_channels(found: tuple[int, ...], wanted: tuple[int, ...], channels: int) -> bool:

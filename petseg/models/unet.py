@@ -58,12 +58,9 @@ def build_unet(
     taps = Taps(x, skips, bottleneck, trained[:-1])
     batch_norm = {"momentum": batch_norm_momentum, "synchronized": sync_batch_norm}
     features = decoders.decode(decoder, taps, batch_norm)
-    if inner_size == tuple(image_size):
-        logits = decoders.logits(decoder, features, taps, num_classes)
-    else:
-        logits = decoders.half_size_logits(decoder, features, num_classes)
-        if tuple(logits.shape[1:3]) != tuple(image_size):
-            logits = keras.layers.Resizing(*image_size, dtype="float32", name="shrink")(logits)
+    logits = decoders.logits(decoder, features, taps, num_classes, half_size=inner_size != tuple(image_size))
+    if tuple(logits.shape[1:3]) != tuple(image_size):
+        logits = keras.layers.Resizing(*image_size, dtype="float32", name="shrink")(logits)
     return keras.Model(images, logits, name="unet")
 
 

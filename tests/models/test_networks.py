@@ -173,6 +173,21 @@ def test_pretrained_kernels_of_bgr_see_red_green_and_blue(channels, monkeypatch)
     np.testing.assert_allclose(first(image), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_statistics_of_input_channels_do_not_keep_pretrained_weights_from_other_channels(channels, monkeypatch):
+    def network(weights=None, input_shape=None, include_top=False):
+        images = keras.Input(input_shape or [32, 32, 3])
+        x = keras.layers.Normalization()(keras.layers.Rescaling(1 / 255)(images))
+        for _ in range(5):
+            x = keras.layers.Conv2D(4, 3, strides=2, padding="same")(x)
+        return keras.Model(images, x)
+
+    monkeypatch.setattr(keras.applications, "EfficientNetB0", network)
+    encoder = encoders.build_encoder("EfficientNetB0", image_size=(32, 32), weights="imagenet", channels=channels)
+    assert encoder.input_shape[-1] == channels
+    assert not any(isinstance(layer, keras.layers.Normalization) for layer in encoder.layers)
+
+
 def test_valid_padding_becomes_same_and_scaling_layers_go_with_the_weights_kept():
     images = x = keras.Input([64, 96, 3])
     x = keras.layers.Normalization(mean=[0.5] * 3, variance=[0.25] * 3)(keras.layers.Rescaling(1 / 255)(x))

@@ -47,5 +47,6 @@ def test_views_variables_and_what_nothing_reads_take_no_memory():
     assert peak(lambda x: [chain(x), tf.cos(chain(x))][0]) == 2
 
 
-def test_unknown_shapes_are_not_counted():
+def test_unknown_shapes_count_as_what_they_are_computed_from():
+    assert 2 <= peak(lambda x: tf.sin(tf.boolean_mask(x, x[:, 0] > 0))) < 4
     assert math.isnan(peak(chain, (None, 512)))
