@@ -144,13 +144,7 @@ def write_bytes(path: Path, data: bytes | Iterable[bytes]) -> None:
 def process_lock(lock_file: Path, what: str) -> Iterator[None]:
     """Waits for a lock and holds it during the block; also between machines that share the file system.
 
-    The operating system releases the lock when the process ends.
-
-    Args:
-      what: what the block does, for the log: "waiting for another process, which ...".
-
-    Raises:
-      OSError: if the lock file cannot be written.
+    The operating system releases the lock when the process ends. Raises OSError if the lock file cannot be written.
     """
     lock = filelock.FileLock(lock_file)
     try:

@@ -107,11 +107,7 @@ def _numbers_of(name: str, text: str, kind: type, may_be_0: bool) -> list[Any]:
 def measure(config: ScalingConfig, plain: Config) -> list[dict[str, Any]]:
     """Measures steps, fits the model, and predicts larger machines.
 
-    Args:
-      plain: the training run whose steps are measured; its strategy and devices are replaced.
-
-    Returns:
-      one dictionary of the results: `points`, `input_per_host`, `model` and `predictions`.
+    Returns one dictionary of the results: `points`, `input_per_host`, `model` and `predictions`.
     """
     points = []
     for kind in (REPLICAS, WORKERS):

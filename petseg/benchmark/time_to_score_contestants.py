@@ -80,11 +80,7 @@ class Timer:
 
 
 def serve(connection: Connection, use_fit: bool, config: Config, time_to: TimeToScoreConfig, began: float) -> None:
-    """Trains for another process, and sends it each score, then the result.
-
-    Args:
-      began: start of this process, in seconds of the system's monotonic clock.
-    """
+    """Trains for another process, and sends it each score, then the result."""
     timer = Timer(began, time_to.target, connection.send)
     connection.send((keras_fit if use_fit else whole_loop)(config, time_to, timer))
 

@@ -71,12 +71,7 @@ def _refuse_unknown(values: Any, known: Sequence[str] | Mapping[str, Any]) -> No
 
 
 def with_kept(config: Config, run: Config | None) -> Config:
-    """Fills in the `KEPT` fields, as given, else as in the run, else the latest; and the `RESOLVED` ones of the run.
-
-    Args:
-      config: config whose `KEPT` fields may be None.
-      run: config of the run to resume; None for a new run.
-    """
+    """Fills in the `KEPT` fields, as given, else as in the run, else the latest; and the `RESOLVED` ones of the run."""
     for group, values in KEPT.items():
         given, before = getattr(config, group), None if run is None else getattr(run, group)
         values = {name: getattr(before, name, None) or latest for name, latest in values.items()}

@@ -188,11 +188,6 @@ def decode(
 ) -> dict[str, tf.Tensor]:
     """Decodes and resizes an example.
 
-    Args:
-      example: undecoded, as in `DataSet.raw_examples`.
-      keys: class labels to keep.
-      weights: dtype of the weight map; empty without.
-
     Returns:
       `image` uint8 or uint16 [h, w, C], `mask` uint8 [h, w, 1], `name`, the labels, and for `check_example` the
       decoded sizes `image_size` and `mask_size`, int32 [2], and `problem`, what is wrong with the mask, a string. With

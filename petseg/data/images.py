@@ -271,9 +271,6 @@ def read(
     """An image [H, W, C] of a file as images of a run travel.
 
     Args:
-      file: the file, or its content if its pages share it.
-      spec: the run's images.
-      page: as in `picture_files.read`.
       on_unused_opacity: called if opacity varies and is not one of the channels; None: that is logged.
 
     Raises:

@@ -67,9 +67,6 @@ def training_batches_of_host(
     """One host's share of the global batches: for each step, the parts of its replicas one after the other.
 
     Args:
-      first_step: step of the first batch.
-      last_step: step after the last batch.
-      addresses: HOST:PORT of data services that make the batches; empty: this process makes them.
       example_bytes: size of an image with its mask, by which memory bounds the batches that are kept ready.
 
     Raises:

@@ -21,9 +21,7 @@ class RandomCrops(Examples):
 
     Args:
       canvases: the images, each centred on a canvas by `Resizing` with method `crop`; all canvases have one size.
-      size: height h and width w of a crop.
       sizes: int32 [N, 2], height and width of each image.
-      focus: centres crops on rare classes; None: all crops are uniform over positions.
     """
 
     def __init__(self, canvases: Examples, size: tuple[int, int], sizes: np.ndarray, focus: CropFocus | None = None):

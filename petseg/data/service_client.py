@@ -32,7 +32,6 @@ def remote_batches(
 
     Args:
       make: int64 scalar -> batch, as a graph that any process can run.
-      wanted: number of batches that all services together should make in parallel.
 
     Raises:
       tf.errors.InvalidArgumentError: while iterating, if a batch is out of order.

@@ -71,8 +71,6 @@ def export(
       model: float32 images [B, H, W, channels] in [0, 255] -> float32 logits [B, H, W, C].
       examples: images to compare on, [N, H, W, channels] as they travel.
       calibration: images [M, H, W, channels] to calibrate the activations of `tflite_int8`; None if not needed.
-      card: further entries of the model card: classes, scores, versions.
-      compared_on: name of `examples` in the card.
       rebuild: builds the network in float32 without synchronised batch norms, with any weights; None: Keras copies the
         model, which needs a `get_config` of each layer.
 

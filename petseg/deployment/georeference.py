@@ -102,11 +102,7 @@ def _tiff_tags(file: Path) -> tuple[tuple[Tag, ...], bool]:
 
 
 def _read_sidecars(picture: Path, names: Mapping[str, str]) -> dict[str, bytes]:
-    """The contents of the files beside a picture, by attribute of `Georeference`.
-
-    Args:
-      names: the names in its folder, by lower-case name.
-    """
+    """The contents of the files beside a picture, by attribute of `Georeference`."""
     contents: dict[str, bytes] = {}
     for what, candidates in _sidecar_names(picture).items():
         for name in (names[name] for name in candidates if name in names):

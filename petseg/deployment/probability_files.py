@@ -41,7 +41,6 @@ def write(
 
     Args:
       rows: the probabilities; called several times if 8-bit planes of all classes would take much memory.
-      georeference: of the image; with that of a GeoTIFF, PNG files become GeoTIFFs.
 
     Raises:
       ConfigError: if the format is unknown.

@@ -27,7 +27,6 @@ class Segmentation:
     Args:
       image: uint8 [H, W, 3].
       probabilities: float32 [H, W, C]; or a function that computes them as blocks of rows, float32 [rows, W, C].
-      classes: the classes.
       threshold: of two classes, the least probability of the foreground class where it is predicted; 0: the most
         probable class is predicted.
 

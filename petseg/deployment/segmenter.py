@@ -38,8 +38,6 @@ class Segmenter:
 
     Args:
       model: float32 images [B, h, w, channels] in [0, 255] -> float32 logits.
-      tile: height and width of tiles; None: whole images.
-      flip_tta: whether to average the probabilities of each image and its mirror image.
       trained_on: the record of the training images of each run; None: only the config is known.
 
     Attributes:

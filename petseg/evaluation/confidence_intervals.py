@@ -50,10 +50,6 @@ def interval(samples: np.ndarray, seeds: SeedSpread | None = None) -> tuple[floa
     """The 95% percentile interval of bootstrap samples (Efron), widened by the spread over seeds.
 
     Negated samples give exactly the mirrored interval, so a comparison does not depend on the order of its sides.
-
-    Args:
-      samples: bootstrap samples; NaN is ignored.
-      seeds: deviation due to the seeds, independent of the images; None if unknown.
     """
     finite = samples[np.isfinite(samples)]
     if not len(finite):

@@ -53,9 +53,6 @@ class LargeSplit:
     position in the split. So resamples do not depend on how the split is divided into blocks, and two models are
     compared on the same resamples. Chamandy et al., "Estimating Uncertainty for Massive Data Streams", 2012.
 
-    Args:
-      resamples: number of resamples; 0 if no interval is needed.
-
     Attributes:
       ids: int64 [K], sorted ids of the images whose counts are kept; a sample that is a function of N and C.
       confusion_matrices: int64 [K, C, C], their confusion matrices.

@@ -37,7 +37,6 @@ def from_confusion_matrix(matrix: np.ndarray, classes: Classes, own_scores: OwnS
 
     Args:
       matrix: int64 [C, C], rows true, columns predicted.
-      own_scores: further scores, as `own` makes them; None for none.
 
     Returns:
       overall scores as floats, `foreground_iou` only if classes are marked as foreground; scores by class as

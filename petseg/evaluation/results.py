@@ -28,7 +28,6 @@ def split_results(
 
     Args:
       evaluation: the counts; those of an evaluation with details give more scores.
-      groups: label of each example, by the name of the labelling, such as species.
       sample: `Examples.sampling` of the split; None or empty if all of it was scored.
     """
     matrix = evaluation.pixels

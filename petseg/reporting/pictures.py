@@ -43,7 +43,6 @@ def prediction_sheet(
 
     Args:
       masks: class ids [N, H, W]; ignored pixels are no errors.
-      predictions: class ids [N, H, W].
       confidences: float [N, H, W], probability of the predicted class.
     """
     lowest = 1 / len(classes)  # minimum of the highest probability
@@ -130,7 +129,6 @@ def training_curves(rows: Iterable[tuple[int, str, str, float]], steps_per_epoch
 
     Args:
       rows: (step, run, tag, value), as `summaries.read_csv` yields them.
-      classes: the classes; with many, their IoU in evaluations share one chart.
     """
     series: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for step, run, tag, value in rows:

@@ -92,8 +92,6 @@ class Report(NullReport):
 
     Args:
       selected: the evaluations that represent the run: `eval`, or `ema` for averaged weights.
-      group: folder of the runs of the same recipe with other seeds; None for a single run.
-      description: command, versions and devices of the run, as markdown.
       evaluates_first: whether training starts with an evaluation at `first_step`.
       evaluate_every: evaluation interval in steps, by which images of long runs are thinned out; 0: log all.
     """

@@ -45,7 +45,6 @@ class Summaries:
     Args:
       first_step: the step at which this process starts; what an interrupted process logged of later steps, and all of
         step 0, is dropped because it will be logged again.
-      runs: names of the runs; `final` is the run's row of the HParams page.
       evaluates_first: whether training starts with an evaluation at `first_step`, whose earlier log is dropped too.
     """
 

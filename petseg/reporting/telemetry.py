@@ -82,7 +82,6 @@ class Profiler:
     """Profiles a range of steps for TensorBoard's profile page.
 
     Args:
-      directory: folder of a run's event files.
       steps: first step and end of the range (exclusive); equal to profile nothing.
     """
 

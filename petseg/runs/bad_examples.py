@@ -18,9 +18,6 @@ logger = logging.getLogger(__name__)
 class BadExamples:
     """Checks, between calls of the training loop, whether bad examples were trained on.
 
-    Args:
-      newest_checkpoint: returns the path from which a rerun resumes, for messages.
-
     Attributes:
       log: where the input pipeline records bad examples.
     """

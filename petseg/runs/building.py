@@ -215,14 +215,7 @@ def build_evaluator(
     threshold: float = 0.0,
     details: bool = False,
 ) -> Evaluator:
-    """The evaluator of a model on a split, with the loss of a config; call it inside ``strategy.scope()``.
-
-    Args:
-      batch_size: number of examples per step over all replicas; 0: that of the config.
-      flip_tta: whether to average the probabilities of an image and its mirror image.
-      threshold: of two classes, the least probability of the foreground where it is predicted; 0: the most probable.
-      details: whether to compute boundary scores and calibration too.
-    """
+    """The evaluator of a model on a split, with the loss of a config; call it inside ``strategy.scope()``."""
     return Evaluator(
         strategy,
         model,

@@ -212,11 +212,7 @@ def resolve_checkpoint(checkpoints: Path, best: Path, which: str) -> str:
 def restore_model(path: str, **objects: Any) -> int:
     """Restores some of the objects of a checkpoint, such as the model; returns the step of the checkpoint.
 
-    Args:
-      **objects: the model and further objects, by the names under which they were saved.
-
-    Raises:
-      CheckpointError: if the checkpoint is damaged or lacks variables of the objects.
+    Raises CheckpointError if the checkpoint is damaged or lacks variables of the objects.
     """
     step = tf.Variable(0, dtype=tf.int64)
     _restore(tf.train.Checkpoint(step=step, **objects), path, partial=True)

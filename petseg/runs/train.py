@@ -81,17 +81,9 @@ def train_run(run: Run) -> dict[str, Any]:
 def train_loop(run: Run, report: NullReport, step: int, schedule: Schedule, results: dict[str, Any]) -> dict[str, Any]:
     """The outer loop: trains up to the next due step, then summarises, evaluates and saves.
 
-    A checkpoint comes last, so that everything that belongs to a step is written before it.
-
-    Args:
-      report: what logs summaries and pictures.
-      results: scores of the last evaluation so far.
-
-    Returns:
-      the scores of the last evaluation.
-
-    Raises:
-      PetsegError: if a stop request came, a loss is not finite, or an example or a file cannot be used.
+    A checkpoint comes last, so that everything that belongs to a step is written before it. Returns the scores of the
+    last evaluation. Raises PetsegError if a stop request came, a loss is not finite, or an example or a file cannot be
+    used.
     """
     trainer, stopwatch = run.trainer, run.stopwatch
     steps, log = range(step, schedule.last_step), run.bad_examples.log

@@ -82,7 +82,6 @@ def join(*, gpus: int, seconds: float, fewest: int = 0) -> Cluster:
     limited to `seconds` too, but at least `MIN_START_SECONDS`.
 
     Args:
-      seconds: longest wait for the others.
       fewest: smallest number of processes that may continue without the others; 0: all must be present.
 
     Raises:

@@ -19,7 +19,6 @@ def set_up_runtime(
     """Configures devices, memory, arithmetic, seeds and determinism; call it before any model is built.
 
     Args:
-      one_device: whether to use only the first device, for work that is not distributed.
       trains: whether the devices must divide the batch of the config, so that --strategy=auto may leave some idle.
 
     Raises:

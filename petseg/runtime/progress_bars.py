@@ -16,7 +16,6 @@ def progress_bar(
 
     Args:
       items: the items to iterate over; None if the caller advances the bar with `update`.
-      total: number of items, for items without a length.
     """
     hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: tqdm asks for a terminal
     return tqdm(items, desc=what, unit=f" {unit}", total=total, disable=hidden, leave=False)

@@ -37,7 +37,6 @@ def meet(addresses: Mapping[str, str], name: str, listener: socket.socket, *, fe
 
     Args:
       addresses: "host:port" of each process by its name, in the same order in all processes.
-      listener: server socket at the address of this process; closed at the end.
 
     Raises:
       ClusterError: if too few are present at the timeout.

@@ -38,9 +38,6 @@ class StoredSlice(tf.__internal__.tracking.Trackable):
     """A slice of a flat variable that checkpoints store like a variable of its own.
 
     So a checkpoint does not depend on how weights are joined. Create it inside ``strategy.scope()``.
-
-    Args:
-      variable: a vector; each replica has a copy.
     """
 
     def __init__(self, variable: tf.Variable, first: int, shape: tuple[int, ...]):
@@ -82,7 +79,6 @@ class FlatWeights:
     """Weights in one flat variable for each of their kinds.
 
     Args:
-      weights: trainable weights of a model.
       kinds: a kind for each weight; weights of one kind have one dtype and one bucket.
 
     Attributes:

@@ -119,11 +119,7 @@ class Optimizer(tf.Module):
 
 
 class PerWeight:
-    """A Keras optimizer that updates a group's weights themselves.
-
-    Attributes:
-      stored: what a checkpoint stores.
-    """
+    """A Keras optimizer that updates a group's weights themselves."""
 
     def __init__(self, optimizer: keras.optimizers.Optimizer, weights: Sequence[keras.Variable]):
         self.optimizer = self.stored = optimizer

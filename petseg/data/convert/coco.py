@@ -28,13 +28,7 @@ def read(source: Path, pictures: PictureIndex, image_dir: Path | None) -> Annota
     """Reads one JSON file, or those in a folder.
 
     Files named `instances...` are preferred, because COCO's `person_keypoints...` repeat them. The split is that in a
-    file's name or folders.
-
-    Args:
-      image_dir: the folder that `file_name` is relative to; None if unknown.
-
-    Raises:
-      DataError: if there is no such file, or it is invalid.
+    file's name or folders. Raises DataError if there is no such file, or it is invalid.
     """
     contents = _contents(source)
     found = Annotations()

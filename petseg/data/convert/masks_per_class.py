@@ -40,12 +40,7 @@ class MaskFile(Shape):
 def read(source: Path, pictures: PictureIndex, image_dir: Path | None, mask_dir: Path | None) -> Annotations:
     """Reads the pictures of a folder, and the masks of another, or of the same.
 
-    Args:
-      image_dir: the folder of the pictures; None: `images` of the source, or the source itself.
-      mask_dir: the folder of the masks; None: `masks` of the source, or the source itself.
-
-    Raises:
-      DataError: if there are no pictures, or no masks.
+    Raises DataError if there are no pictures, or no masks.
     """
     images, masks = _folder(source, image_dir, "images"), _folder(source, mask_dir, "masks")
     if source.is_file():

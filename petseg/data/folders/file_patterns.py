@@ -45,12 +45,7 @@ class PictureFile:
 class Pattern:
     """A glob pattern with the placeholders `{split}`, `{name}` and `{group}`, and `**/` for any folders.
 
-    Args:
-      text: the pattern, relative to the root.
-      flag: name of its flag, for errors; empty for the default layout.
-
-    Raises:
-      ConfigError: if its brackets are not a set of characters.
+    Raises ConfigError if its brackets are not a set of characters.
     """
 
     def __init__(self, text: str, flag: str = ""):

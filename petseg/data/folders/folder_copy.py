@@ -115,11 +115,7 @@ def left_out_splits(builder: Any) -> dict[str, str]:
 
 
 class _FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """TFDS builder of a folder.
-
-    Args:
-      classes: the classes to write with; None for a builder that only reads.
-    """
+    """TFDS builder of a folder."""
 
     name = FOLDER
     VERSION = tfds.core.Version("1.0.0")

@@ -31,7 +31,6 @@ def _classes_of(found: Sequence[MaskFacts], *, colored: bool) -> Classes:
     """Creates a class for each value found in masks.
 
     Args:
-      found: the facts of each mask.
       colored: whether colours are the values; numbers are then converted to colours by palettes, or as shades of grey.
 
     Raises:

@@ -41,7 +41,6 @@ class Hosts:
     With DNS rebinding, another site's name resolves to this machine; IP addresses are safe from that.
 
     Args:
-      names: accepted host names, in lower case.
       any_address: whether to accept any IP address, not only those of the loopback interface.
       trusted: further host names, such as a proxy's, which are accepted as origins, too.
     """

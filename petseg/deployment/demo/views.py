@@ -106,11 +106,7 @@ def head(config: Config, classes: Classes) -> str:
 
 
 def facts(segmentation: "Segmentation", seconds: float, step: int, original: Sequence[int]) -> str:
-    """Class shares, size, time and mean confidence of a segmentation, as HTML.
-
-    Args:
-      original: height and width of the image before it was downscaled.
-    """
+    """Class shares, size, time and mean confidence of a segmentation, as HTML."""
     height, width = segmentation.mask.shape
     size = f"{width} x {height} pixels"
     if (height, width) != tuple(original[:2]):
