@@ -37,16 +37,8 @@ from petseg.training.trainer import Trainer
 
 Send = Callable[[dict[str, Any] | None], None]
 TRIVIAL = {
-    "Const",
-    "Identity",
-    "IdentityN",
-    "NoOp",
-    "Placeholder",
-    "ReadVariableOp",
-    "Reshape",
-    "Shape",
-    "StopGradient",
-}
+    "Const", "Identity", "IdentityN", "NoOp", "Placeholder", "ReadVariableOp", "Reshape", "Shape", "StopGradient"
+}  # fmt: skip
 PROFILED_STEPS = 3
 SERIES = ("loss", "optimization/skipped_steps", "optimization/loss_scale")
 OVERFLOW_AT = 2  # the step whose images are infinite on the second of two replicas

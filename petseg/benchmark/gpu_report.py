@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from petseg.benchmark import processes
+from petseg.benchmark import processes, time_to_score
 from petseg.benchmark.tables import heading, row
 from petseg.config import Config, command_line
 from petseg.config.options import Group, option
@@ -23,14 +23,8 @@ from petseg.errors import ConfigError, PetsegError, one_line
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 TARGETS = (0.7416, 0.79)
 LOSS_BOUND = 1e-4  # relative, of 20 steps on a split device
-TINY = (
-    "--image_size=32",
-    "--inner_size=",
-    "--encoder=tiny",
-    "--encoder_alpha=0.35",
-    "--batch_size=8",
-    "--warmup_steps=0",
-)
+TINY = ("--image_size=32", "--inner_size=", "--encoder=tiny", "--encoder_alpha=0.35", "--batch_size=8",
+        "--warmup_steps=0")  # fmt: skip
 Row = dict[str, Any]
 logger = logging.getLogger("petseg.benchmark")
 
@@ -265,10 +259,10 @@ def time_to_scores(recipes: Recipes, seconds: float) -> list[Row]:
 
 def time_to(target: float, scores: Sequence[Row]) -> Row:
     """The first moment at which a target held at two scores in a row."""
-    best = f"{max((score['mean_iou'] for score in scores), default=0.0):.4f}"
-    for before, score in itertools.pairwise(scores):
-        if min(before["mean_iou"], score["mean_iou"]) >= target:
+    for number, score in enumerate(scores, 1):
+        if time_to_score.holds(scores[:number], target):
             return {"mean IoU": target, "seconds": score["seconds"], "images": score["images"]}
+    best = f"{max((score['mean_iou'] for score in scores), default=0.0):.4f}"
     return {"mean IoU": target, "seconds": None, "images": None, "best score": best}
 
 

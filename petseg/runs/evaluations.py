@@ -1,6 +1,7 @@
 """Evaluations during training, including one that an interrupted process missed; keeps the best checkpoint."""
 
 import contextlib
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -27,31 +28,28 @@ from petseg.training.weight_averaging import WeightAverage
 logger = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass
 class Evaluations:
     """Scores the evaluation split with a run's weights, and with their averages if it keeps them.
 
     All processes of a cluster score together, and the chief writes results files and the best checkpoint.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        workdir: WorkDirectory,
-        placement: Placement,
-        evaluator: Evaluator,
-        average: WeightAverage | None,
-        best: BestCheckpoint,
-        saving: Saving,
-        examples: Examples,
-        stopwatch: Stopwatch,
-    ):
-        self._config, self._workdir, self._placement = config, workdir, placement
-        self._evaluator, self._average, self._best, self._saving = evaluator, average, best, saving
-        self._examples, self._stopwatch = examples, stopwatch
-        self._early_stopping = EarlyStopping(config, workdir.metrics_file)
+    _config: Config
+    _workdir: WorkDirectory
+    _placement: Placement
+    _evaluator: Evaluator
+    _average: WeightAverage | None
+    _best: BestCheckpoint
+    _saving: Saving
+    _examples: Examples
+    _stopwatch: Stopwatch
+
+    def __post_init__(self) -> None:
+        self._early_stopping = EarlyStopping(self._config, self._workdir.metrics_file)
         # Held from here on: an edit of their file during the run is another run's code.
-        self._own_scores = metrics.own(config.extension.scores)
-        self._action = custom_code.function_of("after_evaluation", config.extension.after_evaluation)
+        self._own_scores = metrics.own(self._config.extension.scores)
+        self._action = custom_code.function_of("after_evaluation", self._config.extension.after_evaluation)
 
     def due_before_training(self, step: int, schedule: Schedule) -> bool:
         """Whether to evaluate before the first step of this process.

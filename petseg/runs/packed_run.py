@@ -130,7 +130,9 @@ def pack(path: Path, model: "keras.Model", config: Config, classes: Classes, car
         if flag in ("network", "encoder", "decoder"):
             raise ExportError(f"its {flag} is the code {reference}, which the file cannot hold")
         logger.warning("--%s=%s: the file cannot hold code; names the default instead", flag, reference)
-    tensors = {name: _in_half_precision(np.asarray(variable)) for name, variable in _by_name(model).items()}
+    tensors = {name: np.asarray(variable) for name, variable in _by_name(model).items()}
+    with np.errstate(over="ignore"):  # of kernels; vectors stay float32, because variances may be very small
+        tensors = {name: values if values.ndim < 2 else values.astype(np.float16) for name, values in tensors.items()}
     too_large = [name for name, values in tensors.items() if not np.isfinite(values).all()]
     if too_large:
         raise ExportError(f"{too_large[0]} holds numbers that half precision cannot hold")
@@ -174,12 +176,6 @@ def _check_card(card: Any) -> None:
     is_known = isinstance(card, dict) and type(card.get("step")) is int and isinstance(card.get("weights"), str)
     if not is_known or card["step"] < 0:
         raise ConfigError(f'card: got {str(card)[:100]}; must be an object with a "step" of at least 0 and "weights"')
-
-
-def _in_half_precision(values: np.ndarray) -> np.ndarray:
-    """Kernels as float16; vectors stay as they are, because variances may be very small."""
-    with np.errstate(over="ignore"):  # the caller refuses infinite values by name
-        return values if values.ndim < 2 else values.astype(np.float16)
 
 
 def _by_name(model: "keras.Model") -> "dict[str, keras.Variable]":

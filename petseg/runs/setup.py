@@ -172,13 +172,11 @@ def check_agreement(
 
     They would train different models, or wait for each other indefinitely.
     """
-    name, gather = placement.name, placement.gather
-    if len(set(gather(step))) > 1:
-        raise ClusterError(
-            f"{name} is at step {step}, another process elsewhere: "
-            f"--workdir={workdir.path} must be the same folder for all of them"
-        )
-    if len(set(gather(config_lib.fingerprint(config)))) > 1:
-        raise ClusterError(f"{name} was started with other flags than another process; they must be the same")
-    if len(set(gather(checkpoints.checksum(model)))) > 1:
-        raise ClusterError(f"{name} begins with other weights than another process; the files must be the same")
+    folder = f"--workdir={workdir.path} must be the same folder for all of them"
+    for value, problem in (
+        (step, f"is at step {step}, another process elsewhere: {folder}"),
+        (config_lib.fingerprint(config), "was started with other flags than another process; they must be the same"),
+        (checkpoints.checksum(model), "begins with other weights than another process; the files must be the same"),
+    ):
+        if len(set(placement.gather(value))) > 1:
+            raise ClusterError(f"{placement.name} {problem}")
