@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import white_figures
 from filelock import FileLock
 from hypothesis import settings
 from PIL import Image
+from short_trainings import built_once
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from petseg.classes import PETS
@@ -57,6 +59,13 @@ from petseg.training.weight_averaging import WeightAverage
 ROOT = Path(__file__).parent.parent
 NUM_TRAIN, NUM_TEST = 24, 10
 
+# Files that take longest, with `-m slow` or by default. They start first, so that no process is idle at the end.
+LONGEST = (
+    "test_cluster.py", "test_networks.py", "test_export.py", "test_examples.py", "test_crash_states.py",
+    "test_keras_optimizers.py", "test_survival.py", "test_tensorboard.py", "test_replicas.py", "test_scoring.py",
+    "test_server.py", "test_bad_input.py",
+)  # fmt: skip
+
 startup.collect_garbage_rarely()
 
 settings.register_profile("noisy machine", deadline=None)
@@ -73,6 +82,21 @@ pictures.to_array = white_figures.to_array
 def drawn_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are drawn; without this fixture they stay white."""
     monkeypatch.setattr(pictures, "to_array", white_figures.draw)
+
+
+@pytest.hookimpl(trylast=True)  # after tests are deselected
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first, then those with most tests; each goes to one process of pytest-xdist."""
+    tests = Counter(item.path for item in items)
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (places.get(item.path.name, len(places)), -tests[item.path], item.path))
+
+
+@pytest.fixture
+def fit_without_xla(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`model.fit` uses XLA only if it is asked to; compiling takes longer than the few steps of a test."""
+    given = keras.Model.compile
+    monkeypatch.setattr(keras.Model, "compile", lambda *each, **more: given(*each, **{"jit_compile": False, **more}))
 
 
 @pytest.fixture(autouse=True)
@@ -143,6 +167,13 @@ def averaged_run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """The same with averaged weights and another learning rate; evaluated at 0, too."""
     flags = ["--ema_decay=0.5", "--learning_rate=0.01", "--eval_at_start"]
     return made_once(tmp_path_factory, "averaged_run", lambda folder: train.train(four_steps(data_dir, folder, *flags)))
+
+
+@pytest.fixture
+def same_build(tmp_path: Path) -> Iterator[None]:
+    """All trainings of the test reuse what the first has built: see `built_once` for what may differ in them."""
+    with built_once(tmp_path / "built"):
+        yield
 
 
 def four_steps(data_dir: Path, workdir: Path, *flags: str) -> Config:

@@ -19,7 +19,9 @@ ROOT = Path(__file__).parent.parent
 
 
 class Program:
-    """An entry script, or the module after `-m`, in a forked process; its interface is that of `subprocess.Popen`.
+    """An entry script, the module after `-m`, or the code after `-c`, in a forked process.
+
+    Its interface is that of `subprocess.Popen`.
 
     Its figures stay white unless it `draws`, as in `conftest`.
     """
@@ -97,7 +99,10 @@ def _run(command, env, folder, draws):
     os.chdir(ROOT)
     module, sys.argv = command[0] == "-m", command[command[0] == "-m" :]
     try:
-        if module:
+        if command[0] == "-c":
+            sys.argv = ["-c", *command[2:]]
+            exec(compile(command[1], "<code>", "exec"), {"__name__": "__main__"})
+        elif module:
             runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
         else:
             runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")

@@ -1,12 +1,11 @@
 """Finding and preparing data sets, in one process or several, and what is logged meanwhile; overlap of splits."""
 
 import random
-import subprocess
-import sys
 
+import programs_in_forks
 import pytest
 import tensorflow_datasets as tfds
-from conftest import NUM_TRAIN, ROOT, data_config
+from conftest import NUM_TRAIN, data_config
 
 from petseg.config import DataConfig
 from petseg.data import catalog, overlaps, tfds_builders
@@ -44,8 +43,7 @@ sys.exit(sum(os.waitpid(process, 0)[1] for process in processes))
 
 @pytest.mark.slow
 def test_processes_with_one_seed_that_prepare_one_data_set_at_once_all_get_it(tmp_path):
-    command = [sys.executable, "-c", AT_ONCE, str(tmp_path)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    result = programs_in_forks.run("-c", AT_ONCE, tmp_path, timeout=120)
     assert (result.returncode, result.stdout) == (0, "60\n" * 3), result.stderr
     assert not list(tmp_path.glob(".*"))  # the lock is gone
 

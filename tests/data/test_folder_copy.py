@@ -1,13 +1,11 @@
 import os
 import random
-import subprocess
-import sys
 
 import numpy as np
+import programs_in_forks
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from conftest import ROOT
 from made_folders import config, mask, pairs, picture, save, write
 from PIL import Image
 
@@ -253,8 +251,7 @@ print([os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in proce
 
 @pytest.mark.slow
 def test_processes_that_start_at_once_prepare_it_once(root, tmp_path):
-    command = [sys.executable, "-c", AT_ONCE, str(root), str(tmp_path / "cache")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    result = programs_in_forks.run("-c", AT_ONCE, root, tmp_path / "cache", timeout=120)
     assert result.stdout == "[3, 3, 3]\n", result.stderr
 
 

@@ -6,8 +6,6 @@ import logging
 import os
 import re
 import shutil
-import subprocess
-import sys
 import threading
 import types
 
@@ -16,7 +14,7 @@ import programs_in_forks
 import pytest
 import tensorflow as tf
 import tifffile
-from conftest import ROOT, own_lines
+from conftest import own_lines
 from PIL import Image
 
 from petseg.classes import PETS, Classes
@@ -296,7 +294,7 @@ def test_memory_does_not_grow_with_the_number_of_files_and_24_megapixels_work(tm
     for i in range(30):
         Image.fromarray(photograph(1000, 1500, i)).save(tmp_path / f"{i}.jpg")
     # A process of its own: what other tests leave behind in this one is not counted.
-    result = subprocess.run([sys.executable, "-c", MANY, tmp_path], cwd=ROOT, capture_output=True, text=True)
+    result = programs_in_forks.run("-c", MANY, tmp_path)
     assert result.returncode == 0, result.stderr
     one, peak, thirty, peak_of_all = map(int, result.stdout.split())
     assert (one, thirty) == (1, 30)
@@ -325,7 +323,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 @pytest.mark.slow
 def test_tiled_inference_on_24_megapixels_takes_little_memory():
-    result = subprocess.run([sys.executable, "-c", LARGE], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    result = programs_in_forks.run("-c", LARGE)
     assert result.returncode == 0, result.stderr
     assert float(result.stdout) < 400  # MiB; as a whole, the probabilities alone are 275, and their making thrice that
 

@@ -3,8 +3,9 @@
 import itertools
 
 import numpy as np
+import programs_in_forks
 import pytest
-from conftest import data_config, run_program
+from conftest import data_config
 from PIL import Image
 
 import petseg
@@ -57,7 +58,7 @@ def test_on_drawings_it_is_nowhere_near_random(pets, data_dir):
 def test_the_command_needs_no_run_and_both_runtimes_agree(photograph, tmp_path):
     for runtime in ("tensorflow", "auto"):
         flags = [f"--predict={photograph}", f"--output_dir={tmp_path / runtime}", f"--runtime={runtime}", "--cutout"]
-        result = run_program("eval.py", "--pretrained", *flags)
+        result = programs_in_forks.run("eval.py", "--pretrained", *flags)
         assert result.returncode == 0, result.stderr
         assert (tmp_path / runtime / "photo.cutout.png").is_file()
     masks = [np.asarray(Image.open(tmp_path / name / "photo.mask.png")) for name in ("tensorflow", "auto")]

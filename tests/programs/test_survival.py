@@ -229,7 +229,7 @@ def test_checkpoint_every_minutes_saves_between_the_intervals(tiny_config):
 
 
 @pytest.mark.slow
-def test_an_evaluation_whose_results_were_lost_is_repeated(tiny_config):
+def test_an_evaluation_whose_results_were_lost_is_repeated(tiny_config, same_build):
     config = changed(tiny_config, "schedule", train_steps=4, eval_every=2)
     expected = train.train(config)
     workdir = WorkDirectory(config.runtime.workdir)

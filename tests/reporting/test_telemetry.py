@@ -1,9 +1,9 @@
-import subprocess
 import sys
 import time
 import types
 
 import numpy as np
+import programs_in_forks
 import pytest
 import tensorflow as tf
 from conftest import changed
@@ -147,8 +147,9 @@ before = telemetry.memory()["memory/host"]
 block = np.ones(64 * 2**20, np.uint8)
 print(telemetry.memory()["memory/host"] - before)
 """
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert float(output) == pytest.approx(64, abs=4)
+    result = programs_in_forks.run("-c", code)
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) == pytest.approx(64, abs=4)
 
 
 def test_the_profiler_profiles_the_given_steps(tmp_path):

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import tensorflow as tf
 from conftest import changed, events, tiny_flags
+from short_trainings import built_once
 
 from petseg.config import Config, command_line
 from petseg.config.eval_config import ScoreConfig
@@ -36,6 +37,13 @@ def scores():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluations, "split_results", results)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def same_build(tmp_path_factory):
+    """All trainings of this module have one config but for their flags of the loop."""
+    with built_once(tmp_path_factory.mktemp("built")):
         yield
 
 

@@ -83,7 +83,7 @@ def test_a_nonfinite_batch_can_take_the_run_back_to_its_checkpoint(tiny_config, 
 
 @pytest.mark.parametrize("killed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_nonfinite_batches_can_be_skipped_up_to_a_limit_that_survives_a_restart(
-    tiny_config, monkeypatch, caplog, killed
+    tiny_config, same_build, monkeypatch, caplog, killed
 ):
     poison(monkeypatch, 1, 2, 3, 5)
     config = poisoned_config(tiny_config, on_nonfinite="skip", nonfinite_limit=3)
@@ -103,7 +103,7 @@ def test_nonfinite_batches_can_be_skipped_up_to_a_limit_that_survives_a_restart(
 
 
 @pytest.mark.slow
-def test_restoring_a_checkpoint_keeps_the_count_of_nonfinite_steps(tiny_config, monkeypatch):
+def test_restoring_a_checkpoint_keeps_the_count_of_nonfinite_steps(tiny_config, same_build, monkeypatch):
     poison(monkeypatch, 2, 3, 5)
     config = poisoned_config(tiny_config, on_nonfinite="restore", nonfinite_limit=2)
     with pytest.raises(NonFiniteLossError, match=r"at step 5 .*, number 3 of the run"):

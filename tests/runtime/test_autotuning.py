@@ -1,6 +1,4 @@
-import subprocess
-import sys
-
+import programs_in_forks
 import pytest
 
 # Iterators that are 0.8 s old: an autotuning thread that misses its end would sleep on until 1.27 s.
@@ -29,5 +27,5 @@ print(longest)
 @pytest.mark.slow
 def test_without_autotuning_an_iterator_ends_at_once():
     # Without the switch it is 0.4 s, or more: 100 iterators without one such thread are rare.
-    output = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True).stdout
-    assert float(output) < 0.2
+    result = programs_in_forks.run("-c", CODE)
+    assert float(result.stdout) < 0.2, result.stderr

@@ -27,7 +27,7 @@ def per_replica(strategy, variable):
     scope="module",
     params=[
         ((1, 4), "pixels", "tiny", "pix2pix"),
-        pytest.param(((1, 2, 4), "weights", "mobilenet_v2", "light"), marks=pytest.mark.slow),
+        pytest.param(((1, 2), "weights", "mobilenet_v2", "light"), marks=pytest.mark.slow),
     ],
 )
 def runs(request, pets):
