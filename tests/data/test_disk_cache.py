@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import programs_in_forks
 import pytest
 import tensorflow as tf
-from conftest import NUM_TRAIN, ROOT, as_array_records, changed, load_examples, replicas
+from conftest import NUM_TRAIN, as_array_records, changed, load_examples, replicas
+from short_trainings import small_network
 from test_loading import picture, png, write_data_set
 
 from petseg.data import input_pipeline, loading
@@ -102,13 +101,13 @@ def outcome(workdir):
 
 
 @pytest.mark.slow
-def test_whole_runs_end_in_the_same_numbers(tiny_config, array_record_dir, tmp_path):
+def test_whole_runs_end_in_the_same_numbers(tiny_config, same_build, array_record_dir, tmp_path):
     found = []
     for cache in ("memory", "disk", "none"):
         config = changed(tiny_config, "data", cache=cache, cache_dir=str(tmp_path / "cache"))
         if cache == "none":
             config = changed(config, "data", data_dir=str(array_record_dir))
-        config = changed(config, "loss", class_weights="median_frequency")
+        config = config.changed(model=vars(small_network(tmp_path)), loss={"class_weights": "median_frequency"})
         train.train(changed(config, "runtime", workdir=str(tmp_path / cache)))
         found.append(outcome(WorkDirectory(tmp_path / cache)))
     assert len(found[0][0]) > 50
@@ -283,8 +282,7 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
     ]
     write_data_set(tmp_path / "data", examples)  # 150 MiB, once decoded
     converted = as_array_records("handmade_pets", tmp_path / "data", tmp_path / "converted")
-    command = [sys.executable, "-c", MEASURE, str(tmp_path / "data"), str(tmp_path / "cache"), str(converted)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    result = programs_in_forks.run("-c", MEASURE, tmp_path / "data", tmp_path / "cache", converted, timeout=120)
     growth = json.loads(result.stdout)
     assert growth["memory"] > 140, growth
     assert growth["disk"] < 60, growth

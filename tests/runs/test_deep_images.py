@@ -8,12 +8,13 @@ import pytest
 import tensorflow as tf
 import tifffile
 from PIL import Image
+from short_trainings import assert_equal, built_once, of_the_model, small_network, steps_only, variables
 
 import petseg
 from petseg.classes import PETS
 from petseg.config import Config
 from petseg.deployment import export
-from petseg.runs import building
+from petseg.runs import building, train
 
 pytestmark = pytest.mark.slow
 SIZE = 64
@@ -79,26 +80,28 @@ def test_an_object_that_eight_bit_rgb_does_not_show_is_found(make, channels, dty
 
 
 def test_runs_on_deep_images_do_not_depend_on_caches_restarts_or_replicas(tmp_path):
-    root = write(tmp_path / "folder", twelve_bits)
+    root, network = write(tmp_path / "folder", twelve_bits), small_network(tmp_path).network
 
-    def weights(name, steps=4, **flags):
-        defaults = {"strategy": "one_device", "resize": "crop", "augment": "standard"}
-        config = Config.of(
+    def config(name, steps=4, **flags):
+        defaults = {"strategy": "one_device", "resize": "crop", "augment": "standard", "network": network}
+        return Config.of(
             dataset="folder", data_dir=str(root), cache_dir=str(tmp_path / "cache"), workdir=str(tmp_path / name),
-            image_size=32, batch_size=8, encoder="tiny", encoder_weights="none", train_steps=steps, optimizer="sgd",
+            image_size=32, batch_size=8, train_steps=steps, optimizer="sgd",
             learning_rate=0.1, deterministic=True, eval_every=4, checkpoint_every=2, **{**defaults, **flags},
         )  # fmt: skip
-        petseg.train(config)
-        reader = tf.train.load_checkpoint(f"{tmp_path}/{name}/checkpoints/ckpt-{steps}")
-        return {key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map() if key.startswith("model/")}
 
-    expected = weights("memory")
-    weights("disk", steps=2, cache="disk")
-    same = {"disk, resumed": weights("disk", cache="disk"), "none": weights("none", cache="none")}
-    on_four = weights("four", strategy="mirrored", virtual_devices=4)
-    for key, value in expected.items():
-        for found in same.values():
-            np.testing.assert_array_equal(found[key], value)
+    def weights(name, steps=4, **flags):
+        train.train(config(name, steps, **flags))
+        return variables(f"{tmp_path}/{name}/checkpoints/ckpt-{steps}")
+
+    with built_once(tmp_path / "built"):
+        expected = weights("memory")
+        weights("disk", steps=2, cache="disk")
+        same = {"disk, resumed": weights("disk", cache="disk"), "none": weights("none", cache="none")}
+    for found in same.values():
+        assert_equal(found, expected)
+    on_four = of_the_model(steps_only(config("four", strategy="mirrored", virtual_devices=4)))
+    for key, value in of_the_model(expected).items():
         np.testing.assert_allclose(on_four[key], value, atol=1e-6)
 
 

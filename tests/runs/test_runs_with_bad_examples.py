@@ -9,6 +9,7 @@ import tensorflow as tf
 from array_record.python import array_record_module
 from conftest import NUM_TRAIN, changed, tiny_flags
 from programs_in_forks import Program
+from short_trainings import assert_equal, variables
 
 from petseg.data import example_order, loading
 from petseg.errors import DataError
@@ -18,7 +19,6 @@ from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime.strategies import Placement
 
 STEPS, BATCH = 4, 8
-GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"  # which has names in it that differ within one process
 
 
 def in_step(step):
@@ -47,15 +47,7 @@ def spoil(folder, position):
 
 
 def tensors(config, step=STEPS):
-    path = str(WorkDirectory(config.runtime.workdir).checkpoints / f"ckpt-{step}")
-    reader = tf.train.load_checkpoint(path)
-    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if name != GRAPH}
-
-
-def assert_equal(found, expected):
-    assert expected.keys() == found.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    return variables(WorkDirectory(config.runtime.workdir).checkpoints / f"ckpt-{step}")
 
 
 @pytest.fixture
@@ -67,7 +59,7 @@ def config(tiny_config, array_record_dir, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_ends_at_a_bad_example_and_resumes_to_the_same_bits_when_it_is_fixed(
-    config, array_record_dir, tmp_path, monkeypatch
+    config, array_record_dir, same_build, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(starting_point, "CALIBRATION_IMAGES", 1)
     undisturbed = changed(config, "runtime", workdir=str(tmp_path / "undisturbed"))

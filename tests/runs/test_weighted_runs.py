@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from conftest import changed
 from PIL import Image
+from short_trainings import assert_equal, small_network, variables
 
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data.drawings import drawn_folders
@@ -47,38 +47,31 @@ def weighted(config, kind="weights", **more):
 
 
 def trained(config, workdir):
-    """Scores and the variables of the newest checkpoint."""
+    """Scores and the newest checkpoint."""
     results = train.train(changed(config, "runtime", workdir=str(workdir)))
-    reader = tf.train.load_checkpoint(checkpoint_files.newest(workdir / "checkpoints"))
-    names = [name for name in reader.get_variable_to_shape_map() if name.startswith(("model", "optimizer"))]
-    return results, {name: reader.get_tensor(name) for name in names}
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        np.testing.assert_array_equal(value, other[name])
+    return results, variables(checkpoint_files.newest(workdir / "checkpoints"))
 
 
 def test_weight_maps_change_loss_and_training_and_maps_of_ones_nothing(config, tmp_path):
-    plain, variables = trained(config, tmp_path / "plain")
+    plain, weights = trained(config, tmp_path / "plain")
     ones, same = trained(weighted(config, "ones"), tmp_path / "ones")
-    assert_same(variables, same)
+    assert_equal(weights, same)
     assert ones == plain
     other, others = trained(weighted(config), tmp_path / "weighted")
     assert other["loss"] != plain["loss"]
-    assert any((value != others[name]).any() for name, value in variables.items())
+    assert any((value != others[name]).any() for name, value in weights.items())
 
 
 @pytest.mark.slow
-def test_an_interrupted_weighted_run_ends_in_the_same_bits_in_every_cache(config, tmp_path):
-    results, variables = trained(weighted(config), tmp_path / "memory")
+def test_an_interrupted_weighted_run_ends_in_the_same_bits_in_every_cache(config, same_build, tmp_path):
+    config = config.changed(model=vars(small_network(tmp_path)))
+    results, weights = trained(weighted(config), tmp_path / "memory")
     for cache in ("disk", "none"):
         again = weighted(config, cache=cache)
         trained(changed(again, "schedule", train_steps=2), tmp_path / cache)
         found, others = trained(again, tmp_path / cache)
         assert found == results
-        assert_same(variables, others)
+        assert_equal(weights, others)
     with pytest.raises(
         WorkDirectoryError, match=r"cannot be resumed with other data: .*8 masks were changed, or their"
     ):
