@@ -102,9 +102,16 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Forces a folder and all that is in it onto the disk."""
+    """Forces a file, or a folder and all that is in it, onto the disk."""
     for path in (*folder.rglob("*"), folder):
         sync(path)
+
+
+def move(made: Path, path: Path) -> None:
+    """Moves a finished file or folder to its path, atomically; then it is there also after a power failure, whole."""
+    sync_tree(made)
+    os.replace(made, path)
+    sync(path.parent)
 
 
 def make_folder(folder: Path) -> None:

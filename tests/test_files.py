@@ -56,6 +56,15 @@ def test_a_written_file_and_its_new_folders_outlive_a_power_failure(tmp_path, di
     ]  # fmt: skip
 
 
+def test_a_moved_folder_outlives_a_power_failure_with_all_that_is_in_it(tmp_path, disk_calls):
+    (tmp_path / "made/variables").mkdir(parents=True)
+    (tmp_path / "made/variables/a").write_bytes(b"1")
+    files.move(tmp_path / "made", tmp_path / "model")
+    made = str(tmp_path / "made")
+    assert sorted(disk_calls[:3]) == [("fsync", made), ("fsync", f"{made}/variables"), ("fsync", f"{made}/variables/a")]
+    assert disk_calls[3:] == [("replace", str(tmp_path / "model")), ("fsync", str(tmp_path))]
+
+
 def test_a_file_system_that_syncs_no_folders_will_do(tmp_path, monkeypatch):
     def refuse(descriptor):
         raise OSError(number, os.strerror(number))

@@ -30,6 +30,7 @@ from petseg.benchmark.time_to_score import TimeToScoreConfig
 from petseg.config import Config, command_line, options
 from petseg.config.options import Group, option
 from petseg.errors import ConfigError
+from petseg.files import write_text
 
 UNLIMITED = 10**9  # steps
 TRAINING, GPU, TIME_TO, DECODING, SCALING = GROUPS = ("training", "gpu", "time_to", "decoding", "scaling")
@@ -109,7 +110,7 @@ def main(config: BenchmarkConfig) -> dict[str, Any]:
             results["groups"][group] = rows
             print(f"\n{group}\n{TABLES.get(group, speed_table)(rows)}", flush=True)
             if measure.output:
-                Path(measure.output).write_text(json.dumps(results, indent=2) + "\n")
+                write_text(Path(measure.output), json.dumps(results, indent=2) + "\n")
     return results
 
 

@@ -19,6 +19,7 @@ from petseg.benchmark.tables import heading, row
 from petseg.config import Config, command_line
 from petseg.config.options import Group, option
 from petseg.errors import ConfigError, PetsegError, one_line
+from petseg.files import write_text
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 TARGETS = (0.7416, 0.79)
@@ -81,8 +82,8 @@ def measure(config: GpuReportConfig, flags: Sequence[str], scratch: Path) -> lis
         except Exception as error:  # also a result that makes no sense: the other parts go on
             rows = [{"error": str(error) if isinstance(error, PetsegError) else one_line(error)}]
         found.append({"title": part.title, "seconds": time.monotonic() - began, "rows": rows})
-        Path(config.report).write_text(markdown(found, shown))
-        Path(config.report).with_suffix(".json").write_text(json.dumps(found, indent=2) + "\n")
+        write_text(Path(config.report), markdown(found, shown))
+        write_text(Path(config.report).with_suffix(".json"), json.dumps(found, indent=2) + "\n")
     return found
 
 

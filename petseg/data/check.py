@@ -5,6 +5,7 @@ mask overlays. Exit code 2 if there are faults.
 """
 
 import dataclasses
+import io
 import logging
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -211,8 +212,9 @@ def _sheet_file(name: str, options: CheckOptions, contents: str = "overlays") ->
 def _write_sheet(overlays: OverlaySheet, file: Path, options: CheckOptions) -> None:
     flag = f"--output_dir={options.output_dir}"
     with files.explain_write_errors(file, flag=flag, error_class=ConfigError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        overlays.sheet().save(file, quality=88)
+        sheet = io.BytesIO()
+        overlays.sheet().save(sheet, "JPEG", quality=88)
+        files.write_bytes(file, sheet.getvalue())
 
 
 def _print_faults(found: Sequence[Fault]) -> None:

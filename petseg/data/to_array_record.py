@@ -58,9 +58,7 @@ def main(config: ConversionConfig) -> None:
         info = json.loads((unfinished / "dataset_info.json").read_text())
         info["fileFormat"] = catalog.ARRAY_RECORD
         (unfinished / "dataset_info.json").write_text(json.dumps(info, indent=2))
-        files.sync_tree(unfinished)
-        unfinished.rename(target)
-        files.sync(target.parent)
+        files.move(unfinished, target)
     print(f"{builder.info.full_name}: {target}\ntrain with --data_dir={config.output_dir} --cache=none")
 
 

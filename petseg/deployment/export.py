@@ -22,7 +22,7 @@ from petseg.config.image_spec import PLAIN, ImageSpec
 from petseg.data.resizing import Resizing
 from petseg.deployment.export_formats import FORMATS, ExportContext, Runner, Serving, predictions
 from petseg.errors import ConfigError, ExportError, one_line
-from petseg.files import explain_write_errors, write_json
+from petseg.files import explain_write_errors, move, write_json
 from petseg.models.unet import accept_any_size
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def write_onnx(
         layer = Serving(twin, image_spec, trainable=False, name="petseg")
         try:
             FORMATS["onnx"].write(layer, made, ExportContext(None, {}))
-            os.replace(made, path)
+            move(made, path)
         except Exception as error:  # converters raise classes of their own, and bare ones
             raise ExportError(f"{path}: {one_line(error)}") from error
 
@@ -233,7 +233,7 @@ def _move_into_place(made: Path, path: Path, written: Mapping[str, str]) -> None
     if path.is_dir():  # os.replace cannot replace a folder
         path.rename(before)
     try:
-        os.replace(made, path)
+        move(made, path)
     except OSError:
         if before.exists():
             before.rename(path)

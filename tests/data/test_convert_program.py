@@ -50,6 +50,13 @@ def test_links_share_the_file(source, tmp_path):
     assert os.path.samefile(source / "train/0.jpg", tmp_path / "made/images/train/0.jpg")
 
 
+def test_what_was_converted_outlives_a_power_failure(source, tmp_path, disk_calls):
+    target = tmp_path / "made"
+    run("--from=coco", source, "--to", target)
+    synced = {path.replace("/.unfinished", "") for call, path in disk_calls if call == "fsync"}
+    assert {str(path) for path in (target, *target.rglob("*"))} <= synced
+
+
 def test_folders_with_content_are_refused_and_a_killed_conversion_is_repeated(source, tmp_path):
     save(tmp_path / "made/.unfinished/images/x.jpg", b"of a process that was killed")
     run("--from=coco", source, f"--to={tmp_path / 'made'}")

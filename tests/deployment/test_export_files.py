@@ -107,3 +107,13 @@ def test_a_good_export_stays_where_a_new_one_disagrees(tmp_path, monkeypatch):
     card = json.loads(after["model_card.json"])
     assert (set(card["formats"]), set(card["failures"])) == ({"h5"}, {"keras"})
     write(tmp_path, "keras", seed=1)  # both are petseg's own
+
+
+def test_an_export_is_on_the_disk_before_it_takes_the_place_of_an_earlier_one(tmp_path, disk_calls):
+    write(tmp_path, "keras", "saved_model")
+    for name in ("model.keras", "saved_model"):
+        moved = disk_calls.index(("replace", str(tmp_path / name)))
+        made = [path for call, path in disk_calls[:moved] if call == "fsync" and "/.export-" in path]
+        assert any(path.endswith(f"/{name}") for path in made), name
+        assert disk_calls[moved + 1] == ("fsync", str(tmp_path))
+    assert any(path.endswith("/variables/variables.index") for call, path in disk_calls if call == "fsync")

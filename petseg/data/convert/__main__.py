@@ -103,10 +103,10 @@ def _written(target: Path, config: ConversionConfig) -> Iterator[Path]:
     try:
         with files.explain_write_errors(target, flag=f"--to={config.to}", error_class=ConfigError):
             shutil.rmtree(unfinished, ignore_errors=True)  # of a conversion that was killed
-            unfinished.mkdir(parents=True)
+            files.make_folder(unfinished)
             yield unfinished
-            for path in sorted(unfinished.iterdir()):
-                path.rename(target / path.name)
+            for path in sorted(unfinished.iterdir(), reverse=True):  # classes.json last
+                files.move(path, target / path.name)
             unfinished.rmdir()
     except OSError as error:
         if error.errno == errno.EXDEV:
