@@ -35,6 +35,7 @@ from petseg.errors import one_line
 ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")  # formats whose frames are pages; in JPEG (MPO) and HEIF they are previews
 NPY, TIFF = b"\x93NUMPY", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 DEEP_PNG = ("RGB;16B", "RGBA;16B", "LA;16B")  # Pillow's names of what it reduces to 8 bits
+MOST_SKIPPED = 8  # pages of an animation that are kept decoded
 AVIF_HEAD = 2**16  # bytes, which hold the boxes before the pixels
 SIXTEEN_BITS = "must be PNG or TIFF of 16 bits, or an image of 8"
 READERS = {  # first bytes of formats that need a package, or that no reader here knows: what to do
@@ -65,7 +66,7 @@ def decode(data: bytes, page: int | None = None) -> Picture:
 
 
 class FileContent:
-    """The content of a file for its pages, which threads may share: read once, and a TIFF file parsed once."""
+    """The content of a file for its pages, which threads may share: read and parsed once."""
 
     def __init__(self, source: bytes | Path):
         self._source, self._lock = source, threading.RLock()
@@ -82,8 +83,8 @@ class FileContent:
         return hashlib.blake2b(self._data, digest_size=16)
 
     @functools.cached_property
-    def _tiff(self) -> tiff_files.TiffPages:
-        return tiff_files.TiffPages(io.BytesIO(self._data))
+    def _pages(self) -> "tiff_files.TiffPages | _PillowPages":
+        return _pages_of(io.BytesIO(self._data))
 
     def data(self) -> bytes:
         """All of the file; raises PictureError as `read`."""
@@ -93,10 +94,10 @@ class FileContent:
     def picture(self, page: int | None = None) -> Picture:
         """A page; see `read`."""
         with self._lock:
-            if page is None or self._data[:4] not in TIFF:
+            if page is None or self._data.startswith(NPY):
                 return decode(self._data, page)
             try:
-                return self._tiff.read(page)
+                return self._pages.read(page)
             except Exception as error:  # decoders raise many classes
                 raise _as_picture_error(error) from error
 
@@ -149,35 +150,27 @@ def _opened(path: str | os.PathLike[str]) -> IO[bytes]:
 
 def _read(file: IO[bytes], page: int | None) -> Picture:
     try:
-        start = file.read(132)
-        file.seek(0)
-        if start.startswith(NPY):
-            return _npy(file)
-        if start[:4] in TIFF:
-            return tiff_files.TiffPages(file).read(page)
-        with _pillow(file, start) as image:
-            pages = _frames(image)
-            check_page(page, pages)
-            if _is_reduced(file, image, pages):
-                raise PictureError(
-                    f"has more than 8 bits in {image.format}, of which its reader gives 8; {SIXTEEN_BITS}"
-                )
-            lossy = lossy_compression.of_image(file, image)
-            deep = _deep_pixels(file, image) if pages == 1 else None
-            if deep is not None:
-                mode, alpha, turn = f"{deep.shape[2]} x uint16", deep.shape[2] in (2, 4), exif_orientation(image)
-                return Picture(deep, image.format or "", mode, alpha=alpha, orientation=turn, lossy=lossy)
-            image.seek(page or 0)
-            return dataclasses.replace(from_frame(image, pages), lossy=lossy)
+        return _npy(file) if _start(file).startswith(NPY) else _pages_of(file).read(page)
     except Exception as error:  # decoders raise many classes
         raise _as_picture_error(error) from error
+
+
+def _start(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    start = file.read(132)
+    file.seek(0)
+    return start
+
+
+def _pages_of(file: IO[bytes]) -> "tiff_files.TiffPages | _PillowPages":
+    """The pages of an open file, which is no NumPy file."""
+    return tiff_files.TiffPages(file) if _start(file)[:4] in TIFF else _PillowPages(file)
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, int], int]:
     """Height and width of a page, and the number of pages."""
     try:
-        start = file.read(132)
-        file.seek(0)
+        start = _start(file)
         if start.startswith(NPY):
             shape, pages = _npy_header(file)[0][:2], 1
         elif start[:4] in TIFF:
@@ -203,6 +196,43 @@ def _as_picture_error(error: Exception) -> PictureError:
 
 
 # Formats of Pillow.
+
+
+class _PillowPages:
+    """The pages of an open file. Those of an animation are decoded once if they are read in order, or nearly."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file, self._image = file, _pillow(file, _start(file))
+        self._count = _frames(self._image)
+        self._is_reduced = _is_reduced(file, self._image, self._count)
+        self._lossy = lossy_compression.of_image(file, self._image)
+        self._next = 0  # page after the last one decoded
+        self._skipped: dict[int, Picture] = {}  # decoded on the way to a later page, and not read yet
+
+    def read(self, page: int | None) -> Picture:
+        """Reads a page; for `page` see `picture_files.read`."""
+        image: Any = self._image
+        check_page(page, self._count)
+        if self._is_reduced:
+            raise PictureError(f"has more than 8 bits in {image.format}, of which its reader gives 8; {SIXTEEN_BITS}")
+        deep = _deep_pixels(self._file, image) if self._count == 1 else None
+        if deep is not None:
+            mode, alpha, turn = f"{deep.shape[2]} x uint16", deep.shape[2] in (2, 4), exif_orientation(image)
+            return Picture(deep, image.format or "", mode, alpha=alpha, orientation=turn, lossy=self._lossy)
+        if (page := page or 0) in self._skipped:
+            return self._skipped.pop(page)
+        if page < self._next:  # opened again, because Pillow's rewinding of an animated PNG is broken
+            self._image, self._next = _pillow(self._file, _start(self._file)), 0
+        for between in range(max(self._next, page - MOST_SKIPPED), page):  # threads will ask for them
+            self._skipped[between] = self._frame(between)
+        while len(self._skipped) > MOST_SKIPPED:
+            del self._skipped[min(self._skipped)]
+        return self._frame(page)
+
+    def _frame(self, page: int) -> Picture:
+        self._image.seek(page)
+        self._next = page + 1
+        return dataclasses.replace(from_frame(self._image, self._count), lossy=self._lossy)
 
 
 def _pillow(file: IO[bytes], start: bytes) -> Image.Image:

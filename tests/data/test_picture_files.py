@@ -132,6 +132,27 @@ def test_pages_may_be_read_in_any_order():
         assert (found.mode, found.pages, found.lossy) == (expected.mode, 6, "")
 
 
+@pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP"])
+def test_each_frame_of_an_animation_is_decoded_once(file_format, monkeypatch):
+    frames = [Image.fromarray(np.roll(COLORS, 3 * i, axis=0)) for i in range(12)]
+    data = encoded(frames[0], file_format, save_all=True, append_images=frames[1:], lossless=True)
+    expected = [picture_files.decode(data, page) for page in range(12)]
+    seeks, kind = [], type(Image.open(io.BytesIO(data)))
+    seek = kind.seek
+    monkeypatch.setattr(kind, "seek", lambda image, page: (seeks.append(page), seek(image, page)))
+    content = picture_files.FileContent(data)
+    content.picture(0)
+    seeks.clear()
+    for page in (1, 2, 3, 5, 6, 4, 8, 7, 11, 9, 10):  # as threads ask for them
+        found = content.picture(page)
+        np.testing.assert_array_equal(found.colors().pixels, expected[page].colors().pixels)
+        assert (found.mode, found.pages, found.lossy) == (expected[page].mode, 12, "")
+    assert seeks == sorted(seeks)
+    for page in (0, 9, 3, 4):  # from the first one again
+        np.testing.assert_array_equal(content.picture(page).colors().pixels, expected[page].colors().pixels)
+    assert len(picture_files.FileContent(data).picture(11).pixels) == 20
+
+
 def test_thumbnails_and_coarser_copies_are_no_pages():
     buffer = io.BytesIO()
     with tifffile.TiffWriter(buffer) as writer:
