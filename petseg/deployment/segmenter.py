@@ -12,7 +12,7 @@ from PIL import Image
 
 from petseg.classes import IGNORED, Classes
 from petseg.config import Config
-from petseg.config.eval_config import ScoreConfig
+from petseg.config.eval_config import NO_WEIGHTS, ScoreConfig
 from petseg.config.image_spec import PLAIN, ImageSpec
 from petseg.data import images, loading, mask_files, subsampling
 from petseg.data.backends.memory import MemoryExamples
@@ -22,11 +22,14 @@ from petseg.deployment.predictor import Predictor
 from petseg.deployment.segmentation import Segmentation
 from petseg.errors import ConfigError, DataError, one_line
 from petseg.evaluation import metrics
+from petseg.evaluation.evaluator import Evaluator
 from petseg.evaluation.results import split_results
 from petseg.runs import building, training_data
 from petseg.runs.ensemble import Ensemble
 from petseg.runs.open_run import Run, load_model, open_single, with_averages
+from petseg.runs.trained_run import weights_to_score
 from petseg.runs.training_data import TrainingData
+from petseg.training import losses
 from petseg.training.stop_requests import StopRequests
 
 Source = str | os.PathLike[str]
@@ -39,6 +42,7 @@ class Segmenter:
     Args:
       model: float32 images [B, h, w, channels] in [0, 255] -> float32 logits.
       trained_on: the record of the training images of each run; None: only the config is known.
+      class_weights: one weight per class in the loss of `evaluate`; None: 1 for all.
 
     Attributes:
       model, config, classes, step: as given.
@@ -56,10 +60,13 @@ class Segmenter:
         flip_tta: bool = False,
         threshold: float = 0.0,
         trained_on: Sequence[TrainingData | None] = (None,),
+        class_weights: tuple[float, ...] | None = None,
     ):
         self.model, self.config, self.classes, self.step = model, config, classes, step
         self._flip_tta, self._threshold, self._trained_on = flip_tta, threshold, trained_on
+        # Code of the user as it is now, since its files may change before a call of `evaluate`.
         self._own_scores = metrics.own(config.extension.scores)
+        self._loss, self._weight_map = losses.Loss(config.loss), building.build_weight_map(config, class_weights)
         self._spec = config.data.image_spec
         self.predictor = Predictor(
             model,
@@ -94,6 +101,9 @@ class Segmenter:
         data_dir: str = "",
         eval_examples: int = 0,
         allow_training_images: bool = False,
+        weight_files: str = "",
+        weight_feature: str = "",
+        score_weights: bool = False,
     ) -> dict[str, Any]:
         """Scores the network; returns the contents of a results file: `mean_iou`, `accuracy`, `iou` by class, and more.
 
@@ -104,12 +114,19 @@ class Segmenter:
           data_dir: folder of that data set; empty: the one of the training.
           eval_examples: number of examples of the split to score, sampled by the run's seed; 0: all.
           allow_training_images: whether to score a split even if the network was trained on some of it.
+          weight_files, weight_feature: where the split's weight maps are, as in training; "none": score without; empty:
+            as in training. Pairs have none.
+          score_weights: whether scores count each pixel by its weight map, not only the loss.
 
         Raises:
           DataError: if the split does not exist or was trained on, a pair is invalid, or no mask has a labelled pixel.
+          ConfigError: if there are no such weight maps.
         """
+        config = self.config
         if isinstance(dataset, str):
-            data = self.config.changed(data={"data_dir": data_dir or self.config.data.data_dir}).data
+            weights = weights_to_score(config.data, weight_files, weight_feature, score_weights=score_weights)
+            config = config.changed(data={"data_dir": data_dir or config.data.data_dir, **weights})
+            data = config.data
             if not allow_training_images:
                 remedy = "allow_training_images=True"
                 for record in self._trained_on:
@@ -119,31 +136,38 @@ class Segmenter:
             whole = loading.load(data, dataset, self.classes)
             examples: Examples = subsampling.subsample(whole, eval_examples, self.config.runtime.seed)
             loading.check_labels(examples, data, flag="dataset=", split=dataset)
-            name, evaluation = dataset, self._evaluator(examples).evaluate()
+            name, evaluation = dataset, self._evaluator(config, examples).evaluate()
         else:
-            if not isinstance(dataset, Iterable):
-                raise DataError(f"dataset: got {type(dataset).__name__}; must be pairs of image and mask, or a split")
-            pairs = [_checked_pair(i, pair, self.classes, self._spec) for i, pair in enumerate(dataset)]
-            if not pairs:
-                raise DataError("dataset: holds no pairs of image and mask")
-            if all((mask == IGNORED).all() for _, mask in pairs):
-                raise DataError(f"dataset: none of its {len(pairs)} masks has a labelled pixel; must be labelled pairs")
-            blank = np.zeros(
-                [len(pairs), *self.model.input_shape[1:]], self._spec.travels_as
-            )  # only their number counts
+            if not {weight_files, weight_feature} <= {"", NO_WEIGHTS} or score_weights:
+                given = f"{weight_files=}, {weight_feature=}, {score_weights=}"
+                raise ConfigError(f"{given}: pairs have no weight maps; dataset must be a split")
+            config = config.changed(data=weights_to_score(config.data, NO_WEIGHTS))
+            pairs = _checked_pairs(dataset, self.classes, self._spec)
+            shape = [len(pairs), *self.model.input_shape[1:]]
+            blank = np.zeros(shape, self._spec.travels_as)  # only their number counts
             masks = np.zeros([*blank.shape[:3], 1], np.uint8)
             examples = MemoryExamples(blank, masks, self.classes, origin="pairs")
-            name, evaluation = "pairs", self._evaluator(examples).evaluate_native(pairs, self.predictor.logits)
+            name, evaluation = "pairs", self._evaluator(config, examples).evaluate_native(pairs, self.predictor.logits)
         assert evaluation is not None  # there are no stop requests
         return split_results(
             evaluation, self.step, name, self.classes, groups=examples.groups, sample=examples.sampling,
             own_scores=self._own_scores,
         )  # fmt: skip
 
-    def _evaluator(self, examples: Examples) -> Any:
-        strategy = tf.distribute.get_strategy()
-        options: dict[str, Any] = {"flip_tta": self._flip_tta, "threshold": self._threshold, "details": True}
-        return building.build_evaluator(self.config, strategy, self.model, examples, None, StopRequests(), **options)
+    def _evaluator(self, config: Config, examples: Examples) -> Evaluator:
+        return building.build_evaluator(
+            config,
+            tf.distribute.get_strategy(),
+            self.model,
+            examples,
+            None,
+            StopRequests(),
+            flip_tta=self._flip_tta,
+            threshold=self._threshold,
+            details=True,
+            loss=self._loss,
+            weight_map=self._weight_map,
+        )
 
 
 def load(
@@ -203,6 +227,7 @@ def load(
         flip_tta=flip_tta,
         threshold=threshold,
         trained_on=[member.training_data for member in run.members],
+        class_weights=run.class_weights,
     )
 
 
@@ -261,6 +286,18 @@ def _wrong_array(array: np.ndarray, spec: ImageSpec) -> str:
     elif array.ndim == 4:
         hint = "; of several images, a list: list(images)"
     return f"image: got {array.dtype} {list(array.shape)}; must be {spec.dtype} {channels}{values}{grey}{hint}"
+
+
+def _checked_pairs(dataset: Any, classes: Classes, spec: ImageSpec) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The pairs of `evaluate`, as `_checked_pair`; raises DataError if there are none with a labelled pixel."""
+    if not isinstance(dataset, Iterable):
+        raise DataError(f"dataset: got {type(dataset).__name__}; must be pairs of image and mask, or a split")
+    pairs = [_checked_pair(i, pair, classes, spec) for i, pair in enumerate(dataset)]
+    if not pairs:
+        raise DataError("dataset: holds no pairs of image and mask")
+    if all((mask == IGNORED).all() for _, mask in pairs):
+        raise DataError(f"dataset: none of its {len(pairs)} masks has a labelled pixel; must be labelled pairs")
+    return pairs
 
 
 def _checked_pair(number: int, pair: Any, classes: Classes, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from petseg.config.image_spec import PLAIN, ImageSpec
 from petseg.data import input_pipeline
 from petseg.data.bad_example_log import BadExampleLog
 from petseg.data.examples import Examples
+from petseg.errors import DataError
 from petseg.evaluation import confidence_intervals, large_splits, metrics
 from petseg.evaluation.confidence_intervals import Counts
 from petseg.evaluation.large_splits import LargeSplit
@@ -161,7 +162,7 @@ class Evaluator:
     def evaluate(self) -> Evaluation | None:
         """Scores all examples; None if the pass was stopped early.
 
-        Raises DataError if an example that is decoded on demand is bad.
+        Raises DataError if an example that is decoded on demand is bad, or weights are too large to be counted.
         """
         batches, count = input_pipeline.distributed_evaluation_batches(
             self._strategy,
@@ -181,6 +182,7 @@ class Evaluator:
             losses += loss, denominator
             calibration += sum(more)
             counts = self._in_order_of_examples(by_example, first, expected)
+            self._check_sums(first, counts["confusion"])
             if large:
                 large.add(first, *counts.values())
         return self._evaluation(losses, counts, calibration if self._details else None, large)
@@ -248,12 +250,27 @@ class Evaluator:
             of_image = self._counts(batch["mask"], logits(image)[None], tf.constant([True]), *maps)
             losses += float(of_image["loss"]), float(of_image["denominator"])
             calibration += of_image["calibration"].numpy()
+            self._check_sums(i, of_image["confusion"].numpy())
             row = i % rows
             for name, values in counts.items():
                 values[row] = of_image[name].numpy()[0]
             if large and (row + 1 == rows or i + 1 == len(self._examples)):
                 large.add(i - row, *(values[: row + 1] for values in counts.values()))
         return self._evaluation(losses, counts, calibration, large)
+
+    def _check_sums(self, first: int, matrices: np.ndarray) -> None:
+        """Raises DataError if weighted counts [K, C, C], of examples from `first` on, are beyond exact integers."""
+        most = min(confusion_matrix.MOST_OF_IMAGE, confusion_matrix.MOST // len(self._examples))
+        sums = matrices.sum((1, 2), dtype=np.float64)
+        if self._score_weights and sums.max() > most:
+            worst = int(sums.argmax())
+            (name,) = self._examples.names_of([first + worst])
+            found, bound = (f"{value / confusion_matrix.UNIT:.3g}" for value in (sums[worst], most))
+            raise DataError(
+                f"--score_weights: {name}: the weights of its pixels add up to {found} or more; must be at most "
+                f"{bound} with {len(self._examples)} examples, so that sums are exact; in train.py "
+                "--weight_scale=NUMBER divides them"
+            )
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Class ids, int32 [B, H, W], and their probabilities, float32 [B, H, W], for images [B, H, W, C]."""

@@ -214,14 +214,19 @@ def build_evaluator(
     flip_tta: bool = False,
     threshold: float = 0.0,
     details: bool = False,
+    loss: losses.Loss | None = None,
+    weight_map: WeightMap | None = None,
 ) -> Evaluator:
-    """The evaluator of a model on a split, with the loss of a config; call it inside ``strategy.scope()``."""
+    """The evaluator of a model on a split, with the loss of a config; call it inside ``strategy.scope()``.
+
+    `loss` and `weight_map` are those of the config, where code of the user must not be loaded again; None: made here.
+    """
     return Evaluator(
         strategy,
         model,
         examples,
-        build_weight_map(config, class_weights),
-        losses.Loss(config.loss),
+        weight_map or build_weight_map(config, class_weights),
+        loss or losses.Loss(config.loss),
         batch_size=batch_size or config.data.batch_size,
         stop=requests.stop,
         flip_tta=flip_tta,

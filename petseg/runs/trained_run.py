@@ -161,7 +161,7 @@ def with_score_options(config: Config, score: ScoreConfig) -> Config:
     """The config of a run with the precision, data folder and cache of the flags of eval.py."""
     data = {
         "data_dir": score.data_dir or config.data.data_dir,
-        **_weights(config.data, score),
+        **weights_to_score(config.data, score.weight_files, score.weight_feature, score_weights=score.score_weights),
         "cache": config.data.cache if score.cache == "run" else score.cache,
         "cache_dir": score.cache_dir or config.data.cache_dir,
         "data_service": "",  # it makes training batches only
@@ -171,9 +171,14 @@ def with_score_options(config: Config, score: ScoreConfig) -> Config:
     return config.changed(data=data, compute={"precision": precision})
 
 
-def _weights(data: DataConfig, score: ScoreConfig) -> dict[str, Any]:
-    """Where the weight maps of the data to score are, and whether scores count them."""
-    given = {flag: getattr(score, flag) or getattr(data, flag) for flag in ("weight_files", "weight_feature")}
-    if NO_WEIGHTS not in given.values():
-        return {**given, "score_weights": score.score_weights or data.score_weights}
-    return {"weight_files": "", "weight_feature": "", "weight_scale": 0.0, "score_weights": score.score_weights}
+def weights_to_score(
+    data: DataConfig, weight_files: str = "", weight_feature: str = "", *, score_weights: bool = False
+) -> dict[str, Any]:
+    """Data flags: where the weight maps to score with are, those of the run if not given, and whether scores count."""
+    if NO_WEIGHTS in (weight_files, weight_feature):
+        return {"weight_files": "", "weight_feature": "", "weight_scale": 0.0, "score_weights": score_weights}
+    return {
+        "weight_files": weight_files or data.weight_files,
+        "weight_feature": weight_feature or data.weight_feature,
+        "score_weights": score_weights or data.score_weights,
+    }

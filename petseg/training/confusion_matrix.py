@@ -4,6 +4,7 @@ import tensorflow as tf
 from tensorflow.python.framework import config as tf_config  # the public API can only switch determinism on
 
 UNIT = 2**16  # of weighted counts: integers, whose sums are the same in any order
+MOST_OF_IMAGE, MOST = 2**53, 2**62  # sums of an image, in float64, and of all images, in int64
 
 
 def confusion_matrices(
@@ -27,7 +28,8 @@ def confusion_matrices(
         counts = _histogram(numbers, images * cells)
     else:  # integers below 2**53 in float64, for which GPUs have a kernel: exact sums in any order
         units = tf.reshape(tf.round(tf.cast(weights, tf.float64) * UNIT), [-1])
-        counts = tf.cast(tf.math.unsorted_segment_sum(units, numbers, images * cells + 1), tf.int64)[:-1]
+        sums = tf.math.unsorted_segment_sum(units, numbers, images * cells + 1)[:-1]
+        counts = tf.cast(tf.minimum(sums, float(MOST)), tf.int64)
     return tf.reshape(counts, [images, num_classes, num_classes])
 
 

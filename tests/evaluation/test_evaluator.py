@@ -11,7 +11,7 @@ from petseg.classes import IGNORED, PETS, Classes
 from petseg.config import LossConfig
 from petseg.data import input_pipeline
 from petseg.data.backends.memory import MemoryExamples
-from petseg.errors import ConfigError
+from petseg.errors import ConfigError, DataError
 from petseg.evaluation import large_splits
 from petseg.evaluation.evaluator import Evaluator
 from petseg.evaluation.keras_runner import KerasRunner
@@ -281,3 +281,19 @@ def test_weighted_counts_are_the_sums_of_weights_on_any_number_of_replicas(score
     assert plain.loss == evaluation.loss
     assert (plain.truth != evaluation.truth).all()
     assert plain.confusion_matrix.sum() == (masks != IGNORED).sum()
+
+
+@pytest.mark.parametrize("weight", [2e9, 1e13, 3e38])
+def test_weights_whose_sums_would_not_be_exact_are_refused_by_name(scored, weight):
+    examples, models, _ = scored
+    weights = np.ones([*examples.masks.shape[:3], 1], np.float32)
+    weights[3] = weight
+    weighted = MemoryExamples(examples.images, examples.masks, PETS, weights=weights)
+    message = rf"^--score_weights: {weighted.names[3]}: the weights of its pixels add up to .*--weight_scale=NUMBER"
+    evaluator = evaluator_of(*models[1], weighted, 4, score_weights=True, details=True)
+    with pytest.raises(DataError, match=message):
+        evaluator.evaluate()
+    pairs = zip(weighted.images, weighted.masks, weights, strict=True)
+    with pytest.raises(DataError, match=message):
+        evaluator.evaluate_native(pairs, AnySizeModel(KerasRunner(models[1][1])).logits)
+    assert evaluator_of(*models[1], weighted, 4).evaluate() is not None

@@ -103,7 +103,9 @@ def test_a_run_with_custom_code_everywhere_trains_resumes_and_is_scored(tiny_con
     with pytest.raises(ConfigError, match=r"its (encoder|loss) is the code .*; --allow_code must be given to run it"):
         petseg.load(workdir.path)
     network = petseg.load(workdir.path, allow_code=True)
+    own.write_text("1 / 0")  # what was loaded stays
     assert network.evaluate("test", eval_examples=2)["names"] == 3.0
+    own.write_text(CODE)
     with pytest.raises(ExportError, match=r"its encoder is the code .*:encoder, which the file cannot hold"):
         packed_run.pack(tmp_path / "x.safetensors", network.model, network.config, PETS, {"step": 4, "weights": "x"})
     own.write_text(CODE + "# other\n")

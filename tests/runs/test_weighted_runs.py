@@ -8,10 +8,11 @@ from conftest import changed
 from PIL import Image
 from short_trainings import assert_equal, small_network, variables
 
+import petseg
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data.drawings import drawn_folders
 from petseg.data.drawings.drawn_folders import WriteConfig
-from petseg.errors import WorkDirectoryError
+from petseg.errors import ConfigError, WorkDirectoryError
 from petseg.runs import checkpoint_files, scoring, train
 
 SCORES = ("mean_iou", "accuracy", "iou", "confusion_matrix", "mean_iou_interval", "image_iou_percentiles", "boundary_f")
@@ -79,7 +80,7 @@ def test_an_interrupted_weighted_run_ends_in_the_same_bits_in_every_cache(config
 
 
 def test_scores_count_pixels_by_weight_if_asked(config, tmp_path, capsys):
-    results, _ = trained(weighted(config), tmp_path / "run")
+    results, _ = trained(changed(weighted(config), "loss", class_weights="1,2,4"), tmp_path / "run")
     run = ScoreConfig(workdir=str(tmp_path / "run"), resolution="native")
     plain, native = scoring.evaluate(EvalConfig(run))
     assert plain["mean_iou"] == results["mean_iou"]
@@ -91,7 +92,14 @@ def test_scores_count_pixels_by_weight_if_asked(config, tmp_path, capsys):
         assert one["loss"] != other["loss"]
     (unweighted,) = scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(tmp_path / "run"), weight_files="none")))
     assert unweighted["loss"] == same[0]["loss"]
+    network = petseg.load(tmp_path / "run", checkpoint="latest")
+    for given, expected in (({}, plain), ({"weight_files": "none"}, unweighted), ({"weight_files": ones}, same[0])):
+        assert network.evaluate("test", **given)["loss"] == pytest.approx(expected["loss"], rel=1e-6)
     weighed = scoring.evaluate(EvalConfig(dataclasses.replace(run, score_weights=True)))
+    counted = network.evaluate("test", score_weights=True)
+    assert counted["confusion_matrix"] == weighed[0]["confusion_matrix"]
+    with pytest.raises(ConfigError, match=r"^weight_files='', weight_feature='', score_weights=True: pairs have no"):
+        network.evaluate([], score_weights=True)
     for one, other in zip((plain, native), weighed, strict=True):
         assert one["mean_iou"] != other["mean_iou"]
         assert np.sum(other["confusion_matrix"]) == pytest.approx(np.sum(one["confusion_matrix"]) / 2, rel=0.1)
