@@ -1,6 +1,7 @@
 """Functions and classes of your own that flags name: `FILE.py:name` or `package.module:name`."""
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.machinery
@@ -91,9 +92,10 @@ def function_of(flag: str, reference: str) -> Callable[..., Any] | None:
         return None
     function = load(flag, reference)
 
-    def called(*arguments: Any) -> Any:
+    @functools.wraps(function)  # for its signature
+    def called(*arguments: Any, **named: Any) -> Any:
         with explained(flag, reference):
-            return function(*arguments)
+            return function(*arguments, **named)
 
     return called
 

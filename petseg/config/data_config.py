@@ -1,6 +1,7 @@
 """Flags of the data: data set, classes, image size, cache."""
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 
@@ -264,6 +265,11 @@ class DataConfig(Group):
     def has_weights(self) -> bool:
         """Whether weight maps may come with the data; only code itself knows."""
         return bool(self.weight_files or self.weight_feature) or custom_code.is_reference(self.dataset)
+
+    @property
+    def example_bytes(self) -> int:
+        """Bytes that an image with its mask and weight map, of up to 32 bits, has in a batch."""
+        return (self.image_spec.bytes_per_pixel + 4 * self.has_weights) * math.prod(self.size)
 
     def _check_weights(self) -> None:
         """Raises ConfigError if the flags of weight maps contradict others."""

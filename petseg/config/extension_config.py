@@ -19,7 +19,7 @@ class ExtensionConfig(Group):
         code=TRAINING,
     )
     scores: str = option(
-        "", "further scores: `FILE.py:function`, (confusion matrix, classes) -> numbers by name", code=SCORING
+        "", "further scores: `FILE.py:function`, (confusion matrix, classes[, images]) -> numbers by name", code=SCORING
     )
     after_evaluation: str = option(
         "", "`FILE.py:function`, called with (step, scores, work directory) after each evaluation", code=TRAINING

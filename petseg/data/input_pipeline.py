@@ -67,7 +67,7 @@ def training_batches_of_host(
     """One host's share of the global batches: for each step, the parts of its replicas one after the other.
 
     Args:
-      example_bytes: size of an image with its mask, by which memory bounds the batches that are kept ready.
+      example_bytes: `DataConfig.example_bytes`, by which memory bounds the batches that are kept ready.
 
     Raises:
       DataError: if the split is smaller than a batch.

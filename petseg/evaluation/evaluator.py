@@ -67,6 +67,11 @@ class Evaluation:
         return self.confusion_matrix if self.unit == 1 else self.confusion_matrix / self.unit
 
     @property
+    def pixels_of_images(self) -> np.ndarray:
+        """[K, C, C], as `pixels`, of each example of `ids`."""
+        return self.confusion_matrices if self.unit == 1 else self.confusion_matrices / self.unit
+
+    @property
     def truth(self) -> np.ndarray | None:
         """Digests of the true masks, int64: equal for evaluations against the same masks; None without details.
 
@@ -108,6 +113,7 @@ class Evaluator:
         loss: Loss,
         *,
         batch_size: int,
+        example_bytes: int = 0,
         stop: tf.Variable | None = None,
         flip_tta: bool = False,
         threshold: float = 0.0,
@@ -121,6 +127,7 @@ class Evaluator:
         Args:
           model: the network, float32 images in [0, 255] -> float32 logits.
           batch_size: global batch size, any number. `predict` runs on one device with a replica's batch size.
+          example_bytes: as in `input_pipeline.training_batches_of_host`.
           stop: float32 variable; setting it to 1 from another thread ends a pass early.
           flip_tta: whether to average the probabilities of each image and its mirror image.
           score_weights: whether confusion matrices count each pixel by its weight map.
@@ -130,6 +137,7 @@ class Evaluator:
           ConfigError: if there is a threshold, and not two classes with one foreground.
         """
         self._strategy, self._model, self._examples, self._batch_size = strategy, model, examples, batch_size
+        self._example_bytes = example_bytes
         self._replica_batch_size = math.ceil(batch_size / strategy.num_replicas_in_sync)
         self._stop = tf.constant(0.0) if stop is None else stop
         self._weight_map, self._loss = weight_map, loss
@@ -169,7 +177,7 @@ class Evaluator:
             self._examples,
             batch_size=self._batch_size,
             bad_examples=self._bad_examples,
-            example_bytes=self._image_spec.bytes_per_pixel * math.prod(self._model.input_shape[1:3]),
+            example_bytes=self._example_bytes,
         )
         iterator, large = iter(batches), self._large_split()
         losses, calibration = np.zeros(2), np.zeros([metrics.CALIBRATION_BINS, 3])

@@ -1,5 +1,6 @@
 """Segmentation metrics from confusion matrices, class boundaries and confidences."""
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from petseg.classes import Classes
 from petseg.errors import ConfigError
 
 CALIBRATION_BINS = 15
-OwnScores = Callable[[np.ndarray, Classes], dict[str, Any]]
+OwnScores = Callable[[np.ndarray, Classes, np.ndarray | None], dict[str, Any]]
 
 # Descriptions in TensorBoard, of scores by class with the class's {name}; a score that is missing here is described by
 # its name.
@@ -29,7 +30,9 @@ DESCRIPTIONS = {
 }
 
 
-def from_confusion_matrix(matrix: np.ndarray, classes: Classes, own_scores: OwnScores | None = None) -> dict[str, Any]:
+def from_confusion_matrix(
+    matrix: np.ndarray, classes: Classes, own_scores: OwnScores | None = None, images: np.ndarray | None = None
+) -> dict[str, Any]:
     """Accuracy, IoU (Jaccard), Dice (F1), precision and recall; a new score is a line in `overall` or `by_class`.
 
     Ratios with denominator 0 are NaN, and `mean_iou` averages over the classes that occur in truth or prediction, as
@@ -37,6 +40,7 @@ def from_confusion_matrix(matrix: np.ndarray, classes: Classes, own_scores: OwnS
 
     Args:
       matrix: int64 [C, C], rows true, columns predicted.
+      images: [N, C, C], the matrices of the single images, for `own_scores`; None: not known, as in training.
 
     Returns:
       overall scores as floats, `foreground_iou` only if classes are marked as foreground; scores by class as
@@ -58,19 +62,29 @@ def from_confusion_matrix(matrix: np.ndarray, classes: Classes, own_scores: OwnS
     return {
         **{name: float(value) for name, value in overall.items()},
         **{name: dict(zip(classes.names, values.tolist(), strict=True)) for name, values in by_class.items()},
-        **(own_scores(matrix, classes) if own_scores else {}),
+        **(own_scores(matrix, classes, images) if own_scores else {}),
     }
 
 
 def own(reference: str) -> OwnScores | None:
     """The scores of --scores, code of the user as its file is now; None without that flag.
 
-    The function takes the confusion matrix, int64 [C, C], and the classes. It returns a dictionary of numbers, or of C
+    The function takes the confusion matrix, int64 [C, C], and the classes; with a parameter `images` also those of the
+    single images, int64 [N, C, C], and then has no scores in training. It returns a dictionary of numbers, or of C
     numbers by class, by name. Raises ConfigError if it cannot be loaded; when called, if it fails or returns something
     else.
     """
     function = custom_code.function_of("scores", reference)
-    return None if function is None else lambda matrix, classes: _checked(reference, function(matrix, classes), classes)
+    if function is None:
+        return None
+    takes_images = "images" in inspect.signature(function).parameters
+
+    def scores(matrix: np.ndarray, classes: Classes, images: np.ndarray | None = None) -> dict[str, Any]:
+        if takes_images and images is None:
+            return {}
+        return _checked(reference, function(matrix, classes, **({"images": images} if takes_images else {})), classes)
+
+    return scores
 
 
 def _checked(reference: str, found: Any, classes: Classes) -> dict[str, Any]:

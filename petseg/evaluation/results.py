@@ -38,7 +38,7 @@ def split_results(
         **({"sample": dict(sample)} if sample else {}),
         **({"score_weights": True} if evaluation.unit > 1 else {}),
         "loss": evaluation.loss,
-        **metrics.from_confusion_matrix(matrix, classes, own_scores),
+        **metrics.from_confusion_matrix(matrix, classes, own_scores, evaluation.pixels_of_images),
         "confusion_matrix": matrix.tolist(),
     }
     outlines = evaluation.boundary_total

@@ -1,6 +1,5 @@
 """Builds what a config describes: data splits, network, trainer, evaluator."""
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -85,7 +84,7 @@ def training_batches(
             addresses=config.data.service_addresses(),
             bad_examples=bad_examples,
             order_version=config.runtime.example_order,
-            example_bytes=config.data.image_spec.bytes_per_pixel * math.prod(config.data.size),
+            example_bytes=config.data.example_bytes,
         )
     )
 
@@ -199,7 +198,8 @@ def check_code(config: Config, classes: Classes) -> None:
     losses.Loss(config.loss).check(len(classes), config.data.size)
     keras_optimizers.named_optimizer(config.optimizer)
     sample_weights.check_factor(config.extension.weight_map, len(classes), config.data.size)
-    metrics.from_confusion_matrix(np.eye(len(classes), dtype=np.int64), classes, metrics.own(config.extension.scores))
+    matrix = np.eye(len(classes), dtype=np.int64)
+    metrics.from_confusion_matrix(matrix, classes, metrics.own(config.extension.scores), matrix[None])
 
 
 def build_evaluator(
@@ -228,6 +228,7 @@ def build_evaluator(
         weight_map or build_weight_map(config, class_weights),
         loss or losses.Loss(config.loss),
         batch_size=batch_size or config.data.batch_size,
+        example_bytes=config.data.example_bytes,
         stop=requests.stop,
         flip_tta=flip_tta,
         threshold=threshold,

@@ -3,13 +3,21 @@
 import math
 from types import SimpleNamespace
 
+import keras
+import numpy as np
 import psutil
 import pytest
 import tensorflow as tf
 from conftest import random_examples
 
+from petseg.classes import PETS
+from petseg.config import Config
 from petseg.data import feeding, input_pipeline
+from petseg.data.backends.memory import MemoryExamples
+from petseg.data.bad_examples import BadExampleLog
+from petseg.runs import building
 from petseg.runtime import cpus
+from petseg.training.stop_requests import StopRequests
 
 GIGABYTE = 2**30
 
@@ -29,6 +37,20 @@ def test_two_cores_make_and_keep_two_batches(machine):
     machine(2, 16)
     assert feeding.parts_at_once(1, 64, 4 * 2**20) == (2, 2)
     assert feeding.decodes_of_a_part() == feeding.decodes_at_once() == 2
+
+
+def test_weight_maps_count_in_the_memory_of_batches(monkeypatch):
+    asked = []
+    monkeypatch.setattr(feeding, "parts_at_once", lambda *sizes: (2, asked.append(sizes[2]) or 2))
+    plain = random_examples(4)
+    weighted = MemoryExamples(plain.images, plain.masks, PETS, weights=plain.images[..., :1].astype(np.float32))
+    model = keras.Sequential([keras.Input([32, 32, 3]), keras.layers.Conv2D(3, 1)])
+    flags = {"dataset": "folder", "data_dir": ".", "image_size": "32", "batch_size": 2}
+    for examples, weight_files in ((plain, ""), (weighted, "weights/{name}.npy")):
+        config, strategy = Config().changed(data={**flags, "weight_files": weight_files}), tf.distribute.get_strategy()
+        building.training_batches(config, strategy, examples, steps=range(2), bad_examples=BadExampleLog())
+        building.build_evaluator(config, strategy, model, examples, None, StopRequests()).evaluate()
+    assert asked == [size * 2 * 32 * 32 for size in (4, 4, 8, 8)]
 
 
 @pytest.mark.parametrize("local", [1, 2, 8])

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -19,6 +21,21 @@ def detailed():
     calibration = np.zeros((metrics.CALIBRATION_BINS, 3))
     calibration[-1] = 100, 97, 90
     return Evaluation(0.5, counts, boundaries, calibration)
+
+
+def mean_image_dice(matrix, classes, images):
+    return {"image_dice": np.mean([metrics.from_confusion_matrix(each, classes)["dice"]["pet"] for each in images])}
+
+
+@pytest.mark.parametrize("unit", [1, 4])
+def test_a_score_of_ones_own_of_single_images_is_in_evaluations_and_not_in_training(unit):
+    evaluation = dataclasses.replace(detailed(), unit=unit)
+    own = metrics.own(f"{__name__}:mean_image_dice")
+    found = split_results(evaluation, 7, "test", PETS, own_scores=own)
+    expected = mean_image_dice(None, PETS, evaluation.confusion_matrices)["image_dice"]
+    assert found["image_dice"] == pytest.approx(expected)
+    assert evaluation.pixels_of_images.sum() * unit == evaluation.confusion_matrix.sum()
+    assert "image_dice" not in metrics.from_confusion_matrix(evaluation.confusion_matrix, PETS, own)
 
 
 def test_results_of_an_evaluation_with_details_have_every_score():
