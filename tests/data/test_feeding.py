@@ -14,7 +14,7 @@ from petseg.classes import PETS
 from petseg.config import Config
 from petseg.data import feeding, input_pipeline
 from petseg.data.backends.memory import MemoryExamples
-from petseg.data.bad_examples import BadExampleLog
+from petseg.data.bad_example_log import BadExampleLog
 from petseg.runs import building
 from petseg.runtime import cpus
 from petseg.training.stop_requests import StopRequests
