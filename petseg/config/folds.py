@@ -6,19 +6,19 @@ from typing import NamedTuple
 from petseg.errors import ConfigError
 
 MARK = "@"  # begins a fold's suffix
-_NAME = re.compile(r"(?P<base>[^@]+)@(?P<without>without_)?fold(?P<number>\d{1,6})of(?P<count>\d{1,6})", re.ASCII)
+_NAME = re.compile(r"(?P<base>[^@]+)@(?P<without>without_)?fold(?P<number>\d{1,6})of(?P<total>\d{1,6})", re.ASCII)
 
 
 class Fold(NamedTuple):
     """One fold of a split, or all others."""
 
     base: str  # the split, or a sum of splits and slices
-    number: int  # 1 to `count`
-    count: int  # number of folds, at least 2
+    number: int  # 1 to `total`
+    total: int  # number of folds, at least 2
     without: bool = False  # whether it is all other folds instead
 
     def __str__(self) -> str:
-        return f"{self.base}{MARK}{'without_' * self.without}fold{self.number}of{self.count}"
+        return f"{self.base}{MARK}{'without_' * self.without}fold{self.number}of{self.total}"
 
 
 def parse(split: str) -> Fold | None:
@@ -26,9 +26,9 @@ def parse(split: str) -> Fold | None:
     if MARK not in split:
         return None
     match = _NAME.fullmatch(split)
-    number, count = (int(match["number"]), int(match["count"])) if match else (0, 0)
-    if match is None or count < 2 or not 1 <= number <= count:
+    number, total = (int(match["number"]), int(match["total"])) if match else (0, 0)
+    if match is None or total < 2 or not 1 <= number <= total:
         raise ConfigError(
             f"{split}: must be SPLIT@foldKofN or SPLIT@without_foldKofN, with N of at least 2 and K from 1 to N"
         )
-    return Fold(match["base"], number, count, bool(match["without"]))
+    return Fold(match["base"], number, total, bool(match["without"]))

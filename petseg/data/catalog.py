@@ -188,7 +188,7 @@ class DataSet:
         if fold is None:
             return split, None
         try:
-            numbers = folds.fold_numbers(self.groups(fold.base), fold.count, self.config.fold_seed)
+            numbers = folds.fold_numbers(self.groups(fold.base), fold.total, self.config.fold_seed)
         except DataError as error:
             raise DataError(f"{self.name}, split {fold.base}: {error}") from error
         return fold.base, np.flatnonzero((numbers == fold.number) != fold.without)

@@ -105,8 +105,9 @@ def runs_table(results: Mapping[str, Mapping[str, Any]], pooled: Mapping[str, An
     over_runs = [statistics([row[column] for row in rows.values()]) for column in columns]
     widths = [max(11, len(column) + 2) for column in columns]
     first = max(len(name) for name in [*rows, *STATISTICS]) + 2
-    splits = sorted({str(scores["split"]) for scores in results.values()})
-    lines = [f"{', '.join(splits)}, {len(rows)} runs", f"{'':{first}}{'step':>8}" + _cells(columns, widths)]
+    splits = ", ".join(sorted({str(scores["split"]) for scores in results.values()}))
+    title = f"{splits}, {len(rows)} runs" if pooled is None else f"{len(rows)} folds"
+    lines = [title, f"{'':{first}}{'step':>8}" + _cells(columns, widths)]
     for run, row in rows.items():
         cells = _cells([f"{value:.4f}" for value in row.values()], widths)
         lines.append(f"{run:{first}}{results[run]['step']:>8}" + cells)

@@ -29,7 +29,7 @@ def are_folds(sides: Mapping[str, Sequence[TrainedRun]]) -> bool:
     for flag, run in ((flag, run) for flag, runs in sides.items() for run in runs):
         data = run.config.data
         fold = folds.parse(data.eval_split)
-        divided_as.add((fold.base, fold.count, data.group_files, data.fold_seed) if fold else None)
+        divided_as.add((fold.base, fold.total, data.group_files, data.fold_seed) if fold else None)
         if len(divided_as) > 1:
             raise ConfigError(
                 f"--{flag}: {run.name} was evaluated on {data.eval_split}, others on another split or other folds; "
@@ -88,7 +88,7 @@ def summary(
     over_folds = score_tables.statistics([each["mean_iou"] for each in results.values()])
     return {
         "split": fold.base,
-        "folds": f"{len(results)} of {fold.count}",
+        "folds": f"{len(results)} of {fold.total}",
         "mean_iou": {name.replace(" ", "_"): value for name, value in over_folds.items()},
         "pooled": {
             "examples": sum(each["examples"] for each in results.values()),

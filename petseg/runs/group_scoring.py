@@ -64,8 +64,8 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
         in_folds = not score.split and cross_validation.are_folds({"workdir": runs, "compare": others})
         if in_folds:
             runs, others = cross_validation.by_fold(runs), cross_validation.by_fold(others)
-            for run in (*runs, *others):
-                scoring.check_not_trained_on(run, run.config.data.eval_split, score)
+            for each in (*runs, *others):
+                scoring.check_not_trained_on(each, each.config.data.eval_split, score)
         split = "" if in_folds else scoring.checked_common_split([*runs, *others], score)
         placement = process_setup.set_up_runtime(runs[0].config, config.distribution)
         stack.enter_context(placement.naming_lost_workers())

@@ -81,6 +81,7 @@ def test_all_folds_are_scored_as_one(folder, capsys):
     assert [each["split"] for each in results] == ["train@fold1of2", "train@fold2of2"]
     assert sum(each["examples"] for each in results) == NUM_TRAIN
     printed = capsys.readouterr().out
+    assert "\n2 folds\n" in printed
     assert f"pooled: {NUM_TRAIN} examples of train, each scored by the run without its fold; 95% interval" in printed
     pooled = json.loads((folder / "folds.json").read_text())["pooled"]
     (line,) = [line.split() for line in printed.splitlines() if line.startswith("pooled  ")]
