@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from conftest import events, tiny_flags
+from short_trainings import built_once
 
 from petseg.config import Config, command_line
 from petseg.config.eval_config import EvalConfig, ScoreConfig
@@ -19,6 +20,13 @@ from petseg.training.trainer import Trainer
 
 class Killed(BaseException):
     """Not caught by any program."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def same_build(tmp_path_factory):
+    """All trainings of this module have one config but for their flags of the loop."""
+    with built_once(tmp_path_factory.mktemp("built")):
+        yield
 
 
 def trained(data_dir, workdir, *more):
