@@ -5,6 +5,7 @@ import importlib
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from petseg.config.model_config import HUB
 from petseg.config.options import near_names
@@ -42,6 +43,11 @@ class HubEncoder(keras.Model):
         image = backbone.inputs[0]
         super().__init__(image, feature_maps.completed(_maps(name, backbone, image.shape[1:3]), image), name="encoder")
         self._backbone_config = keras.saving.serialize_keras_object(backbone)
+        # tf.train.Checkpoint does not see layers in lists that keras-hub fills after it assigned them, as those of ViT.
+        seen = {id(each) for each in tf.train.TrackableView(self).descendants()}
+        for index, weight in enumerate(self.weights):
+            if id(weight) not in seen and id(weight.value) not in seen:
+                self._track_trackable(weight, f"weight_{index}")
 
     def get_config(self) -> dict[str, Any]:
         return {"backbone": self._backbone_config}

@@ -112,6 +112,10 @@ class _Upsampling(keras.layers.Layer):
         shape = tf.shape(inputs) if None in inputs.shape[1:3] else inputs.shape
         return [self.factor * (inputs.shape[axis] or shape[axis]) for axis in (1, 2)]
 
+    def compute_output_shape(self, input_shape: tuple[Any, ...]) -> tuple[Any, ...]:
+        batch, *sides, channels = input_shape
+        return batch, *(side and self.factor * side for side in sides), channels
+
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "factor": self.factor}
 
@@ -169,6 +173,10 @@ class SpaceToDepth(_Blocks):
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         return tf.nn.space_to_depth(inputs, self.block_size)
 
+    def compute_output_shape(self, input_shape: tuple[Any, ...]) -> tuple[Any, ...]:
+        batch, *sides, channels = input_shape
+        return batch, *(side and side // self.block_size for side in sides), channels * self.block_size**2
+
 
 @keras.saving.register_keras_serializable("petseg")
 class DepthToSpace(_Blocks):
@@ -176,3 +184,7 @@ class DepthToSpace(_Blocks):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         return tf.nn.depth_to_space(inputs, self.block_size)
+
+    def compute_output_shape(self, input_shape: tuple[Any, ...]) -> tuple[Any, ...]:
+        batch, *sides, channels = input_shape
+        return batch, *(side and side * self.block_size for side in sides), channels // self.block_size**2

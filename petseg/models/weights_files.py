@@ -22,7 +22,7 @@ def matches(encoder: keras.Model, path: str) -> list[np.ndarray | None]:
     process; by their order within their class; or, in a packed run, by position: whatever fits most weights.
 
     Raises:
-      OSError, ValueError, KeyError or SafetensorError: if the file is damaged or of another kind.
+      OSError, ValueError or KeyError: if the file is damaged or of another kind.
     """
     shapes = [tuple(variable.shape) for variable in encoder.weights]
     found = [
@@ -68,9 +68,12 @@ def _read(path: str) -> Iterator[Arrays]:
         with h5py.File(content) as file:
             conventions = _of_hdf5(file)
     else:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - has no __iter__
-            is_packed = "petseg" in (file.metadata() or {})
+        try:
+            with safetensors.safe_open(path, framework="numpy") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - has no __iter__
+                is_packed = "petseg" in (file.metadata() or {})
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"no HDF5, .keras or .safetensors file, or a damaged one ({error})") from error
         conventions = [{(_position(name) if is_packed else name.replace(".", "/")): tensors[name] for name in tensors}]
     for arrays in conventions:
         yield _by_suffixes(arrays, list(arrays))
