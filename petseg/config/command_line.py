@@ -105,7 +105,8 @@ def run(main: Callable[[C], Any], config_class: type[C], summary: str) -> None:
         sys.exit(0)
     debug = _debug_is_on(sys.argv[1:], config_class)
     try:
-        _check_platform()
+        if sys.platform == "win32":  # lacks fsync of folders and os.pread
+            raise PetsegError("this is native Windows, which petseg does not support; run it in WSL2 (wsl --install)")
         config = parse(sys.argv, config_class)
         _set_up_logging()
         main(config)
@@ -139,12 +140,6 @@ def _debug_is_on(arguments: Sequence[str], config_class: type) -> bool:
         if match:
             is_on = not match[1] and (match[2] or "true").lower() in ("true", "t", "1")
     return is_on
-
-
-def _check_platform() -> None:
-    """Raises PetsegError on native Windows, which lacks fsync of folders and os.pread."""
-    if sys.platform == "win32":
-        raise PetsegError("this is native Windows, which petseg does not support; run it in WSL2 (wsl --install)")
 
 
 def _set_up_logging() -> None:

@@ -49,14 +49,10 @@ class Changes(NamedTuple):
     masks: np.ndarray = np.zeros(0, np.int64)  # positions of changed masks if all images are unchanged, int64
 
 
-def of_bytes(data: bytes) -> int:
-    """The digest of a file's content."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
-
-
 def of_labels(ids: np.ndarray, weight: np.ndarray | None = None) -> int:
     """The digest of a mask's class ids, uint8 [H, W], and of its weight map [H, W, 1] if there is one."""
-    return of_bytes(f"{ids.shape}".encode() + ids.tobytes() + (b"" if weight is None else weight.tobytes()))
+    data = f"{ids.shape}".encode() + ids.tobytes() + (b"" if weight is None else weight.tobytes())
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def from_rows(rows: Sequence[tuple[int, int]]) -> Digests:

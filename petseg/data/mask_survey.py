@@ -92,15 +92,12 @@ class MaskSurvey:
         if facts.transparent:
             self._transparent.append(name)
         if facts.palette is not None:
-            self._add_palette(name, facts.values, facts.palette)
+            for value, color in zip(facts.values.tolist(), facts.palette, strict=True):
+                first, where = self._colors.setdefault(value, (color.tobytes(), name))
+                if first != color.tobytes():
+                    self._differing = self._differing or (value, where, name)
         if not facts.colored:
             self._add_void(name, facts)
-
-    def _add_palette(self, name: str, values: np.ndarray, palette: np.ndarray) -> None:
-        for value, color in zip(values.tolist(), palette, strict=True):
-            first, where = self._colors.setdefault(value, (color.tobytes(), name))
-            if first != color.tobytes():
-                self._differing = self._differing or (value, where, name)
 
     def _add_void(self, name: str, facts: MaskFacts) -> None:
         values = set(facts.values.tolist())

@@ -73,7 +73,9 @@ class Plan:
         files = find_photographs(pattern, matches)
         if own := len(matches) - len(files):
             logger.info("--predict=%s: %d files that petseg wrote are not photographs: skipped", pattern, own)
-        targets = _targets(files, _root(pattern), Path(output_dir))
+        path = Path(os.path.expanduser(pattern)).absolute()
+        root = path.parent if path.is_file() else _fixed_part(path)  # below it, subfolders are kept
+        targets = _targets(files, root, Path(output_dir))
         georeferences, photographs = georeference.find(files), []
         found = [
             Photograph(file, target, georeferences.get(file, NONE)) for file, target in zip(files, targets, strict=True)
@@ -163,12 +165,6 @@ def _fixed_part(pattern: Path) -> Path:
             break
         fixed /= part
     return fixed
-
-
-def _root(pattern: str) -> Path:
-    """The folder below which subfolders are kept."""
-    path = Path(os.path.expanduser(pattern)).absolute()
-    return path.parent if path.is_file() else _fixed_part(path)
 
 
 def _targets(files: Sequence[Path], root: Path, output_dir: Path) -> list[Path]:

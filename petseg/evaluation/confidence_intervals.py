@@ -88,7 +88,10 @@ def compare(first: Sequence[Counts], second: Sequence[Counts]) -> dict[str, Any]
 
     Raises DataError if the counts show that the true masks differ.
     """
-    _check_same_masks([*first, *second])
+    # Pixels of each true class, by image.
+    pixels = [getattr(run, "confusion_matrix", run).sum(axis=-1) for run in (*first, *second)]
+    if not all(np.array_equal(each, pixels[0]) for each in pixels[1:]):
+        raise DataError("the two sides were scored on different images, classes or masks; they must be the same")
     scores = [_scores(runs) for runs in (first, second)]
     differences, seeds = _over_images(first) - _over_images(second), _over_seeds(scores)
     return {
@@ -97,13 +100,6 @@ def compare(first: Sequence[Counts], second: Sequence[Counts]) -> dict[str, Any]
         "better": _share_above_zero(differences, seeds),
         **({"bootstrap": POISSON} if isinstance(first[0], ResampledTotals) else {}),
     }
-
-
-def _check_same_masks(runs: Sequence[Counts]) -> None:
-    """Raises DataError if the runs differ in an image's number of pixels of a true class."""
-    pixels = [(run.confusion_matrix if isinstance(run, ResampledTotals) else run).sum(axis=-1) for run in runs]
-    if not all(np.array_equal(each, pixels[0]) for each in pixels[1:]):
-        raise DataError("the two sides were scored on different images, classes or masks; they must be the same")
 
 
 def _scores(runs: Sequence[Counts]) -> np.ndarray:

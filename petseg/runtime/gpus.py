@@ -31,7 +31,8 @@ def warning() -> str:
 
     Empty if it sees one, if there is no NVIDIA driver, or if CUDA_VISIBLE_DEVICES hides all GPUs on purpose.
     """
-    if tf.config.list_physical_devices("GPU") or hidden_by_environment():
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip() in ("", "-1", "NoDevFiles")
+    if hidden or tf.config.list_physical_devices("GPU"):
         return ""
     driver = nvidia_driver()
     if not driver:
@@ -59,11 +60,6 @@ def missing_kernels() -> str:
 def _architectures() -> Sequence[str]:
     """The GPU architectures that TensorFlow was built for, such as `sm_89` and `compute_90`; empty without CUDA."""
     return tf.sysconfig.get_build_info().get("cuda_compute_capabilities", ())
-
-
-def hidden_by_environment() -> bool:
-    """Whether CUDA_VISIBLE_DEVICES names no GPU."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip() in ("", "-1", "NoDevFiles")
 
 
 def nvidia_driver() -> str:

@@ -215,8 +215,10 @@ def _unless_too_late(flag: str, change: Callable[..., None], *arguments: Any) ->
 
 def _cross_device_ops(config: DistributionConfig) -> tf.distribute.CrossDeviceOps | None:
     _check_nccl(config)
+    # NCCL cannot have several ranks on one GPU, which TensorFlow notices only beyond the number of GPUs.
+    splits_a_gpu = config.virtual_devices > 0 and computing_kind() == "GPU"
     return {
-        "auto": tf.distribute.ReductionToOneDevice if _splits_a_gpu(config) else lambda: None,
+        "auto": tf.distribute.ReductionToOneDevice if splits_a_gpu else lambda: None,
         "nccl": tf.distribute.NcclAllReduce,
         "hierarchical_copy": tf.distribute.HierarchicalCopyAllReduce,
         "reduction_to_one_device": tf.distribute.ReductionToOneDevice,
@@ -232,14 +234,6 @@ def _all_reduce(config: DistributionConfig, on_a_split_gpu: str) -> str:
     else:
         chosen = on_a_split_gpu if config.virtual_devices else "nccl"
     return "NCCL" if chosen == "nccl" else chosen
-
-
-def _splits_a_gpu(config: DistributionConfig) -> bool:
-    """Whether NCCL would have several ranks on one GPU, which it cannot.
-
-    TensorFlow notices only where it has more logical GPUs than the machine has GPUs.
-    """
-    return config.virtual_devices > 0 and computing_kind() == "GPU"
 
 
 def _check_nccl(config: DistributionConfig) -> None:
