@@ -89,7 +89,8 @@ def compare(first: Sequence[Counts], second: Sequence[Counts]) -> dict[str, Any]
     Raises DataError if the counts show that the true masks differ.
     """
     # Pixels of each true class, by image.
-    pixels = [getattr(run, "confusion_matrix", run).sum(axis=-1) for run in (*first, *second)]
+    matrices = (run.confusion_matrix if isinstance(run, ResampledTotals) else run for run in (*first, *second))
+    pixels = [matrix.sum(axis=-1) for matrix in matrices]
     if not all(np.array_equal(each, pixels[0]) for each in pixels[1:]):
         raise DataError("the two sides were scored on different images, classes or masks; they must be the same")
     scores = [_scores(runs) for runs in (first, second)]
