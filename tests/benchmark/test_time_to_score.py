@@ -45,7 +45,7 @@ def test_petsegs_loop_ends_where_the_target_held_twice_or_with_its_run(tiny_conf
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fit_steps", [0, 2])
-def test_model_fit_is_trained_to_the_target_or_its_speed_is_measured(tiny_config, fit_steps):
+def test_model_fit_is_trained_to_the_target_or_its_speed_is_measured(tiny_config, fit_without_xla, fit_steps):
     config = changed(tiny_config, "schedule", train_steps=30)
     timer = Timer(time.monotonic(), 0.01, lambda score: None)
     options = TimeToScoreConfig(target=0.01, score_every=16, fit_steps=fit_steps)

@@ -9,6 +9,7 @@ from unittest import mock
 
 import tiny_run
 from recorder import Recorder, Recording, contents, inodes, put
+from short_trainings import built_once
 from states import CrashStates
 
 from petseg.errors import PetsegError
@@ -87,7 +88,7 @@ def fill_disk(folder: Path, share: int) -> None:
 
 if __name__ == "__main__":
     where = Path(sys.argv[1])
-    with tiny_run.built_once(where / "built"):
+    with built_once(where / "built"):
         if not (where / "recordings").exists():
             record_runs(where)
         fill_disk(where, int(sys.argv[2]))

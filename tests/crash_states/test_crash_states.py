@@ -18,6 +18,7 @@ import recording_program
 import tiny_run
 from conftest import ROOT, events
 from recorder import put
+from short_trainings import built_once
 from states import MODELS, CrashStates
 
 from petseg.reporting import summaries
@@ -59,7 +60,7 @@ def run_with_recorder(folder, share):
 def recordings(folder):
     """Recordings of a run from its start, and of one that was interrupted and writes checkpoints in no thread."""
     run_with_recorder(folder, SHARE)
-    with tiny_run.built_once(folder / "built-here"):
+    with built_once(folder / "built-here"):
         yield pickle.loads((folder / "recordings").read_bytes())
 
 
@@ -123,7 +124,7 @@ def faults_of(folder, recording, count):
 
 
 @pytest.mark.parametrize(
-    "count", [pytest.param(100, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.soak)]
+    "count", [pytest.param(60, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.soak)]
 )
 @pytest.mark.parametrize("number", [0, 1], ids=["from-the-start", "resumed"])
 def test_all_states_after_a_power_cut_resume_to_the_same_bits(folder, recordings, number, count, record_property):

@@ -1,23 +1,17 @@
-"""A tiny training run whose network is built once, and what it leaves behind."""
+"""A tiny training run, and what it leaves behind."""
 
-import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
-import tensorflow as tf
-import white_figures
 from conftest import events
 from PIL import Image
+from short_trainings import variables
 
 from petseg.config import Config, command_line
-from petseg.reporting import pictures
-from petseg.runs import building, checkpoints, setup, starting_point
+from petseg.runs import checkpoints
 from petseg.runs.checkpoint_files import best_record, path_of, step_of
-from petseg.runtime import process_setup
 
 NETWORK = '''"""The smallest network."""
 import keras
@@ -28,7 +22,6 @@ def build(image_size, num_classes, channels):
     # Named, because Keras numbers the layers of a process, and tests before this one have made some.
     return keras.Model(images, keras.layers.Conv2D(num_classes, 1, name="logits")(scaled), name="network")
 '''
-FIGURES = ("prediction_sheet", "training_batch", "training_curves", "confusion_matrix")
 OF_THE_MACHINE = ("speed/", "time_share/", "memory/")
 
 
@@ -55,51 +48,6 @@ def config(inputs: Path, root: Path, *flags: str) -> Config:
     )  # fmt: skip
 
 
-@contextlib.contextmanager
-def built_once(folder: Path) -> Iterator[None]:
-    """Later runs of the same config reuse the network, compiled step and evaluator of the first; they begin alike."""
-    made, initial = {}, str(folder / "initial")
-
-    def once(function):
-        def first(*arguments, **options):
-            if function not in made:
-                made[function] = function(*arguments, **options)
-            return made[function]
-
-        return first
-
-    build_trainer, build_evaluator = once(building.build_trainer), once(building.build_evaluator)
-
-    def trainer(*arguments):
-        found = build_trainer(*arguments)
-        state = tf.train.Checkpoint(**found.state())
-        found.pop_measurements()
-        if Path(f"{initial}.index").exists():
-            state.read(initial).assert_consumed()
-        else:
-            state.write(initial)
-        return found
-
-    def evaluator(config, strategy, model, examples, *rest):
-        found = build_evaluator(config, strategy, model, examples, *rest)
-        found._examples = examples  # whose cache may have been written again
-        return found
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        for owner, name, replacement in (
-            (starting_point, "build_initial_model", once(starting_point.build_initial_model)),
-            (building, "build_trainer", trainer),
-            (building, "build_evaluator", evaluator),
-            (setup, "StopRequests", once(setup.StopRequests)),
-            (process_setup, "set_up_runtime", once(process_setup.set_up_runtime)),
-            (pictures, "to_array", white_figures.to_array),
-            *((pictures, name, once(getattr(pictures, name))) for name in FIGURES),
-        ):
-            stack.enter_context(mock.patch.object(owner, name, replacement))
-        yield
-
-
 def outcome(run: Path) -> dict[str, Any]:
     """Everything that a run has written, without times."""
     rows = (run / "metrics.csv").read_text().splitlines()
@@ -110,12 +58,5 @@ def outcome(run: Path) -> dict[str, Any]:
         "events": {name: events(run / name) for name in ("train", "eval", "final")},
         "best": json.loads((run / "best" / "best.json").read_text()),
         "steps": [step_of(path) for path in paths],
-        "tensors": [_tensors(path) for path in paths],
+        "tensors": [{name: value.tobytes() for name, value in variables(path).items()} for path in paths],
     }
-
-
-def _tensors(path: str) -> dict[str, bytes]:
-    reader = tf.train.load_checkpoint(path)
-    # Without the graph of its objects, which names variables by how many this process had before.
-    names = reader.get_variable_to_shape_map().keys() - {"_CHECKPOINTABLE_OBJECT_GRAPH"}
-    return {name: np.asarray(reader.get_tensor(name)).tobytes() for name in names}
