@@ -10,7 +10,7 @@ from conftest import ROOT
 
 
 @pytest.mark.slow
-def test_the_first_losses_of_the_three_versions_agree(tmp_path, monkeypatch):
+def test_the_first_losses_of_the_three_versions_agree(fit_without_xla, tmp_path, monkeypatch):
     page = (ROOT / "docs" / "one_idea_three_ways.md").read_text()
     shared, *versions = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (tmp_path / "mine.py").write_text(shared)
