@@ -21,6 +21,8 @@ def call(model: keras.Model, inputs: tf.Tensor) -> list[tf.Tensor]:
       inputs: its only input.
     """
     convolution_of = foldable_pairs(model)
+    if not convolution_of:  # layers without the argument, as of SegFormer, would take `training` from the outer call
+        return model(inputs, training=False)
     folded = {id(convolution) for convolution in convolution_of.values()}
 
     def operation(layer: Any) -> Any:
