@@ -15,6 +15,7 @@ from petseg.classes import Classes
 from petseg.errors import ConfigError
 
 CALIBRATION_BINS = 15
+ENTRIES_OF_RESULTS = ("step", "split", "examples", "sample", "loss", "confusion_matrix")  # beside the scores
 OwnScores = Callable[[np.ndarray, Classes, np.ndarray | None], dict[str, Any]]
 
 # Descriptions in TensorBoard, of scores by class with the class's {name}; a score that is missing here is described by
@@ -92,6 +93,10 @@ def _checked(reference: str, found: Any, classes: Classes) -> dict[str, Any]:
     scores: dict[str, Any] = {}
     for name, value in found.items() if isinstance(found, Mapping) else [("", found)]:
         values = np.asarray(value)
+        if name in DESCRIPTIONS or name in ENTRIES_OF_RESULTS:
+            raise ConfigError(
+                f"--scores={reference}: returned {name!r}, which petseg writes itself; must be another name"
+            )
         is_name = re.fullmatch(r"[a-z]\w*", str(name))
         if not is_name or values.shape not in ((), (len(classes),)) or values.dtype.kind not in "iuf":
             raise ConfigError(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from petseg.classes import PETS
+from petseg.errors import ConfigError
 from petseg.evaluation import metrics, score_tables
 from petseg.evaluation.evaluator import Evaluation
 from petseg.evaluation.results import image_rows, split_results
@@ -36,6 +37,21 @@ def test_a_score_of_ones_own_of_single_images_is_in_evaluations_and_not_in_train
     assert found["image_dice"] == pytest.approx(expected)
     assert evaluation.pixels_of_images.sum() * unit == evaluation.confusion_matrix.sum()
     assert "image_dice" not in metrics.from_confusion_matrix(evaluation.confusion_matrix, PETS, own)
+
+
+def own_mean_iou(matrix, classes):
+    return {"mean_iou": 1.0}
+
+
+def own_loss(matrix, classes):
+    return {"loss": 0.0}
+
+
+@pytest.mark.parametrize("function", [own_mean_iou, own_loss])
+def test_a_score_of_ones_own_cannot_replace_what_selects_the_best_checkpoint(function):
+    own = metrics.own(f"{__name__}:{function.__name__}")
+    with pytest.raises(ConfigError, match="a name of petseg's own"):
+        split_results(detailed(), 7, "test", PETS, own_scores=own)
 
 
 def test_results_of_an_evaluation_with_details_have_every_score():
