@@ -94,9 +94,7 @@ def _checked(reference: str, found: Any, classes: Classes) -> dict[str, Any]:
     for name, value in found.items() if isinstance(found, Mapping) else [("", found)]:
         values = np.asarray(value)
         if name in DESCRIPTIONS or name in ENTRIES_OF_RESULTS:
-            raise ConfigError(
-                f"--scores={reference}: returned {name!r}, which petseg writes itself; must be another name"
-            )
+            raise ConfigError(f"--scores={reference}: returned {name!r}, a name of petseg's own; must be another")
         is_name = re.fullmatch(r"[a-z]\w*", str(name))
         if not is_name or values.shape not in ((), (len(classes),)) or values.dtype.kind not in "iuf":
             raise ConfigError(
