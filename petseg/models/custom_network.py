@@ -31,6 +31,8 @@ def build(
     """
     import keras
 
+    from petseg.models import layers
+
     made = custom_code.call("network", network, image_size, num_classes, channels)
     model, groups = made if isinstance(made, tuple) and len(made) == 2 else (made, {})
     wanted = ((None, *image_size, channels), (None, *image_size, num_classes), "float32")
@@ -51,6 +53,7 @@ def build(
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized = sync_batch_norm
+    layers.track_weights(model)
     return model
 
 

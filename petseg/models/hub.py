@@ -5,12 +5,11 @@ import importlib
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from petseg.config.model_config import HUB
 from petseg.config.options import near_names
 from petseg.errors import ConfigError, one_line
-from petseg.models import feature_maps, pretrained_weights
+from petseg.models import feature_maps, layers, pretrained_weights
 
 # The smallest published size of classes whose arguments have no defaults.
 _SMALLEST: dict[str, dict[str, Any]] = {
@@ -43,11 +42,7 @@ class HubEncoder(keras.Model):
         image = backbone.inputs[0]
         super().__init__(image, feature_maps.completed(_maps(name, backbone, image.shape[1:3]), image), name="encoder")
         self._backbone_config = keras.saving.serialize_keras_object(backbone)
-        # tf.train.Checkpoint does not see layers in lists that keras-hub fills after it assigned them, as those of ViT.
-        seen = {id(each) for each in tf.train.TrackableView(self).descendants()}
-        for index, weight in enumerate(self.weights):
-            if id(weight) not in seen and id(weight.value) not in seen:
-                self._track_trackable(weight, f"weight_{index}")
+        layers.track_weights(self)  # ViT's layers are in a list that grows
 
     def get_config(self) -> dict[str, Any]:
         return {"backbone": self._backbone_config}

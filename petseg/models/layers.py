@@ -8,6 +8,17 @@ import tensorflow as tf
 from petseg.models import convolutions, folded_norms
 
 
+def track_weights(model: keras.Model) -> None:
+    """Makes `tf.train.Checkpoint` store all weights of a model.
+
+    It does not see layers in a list that grew after it became an attribute of a Keras layer or model.
+    """
+    stored = {id(each) for each in tf.train.TrackableView(model).descendants()}
+    for index, weight in enumerate(model.weights):
+        if id(weight) not in stored and id(weight.value) not in stored:
+            model._track_trackable(weight, f"weight_{index}")
+
+
 @keras.saving.register_keras_serializable("petseg")
 class InferenceMode(keras.layers.Layer):
     """Calls a model with ``training=False``, whatever the mode of the enclosing model.

@@ -45,6 +45,28 @@ def build(image_size, num_classes, channels):
 """
 
 
+WITH_NORMS_IN_A_LIST = """
+import keras
+
+class Block(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+        for _ in range(2):
+            self.steps.append(keras.layers.Conv2D(4, 3, padding="same"))
+            self.steps.append(keras.layers.BatchNormalization())
+
+    def call(self, x, training=None):
+        for step in self.steps:
+            x = step(x, training=training) if isinstance(step, keras.layers.BatchNormalization) else step(x)
+        return x
+
+def build(image_size, num_classes, channels):
+    images = keras.Input([*image_size, channels])
+    return keras.Model(images, keras.layers.Conv2D(num_classes, 1, dtype="float32")(Block()(images)))
+"""
+
+
 def network(folder, code, function="build"):
     (folder / "own.py").write_text(code)
     return f"{folder}/own.py:{function}"
@@ -60,6 +82,18 @@ def test_batch_norms_inside_a_layer_are_found_and_follow_the_flag(tmp_path, sync
     (norm,) = (x for x in model._flatten_layers() if isinstance(x, keras.layers.BatchNormalization))
     assert norm.synchronized == synchronized
     assert {id(v) for v in moving_statistics(model)} == {id(norm.moving_mean), id(norm.moving_variance)}
+
+
+def test_checkpoints_hold_the_weights_of_layers_in_a_list_that_grows(tmp_path):
+    name = network(tmp_path, WITH_NORMS_IN_A_LIST)
+    model, other = build(name), build(name)
+    for index, weight in enumerate(model.weights):
+        weight.assign(tf.fill(weight.shape, float(index)))
+    path = tf.train.Checkpoint(model=model).write(str(tmp_path / "checkpoint"))
+    tf.train.Checkpoint(model=other).read(path).assert_consumed()
+    assert len(other.weights) == 14
+    for index, weight in enumerate(other.weights):
+        assert float(tf.reduce_max(weight.value)) == index
 
 
 def test_layers_learn_at_the_rates_that_the_function_gives_them(tmp_path):

@@ -224,7 +224,7 @@ def test_a_score_that_is_added_in_metrics_alone_reaches_results_tables_and_tenso
     scores_of = metrics.from_confusion_matrix
 
     def with_new_scores(*arguments):
-        scores, (_, classes, _) = scores_of(*arguments), arguments
+        scores, (_, classes, *_) = scores_of(*arguments), arguments
         dice = list(scores["dice"].values())
         return {**scores, "mean_dice": float(np.mean(dice)), "specificity": dict.fromkeys(classes.names, 0.875)}
 

@@ -225,9 +225,12 @@ def test_a_cluster_sums_by_nccl_wherever_unsplit_gpus_compute(monkeypatch, flags
     given = []
     cluster = SimpleNamespace(resolver=None, addresses={"worker 0": "", "worker 1": ""})
     monkeypatch.setattr(strategies.cluster_membership, "join", lambda gpus, **waiting: given.append(gpus) or cluster)
-    monkeypatch.setattr(
-        tf.distribute, "MultiWorkerMirroredStrategy", lambda resolver, options: given.append(options.implementation)
-    )
+
+    def strategy(resolver, options):
+        given.append(options.implementation)
+        return SimpleNamespace(extended=SimpleNamespace())
+
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", strategy)
     placement = strategies.set_up(DistributionConfig(strategy="multi_worker_mirrored", **flags))
     assert placement.all_reduce.upper() == implementation  # as the line at the start says
     assert given == [flags.get("virtual_devices", 4), getattr(
