@@ -21,7 +21,7 @@ def call(model: keras.Model, inputs: tf.Tensor) -> list[tf.Tensor]:
       inputs: its only input.
     """
     convolution_of = foldable_pairs(model)
-    if not convolution_of:  # layers without the argument, as of SegFormer, would take `training` from the outer call
+    if any(_takes_training_from_outer_call(layer) for layer in model.layers):
         return model(inputs, training=False)
     folded = {id(convolution) for convolution in convolution_of.values()}
 
@@ -58,6 +58,11 @@ def foldable_pairs(model: keras.Model) -> dict[int, keras.Layer]:
         ):
             pairs[id(consumer[0])] = node.operation
     return pairs
+
+
+def _takes_training_from_outer_call(layer: keras.Layer) -> bool:
+    """Whether layers inside a layer, as in SegFormer, have the mode of the outer call, since it has no argument."""
+    return not layer._call_has_training_arg and any(layer._flatten_layers(include_self=False))
 
 
 def _convolve_and_normalize(convolution: keras.Layer, norm: keras.layers.BatchNormalization, x: tf.Tensor) -> tf.Tensor:

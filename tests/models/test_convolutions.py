@@ -115,6 +115,28 @@ def test_a_convolution_that_something_else_reads_or_that_is_an_output_is_left_al
     assert_folding_changes_nothing(model)
 
 
+class DropsOut(keras.layers.Layer):
+    """A layer whose call has no `training`, as some of keras-hub, and one inside that takes it from the outer call."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = keras.layers.Dropout(0.5)
+
+    def call(self, x):
+        return self.dropout(x)
+
+
+@pytest.mark.parametrize("has_norm", [False, True])
+def test_dropout_inside_a_layer_of_an_encoder_is_off_in_training(has_norm):
+    images = keras.Input([8, 8, 3])
+    x = keras.layers.Conv2D(4, 3)(images)
+    x = keras.layers.BatchNormalization()(x) if has_norm else x
+    encoder = keras.Model(images, DropsOut()(x))
+    pixels = tf.random.stateless_uniform([2, 8, 8, 3], [0, 0])
+    trained = InferenceMode(encoder, trainable=True)
+    np.testing.assert_allclose(trained(pixels, training=True), encoder(pixels, training=False), rtol=1e-5, atol=1e-6)
+
+
 def test_a_frozen_encoder_gives_the_same_bits_in_training_as_in_inference():
     encoder = randomised(encoders.build_encoder("tiny", image_size=(32, 32)))
     images = tf.random.stateless_uniform([2, 32, 32, 3], [0, 0])
