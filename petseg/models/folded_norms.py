@@ -20,9 +20,9 @@ def call(model: keras.Model, inputs: tf.Tensor) -> list[tf.Tensor]:
       model: a functional model.
       inputs: its only input.
     """
-    convolution_of = foldable_pairs(model)
     if any(_takes_training_from_outer_call(layer) for layer in model.layers):
         return model(inputs, training=False)
+    convolution_of = foldable_pairs(model)
     folded = {id(convolution) for convolution in convolution_of.values()}
 
     def operation(layer: Any) -> Any:

@@ -9,7 +9,7 @@ import keras
 from petseg.config.model_config import HUB
 from petseg.config.options import near_names
 from petseg.errors import ConfigError, one_line
-from petseg.models import feature_maps, layers, pretrained_weights
+from petseg.models import feature_maps, pretrained_weights
 
 # The smallest published size of classes whose arguments have no defaults.
 _SMALLEST: dict[str, dict[str, Any]] = {
@@ -42,7 +42,6 @@ class HubEncoder(keras.Model):
         image = backbone.inputs[0]
         super().__init__(image, feature_maps.completed(_maps(name, backbone, image.shape[1:3]), image), name="encoder")
         self._backbone_config = keras.saving.serialize_keras_object(backbone)
-        layers.track_weights(self)  # ViT's layers are in a list that grows
 
     def get_config(self) -> dict[str, Any]:
         return {"backbone": self._backbone_config}

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from petseg.models import decoders, dilation, encoders
+from petseg.models import decoders, dilation, encoders, layers
 from petseg.models.decoders import Taps
 from petseg.models.layers import InferenceMode
 
@@ -61,7 +61,9 @@ def build_unet(
     logits = decoders.logits(decoder, features, taps, num_classes, half_size=inner_size != tuple(image_size))
     if tuple(logits.shape[1:3]) != tuple(image_size):
         logits = keras.layers.Resizing(*image_size, dtype="float32", name="shrink")(logits)
-    return keras.Model(images, logits, name="unet")
+    model = keras.Model(images, logits, name="unet")
+    layers.track_weights(model)
+    return model
 
 
 def accept_any_size(network: keras.Model) -> None:

@@ -7,7 +7,7 @@ import tensorflow as tf
 from petseg import custom_code
 from petseg.config import ModelConfig, OptimizerConfig
 from petseg.errors import ConfigError
-from petseg.models import custom_network
+from petseg.models import custom_network, encoders, unet
 from petseg.reporting import model_diagram
 from petseg.training import optimizers
 from petseg.training.variables import moving_statistics
@@ -94,6 +94,38 @@ def test_checkpoints_hold_the_weights_of_layers_in_a_list_that_grows(tmp_path):
     assert len(other.weights) == 14
     for index, weight in enumerate(other.weights):
         assert float(tf.reduce_max(weight.value)) == index
+
+
+DECODER_IN_A_LIST = """
+import keras
+
+class Block(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+        self.steps.append(keras.layers.BatchNormalization())
+
+    def call(self, x, training=None):
+        return self.steps[0](x, training=training)
+
+def decode(taps, batch_norm):
+    return Block()(taps.skips[0])
+"""
+
+
+def test_checkpoints_hold_the_statistics_of_a_custom_decoder_whose_layers_are_in_a_list_that_grows(tmp_path):
+    (tmp_path / "own.py").write_text(DECODER_IN_A_LIST)
+    own = f"{tmp_path}/own.py:decode"
+    tiny = [encoders.build_encoder("tiny", image_size=(32, 32)) for _ in range(2)]
+    options = {"image_size": (32, 32), "num_classes": 3, "train_encoder": True, "input_scaling": "unit"}
+    model, other = (unet.build_unet(encoder=each, decoder=own, **options) for each in tiny)
+    for statistic in moving_statistics(model):
+        statistic.assign(tf.fill(statistic.shape, 7.0))
+    path = tf.train.Checkpoint(model=model).write(str(tmp_path / "checkpoint"))
+    tf.train.Checkpoint(model=other).read(path).assert_consumed()
+    assert len(moving_statistics(other)) == 2
+    for statistic in moving_statistics(other):
+        assert float(tf.reduce_min(statistic)) == 7
 
 
 def test_layers_learn_at_the_rates_that_the_function_gives_them(tmp_path):

@@ -66,8 +66,12 @@ def test_maps_of_a_transformer_with_one_stride_are_made_of_its_tokens(library, m
     np.testing.assert_array_equal(maps[1], maps[3].repeat(4, 1).repeat(4, 2))
     np.testing.assert_allclose(maps[4], maps[3].reshape(1, 2, 2, 3, 2, 8).mean((2, 4)), atol=1e-6)
     again = encoders.build_encoder("hub:ViTBackbone", image_size=SIZE)
-    saved = tf.train.Checkpoint(model=encoder).write(str(tmp_path / "checkpoint"))
-    tf.train.Checkpoint(model=again).read(saved).assert_consumed()
+    network, other = (
+        unet.build_unet(image_size=SIZE, num_classes=3, encoder=each, train_encoder=False, input_scaling="unit")
+        for each in (encoder, again)
+    )
+    saved = tf.train.Checkpoint(model=network).write(str(tmp_path / "checkpoint"))
+    tf.train.Checkpoint(model=other).read(saved).assert_consumed()
     for ours, restored in zip(encoder.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, restored)
     encoder.save(tmp_path / "encoder.keras")
