@@ -16,7 +16,7 @@ from petseg.config import Config
 from petseg.data import catalog, example_order, loading
 from petseg.evaluation import metrics
 from petseg.evaluation.evaluator import Evaluator
-from petseg.reporting.report import NullReport
+from petseg.reporting.report import Report
 from petseg.runs import building, model_selection, train
 from petseg.training import flops
 from petseg.training.stop_requests import StopRequests
@@ -98,7 +98,7 @@ def whole_loop(config: Config, time_to: TimeToScoreConfig, timer: Timer) -> dict
         timer.started(len(times) * size)
         return times
 
-    def timed_evaluation(step: int, report: NullReport) -> dict[str, Any] | None:
+    def timed_evaluation(step: int, report: Report) -> dict[str, Any] | None:
         results: dict[str, Any] = {}
 
         def mean_iou() -> float:

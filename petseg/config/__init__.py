@@ -8,6 +8,7 @@ from petseg.config.model_config import ModelConfig
 from petseg.config.serialization import (
     CONFIG_FORMAT,
     changes,
+    code_hashes,
     code_references,
     fingerprint,
     from_dict,

@@ -26,7 +26,7 @@ def parse(argv: Sequence[str], config_class: type[C]) -> C:
       argv: program name and arguments; ``--flagfile=FILE`` reads more of them from a file, and, for `config.Config`,
         ``--preset=NAME`` from the file of a preset.
       config_class: `config.Config` or `eval_config.EvalConfig`. If it has an attribute `positional`, one argument may
-        be given without the name of that flag.
+        be given without the name of that flag; a method `check_arguments` gets the arguments without those of files.
 
     Raises:
       PetsegError: if an argument is unknown or a value invalid.
@@ -45,7 +45,10 @@ def parse(argv: Sequence[str], config_class: type[C]) -> C:
         others = f"other than one {positional.upper()} " if positional else ""
         raise PetsegError(f"{rest[0]}: every argument {others}is a flag, --name=value; see --help")
     options.switch_off_excluded(config_class, flag_values, arguments)
-    return options.from_flags(config_class, flag_values)
+    config = options.from_flags(config_class, flag_values)
+    if hasattr(config, "check_arguments"):
+        config.check_arguments(argv[1:])
+    return config
 
 
 def _expanded(arguments: Sequence[str], config_class: type, flag_values: flags.FlagValues) -> list[str]:

@@ -243,11 +243,11 @@ def switch_off_excluded(config_class: type, flag_values: flags.FlagValues, argum
     for group in groups(config_class).values():
         for pair in group.exclusive:
             values = {name: flag_values[name].value for name in pair.off}
-            for name, off in pair.loser(values, {name: _last_given(name, arguments) for name in pair.off}).items():
+            for name, off in pair.loser(values, {name: last_given(name, arguments) for name in pair.off}).items():
                 flag_values[name].value = off
 
 
-def _last_given(name: str, arguments: Sequence[str]) -> int:
+def last_given(name: str, arguments: Sequence[str]) -> int:
     """Position of the last argument that gives a flag a value; -1 if there is none."""
     pattern = re.compile(rf"--?(no)?{name}(=.*)?", re.DOTALL)
     return max((i for i, argument in enumerate(arguments) if pattern.fullmatch(argument)), default=-1)

@@ -97,6 +97,11 @@ def code_references(config: Config, where: Sequence[str] = (SCORING, TRAINING)) 
     }
 
 
+def code_hashes(config: Config) -> dict[str, str]:
+    """The SHA-256 of the code of each of `code_references`, as its file is now."""
+    return {flag: custom_code.fingerprint(flag, reference) for flag, reference in code_references(config).items()}
+
+
 def with_code(config: Config, code: Mapping[str, Callable[..., Any]]) -> Config:
     """The config with functions or classes as the values of the flags that may name code.
 

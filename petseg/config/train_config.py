@@ -120,6 +120,11 @@ class OptimizerConfig(Group):
         below=1,
     )
 
+    @property
+    def keeps_averages(self) -> bool:
+        """Whether averaged weights are kept, which then represent the run."""
+        return self.ema_decay > 0
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.drop_shares()

@@ -37,58 +37,8 @@ class Introduction:
     training_batch: Figure  # figure of augmented training examples
 
 
-class NullReport:
-    """A report without any effect, for processes of a cluster other than the chief."""
-
-    def start(self) -> None:
-        """Starts the clock of the remaining time, without the preparation before."""
-
-    def advance(self, step: int) -> None:
-        """Moves the progress display to a step."""
-
-    def begin(self, introduce: Callable[[], Introduction]) -> None:
-        """Logs the introduction of a new run, which `introduce` creates."""
-
-    def summary(self, step: int, measured: Measurements, telemetry: dict[str, float]) -> None:
-        """Logs the measurements of the steps since the last summary, and their time and memory by tag."""
-
-    def histograms(self, step: int, weights: dict[str, np.ndarray], gradients: dict[str, np.ndarray]) -> None:
-        """Logs histograms of the weights and of the gradients of the last step, by layer."""
-
-    def evaluation(
-        self,
-        step: int,
-        evaluations: Mapping[str, Evaluation],
-        results: Mapping[str, dict[str, Any]],
-        examples: Examples,
-        scorer: Evaluator,
-    ) -> None:
-        """Logs scores and images of an evaluation, and updates the figures.
-
-        Args:
-          evaluations: counts of the trained weights, and of averaged weights if there are any, by run.
-          results: contents of the results files of the same runs.
-          scorer: evaluator whose model has the weights that are shown.
-        """
-
-    def predictions(self, step: int, examples: Examples, scorer: Evaluator) -> None:
-        """Logs predictions of the fixed examples, without scores."""
-
-    def flush(self) -> None:
-        """Writes buffered summaries to their files."""
-
-    def sync(self) -> None:
-        """Forces what `flush` has written onto the disk; any thread may call it."""
-
-    def finish(self, results: dict[str, Any]) -> None:
-        """Prints final scores, the contents of the work directory and the next commands."""
-
-    def close(self) -> None:
-        """Closes all files, also after an error."""
-
-
-class Report(NullReport):
-    """Report of the chief process.
+class Report:
+    """Reports a training run; see `NullReport` for processes that do not.
 
     Args:
       selected: the evaluations that represent the run: `eval`, or `ema` for averaged weights.
@@ -140,18 +90,23 @@ class Report(NullReport):
         )
 
     def start(self) -> None:
+        """Starts the clock of the remaining time, without the preparation before."""
         self._progress.start()
 
     def advance(self, step: int) -> None:
+        """Moves the progress display to a step."""
         self._progress.advance(step)
 
     def flush(self) -> None:
+        """Writes buffered summaries to their files."""
         self._summaries.flush()
 
     def sync(self) -> None:
+        """Forces what `flush` has written onto the disk; any thread may call it."""
         self._summaries.sync()
 
     def begin(self, introduce: Callable[[], Introduction]) -> None:
+        """Logs the introduction of a new run, which `introduce` creates."""
         introduction = introduce()
         self._summaries.arrange()
         self._summaries.text(0, "config", config_lib.markdown_of(self._config))
@@ -163,6 +118,7 @@ class Report(NullReport):
         self._picture(TRAIN, 0, "training_batch", introduction.training_batch)
 
     def summary(self, step: int, measured: Measurements, telemetry: dict[str, float]) -> None:
+        """Logs the measurements of the steps since the last summary, and their time and memory by tag."""
         scores = metrics.from_confusion_matrix(measured.confusion_matrix, self._classes, self._own_scores)
         scalars = {
             **{tags.measurement_tag(name): value for name, value in measured.scalars.items()},
@@ -177,6 +133,7 @@ class Report(NullReport):
         self._progress.show(loss=measured.scalars["loss"], mean_iou=scores["mean_iou"], images_per_second=speed)
 
     def histograms(self, step: int, weights: dict[str, np.ndarray], gradients: dict[str, np.ndarray]) -> None:
+        """Logs histograms of the weights and of the gradients of the last step, by layer."""
         kinds = {"weights": (weights, tags.WEIGHTS), "gradients": (gradients, tags.GRADIENTS)}
         for kind, (values, description) in kinds.items():
             for name, value in values.items():
@@ -191,6 +148,13 @@ class Report(NullReport):
         examples: Examples,
         scorer: Evaluator,
     ) -> None:
+        """Logs scores and images of an evaluation, and updates the figures.
+
+        Args:
+          evaluations: counts of the trained weights, and of averaged weights if there are any, by run.
+          results: contents of the results files of the same runs.
+          scorer: evaluator whose model has the weights that are shown.
+        """
         for run, scores in results.items():
             self._scalars(run, step, summaries.scalars_of(scores))
         evaluation = evaluations[self._shown]
@@ -203,6 +167,7 @@ class Report(NullReport):
         self._summaries.evaluated(step, summaries.scalars_of(results[self._shown]))
 
     def predictions(self, step: int, examples: Examples, scorer: Evaluator) -> None:
+        """Logs predictions of the fixed examples, without scores."""
         self._sheets(self._shown, step, {"predictions": _fixed_examples(examples)}, examples.names, examples, scorer)
 
     def _scored_sheets(
@@ -253,6 +218,7 @@ class Report(NullReport):
                 self._picture(run, step, tag, sheet, figure=tag == "predictions")
 
     def finish(self, results: dict[str, Any]) -> None:
+        """Prints final scores, the contents of the work directory and the next commands."""
         self._progress.close()
         self._summaries.end_session()
         if self._config.runtime.quiet:
@@ -271,6 +237,7 @@ class Report(NullReport):
         print(f"watch it:       tensorboard --logdir={path}")
 
     def close(self) -> None:
+        """Closes all files, also after an error."""
         self._progress.close()
         self._summaries.close()
 
@@ -302,6 +269,19 @@ class Report(NullReport):
     def _figure(self, name: str, png: bytes) -> None:
         with self._summaries.write_errors_logged():
             write_bytes(self._figures / f"{name}.png", png)
+
+
+class NullReport(Report):
+    """A report without any effect, for processes of a cluster other than the chief."""
+
+    def __init__(self) -> None:
+        """Opens no files."""
+
+    def _nothing(self, *arguments: Any, **options: Any) -> None:
+        """Takes the place of each method of `Report`."""
+
+    start = advance = begin = summary = histograms = evaluation = predictions = _nothing
+    flush = sync = finish = close = _nothing
 
 
 def _fixed_examples(examples: Examples) -> np.ndarray:

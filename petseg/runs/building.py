@@ -162,7 +162,7 @@ def build_trainer(
         LossScale(compute),
         requests,
         batch_size=batch_size,
-        average=WeightAverage(model, config.optimizer.ema_decay) if config.optimizer.ema_decay else None,
+        average=WeightAverage(model, config.optimizer.ema_decay) if config.optimizer.keeps_averages else None,
         clip_norm=config.optimizer.clip_norm,
         micro_batches=compute.micro_batches,
         weight_scale=config.data.weight_scale,

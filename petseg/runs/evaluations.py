@@ -13,7 +13,7 @@ from petseg.evaluation import metrics
 from petseg.evaluation.evaluator import Evaluation, Evaluator
 from petseg.evaluation.results import split_results
 from petseg.files import read_json, write_json
-from petseg.reporting.report import NullReport
+from petseg.reporting.report import Report
 from petseg.reporting.summaries import EMA, EVAL, was_evaluated
 from petseg.reporting.telemetry import Stopwatch
 from petseg.runs import model_selection
@@ -72,7 +72,7 @@ class Evaluations:
         )
         return {**results, EMA: averaged} if averaged else results
 
-    def evaluate(self, step: int, report: NullReport) -> dict[str, Any] | None:
+    def evaluate(self, step: int, report: Report) -> dict[str, Any] | None:
         """Scores the split, keeps the best checkpoint, writes results and reports them.
 
         Returns the scores, with those of averaged weights under "ema"; None if a stop request ended the evaluation.

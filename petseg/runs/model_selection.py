@@ -14,7 +14,7 @@ def selected_weights(config: Config) -> str:
 
     Averaged weights usually score higher than the last ones.
     """
-    return EMA if config.optimizer.ema_decay else EVAL
+    return EMA if config.optimizer.keeps_averages else EVAL
 
 
 def selected_results(config: Config, results: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -51,7 +51,7 @@ def open_single(score: ScoreConfig) -> TrainedRun | PackedRun:
 def with_averages(score: ScoreConfig) -> ScoreConfig:
     """The flags with --ema if --workdir is that of a run with averaged weights, else without."""
     workdir = WorkDirectory(score.workdir)
-    keeps_averages = workdir.config_file.is_file() and workdir.load_config().optimizer.ema_decay > 0
+    keeps_averages = workdir.config_file.is_file() and workdir.load_config().optimizer.keeps_averages
     return dataclasses.replace(score, ema=keeps_averages)
 
 

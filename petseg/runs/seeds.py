@@ -14,7 +14,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from petseg.config import Config, DataConfig, command_line, folds, options
@@ -77,17 +77,20 @@ class SeedsConfig(Config):
 
     def _check_folds(self) -> None:
         """Raises ConfigError if a flag contradicts --folds."""
-        flag, data = f"--folds={self.runs.folds}", self.data
-        if data.eval_split != DataConfig.eval_split:
-            raise ConfigError(
-                f"{flag} and --eval_split={data.eval_split}: must not both be given, since each run is scored on the "
-                f"fold that it leaves out; --eval_split={DataConfig.eval_split} undoes that of a preset"
-            )
-        if folds.parse(data.train_split):
-            raise ConfigError(f"{flag} and --train_split={data.train_split}: must not be a fold itself")
+        flag = f"--folds={self.runs.folds}"
+        if folds.parse(self.data.train_split):
+            raise ConfigError(f"{flag} and --train_split={self.data.train_split}: must not be a fold itself")
         if self.schedule.eval_examples:
             raise ConfigError(
                 f"{flag} and --eval_examples={self.schedule.eval_examples}: must be 0, so that each example is scored"
+            )
+
+    def check_arguments(self, arguments: Sequence[str]) -> None:
+        """Raises ConfigError if --folds and --eval_split are both given; folds replace that of a preset or flag file."""
+        if self.runs.folds and options.last_given("eval_split", arguments) >= 0:
+            raise ConfigError(
+                f"--folds={self.runs.folds} and --eval_split={self.data.eval_split}: must not both be given, since each "
+                "run is scored on the fold that it leaves out"
             )
 
     def configs(self) -> list[Config]:
@@ -117,6 +120,8 @@ def main(config: SeedsConfig) -> None:
         raise ConfigError(
             f"--workdir={config.runtime.workdir}: is itself a run; must be a folder for those of --seeds or --folds"
         )
+    if config.runs.folds and config.data.eval_split != DataConfig.eval_split:
+        logger.info("--eval_split=%s is not used: each run is scored on its fold", config.data.eval_split)
     configs = config.configs()
     for number, each in enumerate(configs, 1):
         logger.info("run %d of %d: %s", number, len(configs), each.runtime.workdir)
@@ -202,7 +207,8 @@ def _print_scores(configs: list[Config]) -> None:
     from petseg.runs import cross_validation, group_scoring
 
     results = {config.runtime.workdir: group_scoring.last_results(config) for config in configs}
-    weights, first = "averaged" if configs[0].optimizer.ema_decay else "trained", configs[0]
+    first = configs[0]
+    weights, ema = ("averaged", " --ema") if first.optimizer.keeps_averages else ("trained", "")
     print()
     if folds.parse(first.data.eval_split):
         classes = WorkDirectory(first.runtime.workdir).load_classes()
@@ -211,8 +217,7 @@ def _print_scores(configs: list[Config]) -> None:
     else:
         print(f"{score_tables.runs_table(results)}\n")
     print(f"{weights} weights, each run's last evaluation")
-    folder = Path(configs[0].runtime.workdir).parent
-    ema = " --ema" if configs[0].optimizer.ema_decay else ""
+    folder = Path(first.runtime.workdir).parent
     print(f"\nscore them:     {command_line.invocation('eval.py')} --workdir={folder}{ema} [--compare=ANOTHER_FOLDER]")
     print(f"watch them:     tensorboard --logdir={folder}")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 
 import keras
 
@@ -9,7 +10,7 @@ from petseg import config as config_lib, custom_code
 from petseg.config import Config
 from petseg.data import catalog, example_order, image_flags, input_pipeline, loading, service_client, subsampling
 from petseg.data.examples import Examples
-from petseg.errors import ClusterError, StoppedError
+from petseg.errors import ClusterError, ConfigError, StoppedError
 from petseg.evaluation.evaluator import Evaluator
 from petseg.reporting.telemetry import Stopwatch
 from petseg.runs import building, checkpoint_files, checkpoints, starting_point, training_data
@@ -74,6 +75,7 @@ def set_up(config: Config, workdir: WorkDirectory, placement: Placement, signals
     Checks that need neither data nor a model come first. Raises PetsegError if something cannot be used.
     """
     building.check_replicas(config, placement.strategy)
+    code_before = config_lib.code_hashes(config)
     for flag, reference in config_lib.code_references(config).items():
         custom_code.load(flag, reference)
     start = starting_point.find_starting_point(config, workdir)
@@ -90,7 +92,16 @@ def set_up(config: Config, workdir: WorkDirectory, placement: Placement, signals
         run.checkpoints.restore(start.checkpoint)
         logger.info("resumed from %s", start.checkpoint)
     check_agreement(config, run.step, run.model, workdir, placement)
+    _check_same_code(config, code_before)
     return run
+
+
+def _check_same_code(config: Config, before: Mapping[str, str]) -> None:
+    """Raises ConfigError if code of the user changed while the run was set up: it may hold some of both versions."""
+    now = config_lib.code_hashes(config)
+    for flag, reference in config_lib.code_references(config).items():
+        if now[flag] != before[flag]:
+            raise ConfigError(f"--{flag}={reference}: its file was changed while the run was set up; rerun to use it")
 
 
 def _checked_data(config: Config, workdir: WorkDirectory, start: StartingPoint) -> tuple[TrainingData, Config]:

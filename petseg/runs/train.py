@@ -17,9 +17,9 @@ from petseg.data import input_pipeline, service_client
 from petseg.errors import DataError
 from petseg.files import explain_write_errors
 from petseg.reporting import summaries, telemetry
-from petseg.reporting.report import NullReport
+from petseg.reporting.report import Report
 from petseg.reporting.telemetry import ModelSpeed, Profiler
-from petseg.runs import building, introduction, setup
+from petseg.runs import building, run_report, setup
 from petseg.runs.schedule import Schedule
 from petseg.runs.setup import Run
 from petseg.runs.work_directory import WorkDirectory
@@ -58,11 +58,11 @@ def train_run(run: Run) -> dict[str, Any]:
     if not evaluates_first and run.evaluations.ends_early(step, schedule):
         schedule = schedule.ending_at(step)
     _log_position(run, step, schedule)
-    report = introduction.open_report(run, step, schedule, evaluates_first=evaluates_first)
+    report = run_report.open_report(run, step, schedule, evaluates_first=evaluates_first)
     with contextlib.closing(report):
         with run.signals.deferred(), _naming_lost_input(run), run.saving:
             if step == 0:
-                introduction.introduce(run, report, evaluates_first=evaluates_first)
+                run_report.log_introduction(run, report, evaluates_first=evaluates_first)
             results = run.evaluations.earlier_results(step)
             if evaluates_first:
                 evaluated = run.evaluations.evaluate(step, report)
@@ -78,7 +78,7 @@ def train_run(run: Run) -> dict[str, Any]:
     return results
 
 
-def train_loop(run: Run, report: NullReport, step: int, schedule: Schedule, results: dict[str, Any]) -> dict[str, Any]:
+def train_loop(run: Run, report: Report, step: int, schedule: Schedule, results: dict[str, Any]) -> dict[str, Any]:
     """The outer loop: trains up to the next due step, then summarises, evaluates and saves.
 
     A checkpoint comes last, so that everything that belongs to a step is written before it. Returns the scores of the
@@ -146,7 +146,7 @@ def train_loop(run: Run, report: NullReport, step: int, schedule: Schedule, resu
     return results
 
 
-def _save(run: Run, report: NullReport, step: int) -> None:
+def _save(run: Run, report: Report, step: int) -> None:
     with run.stopwatch.timing("checkpoints"):
         report.flush()
         run.trainer.complete_state()

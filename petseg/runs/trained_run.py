@@ -49,9 +49,9 @@ class TrainedRun:
                     f"{workdir.path}: its {flag} is the code {reference}; --allow_code must be given to run it"
                 )
         workdir.check_code(config, [SCORING])
-        if score.ema and not config.optimizer.ema_decay:
+        if score.ema and not config.optimizer.keeps_averages:
             raise ConfigError(f"--ema: {workdir.path} kept no averaged weights (its --ema_decay is 0)")
-        if config.optimizer.ema_decay and not score.ema:
+        if config.optimizer.keeps_averages and not score.ema:
             logger.info("%s has averaged weights too; --ema uses them", workdir.path)
         return cls(workdir, with_score_options(config, score), workdir.load_classes(), averaged=score.ema)
 
@@ -61,8 +61,8 @@ class TrainedRun:
 
         Raises WorkDirectoryError if there is no run.
         """
-        has_averages = workdir.load_config().optimizer.ema_decay > 0
-        return cls.open(workdir, dataclasses.replace(score, ema=score.ema and has_averages))
+        keeps_averages = workdir.load_config().optimizer.keeps_averages
+        return cls.open(workdir, dataclasses.replace(score, ema=score.ema and keeps_averages))
 
     @property
     def name(self) -> str:

@@ -169,10 +169,7 @@ class WorkDirectory:
             "classes": classes.to_dict(),
             "class_weights": class_weights,
             "rare_classes": rare_classes,
-            "code_sha256": {
-                flag: custom_code.fingerprint(flag, reference)
-                for flag, reference in config_lib.code_references(config).items()
-            },
+            "code_sha256": config_lib.code_hashes(config),
             "command": sys.argv,
             "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}},
             "devices": list(devices),

@@ -1,4 +1,3 @@
-import inspect
 import io
 import logging
 
@@ -212,11 +211,11 @@ def test_a_split_without_labelled_pixels_is_reported(report):
     }
 
 
-def test_the_null_report_has_the_methods_of_the_report():
-    calls = {name: call for name, call in vars(Report).items() if not name.startswith("_")}
-    assert calls
-    for name, call in calls.items():
-        assert inspect.signature(call) == inspect.signature(getattr(NullReport, name)), name
+def test_the_null_report_replaces_each_method_of_the_report_by_one_without_effect():
+    methods = [name for name in vars(Report) if not name.startswith("_")]
+    assert methods
+    for name in methods:
+        assert getattr(NullReport(), name)("anything") is None
 
 
 def test_a_score_that_is_added_in_metrics_alone_reaches_results_tables_and_tensorboard(report, monkeypatch):

@@ -161,6 +161,7 @@ def test_what_a_run_was_trained_on_is_refused(folder):
         (["--folds=1"], "--folds=1: must be at least 2, or 0 for no cross-validation"),
         (["--folds=2", "--seeds=3,4"], "--seeds=3,4 and --folds=2: must not both be given; --seed is for folds"),
         (["--folds=2", "--eval_split=val"], "--folds=2 and --eval_split=val: must not both be given, since each run"),
+        (["--eval_split", "test", "--folds=2"], "--folds=2 and --eval_split=test: must not both be given"),
         (["--folds=2", "--train_split=train@fold1of3"], "--train_split=train@fold1of3: must not be a fold itself"),
         (["--folds=2", "--eval_examples=9"], "--folds=2 and --eval_examples=9: must be 0, so that each example"),
     ],
@@ -168,6 +169,11 @@ def test_what_a_run_was_trained_on_is_refused(folder):
 def test_flags_that_contradict_folds_are_refused(flags, message):
     with pytest.raises(ConfigError, match=message):
         parse("--workdir=runs/cv", *flags)
+
+
+def test_folds_replace_the_evaluation_split_of_a_preset():
+    first, _ = parse("--workdir=runs/cv", "--preset=camvid", "--folds=2").configs()
+    assert first.data.eval_split == "train@fold1of2"
 
 
 CODE = """

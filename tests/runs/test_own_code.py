@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 import tensorflow as tf
 from conftest import changed
+from short_trainings import small_network
 
 import petseg
 from petseg.classes import PETS
@@ -17,7 +18,7 @@ from petseg.config.eval_config import ScoreConfig
 from petseg.errors import CheckpointError, ConfigError, ExportError, WorkDirectoryError
 from petseg.evaluation import metrics
 from petseg.models import decoders, encoders
-from petseg.runs import packed_run, train
+from petseg.runs import building, packed_run, train
 from petseg.runs.packed_run import PackedRun
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
@@ -113,6 +114,21 @@ def test_a_run_with_custom_code_everywhere_trains_resumes_and_is_scored(tiny_con
         train.train(changed(config, "schedule", train_steps=6))
     with pytest.raises(WorkDirectoryError, match=r"its file has changed since the run in .* began"):
         TrainedRun.open(workdir, ScoreConfig(workdir=str(workdir.path), allow_code=True))
+
+
+def test_code_that_is_edited_while_a_run_is_set_up_is_refused(tiny_config, tmp_path, monkeypatch):
+    config = tiny_config.changed(model=vars(small_network(tmp_path)))
+    load_splits = building.load_splits
+
+    def edits_code(data):
+        with open(tmp_path / "network.py", "a") as file:
+            file.write("# other\n")
+        return load_splits(data)
+
+    monkeypatch.setattr(building, "load_splits", edits_code)
+    with pytest.raises(ConfigError, match=r"^--network=.*:build: its file was changed while the run was set up; rerun"):
+        train.train(config)
+    assert not WorkDirectory(config.runtime.workdir).path.exists()
 
 
 def own_cross_entropy(labels, logits, weights):

@@ -30,7 +30,7 @@ class Networks:
         self.has_averages = False
         if isinstance(run, TrainedRun):
             self.checkpoints = tuple(which for which in CHECKPOINTS if self._exists(which))
-            self.has_averages = run.config.optimizer.ema_decay > 0
+            self.has_averages = run.config.optimizer.keeps_averages
             if not self.checkpoints:
                 raise CheckpointError(f"--workdir={source}: there is no checkpoint yet")
         self._loaded: dict[tuple[str, bool, bool], tuple[Version, Segmenter]] = {}  # eight at most

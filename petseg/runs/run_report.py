@@ -12,7 +12,7 @@ from petseg.runs.schedule import Schedule
 from petseg.runs.setup import Run
 
 
-def open_report(run: Run, step: int, schedule: Schedule, *, evaluates_first: bool) -> NullReport:
+def open_report(run: Run, step: int, schedule: Schedule, *, evaluates_first: bool) -> Report:
     """The report of a run, once its config.json is written; in a cluster, only the chief reports."""
     if not run.placement.is_chief:
         return NullReport()
@@ -41,7 +41,7 @@ def open_report(run: Run, step: int, schedule: Schedule, *, evaluates_first: boo
     )
 
 
-def introduce(run: Run, report: NullReport, *, evaluates_first: bool) -> None:
+def log_introduction(run: Run, report: Report, *, evaluates_first: bool) -> None:
     """Logs what is shown once, at step 0; predictions too, unless an evaluation is about to show them."""
     report.begin(
         lambda: Introduction(
