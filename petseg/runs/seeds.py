@@ -86,11 +86,11 @@ class SeedsConfig(Config):
             )
 
     def check_arguments(self, arguments: Sequence[str]) -> None:
-        """Raises ConfigError if --folds and --eval_split are both given; folds replace that of a preset or flag file."""
+        """Raises ConfigError if --folds and --eval_split are both given; folds replace that of a preset."""
         if self.runs.folds and options.last_given("eval_split", arguments) >= 0:
             raise ConfigError(
-                f"--folds={self.runs.folds} and --eval_split={self.data.eval_split}: must not both be given, since each "
-                "run is scored on the fold that it leaves out"
+                f"--folds={self.runs.folds} and --eval_split={self.data.eval_split}: must not both be given, since "
+                "each run is scored on the fold that it leaves out"
             )
 
     def configs(self) -> list[Config]:
