@@ -127,10 +127,13 @@ def run(main: Callable[[C], Any], config_class: type[C], summary: str) -> None:
 
 
 def _program() -> str:
-    """Name of the running program: its file, or its package if that is run by `python -m`."""
+    """Name of the running program: its file, or its module or package if that is run by `python -m`."""
     name = os.path.basename(sys.argv[0])
     spec = sys.modules["__main__"].__spec__
-    return spec.parent if name == "__main__.py" and spec and spec.parent else name
+    package, _, module = spec.name.rpartition(".") if spec else ("", "", "")
+    if not package or name != f"{module}.py":
+        return name
+    return package if module == "__main__" else f"{package}.{module}"
 
 
 def _debug_is_on(arguments: Sequence[str], config_class: type) -> bool:

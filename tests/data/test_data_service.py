@@ -169,7 +169,7 @@ def test_a_service_ends_on_signals(number, code):
         assert service.wait(timeout=30) == code
     ready, last = own_lines(service.stderr_so_far())
     assert re.search(r"the data service is ready", ready)
-    assert last == f"service.py: stopped by {signal.Signals(number).name}"
+    assert last == f"petseg.data.service: stopped by {signal.Signals(number).name}"
 
 
 def test_a_service_refuses_bad_flags_in_one_line():
@@ -183,4 +183,4 @@ def test_a_service_refuses_bad_flags_in_one_line():
             result = run("-m", "petseg.data.service", flag, timeout=60)
             assert result.returncode == 2, result.stderr
             (line,) = own_lines(result.stderr)
-            assert line.startswith(f"service.py: error: {message}")
+            assert line.startswith(f"petseg.data.service: error: {message}")
