@@ -1,4 +1,4 @@
-"""Functions and classes of your own that flags name: `FILE.py:name` or `package.module:name`."""
+"""User code that flags name: `FILE.py:name` or `package.module:name`."""
 
 import contextlib
 import functools
@@ -22,7 +22,7 @@ MAIN = "__main__"
 
 
 class _SourceLoader(importlib.machinery.SourceFileLoader):
-    """Loads a module from its source, never from Python's cache, which a change within a second may escape."""
+    """Loads a module from its source, never from Python's cache, which may miss a change within a second."""
 
     def get_code(self, fullname: str) -> Any:
         return self.source_to_code(self.get_data(self.path), self.path)
@@ -75,7 +75,7 @@ def load(flag: str, reference: str) -> Callable[..., Any]:
         code = getattr(_module(flag, reference, place), name, None)
     except ConfigError:
         raise
-    except Exception as error:  # code of the user may raise anything
+    except Exception as error:  # user code may raise anything
         raise ConfigError(f"--{flag}={reference}: cannot be imported: {one_line(error)}") from error
     if not callable(code):
         where = "this program" if place == MAIN else source_file(flag, reference)
@@ -113,7 +113,7 @@ def explained(flag: str, reference: str) -> Iterator[None]:
         yield
     except PetsegError:
         raise
-    except Exception as error:  # code of the user may raise anything
+    except Exception as error:  # user code may raise anything
         if not reference:
             raise
         raise ConfigError(f"--{flag}={reference}: failed: {one_line(error)}") from error

@@ -108,14 +108,14 @@ def sync_tree(folder: Path) -> None:
 
 
 def move(made: Path, path: Path) -> None:
-    """Moves a finished file or folder to its path, atomically; then it is there also after a power failure, whole."""
+    """Moves a finished file or folder to its path, atomically and so that it survives a power failure."""
     sync_tree(made)
     os.replace(made, path)
     sync(path.parent)
 
 
 def make_folder(folder: Path) -> None:
-    """Creates a folder, and those that contain it, so that they outlive a power failure; it may exist."""
+    """Creates a folder and its parents, so that they survive a power failure; it may exist."""
     if not folder.is_dir():
         if not folder.parent.exists():
             make_folder(folder.parent)

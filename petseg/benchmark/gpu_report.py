@@ -1,7 +1,7 @@
 """A report of what petseg does on this machine's GPU: python -m petseg.benchmark --measure=gpu [--smallest].
 
 Parts run one after the other, each within its share of --minutes; what fails or does not fit is named in the report,
-and the others go on. All parts but the time to a score draw their own data.
+and the others continue. All parts but the time to a score draw their own data.
 """
 
 import concurrent.futures
@@ -79,7 +79,7 @@ def measure(config: GpuReportConfig, flags: Sequence[str], scratch: Path) -> lis
         logger.info("%s: at most %.0f s", part.title, seconds)
         try:
             rows = part.rows(seconds)
-        except Exception as error:  # also a result that makes no sense: the other parts go on
+        except Exception as error:  # also a result that makes no sense: the other parts continue
             rows = [{"error": str(error) if isinstance(error, PetsegError) else one_line(error)}]
         found.append({"title": part.title, "seconds": time.monotonic() - began, "rows": rows})
         write_text(Path(config.report), markdown(found, shown))

@@ -46,7 +46,7 @@ class AugmentationConfig(Group):
         maximum=1,
     )
     crop_area: float | None = _strength(
-        "areas of crops are between this and --crop_area_max, as shares of the image's; above 1 zooms out",
+        "random crops have areas between this and --crop_area_max, as fractions of the image area; above 1: zoom out",
         above=0,
         maximum=LARGEST_AREA,
     )
@@ -54,24 +54,24 @@ class AugmentationConfig(Group):
         "the other bound of --crop_area; empty: 1, the whole image", above=0, maximum=LARGEST_AREA
     )
     crop_aspect: float | None = _strength(
-        "largest factor by which a crop is wider or narrower than the image", minimum=1
+        "maximum factor by which a crop's aspect ratio differs from the image's", minimum=1
     )
     crop_size: str = option(
         "",
-        "size of training crops, if other than --image_size, which evaluation and prediction keep",
+        "size of training crops; empty: --image_size, which evaluation and prediction always use",
         unit="pixels",
     )
     crop_focus: float | None = _strength(
-        "share of the random crops (--resize=crop, --crop_area) that are centred on a pixel of a rare class",
+        "fraction of the random crops (--resize=crop, --crop_area) that are centred on a pixel of a rare class",
         minimum=0,
         maximum=1,
     )
-    rotation: float | None = _strength("largest rotation, either way", unit="degrees", minimum=0, maximum=180)
-    brightness: float | None = _strength("largest relative change", minimum=0, maximum=1)
-    contrast: float | None = _strength("largest relative change", minimum=0, maximum=1)
-    saturation: float | None = _strength("largest relative change, of RGB images", minimum=0, maximum=1)
-    hue: float | None = _strength("largest hue shift of RGB images, either way", unit="turns", minimum=0, maximum=0.5)
-    cutout: float | None = _strength("side of a grey square, as a share of the image's side", minimum=0, below=1)
+    rotation: float | None = _strength("maximum rotation, in both directions", unit="degrees", minimum=0, maximum=180)
+    brightness: float | None = _strength("maximum relative change", minimum=0, maximum=1)
+    contrast: float | None = _strength("maximum relative change", minimum=0, maximum=1)
+    saturation: float | None = _strength("maximum relative change, RGB images only", minimum=0, maximum=1)
+    hue: float | None = _strength("maximum hue shift, RGB images only", unit="turns", minimum=0, maximum=0.5)
+    cutout: float | None = _strength("side of a grey square, as a fraction of the image's side", minimum=0, below=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

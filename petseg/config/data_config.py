@@ -90,33 +90,33 @@ class DataConfig(Group):
         "", "TFDS feature of weight maps, uint8, uint16 or float32 [H, W] or [H, W, 1]; empty: none", resume="fixed"
     )
     weight_scale: float = option(
-        0.0, "number in weight maps that counts as 1; 0: 255 of 8 bits, 65535 of 16 bits, 1 of floats", minimum=0
+        0.0, "value in weight maps that counts as 1; 0: 255 for 8 bits, 65535 for 16 bits, 1 for floats", minimum=0
     )
     score_weights: bool = option(
-        False, "count each pixel by its weight map in scores too, not only in the loss", resume="fixed"
+        False, "weight pixels by the weight maps in scores too, not only in the loss", resume="fixed"
     )
     channels: int = option(
         0,
-        "channels of the network's input; 0: those of the data (1 counts as 3); 4: opacity or a fourth band too",
+        "input channels of the network; 0: as in the data (grey as RGB); 4: RGB and alpha, or four bands",
         resume="fixed",
         minimum=0,
         maximum=MOST_CHANNELS,
     )
     image_dtype: str = option(
         AUTO,
-        "numbers in the image files: `uint8`, `uint16`, `float32` (32-bit integers too); `auto`: as found",
+        "pixel dtype of the image files: `uint8`, `uint16`, `float32` (32-bit integers too); `auto`: as found",
         resume="fixed",
         choices=(AUTO, *DTYPES),
     )
     intensity_range: str = option(
         AUTO,
-        "numbers that become black and white: `LOW,HIGH`, or a pair for each channel; `auto`: 0 to 255 of 8 bits, else "
-        "percentiles of the training split",
+        "pixel values that are scaled to 0 and 255: `LOW,HIGH`, or a pair for each channel; `auto`: 0 and 255 for 8 "
+        "bits, else percentiles of the training split",
         resume="fixed",
         required=True,
     )
     shown_channels: str = option(
-        "", "channels that pictures show, from 0 on: one, or three as red, green and blue; empty: the first three"
+        "", "channels shown in figures, counted from 0: one, or three as red, green and blue; empty: the first three"
     )
     pages: str = option(
         "refuse",
@@ -136,11 +136,11 @@ class DataConfig(Group):
     )
     group_files: str = option(
         "",
-        "pattern of the examples' names, such as `{group}_*`: examples of one group (patient, film) are in one fold; "
-        "empty: each is a group",
+        "pattern of the examples' names, such as `{group}_*`: examples of one group (patient, video) stay in one fold; "
+        "empty: no groups",
         resume="fixed",
     )
-    fold_seed: int = option(0, "seed of the division into folds", resume="fixed", minimum=0)
+    fold_seed: int = option(0, "seed of the assignment to folds", resume="fixed", minimum=0)
     image_size: str = option(
         "128",
         "input size of the network: a side or `HEIGHT,WIDTH`, multiples of 32",

@@ -23,13 +23,15 @@ class DistributionConfig(Group):
     strategy: str = option(
         "auto",
         "`one_device`; `mirrored`: all devices of this machine; `multi_worker_mirrored`: a cluster, from TF_CONFIG or "
-        "Slurm; `auto`: mirrored on the most devices that divide the batch into 8 examples or more",
+        "Slurm; `auto`: mirrored on as many devices as divide the batch into at least 8 examples each",
         choices=STRATEGIES,
     )
-    num_devices: int = option(0, "devices to use of this machine; 0: all", minimum=0)
-    virtual_devices: int = option(0, "split the first GPU, or else the CPU, into logical devices; 0: do not", minimum=0)
+    num_devices: int = option(0, "number of this machine's devices to use; 0: all", minimum=0)
+    virtual_devices: int = option(
+        0, "logical devices to split the first GPU, or else the CPU, into; 0: none", minimum=0
+    )
     virtual_device_memory: int = option(4096, "memory of each part of a split GPU", unit="MiB", minimum=1)
-    memory_growth: bool = option(True, "allocate GPU memory as needed, not all at the start")
+    memory_growth: bool = option(True, "allocate GPU memory as needed instead of all at the start")
     cross_device_ops: str = option(
         "auto",
         "all-reduce: `nccl`, `hierarchical_copy` or `reduction_to_one_device` on one machine, `ring` or "
@@ -38,12 +40,12 @@ class DistributionConfig(Group):
     )
     cluster_timeout: float = option(
         300.0,
-        "longest wait at the start for the other processes of the cluster and for --data_service",
+        "maximum wait at the start for the other processes of the cluster and for --data_service",
         unit="seconds",
         above=0,
     )
     min_workers: int = option(
-        0, "fewest processes that continue without the others after --cluster_timeout; 0: all must be there", minimum=0
+        0, "minimum number of processes to start with after --cluster_timeout; 0: all must be present", minimum=0
     )
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ NO_WEIGHTS = "none"  # value of --weight_files and --weight_feature
 
 @dataclasses.dataclass(frozen=True)
 class ScoreConfig(Group):
-    """What to score, predict or export; all else comes from the work directory."""
+    """What to score, predict or export; everything else comes from the work directory."""
 
     workdir: str = option(
         "",
@@ -27,16 +27,16 @@ class ScoreConfig(Group):
         "recipe; or a file of --export=weights",
     )
     pretrained: bool = option(False, "use the packaged model of cats and dogs instead of a --workdir")
-    ensemble: bool = option(False, "average the class probabilities of the runs of --workdir, as one model")
+    ensemble: bool = option(False, "average the class probabilities of the runs in --workdir, as one model")
     checkpoint: str = option("latest", "`latest`, `best`, `all`, or a checkpoint's path", required=True)
     split: str = option("", "TFDS split to score; empty: the run's --eval_split")
     data_dir: str = option("", "folder of the data set; empty: the run's --data_dir")
     weight_files: str = option("", "pattern of weight maps, as in train.py; empty: the run's; `none`: score without")
     weight_feature: str = option("", "TFDS feature of weight maps; empty: the run's; `none`: score without")
-    score_weights: bool = option(False, "count each pixel by its weight map in scores too, as in train.py")
+    score_weights: bool = option(False, "weight pixels by the weight maps in scores too, as in train.py")
     eval_examples: int = option(
         0,
-        "size of the sample of --split to score, drawn by the run's --seed (of several, the smallest); 0: all",
+        "number of examples of --split to score, a sample drawn by the run's --seed (the smallest of several); 0: all",
         minimum=0,
     )
     batch_size: int = option(0, "examples per step; 0: as in the run", minimum=0)
@@ -62,7 +62,7 @@ class ScoreConfig(Group):
     csv: str = option("", "CSV file of scores per image")
     compare: str = option("", "work directory of another run, or several as in --workdir, to score and compare with")
     watch: bool = option(False, "score each new checkpoint until the run is complete")
-    watch_timeout: float = option(3600.0, "longest wait of --watch for the next checkpoint", unit="seconds", minimum=0)
+    watch_timeout: float = option(3600.0, "maximum wait of --watch for the next checkpoint", unit="seconds", minimum=0)
     watch_interval: float = option(10.0, "polling interval of --watch", unit="seconds", above=0)
     predict: str = option(
         "", "predict masks of photographs instead of scoring: a file, a glob, or a folder with its subfolders"
@@ -84,7 +84,7 @@ class ScoreConfig(Group):
     )
     threshold: float = option(
         0.0,
-        "of two classes, predict the foreground where its probability is at least this; 0: the most probable class",
+        "with two classes, predict the foreground where its probability is at least this; 0: the most probable class",
         minimum=0,
         below=1,
     )
@@ -94,9 +94,9 @@ class ScoreConfig(Group):
         "runtime of --predict: `tensorflow`; `onnx`: on the CPU; `auto`: onnx for a packaged model, else tensorflow",
         choices=RUNTIMES,
     )
-    allow_training_images: bool = option(False, "score a split even if the run trained on part of it")
+    allow_training_images: bool = option(False, "score a split even if the run was trained on part of it")
     allow_code: bool = option(
-        False, "run the code that the run's flags name (--network, --loss, ...); only if you trust it"
+        False, "run the Python code that the run's flags name (--network, --loss, ...); only if you trust it"
     )
     debug: bool = option(False, "show the traceback of one-line errors")
 

@@ -1,4 +1,4 @@
-"""Flags that name code of your own and replace nothing built in."""
+"""Flags that name user code and replace nothing built in."""
 
 import dataclasses
 
@@ -7,14 +7,14 @@ from petseg.config.options import SCORING, TRAINING, Group, option
 
 @dataclasses.dataclass(frozen=True)
 class ExtensionConfig(Group):
-    """Code of your own: pixel weights, training step, scores, actions."""
+    """User code: pixel weights, training step, scores, hooks."""
 
     weight_map: str = option(
         "", "factor of the pixel weights: `FILE.py:function`, masks [B, H, W, 1] -> float32 [B, H, W]", code=SCORING
     )
     step: str = option(
         "",
-        "trainer of your own: `FILE.py:Class`, a subclass of `petseg.training.trainer.Trainer` with another `forward`",
+        "custom trainer: `FILE.py:Class`, a subclass of `petseg.training.trainer.Trainer` that overrides `forward`",
         resume="fixed",
         code=TRAINING,
     )

@@ -1,4 +1,4 @@
-"""How the images of a run reach its network: channels, numbers of the files, intensity range."""
+"""Format of a run's images: channels, pixel dtype of the files, intensity range."""
 
 import dataclasses
 from typing import Any
@@ -17,41 +17,41 @@ CODES = 65535.0  # largest code of a float
 class ImageSpec:
     """Channels, dtype and intensity range of the images of a run.
 
-    Files of 8 and 16 bits travel as they are, uint8 and uint16. Floats and 32-bit integers travel as uint16 codes, 0 at
-    `low` and 65535 at `high`. On the device, `low` becomes 0 and `high` 255; numbers beyond them are clipped.
+    Transport format, in caches, batches and exports: 8-bit and 16-bit files as uint8 and uint16; floats and 32-bit
+    integers as uint16 codes, 0 at `low` and 65535 at `high`. The device scales `low` to 0 and `high` to 255, and clips.
     """
 
     channels: int = 3  # number of channels C
-    dtype: str = "uint8"  # numbers in the files, one of DTYPES; 32-bit integers count as float32
-    low: tuple[float, ...] = (0.0,)  # number that becomes 0: one for all channels, or one for each
-    high: tuple[float, ...] = (255.0,)  # number that becomes 255
-    # channels that pictures show as red, green and blue, or as grey; empty: the first three
+    dtype: str = "uint8"  # pixel dtype of the files, one of DTYPES; 32-bit integers count as float32
+    low: tuple[float, ...] = (0.0,)  # value that is scaled to 0: one for all channels, or one for each
+    high: tuple[float, ...] = (255.0,)  # value that is scaled to 255
+    # channels that figures show as red, green and blue, or as grey; empty: the first three
     shown_channels: tuple[int, ...] = ()
 
     @property
     def is_plain(self) -> bool:
-        """Whether images are 8-bit numbers that need no scaling."""
+        """Whether images are 8-bit and need no scaling."""
         return self.dtype == "uint8" and self.low == (0.0,) and self.high == (255.0,)
 
     @property
     def travels_as(self) -> str:
-        """Dtype of images in caches, batches and exports: uint8 or uint16."""
+        """Dtype of the transport format: uint8 or uint16."""
         return "uint8" if self.dtype == "uint8" else "uint16"
 
     @property
     def bytes_per_pixel(self) -> int:
-        """Bytes of a pixel of an image and of its mask, as they travel."""
+        """Bytes of a pixel of an image and of its mask, in transport format."""
         return self.channels * np.dtype(self.travels_as).itemsize + 1
 
     @property
     def device_range(self) -> tuple[np.ndarray, np.ndarray]:
-        """`low` and `high` as numbers of `travels_as`, float32 [1 or C] each."""
+        """`low` and `high` in the transport format, float32 [1 or C] each."""
         low, high = ((0.0,), (CODES,)) if self.dtype == "float32" else (self.low, self.high)
         return np.array(low, np.float32), np.array(high, np.float32)
 
     @property
     def padding(self) -> tuple[int, ...]:
-        """Grey of `travels_as`, the middle of the range: one number, or one for each channel."""
+        """Grey in the transport format, the middle of the range: one number, or one for each channel."""
         if self.is_plain:
             return (GREY,)
         low, high = self.device_range
@@ -60,7 +60,7 @@ class ImageSpec:
         return tuple(numbers[:1] if len(set(numbers)) == 1 else numbers)
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
-        """Pixels of a file, [..., C] of `dtype`, as they travel; numbers must be finite."""
+        """Pixels of a file, [..., C] of `dtype`, in transport format; values must be finite."""
         if self.dtype != "float32":
             return pixels.astype(self.travels_as, copy=False)
         low, high = np.array(self.low, np.float32), np.array(self.high, np.float32)
@@ -68,7 +68,7 @@ class ImageSpec:
         return np.round(share * np.float32(CODES)).astype(np.uint16)
 
     def shown(self, images: np.ndarray) -> np.ndarray:
-        """Images for display, uint8 [..., 3], of images as they travel or of floats in [0, 255], [..., C]."""
+        """Images for display, uint8 [..., 3], of images in transport format or of floats in [0, 255], [..., C]."""
         if images.dtype == np.uint8 and self.is_plain and self.channels == 3 and not self.shown_channels:
             return images
         chosen = self.shown_channels or tuple(range(min(self.channels, 3)))

@@ -72,7 +72,7 @@ class ModelConfig(Group):
     )
     train_encoder_from: str = option(
         "",
-        "what to train of the encoder: `all`, `none`, or what follows a stage (`stage_2` to `stage_5`: "
+        "trained part of the encoder: `all`, `none`, or what follows a stage (`stage_2` to `stage_5`: "
         "maps of 1/2 to 1/16 of the size) or layer; empty: as --train_encoder says",
         resume="fixed",
     )
@@ -92,14 +92,14 @@ class ModelConfig(Group):
     )
     input_scaling: str = option(
         "",
-        "input range: `unit`: [0, 1]; `symmetric`: [-1, 1]; `encoder`: that of its pretrained weights; empty: "
-        "`encoder` for encoders of Keras's or keras-hub's names, else `unit`",
+        "input range: `unit`: [0, 1]; `symmetric`: [-1, 1]; `encoder`: as its pretrained weights expect; empty: "
+        "`encoder` for encoders by a name of Keras or keras-hub, else `unit`",
         resume="fixed",
         choices=("", "unit", "symmetric", "encoder"),
     )
     inner_size: str = option(
         "",
-        "size at which the network works, like --image_size; it resizes images and logits itself; empty: --image_size",
+        "internal size of the network, which resizes images to it and logits back; empty: --image_size",
         unit="pixels",
         resume="fixed",
     )

@@ -18,7 +18,7 @@ from absl import flags
 from petseg import custom_code
 from petseg.errors import ConfigError
 
-SCORING, TRAINING = "scoring", "training"  # where code of the user runs: also when a run is used, or only in training
+SCORING, TRAINING = "scoring", "training"  # when user code runs: also when a trained run is used, or only in training
 T = TypeVar("T")
 G = TypeVar("G", bound="Group")
 
@@ -36,7 +36,7 @@ class Allowed:
     below: float | None = None  # exclusive upper bound
     multiple_of: int | None = None  # divisor of the value
     required: bool = False  # whether an empty text is invalid
-    # where code of the user runs that the text may name, SCORING or TRAINING; empty if it must not name code
+    # when user code that the text may name runs, SCORING or TRAINING; empty if it must not name code
     code: str = ""
 
     def words(self, kind: Any) -> str:
@@ -297,4 +297,4 @@ def markdown_table(config_class: type, *, without: Sequence[str] = ()) -> str:
         for name, flag, default, help_text in rows(config_class)
         if name not in without
     ]
-    return "\n".join(["flag, with its default if it has one | what it is", "--- | ---", *cells])
+    return "\n".join(["flag and default | description", "--- | ---", *cells])

@@ -13,7 +13,7 @@ from petseg.config.train_config import Config
 from petseg.errors import ConfigError
 
 CONFIG_FORMAT = 3
-# Fields whose meaning of "empty" changed: the value of new runs, by group. A run keeps the value that it began with.
+# Fields whose default for "empty" changed: the value in new runs, by group. A run keeps the value that it began with.
 KEPT: dict[str, dict[str, Any]] = {"loss": {"class_weight_normalization": "mean"}, "runtime": {"example_order": 2}}
 
 # Fields of the data that a run resolves from its images: the value of a config that does not say.
@@ -84,7 +84,7 @@ def with_kept(config: Config, run: Config | None) -> Config:
 
 
 def code_references(config: Config, where: Sequence[str] = (SCORING, TRAINING)) -> dict[str, str]:
-    """The flags whose values name code of the user, with these values.
+    """The flags whose values name user code, with these values.
 
     Args:
       where: which code: SCORING for code that also runs when the run is used, TRAINING for code that only trains.
@@ -116,7 +116,7 @@ def with_code(config: Config, code: Mapping[str, Callable[..., Any]]) -> Config:
 
 
 def without_code(config: Config) -> Config:
-    """The config with the defaults of flags that name code of the user."""
+    """The config with the defaults of flags that name user code."""
     names = code_references(config)
     for name, field in _fields():
         if field.name in names:

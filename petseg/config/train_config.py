@@ -191,14 +191,14 @@ class ScheduleConfig(Group):
         Exclusive({"epochs": 0, "train_steps": 0}, lambda epochs, steps: bool(epochs and steps)),
     )
 
-    epochs: int = option(20, "length of the run; the later of --epochs and --train_steps counts", minimum=0)
+    epochs: int = option(20, "length of the run; excludes --train_steps, the flag given last wins", minimum=0)
     train_steps: int = option(0, "length of the run; 0: --epochs", unit="steps", minimum=0)
     steps_per_loop: int = option(10, "steps per call of the compiled loop", unit="steps", minimum=1)
     summary_every: int = option(20, "interval of training summaries", unit="steps", minimum=1)
     eval_every: int = option(0, "interval of evaluations; 0: one epoch", unit="steps", minimum=0)
     eval_examples: int = option(
         0,
-        "size of the sample of --eval_split to score, the same each time, drawn by --seed; 0: all",
+        "number of examples of --eval_split to score, a fixed sample drawn by --seed; 0: all",
         resume="fixed",
         minimum=0,
     )
@@ -209,15 +209,15 @@ class ScheduleConfig(Group):
     )
     checkpoint_every: int = option(0, "interval of checkpoints; 0: one epoch", unit="steps", minimum=0)
     checkpoint_every_minutes: float = option(
-        0.0, "also save when the last checkpoint is older; 0: do not", unit="minutes", minimum=0
+        0.0, "also save when the last checkpoint is older than this; 0: never", unit="minutes", minimum=0
     )
-    keep_checkpoints: int = option(3, "newest checkpoints to keep", minimum=1)
-    sync_checkpoints: bool = option(False, "write checkpoints before training goes on, not in a thread beside it")
+    keep_checkpoints: int = option(3, "number of newest checkpoints to keep", minimum=1)
+    sync_checkpoints: bool = option(False, "write checkpoints before training continues instead of in a thread")
     histogram_every: int = option(
         0, "interval of weight and gradient histograms; 0: one epoch", unit="steps", minimum=0
     )
     log_every: int = option(
-        20, "interval of progress lines where the output is no terminal", unit="steps",
+        20, "interval of progress lines if the output is not a terminal", unit="steps",
         minimum=1,
     )  # fmt: skip
     profile_steps: str = option("", "steps to profile for TensorBoard, such as `100:110`")
@@ -258,11 +258,11 @@ class RuntimeConfig(Group):
     on_nonfinite: str = option(
         "halt",
         "if loss or gradients are not finite: `halt` the run, `skip` the step, or `restore` the last checkpoint's "
-        "weights and go on",
+        "weights and continue",
         choices=("halt", "skip", "restore"),
     )
     nonfinite_limit: int = option(
-        10, "how often --on_nonfinite=skip or restore may act in a run before it ends", minimum=0
+        10, "maximum number of steps that --on_nonfinite=skip or restore handles before the run ends", minimum=0
     )
     quiet: bool = option(False, "print only warnings and errors")
     deterministic: bool = option(False, "op determinism: the same run gives the same bits; slower on a GPU")

@@ -351,7 +351,7 @@ def _groups(config: DataConfig, classes: Classes, split: str, state: str) -> tup
 
 
 def classes_of(config: DataConfig) -> Classes:
-    """The classes of a data set; only a folder, or data of one's own code, must be opened for them."""
+    """The classes of a data set; only folders and data of user code must be opened for them."""
     is_opened = config.dataset == FOLDER or custom_code.is_reference(config.dataset)
     return open_data(config).classes if is_opened else _named_classes(config)
 

@@ -38,8 +38,8 @@ class CheckOptions(Group):
     overlays: int = option(12, "number of images on the sheet; 0: no sheet", unit="pictures", minimum=0, maximum=120)
     against: str = option(
         "",
-        "trained run (a work directory, packed weights, or `pets`): also list the masks of --train_split that "
-        "it disputes most, which may be wrong, on a sheet `NAME-disputed.jpg`",
+        "trained run (a work directory, packed weights, or `pets`): also list likely label errors, the masks of "
+        "--train_split that it contradicts most, and draw them as `NAME-disputed.jpg`",
     )
     disputed: int = option(24, "number of masks that --against lists", unit="pictures", minimum=1, maximum=120)
     allow_code: bool = option(False, "run the code that the flags of --against name; only if you trust it")
@@ -107,7 +107,7 @@ def main(config: CheckConfig) -> None:
 
 
 def _print_disputes(name: str, config: CheckConfig) -> None:
-    """Prints the masks that a trained run disputes."""
+    """Prints likely label errors: the masks that a trained run contradicts."""
     startup.load_tensorflow(show_greetings=config.check.debug)
     from petseg.runs import disputed_masks
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from petseg.classes import IGNORED
 from petseg.data.examples import BatchPosition, Examples
 
-FOCUS_DRAWS = 5 << 32  # added to seeds, which are smaller: another stream than those of the crops and of augmentation
+FOCUS_DRAWS = 5 << 32  # added to seeds, which are smaller: a random stream apart from those of crops and augmentation
 logger = logging.getLogger(__name__)
 
 

@@ -29,18 +29,18 @@ class ImageDecoding:
     """Decodes the image files of records, as graphs that agree with `images.prepared`."""
 
     bands: Bands  # the bands that the files hold
-    spec: ImageSpec  # the images that a run wants of them
+    spec: ImageSpec  # the images of the run
 
     def __call__(self, file: tf.Tensor) -> tf.Tensor:
-        """An image as it travels, uint8 or uint16 [H, W, C]."""
+        """An image in transport format, uint8 or uint16 [H, W, C]."""
         return self._encoded(self.stored(file))
 
     def stored(self, file: tf.Tensor) -> tf.Tensor:
-        """An image in the numbers of its file, uint8, uint16 or float32 [H, W, C]."""
+        """An image with the pixel values of its file, uint8, uint16 or float32 [H, W, C]."""
         return self._unstacked(file) if self.bands.is_stacked else self._with_channels(self._plain(file))
 
     def from_rgb(self, image: tf.Tensor) -> tf.Tensor:
-        """An image as it travels of decoded RGB, uint8 [H, W, 3]."""
+        """Decoded RGB, uint8 [H, W, 3], as an image in transport format."""
         return self._encoded(self._with_channels(image))
 
     def _plain(self, file: tf.Tensor) -> tf.Tensor:
@@ -96,7 +96,7 @@ def _decoded_jpeg(file: tf.Tensor, ratio: int = 1) -> tf.Tensor:
 def decoded_pair(
     data_set: DataSet, images: ImageDecoding, example: dict[str, tf.Tensor], weights: str = ""
 ) -> tuple[tf.Tensor, ...]:
-    """What is wrong with the mask; image as it travels [H, W, C] and class ids uint8 [H, W, 1] at their stored size.
+    """The mask's fault, if any; image in transport format [H, W, C] and class ids uint8 [H, W, 1], not resized.
 
     With `weights`, the dtype of the weight map, the weight map [H, W, 1] too.
     """
@@ -128,7 +128,7 @@ def _decoded_mask(data_set: DataSet, file: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
 
 
 def decoded_weight(data_set: DataSet, stored: tf.Tensor, dtype: str) -> tf.Tensor:
-    """A weight map [H, W, 1] in its own numbers, of `dtype`."""
+    """A weight map [H, W, 1] of `dtype`, not scaled."""
     if data_set.holds_weight_files:
         return ImageDecoding(Bands(dtype, 1), ImageSpec(1, dtype)).stored(stored)
     weight = data_set.builder.info.features[data_set.weight_feature].decode_example(stored)
@@ -137,7 +137,7 @@ def decoded_weight(data_set: DataSet, stored: tf.Tensor, dtype: str) -> tf.Tenso
 
 
 def _weight_problem(weight: tf.Tensor) -> tf.Tensor:
-    """What is wrong with a weight map, a string scalar, empty if nothing is; as `weight_files.problem`."""
+    """The fault of a weight map, a string scalar, empty if there is none; as `weight_files.problem`."""
     weight = tf.cast(weight, tf.float32)
     wrong = {
         weight_files.ALL_ZERO: tf.reduce_all(weight == 0),
@@ -156,8 +156,8 @@ def decode_reduced(
     """Decodes an image at a reduced size (--decode=scaled).
 
     A JPEG's sides are divided by the largest of 8, 4 and 2 that leaves both at least as long as after resizing; other
-    formats are decoded at full size. Returns the image as it travels, [H', W', C]; its full height and width, int32
-    [2]; the divisor, int32 scalar.
+    formats are decoded at full size. Returns the image in transport format, [H', W', C]; its full height and width,
+    int32 [2]; the divisor, int32 scalar.
     """
 
     def reduced_jpeg() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

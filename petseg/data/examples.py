@@ -1,6 +1,6 @@
 """The interface of a split of a data set: examples by id, decoded and resized.
 
-The backends are in `petseg.data.backends`. For data of one's own see `own_data`.
+The backends are in `petseg.data.backends`; data sets of user code are in `own_data`.
 """
 
 import abc
@@ -19,10 +19,10 @@ COUNTED_AT_ONCE = 64
 class Fetched(NamedTuple):
     """Fetched examples."""
 
-    image: tf.Tensor  # uint8 or uint16 [K, H, W, C], as images travel (`ImageSpec`)
+    image: tf.Tensor  # uint8 or uint16 [K, H, W, C], in transport format (`ImageSpec`)
     mask: tf.Tensor  # uint8 [K, H, W, 1], class ids or IGNORED
     usable: tf.Tensor  # bool [K]; False for a bad example, which is a grey image whose pixels are all IGNORED
-    # weight maps [K, H, W, 1], uint8, uint16 or float32 in their own numbers (--weight_scale); None without
+    # weight maps [K, H, W, 1], uint8, uint16 or float32, not scaled yet (--weight_scale); None without
     weight: tf.Tensor | None = None
 
     def arrays(self) -> dict[str, tf.Tensor]:

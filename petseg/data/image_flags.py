@@ -1,4 +1,4 @@
-"""Resolves the flags of images from a data set: channels, numbers of the files, and the intensity range."""
+"""Resolves the image flags from a data set: channels, pixel dtype and intensity range."""
 
 import dataclasses
 import logging
@@ -44,7 +44,7 @@ def decoding_of(config: DataConfig, data_set: DataSet) -> ImageDecoding:
 
 
 def _measured_range(data_set: DataSet, split: str, decoding: ImageDecoding) -> str:
-    """The range of the numbers in a split, as the value of --intensity_range.
+    """The range of the pixel values in a split, as the value of --intensity_range.
 
     One range for RGB, whose channels share a scale; one for each channel of other images. Raises DataError if all
     numbers are the same.
@@ -59,7 +59,7 @@ def _measured_range(data_set: DataSet, split: str, decoding: ImageDecoding) -> s
     low, high = np.where(flat, numbers.min(axis=0), low), np.where(flat, numbers.max(axis=0), high)
     if (low >= high).all():
         raise DataError(
-            f"--train_split={split}: all numbers of its images are {low[0]:g}; must differ, or --intensity_range must "
+            f"--train_split={split}: all pixel values are {low[0]:g}; must differ, or --intensity_range must "
             "be LOW,HIGH"
         )
     high = np.where(low >= high, low + 1, high)
@@ -67,7 +67,7 @@ def _measured_range(data_set: DataSet, split: str, decoding: ImageDecoding) -> s
         low, high = np.floor(low), np.ceil(high)
     text = image_spec.range_text(tuple(low.tolist()), tuple(high.tolist()))
     logger.info(
-        "--intensity_range=%s: %g%% to %g%% of the numbers in %d images of %s become 0 to 255; %d channel%s of %s",
+        "--intensity_range=%s: percentiles %g and %g of %d images of %s are scaled to 0 and 255; %d channel%s of %s",
         text, *PERCENTILES, len(values), split, channels, "s" if channels > 1 else "", decoding.spec.dtype,
     )  # fmt: skip
     return text

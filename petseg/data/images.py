@@ -1,4 +1,4 @@
-"""Images of pictures: channels and numbers as a run wants them, and their files in a data set's records.
+"""Converts pictures to a run's images (channels, pixel dtype), and to files in the records of a data set.
 
 NumPy only; the graph that decodes the records is in `example_decoding`.
 """
@@ -21,7 +21,7 @@ from petseg.errors import DataError
 
 logger = logging.getLogger(__name__)
 PERCENTILES = (0.1, 99.9)
-UNUSED_OPACITY = "has an opacity that varies, which is not used: it is no channel of the training images"
+UNUSED_OPACITY = "has a varying alpha channel, which is not used: the training images have none"
 LUMA = (299, 587, 114)  # thousandths of red, green and blue in grey (ITU-R 601)
 END_OF_PNG = b"IEND\xaeB`\x82"
 DTYPE_TEXT = {"uint8": "8 bits", "uint16": "16 bits", "float32": "floats or 32 bits"}
@@ -56,7 +56,7 @@ class Bands:
         return 3 if self.count in (1, 3) else self.count
 
     def gives(self, channels: int) -> bool:
-        """Whether an image of so many channels can be made of the bands."""
+        """Whether an image of `channels` channels can be made from the bands."""
         as_colors = self.count in (1, 3) and channels in (1, 3)
         return as_colors or channels == self.count or (self.alpha and channels == self.count + 1)
 
@@ -121,7 +121,7 @@ class BandCounts:
         usual, (_, _, name) = max(self._found.items(), key=lambda item: item[1][0])
         for bands, (_, _, other) in self._found.items():
             if bands.dtype != usual.dtype:
-                raise DataError(f"{other}: has {bands}, {name} has {usual}; all images must have numbers of one depth")
+                raise DataError(f"{other}: has {bands}, {name} has {usual}; all images must have one bit depth")
         if dtype not in ("auto", usual.dtype):
             raise DataError(f"{name}: has {usual}; must have {DTYPE_TEXT[dtype]}, as --image_dtype or the run says")
         wanted = channels or usual.channels
@@ -140,13 +140,13 @@ class BandCounts:
             return ""
         count, name, bands = sum(each[0] for each in varying), varying[0][1], varying[0][2]
         return (
-            f"{count} images have an opacity that varies ({name}), which is not used: --channels={bands.count + 1} "
-            f"makes it a channel, --channels={bands.channels} says that it is to be left out"
+            f"{count} images have a varying alpha channel ({name}), which is not used: --channels={bands.count + 1} "
+            f"uses it, --channels={bands.channels} leaves it out without this note"
         )
 
 
 def to_image(picture: Picture, channels: int) -> np.ndarray:
-    """An upright image [H, W, channels] of a picture, in its own numbers.
+    """An upright image [H, W, channels] of a picture, with its pixel values.
 
     Raises PictureError if the picture has other channels.
     """
@@ -165,22 +165,22 @@ def to_image(picture: Picture, channels: int) -> np.ndarray:
 
 
 def luma(pixels: np.ndarray) -> np.ndarray:
-    """Grey [..., 1] of RGB [..., 3], in the same numbers; whole numbers are rounded."""
+    """Grey [..., 1] of RGB [..., 3], of the same dtype; integers are rounded."""
     if pixels.dtype.kind == "f":
         return pixels @ (np.array(LUMA, np.float32)[:, None] / 1000)
     return ((pixels.astype(np.int64) @ np.array(LUMA)[:, None] + 500) // 1000).astype(pixels.dtype)
 
 
 def prepared(picture: Picture, spec: ImageSpec) -> np.ndarray:
-    """An image [H, W, C] of a picture, upright and as images of a run travel, uint8 or uint16.
+    """An image [H, W, C] of a picture, upright and in transport format, uint8 or uint16.
 
     Raises PictureError if the picture has other channels or numbers than the run's images.
     """
     bands = Bands.of(picture)
     if bands.dtype != spec.dtype:
         raise PictureError(
-            f"has {bands}; the network was trained on images of {DTYPE_TEXT[spec.dtype]}, and numbers of another depth "
-            "mean something else; must have these"
+            f"has {bands}; the network was trained on images of {DTYPE_TEXT[spec.dtype]}; must have the same bit "
+            "depth, since values of another one have another meaning"
         )
     image = to_image(picture, spec.channels)
     check_finite(image)
@@ -188,7 +188,7 @@ def prepared(picture: Picture, spec: ImageSpec) -> np.ndarray:
 
 
 def for_people(picture: Picture) -> np.ndarray:
-    """Three channels of a picture, uint8 [H, W, 3]; numbers of more than 8 bits are stretched to its own range."""
+    """Three channels of a picture for display, uint8 [H, W, 3]; beyond 8 bits, its own range is scaled to [0, 255]."""
     picture = picture.upright().colors()
     count = picture.pixels.shape[2] - picture.alpha
     pixels = picture.pixels[..., [min(channel, count - 1) for channel in range(3)]]
@@ -200,7 +200,7 @@ def for_people(picture: Picture) -> np.ndarray:
 
 
 def check_finite(pixels: np.ndarray) -> None:
-    """Raises PictureError if some numbers are NaN or infinite."""
+    """Raises PictureError if some pixel values are NaN or infinite."""
     if pixels.dtype.kind == "f" and (bad := int((~np.isfinite(pixels)).any(axis=-1).sum())):
         raise PictureError(
             f"holds NaN or infinite numbers in {bad} pixels; must be finite: replace them, and ignore these pixels in "
@@ -268,7 +268,7 @@ def read(
     *,
     on_unused_opacity: Callable[[], None] | None = None,
 ) -> np.ndarray:
-    """An image [H, W, C] of a file as images of a run travel.
+    """An image [H, W, C] of a file in transport format.
 
     Args:
       on_unused_opacity: called if opacity varies and is not one of the channels; None: that is logged.

@@ -77,10 +77,10 @@ def load(config: DataConfig, split: str, classes: Classes | None = None, *, for_
 
 
 def _judge_masks(source: SplitSource, config: DataConfig) -> None:
-    """Warns of what the masks and weight maps, taken together, say; the checker does the same with all splits.
+    """Warns of possible mistakes in the masks and weight maps as a whole; the checker does the same with all splits.
 
-    Looks at SURVEYED_MASKS masks, and at more until there are two classes. Of a folder, it was done for its copy.
-    Raises DataError if their values do not mean what the classes say.
+    Looks at SURVEYED_MASKS masks, and at more until there are two classes. For a folder, this was done for its copy.
+    Raises DataError if their values contradict the classes.
     """
     data_set = source.data_set
     notes = [*data_set.mask_notes, *weight_survey.notes(data_set.weight_rows, config.weight_scale)]
@@ -216,7 +216,7 @@ def _decoded_arrays(source: SplitSource, raw: tf.data.Dataset, keys: Sequence[st
 def native_pairs(
     config: DataConfig, split: str, classes: Classes | None = None, *, ids: np.ndarray | None = None
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """Images as they travel [H, W, C] and class ids uint8 [H, W, 1] of a split at native resolution, in order.
+    """Images in transport format [H, W, C] and class ids uint8 [H, W, 1] of a split at native resolution, in order.
 
     If the split has weight maps, they come third, [H, W, 1]. With `ids`, int64 [K], only those at these ascending
     positions.

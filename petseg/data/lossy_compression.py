@@ -1,4 +1,4 @@
-"""Whether a file's compression changed pixels, as its headers say; masks must not be so. Imports no TensorFlow."""
+"""Detects lossy compression from a file's headers; masks must not have it. Imports no TensorFlow."""
 
 import os
 from typing import IO, Any

@@ -1,7 +1,7 @@
-"""What the masks of a data set, taken together, say about the meaning of their values. Imports no TensorFlow.
+"""Checks the meaning of mask values over all masks of a data set. Imports no TensorFlow.
 
-A single mask is valid or not; only together do masks show that 255 is a class after all, that palettes differ, or that
-values come from interpolation.
+Only many masks together show that 255 is a class after all, that palettes differ, or that values come from
+interpolation.
 """
 
 import dataclasses

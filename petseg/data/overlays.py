@@ -1,4 +1,4 @@
-"""Draws a sheet of images beside the same images with mask overlays and weight maps, with a legend of the classes."""
+"""Draws a sheet of images, their mask overlays and weight maps, with a legend of the classes."""
 
 import math
 

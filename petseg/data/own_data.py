@@ -1,4 +1,4 @@
-"""Data sets that code of the user makes: --dataset=FILE.py:function.
+"""Data sets of user code: --dataset=FILE.py:function.
 
 The function gets --data_dir and the name of a split, and returns an object with `__len__` and `__getitem__`. Its
 examples become records, one by one as they are needed, which then take the path of all other data.
@@ -37,7 +37,7 @@ SAMPLED = 8  # examples that stand for all if the source has no fingerprint
 
 
 class _First(NamedTuple):
-    """What the first example of a split has, and all others must have."""
+    """Format of the first example of a split, which all others must share."""
 
     bands: Bands
     size: tuple[int, int]  # height and width
@@ -45,7 +45,7 @@ class _First(NamedTuple):
 
 
 class Source:
-    """The examples of a split, as code of the user returns them; asks for one at a time.
+    """The examples of a split, as user code returns them; asks for one at a time.
 
     Raises DataError if the function fails or returns no examples.
     """
@@ -183,12 +183,12 @@ class Source:
             return code()
         except PetsegError:
             raise
-        except Exception as error:  # code of the user may raise anything
+        except Exception as error:  # user code may raise anything
             raise BadExampleError(f"{where}: failed: {one_line(error)}") from error
 
 
 def _image(image: bytes, mask: bytes) -> tuple[Picture, Picture]:
-    """An image as its file holds it, and turned as EXIF says, as in prediction.
+    """An image as stored in its file, then rotated according to EXIF, as in prediction.
 
     Raises PictureError if it is none, or its mask only fits it as stored.
     """
@@ -263,7 +263,7 @@ class SourceRecords(Records):
 
 @dataclasses.dataclass(frozen=True)
 class OwnDataSet(DataSet):
-    """A data set of code of the user; a split's source is made at its first use."""
+    """A data set of user code; a split's source is made at its first use."""
 
     reference: str = ""  # the code
     data_dir: str = ""

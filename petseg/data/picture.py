@@ -43,7 +43,7 @@ class Picture:
         return self.pixels.shape[0], self.pixels.shape[1]
 
     def upright(self) -> "Picture":
-        """The picture turned as its EXIF orientation says."""
+        """The picture rotated according to its EXIF orientation."""
         if self.orientation == 1:
             return self
         return dataclasses.replace(self, pixels=turned(self.pixels, self.orientation), orientation=1)
@@ -60,7 +60,7 @@ class Picture:
 
     @functools.cached_property
     def alpha_varies(self) -> bool:
-        """Whether some pixels are more opaque than others, so that opacity says something."""
+        """Whether the alpha channel varies, so that it carries information."""
         picture = self.colors()
         return picture.alpha and bool(np.ptp(picture.pixels[..., -1]) > 0)
 
@@ -126,7 +126,7 @@ def _palette(image: Image.Image) -> np.ndarray:
 
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels [H, W, bands] turned as an EXIF orientation says."""
+    """Pixels [H, W, bands] rotated and flipped according to an EXIF orientation."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -147,7 +147,7 @@ def of_bands(array: np.ndarray, kind: str) -> Picture:
         array = array.astype(np.float32)
     elif array.dtype.kind == "i" or array.dtype == np.uint64:
         if not (array.min() >= -(2**31) and array.max() < 2**31):
-            raise PictureError(f"holds {array.dtype} numbers beyond 32 bits; must be 32 bits or less")
+            raise PictureError(f"holds {array.dtype} values beyond 32 bits; must be 32 bits or less")
         array = array.astype(np.int32)
     elif array.dtype.kind != "u":
         raise PictureError(wrong_array(array.shape, array.dtype))

@@ -101,7 +101,7 @@ class RandomCrops(Examples):
 def sizes_in_headers(files: Iterable[bytes], count: int, planes: int = 1) -> np.ndarray:
     """Heights and widths from the headers of image files, int32 [count, 2]; 1 x 1 if a header cannot be read.
 
-    Files hold so many planes of an image one below the other.
+    Files hold `planes` planes of an image one below the other.
     """
     sizes = np.ones((count, 2), np.int32)
     for i, file in enumerate(files):

@@ -15,7 +15,7 @@ from petseg.errors import ClusterError
 from petseg.runtime import autotuning, sockets
 
 POLL_SECONDS = 0.5
-LOST_SECONDS = 10.0  # TensorFlow would retry for ever
+LOST_SECONDS = 10.0  # TensorFlow would retry forever
 LEAST_AT_ONCE = 2
 OUT_OF_ORDER = "data service: batch out of order"
 
@@ -84,7 +84,7 @@ def wait_for_services(addresses: Sequence[str], seconds: float) -> None:
 def watch_services(addresses: Sequence[str], what_remains: str) -> Iterator[None]:
     """Ends the process with an error message when a service has not answered for LOST_SECONDS.
 
-    TensorFlow would retry for ever in calls that neither signals nor exceptions interrupt, so the process exits
+    TensorFlow would retry forever in calls that neither signals nor exceptions interrupt, so the process exits
     immediately, as after `kill -9`; the run can be resumed. Raises ClusterError if the block failed because a service
     was restarted, lost its worker, or has several.
     """

@@ -1,7 +1,7 @@
 """`synthetic_pets`: a TFDS data set of drawn cats and dogs, so that petseg runs where nothing can be downloaded.
 
 It has the features and the trimap values of `oxford_iiit_pet`. The same drawings as folders of images and masks, as an
-example of a data set of one's own: python -m petseg.data.synthetic_pets --write=DIR.
+example of your own data set: python -m petseg.data.synthetic_pets --write=DIR.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Reads the pairs of a TFDS data set, or of code of the user, for the checker, as it reads the files of a folder."""
+"""Reads the pairs of a TFDS data set, or of user code, for the checker, as it reads the files of a folder."""
 
 from collections.abc import Iterator
 from typing import Any

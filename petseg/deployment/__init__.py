@@ -1,1 +1,1 @@
-"""What is done with a trained model: masks for photographs, exports."""
+"""Uses of a trained model: prediction of masks, exports, demo page."""

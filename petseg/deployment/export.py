@@ -69,7 +69,7 @@ def export(
 
     Args:
       model: float32 images [B, H, W, channels] in [0, 255] -> float32 logits [B, H, W, C].
-      examples: images to compare on, [N, H, W, channels] as they travel.
+      examples: images to compare on, [N, H, W, channels] in transport format.
       calibration: images [M, H, W, channels] to calibrate the activations of `tflite_int8`; None if not needed.
       rebuild: builds the network in float32 without synchronised batch norms, with any weights; None: Keras copies the
         model, which needs a `get_config` of each layer.
@@ -209,7 +209,7 @@ def _float32_twin(model: keras.Model, rebuild: Callable[[], keras.Model] | None)
         return twin
     try:
         twin = type(model).from_config(_in_float32(model.get_config()))
-    except Exception as error:  # a network of one's own may have layers that Keras cannot copy
+    except Exception as error:  # a custom network may have layers that Keras cannot copy
         raise ExportError(
             "the network cannot be copied: its own layers must have a get_config, and be decorated with "
             f"@keras.saving.register_keras_serializable(): {one_line(error)[:200]}"
@@ -251,7 +251,7 @@ def _at_second_size(layer: Serving, formats: Sequence[str], examples: np.ndarray
         outputs = _run(layer, images, BATCH_SIZE)
         if outputs["mask"].shape[1:] != size:
             raise ExportError(f"of images of {size} pixels it makes masks of {outputs['mask'].shape[1:]}")
-    except Exception as error:  # a network of one's own fails in its own way
+    except Exception as error:  # a custom network may raise anything
         _log_fixed("the network takes", examples, error)
         return []
     return [(images, outputs)]

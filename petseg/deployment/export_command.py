@@ -81,7 +81,7 @@ def _comparison_images(run: TrainedRun | PackedRun, score: ScoreConfig) -> tuple
 
 
 def _drawings(size: tuple[int, int], spec: ImageSpec) -> np.ndarray:
-    """Drawn cats and dogs as images of a run travel, [N, H, W, C]; their colours are repeated over other channels."""
+    """Drawn cats and dogs in transport format, [N, H, W, C]; their colours are repeated over other channels."""
     resizing = Resizing(size)
     drawn = (animal_drawing.draw(np.random.default_rng(i)).image for i in range(COMPARED_IMAGES))
     colors = np.stack([resizing.image(image) for image in drawn])

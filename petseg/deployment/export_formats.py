@@ -27,7 +27,7 @@ from petseg.runs.packed_run import PackedRun
 SIGNATURE = "serving_default"
 MASK_AGREEMENT, MASK_AGREEMENT_INT8 = 0.999, 0.97
 
-# A loaded export: images [B, H, W, C] as they travel -> the outputs of `Serving`.
+# A loaded export: images [B, H, W, C] in transport format -> the outputs of `Serving`.
 Runner = Callable[[np.ndarray], Mapping[str, Any]]
 
 
@@ -35,8 +35,8 @@ Runner = Callable[[np.ndarray], Mapping[str, Any]]
 class Serving(InferenceMode):
     """The exported model: a network with its intensity range, scaling of pixels, softmax and argmax.
 
-    Input: images as they travel, uint8 or uint16 [B, H, W, channels]. Output: `probabilities`, float32 [B, H, W, C],
-    and `mask`, class ids, uint8 [B, H, W].
+    Input: images in transport format, uint8 or uint16 [B, H, W, channels]. Output: `probabilities`, float32
+    [B, H, W, C], and `mask`, class ids, uint8 [B, H, W].
     """
 
     def __init__(self, model: keras.Model, image_spec: ImageSpec = PLAIN, **kwargs: Any):

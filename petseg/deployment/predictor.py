@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Prepared(NamedTuple):
-    """An image as it travels, [H, W, C], and its version at the network's size [h, w, C]; None if it is tiled."""
+    """An image in transport format, [H, W, C], and its version at the network's size [h, w, C]; None if it is tiled."""
 
     image: np.ndarray
     resized: np.ndarray | None
@@ -64,11 +64,11 @@ class Predictor:
         self.batch_size = self._model.runner.batch_size
 
     def __call__(self, image: np.ndarray) -> Segmentation:
-        """Segments an image, [H, W, C] as images travel."""
+        """Segments an image, [H, W, C] in transport format."""
         return next(self.predict([image]))
 
     def predict(self, images: Iterable[np.ndarray]) -> Iterator[Segmentation]:
-        """Segments images, [H, W, C] of any sizes as images travel, in batches."""
+        """Segments images, [H, W, C] of any sizes in transport format, in batches."""
         images = iter(images)
         while batch := list(itertools.islice(images, self.batch_size)):
             yield from (finish() for finish in self.run_network([self.prepare(image) for image in batch]))

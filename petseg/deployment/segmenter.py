@@ -46,7 +46,7 @@ class Segmenter:
 
     Attributes:
       model, config, classes, step: as given.
-      predictor: segments images as they travel.
+      predictor: segments images in transport format.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Segmenter:
     ):
         self.model, self.config, self.classes, self.step = model, config, classes, step
         self._flip_tta, self._threshold, self._trained_on = flip_tta, threshold, trained_on
-        # Code of the user as it is now, since its files may change before a call of `evaluate`.
+        # User code as it is now, since its files may change before a call of `evaluate`.
         self._own_scores = metrics.own(config.extension.scores)
         self._loss, self._weight_map = losses.Loss(config.loss), building.build_weight_map(config, class_weights)
         self._spec = config.data.image_spec
@@ -87,7 +87,7 @@ class Segmenter:
     def __call__(self, image: ImageLike | list[ImageLike]) -> Segmentation | list[Segmentation]:
         """Segments an image of any size: an array, a path, or a Pillow image; or a list of them.
 
-        An array [H, W, C] has the channels and numbers of the training images: of 8-bit RGB, uint8 [H, W, 3]. Raises
+        An array [H, W, C] has the channels and dtype of the training images: for 8-bit RGB, uint8 [H, W, 3]. Raises
         DataError if it is none of these, or cannot be read.
         """
         if isinstance(image, list):
@@ -241,7 +241,7 @@ def _tile_flag(tile: int | str | Sequence[int] | None) -> str:
 
 
 def as_array(image: ImageLike, spec: ImageSpec = PLAIN) -> np.ndarray:
-    """Converts an array, a path or a Pillow image to an image [H, W, C] as images of a run travel.
+    """Converts an array, a path or a Pillow image to an image [H, W, C] in transport format.
 
     Raises DataError if it is none of these, cannot be read, or has other channels or numbers than the run's images.
     """
@@ -280,7 +280,7 @@ def _wrong_array(array: np.ndarray, spec: ImageSpec) -> str:
     grey = ", or grey [height, width]" if spec.channels in (1, 3) else ""
     hint = ""
     if array.dtype.kind == "f" and spec.dtype == "uint8":
-        hint = "; of numbers in [0, 1]: (image * 255).round().astype('uint8')"
+        hint = "; for values in [0, 1]: (image * 255).round().astype('uint8')"
     elif array.dtype.kind == "f" and spec.dtype == "float32":
         hint = "; finite numbers"
     elif array.ndim == 4:

@@ -239,8 +239,8 @@ class Evaluator:
         Needs `details`. Only the counts grow with the number of examples, up to `large_splits.most_rows`.
 
         Args:
-          pairs: images as they travel [H, W, C], masks uint8 [H, W, 1] and, if there are any, weight maps [H, W, 1], of
-            any size, in the order of the examples.
+          pairs: images in transport format [H, W, C], masks uint8 [H, W, 1] and, if there are any, weight maps
+            [H, W, 1], of any size, in the order of the examples.
           logits: image -> float32 [H, W, C], as `AnySizeModel.logits`.
 
         Returns:
@@ -307,7 +307,7 @@ class Evaluator:
         return classes, tf.where(is_target, target, other)
 
     def _logits(self, images: tf.Tensor) -> tf.Tensor:
-        """Float32 [B, H, W, C] for images [B, H, W, C] as they travel."""
+        """Float32 [B, H, W, C] for images [B, H, W, C] in transport format."""
         return inference.logits(self._model, images, flip_tta=self._flip_tta, image_spec=self._image_spec)
 
     def _trace_loop(self, iterator: Any, count: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -68,7 +68,7 @@ def from_confusion_matrix(
 
 
 def own(reference: str) -> OwnScores | None:
-    """The scores of --scores, code of the user as its file is now; None without that flag.
+    """The scoring function of --scores, loaded from its present file; None without that flag.
 
     The function takes the confusion matrix, int64 [C, C], and the classes; with a parameter `images` also those of the
     single images, int64 [N, C, C], and then has no scores in training. It returns a dictionary of numbers, or of C

@@ -23,7 +23,7 @@ class Runner(Protocol):
         """Resizes an image [H, W, C] to the network's input size, [h, w, C]."""
 
     def logits(self, images: np.ndarray) -> Any:
-        """Logits of images of the network's input size: [B, h, w, C] as they travel -> float32 [B, h, w, C]."""
+        """Logits of images of the network's input size: [B, h, w, C] in transport format -> float32 [B, h, w, C]."""
 
     def resize_logits(self, logits: Any, shape: tuple[int, ...]) -> Any:
         """Resizes logits [h, w, C] back to an image's shape [H, W, ...]."""

@@ -43,7 +43,7 @@ class _Decoder(NamedTuple):
 
 
 def prefers_dilation(name: str) -> bool:
-    """Whether the decoder of this name wants the encoder's last map at 1/16 of the image size."""
+    """Whether the decoder of this name needs the encoder's last map at 1/16 of the image size (output stride 16)."""
     return not custom_code.is_reference(name) and _DECODERS[name].prefers_dilation
 
 
@@ -51,7 +51,7 @@ def decode(name: str, taps: Taps, batch_norm: Mapping[str, Any]) -> keras.KerasT
     """The output of a decoder, a feature map of half or a quarter of the image size.
 
     Args:
-      name: one of `petseg.config.model_config.DECODERS`, or code of the user: a function of these `taps` and
+      name: one of `petseg.config.model_config.DECODERS`, or user code: a function of these `taps` and
         `batch_norm` to the map.
       taps: the image and the encoder's feature maps.
       batch_norm: options of `keras.layers.BatchNormalization`.

@@ -48,7 +48,7 @@ def build_encoder(
 
     Args:
       name: one of `petseg.config.model_config`'s ENCODERS and KERAS_ENCODERS, "hub:" and a preset or class of
-        keras-hub, or code of the user: a function of the image size and the number of channels to a functional Keras
+        keras-hub, or user code: a function of the image size and the number of channels to a functional Keras
         model with the five maps as outputs, with initial weights of its own.
       image_size: height and width of the input in pixels, multiples of 32.
       alpha: width factor of the channels; 1 for encoders of one width.

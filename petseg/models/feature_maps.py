@@ -23,7 +23,7 @@ def levels(image_size: tuple[int, int]) -> dict[tuple[int, ...], int]:
 def find(network: keras.Model, image_size: tuple[int, int]) -> dict[int, keras.KerasTensor]:
     """The feature maps of a functional classification network without its top, by level.
 
-    At each level it is the map that most operations of coarser levels read, also through padding; of several, the last.
+    At each level it is the map that most operations at coarser levels read, also through padding; the last in a tie.
     At level 5 it is the output, or the input of a final 1x1 convolution that only widens it for a classifier.
     """
     level_of, readers = levels(image_size), readers_of(network)

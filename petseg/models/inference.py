@@ -16,9 +16,9 @@ def logits(
 
     Args:
       model: float32 images in [0, 255] -> float32 logits.
-      images: [B, H, W, C] as images travel.
+      images: [B, H, W, C] in transport format.
       flip_tta: whether to average the probabilities of each image and its mirror image.
-      image_spec: how images travel.
+      image_spec: transport format of the images.
 
     Returns:
       float32 [B, H, W, C], whose softmax are the probabilities.

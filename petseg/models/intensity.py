@@ -1,4 +1,4 @@
-"""Images as they travel -> the floats that networks take."""
+"""Scales images in transport format to the floats that networks take."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ Augmentation = Callable[..., tuple[tf.Tensor, ...]]
 
 
 def to_floats(images: tf.Tensor, spec: ImageSpec) -> tf.Tensor:
-    """Float32 [B, H, W, C] in [0, 255] of images as they travel: the ends of the intensity range become 0 and 255."""
+    """Images in transport format as float32 [B, H, W, C]: the intensity range is scaled to [0, 255]."""
     images = tf.cast(images, tf.float32)
     if spec.is_plain:
         return images
@@ -19,7 +19,7 @@ def to_floats(images: tf.Tensor, spec: ImageSpec) -> tf.Tensor:
 
 
 def scaled_first(augment: Augmentation, spec: ImageSpec) -> Augmentation:
-    """An augmentation of images as they travel, cast to floats: they are scaled to [0, 255], then augmented."""
+    """An augmentation of images in transport format, cast to floats: they are scaled to [0, 255], then augmented."""
     if spec.is_plain:
         return augment
     return lambda images, *others: augment(to_floats(images, spec), *others)

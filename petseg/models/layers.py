@@ -153,7 +153,7 @@ class Upsample(_Upsampling):
 
 @keras.saving.register_keras_serializable("petseg")
 class BilinearUpsample(_Upsampling):
-    """Bilinear upsampling, computed in float32: in half precision, XLA's gradient of it is wrong by orders."""
+    """Bilinear upsampling in float32: in half precision, XLA's gradient is wrong by orders of magnitude."""
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         images = tf.cast(inputs, tf.float32)

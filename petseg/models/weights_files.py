@@ -18,8 +18,8 @@ Arrays = dict[str, np.ndarray]  # by names such as "block_1/Conv1/kernel", or "b
 def matches(encoder: keras.Model, path: str) -> list[np.ndarray | None]:
     """For each weight of an encoder, in order, the values in a file; None where it has none.
 
-    Layers are found by their names, also inside of other models; by ranks instead of the numbers that Keras counts in a
-    process; by their order within their class; or, in a packed run, by position: whatever fits most weights.
+    Layers are matched by name, also inside other models; by rank in place of the numbers that Keras counts in a
+    process; by order within their class; or, in a packed run, by position: whichever fits most weights.
 
     Raises:
       OSError, ValueError or KeyError: if the file is damaged or of another kind.

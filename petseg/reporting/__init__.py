@@ -1,1 +1,1 @@
-"""What a run shows of itself: TensorBoard, figures, the terminal."""
+"""Reporting of a run: TensorBoard, figures, terminal."""

@@ -172,7 +172,7 @@ class Summaries:
             yield
         except (OSError, tf.errors.OpError) as error:
             if not self._failed:
-                logger.warning("summaries cannot be written, training goes on: %s", error)
+                logger.warning("summaries cannot be written, training continues: %s", error)
             self._failed = True
 
 

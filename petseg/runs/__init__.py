@@ -1,1 +1,1 @@
-"""A run in its work directory: the outer loop, checkpoints, where it starts from, how it is scored."""
+"""A run in its work directory: outer loop, checkpoints, initial weights, scoring."""

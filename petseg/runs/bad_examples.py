@@ -1,4 +1,4 @@
-"""Reports bad training examples that the input pipeline found, and ends the run as --on_bad_example says."""
+"""Reports bad training examples that the input pipeline found, and ends the run or ignores them (--on_bad_example)."""
 
 import logging
 from collections.abc import Callable

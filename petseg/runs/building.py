@@ -47,7 +47,7 @@ def check_replicas(config: Config, strategy: tf.distribute.Strategy) -> None:
 
 
 def load_splits(config: DataConfig) -> tuple[Examples, Examples]:
-    """Loads the training split and the evaluation split as --cache says; warns of examples that are in both."""
+    """Loads the training and the evaluation split into the backend of --cache; warns of examples that are in both."""
     classes = catalog.open_with_splits(config).classes
     train = loading.load(config, config.train_split, classes, for_training=True)
     evaluation = loading.load(config, config.eval_split, train.classes)
@@ -58,7 +58,7 @@ def load_splits(config: DataConfig) -> tuple[Examples, Examples]:
 def focused_crops(
     config: Config, examples: Examples, rare: tuple[int, ...] | None = None
 ) -> tuple[Examples, CropFocus | None]:
-    """The training split with random crops as --crop_focus says, and its focus; None without that flag.
+    """The training split with random crops focused on rare classes (--crop_focus), and the focus; None without it.
 
     `rare` are the ids of the rare classes; None: they are counted.
     """
@@ -190,9 +190,9 @@ def build_weight_map(config: Config, class_weights: tuple[float, ...] | None) ->
 
 
 def check_code(config: Config, classes: Classes) -> None:
-    """Checks code of the user before examples are loaded; loss, optimizer, weights and scores on made-up data.
+    """Checks user code before examples are loaded; loss, optimizer, weights and scores on made-up data.
 
-    Raises ConfigError if one fails or returns something of another form.
+    Raises ConfigError if one fails or returns something else than documented.
     """
     _trainer_class(config.extension.step)
     losses.Loss(config.loss).check(len(classes), config.data.size)
@@ -219,7 +219,7 @@ def build_evaluator(
 ) -> Evaluator:
     """The evaluator of a model on a split, with the loss of a config; call it inside ``strategy.scope()``.
 
-    `loss` and `weight_map` are those of the config, where code of the user must not be loaded again; None: made here.
+    `loss` and `weight_map` are those of the config, where user code must not be loaded again; None: made here.
     """
     return Evaluator(
         strategy,

@@ -48,7 +48,7 @@ def step_of(path: str) -> int:
 
 
 def _named_by_state_file(directory: Path) -> set[int]:
-    """Steps that TensorFlow's `checkpoint` file names; none if it is missing or garbled."""
+    """Steps that TensorFlow's `checkpoint` file names; none if it is missing or malformed."""
     try:
         text = (directory / "checkpoint").read_text(errors="replace")
     except OSError:

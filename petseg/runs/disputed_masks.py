@@ -1,9 +1,8 @@
-"""Masks that a trained run disputes, which may be wrong: `python -m petseg.data.check --against=RUN`.
-
+"""Finds likely label errors, masks that a trained run contradicts: `python -m petseg.data.check --against=RUN`.
 Confident learning (Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", 2021):
-a pixel is disputed if another class is most probable there and at least as probable as it is on average where masks
-have it. Masks are ranked by their mean IoU with the mask that has the predicted classes in disputed pixels. A run has
-fitted errors of its own training data; one that was trained on other images disputes more.
+a pixel is disputed if another class is most probable there, and at least as probable as that class is on average over
+the pixels with its label. Masks are ranked by their mean IoU with the same mask after disputed pixels are replaced by
+predictions. A run has fitted some errors of its own training data; one trained on other images finds more.
 """
 
 import logging
@@ -36,7 +35,7 @@ logger = logging.getLogger(__name__)
 class Dispute(NamedTuple):
     """Disputed pixels of one mask."""
 
-    mean_iou: float  # of the mask and the mask with the predicted classes in disputed pixels
+    mean_iou: float  # of the mask and the same mask with predictions in disputed pixels
     share: float  # share of the labelled pixels that are disputed
     name: str  # of the image
     example_id: int  # of the example in the split
@@ -48,7 +47,7 @@ class Dispute(NamedTuple):
 
 
 def report(against: str, data: DataConfig, *, most: int, sheet: Path, allow_code: bool = False) -> Iterator[str]:
-    """Lines about the masks of `--train_split` that a run disputes most; also draws them.
+    """Lines about the masks of `--train_split` that a run contradicts most; also draws them.
 
     Args:
       sheet: JPEG file to write: image, mask, prediction, difference and confidence of each.
@@ -67,7 +66,7 @@ def report(against: str, data: DataConfig, *, most: int, sheet: Path, allow_code
         )
     network = _Network(run)
     disputes = network.disputes(examples)[:most]
-    yield f"split {data.train_split}: {len(disputes)} of {len(examples)} masks that {against} disputes most"
+    yield f"split {data.train_split}: likely label errors, {len(disputes)} of {len(examples)} masks, by {against}:"
     if disputes:
         yield from map(str, disputes)
         with files.explain_write_errors(sheet, flag=f"--output_dir={sheet.parent}", error_class=ConfigError):

@@ -37,7 +37,7 @@ class EarlyStopping:
         self._scores: dict[int, float] = {}
 
     def no_improvement(self, step: int) -> NoImprovement | None:
-        """Why the run ends at a step; None if it goes on, or was not evaluated there."""
+        """Why the run ends at a step; None if it continues, or was not evaluated there."""
         if not self._patience:
             return None
         if self._reader.was_replaced():

@@ -39,7 +39,7 @@ class Side:
         return [run.path for run in self.runs]
 
     def counts(self, resolution: int) -> list[Counts]:
-        """Per-image counts of each run; of folds, per-group counts of all together, if there are any."""
+        """Per-image counts of each run; for folds, per-group counts of all folds together, if there are any."""
         if self.groups:
             pooled = cross_validation.pooled_counts(self.runs, self.groups, resolution)
             return [] if pooled is None else [pooled]
@@ -76,7 +76,7 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
             names = {"runs": ours.names(), "other": theirs.names(), "weights": theirs.runs[0].results[0]["weights"]}
             counts = {i: (ours.counts(i), theirs.counts(i)) for i in paired}
             if not all(counts[paired[0]]):
-                raise DataError("--compare: folds of so many images have no scores per image; pass --eval_examples")
+                raise DataError("--compare: folds this large have no per-image scores; pass a smaller --eval_examples")
             comparison.add_comparison(ours.runs, counts, **names)
         if placement.is_chief:
             for run in ours.runs:

@@ -28,7 +28,7 @@ class NonFiniteSteps:
         self._checkpoints, self._num_examples = checkpoints, num_examples
 
     def check(self) -> None:
-        """Ends the run, or prepares it to go on, if the last step was not finite.
+        """Ends the run, or prepares it to continue, if the last step was not finite.
 
         All processes of a cluster call this together. Raises NonFiniteLossError if the run must end.
         """
@@ -50,7 +50,7 @@ class NonFiniteSteps:
         self._trainer.clear_nonfinite_step()
 
     def _restore(self, checkpoint: str) -> None:
-        """Restores a checkpoint, but for the step and the count of non-finite steps.
+        """Restores a checkpoint, except the step and the count of non-finite steps.
 
         Otherwise the same batch would come again, and --nonfinite_limit would never be reached.
         """

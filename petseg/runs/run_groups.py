@@ -65,7 +65,7 @@ def find_single_run(text: str, flag: str) -> WorkDirectory:
 
 
 def warn_of_different_recipes(workdirs: Sequence[WorkDirectory]) -> None:
-    """Warns if runs that are scored together differ in more than their seed."""
+    """Warns if runs that are scored together differ in more than the seed."""
     configs = [workdir.load_config() for workdir in workdirs]
     for workdir, config in zip(workdirs[1:], configs[1:], strict=True):
         may_differ = (*MAY_DIFFER, *(("train_split", "eval_split") if folds.parse(config.data.eval_split) else ()))

@@ -1,4 +1,4 @@
-"""Opens the report of a run, and logs what is shown once at its start: data card, model, first training batch."""
+"""Opens the report of a run; logs data card, model and first training batch once, at the start."""
 
 import numpy as np
 import tensorflow as tf

@@ -97,7 +97,7 @@ def set_up(config: Config, workdir: WorkDirectory, placement: Placement, signals
 
 
 def _check_same_code(config: Config, before: Mapping[str, str]) -> None:
-    """Raises ConfigError if code of the user changed while the run was set up: it may hold some of both versions."""
+    """Raises ConfigError if user code changed while the run was set up: parts of both versions may be in use."""
     now = config_lib.code_hashes(config)
     for flag, reference in config_lib.code_references(config).items():
         if now[flag] != before[flag]:
@@ -105,7 +105,7 @@ def _check_same_code(config: Config, before: Mapping[str, str]) -> None:
 
 
 def _checked_data(config: Config, workdir: WorkDirectory, start: StartingPoint) -> tuple[TrainingData, Config]:
-    """The data of a run, which must be the data that it began with; and the config with what was open in it.
+    """The data of a run, checked to be unchanged since its start; and the config with its open values resolved.
 
     Raises PetsegError if it cannot be used, or has changed.
     """

@@ -74,7 +74,7 @@ class WorkDirectory:
         return self._load_record().class_weights
 
     def load_counts(self, config: Config) -> "Counts":
-        """What the run counted in its training masks and still wants, so that it resumes with it.
+        """Class counts of the training masks that the flags still ask for, so that the run resumes with them.
 
         With --cache=none a sample of a large split is counted, with other caches all of it. Raises WorkDirectoryError
         if config.json cannot be read.
@@ -114,7 +114,7 @@ class WorkDirectory:
     def reconcile(self, config: Config) -> dict[str, tuple[Any, Any]]:
         """Changes of the config on resume: flag -> (old, new).
 
-        Raises WorkDirectoryError if a change does not fit the existing checkpoints, and ConfigError if code of the user
+        Raises WorkDirectoryError if a change does not fit the existing checkpoints, and ConfigError if user code
         is missing.
         """
         changes = config_lib.changes(self.load_config(), config)
@@ -128,7 +128,7 @@ class WorkDirectory:
         return {name: (old, new) for name, (old, new, _) in changes.items()}
 
     def check_code(self, config: Config, where: Sequence[str] = (SCORING, TRAINING)) -> None:
-        """Checks that code of the user that the run was started with, and that flags still name, has not changed.
+        """Checks that user code that the run was started with, and that flags still name, has not changed.
 
         `where` is that of `config.code_references`.
 

@@ -52,7 +52,7 @@ class Cluster:
             explanation.exit_code = int(reported[2])
             return explanation
         if lost := self.lost(str(error)):
-            return ClusterError(f"lost {', '.join(lost)}; start all again to go on from the last checkpoint")
+            return ClusterError(f"lost {', '.join(lost)}; restart all processes to resume from the last checkpoint")
         return None
 
     def lost(self, report: str) -> list[str]:

@@ -47,5 +47,5 @@ def set_up_runtime(
 
 
 def uses_tensor_float_32(config: Config) -> bool:
-    """Whether GPUs may round the factors of float32 products to 10 bits: as the flag says, never when deterministic."""
+    """Whether GPUs may use TensorFloat-32 (--tensor_float_32), which rounds to 10 bits; never if deterministic."""
     return config.compute.tensor_float_32 and not config.runtime.deterministic

@@ -133,7 +133,7 @@ def computing_kind() -> str:
 
 
 def _devices_of_auto(kind: str, found: int, batch_size: int, micro_batches: int) -> int:
-    """The number of devices that --strategy=auto uses for a batch; says so if others stay idle.
+    """The number of devices that --strategy=auto uses for a batch; logs if others stay idle.
 
     The most that divide its examples and leave each `LEAST_SHARE` of them, or else 1.
     """
@@ -188,7 +188,7 @@ def _set_up_devices(config: DistributionConfig, batch_size: int, micro_batches: 
 
 
 def _logical_devices(config: DistributionConfig, number: int) -> list[str]:
-    """The names of the devices that compute, at most so many."""
+    """The names of the devices that compute, at most `number`."""
     kind = computing_kind()
     devices = [device.name for device in tf.config.list_logical_devices(kind)[:number]]
     if len(devices) == number:
@@ -266,7 +266,7 @@ def _multi_worker_mirrored(config: DistributionConfig, devices: int) -> Placemen
             return Placement(strategy, cluster, all_reduce)
     except tf.errors.OpError as error:  # a member of the rendezvous did not start TensorFlow
         raise cluster.explain(error) or ClusterError(
-            f"TensorFlow did not start in all processes ({one_line(error)}); start all again"
+            f"TensorFlow did not start in all processes ({one_line(error)}); restart all processes"
         ) from error
     except RuntimeError as error:
         raise ConfigError(

@@ -14,7 +14,7 @@ def confusion_matrices(
 
     Args:
       valid: bool [B, H, W]; False at ignored pixels, which are not counted.
-      weights: float32 [B, H, W], for which a pixel counts, rounded to 1 / UNIT; None: each pixel counts 1.
+      weights: float32 [B, H, W], weight of each pixel, rounded to multiples of 1 / UNIT; None: each counts 1.
 
     Returns:
       int64 [B, C, C], true (rows) by predicted class (columns); with `weights`, multiples of 1 / UNIT.

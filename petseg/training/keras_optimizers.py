@@ -71,7 +71,7 @@ class ScheduleFreeAdamW(keras.optimizers.Optimizer):
 def named_optimizer(config: OptimizerConfig) -> keras.optimizers.Optimizer:
     """The optimizer of a config, not built; its learning rate is assigned before each step.
 
-    Raises ConfigError if it is code of the user that fails or returns something else.
+    Raises ConfigError if it is user code that fails or returns something else.
     """
     if custom_code.is_reference(config.optimizer):
         return _own_optimizer(config)
@@ -91,7 +91,7 @@ def named_optimizer(config: OptimizerConfig) -> keras.optimizers.Optimizer:
 
 
 def _own_optimizer(config: OptimizerConfig) -> keras.optimizers.Optimizer:
-    """An optimizer that code of the user makes, once for each learning rate; the function gets the config."""
+    """An optimizer that user code makes, once for each learning rate; the function gets the config."""
     made = custom_code.call("optimizer", config.optimizer, config)
     problem = None
     if not isinstance(made, keras.optimizers.Optimizer) or isinstance(made, keras.optimizers.LossScaleOptimizer):

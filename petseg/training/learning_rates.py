@@ -18,7 +18,7 @@ def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> Learnin
 
     A linear warm-up (Goyal et al. 2017) is followed by "constant"; "cosine": to 0 along half a cosine (Loshchilov and
     Hutter 2017); "polynomial": to 0 as (1 - progress)^power (Chen et al. 2018, DeepLab); "step": times a factor at
-    given points; or code of the user: a function of the step after the warm-up, int64 scalar, and the number of these
+    given points; or user code: a function of the step after the warm-up, int64 scalar, and the number of these
     steps, to the factor of --learning_rate, float32 scalar. Raises ConfigError if the warm-up is not shorter than the
     run of `total_steps`, or the user's function fails.
     """
@@ -52,7 +52,7 @@ def _without_warmup(config: OptimizerConfig, steps: int) -> LearningRate:
 
 
 def _own_schedule(reference: str, peak: float, steps: int) -> LearningRate:
-    """A schedule that is code of the user, called at its first and last step to check it."""
+    """A user-defined schedule, called at its first and last step to check it."""
     function = custom_code.load("learning_rate_schedule", reference)
     for step in {0, max(steps - 1, 0)}:
         with custom_code.explained("learning_rate_schedule", reference):

@@ -19,7 +19,7 @@ SMALLEST = 1e-7
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """The loss function of a config: one by name, or code of the user (--loss=FILE.py:function).
+    """The loss function of a config: a built-in one, or user code (--loss=FILE.py:function).
 
     The user's function gets labels int64 [B, H, W], class ids that are 0 at ignored pixels; logits float32
     [B, H, W, C]; and pixel weights float32 [B, H, W], 0 at ignored pixels. It returns one of
@@ -63,7 +63,7 @@ class Loss:
         return total, tf.reduce_sum(counted)
 
     def check(self, num_classes: int, image_size: tuple[int, int]) -> None:
-        """Calls a loss that is code of the user on made-up data, before any step.
+        """Calls a user-defined loss on made-up data, before any step.
 
         Raises ConfigError if it cannot be imported, fails, or returns something else than `Loss` describes.
         """

@@ -1,6 +1,6 @@
 """Pixel weights: class weights, boundary weights, weight maps of the data and ignored pixels.
 
-A `WeightMap` multiplies the loss of each pixel; --weight_map multiplies a factor of your own into it.
+A `WeightMap` multiplies the loss of each pixel; --weight_map multiplies a user-defined factor into it.
 """
 
 import logging

@@ -30,7 +30,7 @@ class TimedLoop:
         self._loop = tf.function(self._trace, autograph=False)
 
     def run(self, iterator: Any, num_steps: int) -> np.ndarray:
-        """Makes `num_steps` steps, or fewer if it is not to go on.
+        """Makes `num_steps` steps, or fewer if it is asked to stop.
 
         Returns float64 [steps made, 2]: seconds that the host waited for each batch, and the total time of each step.
         Under op determinism, which forbids clocks in compiled code, and where the system's clock, the only one there,

@@ -32,7 +32,7 @@ class Trainer:
 
     Decisions are made outside the replicas, on reduced values, so that all replicas act alike.
 
-    A trainer of your own (--step) is a subclass that overrides `forward`, and `state` if it has variables of its own.
+    A custom trainer (--step) is a subclass that overrides `forward`, and `state` if it has variables of its own.
 
     Attributes:
       nonfinite_step: int64 variable, the step at which `run` stopped because the loss or a gradient was not finite for
@@ -226,7 +226,7 @@ class Trainer:
     def forward(
         self, images: tf.Tensor, masks: tf.Tensor, weights: tf.Tensor, valid: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Forward pass on a replica; a trainer of your own (--step) overrides this, or adds terms to the loss.
+        """Forward pass on a replica; a custom trainer (--step) overrides this, or adds terms to the loss.
 
         What it draws must be a function of its arguments and `step`, and what it sums must be sums over examples, so
         that the result depends neither on the number of replicas nor on restarts.
@@ -372,7 +372,7 @@ class Trainer:
         return found
 
     def requested(self) -> tuple[bool, bool]:
-        """Whether any process had requested, by the last step, to stop; and to save a checkpoint."""
+        """Whether any process had requested, by the last step, a stop; and a checkpoint."""
         stop, save = self._requested.numpy() > 0
         return bool(stop), bool(save)
 

@@ -40,7 +40,7 @@ def moving_statistics(layer: keras.Layer) -> list[keras.Variable]:
 
     These are the non-trainable variables: statistics of batch norms, vectors of spectral normalisation, variables that
     a custom layer adds with ``trainable=False``. Frozen batch norms and layers inside `InferenceMode` change none;
-    random seeds are no floats. Returns each variable once, in an order that checkpoints rely on.
+    random seeds are integers. Returns each variable once, in an order that checkpoints rely on.
     """
     return list({id(variable): variable for variable in _moving_statistics(layer)}.values())
 

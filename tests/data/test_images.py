@@ -141,7 +141,7 @@ def test_the_intensity_range_is_that_of_the_training_split(tmp_path, caplog):
         low, high = map(float, resolved(root).intensity_range.split(","))
     assert 0 <= low < 20
     assert 4075 < high <= 4095
-    assert any("of the numbers in 6 images of train become 0 to 255" in line for line in caplog.messages)
+    assert any("of 6 images of train are scaled to 0 and 255" in line for line in caplog.messages)
     assert resolved(root, intensity_range="0,1000").intensity_range == "0,1000"
     assert resolved(write(tmp_path / "eight", {"a.png": encoded(RGB, "PNG")})).intensity_range == "0,255"
     per_channel = resolved(write(tmp_path / "bands", BANDS)).intensity_range.split(",")
@@ -159,7 +159,7 @@ def test_the_intensity_range_is_that_of_the_training_split(tmp_path, caplog):
          "images/train/a.png: has 3 channels of 8 bits; must have 4, as --channels says"),
         ({"a.png": encoded(RGB, "PNG")}, {"image_dtype": "uint16"},
          "images/train/a.png: has 3 channels of 8 bits; must have 16 bits, as --image_dtype or the run says"),
-        ({"a.tif": tiff(np.full((12, 16), 7, np.uint16))}, {}, "--train_split=train: all numbers of its images are 7"),
+        ({"a.tif": tiff(np.full((12, 16), 7, np.uint16))}, {}, "--train_split=train: all pixel values are 7"),
     ],
 )  # fmt: skip
 def test_images_that_differ_are_refused_by_name(files, flags, message, tmp_path):
@@ -174,7 +174,7 @@ def test_the_checker_reports_what_training_refuses_and_opacity_that_is_not_used(
         check.main(CheckConfig(config(mixed), check.CheckOptions(output_dir=str(tmp_path))))
     assert "images/train/b.tif: has 1 channel of 16 bits" in capsys.readouterr().out
     transparent = write(tmp_path / "transparent", {"a.png": encoded(COLORS, "PNG")})
-    note = "note: 2 images have an opacity that varies (images/train/a.png), which is not used: --channels=4 makes it"
+    note = "note: 2 images have a varying alpha channel (images/train/a.png), which is not used: --channels=4 uses it"
     for flags, is_noted in (({}, True), ({"channels": 3}, False), ({"channels": 4}, False)):
         check.main(CheckConfig(config(transparent, **flags), check.CheckOptions(output_dir=str(tmp_path))))
         assert (note in capsys.readouterr().out) == is_noted

@@ -170,7 +170,7 @@ def test_thumbnails_and_coarser_copies_are_no_pages():
         (npy(np.zeros((5, 64, 64))), "got float64 [5, 64, 64]; must be numbers [height, width] or [height, width, "
          "channels] of 1 to 32 channels; with the channels first: np.moveaxis(array, 0, -1)"),
         (npy(np.array(["text"])), "got <U4 [1]; must be numbers [height, width] or"),
-        (npy(np.full((9, 9), 2**40)), "holds int64 numbers beyond 32 bits; must be 32 bits or less"),
+        (npy(np.full((9, 9), 2**40)), "holds int64 values beyond 32 bits; must be 32 bits or less"),
         (tiff(DEEP)[:400], "cannot be read: "),
         (encoded(Image.fromarray(COLORS), "PNG")[:300], "cannot be read: image file is truncated"),
     ],

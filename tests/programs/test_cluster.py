@@ -86,7 +86,7 @@ def test_a_cluster_that_lost_its_chief_resumes_with_two_workers_and_matches_one_
     for code, _, stderr in others:
         assert code == 75
         assert re.search(
-            rf"^train.py: error: lost worker 0 \({addresses[0]}\).*; start all again", stderr, re.MULTILINE
+            rf"^train.py: error: lost worker 0 \({addresses[0]}\).*; restart all processes", stderr, re.MULTILINE
         )
         assert "Traceback" not in stderr
         assert "retracing" not in stderr
@@ -133,7 +133,7 @@ def test_a_process_that_dies_before_tensorflow_starts_is_named_in_time(data_dir,
     ((code, _, stderr),) = workers.finish()
     assert time.monotonic() - began < 60  # TensorFlow waits for 20 s
     assert code == 75
-    assert f"train.py: error: lost worker {dead} ({addresses[dead]}); start all again" in stderr
+    assert f"train.py: error: lost worker {dead} ({addresses[dead]}); restart all processes" in stderr
     assert "Traceback" not in stderr
 
 

@@ -175,7 +175,7 @@ def test_figures_that_cannot_be_written_do_not_end_the_training(report, caplog):
     with caplog.at_level(logging.WARNING, "petseg"):
         evaluate(report)
     (message,) = caplog.messages
-    assert message.startswith("summaries cannot be written, training goes on: ")
+    assert message.startswith("summaries cannot be written, training continues: ")
 
 
 def test_a_summary_is_readable_at_once(report):

@@ -73,7 +73,7 @@ def test_a_failing_writer_logs_one_warning_and_does_not_end_the_training(tmp_pat
         log.flush()
     log.close()
     (message,) = caplog.messages
-    assert message.startswith("summaries cannot be written, training goes on: ")
+    assert message.startswith("summaries cannot be written, training continues: ")
     assert "No space left on device" in message
 
 

@@ -51,7 +51,7 @@ def test_wrong_masks_come_first_with_both_classes(run, tmp_path, capsys):
     options = CheckOptions(output_dir=str(tmp_path), against=str(run), disputed=4, overlays=0)
     check.main(CheckConfig(DataConfig(dataset="folder", data_dir=str(folder), eval_split="train"), options))
     lines = capsys.readouterr().out.splitlines()
-    at = next(i for i, line in enumerate(lines) if "disputes most" in line)
+    at = next(i for i, line in enumerate(lines) if "likely label errors" in line)
     assert {line.split()[0] for line in lines[at + 1 : at + 3]} == {f"images/train/{i:02}.png:" for i in WRONG}
     assert all("square instead of ground" in line for line in lines[at + 1 : at + 3])
     assert float(lines[at + 1].split()[1].rstrip("%")) == pytest.approx(25, abs=6)

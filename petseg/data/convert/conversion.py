@@ -80,7 +80,7 @@ def write(annotations: Annotations, where: str, folder: Path, *, link: bool) -> 
     for one in map_with_progress(range(len(images)), convert, len(images), f"converting {where}"):
         for field in dataclasses.fields(Counts):
             setattr(counts, field.name, getattr(counts, field.name) + getattr(one, field.name))
-    # A classes file of one's own hand: names and values only, so that its reader decides on colours.
+    # Like a hand-written classes file: names and values only, so that its reader chooses the colours.
     entries = [{"name": each.name, "value": each.value} for each in classes.members]
     text = json.dumps({"classes": entries, "ignored": [IGNORED]}, indent=2, ensure_ascii=False)
     (folder / CLASSES_FILE).write_text(text + "\n", "utf-8")

@@ -132,7 +132,7 @@ def _decompressed(text: str) -> list[int]:
             raise DataError(f"has a compressed run-length encoding with the character {chr(character)!r}")
         value |= (bits & 31) << shift
         shift += 5
-        if bits & 32:  # the number goes on
+        if bits & 32:  # the number continues
             continue
         value -= (1 << shift) if bits & 16 else 0  # negative
         counts.append(value + (counts[-2] if len(counts) > 2 else 0))

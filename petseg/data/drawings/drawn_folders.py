@@ -1,4 +1,4 @@
-"""Writes drawn cats and dogs as folders of images and masks, an example of a data set of one's own.
+"""Writes drawn cats and dogs as folders of images and masks, an example of your own data set.
 
 `images/<split>/` and `masks/<split>/` with `classes.json`: background, cat and dog as an index with a palette. The same
 masks in other codings: folders `masks_...`, each with its own classes file.

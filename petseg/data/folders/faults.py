@@ -23,7 +23,7 @@ class Kind(enum.Enum):
     VALUES = "masks with values in no class"
     RESAMPLED = "masks with values that interpolation made"
     PALETTES = "palettes that differ between masks"
-    IMAGES = "images whose channels or numbers cannot be used"
+    IMAGES = "images whose channels or pixel values cannot be used"
     WEIGHTS = "weight maps that are missing or cannot be used"
     PAGES = "images and masks of different numbers of pages"
     CLASSES = "classes that the masks do not have"

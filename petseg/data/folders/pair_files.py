@@ -155,7 +155,7 @@ def _weight_map(
 
 
 def read_values(name: str, mask: FileContent, colored: bool | None, page: int | None = None) -> MaskValues | Fault:
-    """The values of a mask, turned as its own EXIF data say; a fault if it cannot be read or is no mask."""
+    """The values of a mask, rotated according to its own EXIF data; a fault if it cannot be read or is no mask."""
     faults: list[Fault] = []
     picture = _read(name, mask, page, faults)
     return values_of(name, picture.upright(), colored) if picture else faults[0]

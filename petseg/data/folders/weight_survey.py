@@ -1,4 +1,4 @@
-"""What the weight maps of a data set say together: their depths and ranges."""
+"""Checks the weight maps of a data set as a whole: bit depths and ranges."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence

@@ -136,7 +136,7 @@ def launch_options() -> dict[str, Any]:
 
 
 def _uploaded(photo: Any, uploads: Uploads, spec: ImageSpec) -> np.ndarray:
-    """Reads the image that a request names, [H, W, C] as images of the run travel.
+    """Reads the image that a request names, [H, W, C] in transport format.
 
     `gr.Image` checks only requests with the keys that a browser sends. Raises DataError if it was not uploaded, was
     deleted, or cannot be read.

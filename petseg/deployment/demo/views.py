@@ -32,7 +32,7 @@ class Pictures(NamedTuple):
 
 
 def read(path: Path, spec: ImageSpec) -> np.ndarray:
-    """Reads an uploaded image [H, W, C], as images of the run travel.
+    """Reads an uploaded image [H, W, C], in transport format.
 
     Raises DataError if it cannot be read; the message does not reveal its path on this machine.
     """
