@@ -103,7 +103,7 @@ class ScoreConfig(Group):
     def __post_init__(self) -> None:
         super().__post_init__()
         if bool(self.workdir.strip()) == self.pretrained:
-            raise ConfigError(f"--workdir={self.workdir}: must be a text that is not empty, or --pretrained be given")
+            raise ConfigError(f"--workdir={self.workdir}: must be the work directory of a run, or pass --pretrained")
         alone = ("watch", "compare", "csv", "ema")
         if self.packed and (self.checkpoint == "all" or any(getattr(self, name) for name in alone)):
             raise ConfigError(
@@ -112,7 +112,9 @@ class ScoreConfig(Group):
             )
         self._check_ensemble()
         if self.watch and self.checkpoint != "latest":
-            raise ConfigError(f"--watch and --checkpoint={self.checkpoint}: --watch scores whatever comes; drop one")
+            raise ConfigError(
+                f"--watch and --checkpoint={self.checkpoint}: --watch scores every new one; drop one flag"
+            )
         if (self.predict and self.export) or (self.export and not self.output_dir):
             raise ConfigError(
                 f"--predict={self.predict}, --export={self.export} and --output_dir={self.output_dir}: --export must "

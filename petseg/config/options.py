@@ -49,7 +49,7 @@ class Allowed:
         if kind is bool:
             return "true or false"
         if kind is str:
-            return "a text that is not empty" if self.required else "a text"
+            return "a non-empty text" if self.required else "a text"
         text = "a whole number" if kind is int else "a number"
         if self.minimum is not None:
             text += f" of at least {self.minimum:.10g}"

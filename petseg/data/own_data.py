@@ -124,7 +124,7 @@ class Source:
             )
         name = example.get("name", f"{self.split}/{i}")
         if not isinstance(name, str) or not name:
-            raise BadExampleError(f"{where}: its name is {name!r}; must be a text that is not empty")
+            raise BadExampleError(f"{where}: its name is {name!r}; must be a non-empty text")
         image = _as_file(example["image"], f"{where}: the image")
         mask = _as_file(example["mask"], f"{where}: the mask", of_bool="uint8")
         has_weights = example.get("weights") is not None

@@ -85,8 +85,8 @@ class Plan:
             target, where = photograph.target, photograph.georeference
             if foreign := outputs.foreign(target, where):
                 raise WorkDirectoryError(
-                    f"--output_dir={output_dir}: {foreign} would be overwritten, and is not as petseg wrote it; "
-                    "must be another folder"
+                    f"--output_dir={output_dir}: {foreign} would be overwritten, and was not written by petseg, or "
+                    "was changed since; must be another folder"
                 )
             written = (output_file(target, ending) for ending in outputs.endings(where))
             if not skip_existing or not all(map(os.path.lexists, written)):

@@ -15,7 +15,7 @@ PRINTED_APART = ("loss", "mean_iou", "foreground_iou", "foreground_iou_without_b
 def comparison_text(comparison: Mapping[str, Any]) -> str:
     """The result of `confidence_intervals.compare` as one line."""
     low, high = comparison["interval"]
-    verdict = "the first is better" if low > 0 else "the second is better" if high < 0 else "no difference is proven"
+    verdict = "the first is better" if low > 0 else "the second is better" if high < 0 else "no significant difference"
     return (
         f"mean IoU, first minus second: {comparison['difference']:+.4f}, 95% interval {low:+.4f} to {high:+.4f} "
         f"(paired {_bootstrap(comparison)}bootstrap, {RESAMPLES} resamples): {verdict}"

@@ -180,7 +180,7 @@ def test_one_file_name_in_several_folders(annotations, convert):
     write_json(annotations / "a.json", coco([polygon(SQUARE)], files=("1.jpg",)))
     with pytest.raises(ConfigError, match="must be a folder that does not exist, or is empty"):
         convert("coco")
-    with pytest.raises(DataError, match=r"^1\.jpg: 2 pictures end so, left/1\.jpg, right/1\.jpg; must be the path"):
+    with pytest.raises(DataError, match=r"^1\.jpg: 2 pictures match, left/1\.jpg, right/1\.jpg; must be the path"):
         program.main(ConversionConfig(from_="coco", source=str(annotations), to=str(annotations.parent / "other")))
     assert not (annotations.parent / "other").exists()
 

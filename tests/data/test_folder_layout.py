@@ -41,7 +41,7 @@ def test_lists_of_splits_name_images_with_or_without_their_ending_and_folder(tmp
     (tmp_path / "LICENSE.txt").write_text("No rights reserved\n")
     layout = find(tmp_path)
     assert names(layout) == {"train": ["images/a.jpg", "images/b.jpg", "images/c.jfif"], "val": ["images/d.jpg"]}
-    assert layout.notes == ("1 images are in no list of a split, and so left out",)
+    assert layout.notes == ("1 images are in no split list and are left out",)
     assert not layout.faults
 
 
@@ -302,7 +302,7 @@ def test_a_spare_mask_is_a_note_unless_a_flag_names_its_split(tmp_path):
     layout = find(tmp_path, eval_split="train")
     assert not layout.faults
     assert list(layout.splits) == ["train", "val"]
-    assert layout.notes == ("1 masks are of no image and not used, the first is masks/val/z.png",)
+    assert layout.notes == ("1 masks have no image and are not used, the first is masks/val/z.png",)
     assert faults(find(tmp_path, eval_split="val")) == [
         (Kind.NO_PICTURE, "masks/val/z.png: is the mask of no image that images/{split}/**/* matches")
     ]
@@ -314,7 +314,7 @@ def test_a_spare_mask_beside_lists_or_in_a_folder_of_no_split_is_a_note(tmp_path
     (tmp_path / "test.txt").write_text("b\n")
     layout = find(tmp_path)
     assert not layout.faults
-    assert "1 masks are of no image and not used, the first is masks/z.png" in layout.notes
+    assert "1 masks have no image and are not used, the first is masks/z.png" in layout.notes
 
 
 def test_a_folder_with_an_invalid_split_name_is_left_out_with_a_note(tmp_path):

@@ -157,7 +157,7 @@ REFUSED = {
     "a weight below 0": (made("{0: {'weights': np.full((40, 48), -1.0)}}"), "the weight map holds numbers below 0"),
     "a small map": (made("{i: {'weights': np.ones((9, 9))} for i in range(12)}"), "its weight map (9, 9); both must"),
     "a later map": (made("{7: {'weights': np.ones((47, 48))}}"), "(train-7.x): the weight map is float32; must be mis"),
-    "no name": (made("{0: {'name': ''}}"), "example 0: its name is ''; must be a text that is not empty"),
+    "no name": (made("{0: {'name': ''}}"), "example 0: its name is ''; must be a non-empty text"),
     "no classes": (made(classes="None"), "own.py:f: has no attribute classes; --classes must be a file"),
     "one class": (made(classes="['a']"), "own.py:f, split train: classes: there are 1; must be 2 to 254"),
     "a fingerprint": (made(fingerprint="[1]"), "its fingerprint is a list; must be a text or a number"),

@@ -62,7 +62,7 @@ def test_lists_take_precedence_over_folders_without_usual_split_names(nested):
 def test_a_name_that_several_images_have_is_a_fault(nested):
     layout = find(nested, {"train.txt": "a/0\n1\n", "test.txt": "b/0.jpg"}, **NESTED)
     assert faults(layout) == [
-        "train.txt: entry 2 is '1'; 2 images end so, images/a/1.jpg, images/b/1.jpg; must be the path of one"
+        "train.txt: entry 2 is '1'; 2 images match, images/a/1.jpg, images/b/1.jpg; must be the path of one"
     ]
 
 

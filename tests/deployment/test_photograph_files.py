@@ -83,7 +83,7 @@ def test_skip_existing_leaves_out_photographs_with_all_outputs(tmp_path):
     assert plan(tmp_path / "in", out, cutout=True, skip_existing=True).photographs == ()
     with Image.open(out / "2.mask.png") as mask:
         mask.convert("L").save(out / "2.mask.png")  # not as petseg wrote it
-    with pytest.raises(WorkDirectoryError, match=r"2\.mask\.png would be overwritten, and is not as petseg wrote it"):
+    with pytest.raises(WorkDirectoryError, match=r"2\.mask\.png would be overwritten, and was not written by petseg"):
         plan(tmp_path / "in", out, skip_existing=True)
 
 

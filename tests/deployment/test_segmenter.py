@@ -278,7 +278,7 @@ def test_packed_weights_are_one_checkpoint():
     for asked in ({"watch": True}, {"checkpoint": "all"}, {"compare": "other"}, {"csv": "x.csv"}, {"ema": True}):
         with pytest.raises(ConfigError, match="is one checkpoint with one kind of weights; must be a work directory"):
             ScoreConfig(pretrained=True, **asked)
-    with pytest.raises(ConfigError, match="--workdir=: must be a text that is not empty, or --pretrained be given"):
+    with pytest.raises(ConfigError, match="--workdir=: must be the work directory of a run, or pass"):
         ScoreConfig()
     with pytest.raises(ConfigError, match="--workdir=run: "):
         ScoreConfig(workdir="run", pretrained=True)

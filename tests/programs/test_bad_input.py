@@ -245,7 +245,7 @@ def test_a_locked_work_directory_is_refused(capsys, data_dir, place):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("", "must be a text that is not empty"),
+        ("", "must be the work directory of a run, or pass --pretrained"),
         ("--workdir={place}/empty", "no run is here"),
         ("--workdir={place}/run --checkpoint={place}/run/ckpt-9", "there is no such checkpoint"),
         ("--workdir={place}/run --split=nowhere", "no split nowhere"),

@@ -101,7 +101,7 @@ class PictureIndex:
             found = [file for file in found if split_of(self.shown(file)) == split] or found
         if len(found) > 1:
             names = ", ".join(self.shown(file) for file in found[:3])
-            raise DataError(f"{printable(text)}: {len(found)} pictures end so, {names}; must be the path of one")
+            raise DataError(f"{printable(text)}: {len(found)} pictures match, {names}; must be the path of one")
         return found[0] if found else None
 
     def shown(self, file: Path) -> str:

@@ -228,7 +228,7 @@ def _spare(matches: _Matches, splits: Splits, needed: Collection[str]) -> tuple[
     of_split = matches.masks.uses("{split}")
     bad = [mask for mask in matches.spare if splits.hashed or (of_split and mask.split in needed)]
     others = [mask.shown for mask in matches.spare if mask not in bad]
-    notes = [f"{len(others)} masks are of no image and not used, the first is {others[0]}"] if others else []
+    notes = [f"{len(others)} masks have no image and are not used, the first is {others[0]}"] if others else []
     return [Fault(Kind.NO_PICTURE, mask.shown, what, mask.split) for mask in bad], notes
 
 

@@ -41,7 +41,7 @@ def find_splits(root: Path, images: Pattern, pictures: Collection[PictureFile], 
     lists = split_lists.read_split_lists(root, pictures, images.fixed_folders, named)
     if lists.splits:
         outside = len(pictures) - len(set().union(*lists.splits.values()))
-        notes = (f"{outside} images are in no list of a split, and so left out",) if outside else ()
+        notes = (f"{outside} images are in no split list and are left out",) if outside else ()
         origin = "lists, " + ", ".join(f"{split}.txt" for split in lists.splits)
         return Splits(lists.splits, origin, tuple(lists.faults), (*notes, *lists.notes))
     splits: dict[str, list[str]] = {}

@@ -218,4 +218,4 @@ def _wanted(line: _Line) -> str:
     if not line.pictures:
         return "must be the name of an image"
     shown = ", ".join(map(printable, line.pictures[:3])) + (", ..." if len(line.pictures) > 3 else "")
-    return f"{len(line.pictures)} images end so, {shown}; must be the path of one"
+    return f"{len(line.pictures)} images match, {shown}; must be the path of one"
