@@ -53,7 +53,7 @@ WRONG_FLAGS = [
     (["--crop_size=64", "--inner_size=96"], "--crop_size=64 and --inner_size=96", "must not be given together"),
     (["--train_encoder=perhaps"], "--train_encoder=perhaps", "true or false"),
     (["--encoder_alpha=0.7"], "--encoder_alpha=0.7", "0.35, 0.5, 0.75, 1, 1.3, 1.4"),
-    (["--dataset="], "--dataset=", "not empty"),
+    (["--dataset="], "--dataset=", "a non-empty text"),
     (["--seed=-1"], "--seed=-1", "at least 0"),
     (["--seed=4294967296"], "--seed=4294967296", "at most 4294967295"),
     (["--dataset=huggingface:owner/name"], "--dataset=huggingface:owner/name", "must be the name of a TFDS data set"),

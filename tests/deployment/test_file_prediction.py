@@ -362,7 +362,7 @@ def test_what_a_run_does_not_take_is_refused_by_name_and_unused_opacity_is_logge
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     with caplog.at_level(logging.INFO, "petseg"), pytest.raises(UnreadableFilesError, match="2 of 4 files cannot be"):
         predict_files(predictor, str(tmp_path), str(tmp_path / "out"))
-    lines = [line for line in caplog.messages if "opacity" in line]
+    lines = [line for line in caplog.messages if "alpha channel" in line]
     assert lines == [f"2 photographs: the first, {tmp_path}/a.png, {images.UNUSED_OPACITY}"]
     refused = {line for line in caplog.messages if "cannot be read" in line}
     assert len(refused) == 2
