@@ -1,4 +1,4 @@
-"""Contestants: functions of a config that prepare themselves and return a function that does a number of steps."""
+"""Contestants of the benchmark: each prepares itself from a config and returns a function that runs some steps."""
 
 import queue
 import threading

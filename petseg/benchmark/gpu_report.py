@@ -1,4 +1,4 @@
-"""A report of what petseg does on this machine's GPU: python -m petseg.benchmark --measure=gpu [--smallest].
+"""Tests and measures petseg on this machine's GPU, in a report: python -m petseg.benchmark --measure=gpu [--smallest].
 
 Parts run one after the other, each within its share of --minutes; what fails or does not fit is named in the report,
 and the others continue. All parts but the time to a score draw their own data.

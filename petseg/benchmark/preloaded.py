@@ -1,4 +1,4 @@
-"""What the processes of the benchmark have loaded when they start; loading uses no device yet."""
+"""Modules that the benchmark's processes have loaded when they start; importing them uses no device."""
 
 from petseg.runtime import startup
 

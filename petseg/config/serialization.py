@@ -16,7 +16,7 @@ CONFIG_FORMAT = 3
 # Fields whose default for "empty" changed: the value in new runs, by group. A run keeps the value that it began with.
 KEPT: dict[str, dict[str, Any]] = {"loss": {"class_weight_normalization": "mean"}, "runtime": {"example_order": 2}}
 
-# Fields of the data that a run resolves from its images: the value of a config that does not say.
+# Fields of the data that a run resolves from its images: the value that means "not resolved".
 RESOLVED = {"channels": 0, "image_dtype": "auto", "intensity_range": "auto"}
 
 

@@ -5,9 +5,9 @@ import math
 from petseg.runtime import cpus
 
 DECODE_BYTES = 360 * 2**20  # to resize an image of 24 megapixels
-MOST_OF_A_PART = 8  # decodes of one part of a batch at one time; parts are made side by side
+MOST_OF_A_PART = 8  # images of one part of a batch decoded in parallel; parts are made in parallel too
 BATCHES_READY = 2
-# Shares of the available memory that images in decoding, and batches in the making and ready, may take.
+# Fractions of the available memory for images being decoded, and for batches in progress and prefetched.
 DECODING_SHARE, BATCHES_SHARE = 1 / 4, 1 / 8
 
 
@@ -31,7 +31,7 @@ def parts_at_once(local_replicas: int, examples: int, bytes_of_part: int) -> tup
 
 
 def _decodes_in_all() -> int:
-    """Decodes that all parts together may have begun: two a core, so that none waits where parts end."""
+    """Maximum number of images being decoded for all parts: two per core, so that cores stay busy when a part ends."""
     return max(2, min(2 * cpus.usable_cpus(), _memory_bound()))
 
 

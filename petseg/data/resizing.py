@@ -16,7 +16,7 @@ class Resizing:
     # `stretch`: resizes the whole image, ignoring its aspect ratio. `letterbox`: keeps the aspect ratio and pads.
     # `crop`: the centre of the image, not resized; a smaller image is padded
     method: str = "stretch"
-    padding: tuple[int, ...] = (GREY,)  # number of the pixels around an image: one, or one for each channel
+    padding: tuple[int, ...] = (GREY,)  # value of padding pixels: one, or one for each channel
 
     def image(self, image: tf.Tensor, shape: tf.Tensor | None = None, divisor: tf.Tensor | int = 1) -> tf.Tensor:
         """Resizes uint8 or uint16 [H, W, C] to [h, w, C], bilinear with antialiasing, padded.

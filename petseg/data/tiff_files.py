@@ -1,6 +1,4 @@
-"""TIFF files. Pillow reads what it reads exactly; tifffile reads what Pillow would reduce: many bands, 16-bit colours,
-floats.
-"""
+"""Reads TIFF files: by Pillow where it is exact, by tifffile where Pillow loses bands, 16-bit colours or floats."""
 
 import contextlib
 import dataclasses

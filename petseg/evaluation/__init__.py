@@ -1,1 +1,1 @@
-"""The pass over a split that counts every example once, and what follows from the counts."""
+"""Evaluation of a split: counts every example once, and derives all scores from the counts."""

@@ -47,7 +47,7 @@ class Evaluations:
 
     def __post_init__(self) -> None:
         self._early_stopping = EarlyStopping(self._config, self._workdir.metrics_file)
-        # Held from here on: an edit of their file during the run is another run's code.
+        # Loaded once: later edits of their files do not affect this run.
         self._own_scores = metrics.own(self._config.extension.scores)
         self._action = custom_code.function_of("after_evaluation", self._config.extension.after_evaluation)
 

@@ -6,7 +6,7 @@ from typing import Any
 from petseg.config import Config
 from petseg.reporting.summaries import EMA, EVAL
 
-SCORE = "mean_iou"  # the best checkpoint and early stopping go by it
+SCORE = "mean_iou"  # decides the best checkpoint and early stopping
 
 
 def selected_weights(config: Config) -> str:

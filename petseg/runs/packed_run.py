@@ -36,7 +36,7 @@ NAMES = tuple(sorted(path.stem for path in FOLDER.glob(f"*{SUFFIX}")))
 
 @dataclasses.dataclass(frozen=True)
 class PackedRun:
-    """Content of a file of packed weights, but for the weights."""
+    """Content of a file of packed weights, except the weights."""
 
     class_weights: ClassVar[None] = None  # scores have the loss without class weights
     figures: ClassVar[None] = None  # nothing is written beside a packed file

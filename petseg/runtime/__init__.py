@@ -1,1 +1,1 @@
-"""The process and its devices: start, memory, strategies, clusters."""
+"""The process and its devices: start-up, memory, strategies, clusters."""

@@ -1,1 +1,1 @@
-"""A step of training and what it is made of; knows no files, no TensorBoard, no checkpoints."""
+"""The training step and its parts; independent of files, TensorBoard and checkpoints."""

@@ -33,8 +33,8 @@ class MatrixMuon(keras.optimizers.Muon):
 class ScheduleFreeAdamW(keras.optimizers.Optimizer):
     """Schedule-free AdamW (Defazio et al. 2024), for a constant learning rate, with or without a warm-up.
 
-    Keras 3.15's reads one of its sequences after that has changed, since TensorFlow's variables are references, and its
-    weight decay misses it. The weights of the model are those that gradients are taken at.
+    In Keras 3.15's implementation the stored value of a sequence is TensorFlow's variable itself, so it is read after
+    it has changed, and weight decay misses it. The model's weights are the points at which gradients are computed.
     """
 
     BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8

@@ -102,7 +102,7 @@ class Optimizer(tf.Module):
     ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
         """Updates all weights by joined gradients, on a replica.
 
-        Returns the joined weights before, if `is_measured`, else anything; and after the update.
+        Returns the joined weights before the update (only meaningful if `is_measured`), and after it.
         """
         before, after = list[tf.Tensor](), list[tf.Tensor]()
         for update, part in self._with_update(gradients):

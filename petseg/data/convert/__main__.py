@@ -1,4 +1,4 @@
-"""Converts annotations that are not masks to a data set of --dataset=folder.
+"""Converts annotations in other formats than masks to a data set for --dataset=folder.
 
     python -m petseg.data.convert --from=coco|labelme|yolo|masks_per_class SOURCE --to=FOLDER
 

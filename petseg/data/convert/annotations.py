@@ -1,4 +1,4 @@
-"""What every format is read into: images with labelled objects, and the counts of what was left out."""
+"""The common form of all annotation formats: images with labelled objects, and counts of what was left out."""
 
 import dataclasses
 import json

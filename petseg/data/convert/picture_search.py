@@ -19,7 +19,7 @@ from petseg.files import printable
 
 @dataclasses.dataclass(frozen=True)
 class PictureHeader:
-    """What the header of a picture says."""
+    """The header of a picture."""
 
     stored: tuple[int, int]  # height and width of the stored pixels
     orientation: int  # the EXIF orientation, 1 to 8
