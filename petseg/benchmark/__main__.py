@@ -46,7 +46,7 @@ logger = logging.getLogger("petseg.benchmark")
 
 @dataclasses.dataclass(frozen=True)
 class MeasureConfig(Group):
-    """What is measured, and for how long."""
+    """Groups to measure, and the length of their turns."""
 
     measure: str = option(TRAINING, f"what to measure: some of {', '.join(GROUPS)}", required=True)
     rounds: int = option(3, "turns of each contestant", unit="turns", minimum=1)

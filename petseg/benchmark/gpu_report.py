@@ -47,7 +47,7 @@ class GpuReportConfig(Group):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What one process does for a part: a function of `gpu_parts`, and the columns that name its rows."""
+    """The work of one process for a part: a function of `gpu_parts`, and the columns that name its rows."""
 
     function: str
     arguments: tuple[Any, ...]

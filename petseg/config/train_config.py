@@ -82,7 +82,7 @@ class LossConfig(Group):
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(Group):
-    """How gradients become updates."""
+    """Flags of the optimizer, its learning rates, clipping and weight averaging."""
 
     optimizer: str = option(
         "adam",

@@ -37,7 +37,7 @@ def resolved(config: DataConfig, data_set: DataSet) -> DataConfig:
 
 
 def decoding_of(config: DataConfig, data_set: DataSet) -> ImageDecoding:
-    """How the images of a data set are decoded; resolves what the config leaves open."""
+    """The decoding of a data set's images; resolves flags that the config leaves open."""
     config = resolved(config, data_set)
     _, bands = data_set.band_counts(config.named_splits).resolve(config.channels, config.image_dtype)
     return ImageDecoding(bands, config.image_spec)

@@ -28,7 +28,7 @@ class LossyMaskError(DataError):
 
 @dataclasses.dataclass(frozen=True)
 class MaskValues:
-    """What a mask holds."""
+    """The content of a mask file."""
 
     numbers: np.ndarray  # values, or colours as red * 65536 + green * 256 + blue; uint8, uint16 or int32 [H, W]
     colored: bool  # whether they are colours

@@ -185,7 +185,7 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, int], int]:
 
 
 def _as_picture_error(error: Exception) -> PictureError:
-    """What is wrong with a file, from the errors of decoders."""
+    """Converts errors of decoders to a PictureError that says what is wrong with the file."""
     if isinstance(error, PictureError):
         return error
     if isinstance(error, Image.DecompressionBombError):

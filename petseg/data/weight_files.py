@@ -35,7 +35,7 @@ def of_picture(picture: Picture) -> Picture:
 
 
 def problem(weight: np.ndarray) -> str:
-    """What is wrong with the numbers of a weight map; empty if nothing is."""
+    """The fault in the values of a weight map; empty if there is none."""
     if not np.isfinite(weight).all():
         return NOT_FINITE
     if weight.min() < 0:

@@ -27,7 +27,7 @@ Tag = tuple[int, int, int, Any, bool]  # an entry of tifffile's `extratags`: cod
 
 @dataclasses.dataclass(frozen=True)
 class Georeference:
-    """Where a picture lies on the earth.
+    """The georeference of a picture.
 
     Attributes:
       tags: the tags of a GeoTIFF; empty for other files.

@@ -27,7 +27,7 @@ class Photograph:
 
     file: Path  # its file
     target: Path  # path of its output files, without their endings
-    georeference: Georeference = NONE  # where it lies on the earth
+    georeference: Georeference = NONE
     page: int | None = None  # page of the file, from 0 on; None for a file that must have one page
 
     def pages(self) -> list["Photograph"]:

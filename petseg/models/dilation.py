@@ -40,7 +40,7 @@ def dilated(encoder: keras.Model) -> keras.Model:
 
 
 def _changes(readers: Mapping[int, list[Any]], coarse: tuple[int, int], layer: keras.Layer) -> dict[str, Any]:
-    """What changes in a layer's config to dilate it if it makes a map of the size of the last stage."""
+    """The config changes that dilate a layer whose map has the size of the last stage."""
     if _is_of_last_stage(layer, coarse):
         changes: dict[str, Any] = {"strides": 1, "padding": "same"}  # the padding of layers before it is left out
         if layer.strides not in (1, (1, 1)):

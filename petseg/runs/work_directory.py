@@ -265,7 +265,7 @@ class _Record(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What a run counted in its training masks; None: not counted, or to be counted anew."""
+    """Results of counting the classes in the training masks; None: not counted, or to be counted again."""
 
     class_weights: tuple[float, ...] | None = None  # one weight per class, normalised
     rare_classes: tuple[int, ...] | None = None  # ids of the classes with few pixels

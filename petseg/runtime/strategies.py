@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where a program runs."""
+    """Placement of a program: its strategy and cluster."""
 
     strategy: tf.distribute.Strategy  # the strategy, over all replicas
     cluster: cluster_membership.Cluster | None = None  # the processes that take part; None if it is this one alone

@@ -12,7 +12,7 @@ from petseg.training.variables import assign_on_replica
 
 
 class Layout:
-    """How tensors lie in a vector: flattened, one after the other."""
+    """Layout of tensors in a vector: flattened and concatenated."""
 
     def __init__(self, shapes: Sequence[Any]):
         self._shapes = [tuple(shape) for shape in shapes]
@@ -61,7 +61,7 @@ class StoredSlice(tf.__internal__.tracking.Trackable):
 
 
 class Kind(NamedTuple):
-    """What the weights of one flat variable have in common."""
+    """Properties that the weights of one flat variable share."""
 
     dtype: str
     is_exempt: bool  # whether they are exempt from weight decay
