@@ -104,7 +104,10 @@ def run(main: Callable[[C], Any], config_class: type[C], summary: str) -> None:
     """
     program = _program()
     if any(argument in ("-h", "-help", "--help", "--helpfull", "--helpshort") for argument in sys.argv[1:]):
-        print(help_text(program, summary, config_class))
+        try:
+            print(help_text(program, summary, config_class), flush=True)
+        except BrokenPipeError:  # as of `--help | head`; Python's flush at its exit must not fail again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     debug = _debug_is_on(sys.argv[1:], config_class)
     try:
