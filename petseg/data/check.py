@@ -109,11 +109,11 @@ def main(config: CheckConfig) -> None:
 def _print_disputes(name: str, config: CheckConfig) -> None:
     """Prints likely label errors: the masks that a trained run contradicts."""
     startup.load_tensorflow(show_greetings=config.check.debug)
-    from petseg.runs import disputed_masks
+    from petseg.runs import label_errors
 
     options = config.check
     file = _sheet_file(name, options, "disputed")
-    for line in disputed_masks.report(
+    for line in label_errors.report(
         options.against, config.data, most=options.disputed, sheet=file, allow_code=options.allow_code
     ):
         print(line)

@@ -1,4 +1,4 @@
-"""Masks that a trained run disputes, as `python -m petseg.data.check --against` lists them."""
+"""Likely label errors, as `python -m petseg.data.check --against` lists them."""
 
 import dataclasses
 
