@@ -1,4 +1,4 @@
-"""Shared by all tests: four virtual CPUs, a small data set, tiny configs, trainers and subprocesses."""
+"""Shared by all tests: four virtual CPUs, a small data set, finished runs, tiny configs and subprocesses."""
 
 import itertools
 import logging
@@ -20,42 +20,28 @@ import tensorflow as tf
 import white_figures
 from filelock import FileLock
 from hypothesis import settings
-from PIL import Image
 from short_trainings import built_once
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from petseg.classes import PETS
 from petseg.config import (
-    AugmentationConfig,
-    ComputeConfig,
     Config,
     DataConfig,
     DistributionConfig,
-    LossConfig,
     ModelConfig,
-    OptimizerConfig,
     RuntimeConfig,
     ScheduleConfig,
     command_line,
 )
-from petseg.data import input_pipeline, loading, to_array_record
+from petseg.data import loading, to_array_record
 from petseg.data.backends.memory import MemoryExamples
-from petseg.data.convert import __main__ as conversion
-from petseg.data.examples import Examples
 from petseg.data.synthetic_pets import SyntheticPets
 from petseg.data.to_array_record import ConversionConfig
-from petseg.models import encoders, unet
 from petseg.reporting import pictures
 from petseg.runs import train
 from petseg.runtime import startup
-from petseg.training import augmentation, learning_rates, optimizers, sample_weights
-from petseg.training.augmentation import Augmentation
-from petseg.training.loss_scale import LossScale
-from petseg.training.losses import Loss
-from petseg.training.stop_requests import StopRequests
-from petseg.training.trainer import Trainer
-from petseg.training.weight_averaging import WeightAverage
 
+pytest_plugins = ["conversion_fixtures"]
 ROOT = Path(__file__).parent.parent
 NUM_TRAIN, NUM_TEST = 24, 10
 
@@ -310,110 +296,3 @@ def random_examples(count: int, size: int = 32, seed: int = 0) -> MemoryExamples
     images = rng.integers(0, 256, (count, size, size, 3), np.uint8)
     masks = rng.integers(0, 3, (count, size, size, 1), np.uint8)
     return MemoryExamples(images, masks, PETS)
-
-
-def make_trainer(
-    number: int = 1,
-    *,
-    examples: Examples,
-    batch_size: int = 4,
-    optimizer: str = "sgd",
-    learning_rate: float = 0.01,
-    augment: Augmentation | None = None,
-    precision: str = "float32",
-    initial_loss_scale: float = 1024.0,
-    calibrated_on: np.ndarray | None = None,
-    freeze_batch_norm: bool = False,
-    class_weights: tuple[float, ...] | None = None,
-    loss: Loss | None = None,
-    train_encoder: bool = False,
-    encoder: str = "tiny",
-    decoder: str = "pix2pix",
-    ema_decay: float = 0.0,
-    weight_decay: float = 0.0,
-    network: Callable[[int], keras.Model] | None = None,
-    **options: Any,
-) -> tuple[Trainer, tf.distribute.Strategy, Any]:
-    """A trainer of the smallest model, or of a network, on replicas, its strategy, and the batches of 100 steps."""
-    size, strategy = examples.read([0])[0].shape[1], replicas(number)
-    options = {"sync_batch_norm": True, **options}
-    keras.utils.set_random_seed(0)
-    requests = StopRequests()
-    with strategy.scope():
-        with unet.dtype_policy(precision):
-            alpha = 1.0 if encoder == "tiny" else 0.35
-            backbone = None if network else encoders.build_encoder(encoder, image_size=(size, size), alpha=alpha)
-            model = (
-                network(size)
-                if network
-                else unet.build_unet(
-                    image_size=(size, size),
-                    num_classes=3,
-                    encoder=backbone,
-                    train_encoder=train_encoder,
-                    input_scaling="unit",
-                    decoder=decoder,
-                    sync_batch_norm=options["sync_batch_norm"],
-                )
-            )
-        for layer in model.layers:
-            if freeze_batch_norm and isinstance(layer, keras.layers.BatchNormalization):
-                layer.trainable = False  # and so in inference mode
-        noise = tf.random.stateless_uniform([16, size, size, 3], seed=[0, 0])
-        if backbone is not None:
-            encoders.calibrate_batch_norm(backbone, noise if calibrated_on is None else calibrated_on / np.float32(255))
-        options_of_optimizer = OptimizerConfig(
-            optimizer=optimizer, learning_rate=learning_rate, weight_decay=weight_decay
-        )
-        rate = learning_rates.learning_rate_schedule(options_of_optimizer, 100)
-        parts = (model.trainable_variables[:4], model.trainable_variables[4:])
-        groups = [optimizers.Group(part, rate) for part in parts]
-        trainer = Trainer(
-            strategy,
-            model,
-            optimizers.Optimizer(options_of_optimizer, groups, options.get("bucket_bytes", 0)),
-            augment or augmentation.build_augmentation(AugmentationConfig(), seed=0, batch_size=batch_size),
-            sample_weights.weight_map(LossConfig(), class_weights),
-            loss or Loss(LossConfig()),
-            LossScale(
-                ComputeConfig(
-                    precision=precision,
-                    initial_loss_scale=initial_loss_scale,
-                    loss_scale_growth_interval=1000,
-                    all_reduce_dtype=options.get("all_reduce_dtype", "float32"),
-                )
-            ),
-            requests,
-            batch_size=batch_size,
-            average=WeightAverage(model, ema_decay) if ema_decay else None,
-            **options,
-        )
-    batches = input_pipeline.distributed_training_batches(
-        strategy, examples, batch_size=batch_size, seed=0, first_step=0, last_step=100
-    )
-    return trainer, strategy, iter(batches)
-
-
-@pytest.fixture
-def annotations(tmp_path):
-    """Folder for annotations that are not masks."""
-    return tmp_path / "source"
-
-
-@pytest.fixture
-def convert(annotations, tmp_path, capsys):
-    """Converts annotations into the folder `made`."""
-
-    def convert_source(name, source=None, **options):
-        """Masks by their paths below the written folder's masks/, and what was printed."""
-        target = tmp_path / "made"
-        conversion.main(
-            conversion.ConversionConfig(from_=name, source=str(source or annotations), to=str(target), **options)
-        )
-        masks = {
-            file.relative_to(target / "masks").as_posix(): np.asarray(Image.open(file))
-            for file in sorted((target / "masks").rglob("*.png"))
-        }
-        return masks, capsys.readouterr().out
-
-    return convert_source

@@ -102,7 +102,7 @@ def _speed(config: Config, strategy: tf.distribute.Strategy, seconds: float, pro
     peak = gpu_peaks.peak_of_visible_devices(config, process_setup.uses_tensor_float_32(config))
     model = ModelSpeed(trainer.flops_per_image(batches), peak).scalars(images_per_second)
     memory = telemetry.memory()
-    kinds = Counter(operation.type for operation in flops.needed(trainer.graph(batches)))
+    kinds = Counter(operation.type for operation in flops.needed(trainer.loop.graph(batches)))
     return {
         "images/s": images_per_second,
         "TFLOP/s": model.get("speed/model_tflops"),

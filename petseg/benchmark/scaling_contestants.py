@@ -61,7 +61,7 @@ def measure_on(strategy: tf.distribute.Strategy, configs: Sequence[Config], step
                 "small": _seconds(strategy, _small_all_reduce) if several else 0.0,
                 "bytes": all_reduce_bytes(trainer),
                 "packs": packs,
-                "small_reduces": len(collective_operations(trainer.graph(batches))) // local - packs,
+                "small_reduces": len(collective_operations(trainer.loop.graph(batches))) // local - packs,
             }
         )
     return found

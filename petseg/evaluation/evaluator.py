@@ -1,8 +1,7 @@
 """Distributed evaluation of a split: every example is counted once, for any batch size and number of replicas."""
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -15,7 +14,7 @@ from petseg.data.bad_example_log import BadExampleLog
 from petseg.data.examples import Examples
 from petseg.errors import DataError
 from petseg.evaluation import confidence_intervals, large_splits, metrics
-from petseg.evaluation.confidence_intervals import Counts
+from petseg.evaluation.evaluation import Evaluation
 from petseg.evaluation.large_splits import LargeSplit
 from petseg.models import inference
 from petseg.training import confusion_matrix, sample_weights
@@ -24,78 +23,6 @@ from petseg.training.sample_weights import WeightMap
 from petseg.training.variables import replica_sum
 
 PADDING = -1  # in place of the id of an example
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """Counts of one pass over a split."""
-
-    loss: float  # summed loss over its denominator, as in training
-    confusion_matrices: np.ndarray  # int64 [K, C, C], one per example of `ids`, rows true, columns predicted
-    boundaries: np.ndarray | None = None  # int64 [K, C, 4], as `metrics.boundary_counts`; None without details
-    # float64 [bins, 3], as `metrics.calibration_counts`, over all examples; None without details
-    calibration: np.ndarray | None = None
-    # totals of a large split, for which the counts above are those of a sample; None if they are of all examples
-    large_split: LargeSplit | None = None
-    # int64 [N], a digest of each true mask; None without details, and of a large split
-    mask_digests: np.ndarray | None = None
-    unit: int = 1  # count of a pixel of weight 1 in the confusion matrices
-
-    @property
-    def examples(self) -> int:
-        """Number N of scored examples."""
-        return self.large_split.count if self.large_split else len(self.confusion_matrices)
-
-    @property
-    def ids(self) -> Sequence[int]:
-        """Sorted ids of the K examples whose counts were kept: all, or a sample."""
-        return self.large_split.ids.tolist() if self.large_split else range(len(self.confusion_matrices))
-
-    @property
-    def counts(self) -> Counts:
-        """Counts of all examples, for intervals and comparisons."""
-        return self.large_split.totals if self.large_split else self.confusion_matrices
-
-    @property
-    def confusion_matrix(self) -> np.ndarray:
-        """int64 [C, C], summed over all examples."""
-        return self.large_split.confusion_matrix if self.large_split else self.confusion_matrices.sum(axis=0)
-
-    @property
-    def pixels(self) -> np.ndarray:
-        """[C, C], pixels of all examples: int64; with --score_weights float64, the sums of their weights."""
-        return self.confusion_matrix if self.unit == 1 else self.confusion_matrix / self.unit
-
-    @property
-    def pixels_of_images(self) -> np.ndarray:
-        """[K, C, C], as `pixels`, of each example of `ids`."""
-        return self.confusion_matrices if self.unit == 1 else self.confusion_matrices / self.unit
-
-    @property
-    def truth(self) -> np.ndarray | None:
-        """Digests of the true masks, int64: equal for evaluations against the same masks; None without details.
-
-        One per example; one in all for a large split.
-        """
-        return np.array([self.large_split.truth]) if self.large_split else self.mask_digests
-
-    @property
-    def boundary_total(self) -> np.ndarray | None:
-        """int64 [C, 4], summed over all examples; None without details."""
-        if self.large_split:
-            return self.large_split.boundary_total
-        return None if self.boundaries is None else self.boundaries.sum(axis=0)
-
-    def ranked(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of examples from worst to best, int64, and their mean IoUs, without examples whose score is undefined.
-
-        Of a large split, only the worst and the best ones.
-        """
-        if self.large_split:
-            return self.large_split.extremes
-        scores = metrics.mean_iou(self.confusion_matrices)
-        order = np.argsort(scores, kind="stable")[: np.isfinite(scores).sum()]
-        return order, scores[order]
 
 
 class Evaluator:
@@ -136,30 +63,39 @@ class Evaluator:
         Raises:
           ConfigError: if there is a threshold, and not two classes with one foreground.
         """
-        self._strategy, self._model, self._examples, self._batch_size = strategy, model, examples, batch_size
-        self._example_bytes = example_bytes
+        self._strategy = strategy
+        self._model = model
+        self._examples = examples
+        self._weight_map = weight_map
+        self._loss = loss
+        self._batch_size = batch_size
         self._replica_batch_size = math.ceil(batch_size / strategy.num_replicas_in_sync)
+        self._example_bytes = example_bytes
         self._stop = tf.constant(0.0) if stop is None else stop
-        self._weight_map, self._loss = weight_map, loss
-        self._flip_tta, self._details, self._bad_examples = flip_tta, details, BadExampleLog()
-        self._threshold, self._foreground = threshold, examples.classes.binary_foreground() if threshold else 0
-        self._image_spec, self._weight_scale, self._score_weights = image_spec, weight_scale, score_weights
+        self._flip_tta = flip_tta
+        self._threshold = threshold
+        self._foreground = examples.classes.binary_foreground() if threshold else 0
+        self._image_spec = image_spec
+        self._weight_scale = weight_scale
+        self._score_weights = score_weights
+        self._details = details
+        self._bad_examples = BadExampleLog()
         _, height, width, self._num_classes = model.output_shape
+        self._pixels = float(height * width)
         images = tf.TensorSpec([None, *model.input_shape[1:]], image_spec.travels_as, "images")
         # Per instance: a tf.function on the class keeps the graphs and models of all instances.
         self._predict = tf.function(self._classify, input_signature=[images], autograph=False)
         self.loop = tf.function(self._trace_loop, reduce_retracing=True, autograph=False)
-        self._pixels = float(height * width)
         self._scored = replica_sum([], tf.int64)
         self._summed_loss, self._denominator = replica_sum([], tf.float32), replica_sum([], tf.float32)
         self._totals = [self._scored, self._summed_loss, self._denominator]
         self._is_large = large_splits.is_large(len(examples), self._num_classes)
-        self._rows = self._batches_of_block = len(examples)  # one block that has all
+        self._examples_of_block = self._batches_of_block = len(examples)  # one block that has all
         if self._is_large:  # a block of batches at a time
             replicas = strategy.num_replicas_in_sync
             batch = replicas * input_pipeline.evaluation_batch_of_replica(len(examples), batch_size, replicas)
             self._batches_of_block = max(1, large_splits.block_size(self._num_classes) // batch)
-            self._rows = self._batches_of_block * batch
+            self._examples_of_block = self._batches_of_block * batch
         # Shapes of what is counted for each example, int64; it goes to the host with each batch.
         self._shapes_by_example = {"confusion": [self._num_classes] * 2}
         if details:
@@ -181,21 +117,29 @@ class Evaluator:
         )
         iterator, large = iter(batches), self._large_split()
         losses, calibration = np.zeros(2), np.zeros([metrics.CALIBRATION_BINS, 3])
-        for first in range(0, len(self._examples), self._rows):
-            done = first // self._rows * self._batches_of_block
-            block, expected = min(self._batches_of_block, count - done), min(self._rows, len(self._examples) - first)
-            (scored, loss, denominator, *more), by_example = self._score(iterator, block)
-            if scored < expected:
+        for first, examples_of_block, batches_of_block in self._blocks(count):
+            (scored, loss, denominator, *more), by_example = self._score(iterator, batches_of_block)
+            if scored < examples_of_block:
                 return None
             losses += loss, denominator
             calibration += sum(more)
-            counts = self._in_order_of_examples(by_example, first, expected)
+            counts = self._in_order_of_examples(by_example, first, examples_of_block)
             self._check_sums(first, counts["confusion"])
             if large:
                 large.add(first, *counts.values())
         return self._evaluation(losses, counts, calibration if self._details else None, large)
 
+    def _blocks(self, count: int) -> Iterator[tuple[int, int, int]]:
+        """First example, number of examples and number of batches of each block; a small split is one block.
+
+        `count` is the number of batches of the split.
+        """
+        for number, first in enumerate(range(0, len(self._examples), self._examples_of_block)):
+            batches = min(self._batches_of_block, count - number * self._batches_of_block)
+            yield first, min(self._examples_of_block, len(self._examples) - first), batches
+
     def _large_split(self) -> LargeSplit | None:
+        """The totals of a split that is too large for counts of each example, before the first; else None."""
         if not self._is_large:
             return None
         return LargeSplit(

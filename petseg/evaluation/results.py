@@ -8,7 +8,7 @@ import numpy as np
 from petseg.classes import Classes
 from petseg.evaluation import metrics
 from petseg.evaluation.confidence_intervals import POISSON, interval, resampled_mean_iou
-from petseg.evaluation.evaluator import Evaluation
+from petseg.evaluation.evaluation import Evaluation
 
 PERCENTILES = (5, 25, 50, 75, 95)
 

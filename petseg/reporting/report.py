@@ -15,7 +15,8 @@ from petseg.config import Config, command_line
 from petseg.config.options import SCORING
 from petseg.data.examples import Examples
 from petseg.evaluation import metrics, score_tables
-from petseg.evaluation.evaluator import Evaluation, Evaluator
+from petseg.evaluation.evaluation import Evaluation
+from petseg.evaluation.evaluator import Evaluator
 from petseg.files import write_bytes
 from petseg.reporting import pictures, summaries, tags
 from petseg.reporting.curves import Curves

@@ -42,14 +42,14 @@ class Checkpoints:
         self._snapshots = Snapshots(tf.train.Checkpoint(**objects)) if saves else None
 
     def save(
-        self, step: int, then: Callable[[], None] = lambda: None, first: Callable[[], None] = lambda: None
+        self, step: int, *, before: Callable[[], None] = lambda: None, after: Callable[[], None] = lambda: None
     ) -> None:
         """Saves the present values as `ckpt-<step>`, once the save before has ended.
 
         A thread reports its errors when the next save begins, or at the next `Saving.check` or `wait`.
 
         Args:
-          then, first: what follows the write, and what comes before it, where that runs.
+          before, after: called before and after the write, in its thread.
 
         Raises:
           WorkDirectoryError: if it cannot be written, for example on a full disk; earlier checkpoints stay.
@@ -60,9 +60,9 @@ class Checkpoints:
         write_to = self._snapshots.take()
 
         def write() -> None:
-            first()
+            before()
             self._write(step, write_to)
-            then()
+            after()
 
         self._saving.start(write)
 
@@ -159,7 +159,7 @@ class BestCheckpoint:
         record = best_record(self._directory)
         if record is not None and (record["mean_iou"], -record["step"]) > (score, -step):
             return False
-        self._checkpoints.save(step, then=lambda: self._record(score, step))
+        self._checkpoints.save(step, after=lambda: self._record(score, step))
         return True
 
     def _record(self, score: float, step: int) -> None:

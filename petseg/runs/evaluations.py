@@ -10,7 +10,8 @@ from petseg import custom_code
 from petseg.config import Config
 from petseg.data.examples import Examples
 from petseg.evaluation import metrics
-from petseg.evaluation.evaluator import Evaluation, Evaluator
+from petseg.evaluation.evaluation import Evaluation
+from petseg.evaluation.evaluator import Evaluator
 from petseg.evaluation.results import split_results
 from petseg.files import read_json, write_json
 from petseg.reporting.report import Report
@@ -28,28 +29,28 @@ from petseg.training.weight_averaging import WeightAverage
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class Evaluations:
     """Scores the evaluation split with a run's weights, and with their averages if it keeps them.
 
     All processes of a cluster score together, and the chief writes results files and the best checkpoint.
     """
 
-    _config: Config
-    _workdir: WorkDirectory
-    _placement: Placement
-    _evaluator: Evaluator
-    _average: WeightAverage | None
-    _best: BestCheckpoint
-    _saving: Saving
-    _examples: Examples
-    _stopwatch: Stopwatch
+    config: Config
+    workdir: WorkDirectory
+    placement: Placement
+    evaluator: Evaluator
+    average: WeightAverage | None  # averaged weights, if the run keeps them
+    best: BestCheckpoint  # kept by the score of model selection
+    saving: Saving  # writes the best checkpoint
+    examples: Examples  # the evaluation split, or a sample of it
+    stopwatch: Stopwatch  # of the training loop
 
     def __post_init__(self) -> None:
-        self._early_stopping = EarlyStopping(self._config, self._workdir.metrics_file)
+        self._early_stopping = EarlyStopping(self.config, self.workdir.metrics_file)
         # Loaded once: later edits of their files do not affect this run.
-        self._own_scores = metrics.own(self._config.extension.scores)
-        self._action = custom_code.function_of("after_evaluation", self._config.extension.after_evaluation)
+        self._own_scores = metrics.own(self.config.extension.scores)
+        self._action = custom_code.function_of("after_evaluation", self.config.extension.after_evaluation)
 
     def due_before_training(self, step: int, schedule: Schedule) -> bool:
         """Whether to evaluate before the first step of this process.
@@ -58,11 +59,11 @@ class Evaluations:
         evaluation of this step. Only files that training writes count, since results files may be those of eval.py.
         """
         if step == 0:
-            due = self._config.schedule.eval_at_start
+            due = self.config.schedule.eval_at_start
         else:
-            done = was_evaluated(self._workdir.metrics_file, step) and self._results_file(step, EVAL).exists()
+            done = was_evaluated(self.workdir.metrics_file, step) and self._results_file(step, EVAL).exists()
             due = schedule.due(step, schedule.eval_every) and not done
-        return any(self._placement.gather(int(due)))
+        return any(self.placement.gather(int(due)))
 
     def earlier_results(self, step: int) -> dict[str, Any]:
         """What `evaluate` returned at a step in an earlier process, from its files; empty if there are none."""
@@ -77,36 +78,36 @@ class Evaluations:
 
         Returns the scores, with those of averaged weights under "ema"; None if a stop request ended the evaluation.
         """
-        with self._stopwatch.timing("evaluation"):
+        with self.stopwatch.timing("evaluation"):
             evaluations = self._score()
             if evaluations is None:
                 return None
-            split, classes = self._config.data.eval_split, self._examples.classes
-            sample, own_scores = self._examples.sampling, self._own_scores
+            split, classes = self.config.data.eval_split, self.examples.classes
+            sample, own_scores = self.examples.sampling, self._own_scores
             by_run = {
                 run: split_results(evaluation, step, split, classes, sample=sample, own_scores=own_scores)
                 for run, evaluation in evaluations.items()
             }
         results = {**by_run[EVAL], **{run: scores for run, scores in by_run.items() if run != EVAL}}
-        if self._placement.is_chief:
+        if self.placement.is_chief:
             if step:
-                with self._stopwatch.timing("checkpoints"):
-                    selected = model_selection.selected_results(self._config, results)
-                    self._best.offer(selected[model_selection.SCORE], step)
+                with self.stopwatch.timing("checkpoints"):
+                    selected = model_selection.selected_results(self.config, results)
+                    self.best.offer(selected[model_selection.SCORE], step)
             for run, scores in reversed(by_run.items()):
                 logger.info(
                     "step %d: %s%s: loss %.4f, accuracy %.4f, mean IoU %.4f (%s)", step, split,
                     "" if run == EVAL else f", {run}", scores["loss"], scores["accuracy"], scores["mean_iou"],
                     ", ".join(f"{name} {value:.4f}" for name, value in scores["iou"].items()),
                 )  # fmt: skip
-            with self._stopwatch.timing("summaries"), self._averaged_weights():
-                report.evaluation(step, evaluations, by_run, self._examples, self._evaluator)
-            with self._stopwatch.timing("checkpoints"):
-                self._saving.wait()  # results mean that an evaluation is complete, so the best checkpoint is, too
+            with self.stopwatch.timing("summaries"), self._averaged_weights():
+                report.evaluation(step, evaluations, by_run, self.examples, self.evaluator)
+            with self.stopwatch.timing("checkpoints"):
+                self.saving.wait()  # results mean that an evaluation is complete, so the best checkpoint is, too
             for run, scores in reversed(by_run.items()):
                 write_json(self._results_file(step, run), scores)
             if self._action:
-                self._action(step, results, self._workdir.path)
+                self._action(step, results, self.workdir.path)
         return results
 
     def ends_early(self, step: int, schedule: Schedule) -> bool:
@@ -115,24 +116,24 @@ class Evaluations:
         The chief decides, since it is the one that wrote the scores.
         """
         found = None
-        if self._placement.is_chief and step < schedule.last_step:
+        if self.placement.is_chief and step < schedule.last_step:
             found = self._early_stopping.no_improvement(step)
         if found:
             logger.info("step %d: %s: the run ends here", step, found)
-        return bool(self._config.schedule.patience) and any(self._placement.gather(int(found is not None)))
+        return bool(self.config.schedule.patience) and any(self.placement.gather(int(found is not None)))
 
     def _score(self) -> dict[str, Evaluation] | None:
         """Evaluates the weights, and their averages if there are any; None if a stop request ended it."""
-        evaluation = self._evaluator.evaluate()
-        if self._average is None:
+        evaluation = self.evaluator.evaluate()
+        if self.average is None:
             return None if evaluation is None else {EVAL: evaluation}
         with self._averaged_weights():
-            averaged = self._evaluator.evaluate()
+            averaged = self.evaluator.evaluate()
         return None if evaluation is None or averaged is None else {EVAL: evaluation, EMA: averaged}
 
     def _averaged_weights(self) -> contextlib.AbstractContextManager[None]:
         """Swaps the averages into the model for a while, if there are any."""
-        return contextlib.nullcontext() if self._average is None else self._average.in_place()
+        return contextlib.nullcontext() if self.average is None else self.average.in_place()
 
     def _results_file(self, step: int, run: str) -> Path:
-        return self._workdir.results_file(self._config.data.eval_split, step, "" if run == EVAL else run)
+        return self.workdir.results_file(self.config.data.eval_split, step, "" if run == EVAL else run)

@@ -10,7 +10,7 @@ import numpy as np
 from petseg.config.eval_config import ScoreConfig
 from petseg.data import input_pipeline, loading, subsampling
 from petseg.evaluation import large_splits, metrics
-from petseg.evaluation.evaluator import Evaluation
+from petseg.evaluation.evaluation import Evaluation
 from petseg.evaluation.keras_runner import KerasRunner
 from petseg.evaluation.results import image_rows, split_results
 from petseg.evaluation.tiled_inference import AnySizeModel

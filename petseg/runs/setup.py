@@ -168,7 +168,15 @@ def _build(
         checkpoints=latest,
         saving=saving,
         evaluations=Evaluations(
-            config, workdir, placement, evaluator, trainer.average, best, saving, eval_examples, stopwatch
+            config=config,
+            workdir=workdir,
+            placement=placement,
+            evaluator=evaluator,
+            average=trainer.average,
+            best=best,
+            saving=saving,
+            examples=eval_examples,
+            stopwatch=stopwatch,
         ),
         nonfinite_steps=NonFiniteSteps(config, placement, trainer, latest, len(train_examples)),
         bad_examples=BadExamples(config, placement, train_examples, lambda: latest.newest() or "the start"),

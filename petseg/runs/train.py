@@ -86,14 +86,16 @@ def train_loop(run: Run, report: Report, step: int, schedule: Schedule, results:
     used.
     """
     trainer, stopwatch = run.trainer, run.stopwatch
-    steps, log = range(step, schedule.last_step), run.bad_examples.log
     batches = building.training_batches(
-        run.config, run.placement.strategy, run.train_examples, steps=steps, bad_examples=log
+        run.config,
+        run.placement.strategy,
+        run.train_examples,
+        steps=range(step, schedule.last_step),
+        bad_examples=run.bad_examples.log,
     )
     with custom_code.explained("step", run.config.extension.step):
         trainer.compile(batches)  # now, so that the measured speed does not include it
-    peak = gpu_peaks.peak_of_visible_devices(run.config, process_setup.uses_tensor_float_32(run.config))
-    speed = ModelSpeed(trainer.flops_per_image(batches), peak * run.placement.num_processes)
+    speed = _model_speed(run, batches)
     profiler = Profiler(run.workdir.path / summaries.TRAIN, schedule.profile if run.placement.is_chief else (0, 0))
     last_save = time.monotonic()
     stopwatch.reset()
@@ -146,11 +148,18 @@ def train_loop(run: Run, report: Report, step: int, schedule: Schedule, results:
     return results
 
 
+def _model_speed(run: Run, batches: Iterator[Any]) -> ModelSpeed:
+    """The operations of the network for an image, and the peak speed of all devices of the run."""
+    peak = gpu_peaks.peak_of_visible_devices(run.config, process_setup.uses_tensor_float_32(run.config))
+    return ModelSpeed(run.trainer.flops_per_image(batches), peak * run.placement.num_processes)
+
+
 def _save(run: Run, report: Report, step: int) -> None:
+    """Saves a checkpoint, whose thread first forces the logs up to its step onto the disk."""
     with run.stopwatch.timing("checkpoints"):
         report.flush()
         run.trainer.complete_state()
-        run.checkpoints.save(step, first=report.sync)
+        run.checkpoints.save(step, before=report.sync)
     run.requests.save.assign(0.0)
 
 

@@ -38,7 +38,7 @@ class Trainer:
       nonfinite_step: int64 variable, the step at which `run` stopped because the loss or a gradient was not finite for
         another reason than the loss scale; -1 if there was none.
       nonfinite_steps: int64 variable, number of such steps since the start of the run; part of `state`.
-      model, loss, optimizer, average, loss_scale: as given.
+      model, loss, optimizer, average, loss_scale: as given; loop: the compiled loop over steps.
     """
 
     def __init__(
@@ -88,10 +88,20 @@ class Trainer:
             jit_compile=jit_compile,
         )
         replicas = strategy.num_replicas_in_sync
-        self.model, self.optimizer, self.average, self.loss_scale = model, optimizer, average, loss_scale
-        self._strategy, self._requests, self._loop = strategy, requests, TimedLoop(self._step, self._goes_on)
-        self._augment, self._weight_map, self._weight_scale, self.loss = augment, weight_map, weight_scale, loss
-        self._clip_norm, self._micro_batches, self._all_reduce_dtype = clip_norm, micro_batches, all_reduce_dtype
+        self.model = model
+        self.optimizer = optimizer
+        self.loss = loss
+        self.loss_scale = loss_scale
+        self.average = average
+        self.loop = TimedLoop(self._step, self._goes_on)
+        self._strategy = strategy
+        self._requests = requests
+        self._augment = augment
+        self._weight_map = weight_map
+        self._weight_scale = weight_scale
+        self._clip_norm = clip_norm
+        self._micro_batches = micro_batches
+        self._all_reduce_dtype = all_reduce_dtype
         self._reduction = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=bucket_bytes)
         self._slice_size = batch_size // replicas // micro_batches
         self._average_statistics = not sync_batch_norm and replicas > 1
@@ -121,27 +131,18 @@ class Trainer:
 
         Returns the times of the steps made, as `TimedLoop.run` does.
         """
-        return self._loop.run(iterator, num_steps)
+        return self.loop.run(iterator, num_steps)
 
     def compile(self, iterator: Any) -> None:
         """Traces and compiles the loop for the batches of an iterator, without taking one."""
-        self._loop.run(iterator, 0)
-
-    @property
-    def traces(self) -> int:
-        """The number of times the loop was traced; more than 1 is a bug."""
-        return self._loop.traces
-
-    def graph(self, iterator: Any) -> tf.Graph:
-        """The graph of the compiled loop, whose operations can be counted."""
-        return self._loop.graph(iterator)
+        self.loop.run(iterator, 0)
 
     def flops_per_image(self, iterator: Any) -> float:
         """Floating-point operations of the convolutions and matrix products of a step, for each example.
 
         Counted from the graph, in which the body of the loop over micro-batches appears once.
         """
-        return flops.flops(self.graph(iterator)) / (self._slice_size * len(self._strategy.extended.worker_devices))
+        return flops.flops(self.loop.graph(iterator)) / (self._slice_size * len(self._strategy.extended.worker_devices))
 
     def _goes_on(self) -> tf.Tensor:
         return (self._requested[0] == 0) & (self.nonfinite_step < 0)

@@ -1,7 +1,8 @@
 """--measure=scaling: flags, measurements and tables."""
 
 import pytest
-from conftest import changed, make_trainer, random_examples, replicas
+from conftest import changed, random_examples, replicas
+from trainers import make_trainer
 
 from petseg.benchmark import __main__ as program, scaling, scaling_contestants, scaling_tables
 from petseg.benchmark.scaling import ScalingConfig

@@ -6,7 +6,7 @@ import pytest
 from petseg.classes import PETS
 from petseg.errors import ConfigError
 from petseg.evaluation import metrics, score_tables
-from petseg.evaluation.evaluator import Evaluation
+from petseg.evaluation.evaluation import Evaluation
 from petseg.evaluation.results import image_rows, split_results
 
 

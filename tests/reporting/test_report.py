@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from petseg.classes import PETS
 from petseg.evaluation import large_splits, metrics, score_tables
-from petseg.evaluation.evaluator import Evaluation
+from petseg.evaluation.evaluation import Evaluation
 from petseg.evaluation.large_splits import LargeSplit
 from petseg.evaluation.results import split_results
 from petseg.reporting.report import EXTREME_EXAMPLES, NullReport, Report

@@ -16,7 +16,7 @@ from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import catalog, loading
 from petseg.errors import ConfigError, DataError
 from petseg.evaluation import confidence_intervals, metrics
-from petseg.evaluation.evaluator import Evaluation
+from petseg.evaluation.evaluation import Evaluation
 from petseg.evaluation.results import split_results
 from petseg.runs import comparison, group_scoring, run_groups, scoring, seeds, training_data
 from petseg.runs.scorer import CheckpointScores

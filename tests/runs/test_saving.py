@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import changed, four_steps, make_trainer, random_examples, replicas
+from conftest import changed, four_steps, random_examples, replicas
 from programs_in_forks import exit_code
+from trainers import make_trainer
 
 from petseg.errors import StoppedError, WorkDirectoryError
 from petseg.runs import checkpoints, evaluations, train

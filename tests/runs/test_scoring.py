@@ -17,7 +17,7 @@ from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import loading
 from petseg.errors import CheckpointError, ConfigError, DataError
 from petseg.evaluation import metrics
-from petseg.evaluation.evaluator import Evaluation
+from petseg.evaluation.evaluation import Evaluation
 from petseg.runs import building, checkpoints, comparison, group_scoring, scoring, watching
 from petseg.runs.scorer import CheckpointScores
 from petseg.runs.work_directory import WorkDirectory

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import make_trainer, random_examples
+from conftest import random_examples
+from trainers import make_trainer
 
 EXAMPLES = random_examples(16)
 OPTIONS = {"examples": EXAMPLES, "optimizer": "adam", "train_encoder": True, "decoder": "light"}
@@ -44,7 +45,7 @@ def test_the_first_part_does_not_wait_for_the_last_gradients():
 def gradients_before_each_part(bucket_bytes):
     """For each all-reduce of a replica, in order, the number of kernel gradients that it waits for."""
     trainer, _, batches = make_trainer(2, **OPTIONS, bucket_bytes=bucket_bytes)
-    library = trainer.graph(batches).as_graph_def().library
+    library = trainer.loop.graph(batches).as_graph_def().library
     (body,) = (
         {node.name: node for node in function.node_def}
         for function in library.function

@@ -5,7 +5,8 @@ from unittest import mock
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import make_trainer, random_examples, replicas
+from conftest import random_examples, replicas
+from trainers import make_trainer
 
 from petseg.config import Config, serialization
 from petseg.errors import ConfigError
@@ -42,7 +43,7 @@ def test_gradients_in_float16_are_rounded_and_an_overflow_on_the_way_skips_the_s
 
     checkpoint.read(saved).assert_consumed()
     assert trainer.loss_scale.value() == 1024.0
-    assert (len(trainer.run(batches, 1)), trainer.traces) == (1, 1)
+    assert (len(trainer.run(batches, 1)), trainer.loop.traces) == (1, 1)
     assert any(np.any(weight != before[name]) for name, weight in trainer.weights().items())
 
 

@@ -6,8 +6,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import make_trainer, random_examples
+from conftest import random_examples
 from tensorflow.python.framework import config as tf_config
+from trainers import make_trainer
 
 from petseg.training import flops
 
@@ -60,7 +61,7 @@ def test_the_operations_of_an_image_do_not_depend_on_replicas_and_micro_batches(
         )
         trainer.compile(batches)
         found.append(trainer.flops_per_image(batches))
-        assert trainer.traces == 1
+        assert trainer.loop.traces == 1
     assert found[0] > 1e6
     assert found == pytest.approx([found[0]] * 2)
 

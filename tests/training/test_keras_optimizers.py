@@ -4,8 +4,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import make_trainer, random_examples, replicas
+from conftest import random_examples, replicas
 from test_replicas import collective_operations
+from trainers import make_trainer
 
 from petseg.config import OptimizerConfig
 from petseg.data import input_pipeline
@@ -143,7 +144,7 @@ def test_a_step_in_mixed_precision_has_one_all_reduce_is_skipped_on_overflow_and
     trainer.run(batches_after, 2)
     for old, new in zip(undisturbed, trainer.weights().values(), strict=True):
         np.testing.assert_array_equal(old, new)
-    assert trainer.traces == 1
+    assert trainer.loop.traces == 1
     assert trainer.pop_measurements().scalars["skipped_steps"] == scaled
 
 

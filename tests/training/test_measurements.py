@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import make_trainer, random_examples
+from conftest import random_examples
+from trainers import make_trainer
 
 from petseg.reporting import tags
 from petseg.runs.checkpoints import Checkpoints

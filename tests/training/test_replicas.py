@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import load_examples, make_trainer, random_examples
+from conftest import load_examples, random_examples
+from trainers import make_trainer
 
 from petseg.config import AugmentationConfig, LossConfig
 from petseg.errors import ConfigError
@@ -100,7 +101,7 @@ def test_without_synchronised_batch_norm_replicas_stay_copies_also_under_xla(pet
 
 
 def collective_operations(trainer, batches):
-    graph = trainer.graph(batches).as_graph_def()
+    graph = trainer.loop.graph(batches).as_graph_def()
     nodes = [node.op for function in graph.library.function for node in function.node_def]
     return sum(op.startswith("CollectiveReduce") for op in nodes)
 

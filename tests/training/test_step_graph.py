@@ -54,7 +54,7 @@ def graph_of_loop(config):
     _, focus = building.focused_crops(config, examples)
     trainer = building.build_trainer(config, strategy, model, CLASS_WEIGHTS, 1000, StopRequests(), focus)
     batches = building.training_batches(config, strategy, examples, steps=range(1), bad_examples=BadExampleLog())
-    return trainer.graph(batches)
+    return trainer.loop.graph(batches)
 
 
 def graph_of_evaluation(config):

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import make_trainer, random_examples
+from conftest import random_examples
+from trainers import make_trainer
 
 from petseg.classes import IGNORED
 from petseg.config import AugmentationConfig, LossConfig
@@ -35,7 +36,7 @@ def test_the_loop_learns_and_is_traced_once():
     trainer.pop_measurements()
     trainer.run(iterator, 2)
     last = trainer.pop_measurements()
-    assert trainer.traces == 1
+    assert trainer.loop.traces == 1
     assert int(trainer.step) == 31
     assert first.steps == 1
     assert last.steps == 2

@@ -3,7 +3,8 @@ import contextlib
 import keras
 import numpy as np
 import tensorflow as tf
-from conftest import make_trainer, random_examples
+from conftest import random_examples
+from trainers import make_trainer
 
 from petseg.runs import checkpoints
 from petseg.runs.checkpoints import Checkpoints

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import make_trainer, random_examples
+from conftest import random_examples
+from trainers import make_trainer
 
 from petseg.classes import IGNORED
 from petseg.config import AugmentationConfig, LossConfig
