@@ -101,7 +101,7 @@ def main(config: CheckConfig) -> None:
         _write_sheet(overlays, _sheet_file(source.name, config.check), config.check)
     if blocking:
         count = len(blocking)
-        raise DataError(f"{count} fault{'s' if count > 1 else ''}, printed above; must be none to train")
+        raise DataError(f"{count} fault{'s' if count > 1 else ''}, printed above; fix them before training")
     if config.check.against:
         _print_disputes(source.name, config)
 
@@ -223,7 +223,7 @@ def _print_faults(found: Sequence[Fault]) -> None:
         print("nothing is wrong")
         return
     for kind in dict.fromkeys(fault.kind for fault in found):
-        print(f"wrong: {sum(fault.kind == kind for fault in found)} {kind.value}")
+        print(f"faults: {sum(fault.kind == kind for fault in found)} {kind.value}")
     for fault in found[:SHOWN_FAULTS]:
         print(f"  {fault}")
     if len(found) > SHOWN_FAULTS:

@@ -203,7 +203,7 @@ def check_finite(pixels: np.ndarray) -> None:
     """Raises PictureError if some pixel values are NaN or infinite."""
     if pixels.dtype.kind == "f" and (bad := int((~np.isfinite(pixels)).any(axis=-1).sum())):
         raise PictureError(
-            f"holds NaN or infinite numbers in {bad} pixels; must be finite: replace them, and ignore these pixels in "
+            f"holds NaN or infinite values in {bad} pixels; must be finite: replace them, and ignore these pixels in "
             "the mask"
         )
 

@@ -41,7 +41,7 @@ SIXTEEN_BITS = "must be PNG or TIFF of 16 bits, or an image of 8"
 READERS = {  # first bytes of formats that need a package, or that no reader here knows: what to do
     rb"....ftyp(heic|heix|hevc|mif1|msf1|heim|heis)": "is HEIC; pip install 'petseg[heif]' reads it",
     rb"\xff\x0a|\0\0\0\x0cJXL ": "is JPEG XL; pip install pillow-jxl-plugin, and import it, or convert it to PNG",
-    rb".{128}DICM": "is DICOM; must be converted to TIFF or .npy, in its own numbers",
+    rb".{128}DICM": "is DICOM; must be converted to TIFF or .npy, with its own pixel values",
     rb"\x1f\x8b": "is compressed by gzip, as NIfTI files are; must be converted to TIFF or .npy",
     rb"%!PS|%PDF": "is PostScript or PDF, which is not read because it is a program; must be a picture",
 }

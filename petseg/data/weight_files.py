@@ -6,8 +6,8 @@ from petseg.config.data_config import WEIGHT_SCALES
 from petseg.data import picture_files
 from petseg.data.picture import Picture, PictureError
 
-NOT_FINITE = "holds NaN or infinite numbers; must be finite: 0 where a pixel is not to count"
-NEGATIVE = "holds numbers below 0; must be at least 0"
+NOT_FINITE = "holds NaN or infinite values; must be finite: 0 where a pixel is not to count"
+NEGATIVE = "holds values below 0; must be at least 0"
 ALL_ZERO = "is 0 everywhere; must have a pixel that counts, or the image be left out"
 
 
@@ -22,7 +22,7 @@ def of_picture(picture: Picture) -> Picture:
     32-bit integers become floats. Raises PictureError if it is no weight map.
     """
     if picture.lossy:
-        raise PictureError(f"is a weight map in {picture.lossy}, which changes numbers; must be PNG, TIFF or .npy")
+        raise PictureError(f"is a weight map in {picture.lossy}, which changes values; must be PNG, TIFF or .npy")
     bands = picture.pixels.shape[2]
     if bands > 1 or picture.palette is not None:
         what = "has a palette of colours" if picture.palette is not None else f"has {bands} channels"

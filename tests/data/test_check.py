@@ -43,7 +43,7 @@ def test_the_program_ends_with_exit_code_2_and_one_line(root, monkeypatch, capsy
     with pytest.raises(SystemExit) as stop:
         command_line.run(check.main, CheckConfig, check.__doc__)
     assert stop.value.code == 2
-    assert capsys.readouterr().err == "check.py: error: 1 fault, printed above; must be none to train\n"
+    assert capsys.readouterr().err == "check.py: error: 1 fault, printed above; fix them before training\n"
 
 
 def test_a_valid_folder_prints_its_statistics_and_suggestions(root, run, tmp_path):
@@ -106,13 +106,13 @@ def test_every_fault_is_printed_and_ends_the_program(root, run):
     save(root / "images/test/d.jpg", picture(20, 20))
     save(root / "images/test/e.jpg", b"nothing")
     printed, error = run(config(root))
-    assert error == "4 faults, printed above; must be none to train"
-    start = printed.index("wrong: ")
+    assert error == "4 faults, printed above; fix them before training"
+    start = printed.index("faults: ")
     assert printed[start:].splitlines() == [
-        "wrong: 1 images without a mask",
-        "wrong: 1 masks with values in no class",
-        "wrong: 1 images and masks of different sizes",
-        "wrong: 1 files that cannot be read",
+        "faults: 1 images without a mask",
+        "faults: 1 masks with values in no class",
+        "faults: 1 images and masks of different sizes",
+        "faults: 1 files that cannot be read",
         "  images/train/a.jpg: has no mask; must be masks/train/a.png",
         "  masks/train/b.png: holds value 9 in no class (96 pixels, the first at row 0, column 1); "
         "must be 0 to 2, or 255 (in no class)",
@@ -243,7 +243,7 @@ def test_faults_of_a_split_that_no_flag_names_are_a_note(root, run):
     assert "nothing is wrong" in printed
     printed, error = run(config(root, eval_split="val"))
     assert error.startswith("2 faults")
-    assert "wrong: 1 masks with values in no class" in printed
+    assert "faults: 1 masks with values in no class" in printed
 
 
 def test_a_flag_that_names_no_split_is_a_note(root, run):

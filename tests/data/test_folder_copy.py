@@ -165,7 +165,7 @@ def test_one_line_names_the_first_fault_the_number_of_others_and_the_check_comma
     assert text.startswith(
         f"{root}: masks/train/b.png: holds value 9 in no class (96 pixels, the first at row 0, column 1)"
     )
-    assert f"; and 2 more faults. Everything: python -m petseg.data.check --dataset=folder --data_dir={root}" in text
+    assert f"; and 2 more faults. All faults: python -m petseg.data.check --dataset=folder --data_dir={root}" in text
     assert "\n" not in text
     assert not [file for file in (root.parent / "cache").rglob("*") if file.is_file()]
 
@@ -199,7 +199,7 @@ def test_a_missing_mask_is_reported_before_a_file_is_opened(root, monkeypatch):
     (root / "masks/train/b.png").unlink()
     monkeypatch.setattr(folder_files, "FileContent", None)
     with pytest.raises(
-        DataError, match=r"images/train/b.jpg: has no mask; must be masks/train/b.png. Everything: python"
+        DataError, match=r"images/train/b.jpg: has no mask; must be masks/train/b.png. All faults: python"
     ):
         folder_copy.prepare(config(root))
 

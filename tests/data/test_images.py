@@ -185,7 +185,7 @@ def test_a_picture_of_another_depth_or_with_nan_is_refused():
         images.prepared(of_bands(DEEP[..., 0], "ARRAY"), ImageSpec())
     with pytest.raises(PictureError, match=r"^has 5 channels of 16 bits; must have 3 channels$"):
         images.prepared(of_bands(DEEP, "ARRAY"), ImageSpec(3, "uint16"))
-    with pytest.raises(PictureError, match=r"^holds NaN or infinite numbers in 192 pixels; must be finite"):
+    with pytest.raises(PictureError, match=r"^holds NaN or infinite values in 192 pixels; must be finite"):
         images.prepared(of_bands(DEEP[..., 0] * np.nan, "ARRAY"), ImageSpec(3, "float32"))
 
 

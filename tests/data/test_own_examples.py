@@ -154,7 +154,7 @@ REFUSED = {
     "a later class": (made("{7: {'mask': np.full((47, 48), 2)}}"), "train-7.x"),
     "a later depth": (made("{7: {'image': np.zeros((47, 48, 3))}}"), "(train-7.x): the image has 3 channels of floats"),
     "a later exception": (made("{7: 1}"), "own.py:f, split train, example 7: failed: TypeError"),
-    "a weight below 0": (made("{0: {'weights': np.full((40, 48), -1.0)}}"), "the weight map holds numbers below 0"),
+    "a weight below 0": (made("{0: {'weights': np.full((40, 48), -1.0)}}"), "the weight map holds values below 0"),
     "a small map": (made("{i: {'weights': np.ones((9, 9))} for i in range(12)}"), "its weight map (9, 9); both must"),
     "a later map": (made("{7: {'weights': np.ones((47, 48))}}"), "(train-7.x): the weight map is float32; must be mis"),
     "no name": (made("{0: {'name': ''}}"), "example 0: its name is ''; must be a non-empty text"),

@@ -158,7 +158,7 @@ def test_a_mask_that_only_fits_the_image_as_stored_is_turned_with_it(orientation
             encoded(np.full((12, 16), np.nan, np.float32), "TIFF"),
             None,
             Kind.IMAGES,
-            "a.jpg: holds NaN or infinite numbers in 192 pixels; must be finite: replace them",
+            "a.jpg: holds NaN or infinite values in 192 pixels; must be finite: replace them",
         ),
     ],
     ids=["truncated", "none", "empty", "mask", "sizes", "1x1", "jpeg-mask", "value", "values", "colours", "floats"],

@@ -108,13 +108,13 @@ def test_maps_that_cannot_be_used_are_one_line_in_training_and_in_the_check(tmp_
     kind = (
         "files that cannot be read" if isinstance(content, bytes) else "weight maps that are missing or cannot be used"
     )
-    assert f"wrong: 1 {kind}" in printed
+    assert f"faults: 1 {kind}" in printed
     assert re.search(f"  weights/{fault}", printed)
 
 
 @pytest.mark.parametrize(
     ("numbers", "fault"),
-    [(np.nan, "holds NaN or infinite numbers; must be finite"), (-1, "holds numbers below 0; must be at least 0")],
+    [(np.nan, "holds NaN or infinite values; must be finite"), (-1, "holds values below 0; must be at least 0")],
 )
 def test_float_maps_must_be_finite_and_not_negative(tmp_path, numbers, fault):
     maps = two("npy", lambda seed: npy(np.where(np.eye(12, 16) > 0, numbers if seed else 1, 0.5).astype(np.float32)))
@@ -227,7 +227,7 @@ def test_maps_of_tfds_data_sets_are_checked_when_they_are_decoded(tmp_path):
     names = ("image", "segmentation_mask", "certainty")
     values = {"weight_feature": "certainty"}
     for name, bad, fault in (
-        ("nan", np.full((12, 16), np.nan), "holds NaN"), ("low", -np.ones((12, 16)), "holds numbers below 0"),
+        ("nan", np.full((12, 16), np.nan), "holds NaN"), ("low", -np.ones((12, 16)), "holds values below 0"),
         ("zero", np.zeros((12, 16)), "is 0 everywhere"),
     ):  # fmt: skip
         write_data_set(

@@ -70,7 +70,7 @@ def as_error(faults: Sequence[Fault], dataset: str, command: str) -> DataError:
     """A one-line error with the first of several faults, the number of others, and the command that prints them all."""
     more = len(faults) - 1
     others = f"; and {more} more fault{'s' if more > 1 else ''}" if more else ""
-    return DataError(f"{dataset}: {faults[0]}{others}. Everything: {command}")
+    return DataError(f"{dataset}: {faults[0]}{others}. All faults: {command}")
 
 
 def check_command(config: DataConfig) -> str:

@@ -101,7 +101,7 @@ def _refuse_left_out(builder: "_FolderBuilder", layout: Layout, config: DataConf
     """Raises DataError if a split that is needed was left out of the copy because of faults."""
     for split, why in left_out_splits(builder).items():
         if split in layout.needed:
-            raise DataError(f"{config.data_dir}: {why}. Everything: {faults.check_command(config)}")
+            raise DataError(f"{config.data_dir}: {why}. All faults: {faults.check_command(config)}")
 
 
 def band_counts(builder: Any) -> dict[str, BandCounts]:
