@@ -236,7 +236,9 @@ def _member(number: int, entry: Any, *, numbers: bool) -> SegmentationClass:
     color = given[0], given[1], given[2]
     foreground = entry.get("foreground", 0.0)
     if not isinstance(foreground, bool | int | float) or not 0 <= foreground <= 1:
-        raise ConfigError(f"classes: {name} has foreground {foreground!r}; must be true, false, or a share of 0 to 1")
+        raise ConfigError(
+            f"classes: {name} has foreground {foreground!r}; must be true, false, or a fraction from 0 to 1"
+        )
     return SegmentationClass(name, value, color, float(foreground), tuple(more))
 
 

@@ -90,7 +90,7 @@ def test_the_pets_have_a_border():
         ('[{"name": "a", "color": [1, 2, 256]}, "b"]', r"a has color \[1, 2, 256\]; must be three numbers"),
         ('[{"name": "a", "color": 7}, "b"]', "a has color 7; must be three numbers of 0 to 255"),
         ('[{"name": "a b"}, "b"]', "class 0 has name 'a b'; must be a text of letters, digits"),
-        ('[{"name": "a", "foreground": 2}, "b"]', "a has foreground 2; must be true, false, or a share of 0 to 1"),
+        ('[{"name": "a", "foreground": 2}, "b"]', "a has foreground 2; must be true, false, or a fraction from 0 to 1"),
         ('[{"name": "a", "colour": 2}, "b"]', "unknown key 'colour'; must be one of name, value, color, foreground"),
         ("[3, 4]", "class 0 is 3; must be"),
         ('["..", "a"]', r"name '\.\.' begins with a dot; must not, since names become file names"),

@@ -35,7 +35,9 @@ class LossConfig(Group):
     )
     dice_weight: float = option(0.5, "weight of Dice in --loss=cross_entropy_dice", minimum=0)
     focal_gamma: float = option(2.0, "exponent of --loss=focal", minimum=0)
-    label_smoothing: float = option(0.0, "share of the target spread over all classes; not in Dice", minimum=0, below=1)
+    label_smoothing: float = option(
+        0.0, "fraction of the target spread over all classes; not in Dice", minimum=0, below=1
+    )
     class_weights: str = option(
         "", "weight of each class: `2,2,1`, `balanced` (inverse frequency) or `median_frequency`; empty: all 1"
     )
@@ -108,7 +110,7 @@ class OptimizerConfig(Group):
     warmup_steps: int = option(0, "length of the learning rate warm-up", unit="steps", minimum=0)
     polynomial_power: float = option(0.9, "exponent of --learning_rate_schedule=polynomial", above=0)
     drop_at: str = option(
-        "0.5,0.75", "when --learning_rate_schedule=step drops, as shares of the run after the warm-up"
+        "0.5,0.75", "when --learning_rate_schedule=step drops, as fractions of the run after the warm-up"
     )
     drop_factor: float = option(0.1, "factor of each drop", above=0, below=1)
     clip_norm: float = option(0.0, "largest global gradient norm; 0: no clipping", minimum=0)
@@ -134,7 +136,7 @@ class OptimizerConfig(Group):
             )
 
     def drop_shares(self) -> tuple[float, ...]:
-        """The shares of the run at which the learning rate drops."""
+        """The fractions of the run at which the learning rate drops."""
         shares = numbers(self.drop_at)
         if not shares or not shares[0] > 0 or not shares[-1] < 1 or list(shares) != sorted(set(shares)):
             raise ConfigError(f"--drop_at={self.drop_at}: must be increasing comma-separated numbers between 0 and 1")

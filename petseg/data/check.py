@@ -188,7 +188,7 @@ def _sizes(inspection: Inspection) -> str:
 
 
 def _print_classes(inspection: Inspection) -> None:
-    """Prints a table: share of labelled pixels, and number of images, by class and split."""
+    """Prints a table: fraction of labelled pixels, and number of images, by class and split."""
     classes, splits = inspection.classes, inspection.splits
     names = [*classes.names, "in no class"]
     values = [mask_values.class_value_text(each) for each in classes.members] + [""]

@@ -27,7 +27,7 @@ class FocusPixels(NamedTuple):
 class CropFocus:
     """Chooses the pixels on which crops are centred."""
 
-    share: float  # share of the crops that are centred, in [0, 1]
+    share: float  # fraction of the crops that are centred, in [0, 1]
     rare: tuple[int, ...]  # ids of the classes that are rare in the training split
 
     @classmethod

@@ -19,7 +19,7 @@ MOST_VALUES = 4096  # of one mask that are surveyed; instance labels may have mo
 SURVEYED_SIDE = 256  # pixels; regions are measured on a grid of at most this many
 LINE = 8  # a region with more than this many times the area of a square inside it is a line
 MANY = 16  # values of one mask
-RARE = 0.05  # largest share of the pixels of a value that interpolation makes
+RARE = 0.05  # largest fraction of the pixels of a value that interpolation makes
 SHOWN_NAMES = 2
 
 

@@ -37,7 +37,7 @@ class RandomCrops(Examples):
         return self._canvases.groups
 
     def focused(self, focus: CropFocus) -> "RandomCrops":
-        """The same crops, a share of them centred on rare classes."""
+        """The same crops, a fraction of them centred on rare classes."""
         return RandomCrops(self._canvases, self._size, self._sizes, focus)
 
     def subset(self, ids: np.ndarray) -> "RandomCrops":

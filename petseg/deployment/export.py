@@ -41,7 +41,7 @@ class Agreement:
     format: str  # one of EXPORT_FORMATS
     path: str  # the file, or the folder
     largest_difference: float  # largest difference between probabilities
-    mask_agreement: float  # share of the pixels with the same class
+    mask_agreement: float  # fraction of the pixels with the same class
     size_mib: float  # size of the file, or of all files of the folder
     any_size: bool = False  # whether it takes images of any height and width that the network takes
 

@@ -34,7 +34,7 @@ class Segmentation:
       image, classes: as given.
       mask: class ids, uint8 [H, W].
       confidence: the probability of the predicted class, float16 [H, W].
-      foreground: expected share of foreground per pixel, uint8 [H, W], 255 for all of it; None without a foreground
+      foreground: expected fraction of foreground per pixel, uint8 [H, W], 255 for all of it; None without a foreground
         class.
     """
 

@@ -227,7 +227,7 @@ def foreground_iou(matrix: np.ndarray, classes: Classes, *, without_borders: boo
 
     Args:
       matrix: int64 [C, C], rows true, columns predicted.
-      classes: the C classes; those with a foreground share of at least 0.5, such as borders, count as foreground.
+      classes: the C classes; those with a foreground fraction of at least 0.5, such as borders, count as foreground.
       without_borders: whether to leave out pixels whose true class is a border; a border predicted elsewhere still
         counts as foreground.
     """

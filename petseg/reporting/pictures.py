@@ -94,7 +94,7 @@ def training_batch(
 
 
 def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Confusion matrix [C, C], rows true, columns predicted, as shares of each row and counts."""
+    """Confusion matrix [C, C], rows true, columns predicted, as fractions of each row and counts."""
     few = len(matrix) <= CLASSES_WITH_COUNTS
     size = max(4.6, 0.62 * min(len(matrix), CLASSES_WITH_SHARES))
     totals = matrix.sum(axis=1, keepdims=True)
@@ -110,7 +110,7 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     class_names = [printable(name, keep="\n") for name in class_names]  # drawing resets these texts
     axis.set_xticklabels(class_names, rotation=0 if few else 90)
     axis.set_yticklabels(class_names, rotation=90 if few else 0, va="center")
-    figure.colorbar(drawn, label="share of the row", format="{x:.0%}")
+    figure.colorbar(drawn, label="fraction of the row", format="{x:.0%}")
     return figure
 
 

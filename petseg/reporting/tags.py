@@ -42,7 +42,7 @@ IMAGES: dict[str, str] = {
     "predictions": "The same examples each time: image, true mask, predicted mask, errors, confidence.",
     "worst": "The examples with the lowest mean IoU in this evaluation, with their scores.",
     "best": "The examples with the highest mean IoU in this evaluation, with their scores.",
-    "confusion_matrix": "Pixels by true class (rows) and predicted class (columns): share of the row and count.",
+    "confusion_matrix": "Pixels by true class (rows) and predicted class (columns): fraction of the row and count.",
     "training_batch": "The first examples of the first batch, augmented as in training, with their pixel weights.",
     "model": "The stages of the U-Net with their sizes.",
 }

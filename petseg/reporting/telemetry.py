@@ -70,7 +70,7 @@ class ModelSpeed:
     peak_tflops: float  # peak of all devices together in TFLOP/s; 0 if unknown
 
     def scalars(self, images_per_second: float) -> dict[str, float]:
-        """TFLOP/s of the model, and their share of the peak (MFU), by tag; without what is unknown."""
+        """TFLOP/s of the model, and their fraction of the peak (MFU), by tag; without what is unknown."""
         tflops = images_per_second * self.flops_per_image / 1e12
         if not tflops > 0:
             return {}

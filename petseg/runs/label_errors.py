@@ -36,7 +36,7 @@ class Dispute(NamedTuple):
     """Disputed pixels of one mask."""
 
     mean_iou: float  # of the mask and the same mask with predictions in disputed pixels
-    share: float  # share of the labelled pixels that are disputed
+    share: float  # fraction of the labelled pixels that are disputed
     name: str  # of the image
     example_id: int  # of the example in the split
     given: str  # most frequent class of the mask where it is disputed

@@ -151,7 +151,7 @@ def turn(images: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
 
 
 def crop_sides(area: tf.Tensor, aspect: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Width and height of crops of given areas and width-to-height ratios, as shares of the image's.
+    """Width and height of crops of given areas and width-to-height ratios, as fractions of the image's.
 
     Each is at most 1 unless the area is larger than the image's.
     """
@@ -165,7 +165,7 @@ def focused_positions(
     """Positions x and y, as in `crop_and_rotate`, of crops centred on pixels as far as they stay in the image.
 
     Args:
-      width: float32 [b], width of each crop as a share of the image's.
+      width: float32 [b], width of each crop as a fraction of the image's.
     """
 
     def focused(pixel: tf.Tensor, side: int, share: tf.Tensor, otherwise: tf.Tensor) -> tf.Tensor:
@@ -189,7 +189,7 @@ def crop_and_rotate(
 
     Args:
       moved: images, float32 [b, H, W, C]; masks, uint8 [b, H, W, 1]; weight maps, float32 [b, H, W, 1].
-      width: float32 [b], width of each crop as a share of the image's.
+      width: float32 [b], width of each crop as a fraction of the image's.
       radians: float32 [b], rotation of the crop about its centre.
       x: float32 [b], horizontal position of the crop: 0 if both left edges coincide, 1 if both right edges do.
       y: float32 [b], vertical position: 0 at the top, 1 at the bottom.
@@ -250,7 +250,7 @@ def cut_out(images: tf.Tensor, x: tf.Tensor, y: tf.Tensor, share: float) -> tf.T
     Args:
       images: float32 [b, H, W, C] in [0, 255].
       x: float32 [b], centre of the square: 0 at the left edge, 1 at the right.
-      share: side of the square as a share of the image's sides. Squares are cut off at the image's edges.
+      share: side of the square as a fraction of the image's sides. Squares are cut off at the image's edges.
     """
     _, rows, columns, _ = images.shape
     inside_y = tf.abs((tf.range(rows, dtype=tf.float32) + 0.5) / rows - y[:, None]) < share / 2

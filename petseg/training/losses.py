@@ -121,7 +121,7 @@ def pixel_losses(
       labels: integer [B, H, W], class ids. Ignored pixels may hold any number; their losses must get weight 0.
       logits: float32 [B, H, W, C].
       focal_gamma: exponent of the focal loss (Lin et al. 2017); 0 for cross-entropy.
-      label_smoothing: share of the target that is spread evenly over all classes (Szegedy et al. 2016).
+      label_smoothing: fraction of the target that is spread evenly over all classes (Szegedy et al. 2016).
 
     Returns:
       float32 [B, H, W], in nats.

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import config as tf_config  # the public API can only switch determinism on
 
-# Difference of the clocks, in seconds and as a share of the time: less is slewing, or a process that had to wait.
+# Difference of the clocks, in seconds and as a fraction of the time: less is slewing, or a process that had to wait.
 CLOCK_TOLERANCE, CLOCK_DRIFT = 0.1, 0.01
 Step = Callable[[Any, tf.Tensor], tf.Tensor]
 

@@ -20,8 +20,8 @@ class WeightAverage(tf.Module):
         """Starts with the current weights.
 
         Args:
-          decay: share of the average that a step keeps; at most (1 + step) / (10 + step), so that the initial weights
-            are soon forgotten (as in `tf.train.ExponentialMovingAverage`).
+          decay: fraction of the average that a step keeps; at most (1 + step) / (10 + step), so that the initial
+            weights are soon forgotten (as in `tf.train.ExponentialMovingAverage`).
         """
         super().__init__()
         self._decay = decay

@@ -70,7 +70,7 @@ def test_classes_txt_without_yaml(yolo, convert, tmp_path):
         ),
         ("0 0.5 0.5 0.1 0.1 0.2 0.2 0.3", "line 2 has 8 numbers; must be class x y x y x y"),
         ("2 0 0 1 0 1 1", "line 2 has class 2; must be 0, 1 of `names`"),
-        ("0 3 3 12 3 12 12", "line 2 holds 12; must be shares of width and height"),
+        ("0 3 3 12 3 12 12", "line 2 holds 12; must be fractions of width and height"),
         ("0 a b", "line 2 is '0 a b'; must be numbers"),
     ],
 )

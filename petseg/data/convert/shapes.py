@@ -40,7 +40,7 @@ class Polygons(Shape):
     """An object of one or more polygons; crossings inside one polygon follow the even-odd rule, parts are united."""
 
     parts: Sequence[np.ndarray]  # points of each polygon, float64 [N, 2], N >= 3
-    normalized: bool = False  # whether x and y are shares of width and height
+    normalized: bool = False  # whether x and y are fractions of width and height
 
     def drawn(self, height: int, width: int) -> Region:
         from pycocotools import mask as coco_masks

@@ -155,7 +155,7 @@ def _objects(file: Path, shown: str, names: Mapping[int, str]) -> list[LabelledO
         if label not in names:
             raise DataError(f"{where} has class {label:g}; must be {', '.join(map(str, list(names)[:12]))} of `names`")
         if not all(math.isfinite(value) and abs(value) <= LARGEST_SHARE for value in values):
-            raise DataError(f"{where} holds {max(values, key=abs):g}; must be shares of width and height, 0 to 1")
+            raise DataError(f"{where} holds {max(values, key=abs):g}; must be fractions of width and height, 0 to 1")
         points = np.array(values).reshape(-1, 2)
         objects.append(LabelledObject(names[int(label)], Polygons([points], normalized=True), where))
     return objects
