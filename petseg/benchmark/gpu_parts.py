@@ -31,7 +31,7 @@ from petseg.errors import PetsegError, one_line
 from petseg.reporting import telemetry
 from petseg.reporting.telemetry import ModelSpeed
 from petseg.runs import train
-from petseg.runtime import cpus, gpu_peaks, gpus, process_setup, strategies
+from petseg.runtime import cpus, gpu_diagnosis, gpu_peaks, process_setup
 from petseg.training import flops
 from petseg.training.trainer import Trainer
 
@@ -65,7 +65,7 @@ def devices(send: Send, config: Config) -> None:
         "Python": platform.python_version(),
         "CUDA, cuDNN": f"{built.get('cuda_version', 'none')}, {built.get('cudnn_version', 'none')}",
         "cores, memory": f"{cpus.usable_cpus()}, {psutil.virtual_memory().total / 2**30:.0f} GiB",
-        "warnings": "; ".join(filter(None, (gpus.warning(), gpus.missing_kernels()))) or "none",
+        "warnings": "; ".join(filter(None, (gpu_diagnosis.warning(), gpu_diagnosis.missing_kernels()))) or "none",
     }
     for gpu in tf.config.get_visible_devices("GPU"):
         rows[gpu.name] = str(tf.config.experimental.get_device_details(gpu))
@@ -171,9 +171,10 @@ def input_speed(send: Send, config: Config, scratch: str, seconds: float) -> Non
 
 
 def trained(send: Send, config: Config) -> None:
-    """A whole run: its losses, a digest of its last checkpoint, its scale of the loss."""
-    train.train(config)
-    workdir = Path(config.runtime.workdir)
+    """A whole run: its losses, a digest of its last checkpoint, its scale of the loss, the number of its replicas."""
+    run = contestants.set_up_run(config)
+    train.train_run(run)
+    workdir = run.workdir.path
     with open(workdir / "metrics.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["run"] == "train"]
     series = {tag: [float(row["value"]) for row in rows if row["tag"] == tag] for tag in SERIES}
@@ -183,7 +184,7 @@ def trained(send: Send, config: Config) -> None:
         value = np.asarray(reader.get_tensor(name))
         if value.dtype.kind in "biuf":  # not the names of objects, which a process numbers
             digest.update(name.encode() + value.tobytes())
-    replicas = len(tf.config.list_logical_devices(strategies.computing_kind()))
+    replicas = run.placement.strategy.num_replicas_in_sync
     send({"series": series, "digest": digest.hexdigest(), "replicas": replicas})
 
 

@@ -99,8 +99,8 @@ class Recipes:
         """A preset with the user's flags, on drawn data or on the user's own."""
         data = ["--dataset=synthetic_pets", f"--data_dir={self.scratch / 'drawn'}", "--encoder_weights=none"]
         tiny = TINY if self.smallest else ()
-        flags = ["train.py", f"--preset={name}", *self.flags, *(data if drawn or self.smallest else ()), *tiny, *more]
-        return command_line.parse([*flags, "--strategy=one_device", "--quiet"], Config)
+        flags = ["train.py", f"--preset={name}", *self.flags, *(data if drawn or self.smallest else ()), *tiny]
+        return command_line.parse([*flags, "--strategy=one_device", "--quiet", *more], Config)
 
     def run(self, name: str, *more: str) -> Config:
         """A short run with SGD on drawn data, for comparisons of losses and bits."""
@@ -241,8 +241,8 @@ def overflow(recipes: Recipes, seconds: float) -> Row:
     if "error" in found:
         return {**check, "error": found["error"]}
     skipped, scales = (found["series"][f"optimization/{name}"] for name in ("skipped_steps", "loss_scale"))
-    held = skipped == [0, 0, 1, 1, 1] and scales == [256, 256, 128, 128, 128]
-    return {**check, "found": f"skipped {skipped}, scale {scales}", "held": held}
+    held = skipped == [0, 0, 1, 1, 1] and scales == [256, 256, 128, 128, 128] and found["replicas"] == 2
+    return {**check, "found": f"skipped {skipped}, scale {scales}, {found['replicas']} replicas", "held": held}
 
 
 def time_to_scores(recipes: Recipes, seconds: float) -> list[Row]:

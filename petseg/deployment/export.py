@@ -1,9 +1,7 @@
 """Exports models as SavedModel, Keras file, TFLite, ONNX or packed weights; each is read back and compared."""
 
 import dataclasses
-import hashlib
 import importlib.util
-import json
 import logging
 import math
 import os
@@ -20,14 +18,13 @@ import tensorflow as tf
 from petseg.config.eval_config import EXPORT_FORMATS
 from petseg.config.image_spec import PLAIN, ImageSpec
 from petseg.data.resizing import Resizing
+from petseg.deployment.export_folder import check_replaceable, put_into_place, scratch_folder
 from petseg.deployment.export_formats import FORMATS, ExportContext, Runner, Serving, predictions
 from petseg.errors import ConfigError, ExportError, one_line
-from petseg.files import explain_write_errors, move, write_json
+from petseg.files import explain_write_errors, move
 from petseg.models.unet import accept_any_size
 
 logger = logging.getLogger(__name__)
-CARD = "model_card.json"
-WRITTEN = "written"  # key of the card: digests of the files that petseg wrote and may replace
 BATCH_SIZE = 16
 LARGER = (32, 64)  # pixels that a second size has more: networks that need multiples of 32 or less take it, too
 
@@ -81,35 +78,28 @@ def export(
         failed or disagrees with the model. A file that disagrees is kept only where there was none.
     """
     check_formats(formats)
-    check_replaceable(formats, output_dir)
+    check_replaceable(Path(output_dir), [FORMATS[name].file for name in formats])
     layer = Serving(_float32_twin(model, rebuild), image_spec, trainable=False, name="petseg")
     original = model if model.dtype_policy.name == "float32" else layer.model
     expected = _run(lambda images: predictions(original, images, image_spec), examples, BATCH_SIZE)
     compared = [(examples, expected), *_at_second_size(layer, formats, examples)]
-    agreements, failures, placed = [], {}, []
-    with explain_write_errors(output_dir, flag=f"--output_dir={output_dir}"):
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        written = _written(Path(output_dir))
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=output_dir) as scratch:
-            for name in dict.fromkeys(formats):
-                path = Path(output_dir, FORMATS[name].file)
-                made = Path(scratch, path.name)
-                try:
-                    agreement = _write_and_compare(name, layer, made, ExportContext(calibration, card), compared)
-                    agreement = dataclasses.replace(agreement, path=str(path))
-                    agreements.append(agreement)
-                    if not _agrees(agreement):
-                        failures[name] = _disagreement(agreement)
-                    if name not in failures or not os.path.lexists(path):
-                        digest = _digest(made)
-                        _move_into_place(made, path, written)
-                        written[path.name] = digest
-                        placed.append(agreement)
-                except Exception as error:  # converters and runtimes raise classes of their own, and bare ones
-                    failures[name] = f"{path}: {one_line(error)}"
+    agreements, failures = [], {}
+    with explain_write_errors(output_dir, flag=f"--output_dir={output_dir}"), scratch_folder(Path(output_dir)) as made:
+        for name in dict.fromkeys(formats):
+            path = Path(output_dir, FORMATS[name].file)
+            try:
+                found = _write_and_compare(name, layer, made / path.name, ExportContext(calibration, card), compared)
+            except Exception as error:  # converters and runtimes raise classes of their own, and bare ones
+                failures[name] = f"{path}: {one_line(error)}"
+                continue
+            agreements.append(dataclasses.replace(found, path=str(path)))
+            if not _agrees(found):
+                failures[name] = _disagreement(agreements[-1])
+        finished = [each for each in agreements if each.format not in failures or not os.path.lexists(each.path)]
         calibrated_on = 0 if calibration is None else len(calibration)
-        facts = _facts(layer, placed, resize, f"{len(examples)} {compared_on}", calibrated_on=calibrated_on)
-        write_json(Path(output_dir) / CARD, {**card, **facts, "failures": failures, WRITTEN: written})
+        facts = _facts(layer, finished, resize, f"{len(examples)} {compared_on}", calibrated_on=calibrated_on)
+        names = {each.format: FORMATS[each.format].file for each in finished}
+        put_into_place(made, names, {**card, **facts, "failures": failures})
     if failures:
         logger.warning("exports in %s:\n%s", output_dir, table(agreements))
         raise ExportError("; ".join(f"--export={name}: {reason}" for name, reason in failures.items()))
@@ -131,51 +121,6 @@ def write_onnx(
             move(made, path)
         except Exception as error:  # converters raise classes of their own, and bare ones
             raise ExportError(f"{path}: {one_line(error)}") from error
-
-
-def check_replaceable(formats: Sequence[str], output_dir: str) -> None:
-    """Raises ExportError if an export would replace a file that petseg did not write or that was changed."""
-    folder = Path(output_dir)
-    card = folder / CARD
-    if os.path.lexists(card) and _card(folder) is None:
-        raise ExportError(f"{card}: is not a model card of petseg; move it away or choose another --output_dir")
-    written = _written(folder)
-    for name in formats:
-        _check_own(folder / FORMATS[name].file, written)
-
-
-def _check_own(path: Path, written: Mapping[str, str]) -> None:
-    if os.path.lexists(path) and (path.name not in written or _digest(path) != written[path.name]):
-        raise ExportError(
-            f"{path}: exists and petseg did not write it, or it was changed since; move it away or choose "
-            "another --output_dir"
-        )
-
-
-def _card(folder: Path) -> dict[str, Any] | None:
-    """The model card of earlier exports to a folder, or None."""
-    try:
-        card = json.loads((folder / CARD).read_text())
-    except (OSError, ValueError):
-        return None
-    return card if isinstance(card, dict) and {"formats", "compared_on", "failures"} <= set(card) else None
-
-
-def _written(folder: Path) -> dict[str, str]:
-    """Names and digests of the files that earlier exports wrote to a folder."""
-    digests = (_card(folder) or {}).get(WRITTEN)
-    digests = digests if isinstance(digests, dict) else {}
-    return {name: digest for name, digest in digests.items() if os.path.lexists(folder / name)}
-
-
-def _digest(path: Path) -> str:
-    """A digest of a file's content, or of the names and contents of a folder's files."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(path)}\0".encode())
-        digest.update(hashlib.sha256(file.read_bytes() if file.is_file() else b"").digest())
-    return digest.hexdigest()
 
 
 def check_formats(formats: Sequence[str]) -> None:
@@ -224,20 +169,6 @@ def _in_float32(config: Any) -> Any:
     if isinstance(config, list | tuple):
         return type(config)(_in_float32(value) for value in config)
     return "float32" if config in ("mixed_float16", "mixed_bfloat16") else config
-
-
-def _move_into_place(made: Path, path: Path, written: Mapping[str, str]) -> None:
-    """Moves an export from a temporary folder to its path, replacing an earlier one."""
-    _check_own(path, written)  # again: making an export takes a while
-    before = made.with_name(f"{made.name}.before")
-    if path.is_dir():  # os.replace cannot replace a folder
-        path.rename(before)
-    try:
-        move(made, path)
-    except OSError:
-        if before.exists():
-            before.rename(path)
-        raise
 
 
 def _at_second_size(layer: Serving, formats: Sequence[str], examples: np.ndarray) -> list[Compared]:

@@ -1,6 +1,7 @@
 """`eval.py --export`."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from petseg.data import catalog, loading
 from petseg.data.drawings import animal_drawing
 from petseg.data.resizing import Resizing
 from petseg.deployment import export as export_lib
+from petseg.deployment.export_folder import check_replaceable
 from petseg.deployment.export_formats import FORMATS
 from petseg.errors import PetsegError
 from petseg.runs import building
@@ -35,7 +37,7 @@ def export(config: EvalConfig) -> list[export_lib.Agreement]:
     path = run.checkpoint(score.checkpoint)
     formats = score.export_formats()
     export_lib.check_formats(formats)
-    export_lib.check_replaceable(formats, score.output_dir)
+    check_replaceable(Path(score.output_dir), [FORMATS[name].file for name in formats])
     split = score.split or run.config.data.eval_split
     with StopSignals():
         process_setup.set_up_runtime(run.config, config.distribution, one_device=True)

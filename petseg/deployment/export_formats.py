@@ -17,7 +17,7 @@ from petseg import config as config_lib
 from petseg.classes import Classes
 from petseg.config.image_spec import PLAIN, ImageSpec
 from petseg.deployment import onnx_conversion, onnx_runner
-from petseg.deployment.half_precision import half_precision
+from petseg.deployment.onnx_half import half_precision
 from petseg.models import inference
 from petseg.models.layers import InferenceMode
 from petseg.runs import packed_run

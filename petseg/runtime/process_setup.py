@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from petseg.config import Config, DistributionConfig
-from petseg.runtime import autotuning, gpus, host_allocator, strategies
+from petseg.runtime import autotuning, gpu_diagnosis, host_allocator, strategies
 from petseg.runtime.strategies import Placement
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def set_up_runtime(
     logger.info("computes on %s%s", placement.description(), all_reduce)
     if strategies.computing_kind() == "GPU" and config.compute.tensor_float_32 and config.runtime.deterministic:
         logger.info("--deterministic: --tensor_float_32 is off")
-    for warning in filter(None, (gpus.warning(), gpus.missing_kernels())):
+    for warning in filter(None, (gpu_diagnosis.warning(), gpu_diagnosis.missing_kernels())):
         logger.warning("%s", warning)
     return placement
 

@@ -30,7 +30,7 @@ def collecting_garbage_rarely() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-def load_tensorflow(*, show_greetings: bool = False) -> None:
+def load_tensorflow(*, show_greetings: bool = False, find_gpus: bool = True) -> None:
     """Imports TensorFlow, finds the GPUs, and switches memory growth on.
 
     Keeps Keras from importing scikit-learn, whose wrappers petseg does not use: saves 1.1 s and 57 MiB. It can be
@@ -39,6 +39,7 @@ def load_tensorflow(*, show_greetings: bool = False) -> None:
     Args:
       show_greetings: whether to show what TensorFlow's C++ code writes to stderr during the import, such as missing
         CUDA libraries; TF_CPP_MIN_LOG_LEVEL=0 shows it too.
+      find_gpus: False in a process that others are forked from, because CUDA cannot be used after a fork.
     """
     collect_garbage_rarely()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow loads
@@ -51,7 +52,7 @@ def load_tensorflow(*, show_greetings: bool = False) -> None:
         with contextlib.nullcontext() if show_greetings else without_greetings():
             import tensorflow as tf
 
-            gpus = tf.config.list_physical_devices("GPU")
+            gpus = tf.config.list_physical_devices("GPU") if find_gpus else []
     finally:
         if hidden:
             del sys.modules["sklearn"]
@@ -102,7 +103,7 @@ def without_greetings() -> Iterator[None]:
 
 
 def worth_showing(text: str) -> str:
-    """Removes start-up messages from a text, except errors that do not concern GPUs (`gpus` reports those)."""
+    """Removes start-up messages from a text, except errors that do not concern GPUs (`gpu_diagnosis` reports those)."""
     lines = text.splitlines(keepends=True)
     return "".join(
         line for line in lines if not GREETING.match(line) or (line.startswith("E") and not ABOUT_GPUS.search(line))

@@ -1,5 +1,6 @@
 """--measure=gpu: its budget, what happens when a part fails, and the report. `pytest -m gpu` makes a whole one."""
 
+import importlib
 import json
 import time
 
@@ -7,7 +8,7 @@ import pytest
 import tensorflow as tf
 from conftest import changed
 
-from petseg.benchmark import gpu_parts, gpu_report
+from petseg.benchmark import gpu_parts, gpu_report, preloaded
 from petseg.benchmark.gpu_report import Case, GpuReportConfig, Part, Recipes
 from petseg.errors import PetsegError
 
@@ -85,6 +86,28 @@ def test_a_target_is_reached_where_it_holds_twice():
     assert gpu_report.time_to(0.79, [])["seconds"] is None
 
 
+def test_checks_of_replicas_train_on_two(monkeypatch, tmp_path):
+    def run_case(case, seconds):
+        (config,) = case.arguments
+        on_two = (config.distribution.strategy, config.distribution.virtual_devices) == ("mirrored", 2)
+        scale = {"optimization/skipped_steps": [0, 0, 1, 1, 1], "optimization/loss_scale": [256] * 2 + [128] * 3}
+        return [{"series": {"loss": [1.0] * 20, **scale}, "replicas": 2 if on_two else 1}]
+
+    monkeypatch.setattr(gpu_report, "run_case", run_case)
+    for check in (gpu_report.split_in_two, gpu_report.overflow):
+        assert check(Recipes(True, ["--strategy=auto"], tmp_path), 1.0)["held"]
+
+
+def test_processes_are_forked_before_any_gpu_is_looked_for(monkeypatch):
+    """CUDA cannot be used after a fork."""
+
+    def list_physical_devices(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(tf.config, "list_physical_devices", list_physical_devices)
+    importlib.reload(preloaded)
+
+
 @pytest.mark.parametrize("smallest", [False, True])
 def test_the_recipes_are_those_of_the_presets_in_all_precisions(smallest, tmp_path):
     recipes = Recipes(smallest, ["--data_dir=elsewhere", "--seed=3"], tmp_path)
@@ -131,7 +154,7 @@ def test_the_run_of_a_check_tells_its_losses_and_its_bits(tiny_config):
     gpu_parts.trained(rows.append, config)
     (row,) = rows
     assert len(row["series"]["loss"]) == 4
-    assert len(row["digest"]) == 64
+    assert (len(row["digest"]), row["replicas"]) == (64, 1)
     again = changed(config, "runtime", workdir=config.runtime.workdir + "-again")
     gpu_parts.trained(rows.append, again)
     assert rows[1] == row

@@ -1,6 +1,8 @@
 """What an export may replace: its own earlier files, and these only by what agrees with the model."""
 
 import json
+import os
+import shutil
 
 import keras
 import numpy as np
@@ -113,7 +115,56 @@ def test_an_export_is_on_the_disk_before_it_takes_the_place_of_an_earlier_one(tm
     write(tmp_path, "keras", "saved_model")
     for name in ("model.keras", "saved_model"):
         moved = disk_calls.index(("replace", str(tmp_path / name)))
-        made = [path for call, path in disk_calls[:moved] if call == "fsync" and "/.export-" in path]
+        made = [path for call, path in disk_calls[:moved] if call == "fsync" and "/.petseg-export/" in path]
         assert any(path.endswith(f"/{name}") for path in made), name
         assert disk_calls[moved + 1] == ("fsync", str(tmp_path))
     assert any(path.endswith("/variables/variables.index") for call, path in disk_calls if call == "fsync")
+
+
+class Format:
+    """An export format that writes random bytes, to a file or into a folder."""
+
+    any_size, batch_size, packages, least_agreement = False, None, {}, 1.0
+
+    def __init__(self, file):
+        self.file = file
+
+    def write(self, layer, path, context):
+        self.layer = layer
+        if self.file == "saved_model":
+            path.mkdir()
+        (path / "weights" if path.is_dir() else path).write_bytes(os.urandom(8))
+
+    def read(self, path):
+        return self.layer
+
+
+def test_an_export_that_was_interrupted_anywhere_is_replaced_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "FORMATS", {name: Format(name) for name in ("saved_model", "keras")})
+    folder, states = tmp_path / "exports", {}
+
+    def record():
+        state = tmp_path / f"state-{len(states)}"
+        if states.setdefault(str(sorted(contents(folder).items())), state) == state:
+            shutil.copytree(folder, state)
+
+    def recording(call):
+        def recorded(*arguments):
+            record()
+            call(*arguments)
+            record()
+
+        return recorded
+
+    with monkeypatch.context() as patched:
+        for name in ("replace", "rename"):
+            patched.setattr(os, name, recording(getattr(os, name)))
+        write(folder, "keras", "saved_model")
+        write(folder, "keras", "saved_model")
+    assert len(states) >= 8
+    for state in states.values():
+        write(state, "keras", "saved_model")
+        assert {path.name for path in state.iterdir()} == {"saved_model", "keras", "model_card.json"}
+        (state / "keras").write_text("the user's own")
+        with pytest.raises(ExportError, match="move it away"):
+            write(state, "keras")

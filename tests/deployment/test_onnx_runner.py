@@ -16,7 +16,7 @@ from PIL import Image
 from petseg.classes import PETS
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.deployment import export, onnx_cache, onnx_runner, prediction_command
-from petseg.deployment.half_precision import half_precision
+from petseg.deployment.onnx_half import half_precision
 from petseg.deployment.onnx_runner import OnnxRunner
 from petseg.deployment.predictor import Predictor
 from petseg.errors import ExportError

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 
-from petseg.runtime import gpus
+from petseg.runtime import gpu_diagnosis
 
 ON_CPU = os.environ.get("PETSEG_TEST_GPU_ON_CPU") == "1"
 
@@ -26,7 +26,7 @@ def report(tmp_path_factory):
     """The rows of each part by its title."""
     if not ON_CPU:
         if not tf.config.list_physical_devices("GPU"):
-            pytest.skip(gpus.warning() or "TensorFlow sees no GPU, and there is no NVIDIA driver")
+            pytest.skip(gpu_diagnosis.warning() or "TensorFlow sees no GPU, and there is no NVIDIA driver")
         tf.config.set_visible_devices([], "GPU")  # leaves the memory to the report
     file = os.environ.get("PETSEG_TEST_GPU_REPORT") or str(tmp_path_factory.mktemp("report") / "gpu.md")
     known = {"data_dir": "PETSEG_TEST_DATA_DIR", "encoder_weights": "PETSEG_TEST_ENCODER_WEIGHTS"}

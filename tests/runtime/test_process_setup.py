@@ -5,7 +5,7 @@ import tensorflow as tf
 from conftest import changed, tiny_flags
 
 from petseg.config import Config, DistributionConfig, command_line
-from petseg.runtime import gpus, host_allocator, process_setup, strategies
+from petseg.runtime import gpu_diagnosis, host_allocator, process_setup, strategies
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_the_devices_are_one_line_of_the_log(calls, caplog):
 
 
 def test_a_gpu_that_is_not_seen_is_warned_of(monkeypatch, calls, caplog):
-    monkeypatch.setattr(gpus, "warning", lambda: "an NVIDIA driver is here, but")
+    monkeypatch.setattr(gpu_diagnosis, "warning", lambda: "an NVIDIA driver is here, but")
     process_setup.set_up_runtime(Config(), DistributionConfig(strategy="one_device"))
     assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == [
         "an NVIDIA driver is here, but"

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import tensorflow as tf
 
-from petseg.runtime import gpus
+from petseg.runtime import gpu_diagnosis
 
 # As TensorFlow 2.21 writes them.
 NO_LIBRARY = """\
@@ -22,7 +22,7 @@ def driver(monkeypatch, tmp_path):
     """A machine with an NVIDIA driver, on which TensorFlow sees no GPU."""
     file = tmp_path / "version"
     file.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15")
-    monkeypatch.setattr(gpus, "DRIVER_VERSION", file)
+    monkeypatch.setattr(gpu_diagnosis, "DRIVER_VERSION", file)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [])
     monkeypatch.setattr(tf.test, "is_built_with_cuda", lambda: True)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -46,7 +46,7 @@ def test_a_gpu_that_tensorflow_does_not_see_is_one_line_with_reason_and_remedy(m
         return SimpleNamespace(stderr=log)
 
     monkeypatch.setattr(subprocess, "run", run)
-    assert gpus.warning() == (
+    assert gpu_diagnosis.warning() == (
         f"an NVIDIA driver is installed ({driver}), but TensorFlow sees no GPU: {reason}; "
         "install CUDA: pip install -e '.[cuda]'"
     )
@@ -56,38 +56,38 @@ def test_a_gpu_that_tensorflow_does_not_see_is_one_line_with_reason_and_remedy(m
 def test_a_tensorflow_without_cuda_starts_no_second_process(monkeypatch, driver):
     monkeypatch.setattr(tf.test, "is_built_with_cuda", lambda: False)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("asked"))
-    assert "sees no GPU: it was built without CUDA; install CUDA: pip install -e '.[cuda]'" in gpus.warning()
+    assert "sees no GPU: it was built without CUDA; install CUDA: pip install -e '.[cuda]'" in gpu_diagnosis.warning()
 
 
 def test_there_is_nothing_to_warn_of_where_a_gpu_is_seen_or_hidden_or_absent(monkeypatch, driver):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("asked"))
     for hidden in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-        assert gpus.warning() == ""
+        assert gpu_diagnosis.warning() == ""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: ["GPU"])
-    assert gpus.warning() == ""
+    assert gpu_diagnosis.warning() == ""
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [])
-    monkeypatch.setattr(gpus, "nvidia_driver", lambda: "")
-    assert gpus.warning() == ""
+    monkeypatch.setattr(gpu_diagnosis, "nvidia_driver", lambda: "")
+    assert gpu_diagnosis.warning() == ""
 
 
 def test_a_driver_is_known_by_its_file_its_program_or_its_library(monkeypatch, tmp_path):
-    monkeypatch.setattr(gpus, "DRIVER_VERSION", tmp_path / "none")
-    monkeypatch.setattr(gpus.shutil, "which", lambda name: None)
-    monkeypatch.setattr(gpus.ctypes, "CDLL", lambda name: None)
-    assert gpus.nvidia_driver() == "libcuda.so.1"
-    monkeypatch.setattr(gpus.shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert gpus.nvidia_driver() == "/usr/bin/nvidia-smi"
-    monkeypatch.setattr(gpus, "DRIVER_VERSION", Path("/"))
-    assert gpus.nvidia_driver() == "/"
+    monkeypatch.setattr(gpu_diagnosis, "DRIVER_VERSION", tmp_path / "none")
+    monkeypatch.setattr(gpu_diagnosis.shutil, "which", lambda name: None)
+    monkeypatch.setattr(gpu_diagnosis.ctypes, "CDLL", lambda name: None)
+    assert gpu_diagnosis.nvidia_driver() == "libcuda.so.1"
+    monkeypatch.setattr(gpu_diagnosis.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert gpu_diagnosis.nvidia_driver() == "/usr/bin/nvidia-smi"
+    monkeypatch.setattr(gpu_diagnosis, "DRIVER_VERSION", Path("/"))
+    assert gpu_diagnosis.nvidia_driver() == "/"
 
 
 @pytest.mark.slow
 def test_a_second_process_logs_the_reason(driver):
-    if gpus.nvidia_driver() != str(driver):
+    if gpu_diagnosis.nvidia_driver() != str(driver):
         pytest.skip("this machine has a driver of its own")
-    assert "no reason is logged" not in gpus.warning()
+    assert "no reason is logged" not in gpu_diagnosis.warning()
 
 
 @pytest.mark.parametrize(
@@ -98,10 +98,10 @@ def test_a_gpu_newer_than_tensorflows_kernels_is_named_with_its_generation(monke
     details = {"device_name": "NVIDIA B200", "compute_capability": capability}
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["GPU:0"])
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: details)
-    monkeypatch.setattr(gpus, "_architectures", lambda: ["sm_60", "sm_89", "compute_90"])
-    line = gpus.missing_kernels()
+    monkeypatch.setattr(gpu_diagnosis, "_architectures", lambda: ["sm_60", "sm_89", "compute_90"])
+    line = gpu_diagnosis.missing_kernels()
     assert bool(line) == bool(says)
     assert says in line
     assert "\n" not in line
-    monkeypatch.setattr(gpus, "_architectures", lambda: [])  # a build without CUDA
-    assert gpus.missing_kernels() == ""
+    monkeypatch.setattr(gpu_diagnosis, "_architectures", lambda: [])  # a build without CUDA
+    assert gpu_diagnosis.missing_kernels() == ""
