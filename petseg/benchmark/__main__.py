@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import flags
 
-from petseg.benchmark import decoding_speed, gpu_report, processes, scaling, scaling_tables, time_to_score
+from petseg.benchmark import decoding_speed, gpu_report, processes, scaling, time_to_score
 from petseg.benchmark.decoding_speed import DecodingConfig
 from petseg.benchmark.gpu_report import GpuReportConfig
 from petseg.benchmark.scaling import ScalingConfig
@@ -186,7 +186,7 @@ TABLES = {
     GPU: lambda rows: gpu_report.markdown(rows, training_flags(sys.argv)),
     TIME_TO: time_to_score.table,
     DECODING: decoding_speed.table,
-    SCALING: scaling_tables.tables,
+    SCALING: scaling.tables,
 }
 
 if __name__ == "__main__":

@@ -21,7 +21,14 @@ from petseg.config.options import Group, option
 from petseg.errors import ConfigError, PetsegError, one_line
 from petseg.files import write_text
 
-PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+# The arithmetic of steps: flags by the name in the report.
+ARITHMETIC = {
+    "float32 with TF32": ("--precision=float32",),
+    "float16": ("--precision=mixed_float16",),
+    "bfloat16": ("--precision=mixed_bfloat16",),
+    "float32": ("--precision=float32", "--notensor_float_32"),
+}
+WITH_TF32, FLOAT16, *_ = ARITHMETIC
 TARGETS = (0.7416, 0.79)
 LOSS_BOUND = 1e-4  # relative, of 20 steps on a split device
 TINY = ("--image_size=32", "--inner_size=", "--encoder=tiny", "--encoder_alpha=0.35", "--batch_size=8",
@@ -154,15 +161,18 @@ def run_cases(cases: Iterable[Case], seconds: float) -> list[Row]:
 
 
 def speed_cases(recipes: Recipes) -> list[Case]:
-    """Both recipes in each precision, without XLA at all batch sizes, then with it at one."""
+    """Both recipes in each arithmetic: first at a medium batch without and with XLA, then at others."""
+    if recipes.smallest:
+        names, groups = ["best"], [((4,), False, list(ARITHMETIC)), ((4,), True, [WITH_TF32])]
+    else:
+        names = ["best", "tutorial"]
+        groups = [((64,), xla, list(ARITHMETIC)) for xla in (False, True)] + [((8, 512), False, list(ARITHMETIC))]
     cases = []
-    names, sizes = (("best",), (4,)) if recipes.smallest else (("best", "tutorial"), (8, 64, 512))
-    for xla, precisions in ((False, PRECISIONS), (True, PRECISIONS[:1] if recipes.smallest else PRECISIONS)):
-        for precision, name in itertools.product(precisions, names):
-            config = recipes.preset(name, f"--precision={precision}", f"--jit_compile={xla}".lower())
-            title = {"recipe": name, "precision": precision, "XLA": "on" if xla else "off"}
-            batches = sizes[len(sizes) // 2 :][:1] if xla else sizes
-            cases.append(Case("speed", (config, batches, recipes.seconds, precision == "float32"), title))
+    for batches, xla, kinds in groups:
+        for kind, name in itertools.product(kinds, names):
+            config = recipes.preset(name, *ARITHMETIC[kind], f"--jit_compile={xla}".lower())
+            title = {"recipe": name, "precision": kind, "XLA": "on" if xla else "off"}
+            cases.append(Case("speed", (config, batches, recipes.seconds, kind == WITH_TF32), title))
     return cases
 
 
@@ -170,11 +180,11 @@ def beside_cases(recipes: Recipes) -> list[Case]:
     """Both recipes at their batch size, in float32 and float16."""
     forever = ("--epochs=0", "--train_steps=1000000000", "--eval_every=1000000000", "--checkpoint_every=1000000000")
     cases = []
-    for precision in PRECISIONS[: 1 if recipes.smallest else 2]:
-        for name in ("best", "tutorial")[: 1 if recipes.smallest else 2]:
-            workdir = f"--workdir={recipes.scratch / f'beside-{name}-{precision}'}"
-            config = recipes.preset(name, *forever, f"--precision={precision}", workdir)
-            title = {"recipe": name, "batch": config.data.batch_size, "precision": precision}
+    for kind in [WITH_TF32] if recipes.smallest else [WITH_TF32, FLOAT16]:
+        for name in ["best"] if recipes.smallest else ["best", "tutorial"]:
+            workdir = f"--workdir={recipes.scratch / f'beside-{name}-{kind}'}"
+            config = recipes.preset(name, *forever, *ARITHMETIC[kind], workdir)
+            title = {"recipe": name, "batch": config.data.batch_size, "precision": kind}
             cases.append(Case("beside", (config, recipes.seconds), title))
     return cases
 

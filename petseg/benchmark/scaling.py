@@ -7,14 +7,16 @@ predict larger machines.
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing import connection
 from typing import Any
 
 from petseg.benchmark import processes, scaling_model
 from petseg.benchmark.scaling_model import REPLICAS, WORKERS, Link, Machine, Point, SharedCores
+from petseg.benchmark.tables import table
 from petseg.config import Config
 from petseg.config.options import Group, numbers, option
 from petseg.errors import ConfigError
@@ -32,6 +34,33 @@ MACHINE_FLAGS: dict[str, tuple[type, bool]] = {
     "intra_node_gb": (float, False),
     "intra_node_us": (float, True),
     "input_images_per_second": (float, True),
+}
+# Columns of the tables: the format of their cells by title.
+POINTS = {
+    "measured": "{number} {kind}",
+    "scaling": "{scaling}",
+    "batch": "{batch_size}",
+    "step, ms": "{step_ms:.0f}",
+    "predicted, ms": "{predicted_ms:.0f}",
+    "of it network": "{predicted_network_ms:.1f}",
+    "error": "{error:+.0%}",
+    "processor time, ms": "{busy_ms:.0f}",
+    "predicted processor time, ms": "{predicted_busy_ms:.0f}",
+    "all-reduce alone, ms": "{all_reduce_ms:.1f}",
+    "predicted all-reduce, ms": "{predicted_all_reduce_ms:.1f}",
+    "fitted": "{fitted}",
+}
+PREDICTIONS = {
+    "GPUs": "{gpus}",
+    "scaling": "{scaling}",
+    "batch": "{batch_size:.0f}",
+    "compute, ms": "{compute_ms:.1f}",
+    "gradients, ms": "{gradients_ms:.2f}",
+    "batch norms, ms": "{norms_ms:.2f}",
+    "input, ms": "{input_ms:.1f}",
+    "images/s": "{images_per_second:.0f}",
+    "efficiency": "{efficiency:.2f}",
+    "bottleneck": "{bottleneck}",
 }
 logger = logging.getLogger("petseg.benchmark")
 
@@ -131,6 +160,15 @@ def measure(config: ScalingConfig, plain: Config) -> list[dict[str, Any]]:
             "predictions": _predictions(config, plain, points, input_per_host),
         }
     ]
+
+
+def tables(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Measured points beside the model's, the input, and predictions for each machine."""
+    (found,) = rows
+    lines = [*table(found["points"], POINTS), "", f"input of this host: {found['input_per_host']:.0f} images/s"]
+    for machine, predictions in itertools.groupby(found["predictions"], key=lambda each: each["machine"]):
+        lines += ["", f"Predicted: {machine}", "", *table(predictions, PREDICTIONS)]
+    return "\n".join(lines)
 
 
 def _beside_model(point: Point, model: SharedCores) -> dict[str, Any]:

@@ -113,15 +113,13 @@ def test_the_recipes_are_those_of_the_presets_in_all_precisions(smallest, tmp_pa
     recipes = Recipes(smallest, ["--data_dir=elsewhere", "--seed=3"], tmp_path)
     cases = gpu_report.speed_cases(recipes)
     found = {(case.title["recipe"], case.title["precision"], case.title["XLA"]) for case in cases}
-    assert {key for key in found if key[2] == "off"} == {
-        (name, precision, "off")
-        for name in (("best",) if smallest else ("best", "tutorial"))
-        for precision in gpu_report.PRECISIONS
-    }
-    assert ("best", "float32", "on") in found
+    names = ("best",) if smallest else ("best", "tutorial")
+    assert found >= {(name, kind, "off") for name in names for kind in gpu_report.ARITHMETIC}
+    assert ("best", "float32 with TF32", "on") in found
     for case in cases:
-        config = case.arguments[0]
-        assert config.compute.precision == case.title["precision"]
+        config, kind = case.arguments[0], case.title["precision"]
+        assert config.compute.precision.removeprefix("mixed_") == kind.removesuffix(" with TF32")
+        assert config.compute.tensor_float_32 == (kind != "float32")
         assert config.compute.jit_compile == (case.title["XLA"] == "on")
         assert config.data.data_dir == str(tmp_path / "drawn")
         assert config.runtime.seed == 3

@@ -4,7 +4,7 @@ import pytest
 from conftest import changed, random_examples, replicas
 from trainers import make_trainer
 
-from petseg.benchmark import __main__ as program, scaling, scaling_contestants, scaling_tables
+from petseg.benchmark import __main__ as program, scaling, scaling_contestants
 from petseg.benchmark.scaling import ScalingConfig
 from petseg.benchmark.scaling_model import REPLICAS, WORKERS
 from petseg.config import command_line
@@ -97,7 +97,7 @@ def example_results():
         {**point, "number": n, "step": step, "predicted": guess, "error": guess / step - 1, "fitted": n == 1}
         for n, step, guess in numbers
     ]
-    row = {"machine": "fast", "batch_size": 8, "compute": 0.1, "gradients": 0.1, "norms": 0.0, "input": 0.0,
+    row = {"batch_size": 8, "compute": 0.1, "gradients": 0.1, "norms": 0.0, "input": 0.0,
            "images_per_second": 10.0, "efficiency": 0.5}  # fmt: skip
     kinds = (("weak", "compute", "compute", "network"), ("strong", "input", "network", "network"))
     predictions = [
@@ -105,16 +105,15 @@ def example_results():
         for scaling, *bottlenecks in kinds
         for power, bottleneck in enumerate(bottlenecks)
     ]
-    link = {"latency": 1e-5, "bandwidth": 2e9}
-    model = {"cores": 2, "alone": [0.01, 0.02], "busy": [0.02, 0.03], "links": {REPLICAS: link}}
-    return {"points": points, "input_per_host": 900.0, "model": model,
-            "predictions": [*predictions, *({**row, "machine": "slow"} for row in predictions)]}  # fmt: skip
+    machines = [{**row, "machine": machine} for machine in ("fast", "slow") for row in predictions]
+    return {"points": points, "input_per_host": 900.0, "predictions": machines}
 
 
 def test_tables_set_predicted_beside_measured_and_name_bottlenecks():
-    lines = scaling_tables.tables([example_results()]).splitlines()
-    assert "| 1 replica | both | 8 | 500 | 500 | 30.0 | +0% | 700 | 800 | 10.0 | 20.0 | fitted |" in lines
-    assert "| 3 replicas | both | 8 | 400 | 600 | 30.0 | +50% | 700 | 800 | 10.0 | 20.0 | held out |" in lines
-    assert "1 of the 2 points held out are within 20%; the worst is 50% off" in lines
-    assert lines.count("- weak scaling: compute from 1 GPU on, then network from 4 GPUs on") == 2
-    assert lines.count("- strong scaling: input from 1 GPU on, then network from 2 GPUs on") == 2
+    lines = scaling.tables([example_results()]).splitlines()
+    assert "| 1 replicas | both | 8 | 500 | 500 | 30.0 | +0% | 700 | 800 | 10.0 | 20.0 | True |" in lines
+    assert "| 3 replicas | both | 8 | 400 | 600 | 30.0 | +50% | 700 | 800 | 10.0 | 20.0 | False |" in lines
+    for machine in ("fast", "slow"):
+        first = lines.index(f"Predicted: {machine}") + 4
+        bottlenecks = [line.split(" | ")[-1].removesuffix(" |") for line in lines[first : first + 6]]
+        assert bottlenecks == ["compute", "compute", "network", "input", "network", "network"]
