@@ -56,6 +56,7 @@ def test_a_preset_is_a_config_whose_values_can_be_changed():
         (lambda: petseg.Config.of(epochs=-1), r"epochs=-1: must be a whole number of at least 0"),
         (lambda: petseg.Config.of(epochs="many"), "epochs=many: must be a whole number"),
         (lambda: petseg.Config.of(train_encoder="perhaps"), "train_encoder=perhaps: must be true or false"),
+        (lambda: petseg.train("quickstart"), "config: got 'quickstart'; must be a petseg.Config, such as"),
         (lambda: petseg.Config.preset("bets"), "bets.*(best.*fast.*quickstart|must be one of)"),
     ],
 )

@@ -200,7 +200,7 @@ def load(
     sources: list[Any] = [source]
     if isinstance(source, Iterable) and not isinstance(source, str | os.PathLike):
         sources = list(source)
-    if not all(isinstance(each, str | os.PathLike) for each in sources):
+    if not sources or not all(isinstance(each, str | os.PathLike) for each in sources):
         raise ConfigError(f"source: got {source!r}; must be a path, the name of a packaged model, or a list of these")
     scores = [
         ScoreConfig(

@@ -15,7 +15,7 @@ from tensorflow.python.framework.config import is_op_determinism_enabled  # whic
 
 from petseg import config as config_lib
 from petseg.config import Config
-from petseg.errors import StoppedError
+from petseg.errors import ConfigError, StoppedError
 from petseg.reporting import summaries
 from petseg.runs import train as training
 from petseg.runs.work_directory import WorkDirectory
@@ -62,6 +62,10 @@ def train(config: Config, **code: Callable[..., Any]) -> Run:
       PetsegError: if something cannot be used, or the loss is not finite; its text is one line.
       KeyboardInterrupt: on Ctrl-C or a notebook's stop button; the same call resumes the run.
     """
+    if not isinstance(config, Config):
+        raise ConfigError(
+            f"config: got {config!r}; must be a petseg.Config, such as petseg.Config.preset('quickstart')"
+        )
     config = config_lib.with_code(config, code)
     if is_op_determinism_enabled() and not config.runtime.deterministic:
         logger.warning("op determinism is on since an earlier training in this process; TensorFlow cannot turn it off")
