@@ -117,14 +117,19 @@ def set_up_run(config: Config) -> Run:
 def keras_fit(config: Config, *, jit_compile: str | bool = "auto", batches: Any = None) -> Contestant:
     """`model.fit` of the same network, with Keras's defaults, by default on the tutorial's input pipeline."""
     model = _model(config)
+    compile_as_tutorial(model, config, jit_compile=jit_compile)
+    batches = tutorial_batches(config)[0] if batches is None else batches
+    return lambda steps: model.fit(batches, epochs=1, steps_per_epoch=steps, verbose=0)
+
+
+def compile_as_tutorial(model: keras.Model, config: Config, *, jit_compile: str | bool = "auto") -> None:
+    """Compiles a model for `model.fit` as the tutorial does, with the learning rate of a config."""
     model.compile(
         optimizer=keras.optimizers.Adam(config.optimizer.learning_rate),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
         jit_compile=jit_compile,
     )
-    batches = tutorial_batches(config)[0] if batches is None else batches
-    return lambda steps: model.fit(batches, epochs=1, steps_per_epoch=steps, verbose=0)
 
 
 def fit_in_memory(config: Config, *, jit_compile: str | bool = "auto") -> Contestant:

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from petseg.benchmark.contestants import set_up_run, tutorial_batches
+from petseg.benchmark.contestants import compile_as_tutorial, set_up_run, tutorial_batches
 from petseg.benchmark.time_to_score import TimeToScoreConfig, holds
 from petseg.config import Config
 from petseg.data import catalog, example_order, loading
@@ -125,11 +125,7 @@ def keras_fit(config: Config, time_to: TimeToScoreConfig, timer: Timer) -> dict[
     size, measured = config.data.batch_size, time_to.fit_steps
     keras.utils.set_random_seed(config.runtime.seed)
     model = building.build_model(config, catalog.classes_of(config.data), config.model.encoder_weights)
-    model.compile(
-        optimizer=keras.optimizers.Adam(config.optimizer.learning_rate),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
+    compile_as_tutorial(model, config)
     batches, count = tutorial_batches(config)
     an_epoch = example_order.steps_per_epoch(count, size)
     total = config.schedule.train_steps or config.schedule.epochs * an_epoch

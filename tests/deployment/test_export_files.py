@@ -1,5 +1,6 @@
 """What an export may replace: its own earlier files, and these only by what agrees with the model."""
 
+import functools
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from petseg.errors import ExportError
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
 
 
+@functools.cache
 def model(seed):
     keras.utils.set_random_seed(seed)
     images = keras.Input([32, 32, 3])
