@@ -65,7 +65,8 @@ def _run(connection: Connection, target: str, arguments: tuple[Any, ...], enviro
     os.environ.update(environment)
     module, function = target.split(":")
     try:
-        startup.load_tensorflow()
+        with startup.without_greetings():
+            startup.load_tensorflow()
         import tqdm
 
         tqdm.tqdm.set_lock(threading.RLock())  # the default lock is shared by processes; killing one would break it

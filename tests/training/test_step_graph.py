@@ -24,6 +24,11 @@ ON_HOST = {
     "IteratorGetNext": "batches arrive from the input pipeline",
     "Const": "what a kernel reads on the host is kept there",
 }
+# Raise an error on GPUs with --deterministic.
+NOT_DETERMINISTIC = {
+    "AdjustContrast", "AdjustContrastv2", "CropAndResizeGradBoxes", "CropAndResizeGradImage", "FusedBatchNormGradV3",
+    "ResizeNearestNeighborGrad", "SparseTensorDenseMatMul",
+}  # fmt: skip
 HALVES = (tf.float16, tf.bfloat16)
 # Losses, norms, statistics of batch norms, and updates.
 IN_FLOAT32 = {
@@ -108,6 +113,8 @@ def faults(graph):
     for operation in operations(graph):
         if "cpu" in operation.device.lower() or operation.type in ON_HOST:
             continue
+        if operation.type in NOT_DETERMINISTIC:
+            found.add(f"{operation.type}: not deterministic")
         fitting = list(kernels_of_gpu(operation))
         types = ", ".join(sorted({tensor.dtype.name for tensor in (*operation.inputs, *operation.outputs)}))
         if not fitting:
