@@ -20,7 +20,7 @@ import tensorflow as tf
 import white_figures
 from filelock import FileLock
 from hypothesis import settings
-from short_trainings import built_once
+from short_trainings import SMALL_NETWORK, built_once
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from petseg.classes import PETS
@@ -211,6 +211,12 @@ def tiny_config(data_dir: Path, tmp_path: Path) -> Config:
     )
 
 
+@pytest.fixture
+def small_config(tiny_config: Config) -> Config:
+    """The same with `SMALL_NETWORK`."""
+    return tiny_config.changed(model=vars(SMALL_NETWORK))
+
+
 def changed(config: Config, group: str, **values: object) -> Config:
     """A copy of a config with other values in one of its groups."""
     return config.changed(**{group: values})
@@ -229,6 +235,12 @@ def tiny_flags(data_dir: Path, workdir: Path) -> list[str]:
         "--encoder_alpha=0.35",
         "--deterministic",
     ]
+
+
+def small_flags(data_dir: Path, workdir: Path) -> list[str]:
+    """The same with `SMALL_NETWORK`."""
+    flags = [flag for flag in tiny_flags(data_dir, workdir) if not flag.startswith("--encoder")]
+    return [*flags, f"--network={SMALL_NETWORK.network}"]
 
 
 _strategies = itertools.count(1)

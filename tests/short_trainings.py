@@ -7,6 +7,7 @@ from unittest import mock
 
 import numpy as np
 import tensorflow as tf
+import two_convolutions
 import white_figures
 
 from petseg.config import Config, ModelConfig
@@ -17,22 +18,8 @@ from petseg.runtime import process_setup
 from petseg.runtime.signals import StopSignals
 
 FIGURES = ("prediction_sheet", "training_batch", "training_curves", "confusion_matrix")
-NETWORK = """
-import keras
-
-def build(image_size, num_classes, channels):
-    images = keras.Input([*image_size, channels])
-    x = keras.layers.Rescaling(1 / 255)(images)
-    x = keras.layers.Conv2D(8, 3, strides=2, padding="same", use_bias=False)(x)
-    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
-    return keras.Model(images, keras.layers.Conv2DTranspose(num_classes, 3, strides=2, padding="same")(x))
-"""
-
-
-def small_network(folder: Path) -> ModelConfig:
-    """A network of two convolutions, for tests in which any will do; it is traced in a third of the time of `tiny`."""
-    (folder / "network.py").write_text(NETWORK)
-    return ModelConfig(network=f"{folder}/network.py:build")
+# For tests in which any network will do; it is traced in a third of the time of `tiny`.
+SMALL_NETWORK = ModelConfig(network=f"{two_convolutions.__file__}:build")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import programs_in_forks
 import pytest
 import tensorflow as tf
 from conftest import NUM_TRAIN, as_array_records, changed, load_examples, replicas
-from short_trainings import small_network
+from short_trainings import SMALL_NETWORK
 from test_loading import picture, png, write_data_set
 
 from petseg.data import input_pipeline, loading
@@ -107,7 +107,7 @@ def test_whole_runs_end_in_the_same_numbers(tiny_config, same_build, array_recor
         config = changed(tiny_config, "data", cache=cache, cache_dir=str(tmp_path / "cache"))
         if cache == "none":
             config = changed(config, "data", data_dir=str(array_record_dir))
-        config = config.changed(model=vars(small_network(tmp_path)), loss={"class_weights": "median_frequency"})
+        config = config.changed(model=vars(SMALL_NETWORK), loss={"class_weights": "median_frequency"})
         train.train(changed(config, "runtime", workdir=str(tmp_path / cache)))
         found.append(outcome(WorkDirectory(tmp_path / cache)))
     assert len(found[0][0]) > 50

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 import tifffile
 from PIL import Image
-from short_trainings import assert_equal, built_once, of_the_model, small_network, steps_only, variables
+from short_trainings import SMALL_NETWORK, assert_equal, built_once, of_the_model, steps_only, variables
 
 import petseg
 from petseg.classes import PETS
@@ -80,7 +80,7 @@ def test_an_object_that_eight_bit_rgb_does_not_show_is_found(make, channels, dty
 
 
 def test_runs_on_deep_images_do_not_depend_on_caches_restarts_or_replicas(tmp_path):
-    root, network = write(tmp_path / "folder", twelve_bits), small_network(tmp_path).network
+    root, network = write(tmp_path / "folder", twelve_bits), SMALL_NETWORK.network
 
     def config(name, steps=4, **flags):
         defaults = {"strategy": "one_device", "resize": "crop", "augment": "standard", "network": network}

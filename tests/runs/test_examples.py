@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT, changed
 from PIL import Image
-from short_trainings import assert_equal, built_once, of_the_model, small_network, steps_only, variables
+from short_trainings import SMALL_NETWORK, assert_equal, built_once, of_the_model, steps_only, variables
 
 import petseg
 from petseg.classes import PETS
@@ -104,7 +104,7 @@ def test_an_example_resumes_with_the_same_bits_and_four_replicas_compute_what_on
 ):
     monkeypatch.setenv("TEACHER", str(finished_run))  # of distillation
     if name != "edge_head":  # which is a decoder
-        tiny_config = tiny_config.changed(model=vars(small_network(tmp_path)))
+        tiny_config = tiny_config.changed(model=vars(SMALL_NETWORK))
     if name == "annotator_agreement":
         tiny_config = annotated(tiny_config, tmp_path / "animals")
     if name == "zip_data":

@@ -13,7 +13,8 @@ import numpy as np
 import programs_in_forks
 import pytest
 import tensorflow as tf
-from conftest import changed, tiny_flags
+from conftest import changed, small_flags, tiny_flags
+from short_trainings import SMALL_NETWORK
 
 import petseg
 from petseg.config import command_line
@@ -33,11 +34,11 @@ def graphs_and_models():
     ]
 
 
-def first_training(data_dir, folder):
+def first_training(data_dir, folder, **model):
     """A training with other arithmetic, another seed and another optimizer than those that follow."""
     flags = [*tiny_flags(data_dir, folder / "run"), "--train_steps=2", "--eval_every=2"]
     flags += ["--precision=mixed_bfloat16", "--seed=7", "--optimizer=adamw", "--weight_decay=0.01"]
-    petseg.train(command_line.parse(["", *flags], petseg.Config))
+    petseg.train(command_line.parse(["", *flags], petseg.Config).changed(model=model))
 
 
 def count_what_a_training_leaves(data_dir, folder):
@@ -53,8 +54,8 @@ def count_what_a_training_leaves(data_dir, folder):
 @pytest.fixture(scope="module")
 def run(data_dir, tmp_path_factory):
     """The second training in this process."""
-    first_training(data_dir, tmp_path_factory.mktemp("first"))
-    flags = [*tiny_flags(data_dir, tmp_path_factory.mktemp("second") / "run"), *FLAGS]
+    first_training(data_dir, tmp_path_factory.mktemp("first"), **vars(SMALL_NETWORK))
+    flags = [*small_flags(data_dir, tmp_path_factory.mktemp("second") / "run"), *FLAGS]
     return petseg.train(command_line.parse(["", *flags], petseg.Config))
 
 
@@ -71,7 +72,7 @@ def test_a_run_has_workdir_scores_and_history(run):
 
 @pytest.mark.slow
 def test_a_second_training_equals_training_in_its_own_process(run, data_dir, tmp_path):
-    result = programs_in_forks.run("train.py", *tiny_flags(data_dir, tmp_path / "alone"), *FLAGS)
+    result = programs_in_forks.run("train.py", *small_flags(data_dir, tmp_path / "alone"), *FLAGS)
     assert result.returncode == 0, result.stderr
     second, alone = (
         json.loads((folder / "results/test-4.json").read_text()) for folder in (run.workdir, tmp_path / "alone")

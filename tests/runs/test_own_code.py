@@ -1,6 +1,7 @@
 """Code of the user behind flags: what it may return, what is refused, and that runs keep their promises with it."""
 
 import json
+import shutil
 import sys
 
 import keras
@@ -8,12 +9,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tensorflow as tf
+import two_convolutions
 from conftest import changed
-from short_trainings import small_network
 
 import petseg
 from petseg.classes import PETS
-from petseg.config import AugmentationConfig, LossConfig, OptimizerConfig
+from petseg.config import AugmentationConfig, LossConfig, ModelConfig, OptimizerConfig
 from petseg.config.eval_config import ScoreConfig
 from petseg.errors import CheckpointError, ConfigError, ExportError, WorkDirectoryError
 from petseg.evaluation import metrics
@@ -117,12 +118,13 @@ def test_a_run_with_custom_code_everywhere_trains_resumes_and_is_scored(tiny_con
 
 
 def test_code_that_is_edited_while_a_run_is_set_up_is_refused(tiny_config, tmp_path, monkeypatch):
-    config = tiny_config.changed(model=vars(small_network(tmp_path)))
+    file = shutil.copy(two_convolutions.__file__, tmp_path)
+    config = tiny_config.changed(model=vars(ModelConfig(network=f"{file}:build")))
     load_splits = building.load_splits
 
     def edits_code(data):
-        with open(tmp_path / "network.py", "a") as file:
-            file.write("# other\n")
+        with open(file, "a") as code:
+            code.write("# other\n")
         return load_splits(data)
 
     monkeypatch.setattr(building, "load_splits", edits_code)
@@ -135,9 +137,9 @@ def own_cross_entropy(labels, logits, weights):
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
 
 
-def test_a_loss_as_a_python_object_gives_the_bits_of_the_same_built_in_loss(tiny_config, tmp_path):
-    built_in = petseg.train(tiny_config)
-    config = changed(tiny_config, "runtime", workdir=str(tmp_path / "own"))
+def test_a_loss_as_a_python_object_gives_the_bits_of_the_same_built_in_loss(small_config, tmp_path):
+    built_in = petseg.train(small_config)
+    config = changed(small_config, "runtime", workdir=str(tmp_path / "own"))
     mine = petseg.train(config, loss=own_cross_entropy)
     ours, theirs = (tf.train.load_checkpoint(f"{run.workdir}/checkpoints/ckpt-4") for run in (mine, built_in))
     for name in theirs.get_variable_to_shape_map().keys() - {"_CHECKPOINTABLE_OBJECT_GRAPH"}:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import changed
 from PIL import Image
-from short_trainings import assert_equal, small_network, variables
+from short_trainings import assert_equal, variables
 
 import petseg
 from petseg.config.eval_config import EvalConfig, ScoreConfig
@@ -38,9 +38,9 @@ def write_map(folder, mask_file, numbers, kind="weights"):
 
 
 @pytest.fixture
-def config(tiny_config, animals, tmp_path):
+def config(small_config, animals, tmp_path):
     data = {"dataset": "folder", "data_dir": str(animals), "cache_dir": str(tmp_path / "cache"), "batch_size": 4}
-    return tiny_config.changed(data=data, augmentation={"augment": "strong"}, loss={"loss_normalization": "weights"})
+    return small_config.changed(data=data, augmentation={"augment": "strong"}, loss={"loss_normalization": "weights"})
 
 
 def weighted(config, kind="weights", **more):
@@ -65,7 +65,6 @@ def test_weight_maps_change_loss_and_training_and_maps_of_ones_nothing(config, t
 
 @pytest.mark.slow
 def test_an_interrupted_weighted_run_ends_in_the_same_bits_in_every_cache(config, same_build, tmp_path):
-    config = config.changed(model=vars(small_network(tmp_path)))
     results, weights = trained(weighted(config), tmp_path / "memory")
     for cache in ("disk", "none"):
         again = weighted(config, cache=cache)
@@ -81,7 +80,7 @@ def test_an_interrupted_weighted_run_ends_in_the_same_bits_in_every_cache(config
 
 def test_scores_count_pixels_by_weight_if_asked(config, tmp_path, capsys):
     results, _ = trained(changed(weighted(config), "loss", class_weights="1,2,4"), tmp_path / "run")
-    run = ScoreConfig(workdir=str(tmp_path / "run"), resolution="native")
+    run = ScoreConfig(workdir=str(tmp_path / "run"), resolution="native", allow_code=True)
     plain, native = scoring.evaluate(EvalConfig(run))
     assert plain["mean_iou"] == results["mean_iou"]
     assert plain["loss"] == pytest.approx(results["loss"], rel=1e-6)
@@ -90,9 +89,9 @@ def test_scores_count_pixels_by_weight_if_asked(config, tmp_path, capsys):
     for one, other in zip((plain, native), same, strict=True):
         assert {key: one[key] for key in SCORES} == {key: other[key] for key in SCORES}
         assert one["loss"] != other["loss"]
-    (unweighted,) = scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(tmp_path / "run"), weight_files="none")))
+    (unweighted,) = scoring.evaluate(EvalConfig(dataclasses.replace(run, resolution="model", weight_files="none")))
     assert unweighted["loss"] == same[0]["loss"]
-    network = petseg.load(tmp_path / "run", checkpoint="latest")
+    network = petseg.load(tmp_path / "run", checkpoint="latest", allow_code=True)
     for given, expected in (({}, plain), ({"weight_files": "none"}, unweighted), ({"weight_files": ones}, same[0])):
         assert network.evaluate("test", **given)["loss"] == pytest.approx(expected["loss"], rel=1e-6)
     weighed = scoring.evaluate(EvalConfig(dataclasses.replace(run, score_weights=True)))

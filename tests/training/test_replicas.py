@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+import two_convolutions
 from conftest import load_examples, random_examples
 from trainers import make_trainer
 
@@ -27,13 +28,15 @@ def per_replica(strategy, variable):
 @pytest.fixture(
     scope="module",
     params=[
-        ((1, 4), "pixels", "tiny", "pix2pix"),
-        pytest.param(((1, 2), "weights", "mobilenet_v2", "light"), marks=pytest.mark.slow),
+        ((1, 4), "pixels", {"network": two_convolutions.synchronized}),
+        pytest.param(((1, 4), "pixels", {"encoder": "tiny", "decoder": "pix2pix"}), marks=pytest.mark.slow),
+        pytest.param(((1, 2), "weights", {"encoder": "mobilenet_v2", "decoder": "light"}), marks=pytest.mark.slow),
     ],
+    ids=["two convolutions", "tiny", "mobilenet_v2"],
 )
 def runs(request, pets):
     """Per number of replicas: the losses of 20 steps, the first gradient, the final moving statistics."""
-    found, (numbers, normalization, encoder_name, decoder) = {}, request.param
+    found, (numbers, normalization, network) = {}, request.param
     for number in numbers:
         trainer, strategy, batches = make_trainer(
             number,
@@ -42,8 +45,7 @@ def runs(request, pets):
             calibrated_on=pets.images,
             class_weights=(0.4, 0.4, 0.2),
             loss=Loss(LossConfig(loss_normalization=normalization)),
-            encoder=encoder_name,
-            decoder=decoder,
+            **network,
         )
         losses = []
         for step in range(STEPS):
@@ -66,7 +68,7 @@ def test_losses_of_20_steps_are_those_of_one_replica(runs):
 
 def test_gradients_are_those_of_one_replica(runs):
     one = runs[1][1]
-    assert len(one) > 300_000
+    assert len(one) > 400
     assert np.linalg.norm(one) > 0
     for _, many, _ in runs.values():
         assert np.linalg.norm(many - one) <= 1e-5 * np.linalg.norm(one)
@@ -74,7 +76,7 @@ def test_gradients_are_those_of_one_replica(runs):
 
 def test_moving_statistics_are_equal_on_every_replica(runs):
     for number, (_, _, statistics) in runs.items():
-        assert len(statistics) == 8
+        assert len(statistics) >= 2
         for values, (alone,) in zip(statistics, runs[1][2], strict=True):
             assert len(values) == number
             for value in values[1:]:
@@ -155,7 +157,7 @@ def test_an_overflow_on_any_replica_leaves_everything_as_it_was_on_all():
 
     trainer, strategy, batches = make_trainer(
         3, examples=random_examples(12), batch_size=batch_size, precision="mixed_float16", augment=augment,
-        optimizer="adam", initial_loss_scale=1024.0,
+        optimizer="adam", initial_loss_scale=1024.0, network=two_convolutions.synchronized,
     )  # fmt: skip
 
     def state():

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+import two_convolutions
 from conftest import random_examples
 from trainers import make_trainer
 
@@ -12,6 +13,11 @@ from petseg.training import augmentation
 from petseg.training.losses import Loss
 
 SIZE, BATCH = 32, 4
+
+
+def small_trainer(number=1, **options):
+    """A trainer of the smallest network, for tests in which any will do."""
+    return make_trainer(number, network=two_convolutions.synchronized, **options)
 
 
 def learnable_examples():
@@ -50,7 +56,7 @@ def test_the_loss_is_divided_once_by_pixels_or_weights(loss_normalization):
     class_weights = (0.4, 0.4, 0.2)
     examples = random_examples(BATCH, SIZE)
     examples.masks[0, :10] = IGNORED
-    trainer, _, batches = make_trainer(
+    trainer, _, batches = small_trainer(
         examples=examples, class_weights=class_weights, loss=Loss(LossConfig(loss_normalization=loss_normalization))
     )
     images, masks = examples.images.astype(np.float32), examples.masks
@@ -72,7 +78,7 @@ def test_the_loss_is_divided_once_by_pixels_or_weights(loss_normalization):
 
 
 def test_a_step_that_is_not_finite_changes_no_weight_and_stops_the_loop():
-    trainer, _, batches = make_trainer(examples=random_examples(8, SIZE), learning_rate=1e30)
+    trainer, _, batches = small_trainer(examples=random_examples(8, SIZE), learning_rate=1e30)
     trainer.run(batches, 10)
     first = int(trainer.nonfinite_step)
     assert 0 < first < 5
@@ -89,7 +95,7 @@ def test_a_step_that_is_not_finite_changes_no_weight_and_stops_the_loop():
 
 
 def test_predictions_and_loss_of_a_skipped_step_are_not_measured():
-    trainer, _, batches = make_trainer(2, examples=random_examples(8, SIZE), learning_rate=1e30)
+    trainer, _, batches = small_trainer(2, examples=random_examples(8, SIZE), learning_rate=1e30)
     trainer.run(batches, 10)
     finite = int(trainer.nonfinite_step.numpy())
     measured = trainer.pop_measurements()
@@ -117,7 +123,7 @@ def test_predictions_of_a_step_that_overflows_in_float16_are_not_measured():
 def test_micro_batches_add_up_to_the_batch():
     losses, norms = [], []
     for micro_batches in (1, 2, 4):
-        trainer, _, batches = make_trainer(
+        trainer, _, batches = small_trainer(
             examples=random_examples(24, SIZE),
             batch_size=8,
             learning_rate=0.1,
@@ -182,6 +188,6 @@ def test_mixed_precision_keeps_weights_logits_loss_and_statistics_in_float32(in_
 def test_gradients_of_a_batch_without_a_valid_pixel_are_0():
     examples = random_examples(8, SIZE)
     examples.masks[:] = IGNORED
-    trainer, _, batches = make_trainer(examples=examples)
+    trainer, _, batches = small_trainer(examples=examples)
     trainer.run(batches, 1)
     assert all((gradient == 0).all() for gradient in trainer.gradients().values())

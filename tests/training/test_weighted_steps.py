@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+import two_convolutions
 from conftest import random_examples
 from trainers import make_trainer
 
@@ -85,7 +86,8 @@ def ten(masks):
 
 
 def trained(examples, number=1, **options):
-    trainer, _, batches = make_trainer(number, examples=examples, batch_size=4, **options)
+    network = two_convolutions.synchronized
+    trainer, _, batches = make_trainer(number, examples=examples, batch_size=4, network=network, **options)
     trainer.run(batches, 3)
     return trainer.pop_measurements().scalars, trainer.weights()
 
