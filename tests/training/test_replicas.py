@@ -28,15 +28,15 @@ def per_replica(strategy, variable):
 @pytest.fixture(
     scope="module",
     params=[
-        ((1, 4), "pixels", {"network": two_convolutions.synchronized}),
-        pytest.param(((1, 4), "pixels", {"encoder": "tiny", "decoder": "pix2pix"}), marks=pytest.mark.slow),
-        pytest.param(((1, 2), "weights", {"encoder": "mobilenet_v2", "decoder": "light"}), marks=pytest.mark.slow),
+        ((1, 4), "pixels", {"network": two_convolutions.synchronized}, 1),
+        pytest.param(((1, 4), "pixels", {"encoder": "tiny", "decoder": "pix2pix"}, 4), marks=pytest.mark.slow),
+        pytest.param(((1, 2), "weights", {"encoder": "mobilenet_v2", "decoder": "light"}, 4), marks=pytest.mark.slow),
     ],
     ids=["two convolutions", "tiny", "mobilenet_v2"],
 )
 def runs(request, pets):
     """Per number of replicas: the losses of 20 steps, the first gradient, the final moving statistics."""
-    found, (numbers, normalization, network) = {}, request.param
+    found, (numbers, normalization, network, batch_norms) = {}, request.param
     for number in numbers:
         trainer, strategy, batches = make_trainer(
             number,
@@ -55,6 +55,8 @@ def runs(request, pets):
                 slots = [variable for variable in trainer.optimizer.variables if "momentum" in variable.path]
                 gradient = np.concatenate([per_replica(strategy, slot)[0].reshape(-1) for slot in slots])
         moving = [variable for variable in trainer.model.variables if "batch_norm" in variable.path]
+        assert len(gradient) > 300_000 or batch_norms == 1
+        assert len([v for v in moving if "moving" in v.path]) == 2 * batch_norms
         found[number] = losses, gradient, [per_replica(strategy, v) for v in moving if "moving" in v.path]
     return found
 
@@ -68,7 +70,6 @@ def test_losses_of_20_steps_are_those_of_one_replica(runs):
 
 def test_gradients_are_those_of_one_replica(runs):
     one = runs[1][1]
-    assert len(one) > 400
     assert np.linalg.norm(one) > 0
     for _, many, _ in runs.values():
         assert np.linalg.norm(many - one) <= 1e-5 * np.linalg.norm(one)
@@ -76,7 +77,6 @@ def test_gradients_are_those_of_one_replica(runs):
 
 def test_moving_statistics_are_equal_on_every_replica(runs):
     for number, (_, _, statistics) in runs.items():
-        assert len(statistics) >= 2
         for values, (alone,) in zip(statistics, runs[1][2], strict=True):
             assert len(values) == number
             for value in values[1:]:
