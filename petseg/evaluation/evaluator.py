@@ -29,6 +29,9 @@ class Evaluator:
     """Scores a model on a split under a strategy. Must be constructed inside ``strategy.scope()``.
 
     The loss is the training loss without augmentation: same pixel weights, same normalisation.
+
+    Attributes:
+      loop: the compiled loop over batches, a `tf.function`.
     """
 
     def __init__(

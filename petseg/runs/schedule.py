@@ -45,6 +45,9 @@ class Schedule:
         first, last = self.profile
         if first <= step < last:
             return 1
-        intervals = (self.summary_every, self.histogram_every, self.eval_every, self.checkpoint_every)
-        until_due = [every - step % every for every in intervals]
-        return min(self.steps_per_loop, self.last_step - step, *until_due, *([first - step] if step < first else []))
+        limits = [self.steps_per_loop, self.last_step - step]
+        for every in (self.summary_every, self.histogram_every, self.eval_every, self.checkpoint_every):
+            limits.append(every - step % every)
+        if step < first:
+            limits.append(first - step)
+        return min(limits)

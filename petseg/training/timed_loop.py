@@ -18,13 +18,16 @@ class TimedLoop:
 
     Args:
       step: makes a step; batch and whether it is the last of the call -> a tensor that is known when the step is done.
+      goes_on: whether to make another step, a bool scalar; called in the compiled loop.
 
     Attributes:
       traces: number of times the loop was traced; more than 1 is a bug.
     """
 
     def __init__(self, step: Step, goes_on: Callable[[], tf.Tensor]):
-        self.traces, self._make_step, self._goes_on = 0, step, goes_on
+        self.traces = 0
+        self._make_step = step
+        self._goes_on = goes_on
         # A tf.function per instance: one on the class keeps the graphs and models of all instances. AutoGraph off: it
         # doubles the time of tracing.
         self._loop = tf.function(self._trace, autograph=False)
