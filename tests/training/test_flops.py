@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import two_convolutions
 from conftest import random_examples
 from tensorflow.python.framework import config as tf_config
 from trainers import make_trainer
@@ -79,7 +80,7 @@ def clocks():
 @pytest.mark.parametrize(("slow", "lower", "upper"), [("input", 0.4, 1.0), ("update", 0.0, 0.2)])
 def test_the_host_waits_for_the_input_only_and_not_for_the_update_before(slow, lower, upper, clocks, monkeypatch):
     pause = 0.2
-    trainer, _, batches = make_trainer(examples=random_examples(8))
+    trainer, _, batches = make_trainer(examples=random_examples(8), network=two_convolutions.synchronized)
 
     def sleep():
         time.sleep(pause)
