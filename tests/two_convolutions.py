@@ -6,9 +6,9 @@ import keras
 def build(image_size, num_classes, channels):
     images = keras.Input([*image_size, channels])
     x = keras.layers.Rescaling(1 / 255)(images)
-    x = keras.layers.Conv2D(8, 3, strides=2, padding="same", use_bias=False)(x)
-    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
-    logits = keras.layers.Conv2DTranspose(num_classes, 3, strides=2, padding="same", dtype="float32")(x)
+    x = keras.layers.Conv2D(8, 3, strides=2, padding="same", use_bias=False, name="convolution")(x)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization(name="batch_norm")(x))
+    logits = keras.layers.Conv2DTranspose(num_classes, 3, strides=2, padding="same", dtype="float32", name="logits")(x)
     return keras.Model(images, logits)
 
 
