@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import tensorflow as tf
-from conftest import changed, events, small_flags
+from conftest import changed, events, tiny_flags
 from short_trainings import built_once
 
 from petseg.config import Config, command_line
@@ -50,7 +50,7 @@ def same_build(tmp_path_factory):
 def patient(data_dir, workdir, *flags):
     """A run of eight steps, evaluated at every second, that ends when one of its scores is no better."""
     intervals = ["--train_steps=8", "--eval_every=2", "--checkpoint_every=3", "--histogram_every=100", "--patience=1"]
-    return command_line.parse(["train.py", *small_flags(data_dir, workdir), *intervals, *flags], Config)
+    return command_line.parse(["train.py", *tiny_flags(data_dir, workdir), *intervals, *flags], Config)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_a_run_whose_scores_stop_improving_ends_early_and_is_complete(data_dir, 
 
 def test_watching_ends_at_an_early_stop(ended, monkeypatch):
     monkeypatch.setattr(watching.time, "sleep", None)  # it must not wait
-    run = TrainedRun.open(WorkDirectory(ended[0]), ScoreConfig(workdir=str(ended[0]), allow_code=True))
+    run = TrainedRun.open(WorkDirectory(ended[0]), ScoreConfig(workdir=str(ended[0])))
     assert list(watching.new_checkpoints(run, ScoreConfig(workdir=str(ended[0])))) == [run.path_of(3), run.path_of(4)]
 
 

@@ -5,7 +5,7 @@ import json
 import shutil
 
 import pytest
-from conftest import events, small_flags
+from conftest import events, tiny_flags
 from short_trainings import built_once
 
 from petseg.config import Config, command_line
@@ -31,7 +31,7 @@ def same_build(tmp_path_factory):
 
 def trained(data_dir, workdir, *more):
     """Trains for four steps and evaluates the last one: weights and averages."""
-    flags = [*small_flags(data_dir, workdir), "--train_steps=4", "--eval_every=4", "--checkpoint_every=2"]
+    flags = [*tiny_flags(data_dir, workdir), "--train_steps=4", "--eval_every=4", "--checkpoint_every=2"]
     return train.train(command_line.parse(["train.py", *flags, "--ema_decay=0.9", *more], Config))
 
 
@@ -75,7 +75,7 @@ def stopped(stopped_run, tmp_path):
 
 def test_results_written_by_eval_do_not_count_as_an_evaluation_of_training(data_dir, stopped, undisturbed):
     for ema in (False, True):
-        scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(stopped), ema=ema, allow_code=True)))
+        scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(stopped), ema=ema)))
     trained(data_dir, stopped)
     assert logged(stopped) == logged(undisturbed[0])
 

@@ -44,12 +44,12 @@ def poisoned_step(monkeypatch):
     poison(monkeypatch, 3)
 
 
-def poisoned_config(small_config, **runtime):
-    return changed(changed(small_config, "schedule", train_steps=6), "runtime", **runtime)
+def poisoned_config(tiny_config, **runtime):
+    return changed(changed(tiny_config, "schedule", train_steps=6), "runtime", **runtime)
 
 
-def test_a_nonfinite_batch_ends_the_run_and_names_its_examples(small_config, poisoned_step):
-    config = poisoned_config(small_config)
+def test_a_nonfinite_batch_ends_the_run_and_names_its_examples(tiny_config, poisoned_step):
+    config = poisoned_config(tiny_config)
     with pytest.raises(NonFiniteLossError) as caught:
         train.train(config)
     workdir = WorkDirectory(config.runtime.workdir)
@@ -71,8 +71,8 @@ def assert_finite(config, iterations):
     assert final["optimizer/_optimizers/0/_iterations/.ATTRIBUTES/VARIABLE_VALUE"] == iterations
 
 
-def test_a_nonfinite_batch_can_take_the_run_back_to_its_checkpoint(small_config, poisoned_step, caplog):
-    config = poisoned_config(small_config, on_nonfinite="restore")
+def test_a_nonfinite_batch_can_take_the_run_back_to_its_checkpoint(tiny_config, poisoned_step, caplog):
+    config = poisoned_config(tiny_config, on_nonfinite="restore")
     with caplog.at_level(logging.WARNING):
         results = train.train(config)
     (message,) = [message for message in caplog.messages if "not finite" in message]
@@ -83,10 +83,10 @@ def test_a_nonfinite_batch_can_take_the_run_back_to_its_checkpoint(small_config,
 
 @pytest.mark.parametrize("killed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_nonfinite_batches_can_be_skipped_up_to_a_limit_that_survives_a_restart(
-    small_config, same_build, monkeypatch, caplog, killed
+    tiny_config, same_build, monkeypatch, caplog, killed
 ):
     poison(monkeypatch, 1, 2, 3, 5)
-    config = poisoned_config(small_config, on_nonfinite="skip", nonfinite_limit=3)
+    config = poisoned_config(tiny_config, on_nonfinite="skip", nonfinite_limit=3)
     with caplog.at_level(logging.WARNING):
         train.train(changed(config, "schedule", train_steps=4))
     assert [message.rpartition("; ")[2] for message in caplog.messages if "not finite" in message] == ["skipped"] * 3
@@ -103,9 +103,9 @@ def test_nonfinite_batches_can_be_skipped_up_to_a_limit_that_survives_a_restart(
 
 
 @pytest.mark.slow
-def test_restoring_a_checkpoint_keeps_the_count_of_nonfinite_steps(small_config, same_build, monkeypatch):
+def test_restoring_a_checkpoint_keeps_the_count_of_nonfinite_steps(tiny_config, same_build, monkeypatch):
     poison(monkeypatch, 2, 3, 5)
-    config = poisoned_config(small_config, on_nonfinite="restore", nonfinite_limit=2)
+    config = poisoned_config(tiny_config, on_nonfinite="restore", nonfinite_limit=2)
     with pytest.raises(NonFiniteLossError, match=r"at step 5 .*, number 3 of the run"):
         train.train(config)
     with pytest.raises(NonFiniteLossError, match=r"at step 5 .*, number 3 of the run"):  # at each restart
@@ -126,9 +126,9 @@ def plant_in_a_weight(monkeypatch, at):
 
 
 @pytest.mark.slow
-def test_nonfinite_weights_end_a_run_that_skips_and_are_repaired_by_restore(small_config, monkeypatch, tmp_path):
+def test_nonfinite_weights_end_a_run_that_skips_and_are_repaired_by_restore(tiny_config, monkeypatch, tmp_path):
     plant_in_a_weight(monkeypatch, at=2)
-    config = changed(small_config, "schedule", train_steps=20, eval_every=20)
+    config = changed(tiny_config, "schedule", train_steps=20, eval_every=20)
     skipping = changed(config, "runtime", on_nonfinite="skip", nonfinite_limit=3)
     with pytest.raises(NonFiniteLossError, match="not finite at step 5"):
         train.train(skipping)
@@ -137,8 +137,8 @@ def test_nonfinite_weights_end_a_run_that_skips_and_are_repaired_by_restore(smal
 
 
 @pytest.mark.slow
-def test_a_cluster_restores_a_checkpoint_that_all_processes_see(small_config, poisoned_step, monkeypatch, caplog):
-    config = poisoned_config(small_config, on_nonfinite="restore")
+def test_a_cluster_restores_a_checkpoint_that_all_processes_see(tiny_config, poisoned_step, monkeypatch, caplog):
+    config = poisoned_config(tiny_config, on_nonfinite="restore")
     config = changed(config, "schedule", checkpoint_every=1, keep_checkpoints=10)
     # Another process sees the checkpoint of step 3 later than this one.
     monkeypatch.setattr(Placement, "gather", lambda self, value: [value, 2] if value == 3 else [value])

@@ -123,7 +123,7 @@ def test_predictions_of_a_step_that_overflows_in_float16_are_not_measured():
 def test_micro_batches_add_up_to_the_batch():
     losses, norms = [], []
     for micro_batches in (1, 2, 4):
-        trainer, _, batches = small_trainer(
+        trainer, _, batches = make_trainer(
             examples=random_examples(24, SIZE),
             batch_size=8,
             learning_rate=0.1,
