@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -15,6 +16,7 @@ from petseg.data.images import PERCENTILES
 from petseg.errors import DataError
 
 MEASURED_IMAGES, MEASURED_NUMBERS = 512, 3 * 2**14  # at most; numbers of one image
+FAR = 10  # times the range of all other numbers
 logger = logging.getLogger(__name__)
 
 
@@ -52,8 +54,13 @@ def _measured_range(data_set: DataSet, split: str, decoding: ImageDecoding) -> s
     count, channels = data_set.num_examples(split), decoding.spec.channels
     decode = tf.autograph.experimental.do_not_convert(lambda example: decoding.stored(example["image"]))
     examples = data_set.raw_examples(split).shard(math.ceil(count / MEASURED_IMAGES), 0)
-    values = [_sample(pixels) for pixels in examples.map(decode).prefetch(1).as_numpy_iterator()]
+    decoded = examples.map(decode).ignore_errors().prefetch(1)  # a bad example is reported when it is loaded
+    values = [_sample(pixels) for pixels in decoded.as_numpy_iterator()]
+    if not values:
+        return RANGES[decoding.spec.dtype]
+    _refuse_two_scales(values, split)
     numbers = np.concatenate(values).astype(np.float64).reshape(-1, 1 if channels == 3 else channels)
+    _refuse_no_data(numbers, split)
     low, high = np.percentile(numbers, PERCENTILES, axis=0)
     flat = low >= high
     low, high = np.where(flat, numbers.min(axis=0), low), np.where(flat, numbers.max(axis=0), high)
@@ -71,6 +78,38 @@ def _measured_range(data_set: DataSet, split: str, decoding: ImageDecoding) -> s
         text, *PERCENTILES, len(values), split, channels, "s" if channels > 1 else "", decoding.spec.dtype,
     )  # fmt: skip
     return text
+
+
+def _refuse_two_scales(values: Sequence[np.ndarray], split: str) -> None:
+    """Raises DataError if the numbers of some images end at 1 and those of others far above, as if not all were scaled.
+
+    One range would make the former black.
+    """
+    largest = [float(each.max()) for each in values if each.dtype.kind == "f"]
+    small, large = [number for number in largest if 0 < number <= 1], [number for number in largest if number > 100]
+    if min(len(small), len(large)) > 0.05 * len(values):
+        raise DataError(
+            f"--train_split={split}: {len(small)} of {len(values)} images hold pixel values up to 1, {len(large)} up to "
+            f"{max(large):g}; must be of one scale, or --intensity_range be LOW,HIGH"
+        )
+
+
+def _refuse_no_data(numbers: np.ndarray, split: str) -> None:
+    """Raises DataError if the smallest or largest number of a channel, [N, C], is no measurement but stands for missing
+    data, such as -9999: it would decide the range, and all others become one shade.
+    """
+    for extreme in np.unique([numbers.min(axis=0), numbers.max(axis=0)]):
+        others = numbers[(numbers != extreme).all(axis=1)]
+        share = 1 - len(others) / len(numbers)
+        if not PERCENTILES[0] / 100 <= share < 0.5:  # a background may be one number
+            continue
+        low, high = np.percentile(others, PERCENTILES, axis=0)
+        if ((low < high) & (np.maximum(low - extreme, extreme - high) > FAR * (high - low))).any():
+            measured = ",".join(f"{number:.4g}" for number in np.stack([low, high], axis=1).ravel())
+            raise DataError(
+                f"--train_split={split}: {share:.1%} of the pixel values are {extreme:g}, far from all others, as for "
+                f"missing data; --intensity_range must be LOW,HIGH of the others, such as {measured}"
+            )
 
 
 def _sample(pixels: np.ndarray) -> np.ndarray:

@@ -51,13 +51,19 @@ def of_picture(picture: Picture, colored: bool | None = None) -> MaskValues:
 
     Raises LossyMaskError if the compression of the file changed values, and DataError if it is no mask.
     """
+    check_exact(picture)
+    opacity = picture.palette is None and picture.alpha_varies  # of a palette, it is for display
+    return dataclasses.replace(values_of(picture, colored), transparent=opacity)
+
+
+def check_exact(picture: Picture) -> None:
+    """Raises LossyMaskError if the compression of a mask's file changed values."""
     if picture.lossy:
         kind = "TIFF compressed as " * (picture.format == "TIFF") + picture.lossy
         raise LossyMaskError(
-            f"is a mask in {kind}, which changes values at every edge; must be a PNG made of the original mask"
+            f"is a mask in {kind}, which changes values at every edge; must be a PNG made of the original mask, or, of "
+            "black and white, of np.where(mask > 127, 255, 0)"
         )
-    opacity = picture.palette is None and picture.alpha_varies  # of a palette, it is for display
-    return dataclasses.replace(values_of(picture, colored), transparent=opacity)
 
 
 def values_of(picture: Picture, colored: bool | None = None) -> MaskValues:

@@ -20,6 +20,8 @@ SURVEYED_SIDE = 256  # pixels; regions are measured on a grid of at most this ma
 LINE = 8  # a region with more than this many times the area of a square inside it is a line
 MANY = 16  # values of one mask
 RARE = 0.05  # largest fraction of the pixels of a value that interpolation makes
+PARTS = 1.5  # most places of an object, on average
+CODED = 1000  # least number of an object's class and its own, such as Cityscapes' 24001
 SHOWN_NAMES = 2
 
 
@@ -37,6 +39,7 @@ class MaskFacts:
     palette: np.ndarray | None = None
     single: bool = False  # whether the file has numbers and no colours at all
     transparent: bool = False  # whether its pixels differ in opacity
+    objects: int | None = 0  # the number of its objects if its values may number them; None if they do not
 
     @classmethod
     def of(cls, mask: MaskValues) -> "MaskFacts":
@@ -62,7 +65,10 @@ class MaskFacts:
         palette = None if mask.palette is None else mask.palette[np.minimum(values, 255)]
         if palette is not None and values[-1] > 0 and (palette == values[:, None]).all():
             palette = None  # each number has its own shade, as in a palette that was made of grey: no colours
-        return cls(values, pixels, uniform, between, compact, mask.colored, palette, mask.single, mask.transparent)
+        objects = None if mask.colored else _count_objects(numbers, values)
+        return cls(
+            values, pixels, uniform, between, compact, mask.colored, palette, mask.single, mask.transparent, objects
+        )
 
 
 class MaskSurvey:
@@ -81,11 +87,13 @@ class MaskSurvey:
         self._either_way: list[str] = []
         self._transparent: list[str] = []
         self._grey: list[str] = []  # masks of numbers other than 0 and 255 in files without colours
+        self._objects: set[int | None] = set()  # numbers of objects that the values of a mask may count
 
     def add(self, name: str, facts: MaskFacts, *, either_way: bool = False) -> None:
         """Adds a mask; `either_way`: its image is turned by EXIF, and it fits the image as stored too."""
         if either_way:
             self._either_way.append(name)
+        self._objects.add(facts.objects)
         sums = self._sums[facts.colored]
         for value, *counts in zip(facts.values.tolist(), facts.pixels, facts.uniform, facts.between, strict=True):
             sums[value] = sums.get(value, 0) + np.array(counts)
@@ -127,6 +135,9 @@ class MaskSurvey:
             if LARGEST in self._sums[False] and len(self._sums[False]) > 2:
                 what = f'hold {LARGEST}, the largest value; a classes file must say what it is: a class, or "ignored"'
                 found.append(Fault(Kind.CLASSES, "the masks", what))
+            if not found and (reason := self._number_objects()):
+                remedy = 'a classes file must say which values are one class: "value": [1, 2, 3]'
+                found.append(Fault(Kind.CLASSES, "the masks", f"{reason}; {remedy}"))
             if self.holds_colors and self._grey and (self._differing or self._sums[True]):
                 what = (
                     f"hold numbers in {_few(self._grey)} and colours in others, whose numbers mean something else in "
@@ -190,6 +201,17 @@ class MaskSurvey:
         if self._void_compact > self._void_pixels / 2:
             reasons.append(f"in {len(self._void)} masks 255 covers compact regions, not lines ({_few(self._void)})")
         return f"hold 255, which means no class by convention, but {' and '.join(reasons)}" if reasons else ""
+
+    def _number_objects(self) -> str:
+        """Why values seem to tell objects of a class apart, as in instance segmentation; empty if they do not."""
+        coded = sorted(value for value in self._sums[False] if CODED <= value < LARGEST)
+        if len(coded) > 1:
+            return f"hold {coded[0]}, {coded[1]}, ..., as instance ids, which number objects, not classes"
+        counts = self._objects - {0}
+        if None not in counts and len(counts) >= 3:
+            most = max(map(int, counts))
+            return f"hold 1 to {most}, each in one place of a mask, as instance ids, which number objects, not classes"
+        return ""
 
     def _missing_classes(self, classes: Classes) -> list[Fault]:
         """A fault if at most one class occurs, as in masks of 0 and 255 where 255 is ignored."""
@@ -258,6 +280,21 @@ def _is_between(numbers: np.ndarray) -> np.ndarray:
         return (np.minimum(before, after) < rows) & (rows < np.maximum(before, after))
 
     return in_rows(numbers) | in_rows(numbers.T).T
+
+
+def _count_objects(numbers: np.ndarray, values: np.ndarray) -> int | None:
+    """How many objects a mask has if its values are 0 and 1 to N, most of them in one place each; otherwise None."""
+    objects = [value for value in values.tolist() if value not in (0, IGNORED)]
+    if objects != list(range(1, len(objects) + 1)):
+        return None
+    step = -(-max(numbers.shape) // SURVEYED_SIDE)
+    coarse = numbers[::step, ::step]
+    parts = 0
+    for value in objects:
+        parts += ndimage.label(coarse == value, np.ones((3, 3)))[1]
+        if parts > PARTS * len(objects):
+            return None
+    return len(objects)
 
 
 def _count_compact(region: np.ndarray) -> int:

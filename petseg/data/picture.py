@@ -89,9 +89,8 @@ def check_page(page: int | None, pages: int) -> None:
 
 def from_frame(image: Image.Image, pages: int) -> Picture:
     """Decodes an opened image, or takes over the pixels of one in memory."""
-    mode, kind, orientation = image.mode, image.format or "PILLOW", exif_orientation(image)
-    if kind == "TIFF":
-        orientation = 1  # Pillow turns it
+    mode, kind = image.mode, image.format or "PILLOW"
+    orientation = 1 if kind == "TIFF" else exif_orientation(image)  # Pillow turns TIFF files itself
     image.load()
     facts: dict[str, Any] = {"format": kind, "mode": mode, "orientation": orientation, "pages": pages}
     if mode in PALETTED:

@@ -43,6 +43,8 @@ READERS = {  # first bytes of formats that need a package, or that no reader her
     rb"\xff\x0a|\0\0\0\x0cJXL ": "is JPEG XL; pip install pillow-jxl-plugin, and import it, or convert it to PNG",
     rb".{128}DICM": "is DICOM; must be converted to TIFF or .npy, with its own pixel values",
     rb"\x1f\x8b": "is compressed by gzip, as NIfTI files are; must be converted to TIFF or .npy",
+    rb"version https://git-lfs": "is a pointer of Git LFS; `git lfs pull` fetches the file",
+    rb"NRRD": "is NRRD; must be converted to TIFF or .npy, with its own pixel values",
     rb"%!PS|%PDF": "is PostScript or PDF, which is not read because it is a program; must be a picture",
 }
 

@@ -256,6 +256,10 @@ def test_upside_down_photographs_are_annotated_as_people_see_them(annotations, c
         ({**coco([]), "annotations": [{"segments_info": [], "image_id": 0}]}, "these are panoptic annotations"),
         ({**coco([]), "images": [{"id": 1}]}, r"images\[0\] has no file_name; must have id, file_name"),
         ({"images": 1}, "1 JSON files, none of COCO's form"),
+        (coco([{**polygon(SQUARE), "iscrowd": 1}]), "iscrowd is 1 for all 1 objects, .* it must be 0 for single obj"),
+        (coco([polygon([[0.1, 0.1], [0.9, 0.1], [0.9, 0.9]])]), "all its polygons lie between 0 and 1, as shares"),
+        (coco([polygon(SQUARE)], categories=((7, "cat"), (7, "dog"))), "2 categories have the id 7; each must have"),
+        ({**coco([]), "images": [{"id": 1, "file_name": "a.jpg"}] * 2}, "2 images have the id 1; each must have its"),
     ],
 )
 def test_invalid_files_end_in_one_line(annotations, convert, tmp_path, content, message):

@@ -41,7 +41,7 @@ def test_lists_of_splits_name_images_with_or_without_their_ending_and_folder(tmp
     (tmp_path / "LICENSE.txt").write_text("No rights reserved\n")
     layout = find(tmp_path)
     assert names(layout) == {"train": ["images/a.jpg", "images/b.jpg", "images/c.jfif"], "val": ["images/d.jpg"]}
-    assert layout.notes == ("1 images are in no split list and are left out",)
+    assert layout.notes[0] == "1 images are in no split list and are left out"
     assert not layout.faults
 
 
@@ -230,6 +230,15 @@ def test_a_link_to_itself_is_no_hint_of_other_annotations(tmp_path):
     (tmp_path / "images" / "train" / "loop.jpg").symlink_to("loop.jpg")
     with pytest.raises(DataError, match=r"nowhere/\*.jpg matches no image; --image_files must say where they are"):
         find(tmp_path, image_files="nowhere/*.jpg", mask_files="masks/{name}.png")
+
+
+def test_a_link_to_a_folder_above_it_is_not_followed(tmp_path):
+    write(tmp_path, pairs("a", folder="train/") | pairs("b", folder="test/"))
+    for kind in ("images", "masks"):
+        (tmp_path / kind / "train" / "up").symlink_to("..")
+        (tmp_path / kind / "val").symlink_to("test")
+    layout = find(tmp_path)
+    assert {split: len(found) for split, found in layout.splits.items()} == {"train": 1, "val": 1, "test": 1}
 
 
 def test_broken_links_in_the_place_of_folders_are_faults(tmp_path):

@@ -160,6 +160,11 @@ def test_the_intensity_range_is_that_of_the_training_split(tmp_path, caplog):
         ({"a.png": encoded(RGB, "PNG")}, {"image_dtype": "uint16"},
          "images/train/a.png: has 3 channels of 8 bits; must have 16 bits, as --image_dtype or the run says"),
         ({"a.tif": tiff(np.full((12, 16), 7, np.uint16))}, {}, "--train_split=train: all pixel values are 7"),
+        ({f"{i}.tif": tiff(np.linspace(0, 255**i, 192).reshape(12, 16).astype("f4")) for i in range(2)},
+         {}, "--train_split=train: 1 of 2 images hold pixel values up to 1, 1 up to 255; must be of one scale, or --i"),
+        ({"a.tif": tiff(np.where(np.arange(192) % 9 == 0, -9999, np.linspace(0, 1, 192)).reshape(12, 16).astype("f4"))},
+         {}, "--train_split=train: 11.5% of the pixel values are -9999, far from all others, as for missing data; --in"
+         "tensity_range must be LOW,HIGH of the others, such as 0.00"),
     ],
 )  # fmt: skip
 def test_images_that_differ_are_refused_by_name(files, flags, message, tmp_path):

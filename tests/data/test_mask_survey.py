@@ -103,8 +103,10 @@ def test_masks_of_0_and_255_are_a_fault_where_255_is_ignored():
         [np.random.default_rng(i).integers(0, 20, (40, 40)) for i in range(3)],
         drawn([10, 20, 40]),
         [COLORS[mask] for mask in drawn([1, 2])],
+        [mask for values in ([1], [1, 2], [1, 2, 3], [2, 3]) for mask in drawn(values)],
+        [np.arange(64).reshape(8, 8) % count for count in (2, 3, 4, 5)],
     ],
-    ids=["plain", "outlined", "small", "unlabelled", "noise", "greys", "colours"],
+    ids=["plain", "outlined", "small", "unlabelled", "noise", "greys", "colours", "single objects", "many parts"],
 )
 def test_ordinary_masks_have_neither_faults_nor_notes(masks):
     assert judged(masks) == ("", "")
@@ -158,6 +160,33 @@ def test_colours_that_differ_in_unused_indices_or_say_nothing_are_no_fault():
         mask.putpalette([*COLORS.ravel().tolist(), 40 * i, 0, 0])
     masks += [Image.fromarray(mask).convert("P") for mask in drawn([1])]  # index 1 is grey 1
     assert judged(masks) == ("", "")
+
+
+def instances(count, first=1, step=1):
+    """A mask of squares side by side, each with a number of its own, uint16 [64, 64]."""
+    mask = np.zeros((64, 64), np.uint16)
+    for i in range(count):
+        mask[8 * (i // 8) + 1 : 8 * (i // 8) + 7, 8 * (i % 8) + 1 : 8 * (i % 8) + 7] = first + step * i
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ([instances(count) for count in (2, 0, 5, 9)], "hold 1 to 9, each in one place of a mask, as instance ids"),
+        ([instances(2, first) for first in (24000, 26000)], "hold 24000, 24001, ..., as instance ids"),
+    ],
+)
+def test_numbers_of_objects_are_a_fault_without_a_classes_file(masks, message):
+    def survey(classes):
+        found = MaskSurvey(classes)
+        for mask in masks:
+            found.add("a.png", MaskFacts.of(mask_files.MaskValues(mask, colored=False)))
+        return " ".join(map(str, found.faults()))
+
+    assert message in survey(None)
+    values = np.unique(masks).tolist()[1:]
+    assert not survey(Classes.from_dict(["background", {"name": "cell", "value": values}]))
 
 
 def test_numbers_in_some_masks_and_colours_in_others_are_a_fault_without_classes():

@@ -166,6 +166,7 @@ def test_thumbnails_and_coarser_copies_are_no_pages():
     [
         (b"", "cannot be read: it is empty; must be a complete image"),
         (b"hello " * 9, "cannot be read: 54 bytes of no known format; must be a complete image"),
+        (b"version https://git-lfs.github.com/spec/v1", "cannot be read: is a pointer of Git LFS; `git lfs pull`"),
         (b"\0" * 128 + b"DICM", "cannot be read: is DICOM; must be converted to TIFF or .npy, with its own pixel"),
         (npy(np.zeros((5, 64, 64))), "got float64 [5, 64, 64]; must be numbers [height, width] or [height, width, "
          "channels] of 1 to 32 channels; with the channels first: np.moveaxis(array, 0, -1)"),

@@ -136,6 +136,17 @@ def test_names_in_lists_may_contain_spaces_and_dots(tmp_path):
                              "test": ["images/d e.f.jpg"]}  # fmt: skip
 
 
+def test_a_mask_in_a_list_that_is_not_the_one_used_is_noted(flat):
+    layout = find(flat, {"train.txt": "/d/images/0.jpg /d/masks/0.png\n/images/1.jpg /fine/1.png", "test.txt": "2 1"})
+    (note, *_) = (note for note in layout.notes if "name other masks" in note)
+    assert "/fine/1.png of images/1.jpg, which has masks/1.png, and 0 more; --mask_files must say" in note
+
+
+def test_lists_in_other_forms_and_folders_are_noted(flat):
+    (note,) = find(flat, {"train.csv": "0\n1", "lists/val.txt": "2", "other.csv": "3"}).notes
+    assert note.startswith("lists/val.txt, train.csv: not read; lists of splits must be such as train.txt")
+
+
 def test_a_list_that_cannot_be_read_is_a_fault(flat):
     (flat / "train.txt").symlink_to("nowhere")
     (flat / "test.txt").mkdir()

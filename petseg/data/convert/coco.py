@@ -92,6 +92,9 @@ class _File:
             lacking = [name for name in needed if not isinstance(values.get(name), int | float | str)]
             if lacking and "segments_info" not in values:  # panoptic
                 raise DataError(f"{self.file.name}: {key}[{number}] has no {lacking[0]}; must have {', '.join(needed)}")
+        for number, count in collections.Counter(entry.get("id") for entry in content[key]).items():
+            if count > 1 and "id" in needed:
+                raise DataError(f"{self.file.name}: {count} {key} have the id {number!r}; each must have its own")
         return content[key]
 
     def images(self, source: Path, pictures: PictureIndex, image_dir: Path | None, split: str) -> list[AnnotatedImage]:
@@ -125,7 +128,21 @@ class _File:
             if shape is not None:
                 label = IGNORED_LABEL if annotation.get("iscrowd") else label
                 objects[annotation["image_id"]].append(LabelledObject(label, shape, where))
+        self._check([each for several in objects.values() for each in several])
         return objects
+
+    def _check(self, objects: Sequence[LabelledObject]) -> None:
+        """Raises DataError if all objects together do not mean what the format says."""
+        if objects and all(each.label == IGNORED_LABEL for each in objects):
+            raise DataError(
+                f"{self.file.name}: iscrowd is 1 for all {len(objects)} objects, whose pixels would be in no class; it "
+                "must be 0 for single objects (CVAT writes 1 for masks)"
+            )
+        polygons = [each.shape for each in objects if isinstance(each.shape, Polygons)]
+        if polygons and all(part.max() <= 1 for shape in polygons for part in shape.parts):
+            raise DataError(
+                f"{self.file.name}: all its polygons lie between 0 and 1, as shares of width and height; must be pixels"
+            )
 
     def _shape(self, segmentation: Any, where: str) -> Shape | None:
         """The shape of a `segmentation`; None, and counted, if it has no area."""

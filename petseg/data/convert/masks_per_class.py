@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from petseg.data import picture_files
+from petseg.data import mask_files, picture_files
 from petseg.data.convert.annotations import AnnotatedImage, Annotations, LabelledObject, split_of
 from petseg.data.convert.picture_search import PictureIndex, pictures_below, read_header
 from petseg.data.convert.shapes import Region, Shape, pixel_region
@@ -114,14 +114,13 @@ def _folder(source: Path, given: Path | None, usual: str) -> Path:
 def _read(file: Path) -> np.ndarray:
     """The pixels of a binary mask that are not black, bool [H, W].
 
-    Raises DataError if it is a JPEG, or holds more than black and one other colour; the text follows the file's name.
+    Raises DataError if it is lossy, or holds more than black and one other colour; the text follows the file's name.
     """
     try:
         picture = picture_files.read(file).colors()
     except PictureError as error:
         raise DataError(str(error)) from error
-    if picture.lossy:
-        raise DataError(f"is a mask in {picture.lossy}, which changes values at every edge; must be the original mask")
+    mask_files.check_exact(picture)
     if picture.alpha_varies:
         raise DataError("has pixels of several opacities; must be black and one other colour, all opaque")
     values = picture.pixels[..., : picture.pixels.shape[2] - picture.alpha]

@@ -5,6 +5,7 @@ Names that are not UTF-8 match too.
 """
 
 import dataclasses
+import functools
 import glob
 import os
 import re
@@ -17,7 +18,7 @@ from petseg.files import printable
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".npy", ".jp2", ".avif", ".heic",
-    ".jfif", ".jpe", ".j2k", ".jpx", ".heif", ".pbm", ".pnm",
+    ".jfif", ".jpe", ".j2k", ".jpx", ".heif", ".pbm", ".pnm", ".tga", ".jxl",
 )  # fmt: skip
 _PART = re.compile(r"(\{split\}|\{name\}|\{group\}|\*\*/|\*|\?|\[!?[^/][^]/]*\])")
 
@@ -70,10 +71,20 @@ class Pattern:
     def files(self, root: Path) -> list[PictureFile]:
         """The matching files with the suffix of an image, sorted by path."""
         found = []
+
+        @functools.cache
+        def leads_back(folder: str) -> bool:
+            """Whether a link in the path of a folder leads to a folder above it, so that its files come again."""
+            above = os.path.dirname(folder)
+            if not folder or leads_back(above):
+                return bool(folder)
+            here, target = os.path.realpath(root / above), os.path.realpath(root / folder)
+            return os.path.commonpath([here, target]) == target
+
         for path in sorted(glob.glob(self._glob, root_dir=root, recursive=True)):
             path = path.replace(os.sep, "/")
             match = self._regex.fullmatch(path) or self._regex.fullmatch(composed(path))
-            if match and path.lower().endswith(SUFFIXES):
+            if match and path.lower().endswith(SUFFIXES) and not leads_back(os.path.dirname(path)):
                 parts = {key: value for key, value in match.groupdict().items() if value and key != "group"}
                 found.append(PictureFile(path, **{"name": Path(path).stem, **parts}))
         return found

@@ -131,7 +131,8 @@ def scan_folder(config: DataConfig) -> Layout:
         if split not in left_out
     }
     whole = {split: of_it for split, of_it in whole.items() if of_it}
-    return Layout(root, whole, splits.origin, needed, tuple(blocking), left_out, (*splits.notes, *notes))
+    notes = [*splits.notes, *notes, *_other_masks(pairs, splits)]
+    return Layout(root, whole, splits.origin, needed, tuple(blocking), left_out, tuple(notes))
 
 
 def _patterns(config: DataConfig, root: Path) -> tuple[Pattern, Pattern, list[Fault]]:
@@ -271,6 +272,20 @@ def _without_weight(matches: _Matches, splits: Splits, trained: Collection[str])
                     what = f"has no weight map; must be {matches.weights.filled(matches.pictures[path])}"
                 found.append(Fault(Kind.WEIGHTS, matches.pictures[path].shown, what, split))
     return found
+
+
+def _other_masks(pairs: Mapping[str, Pair], splits: Splits) -> list[str]:
+    """A note if lists name other masks than those that are used."""
+    found = [
+        (listed, pairs[path])
+        for path, listed in splits.masks.items()
+        if path in pairs and split_lists.contradict(listed, pairs[path].mask_name)
+    ]
+    if not found:
+        return []
+    listed, pair = found[0]
+    what = f"lists name other masks than those used: {printable(listed)} of {pair.name}, which has {pair.mask_name}"
+    return [f"{what}, and {len(found) - 1} more; --mask_files must say which are meant"]
 
 
 def _ambiguous(matches: _Matches, splits: Splits, root: Path) -> list[Fault]:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from petseg.data.folders import split_lists
@@ -24,6 +24,8 @@ class Splits:
     faults: tuple[Fault, ...] = ()  # faults in lists of splits
     notes: tuple[str, ...] = ()  # possible mistakes
     hashed: bool = False  # whether a hash of the names decided the splits, so that all belong together
+    # the mask that a list names, by the path of the image
+    masks: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def members(self) -> dict[str, list[str]]:
         """The splits of each image that is in any, by its path."""
@@ -43,7 +45,7 @@ def find_splits(root: Path, images: Pattern, pictures: Collection[PictureFile], 
         outside = len(pictures) - len(set().union(*lists.splits.values()))
         notes = (f"{outside} images are in no split list and are left out",) if outside else ()
         origin = "lists, " + ", ".join(f"{split}.txt" for split in lists.splits)
-        return Splits(lists.splits, origin, tuple(lists.faults), (*notes, *lists.notes))
+        return Splits(lists.splits, origin, tuple(lists.faults), (*notes, *lists.notes), masks=lists.masks)
     splits: dict[str, list[str]] = {}
     for picture in pictures:
         digest = hashlib.sha256(os.fsencode(f"{picture.folder}{picture.name}")).digest()

@@ -20,6 +20,7 @@ USUAL_SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test"
 SPLIT_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 _PATH_WITH_ENDING = re.compile(rf".+?(?:{'|'.join(map(re.escape, SUFFIXES))})(?=\s|$)", re.IGNORECASE)
 _OTHER_ENDING = re.compile(r"\.[A-Za-z]\w{1,4}$")  # such as .mat and .npy
+LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".lst", ".list")  # only the first is read
 SHOWN = 80  # characters of a line
 
 
@@ -31,7 +32,9 @@ class SplitLists:
     splits: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     # lines that do not match exactly one image, and lists that cannot be read
     faults: list[Fault] = dataclasses.field(default_factory=list)
-    notes: list[str] = dataclasses.field(default_factory=list)  # text files that look like lists but have other names
+    notes: list[str] = dataclasses.field(default_factory=list)  # text files that look like lists but are not used
+    # the mask that a line names after its image, by the path of the image
+    masks: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +94,11 @@ def read_split_lists(
             break
     else:
         found = SplitLists()
+        near = sorted([*root.glob("*"), *root.glob("*/*")])
+        unread = [printable(text.relative_to(root).as_posix()) for text in near if _is_other_list(text)]
+        if unread:
+            must = "lists of splits must be such as train.txt or splits/train.txt, with one name a line"
+            found.notes.append(f"{', '.join(unread)}: not read; {must}")
     if others:
         what = f"{', '.join(others)}: each line names an image, but this is not a usual name of a split"
         found.notes.append(f"{what}; to use it, --train_split or --eval_split must name it")
@@ -105,6 +113,10 @@ def _texts(folder: Path) -> list[Path]:
 
 def _is_list(text: Path, named: Collection[str]) -> bool:
     return text.stem.lower() in USUAL_SPLITS or text.stem in named
+
+
+def _is_other_list(text: Path) -> bool:
+    return text.stem.lower() in USUAL_SPLITS and text.suffix.lower() in LIST_SUFFIXES
 
 
 def _names_pictures_alone(text: Path, names: "_ImageIndex") -> bool:
@@ -179,6 +191,18 @@ def _paths_in(line: str) -> list[str]:
     return [first, line] if re.search(r"\s.*/", line) else [line, first]
 
 
+def _mask_in(line: str) -> str:
+    """The path of a mask after that of the image; empty without."""
+    image = _PATH_WITH_ENDING.match(line)
+    mask = _PATH_WITH_ENDING.match(line[image.end() :].strip()) if image else None
+    return mask[0] if mask else ""
+
+
+def contradict(listed: str, used: str) -> bool:
+    """Whether two paths of a mask have another file name or another last folder."""
+    return any(mine != its for mine, its in zip(_parts(listed)[:2], _parts(used)[:2], strict=False))
+
+
 def _parts(path: str) -> list[str]:
     """The file name and the folders of a path, innermost first."""
     return [part for part in composed(path).replace("\\", "/").split("/")[::-1] if part not in ("", ".")]
@@ -203,6 +227,8 @@ def _combined(read: Mapping[Path, list[_Line] | Fault]) -> SplitLists:
                 found.faults.append(line.fault(_wanted(line)))
                 continue
             picture = line.pictures[0]
+            if mask := _mask_in(line.text):
+                found.masks[picture] = mask
             if picture in in_this:
                 what = f"must be another image than {printable(picture)}, which {in_this[picture]} names too"
                 found.faults.append(line.fault(what))
