@@ -20,6 +20,7 @@ AUTO = "auto"
 RANGES = {"uint8": "0,255", "uint16": "0,65535", "float32": "0,1"}  # where nothing was measured
 FOLDER = "folder"
 WEIGHT_SCALES = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}  # of weight maps: the number that counts as 1
+NO_WEIGHTS = "none"  # value of --weight_files and --weight_feature
 CACHE_DIR = "~/.cache/petseg"
 TFDS_NAMESPACES = ("huggingface:", "kaggle:")  # names of data sets, not of modules
 DATASET_NAME = re.compile(r"\w+(/\w[\w+.-]*)?(:(\d+|\*)(\.(\d+|\*)){2})?", re.ASCII)
@@ -82,7 +83,7 @@ class DataConfig(Group):
     weight_files: str = option(
         "",
         "pattern of weight maps, such as `weights/{split}/{name}.png`: a grey file for each mask, which multiplies the "
-        "weights of its pixels; empty: none",
+        "weights of its pixels; empty: none; `none`: drops those of own code",
     )
     image_feature: str = option("image", "TFDS feature of the images", required=True)
     mask_feature: str = option("segmentation_mask", "TFDS feature of the masks", required=True)
@@ -252,7 +253,7 @@ class DataConfig(Group):
         """Raises ConfigError if the patterns of images and masks contradict other flags."""
         if self.dataset != FOLDER:
             for name in ("image_files", "mask_files", "weight_files"):
-                if value := getattr(self, name):
+                if (value := getattr(self, name)) and not (name == "weight_files" and self._drops_weights):
                     raise ConfigError(f"--{name}={value}: must be empty without --dataset={FOLDER}")
         elif bool(self.image_files) != bool(self.mask_files):
             raise ConfigError(
@@ -264,7 +265,13 @@ class DataConfig(Group):
     @property
     def has_weights(self) -> bool:
         """Whether weight maps may come with the data; only code itself knows."""
-        return bool(self.weight_files or self.weight_feature) or custom_code.is_reference(self.dataset)
+        given = bool(self.weight_files or self.weight_feature)
+        return (given or custom_code.is_reference(self.dataset)) and not self._drops_weights
+
+    @property
+    def _drops_weights(self) -> bool:
+        """Whether the weight maps of code of the user are not used."""
+        return self.weight_files == NO_WEIGHTS and custom_code.is_reference(self.dataset)
 
     @property
     def example_bytes(self) -> int:
@@ -273,7 +280,7 @@ class DataConfig(Group):
 
     def _check_weights(self) -> None:
         """Raises ConfigError if the flags of weight maps contradict others."""
-        if self.weight_files and "{name}" not in self.weight_files:
+        if self.weight_files and "{name}" not in self.weight_files and not self._drops_weights:
             raise ConfigError(f"--weight_files={self.weight_files}: must contain {{name}}")
         if self.weight_feature and self.dataset == FOLDER:
             raise ConfigError(

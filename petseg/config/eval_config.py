@@ -14,7 +14,6 @@ MASK_VALUES = ("ids", "own")
 PROBABILITIES = ("none", "png", "npz")
 PREDICTIONS = "predictions"
 SMALLEST_TILE = 32
-NO_WEIGHTS = "none"  # value of --weight_files and --weight_feature
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from petseg.data.folders.mask_values import MaskCoding
 from petseg.data.images import BandCounts, Bands
 from petseg.data.overlaps import Overlap
 from petseg.data.picture import Picture, PictureError
-from petseg.data.record_files import Records
+from petseg.data.record_files import RecordRange, Records
 from petseg.errors import ConfigError, DataError, PetsegError, one_line
 
 KEYS = ("image", "mask", "name", "weights")  # of an example
@@ -218,47 +218,30 @@ def _as_file(value: Any, what: str, of_bool: str = "bool") -> bytes:
     return picture_files.as_npy(array.astype(of_bool) if array.dtype.kind == "b" else array)
 
 
-@dataclasses.dataclass(frozen=True)
-class _SourceRange:
-    """Consecutive examples of a source."""
-
-    source: Source
-    first: int
-    count: int
-
-
-class SourceRecords(Records):
+class SourceRecords(Records[Source]):
     """The examples of sources as records, made when they are read; one that cannot be made is empty."""
-
-    def __init__(self, ranges: Sequence[_SourceRange]):
-        super().__init__(ranges)
-        self._sources = [each.source for each in ranges]
 
     @property
     def states(self) -> dict[str, str]:  # type: ignore[override]
-        return {source.split: source.state for source in self._sources}
+        return {each.origin.split: each.origin.state for each in self._ranges}
 
     def place(self, position: int) -> str:
-        source, i = self._example(position)
+        source, i = self._place(position)
         return f"example {i} of {source.split}"
 
     def check_record(self, position: int) -> None:
-        source, i = self._example(position)
+        source, i = self._place(position)
         source.record(i)
 
     def _read(self, positions: np.ndarray) -> np.ndarray:
         records = np.empty(len(positions), object)
         for k, position in enumerate(positions.tolist()):
             try:
-                source, i = self._example(position)
+                source, i = self._place(position)
                 records[k] = source.record(i)
             except PetsegError:
                 records[k] = b""
         return records
-
-    def _example(self, position: int) -> tuple[Source, int]:
-        numbers, places = self._places(np.array([position]))
-        return self._ranges[numbers[0]].source, int(places[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,7 +291,7 @@ class OwnDataSet(DataSet):
         return True
 
     def _weight_dtype(self, name: str) -> str:
-        return self.source(name).weight_dtype
+        return self.source(name).weight_dtype if self.config.has_weights else ""
 
     def digests_of(self, split: str) -> None:
         """None."""
@@ -330,7 +313,7 @@ class OwnDataSet(DataSet):
 
     def _records(self, split: str) -> SourceRecords:
         ranges = self._ranges(split)
-        return SourceRecords([_SourceRange(self.source(name), start, stop - start) for name, start, stop in ranges])
+        return SourceRecords([RecordRange(self.source(name), start, stop - start) for name, start, stop in ranges])
 
     def names(self, split: str) -> list[str]:
         places = ((self.source(name), numbers) for name, numbers in self._positions(split))

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -21,23 +21,24 @@ OPEN_READERS = 256
 READER_OPTIONS = "readahead_buffer_size:0"
 RECORDS_AT_ONCE = 16
 UNREADABLE = "cannot be read"
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
-class RecordRange:
-    """Consecutive records of a split in one file."""
+class RecordRange(Generic[T]):
+    """Consecutive records of a split in one place."""
 
-    file: Path  # the file
-    first: int  # position of the first record in the file
+    origin: T  # where they are: a file, or code of the user
+    first: int  # position of the first record there
     count: int  # number of records
 
 
-class Records(abc.ABC):
+class Records(abc.ABC, Generic[T]):
     """Random access to the records of a split by position, 0 to N - 1."""
 
     states: Mapping[Any, Any]
 
-    def __init__(self, ranges: Sequence[Any]):
+    def __init__(self, ranges: Sequence[RecordRange[T]]):
         self._ranges = tuple(ranges)
         self._starts = np.cumsum([0, *(each.count for each in ranges)], dtype=np.int64)
         self._firsts = np.array([each.first for each in ranges], np.int64)
@@ -49,10 +50,10 @@ class Records(abc.ABC):
     def place(self, position: int) -> str:
         """Where a record is, for messages."""
 
-    def check(self) -> None:  # noqa: B027
+    def check(self) -> None:
         """Raises DataError if the records have changed."""
 
-    def check_record(self, position: int) -> None:  # noqa: B027
+    def check_record(self, position: int) -> None:
         """Raises DataError, naming the example, if a record cannot be made; not for bytes that are stored."""
 
     def in_order(self, positions: range) -> tf.data.Dataset:
@@ -72,12 +73,17 @@ class Records(abc.ABC):
         """Records, bytes objects [K], at positions, int64 [K]."""
 
     def _places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of ranges, and positions in what they are ranges of, int64 [K] each."""
+        """Indices of ranges, and positions in their origins, int64 [K] each."""
         numbers = np.searchsorted(self._starts, positions, side="right") - 1
         return numbers, positions - self._starts[numbers] + self._firsts[numbers]
 
+    def _place(self, position: int) -> tuple[T, int]:
+        """The origin of a record, and its position there."""
+        (number,), (place,) = self._places(np.array([position]))
+        return self._ranges[number].origin, int(place)
 
-class ChosenRecords(Records):
+
+class ChosenRecords(Records[Any]):
     """The records at some positions of a split, int64 [K], as a split of their own."""
 
     def __init__(self, records: Records, positions: np.ndarray):
@@ -100,15 +106,15 @@ class ChosenRecords(Records):
         return self._records._read(self._positions[positions])
 
 
-class RecordFiles(Records):
+class RecordFiles(Records[Path]):
     """The records of array_record files, which are opened when they are first read.
 
     Raises DataError if a file is missing.
     """
 
-    def __init__(self, ranges: Sequence[RecordRange]):
+    def __init__(self, ranges: Sequence[RecordRange[Path]]):
         super().__init__(ranges)
-        self.states: dict[Path, tuple[int, int] | None] = {each.file: _state(each.file) for each in ranges}
+        self.states: dict[Path, tuple[int, int] | None] = {each.origin: _state(each.origin) for each in ranges}
         for file, state in self.states.items():
             if state is None:
                 raise DataError(f"{file}: is missing")
@@ -117,8 +123,8 @@ class RecordFiles(Records):
 
     def place(self, position: int) -> str:
         """File and number of a record, for messages."""
-        number, place = self._places(np.array([position]))
-        return f"record {place[0]} of {self._ranges[number[0]].file}"
+        file, place = self._place(position)
+        return f"record {place} of {file}"
 
     def check(self) -> None:
         """Raises DataError if a file has changed."""
@@ -131,7 +137,7 @@ class RecordFiles(Records):
         numbers, places = self._places(positions)
         for number in np.unique(numbers):
             (mine,) = np.nonzero(numbers == number)
-            file = self._ranges[number].file
+            file = self._ranges[number].origin
             try:
                 records[mine] = self._reader(file).read(places[mine].tolist())
             except Exception as error:  # array_record's errors have no common class

@@ -12,7 +12,8 @@ from PIL import Image
 
 from petseg.classes import IGNORED, Classes
 from petseg.config import Config
-from petseg.config.eval_config import NO_WEIGHTS, ScoreConfig
+from petseg.config.data_config import NO_WEIGHTS
+from petseg.config.eval_config import ScoreConfig
 from petseg.config.image_spec import PLAIN, ImageSpec
 from petseg.data import images, loading, mask_files, subsampling
 from petseg.data.backends.memory import MemoryExamples

@@ -9,10 +9,11 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from petseg import config as config_lib
+from petseg import config as config_lib, custom_code
 from petseg.classes import Classes
 from petseg.config import Config, DataConfig
-from petseg.config.eval_config import NO_WEIGHTS, ScoreConfig
+from petseg.config.data_config import NO_WEIGHTS
+from petseg.config.eval_config import ScoreConfig
 from petseg.config.options import SCORING
 from petseg.errors import CheckpointError, ConfigError
 from petseg.runs import checkpoint_files
@@ -176,7 +177,8 @@ def weights_to_score(
 ) -> dict[str, Any]:
     """Data flags: where the weight maps to score with are, those of the run if not given, and whether scores count."""
     if NO_WEIGHTS in (weight_files, weight_feature):
-        return {"weight_files": "", "weight_feature": "", "weight_scale": 0.0, "score_weights": score_weights}
+        without = NO_WEIGHTS if custom_code.is_reference(data.dataset) else ""
+        return {"weight_files": without, "weight_feature": "", "weight_scale": 0.0, "score_weights": score_weights}
     return {
         "weight_files": weight_files or data.weight_files,
         "weight_feature": weight_feature or data.weight_feature,

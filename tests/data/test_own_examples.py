@@ -8,6 +8,7 @@ from petseg.config import DataConfig
 from petseg.data import check, loading
 from petseg.data.check import CheckConfig, CheckOptions
 from petseg.errors import ConfigError, DataError, PetsegError
+from petseg.runs.trained_run import weights_to_score
 
 CODE = """
 import io
@@ -154,6 +155,10 @@ REFUSED = {
     "a later class": (made("{7: {'mask': np.full((47, 48), 2)}}"), "train-7.x"),
     "a later depth": (made("{7: {'image': np.zeros((47, 48, 3))}}"), "(train-7.x): the image has 3 channels of floats"),
     "a later exception": (made("{7: 1}"), "own.py:f, split train, example 7: failed: TypeError"),
+    "a later NaN": (
+        made("{7: {'image': np.full((47, 48, 3), np.nan, 'f4')}}, dtype='float32'"),
+        "example 7 (train-7.x): the image holds NaN or infinite numbers in 2256 pixels",
+    ),
     "a weight below 0": (made("{0: {'weights': np.full((40, 48), -1.0)}}"), "the weight map holds values below 0"),
     "a small map": (made("{i: {'weights': np.ones((9, 9))} for i in range(12)}"), "its weight map (9, 9); both must"),
     "a later map": (made("{7: {'weights': np.ones((47, 48))}}"), "(train-7.x): the weight map is float32; must be mis"),
@@ -193,6 +198,10 @@ def truths(data_dir, split):
     np.testing.assert_array_equal(mask, weight)
     np.testing.assert_array_equal(mask * 255, image[..., :1])
     assert (weight.dtype, mask.mean()) == ("float32", pytest.approx(1 / 3, abs=0.01))
+    without = weights_to_score(config(own, "truths", image_size="64"), "none")
+    assert (
+        loading.load(config(own, "truths", image_size="64", **without), "train").fetch(tf.constant([0])).weight is None
+    )
 
 
 def test_flags_and_splits_that_do_not_exist_are_refused(own):

@@ -78,3 +78,7 @@ def _masks(drawing: animal_drawing.Drawing) -> dict[str, Image.Image]:
     index.putpalette(colors.tobytes())
     others = (colors[ids], np.where(drawing.silhouette, np.uint8(255), np.uint8(0)), drawing.trimap)
     return dict(zip(CODINGS, (index, *map(Image.fromarray, others)), strict=True))
+
+
+if __name__ == "__main__":
+    command_line.run(write, WriteConfig, __doc__)
