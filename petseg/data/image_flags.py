@@ -89,8 +89,8 @@ def _refuse_two_scales(values: Sequence[np.ndarray], split: str) -> None:
     small, large = [number for number in largest if 0 < number <= 1], [number for number in largest if number > 100]
     if min(len(small), len(large)) > 0.05 * len(values):
         raise DataError(
-            f"--train_split={split}: {len(small)} of {len(values)} images hold pixel values up to 1, {len(large)} up to "
-            f"{max(large):g}; must be of one scale, or --intensity_range be LOW,HIGH"
+            f"--train_split={split}: {len(small)} of {len(values)} images hold pixel values up to 1, {len(large)} up "
+            f"to {max(large):g}; must be of one scale, or --intensity_range be LOW,HIGH"
         )
 
 

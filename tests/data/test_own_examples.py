@@ -155,7 +155,7 @@ REFUSED = {
     "a later class": (made("{7: {'mask': np.full((47, 48), 2)}}"), "train-7.x"),
     "a later depth": (made("{7: {'image': np.zeros((47, 48, 3))}}"), "(train-7.x): the image has 3 channels of floats"),
     "a later exception": (made("{7: 1}"), "own.py:f, split train, example 7: failed: TypeError"),
-    "a later NaN": (
+    "NaN": (
         made("{7: {'image': np.full((47, 48, 3), np.nan, 'f4')}}, dtype='float32'"),
         "example 7 (train-7.x): the image holds NaN or infinite numbers in 2256 pixels",
     ),
