@@ -157,7 +157,7 @@ REFUSED = {
     "a later exception": (made("{7: 1}"), "own.py:f, split train, example 7: failed: TypeError"),
     "NaN": (
         made("{7: {'image': np.full((47, 48, 3), np.nan, 'f4')}}, dtype='float32'"),
-        "example 7 (train-7.x): the image holds NaN or infinite numbers in 2256 pixels",
+        "example 7 (train-7.x): the image holds NaN or infinite values in 2256 pixels",
     ),
     "a weight below 0": (made("{0: {'weights': np.full((40, 48), -1.0)}}"), "the weight map holds values below 0"),
     "a small map": (made("{i: {'weights': np.ones((9, 9))} for i in range(12)}"), "its weight map (9, 9); both must"),
