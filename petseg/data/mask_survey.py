@@ -207,10 +207,10 @@ class MaskSurvey:
         coded = sorted(value for value in self._sums[False] if CODED <= value < LARGEST)
         if len(coded) > 1:
             return f"hold {coded[0]}, {coded[1]}, ..., as instance ids, which number objects, not classes"
-        counts = self._objects - {0}
-        if None not in counts and len(counts) >= 3:
-            most = max(map(int, counts))
-            return f"hold 1 to {most}, each in one place of a mask, as instance ids, which number objects, not classes"
+        counts = {count for count in self._objects if count}
+        if None not in self._objects and len(counts) >= 3:
+            what = f"hold 1 to {max(counts)}, each in one place of a mask"
+            return f"{what}, as instance ids, which number objects, not classes"
         return ""
 
     def _missing_classes(self, classes: Classes) -> list[Fault]:
