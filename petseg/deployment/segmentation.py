@@ -1,6 +1,7 @@
 """The segmentation of one image: mask, confidence, probabilities, overlay and cut-out. Imports no TensorFlow."""
 
 import io
+import numbers
 import os
 import zlib
 from collections.abc import Callable, Iterable
@@ -112,7 +113,12 @@ class Segmentation:
         return mask_picture(self.mask, self.classes, mask_values)
 
     def overlay(self, opacity: float = 0.5) -> Image.Image:
-        """The image blended with the colours of its classes."""
+        """The image blended with the colours of its classes, which hide it at an opacity of 1.
+
+        Raises ConfigError if the opacity is not in [0, 1].
+        """
+        if not isinstance(opacity, numbers.Real) or not 0 <= opacity <= 1:
+            raise ConfigError(f"opacity={opacity!r}: must be a number from 0 to 1")
         return blend_mask(self.image, self.mask, self.classes, opacity)
 
     def cutout(self) -> Image.Image:

@@ -8,6 +8,7 @@ from petseg.classes import IGNORED, PETS, Classes
 from petseg.data.folders import pair_files
 from petseg.data.folders.mask_values import MaskCoding
 from petseg.deployment.mask_pictures import mask_picture
+from petseg.deployment.segmentation import Segmentation
 from petseg.errors import ConfigError
 
 NUMBERS = Classes.from_dict([{"name": "a", "value": 7}, {"name": "b", "value": [200, 9]}])
@@ -49,3 +50,11 @@ def test_class_ids_have_a_palette():
 def test_other_values_are_refused():
     with pytest.raises(ConfigError, match="mask_values=colors: must be one of ids, own"):
         mask_picture(IDS, PETS, "colors")
+
+
+@pytest.mark.parametrize("opacity", [50, -0.1, "half"])
+def test_an_overlay_refuses_an_opacity_that_is_no_fraction(opacity):
+    segmentation = Segmentation(np.zeros([2, 2, 3], np.uint8), np.full([2, 2, 3], 1 / 3, np.float32), PETS)
+    assert segmentation.overlay(np.float32(1)).getpixel((0, 0)) == tuple(PETS.palette[0])
+    with pytest.raises(ConfigError, match=f"opacity={opacity!r}: must be a number from 0 to 1"):
+        segmentation.overlay(opacity)
