@@ -2,18 +2,18 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import keras
 
 from petseg import custom_code
 from petseg.errors import ConfigError
-
-if TYPE_CHECKING:
-    import keras
+from petseg.models import layers
 
 
 def build(
     network: str, *, image_size: tuple[int, int], num_classes: int, sync_batch_norm: bool, channels: int = 3
-) -> "keras.Model":
+) -> keras.Model:
     """Builds and checks a custom network: float32 images in [0, 255] -> float32 logits.
 
     The function is called as `function(image_size, num_classes, channels)`. It returns a functional Keras model, or a
@@ -29,10 +29,6 @@ def build(
     Raises:
       ConfigError: if there is no such function, it fails, or its result is not such a network.
     """
-    import keras
-
-    from petseg.models import layers
-
     made = custom_code.call("network", network, image_size, num_classes, channels)
     model, groups = made if isinstance(made, tuple) and len(made) == 2 else (made, {})
     wanted = ((None, *image_size, channels), (None, *image_size, num_classes), "float32")
@@ -57,14 +53,14 @@ def build(
     return model
 
 
-def _set_learning_rate_factors(network: str, model: "keras.Model", groups: Any) -> None:
+def _set_learning_rate_factors(network: str, model: keras.Model, groups: Any) -> None:
     own = {id(layer) for layer in model._flatten_layers()}
     if not isinstance(groups, Mapping):
         raise ConfigError(f"--network={network}: returned {groups!r} beside its model; must be a dictionary")
-    for factor, layers in groups.items():
+    for factor, members in groups.items():
         if not isinstance(factor, int | float) or not math.isfinite(factor) or factor < 0:
             raise ConfigError(f"--network={network}: learning-rate factor {factor!r}: must be a number of at least 0")
-        for layer in layers:
+        for layer in members:
             if id(layer) not in own:
                 raise ConfigError(f"--network={network}: {layer!r} of factor {factor:g}: must be a layer of the model")
             layer.learning_rate_factor = float(factor)  # read by `training.optimizers`

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from petseg.errors import one_line
-from petseg.models import feature_maps
+from petseg.models.functional_models import copied, readers_of
 
 logger = logging.getLogger(__name__)
 CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D)
@@ -30,7 +30,7 @@ def dilated(encoder: keras.Model) -> keras.Model:
     *others, last = [tuple(output.shape) for output in encoder.outputs]
     wanted = [*others, (*others[-1][:3], last[3])]
     try:
-        copy = feature_maps.copied(encoder, functools.partial(_changes, feature_maps.readers_of(encoder), last[1:3]))
+        copy = copied(encoder, functools.partial(_changes, readers_of(encoder), last[1:3]))
         if [tuple(output.shape) for output in copy.outputs] != wanted:
             raise ValueError(f"changing its layers does not give a map of {wanted[-1][1:3]} pixels")
     except Exception as error:  # Keras raises errors of any type for layers that do not fit together or have no config

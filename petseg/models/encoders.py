@@ -1,6 +1,7 @@
 """Encoders by name: feature maps, input scaling, partial freezing, calibration of random ones."""
 
 import inspect
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from petseg.errors import ConfigError, one_line
 from petseg.models import feature_maps, hub, pretrained_weights
 from petseg.models.feature_maps import LEVELS
 
+FEW_VALUES, ENOUGH_VALUES = 16, 64  # of a channel in the last map, for its statistics
 STAGES = tuple(f"stage_{level}" for level in range(1, LEVELS + 1))
 
 # Input scaling: factor and offset of pixels in [0, 255].
@@ -54,7 +56,7 @@ def build_encoder(
       alpha: width factor of the channels; 1 for encoders of one width.
       weights: "none", "imagenet" for the pretrained weights of Keras or keras-hub, or a file; see `pretrained_weights`.
       channels: number of channels of the input. Pretrained weights are of RGB; for other channels, the first
-        convolution is adapted by `pretrained_weights.adapt_channels`.
+        convolution is adapted by `pretrained_weights.assign`.
 
     Raises:
       ConfigError: if the encoder cannot be built at this size, the weights cannot be loaded, a feature map has another
@@ -71,7 +73,7 @@ def build_encoder(
     if found != wanted:
         raise ConfigError(f"--encoder={name}: its maps of {image_size} pixels are {found}; must be {wanted}")
     if weights not in ("none", "imagenet"):
-        pretrained_weights.load_file(encoder, weights, bgr=_is_bgr(name))
+        pretrained_weights.load_file(encoder, weights, bgr=reads_bgr(name))
     return encoder
 
 
@@ -81,7 +83,7 @@ def keras_name(encoder: str) -> str:
     return names.get(encoder.replace("_", "").lower(), encoder)
 
 
-def _is_bgr(encoder: str) -> bool:
+def reads_bgr(encoder: str) -> bool:
     """Whether its network reads blue, green and red, in this order."""
     return _BGR.fullmatch(keras_name(encoder)) is not None
 
@@ -107,7 +109,7 @@ def _of_keras(name: str, image_size: tuple[int, int], alpha: float, pretrained: 
         else:
             of_rgb = pretrained_weights.download(lambda: _network(kind, None, alpha, "imagenet"))
             network = _network(kind, (*image_size, channels), alpha)
-            pretrained_weights.adapt_channels(of_rgb, network, bgr=_is_bgr(name))
+            pretrained_weights.assign(network, of_rgb.get_weights(), bgr=reads_bgr(name))
     except ValueError as error:
         raise ConfigError(f"--encoder={name}: {one_line(error)}") from error
     network = feature_maps.adjusted(network)
@@ -126,7 +128,7 @@ def _network(kind: str, shape: tuple[int, ...] | None, alpha: float, weights: st
     options: dict[str, Any] = {"alpha": alpha} if kind.lower() in IMAGENET_ALPHAS else {}
     if "include_preprocessing" in inspect.signature(build).parameters:
         options["include_preprocessing"] = False
-    if _is_bgr(kind) and shape:
+    if reads_bgr(kind) and shape:
         options["input_tensor"] = keras.ops.flip(keras.Input(shape), axis=-1)
     return build(input_shape=shape and list(shape), include_top=False, weights=weights, **options)
 
@@ -211,19 +213,22 @@ def calibrate_batch_norm(encoder: keras.Model, images: tf.Tensor) -> None:
     A data-dependent initialisation (Krähenbühl et al. 2016) that random encoders need: their batch norms run in
     inference mode, and with initial statistics, mean 0 and variance 1, the signal vanishes within a few blocks.
 
+    Few small images are repeated, shifted and in other colours: one or two values of a channel, as in the last map of
+    one or two images of 32 pixels, hardly vary, so that a deep encoder would amplify other images up to infinity.
+
     Args:
       encoder: the encoder to change, from `build_encoder`.
       images: float32 [B, H, W, C], scaled as in training.
     """
-    layers = list(encoder._flatten_layers())
-    trainable = [layer.trainable for layer in layers]
-    norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
-    momentum = [layer.momentum for layer in norms]
-    encoder.trainable = True  # a frozen batch norm would ignore training=True
-    for layer in norms:
-        layer.momentum = 0.0
+    values = len(images) * math.prod(side // 2**LEVELS for side in images.shape[1:3])
+    if values < FEW_VALUES:
+        images = tf.repeat(images, -(-ENOUGH_VALUES // values), axis=0)
+        colours = tf.random.stateless_uniform([len(images), 1, 1, images.shape[3]], [0, 0], 0.5, 1.5)
+        images = colours * tf.stack([tf.roll(image, [5 * i, 7 * i], [0, 1]) for i, image in enumerate(images)])
+    norms = [layer for layer in encoder._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    states = [(norm.trainable, norm.momentum) for norm in norms]
+    for norm in norms:
+        norm.trainable, norm.momentum = True, 0.0  # a frozen batch norm would ignore training=True
     encoder(images, training=True)
-    for layer, value in zip(norms, momentum, strict=True):
-        layer.momentum = value
-    for layer, value in zip(layers, trainable, strict=True):
-        layer.trainable = value
+    for norm, (trainable, momentum) in zip(norms, states, strict=True):
+        norm.trainable, norm.momentum = trainable, momentum

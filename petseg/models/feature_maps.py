@@ -1,11 +1,11 @@
 """Feature maps of a network at 1/2 to 1/32 of the image size, found by the shapes in its graph."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import keras
 import tensorflow as tf
 
+from petseg.models.functional_models import copied, readers_of
 from petseg.models.layers import SpaceToDepth, Upsample
 
 LEVELS = 5
@@ -56,7 +56,8 @@ def completed(maps: Mapping[int, keras.KerasTensor], image: keras.KerasTensor) -
     mean of two by two pixels of the next finer one.
     """
     maps = dict(maps)
-    maps.setdefault(1, SpaceToDepth(2, name=PICTURE)(image) if 1 not in maps else None)
+    if 1 not in maps:
+        maps[1] = SpaceToDepth(2, name=PICTURE)(image)
     finest = min((level for level in maps if level > 1), default=None)
     if finest is not None:
         for level in range(finest - 1, 1, -1):
@@ -82,35 +83,7 @@ def adjusted(network: keras.Model) -> keras.Model:
     }
     if not losing and not any(isinstance(operation, _SCALING) for operation in network.operations):
         return network
-
     return copied(network, lambda layer: {"padding": "same"} if layer.name in losing else {}, skipped=_SCALING)
-
-
-def copied(
-    network: keras.Model, changes: Callable[[Any], dict[str, Any]], skipped: tuple[type, ...] = ()
-) -> keras.Model:
-    """A copy of a functional model and its weights, with changes of layers' configs and without some classes."""
-
-    def clone(layer: Any) -> Any:
-        return type(layer).from_config(layer.get_config() | changes(layer))
-
-    def call(layer: Any, x: Any, *more: Any, **options: Any) -> Any:
-        return x if isinstance(layer, skipped) else layer(x, *more, **options)
-
-    copy = keras.models.clone_model(network, clone_function=clone, call_function=call)
-    for layer in filter(lambda layer: layer.weights, copy.layers):
-        layer.set_weights(network.get_layer(layer.name).get_weights())
-    return copy
-
-
-def readers_of(network: keras.Model) -> dict[int, list[Any]]:
-    """The operations that read each tensor of a functional model, by the tensor's id."""
-    readers: dict[int, list[Any]] = {}
-    for operation in network.operations:
-        if not isinstance(operation, keras.layers.InputLayer):
-            for tensor in tf.nest.flatten(operation.input):
-                readers.setdefault(id(tensor), []).append(operation)
-    return readers
 
 
 def _before_head(network: keras.Model) -> keras.KerasTensor:

@@ -4,13 +4,16 @@ In inference mode a batch norm scales and shifts channels. Scaling the kernel to
 the feature map costs three passes over millions in the backward pass, half of the encoder's cost there.
 """
 
+import collections
 import functools
+import inspect
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from petseg.models import convolutions
+from petseg.models.functional_models import readers_of
 
 
 def call(model: keras.Model, inputs: tf.Tensor) -> list[tf.Tensor]:
@@ -30,39 +33,40 @@ def call(model: keras.Model, inputs: tf.Tensor) -> list[tf.Tensor]:
             return lambda x, **_: x  # computed with the batch norm
         if id(layer) in convolution_of:
             return lambda x, **_: _convolve_and_normalize(convolution_of[id(layer)], layer, x)
-        return functools.partial(layer, training=False) if getattr(layer, "_call_has_training_arg", False) else layer
+        return functools.partial(layer, training=False) if _takes_training(layer) else layer
 
     return model._run_through_graph(inputs, operation_fn=operation)
 
 
 def foldable_pairs(model: keras.Model) -> dict[int, keras.Layer]:
-    """Convolutions whose only consumer is a batch norm, by the id of the batch norm."""
-    nodes = [node for level in model._nodes_by_depth.values() for node in level if node.operation]
-    consumers: dict[int, list[Any]] = {id(output): [None] for output in model.outputs}
-    uses: dict[int, int] = {}
-    for node in nodes:
-        uses[id(node.operation)] = uses.get(id(node.operation), 0) + 1
-        for tensor in node.input_tensors:
-            consumers.setdefault(id(tensor), []).append(node.operation)
+    """Convolutions whose only reader is a batch norm, by the id of the batch norm; both are used once."""
+    readers = readers_of(model)
+    uses = collections.Counter(id(reader) for several in readers.values() for reader in several)
+    outputs = {id(output) for output in model.outputs}
     pairs = {}
-    for node in nodes:
-        consumer = consumers.get(id(node.outputs[0]), [])
+    for layer in model.layers:
         if (
-            type(node.operation) in (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
-            and node.operation.activation is keras.activations.linear
-            and node.operation.data_format == "channels_last"
-            and len(consumer) == 1
-            and isinstance(consumer[0], keras.layers.BatchNormalization)
-            and consumer[0].axis in (-1, 3)
-            and uses[id(node.operation)] == uses[id(consumer[0])] == 1
+            type(layer) in (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+            and layer.activation is keras.activations.linear
+            and layer.data_format == "channels_last"
+            and uses[id(layer)] == 1
+            and id(layer.output) not in outputs
+            and len(several := readers.get(id(layer.output), [])) == 1
+            and isinstance(norm := several[0], keras.layers.BatchNormalization)
+            and norm.axis in (-1, 3)
+            and uses[id(norm)] == 1
         ):
-            pairs[id(consumer[0])] = node.operation
+            pairs[id(norm)] = layer
     return pairs
 
 
 def _takes_training_from_outer_call(layer: keras.Layer) -> bool:
     """Whether layers inside a layer, as in SegFormer, have the mode of the outer call, since it has no argument."""
-    return not layer._call_has_training_arg and any(layer._flatten_layers(include_self=False))
+    return not _takes_training(layer) and any(layer._flatten_layers(include_self=False))
+
+
+def _takes_training(layer: Any) -> bool:
+    return "training" in inspect.signature(layer.call).parameters
 
 
 def _convolve_and_normalize(convolution: keras.Layer, norm: keras.layers.BatchNormalization, x: tf.Tensor) -> tf.Tensor:

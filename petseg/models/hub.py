@@ -1,6 +1,5 @@
 """Backbones of keras-hub as encoders: presets with pretrained weights, or classes with random ones."""
 
-import contextlib
 import importlib
 from typing import Any
 
@@ -11,8 +10,8 @@ from petseg.config.options import near_names
 from petseg.errors import ConfigError, one_line
 from petseg.models import feature_maps, pretrained_weights
 
-# The smallest published size of classes whose arguments have no defaults.
-_SMALLEST: dict[str, dict[str, Any]] = {
+# Classes that can be built without a preset, and the arguments of their smallest published size.
+SMALLEST: dict[str, dict[str, Any]] = {
     "DenseNetBackbone": {"stackwise_num_repeats": [6, 12, 24, 16]},
     "MiTBackbone": {
         "layerwise_depths": [2, 2, 2, 2], "num_layers": 4, "layerwise_num_heads": [1, 2, 5, 8],
@@ -64,15 +63,15 @@ def build(encoder: str, image_size: tuple[int, int], channels: int, *, pretraine
       ConfigError: if keras-hub is missing, knows no such backbone, or has no maps of these sizes.
     """
     library, name = _library(encoder), encoder.removeprefix(HUB)
-    if name in _SMALLEST:
+    if name in SMALLEST:
         backbone = _of_class(library, encoder, (*image_size, channels))
     elif hasattr(library.models, name):
-        raise ConfigError(f"--encoder={encoder}: must be a preset of it, or one of {', '.join(_SMALLEST)}")
+        raise ConfigError(f"--encoder={encoder}: must be a preset of it, or one of {', '.join(SMALLEST)}")
     else:
         backbone = _of_preset(library, encoder, (*image_size, channels), pretrained and channels == 3)
         if pretrained and channels != 3:
             of_rgb = _of_preset(library, encoder, (*image_size, 3), True)
-            pretrained_weights.adapt_channels(of_rgb, backbone)
+            pretrained_weights.assign(backbone, of_rgb.get_weights())
     if isinstance(backbone, library.models.MiTBackbone) and image_size[0] != image_size[1]:
         raise ConfigError(
             f"--encoder={encoder}: images of {image_size}; must be square: --inner_size=SIDE resizes them"
@@ -113,7 +112,7 @@ def _library(encoder: str) -> Any:
 def _of_class(library: Any, encoder: str, shape: tuple[int, ...]) -> keras.Model:
     name = encoder.removeprefix(HUB)
     try:
-        return getattr(library.models, name)(**_SMALLEST[name], image_shape=shape)
+        return getattr(library.models, name)(**SMALLEST[name], image_shape=shape)
     except Exception as error:  # such as MiT for images of 32 pixels
         raise ConfigError(
             f"--encoder={encoder}: not for images of {shape[:2]}, which may be too small ({one_line(error)})"
@@ -134,10 +133,10 @@ def _of_preset(library: Any, encoder: str, shape: tuple[int, ...], pretrained: b
                 continue
         raise TypeError("takes no image size")
     except Exception as error:  # keras-hub and its downloads raise errors of any type
-        near = "" if preset in known else near_names(preset, [*known, *_SMALLEST])
+        near = "" if preset in known else near_names(preset, [*known, *SMALLEST])
         raise ConfigError(
             f"--encoder={encoder}: must be an image preset that keras-hub can load, or one of "
-            f"{', '.join(_SMALLEST)}{near} ({one_line(error)})"
+            f"{', '.join(SMALLEST)}{near} ({one_line(error)})"
         ) from error
 
 
@@ -147,9 +146,7 @@ def _maps(encoder: str, backbone: keras.Model, image_size: tuple[int, int]) -> d
     outputs = [*pyramid, backbone.output] if isinstance(backbone.output, keras.KerasTensor) else pyramid
     level_of = feature_maps.levels(image_size)
     if any(len(each.shape) == 4 for each in outputs):
-        maps = {}
-        with contextlib.suppress(AttributeError):  # a layer that is used twice has no `output`
-            maps = feature_maps.find(backbone, image_size)
+        maps = feature_maps.find(backbone, image_size)
         return maps | {level_of[size]: each for each in pyramid if (size := each.shape[1:3]) in level_of}
     patch = getattr(backbone, "patch_size", None)
     patch = patch[0] if isinstance(patch, list | tuple) else patch

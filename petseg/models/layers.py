@@ -106,8 +106,11 @@ class Conv2DTranspose(keras.layers.Conv2DTranspose):
         return {**super().get_config(), "trained_channels": self.trained_channels}
 
 
-class _Upsampling(keras.layers.Layer):
-    """Base class of Upsample and BilinearUpsample: [B, H, W, C] -> [B, n * H, n * W, C].
+@keras.saving.register_keras_serializable("petseg")
+class Upsample(keras.layers.Layer):
+    """Nearest-neighbour upsampling: [B, H, W, C] -> [B, n * H, n * W, C].
+
+    Keras's `UpSampling2D` takes two passes; XLA lacks the gradient of its `Resizing`.
 
     Args:
       factor: n.
@@ -118,28 +121,9 @@ class _Upsampling(keras.layers.Layer):
         super().__init__(**kwargs)
         self.factor = factor
 
-    def larger(self, inputs: tf.Tensor) -> list[Any]:
-        """Height and width of the outputs: numbers where the input's are known, else scalar tensors."""
-        shape = tf.shape(inputs) if None in inputs.shape[1:3] else inputs.shape
-        return [self.factor * (inputs.shape[axis] or shape[axis]) for axis in (1, 2)]
-
-    def compute_output_shape(self, input_shape: tuple[Any, ...]) -> tuple[Any, ...]:
-        batch, *sides, channels = input_shape
-        return batch, *(side and self.factor * side for side in sides), channels
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "factor": self.factor}
-
-
-@keras.saving.register_keras_serializable("petseg")
-class Upsample(_Upsampling):
-    """Nearest-neighbour upsampling.
-
-    Keras's `UpSampling2D` takes two passes; XLA lacks the gradient of its `Resizing`.
-    """
-
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        size, factor = self.larger(inputs), self.factor
+        height, width = keras.ops.shape(inputs)[1:3]  # numbers where they are known, else scalar tensors
+        size, factor = [self.factor * height, self.factor * width], self.factor
 
         @tf.custom_gradient
         def upsample(x: tf.Tensor) -> Any:
@@ -150,22 +134,15 @@ class Upsample(_Upsampling):
 
         return upsample(inputs) if training else tf.raw_ops.ResizeNearestNeighbor(images=inputs, size=size)
 
-
-@keras.saving.register_keras_serializable("petseg")
-class BilinearUpsample(_Upsampling):
-    """Bilinear upsampling in float32: in half precision, XLA's gradient is wrong by orders of magnitude."""
-
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        images = tf.cast(inputs, tf.float32)
-        resized = tf.raw_ops.ResizeBilinear(images=images, size=self.larger(inputs), half_pixel_centers=True)
-        return tf.cast(resized, self.compute_dtype)
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "factor": self.factor}
 
 
 class _Blocks(keras.layers.Layer):
     """Base class of SpaceToDepth and DepthToSpace.
 
     Args:
-      block_size: side of a block of pixels.
+      block_size: side n of a block of pixels.
       **kwargs: arguments of `keras.layers.Layer`.
     """
 
@@ -184,10 +161,6 @@ class SpaceToDepth(_Blocks):
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         return tf.nn.space_to_depth(inputs, self.block_size)
 
-    def compute_output_shape(self, input_shape: tuple[Any, ...]) -> tuple[Any, ...]:
-        batch, *sides, channels = input_shape
-        return batch, *(side and side // self.block_size for side in sides), channels * self.block_size**2
-
 
 @keras.saving.register_keras_serializable("petseg")
 class DepthToSpace(_Blocks):
@@ -195,7 +168,3 @@ class DepthToSpace(_Blocks):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         return tf.nn.depth_to_space(inputs, self.block_size)
-
-    def compute_output_shape(self, input_shape: tuple[Any, ...]) -> tuple[Any, ...]:
-        batch, *sides, channels = input_shape
-        return batch, *(side and side * self.block_size for side in sides), channels // self.block_size**2

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,55 +37,54 @@ def download(build: Callable[[], Model]) -> Model:
 def load_file(encoder: keras.Model, path: str, *, bgr: bool = False) -> None:
     """Loads the weights of an encoder from a file of it or of a network that contains it.
 
-    The file: `.weights.h5`, `.h5`, `.keras` or `.safetensors`, with or without a classifier. Kernels for images of
-    other channels are adapted as by `adapt_channels`. Weights without a counterpart stay random, and are logged. Raises
-    ConfigError if it cannot be read, or less than half of the weights have a counterpart of their shape.
+    The file: `.weights.h5`, `.h5`, `.keras` or `.safetensors`, with or without a classifier. Weights without a
+    counterpart stay random, and are logged. Raises ConfigError if it cannot be read, or less than half of the weights
+    have a counterpart of their shape.
     """
     check_weights_file(path)
     try:
         found = weights_files.matches(encoder, path)
     except Exception as error:  # h5py, zipfile and safetensors raise errors of many types for a damaged file
         raise ConfigError(f"--encoder_weights={path}: does not fit this encoder: {one_line(error)}") from error
-    channels, missing, other = encoder.input_shape[-1], [], []
-    fitting = []
-    for variable, values in zip(encoder.weights, found, strict=True):
-        if values is not None and _differ_in_channels(values.shape, variable.shape, channels):
-            values = _of_channels(values, channels, bgr)
-        if values is None:
-            missing.append(variable.path)
-        elif values.shape != tuple(variable.shape):
-            shapes = f"has shape {tuple(variable.shape)}, the file has {values.shape}"
-            other.append(f"layer {variable.path.rpartition('/')[0]} {shapes}")
-        else:
-            fitting.append((variable, values))
+    other, missing = assign(encoder, found, bgr=bgr)
     left = [*other, *missing]
-    if 2 * len(fitting) < len(encoder.weights) or not fitting:
+    if 2 * len(left) > len(encoder.weights) or len(left) == len(encoder.weights):
         first = other[0] if other else f"it has no {missing[0]}"
         raise ConfigError(f"--encoder_weights={path}: does not fit this encoder: {first}")
-    for variable, values in fitting:
-        variable.assign(values)
     if left:
         text = "--encoder_weights=%s: %d of %d weights do not fit and stay random: %s"
         logger.warning(text, path, len(left), len(encoder.weights), "; ".join(left[:3]))
 
 
-def adapt_channels(of_rgb: keras.Model, adapted: keras.Model, *, bgr: bool = False) -> None:
-    """Copies the weights of an encoder of RGB into the same encoder of other channels.
+def assign(
+    encoder: keras.Model, values: Sequence[np.ndarray | None], *, bgr: bool = False
+) -> tuple[list[str], list[str]]:
+    """Assigns values to an encoder's weights, adapted to its channels; those that do not fit stay as they are.
 
-    Kernels that see the input repeat their weights for red, green and blue over the channels, times 3 / channels, so
-    that activations keep their size; one channel gets the sum of the three.
+    Kernels that see images of other channels repeat their weights for red, green and blue over the channels, times
+    3 / channels, so that activations keep their size; one channel gets the sum of the three.
 
     Args:
-      of_rgb: the encoder of three channels.
-      adapted: the encoder of other channels.
+      encoder: the encoder.
+      values: the values of each weight, or None.
       bgr: whether kernels see the channels in reverse order.
+
+    Returns:
+      descriptions of the weights whose values have another shape, and the paths of those without values.
     """
-    for source, target in zip(of_rgb.weights, adapted.weights, strict=True):
-        values = np.asarray(source)
-        if values.shape == tuple(target.shape):
-            target.assign(values)
-        elif values.ndim == 4:  # else statistics of a `Normalization`, which `feature_maps.adjusted` leaves out
-            target.assign(_of_channels(values, target.shape[2], bgr))
+    other, missing = [], []
+    for variable, array in zip(encoder.weights, values, strict=True):
+        if array is None:
+            missing.append(variable.path)
+            continue
+        if _differ_in_channels(array.shape, variable.shape, encoder.input_shape[-1]):
+            array = _of_channels(array, encoder.input_shape[-1], bgr)
+        if array.shape == tuple(variable.shape):
+            variable.assign(array)
+        else:
+            shapes = f"has shape {tuple(variable.shape)}, the file has {array.shape}"
+            other.append(f"layer {variable.path.rpartition('/')[0]} {shapes}")
+    return other, missing
 
 
 def _differ_in_channels(found: tuple[int, ...], wanted: tuple[int, ...], channels: int) -> bool:

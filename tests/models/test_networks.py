@@ -1,5 +1,6 @@
 """The encoders by name: their five maps, and the row that the package's README has of each."""
 
+import functools
 import inspect
 import itertools
 
@@ -77,6 +78,20 @@ def marked(mark):
     return [name if name in ("mobilenet_v2", "tiny") else pytest.param(name, marks=mark) for name in ENCODERS]
 
 
+def recorded_networks(name, monkeypatch):
+    """The networks that `keras.applications` builds for an encoder from now on."""
+    networks, kind = [], encoders.keras_name(name)
+    if build := getattr(keras.applications, kind, None):  # all but tiny
+
+        @functools.wraps(build)
+        def recorded(**options):
+            networks.append(build(**options))
+            return networks[-1]
+
+        monkeypatch.setattr(keras.applications, kind, recorded)
+    return networks
+
+
 def earlier_map(network, source):
     if source.startswith("into "):
         return network.get_layer(source.removeprefix("into ")).input
@@ -85,8 +100,7 @@ def earlier_map(network, source):
 
 @pytest.mark.parametrize("name", marked(pytest.mark.slow))
 def test_the_maps_of_an_encoder_with_a_name_of_earlier_versions_are_those_of_earlier_versions(name, monkeypatch):
-    networks, network = [], encoders._network
-    monkeypatch.setattr(encoders, "_network", lambda *options: networks.append(network(*options)) or networks[0])
+    networks = recorded_networks(name, monkeypatch)
     encoder = encoders.build_encoder(name, image_size=(32, 64))
     shapes = [tuple(output.shape[1:]) for output in encoder.outputs]
     assert shapes == [(32 >> level, 64 >> level, c) for level, c in enumerate(CHANNELS[name], start=1)]
@@ -94,7 +108,7 @@ def test_the_maps_of_an_encoder_with_a_name_of_earlier_versions_are_those_of_ear
         if source == "picture":
             assert encoder.get_layer("picture").output is found
         else:
-            assert earlier_map(networks[0], source) is found
+            assert earlier_map(networks[0] if networks else encoder, source) is found
 
 
 @pytest.mark.parametrize("name", marked(pytest.mark.soak))
@@ -119,11 +133,11 @@ def test_costs_of_decoders_are_those_of_the_readme(decoder, name):
 def test_an_encoder_that_lacks_a_size_is_refused_by_name(monkeypatch):
     images = keras.Input([32, 64, 3])
     network = keras.Model(images, keras.layers.Conv2D(4, 3, strides=3)(images))
-    monkeypatch.setattr(encoders, "_tiny", lambda *_: network)
+    monkeypatch.setattr(keras.applications, "VGG16", lambda **_: network)
     with pytest.raises(
-        ConfigError, match=r"--encoder=tiny: its maps of \(32, 64\) pixels are .*; must be \[\(16, 32\)"
+        ConfigError, match=r"--encoder=VGG16: its maps of \(32, 64\) pixels are .*; must be \[\(16, 32\)"
     ):
-        encoders.build_encoder("tiny", image_size=(32, 64))
+        encoders.build_encoder("VGG16", image_size=(32, 64))
 
 
 def test_every_model_of_keras_has_its_name_and_the_scaling_of_its_weights():
@@ -134,7 +148,7 @@ def test_every_model_of_keras_has_its_name_and_the_scaling_of_its_weights():
         module = getattr(keras.applications, function.__module__.rpartition(".")[2])
         factor, offset = encoders.scaling(name, "encoder")
         found, expected = pixel * factor + offset, module.preprocess_input(pixel.copy())
-        if encoders._is_bgr(name):
+        if encoders.reads_bgr(name):
             found = found[..., ::-1]
         if (expected == pixel).all():  # scaled by the network itself
             expected = pixel / INSIDE[name][0] - INSIDE[name][1] if name in INSIDE else torch_scaling(pixel)
@@ -264,3 +278,21 @@ def test_an_encoder_with_random_weights_is_stepped_and_exported(name, side, tmp_
 def test_an_encoder_of_a_large_family_has_maps_of_all_sizes(name, side):
     encoder = encoders.build_encoder(name, image_size=(side, 2 * side))
     assert [output.shape[1:3] for output in encoder.outputs] == list(feature_maps.levels((side, 2 * side)))
+
+
+@pytest.mark.parametrize(("precision", "count"), [("mixed_float16", 1), ("float32", 2)])
+def test_an_encoder_that_is_calibrated_on_few_small_images_stays_finite(precision, count):
+    keras.utils.set_random_seed(0)
+    with unet.dtype_policy(precision):
+        images = x = keras.Input([32, 32, 3])
+        maps = []
+        for _ in range(encoders.LEVELS):
+            x = keras.layers.MaxPooling2D(2)(x)
+            for _ in range(6):
+                x = keras.layers.BatchNormalization()(keras.layers.Conv2D(8, 1, activation="swish")(x))
+            maps.append(x)
+        encoder = keras.Model(images, maps)
+    pixels = tf.random.stateless_uniform([4, 32, 32, 3], [0, 0])
+    encoders.calibrate_batch_norm(encoder, pixels[:count])
+    for each in (pixels[:count], pixels):
+        assert 0.1 < np.abs(encoder(each, training=False)[-1]).max() < 1000
