@@ -78,21 +78,6 @@ def test_only_a_frozen_encoder_gets_no_gradients():
         assert [layer.trained_channels for layer in layers] == channels
 
 
-def test_logits_are_float32_at_the_size_of_the_image():
-    model = build(size=64)
-    logits = model(images(2, 64))
-    assert logits.shape == (2, 64, 64, 3)
-    assert logits.dtype == tf.float32
-
-
-def test_skip_connections_come_from_the_named_layers():
-    sizes = [
-        tuple(output.shape[1:])
-        for output in encoders.build_encoder("mobilenet_v2", image_size=(128, 128), alpha=1.0).outputs
-    ]
-    assert sizes == [(64, 64, 96), (32, 32, 144), (16, 16, 192), (8, 8, 576), (4, 4, 320)]
-
-
 @pytest.mark.parametrize(("input_scaling", "low", "high"), [("unit", 0, 1), ("symmetric", -1, 1)])
 def test_the_network_scales_bytes_itself(input_scaling, low, high):
     scaled = build(input_scaling=input_scaling).get_layer("scaling")(tf.constant([0.0, 255.0]))
