@@ -129,7 +129,7 @@ def _light(taps: Taps, batch_norm: Mapping[str, Any], widths: Sequence[int] = LI
 
 
 def bilinear_upsampling(factor: int, name: str) -> keras.layers.Layer:
-    """Bilinear upsampling, computed in float32: in half precision, XLA's gradient of it is wrong by orders."""
+    """Bilinear upsampling in float32: in half precision, XLA's gradient is wrong by orders of magnitude."""
     return keras.layers.UpSampling2D(factor, interpolation="bilinear", dtype="float32", name=name)
 
 
