@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import NUM_TEST, ROOT, changed, tiny_flags
+from conftest import NUM_TEST, ROOT, changed, small_flags
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
@@ -34,7 +34,7 @@ def parse(*flags):
 def folder(data_dir, tmp_path_factory):
     """Two experiments: `a` with seeds 0 and 1, and `b`, which has a copy of the second of these runs."""
     folder = tmp_path_factory.mktemp("runs")
-    config = parse(*tiny_flags(data_dir, folder / "a"), "--seeds=0,1", "--train_steps=2")
+    config = parse(*small_flags(data_dir, folder / "a"), "--seeds=0,1", "--train_steps=2")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(seeds, "train_in_a_process", train.train)
         seeds.main(config)
@@ -45,7 +45,7 @@ def folder(data_dir, tmp_path_factory):
 def test_each_run_equals_training_with_its_seed(folder, data_dir):
     for seed in (0, 1):
         config = WorkDirectory(folder / "a" / f"seed-{seed}").load_config()
-        flags = [*tiny_flags(data_dir, folder / "a" / f"seed-{seed}"), f"--seed={seed}", "--train_steps=2"]
+        flags = [*small_flags(data_dir, folder / "a" / f"seed-{seed}"), f"--seed={seed}", "--train_steps=2"]
         expected = with_kept(command_line.parse(["train.py", *flags], Config), None)
         found_in_data = {"channels": 3, "image_dtype": "uint8", "intensity_range": "0,255"}
         assert config == expected.changed(data=found_in_data)
@@ -72,7 +72,7 @@ def test_invalid_seeds_are_refused(flags, message):
 
 def test_a_work_directory_is_refused_as_a_folder_of_runs(folder, data_dir):
     with pytest.raises(ConfigError, match="is itself a run; must be a folder for those of --seeds"):
-        seeds.main(parse(*tiny_flags(data_dir, folder / "a" / "seed-0")))
+        seeds.main(parse(*small_flags(data_dir, folder / "a" / "seed-0")))
 
 
 def test_the_table_of_runs_shows_mean_and_spread():
@@ -90,7 +90,8 @@ def test_the_table_of_runs_shows_mean_and_spread():
 
 
 def score(**options):
-    return ScoreConfig(**{name: str(value) if name != "flip_tta" else value for name, value in options.items()})
+    paths = {name: str(value) if name != "flip_tta" else value for name, value in options.items()}
+    return ScoreConfig(**paths, allow_code=True)
 
 
 def test_groups_are_scored_and_compared_over_their_seeds(folder, capsys, tmp_path):
@@ -143,7 +144,7 @@ def test_hparams_shows_the_runs_of_a_recipe_as_one_group_with_their_mean(folder)
 
 
 def program(data_dir, folder, *flags):
-    flags = [*tiny_flags(data_dir, folder), "--eval_every=1000", "--checkpoint_every=1000", *flags]
+    flags = [*small_flags(data_dir, folder), "--eval_every=1000", "--checkpoint_every=1000", *flags]
     return subprocess.Popen(
         [sys.executable, "-m", "petseg.runs.seeds", "--seeds=0,1", *flags],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
