@@ -162,11 +162,11 @@ def run_cases(cases: Iterable[Case], seconds: float) -> list[Row]:
 
 def speed_cases(recipes: Recipes) -> list[Case]:
     """Both recipes in each arithmetic: first at a medium batch without and with XLA, then at others."""
+    groups: list[tuple[tuple[int, ...], bool, list[str]]]  # batch sizes, whether XLA is on, arithmetic
+    names, every = ["best", "tutorial"], list(ARITHMETIC)
+    groups = [((64,), False, every), ((64,), True, every), ((8, 512), False, every)]
     if recipes.smallest:
-        names, groups = ["best"], [((4,), False, list(ARITHMETIC)), ((4,), True, [WITH_TF32])]
-    else:
-        names = ["best", "tutorial"]
-        groups = [((64,), xla, list(ARITHMETIC)) for xla in (False, True)] + [((8, 512), False, list(ARITHMETIC))]
+        names, groups = ["best"], [((4,), False, every), ((4,), True, [WITH_TF32])]
     cases = []
     for batches, xla, kinds in groups:
         for kind, name in itertools.product(kinds, names):
