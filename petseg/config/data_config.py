@@ -270,7 +270,7 @@ class DataConfig(Group):
 
     @property
     def _drops_weights(self) -> bool:
-        """Whether the weight maps of code of the user are not used."""
+        """Whether the weight maps of user code are not used."""
         return self.weight_files == NO_WEIGHTS and custom_code.is_reference(self.dataset)
 
     @property

@@ -28,7 +28,7 @@ T = TypeVar("T")
 class RecordRange(Generic[T]):
     """Consecutive records of a split in one place."""
 
-    origin: T  # where they are: a file, or code of the user
+    origin: T  # where they are: a file, or user code
     first: int  # position of the first record there
     count: int  # number of records
 
