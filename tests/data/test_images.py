@@ -70,8 +70,8 @@ SIXTEEN_BITS = {
     "f.tif": tiff(DEEP[..., :4], photometric="rgb"),
 }
 FLOATS = {
-    "a.tif": tiff(DEEP[..., 0] / np.float32(4096)),
-    "b.npy": npy(DEEP[..., :1] / 4096),
+    "a.tif": tiff(DEEP[..., 0] / np.float32(2)),
+    "b.npy": npy(DEEP[..., :1] / 2),
     "c.tif": tiff(DEEP[..., 0].astype(np.int32)),
 }
 BANDS = {"a.tif": bands(DEEP), "b.npy": npy(DEEP), "c.tif": bands(DEEP[::-1].copy())}

@@ -114,7 +114,9 @@ def test_wrong_ensembles_are_refused_in_one_line(folder, tmp_path):
     single = folder / "finished_run"
     with pytest.raises(ConfigError, match=f"^--ensemble: must have at least two runs; got {single}$"):
         open_run(score_config(single))
-    with pytest.raises(ConfigError, match=r"^--ensemble: must have at least two runs; got none$"):
+    with pytest.raises(
+        ConfigError, match=r"^source: got \[\]; must be a path, the name of a packaged model, or a list of these$"
+    ):
         petseg.load([])
     with pytest.raises(WorkDirectoryError, match="missing"):
         open_run(score_config(f"{single},{tmp_path}/missing"))
