@@ -15,6 +15,7 @@ from petseg.files import move, process_lock, write_json
 CARD = "model_card.json"
 WRITTEN = "written"  # key of the card: digests of the files that petseg wrote and may replace
 SCRATCH = ".petseg-export"  # folder of unfinished exports
+REPLACED = ".before"  # suffix of folders in it that were moved out of the way
 
 Digests = dict[str, list[str]]  # by name of a file or folder: of each content that petseg may have written
 
@@ -36,12 +37,12 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     scratch = folder / SCRATCH
     with process_lock(folder / f"{SCRATCH}.lock", f"exports to {folder}"):
-        shutil.rmtree(scratch, ignore_errors=True)
+        _clear(scratch)
         scratch.mkdir()
         try:
             yield scratch
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            _clear(scratch)
 
 
 def put_into_place(scratch: Path, names: Mapping[str, str], card: dict[str, Any]) -> None:
@@ -60,12 +61,21 @@ def put_into_place(scratch: Path, names: Mapping[str, str], card: dict[str, Any]
         try:
             _check_own(folder / name, written)  # again: making an export takes a while
             if (folder / name).is_dir():  # os.replace cannot replace a folder
-                (folder / name).rename(scratch / f"{name}.before")
+                (folder / name).rename(scratch / f"{name}{REPLACED}")
             move(scratch / name, folder / name)
         except (OSError, ExportError) as error:
             card["failures"][format] = f"{folder / name}: {one_line(error)}"
             del card["formats"][format], new[name]
     write_json(folder / CARD, {**card, WRITTEN: written | new})
+
+
+def _clear(scratch: Path) -> None:
+    """Deletes a scratch folder; a folder whose replacement did not come into place goes back."""
+    for before in scratch.glob(f"*{REPLACED}"):
+        path = scratch.parent / before.name.removesuffix(REPLACED)
+        if not os.path.lexists(path):
+            before.rename(path)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def digest(path: Path) -> str:

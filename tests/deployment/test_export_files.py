@@ -4,12 +4,13 @@ import functools
 import json
 import os
 import shutil
+from unittest import mock
 
 import keras
 import numpy as np
 import pytest
 
-from petseg.deployment import export
+from petseg.deployment import export, export_folder
 from petseg.errors import ExportError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
@@ -170,3 +171,17 @@ def test_an_export_that_was_interrupted_anywhere_is_replaced_by_the_next(tmp_pat
         (state / "keras").write_text("the user's own")
         with pytest.raises(ExportError, match="move it away"):
             write(state, "keras")
+
+
+def test_a_folder_whose_replacement_does_not_come_into_place_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "FORMATS", {name: Format(name) for name in ("saved_model", "keras")})
+    write(tmp_path, "saved_model")
+    saved = contents(tmp_path / "saved_model")
+    full = mock.patch.object(export_folder, "move", side_effect=OSError("no space"))
+    with full, pytest.raises(ExportError, match="no space"):
+        write(tmp_path, "saved_model")
+    assert contents(tmp_path / "saved_model") == saved
+    (tmp_path / ".petseg-export").mkdir()  # as a power cut between the two moves leaves it
+    (tmp_path / "saved_model").rename(tmp_path / ".petseg-export" / "saved_model.before")
+    write(tmp_path, "keras")
+    assert contents(tmp_path / "saved_model") == saved
