@@ -9,7 +9,7 @@ import keras
 from petseg import custom_code
 from petseg.config.model_config import DECODERS
 from petseg.errors import ConfigError
-from petseg.models.layers import Conv2D, Conv2DTranspose, DepthToSpace, Upsample
+from petseg.models.layers import BilinearUpsample, Conv2D, Conv2DTranspose, DepthToSpace, Upsample
 
 PIX2PIX_FILTERS = (512, 256, 128, 64)
 LIGHT_FILTERS = (128, 96, 64, 48)
@@ -128,11 +128,6 @@ def _light(taps: Taps, batch_norm: Mapping[str, Any], widths: Sequence[int] = LI
     return x
 
 
-def bilinear_upsampling(factor: int, name: str) -> keras.layers.Layer:
-    """Bilinear upsampling in float32: in half precision, XLA's gradient is wrong by orders of magnitude."""
-    return keras.layers.UpSampling2D(factor, interpolation="bilinear", dtype="float32", name=name)
-
-
 def _conv(x: keras.KerasTensor, filters: int, size: int, name: str) -> keras.KerasTensor:
     return Conv2D(filters, size, padding="same", use_bias=False, name=name)(x)
 
@@ -161,7 +156,7 @@ def _deeplab_v3plus(taps: Taps, batch_norm: Mapping[str, Any]) -> keras.KerasTen
     joined = [_conv(joined, WIDTH, 1, "project"), _conv(mean, WIDTH, 1, "project_mean")]
     x = keras.layers.Add(name="add_mean")(joined)
     x = _norm_relu(x, "project", batch_norm)
-    x = bilinear_upsampling(details.shape[1] // x.shape[1], name="upsample")(x)
+    x = BilinearUpsample(details.shape[1] // x.shape[1], name="upsample")(x)
     details = _conv_norm_relu(details, DETAIL_WIDTH, "details", batch_norm)
     x = keras.layers.Concatenate(name="skip")([x, details])
     for i in (1, 2):
@@ -194,7 +189,7 @@ def _fpn(taps: Taps, batch_norm: Mapping[str, Any]) -> keras.KerasTensor:
         for i in range(max(1, level - 2)):
             x = _conv_norm_relu(x, BRANCH_WIDTH, f"branch_{level}_{i}", batch_norm, 3)
             if level > 2:
-                x = bilinear_upsampling(2, name=f"branch_{level}_{i}_upsample")(x)
+                x = BilinearUpsample(name=f"branch_{level}_{i}_upsample")(x)
         branches.append(x)
     return keras.layers.Add(name="sum")(branches)
 
@@ -209,7 +204,7 @@ def _segformer(taps: Taps, batch_norm: Mapping[str, Any]) -> keras.KerasTensor:
     for level, each in zip((2, 3, 4, 5), [*taps.skips[1:], taps.bottleneck], strict=True):
         x = Conv2D(WIDTH, 1, padding="same", name=f"linear_{level}")(each)
         x = _conv(x, WIDTH, 1, f"fuse_{level}")
-        parts.append(x if level == 2 else bilinear_upsampling(2 ** (level - 2), name=f"upsample_{level}")(x))
+        parts.append(x if level == 2 else BilinearUpsample(2 ** (level - 2), name=f"upsample_{level}")(x))
     return _norm_relu(keras.layers.Add(name="sum")(parts), "fuse", batch_norm)
 
 
@@ -236,7 +231,7 @@ def _separable(
 
 def _upsampled_logits(x: keras.KerasTensor, num_classes: int, factor: int) -> keras.KerasTensor:
     x = Conv2D(num_classes, 1, padding="same", dtype="float32", name="logits")(x)
-    return bilinear_upsampling(factor, name="pixels")(x)
+    return BilinearUpsample(factor, dtype="float32", name="pixels")(x)
 
 
 def _at_quarter_size(build: Callable[[Taps, Mapping[str, Any]], keras.KerasTensor], **options: Any) -> _Decoder:

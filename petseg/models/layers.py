@@ -106,11 +106,8 @@ class Conv2DTranspose(keras.layers.Conv2DTranspose):
         return {**super().get_config(), "trained_channels": self.trained_channels}
 
 
-@keras.saving.register_keras_serializable("petseg")
-class Upsample(keras.layers.Layer):
-    """Nearest-neighbour upsampling: [B, H, W, C] -> [B, n * H, n * W, C].
-
-    Keras's `UpSampling2D` takes two passes; XLA lacks the gradient of its `Resizing`.
+class _Upsampling(keras.layers.Layer):
+    """Base class of Upsample and BilinearUpsample: [B, H, W, C] -> [B, n * H, n * W, C].
 
     Args:
       factor: n.
@@ -121,9 +118,23 @@ class Upsample(keras.layers.Layer):
         super().__init__(**kwargs)
         self.factor = factor
 
+    def larger(self, inputs: tf.Tensor) -> list[Any]:
+        """Height and width of the outputs: numbers where the input's are known, else scalar tensors."""
+        return [self.factor * side for side in keras.ops.shape(inputs)[1:3]]
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "factor": self.factor}
+
+
+@keras.saving.register_keras_serializable("petseg")
+class Upsample(_Upsampling):
+    """Nearest-neighbour upsampling.
+
+    Keras's `UpSampling2D` takes two passes; XLA lacks the gradient of its `Resizing`.
+    """
+
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        height, width = keras.ops.shape(inputs)[1:3]  # numbers where they are known, else scalar tensors
-        size, factor = [self.factor * height, self.factor * width], self.factor
+        size, factor = self.larger(inputs), self.factor
 
         @tf.custom_gradient
         def upsample(x: tf.Tensor) -> Any:
@@ -134,8 +145,19 @@ class Upsample(keras.layers.Layer):
 
         return upsample(inputs) if training else tf.raw_ops.ResizeNearestNeighbor(images=inputs, size=size)
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "factor": self.factor}
+
+@keras.saving.register_keras_serializable("petseg")
+class BilinearUpsample(_Upsampling):
+    """Bilinear upsampling, computed in float32.
+
+    In half precision, XLA's gradient of it is wrong by orders of magnitude. Keras's `UpSampling2D` cannot
+    interpolate images of unknown size, as exports take them.
+    """
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        images = tf.cast(inputs, tf.float32)
+        resized = tf.raw_ops.ResizeBilinear(images=images, size=self.larger(inputs), half_pixel_centers=True)
+        return tf.cast(resized, self.compute_dtype)
 
 
 class _Blocks(keras.layers.Layer):

@@ -10,7 +10,7 @@ import tensorflow as tf
 from petseg.config import ModelConfig
 from petseg.errors import ConfigError
 from petseg.models import decoders, dilation, encoders, unet
-from petseg.models.layers import DepthToSpace, InferenceMode, SpaceToDepth, Upsample
+from petseg.models.layers import BilinearUpsample, DepthToSpace, InferenceMode, SpaceToDepth, Upsample
 from petseg.reporting import model_diagram
 
 PAPERS = ("deeplab_v3plus", "fpn", "segformer")
@@ -115,8 +115,7 @@ def test_every_level_of_a_decoder_is_drawn(decoder):
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16", "mixed_bfloat16"])
 def test_bilinear_upsampling_has_the_gradient_of_float32_in_half_precision_under_xla(dtype):
-    with unet.dtype_policy(dtype):
-        layer = decoders.bilinear_upsampling(4, "upsample")
+    layer = BilinearUpsample(4, dtype=dtype)
     x = tf.random.stateless_normal([2, 4, 6, 3], [0, 0])
 
     @tf.function(jit_compile=True, autograph=False)

@@ -176,7 +176,7 @@ def examples(data_dir, split):
 
 class Counted(Trainer):
     def run(self, batches, steps):
-        nodes = [node.op for each in self.graph(batches).as_graph_def().library.function for node in each.node_def]
+        nodes = [node.op for each in self.loop.graph(batches).as_graph_def().library.function for node in each.node_def]
         print([op for op in nodes if op.startswith(("CollectiveReduce", "CollectiveGather"))])
         times = super().run(batches, steps)
         if self.step.numpy() == 2:
