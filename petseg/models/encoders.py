@@ -222,7 +222,7 @@ def calibrate_batch_norm(encoder: keras.Model, images: tf.Tensor) -> None:
     """
     values = len(images) * math.prod(side // 2**LEVELS for side in images.shape[1:3])
     if values < FEW_VALUES:
-        images = tf.repeat(images, -(-ENOUGH_VALUES // values), axis=0)
+        images = tf.repeat(images, math.ceil(ENOUGH_VALUES / values), axis=0)
         colours = tf.random.stateless_uniform([len(images), 1, 1, images.shape[3]], [0, 0], 0.5, 1.5)
         images = colours * tf.stack([tf.roll(image, [5 * i, 7 * i], [0, 1]) for i, image in enumerate(images)])
     norms = [layer for layer in encoder._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]

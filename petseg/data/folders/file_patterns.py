@@ -75,9 +75,11 @@ class Pattern:
         @functools.cache
         def leads_back(folder: str) -> bool:
             """Whether a link in the path of a folder leads to a folder above it, so that its files come again."""
+            if not folder:
+                return False
             above = os.path.dirname(folder)
-            if not folder or leads_back(above):
-                return bool(folder)
+            if leads_back(above):
+                return True
             here, target = os.path.realpath(root / above), os.path.realpath(root / folder)
             return os.path.commonpath([here, target]) == target
 
