@@ -23,6 +23,7 @@ RARE = 0.05  # largest fraction of the pixels of a value that interpolation make
 PARTS = 1.5  # most places of an object, on average
 CODED = 1000  # least number of an object's class and its own, such as Cityscapes' 24001
 SHOWN_NAMES = 2
+NEIGHBOURS = np.ones((3, 3))  # of a pixel in a region: also the diagonal ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,16 +283,21 @@ def _is_between(numbers: np.ndarray) -> np.ndarray:
     return in_rows(numbers) | in_rows(numbers.T).T
 
 
+def _coarse(pixels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Each n-th row and column, at most SURVEYED_SIDE of them, and n."""
+    step = -(-max(pixels.shape) // SURVEYED_SIDE)
+    return pixels[::step, ::step], step
+
+
 def _count_objects(numbers: np.ndarray, values: np.ndarray) -> int | None:
     """How many objects a mask has if its values are 0 and 1 to N, most of them in one place each; otherwise None."""
     objects = [value for value in values.tolist() if value not in (0, IGNORED)]
     if objects != list(range(1, len(objects) + 1)):
         return None
-    step = -(-max(numbers.shape) // SURVEYED_SIDE)
-    coarse = numbers[::step, ::step]
+    coarse, _ = _coarse(numbers)
     parts = 0
     for value in objects:
-        parts += ndimage.label(coarse == value, np.ones((3, 3)))[1]
+        parts += ndimage.label(coarse == value, NEIGHBOURS)[1]
         if parts > PARTS * len(objects):
             return None
     return len(objects)
@@ -299,9 +305,8 @@ def _count_objects(numbers: np.ndarray, values: np.ndarray) -> int | None:
 
 def _count_compact(region: np.ndarray) -> int:
     """Pixels of a region, bool [H, W], in parts that are no thin lines: not much larger than a square inside them."""
-    step = -(-max(region.shape) // SURVEYED_SIDE)
-    region = region[::step, ::step]
-    parts, count = ndimage.label(region, np.ones((3, 3)))
+    region, step = _coarse(region)
+    parts, count = ndimage.label(region, NEIGHBOURS)
     if not count:
         return 0
     depths = ndimage.distance_transform_cdt(region, "chessboard")  # 1 at edges
