@@ -1,4 +1,5 @@
 """Finds likely label errors, masks that a trained run contradicts: `python -m petseg.data.check --against=RUN`.
+
 Confident learning (Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", 2021):
 a pixel is disputed if another class is most probable there, and at least as probable as that class is on average over
 the pixels with its label. Masks are ranked by their mean IoU with the same mask after disputed pixels are replaced by
