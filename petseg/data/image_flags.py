@@ -95,8 +95,9 @@ def _refuse_two_scales(values: Sequence[np.ndarray], split: str) -> None:
 
 
 def _refuse_no_data(numbers: np.ndarray, split: str) -> None:
-    """Raises DataError if the smallest or largest number of a channel, [N, C], is no measurement but stands for missing
-    data, such as -9999: it would decide the range, and all others become one shade.
+    """Raises DataError if the smallest or largest of the numbers [N, C] stands for missing data, such as -9999.
+
+    It would decide the range, and all others become one shade.
     """
     for extreme in np.unique([numbers.min(axis=0), numbers.max(axis=0)]):
         others = numbers[(numbers != extreme).all(axis=1)]
