@@ -7,7 +7,7 @@ from petseg.reporting import pictures
 draw = pictures.to_array
 
 
-def to_array(figure, dpi=100):
+def to_array(figure):
     """A white picture of the size of a figure, in place of `pictures.to_array`."""
-    width, height = (round(dpi * inches) for inches in figure.get_size_inches())
+    width, height = (round(100 * inches) for inches in figure.get_size_inches())
     return np.full((height, width, 3), 255, np.uint8)

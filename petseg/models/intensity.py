@@ -1,12 +1,8 @@
 """Scales images in transport format to the floats that networks take."""
 
-from collections.abc import Callable
-
 import tensorflow as tf
 
 from petseg.config.image_spec import ImageSpec
-
-Augmentation = Callable[..., tuple[tf.Tensor, ...]]
 
 
 def to_floats(images: tf.Tensor, spec: ImageSpec) -> tf.Tensor:
@@ -16,10 +12,3 @@ def to_floats(images: tf.Tensor, spec: ImageSpec) -> tf.Tensor:
         return images
     low, high = (tf.constant(value) for value in spec.device_range)
     return tf.clip_by_value((images - low) * (255.0 / (high - low)), 0.0, 255.0)
-
-
-def scaled_first(augment: Augmentation, spec: ImageSpec) -> Augmentation:
-    """An augmentation of images in transport format, cast to floats: they are scaled to [0, 255], then augmented."""
-    if spec.is_plain:
-        return augment
-    return lambda images, *others: augment(to_floats(images, spec), *others)

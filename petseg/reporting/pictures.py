@@ -170,10 +170,10 @@ def _finish_chart(axis: Axes, title: str) -> None:
     axis.grid(alpha=0.3)
 
 
-def to_array(figure: Figure, dpi: int = 100) -> np.ndarray:
+def to_array(figure: Figure) -> np.ndarray:
     """Renders a figure as uint8 [H, W, 3]."""
     canvas = FigureCanvasAgg(figure)
-    figure.set_dpi(dpi)
+    figure.set_dpi(100)
     figure_text.prepare(figure)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph \d+ ")  # `prepare` has warned already

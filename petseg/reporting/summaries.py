@@ -237,50 +237,18 @@ def read_csv(
     Args:
       wanted: (run, tag) -> whether to yield its rows.
     """
-    return MetricsReader(metrics_file, wanted).new_rows()
-
-
-class MetricsReader:
-    """Reads a growing CSV file incrementally, each row once."""
-
-    def __init__(self, metrics_file: Path, wanted: Callable[[str, str], bool]):
-        self._file, self._wanted = metrics_file, wanted
-        self._identity: tuple[int, int] | None = None
-        self._offset = 0
-
-    def was_replaced(self) -> bool:
-        """Whether the file was replaced since the last read; the new file is read from its start."""
-        if self._identity is None or not self._file.exists():
-            return False
-        now = self._file.stat()
-        return (now.st_dev, now.st_ino) != self._identity or now.st_size < self._offset
-
-    def new_rows(self) -> Iterator[tuple[int, str, str, float]]:
-        """Wanted rows that were appended since the last call."""
-        if not self._file.exists():
-            return
-        if self.was_replaced():
-            self._offset = 0
-        with open(self._file, "rb") as file:
-            status = os.fstat(file.fileno())
-            self._identity = (status.st_dev, status.st_ino)
-            file.seek(self._offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                self._offset += len(line)
-                if row := self._row(line.decode(errors="replace")):
-                    yield row
-
-    def _row(self, line: str) -> tuple[int, str, str, float] | None:
-        """The row of a line; None if it is unwanted, the header or malformed."""
-        parts = line.rstrip("\r\n").split(",")
-        if len(parts) != len(COLUMNS) or not self._wanted(parts[1], parts[2]):
-            return None
-        try:
-            return int(parts[0]), parts[1], parts[2], float(parts[3])
-        except ValueError:
-            return None
+    if not metrics_file.exists():
+        return
+    with open(metrics_file, "rb") as file:
+        for line in file:
+            parts = line.decode(errors="replace").rstrip("\r\n").split(",")
+            if not line.endswith(b"\n") or len(parts) != len(COLUMNS) or not wanted(parts[1], parts[2]):
+                continue
+            try:
+                row = int(parts[0]), parts[1], parts[2], float(parts[3])
+            except ValueError:  # the header too
+                continue
+            yield row
 
 
 def scalars_of(results: Mapping[str, object]) -> dict[str, float]:

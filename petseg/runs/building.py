@@ -18,9 +18,9 @@ from petseg.data.random_crops import RandomCrops
 from petseg.errors import ConfigError
 from petseg.evaluation import metrics
 from petseg.evaluation.evaluator import Evaluator
-from petseg.models import custom_network, encoders, intensity, unet
+from petseg.models import custom_network, encoders, unet
 from petseg.runs import checkpoints
-from petseg.training import augmentation, keras_optimizers, losses, optimizers, sample_weights, step_checks, trainer
+from petseg.training import augmentation, keras_optimizers, losses, optimizers, sample_weights, trainer
 from petseg.training.loss_scale import LossScale
 from petseg.training.sample_weights import WeightMap
 from petseg.training.stop_requests import StopRequests
@@ -28,21 +28,24 @@ from petseg.training.weight_averaging import WeightAverage
 
 
 def check_replicas(config: Config, strategy: tf.distribute.Strategy) -> None:
-    """Raises ConfigError if a config's batch size, micro-batches or data types do not suit the number of replicas."""
-    input_pipeline.check_batch_divides(strategy, config.data.batch_size)
-    step_checks.check_step(
-        strategy,
-        batch_size=config.data.batch_size,
-        micro_batches=config.compute.micro_batches,
-        sync_batch_norm=config.model.sync_batch_norm,
-        jit_compile=config.compute.jit_compile,
-    )
+    """Raises ConfigError if a config's batch size, micro-batches, XLA or data types do not suit the replicas."""
+    compute, batch_size, replicas = config.compute, config.data.batch_size, strategy.num_replicas_in_sync
+    input_pipeline.check_batch_divides(strategy, batch_size)
+    if batch_size % (replicas * compute.micro_batches):
+        raise ConfigError(
+            f"--micro_batches={compute.micro_batches}: must divide the {batch_size // replicas} examples that each "
+            f"replica gets of --batch_size={batch_size}"
+        )
+    if compute.jit_compile and config.model.sync_batch_norm and replicas > 1:
+        raise ConfigError(
+            f"--jit_compile: with {replicas} replicas --nosync_batch_norm must be given too: XLA cannot compile "
+            "synchronised batch norms"
+        )
     # A cluster may shrink to one worker and grow again, so it keeps the flag.
     in_cluster = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-    if config.compute.all_reduce_dtype != "float32" and strategy.num_replicas_in_sync == 1 and not in_cluster:
+    if compute.all_reduce_dtype != "float32" and replicas == 1 and not in_cluster:
         raise ConfigError(
-            f"--all_reduce_dtype={config.compute.all_reduce_dtype}: must be float32 with one replica, which "
-            "has no all-reduce"
+            f"--all_reduce_dtype={compute.all_reduce_dtype}: must be float32 with one replica, which has no all-reduce"
         )
 
 
@@ -156,7 +159,7 @@ def build_trainer(
         strategy,
         model,
         optimizers.build_optimizer(config.optimizer, model, total_steps, bucket_bytes),
-        intensity.scaled_first(augment, config.data.image_spec),
+        augment,
         build_weight_map(config, class_weights),
         losses.Loss(config.loss),
         LossScale(compute),
@@ -165,6 +168,7 @@ def build_trainer(
         average=WeightAverage(model, config.optimizer.ema_decay) if config.optimizer.keeps_averages else None,
         clip_norm=config.optimizer.clip_norm,
         micro_batches=compute.micro_batches,
+        image_spec=config.data.image_spec,
         weight_scale=config.data.weight_scale,
         sync_batch_norm=config.model.sync_batch_norm,
         jit_compile=compute.jit_compile,

@@ -16,7 +16,6 @@ import tensorflow as tf
 
 from petseg.errors import CheckpointError, WorkDirectoryError
 from petseg.files import free_bytes, make_folder, sync, write_json, write_text
-from petseg.runs import checkpoint_files
 from petseg.runs.checkpoint_files import PREFIX, best_record, path_of, step_of, steps, unfinished, unfinished_steps
 from petseg.runs.saving import Saving
 from petseg.runs.snapshots import Snapshots
@@ -199,14 +198,6 @@ def newest_intact(directory: Path) -> str | None:
             "to start over, pass another --workdir"
         )
     return None
-
-
-def resolve_checkpoint(checkpoints: Path, best: Path, which: str) -> str:
-    """Path of the checkpoint that --checkpoint names; `latest` is the newest one that can be read.
-
-    Raises CheckpointError if it does not exist.
-    """
-    return checkpoint_files.resolve_checkpoint(checkpoints, best, which, newest_intact)
 
 
 def restore_model(path: str, **objects: Any) -> int:

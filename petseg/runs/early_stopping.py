@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from petseg.config import Config
-from petseg.reporting.summaries import MetricsReader
+from petseg.reporting.summaries import read_csv
 from petseg.runs import model_selection
 
 
@@ -20,7 +20,7 @@ class NoImprovement(NamedTuple):
 
 
 class EarlyStopping:
-    """Decides whether a run ends early, from the scores that its CSV file gains as it trains.
+    """Decides whether a run ends early, from its logged scores, which are read once, and those of this process.
 
     A function of the logged scores up to a step, which are flushed before the step's checkpoint is saved; later scores
     are written again by a run that resumes there. So a run that was killed at any point stops at the same step as one
@@ -33,18 +33,22 @@ class EarlyStopping:
     def __init__(self, config: Config, metrics_file: Path):
         self._patience = config.schedule.patience
         selected = model_selection.selected_weights(config), model_selection.SCORE
-        self._reader = MetricsReader(metrics_file, lambda run, tag: (run, tag) == selected)
-        self._scores: dict[int, float] = {}
+        self._logged = lambda: read_csv(metrics_file, lambda run, tag: (run, tag) == selected)
+        self._earlier: dict[int, float] | None = None  # by step; None: not read yet
+        self._own: dict[int, float] = {}
+
+    def add(self, step: int, score: float) -> None:
+        """Adds the score of an evaluation of this process."""
+        self._own[step] = score
 
     def no_improvement(self, step: int) -> NoImprovement | None:
         """Why the run ends at a step; None if it continues, or was not evaluated there."""
         if not self._patience:
             return None
-        if self._reader.was_replaced():
-            self._scores.clear()
-        self._scores.update((at, score) for at, _, _, score in self._reader.new_rows())
+        if self._earlier is None:
+            self._earlier = {at: score for at, _, _, score in self._logged() if at <= step}
         # Without step 0: the weights before training are never the best checkpoint.
-        scores = {at: score for at, score in self._scores.items() if 0 < at <= step}
+        scores = {at: score for at, score in {**self._earlier, **self._own}.items() if 0 < at <= step}
         if step not in scores:
             return None
         best = max(scores, key=lambda at: (scores[at], -at))

@@ -94,6 +94,7 @@ class Evaluations:
                 with self.stopwatch.timing("checkpoints"):
                     selected = model_selection.selected_results(self.config, results)
                     self.best.offer(selected[model_selection.SCORE], step)
+                    self._early_stopping.add(step, selected[model_selection.SCORE])
             for run, scores in reversed(by_run.items()):
                 logger.info(
                     "step %d: %s%s: loss %.4f, accuracy %.4f, mean IoU %.4f (%s)", step, split,

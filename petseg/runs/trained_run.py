@@ -111,13 +111,10 @@ class TrainedRun:
         With `intact`, the latest is the newest one that can be read, which needs TensorFlow. Raises CheckpointError if
         there is none.
         """
+        newest = checkpoint_files.newest
         if intact:
-            from petseg.runs import checkpoints
-
-            return checkpoints.resolve_checkpoint(self.workdir.checkpoints, self.workdir.best, which)
-        return checkpoint_files.resolve_checkpoint(
-            self.workdir.checkpoints, self.workdir.best, which, checkpoint_files.newest
-        )
+            from petseg.runs.checkpoints import newest_intact as newest
+        return checkpoint_files.resolve_checkpoint(self.workdir.checkpoints, self.workdir.best, which, newest)
 
     def all_checkpoints(self) -> list[str]:
         """Paths of the run's latest checkpoints, oldest first. Raises CheckpointError if there is none."""

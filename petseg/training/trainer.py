@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from petseg.config.image_spec import PLAIN, ImageSpec
+from petseg.models.intensity import to_floats
 from petseg.training import confusion_matrix, flops, sample_weights
 from petseg.training.augmentation import Augmentation
 from petseg.training.loss_scale import LossScale
@@ -13,7 +15,6 @@ from petseg.training.losses import Loss
 from petseg.training.measurements import MeasuredSums, Measurements
 from petseg.training.optimizers import Optimizer
 from petseg.training.sample_weights import WeightMap
-from petseg.training.step_checks import check_step
 from petseg.training.stop_requests import StopRequests
 from petseg.training.timed_loop import TimedLoop
 from petseg.training.variables import moving_statistics, replica_sum, step_variable
@@ -56,6 +57,7 @@ class Trainer:
         average: WeightAverage | None = None,
         clip_norm: float = 0.0,
         micro_batches: int = 1,
+        image_spec: ImageSpec = PLAIN,
         weight_scale: float = 0.0,
         sync_batch_norm: bool = True,
         jit_compile: bool = False,
@@ -69,24 +71,14 @@ class Trainer:
           requests: requests to stop or save, which other threads set.
           average: moving average of the model's weights, or None.
           clip_norm: largest global norm of the gradients; 0 for no clipping.
-          micro_batches: number of slices of each replica's share of the batch.
+          micro_batches: number of slices of each replica's share of the batch, which they must divide.
           sync_batch_norm: whether the model's batch norms use statistics of all replicas. If not, their moving
             statistics are averaged over the replicas, which keeps the replicas identical.
-          jit_compile: whether to compile forward and backward pass with XLA.
+          jit_compile: whether to compile forward and backward pass with XLA, which cannot synchronise batch norms.
           all_reduce_dtype: dtype of the gradients in the all-reduce, "float32" or "float16".
           bucket_bytes: minimum size of all-reduce buckets, each reduced as soon as its gradients are computed; 0 for
             one bucket.
-
-        Raises:
-          ConfigError: if `check_step` refuses the combination.
         """
-        check_step(
-            strategy,
-            batch_size=batch_size,
-            micro_batches=micro_batches,
-            sync_batch_norm=sync_batch_norm,
-            jit_compile=jit_compile,
-        )
         replicas = strategy.num_replicas_in_sync
         self.model = model
         self.optimizer = optimizer
@@ -98,6 +90,7 @@ class Trainer:
         self._requests = requests
         self._augment = augment
         self._weight_map = weight_map
+        self._image_spec = image_spec
         self._weight_scale = weight_scale
         self._clip_norm = clip_norm
         self._micro_batches = micro_batches
@@ -220,7 +213,7 @@ class Trainer:
           augmented images, float32 [B, H, W, channels] in [0, 255]; masks, uint8 [B, H, W, 1]; pixel weights, float32
           [B, H, W]; valid pixels, bool [B, H, W], False where a pixel is ignored.
         """
-        images, maps = tf.cast(batch["image"], tf.float32), sample_weights.given(batch, self._weight_scale)
+        images, maps = to_floats(batch["image"], self._image_spec), sample_weights.given(batch, self._weight_scale)
         images, masks, *maps = self._augment(images, batch["mask"], step, batch["position"], *maps)
         return images, masks, self._weight_map(masks, *maps), sample_weights.valid_pixels(masks)
 

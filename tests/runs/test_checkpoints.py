@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from petseg.errors import CheckpointError, WorkDirectoryError
 from petseg.runs import checkpoints
-from petseg.runs.checkpoints import BestCheckpoint, Checkpoints
+from petseg.runs.checkpoint_files import resolve_checkpoint
+from petseg.runs.checkpoints import BestCheckpoint, Checkpoints, newest_intact
 
 
 def small_model(units=3):
@@ -206,19 +207,19 @@ def test_a_damaged_best_record_is_replaced(tmp_path, text):
     best.offer(0.9, 2)
     (tmp_path / "best.json").write_text(text)
     assert best.offer(0.1, 3)
-    assert checkpoints.resolve_checkpoint(tmp_path, tmp_path, "best") == str(tmp_path / "ckpt-3")
+    assert resolve_checkpoint(tmp_path, tmp_path, "best", newest_intact) == str(tmp_path / "ckpt-3")
 
 
 def test_checkpoint_names_resolve_to_paths(tmp_path):
     model, step = small_model()
     folder = tmp_path / "checkpoints"
     with pytest.raises(CheckpointError, match="--checkpoint=latest: there is no checkpoint in"):
-        checkpoints.resolve_checkpoint(folder, tmp_path / "best", "latest")
+        resolve_checkpoint(folder, tmp_path / "best", "latest", newest_intact)
     Checkpoints(folder, keep=1, model=model, step=step).save(7)
     path = str(folder / "ckpt-7")
-    assert checkpoints.resolve_checkpoint(folder, tmp_path / "best", "latest") == path
-    assert checkpoints.resolve_checkpoint(folder, tmp_path / "best", path + ".index") == path
+    assert resolve_checkpoint(folder, tmp_path / "best", "latest", newest_intact) == path
+    assert resolve_checkpoint(folder, tmp_path / "best", path + ".index", newest_intact) == path
     with pytest.raises(CheckpointError, match="nowhere/ckpt-1: there is no such checkpoint"):
-        checkpoints.resolve_checkpoint(folder, tmp_path / "best", "nowhere/ckpt-1")
+        resolve_checkpoint(folder, tmp_path / "best", "nowhere/ckpt-1", newest_intact)
     with pytest.raises(CheckpointError, match="--checkpoint=best"):
-        checkpoints.resolve_checkpoint(folder, tmp_path / "best", "best")
+        resolve_checkpoint(folder, tmp_path / "best", "best", newest_intact)

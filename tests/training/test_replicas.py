@@ -8,7 +8,6 @@ from conftest import load_examples, random_examples
 from trainers import make_trainer
 
 from petseg.config import AugmentationConfig, LossConfig
-from petseg.errors import ConfigError
 from petseg.training import augmentation
 from petseg.training.losses import Loss
 
@@ -184,11 +183,6 @@ def test_an_overflow_on_any_replica_leaves_everything_as_it_was_on_all():
     assert int(trainer.optimizer.iterations.numpy()) == 2
     assert np.isfinite(trainer.pop_measurements().scalars["loss"])
     assert any((np.asarray(old) != np.asarray(new)).any() for old, new in zip(before, state(), strict=True))
-
-
-def test_xla_and_synchronised_batch_norm_on_several_replicas_are_refused():
-    with pytest.raises(ConfigError, match="--jit_compile: with 2 replicas --nosync_batch_norm must be given"):
-        make_trainer(2, examples=random_examples(8), jit_compile=True)
 
 
 @pytest.mark.slow

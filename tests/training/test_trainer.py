@@ -8,7 +8,6 @@ from trainers import make_trainer
 from petseg.classes import IGNORED
 from petseg.config import AugmentationConfig, LossConfig
 from petseg.data import example_order
-from petseg.errors import ConfigError
 from petseg.training import augmentation
 from petseg.training.losses import Loss
 
@@ -143,11 +142,6 @@ def test_micro_batches_add_up_to_the_batch():
         np.testing.assert_allclose(losses[other], losses[0], rtol=1e-5)
         np.testing.assert_allclose(norms[other], norms[0], rtol=1e-4)
     assert losses[0][-1] != losses[0][0]
-
-
-def test_micro_batches_must_divide_the_batch_of_a_replica():
-    with pytest.raises(ConfigError, match="--micro_batches=3: must divide the 4 examples that each replica"):
-        make_trainer(examples=random_examples(8, SIZE), micro_batches=3)
 
 
 @pytest.mark.slow
