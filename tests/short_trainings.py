@@ -12,7 +12,7 @@ import white_figures
 
 from petseg.config import Config, ModelConfig
 from petseg.reporting import pictures
-from petseg.runs import building, setup, starting_point
+from petseg.runs import building, resume_or_init, setup
 from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime import process_setup
 from petseg.runtime.signals import StopSignals
@@ -63,7 +63,7 @@ def built_once(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         for owner, name, replacement in (
-            (starting_point, "build_initial_model", once(starting_point.build_initial_model)),
+            (resume_or_init, "build_initial_model", once(resume_or_init.build_initial_model)),
             (building, "build_trainer", trainer),
             (building, "build_evaluator", evaluator),
             (setup, "StopRequests", once(setup.StopRequests)),

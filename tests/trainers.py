@@ -12,6 +12,7 @@ from petseg.config import AugmentationConfig, ComputeConfig, LossConfig, Optimiz
 from petseg.data import input_pipeline
 from petseg.data.examples import Examples
 from petseg.models import encoders, unet
+from petseg.models.batch_norm_calibration import calibrate_batch_norm
 from petseg.training import augmentation, learning_rates, optimizers, sample_weights
 from petseg.training.augmentation import Augmentation
 from petseg.training.loss_scale import LossScale
@@ -70,7 +71,7 @@ def make_trainer(
                 layer.trainable = False  # and so in inference mode
         noise = tf.random.stateless_uniform([16, size, size, 3], seed=[0, 0])
         if backbone is not None:
-            encoders.calibrate_batch_norm(backbone, noise if calibrated_on is None else calibrated_on / np.float32(255))
+            calibrate_batch_norm(backbone, noise if calibrated_on is None else calibrated_on / np.float32(255))
         options_of_optimizer = OptimizerConfig(
             optimizer=optimizer, learning_rate=learning_rate, weight_decay=weight_decay
         )

@@ -333,9 +333,9 @@ def open_data(config: DataConfig, classes: Classes | None = None) -> DataSet:
         weight_feature = folder_copy.WEIGHT if config.weight_files else ""
         return DataSet(config.dataset, builder, classes, holds_ids=True, weight_feature=weight_feature, config=config)
     if custom_code.is_reference(config.dataset):
-        from petseg.data import own_data
+        from petseg.data import custom_data
 
-        return own_data.open_data(config, classes)
+        return custom_data.open_data(config, classes)
     classes = classes or _named_classes(config)
     builder = tfds_builders.prepare(config.dataset, config.data_dir)
     features = config.image_feature, config.mask_feature

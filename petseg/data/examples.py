@@ -1,6 +1,6 @@
 """The interface of a split of a data set: examples by id, decoded and resized.
 
-The backends are in `petseg.data.backends`; data sets of user code are in `own_data`.
+The backends are in `petseg.data.backends`; data sets of user code are in `custom_data`.
 """
 
 import abc

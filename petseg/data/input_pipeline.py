@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from petseg.data import feeding, service_client
+from petseg.data import prefetching, service_client
 from petseg.data.bad_example_log import BadExampleLog
 from petseg.data.example_order import example_ids, steps_per_epoch
 from petseg.data.examples import BatchPosition, Examples
@@ -74,7 +74,7 @@ def training_batches_of_host(
     """
     local = context.num_replicas_in_sync // context.num_input_pipelines
     size = batch_size // context.num_replicas_in_sync
-    at_once, ready = feeding.parts_at_once(local, size, size * example_bytes)
+    at_once, ready = prefetching.parts_at_once(local, size, size * example_bytes)
     steps_per_epoch(len(examples), batch_size)
 
     @tf.autograph.experimental.do_not_convert  # conversion would take longer than tracing
@@ -143,7 +143,7 @@ def distributed_evaluation_batches(
             batch = {**fetched.arrays(), "example_id": ids, "valid": valid}
             return batch if examples.checked else batch | {"step": element, "usable": fetched.usable}
 
-        at_once, ready = feeding.parts_at_once(local, size, size * example_bytes)
+        at_once, ready = prefetching.parts_at_once(local, size, size * example_bytes)
         parts = tf.data.Dataset.range(count * local).map(batch, at_once)
         return _finished(parts, ready, examples, bad_examples)
 

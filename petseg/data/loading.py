@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
-from petseg.data import catalog, example_decoding, feeding, image_flags, random_crops, subsampling
+from petseg.data import catalog, example_decoding, image_flags, prefetching, random_crops, subsampling
 from petseg.data.backends.disk import Cache, DiskExamples
 from petseg.data.backends.memory import MemoryExamples, aligned_array
 from petseg.data.backends.on_demand import OnDemandExamples, distinguishing_labels
@@ -222,7 +222,7 @@ def native_pairs(
     positions.
     """
     data_set = catalog.open_data(config, classes)
-    at_once = feeding.decodes_at_once()
+    at_once = prefetching.decodes_at_once()
     without_conversion = tf.autograph.experimental.do_not_convert
     images = image_flags.decoding_of(config, data_set)
     weights = data_set.weight_dtype(split)

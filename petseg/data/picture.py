@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from petseg.config.image_spec import MOST_CHANNELS
-from petseg.data.picture_formats import exif_orientation
+from petseg.data.exif_orientation import apply_orientation, read_orientation
 from petseg.errors import DataError
 
 MOST_PIXELS = 89_000_000  # of one page, as in Pillow: a small file can decompress to many gigabytes
@@ -46,7 +46,7 @@ class Picture:
         """The picture rotated according to its EXIF orientation."""
         if self.orientation == 1:
             return self
-        return dataclasses.replace(self, pixels=turned(self.pixels, self.orientation), orientation=1)
+        return dataclasses.replace(self, pixels=apply_orientation(self.pixels, self.orientation), orientation=1)
 
     def colors(self) -> "Picture":
         """The picture with colours in place of palette indices."""
@@ -90,7 +90,7 @@ def check_page(page: int | None, pages: int) -> None:
 def from_frame(image: Image.Image, pages: int) -> Picture:
     """Decodes an opened image, or takes over the pixels of one in memory."""
     mode, kind = image.mode, image.format or "PILLOW"
-    orientation = 1 if kind == "TIFF" else exif_orientation(image)  # Pillow turns TIFF files itself
+    orientation = 1 if kind == "TIFF" else read_orientation(image)  # Pillow turns TIFF files itself
     image.load()
     facts: dict[str, Any] = {"format": kind, "mode": mode, "orientation": orientation, "pages": pages}
     if mode in PALETTED:
@@ -122,17 +122,6 @@ def _palette(image: Image.Image) -> np.ndarray:
     if "transparency" in image.info:
         indices.info["transparency"] = image.info["transparency"]
     return np.array(indices.convert("RGBA"))[0]
-
-
-def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels [H, W, bands] rotated and flipped according to an EXIF orientation."""
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
 
 
 def of_bands(array: np.ndarray, kind: str) -> Picture:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from petseg.config.image_spec import MOST_CHANNELS
 from petseg.data import lossy_compression, tiff_files
+from petseg.data.exif_orientation import read_orientation
 from petseg.data.picture import (
     Picture,
     PictureError,
@@ -29,7 +30,7 @@ from petseg.data.picture import (
     too_many,
     wrong_array,
 )
-from petseg.data.picture_formats import exif_orientation, open_picture
+from petseg.data.picture_formats import open_picture
 from petseg.errors import one_line
 
 ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")  # formats whose frames are pages; in JPEG (MPO) and HEIF they are previews
@@ -219,7 +220,7 @@ class _PillowPages:
             raise PictureError(f"has more than 8 bits in {image.format}, of which its reader gives 8; {SIXTEEN_BITS}")
         deep = _deep_pixels(self._file, image) if self._count == 1 else None
         if deep is not None:
-            mode, alpha, turn = f"{deep.shape[2]} x uint16", deep.shape[2] in (2, 4), exif_orientation(image)
+            mode, alpha, turn = f"{deep.shape[2]} x uint16", deep.shape[2] in (2, 4), read_orientation(image)
             return Picture(deep, image.format or "", mode, alpha=alpha, orientation=turn, lossy=self._lossy)
         if (page := page or 0) in self._skipped:
             return self._skipped.pop(page)

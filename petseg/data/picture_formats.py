@@ -16,8 +16,6 @@ FORMATS = (
     "MPO", "DIB", "TGA", "PCX", "SGI", "QOI", "PSD", "DDS", "ICO", "ICNS",
 )  # fmt: skip
 
-ORIENTATION = 0x0112  # EXIF tag
-
 
 def open_picture(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
     """Opens an image like `PIL.Image.open`, in one of `FORMATS` only; decodes no pixels.
@@ -26,15 +24,6 @@ def open_picture(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
     """
     _register_plugins()
     return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])  # noqa: TID251
-
-
-def exif_orientation(picture: Image.Image) -> int:
-    """The EXIF orientation of an image, 1 to 8; 1 (upright) if it is missing or cannot be parsed."""
-    try:
-        orientation = picture.getexif().get(ORIENTATION, 1)
-    except Exception:  # Pillow raises many classes; the pixels may still be valid
-        return 1
-    return orientation if orientation in range(1, 9) else 1
 
 
 def suffixes() -> frozenset[str]:

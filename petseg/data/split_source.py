@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from petseg.classes import Classes
 from petseg.config import DataConfig
-from petseg.data import catalog, example_decoding, feeding, image_flags, mask_files, random_crops
+from petseg.data import catalog, example_decoding, image_flags, mask_files, prefetching, random_crops
 from petseg.data.catalog import ARRAY_RECORD, DataSet
 from petseg.data.example_decoding import ImageDecoding
 from petseg.data.mask_survey import MaskFacts
@@ -151,4 +151,4 @@ class SplitSource:
     def decoded(self, examples: tf.data.Dataset, keys: Sequence[str] = ()) -> tf.data.Dataset:
         """Decodes a data set of examples in parallel."""
         decode = tf.autograph.experimental.do_not_convert(lambda example: self.decode(example, keys))
-        return examples.map(decode, num_parallel_calls=feeding.decodes_at_once())
+        return examples.map(decode, num_parallel_calls=prefetching.decodes_at_once())

@@ -11,7 +11,8 @@ from PIL import Image
 
 from petseg.config.image_spec import MOST_CHANNELS
 from petseg.data import lossy_compression
-from petseg.data.picture import Picture, PictureError, check_page, check_size, from_frame, of_bands, turned, wrong_array
+from petseg.data.exif_orientation import apply_orientation
+from petseg.data.picture import Picture, PictureError, check_page, check_size, from_frame, of_bands, wrong_array
 from petseg.data.picture_formats import open_picture
 
 EXTRA = "pip install 'petseg[tiff]' reads it"
@@ -94,4 +95,5 @@ def _bands(page: Any) -> Picture:
     picture = of_bands(array, "TIFF")
     tag = page.tags.get("Orientation")
     alpha = page.extrasamples[-1:] in ((1,), (2,))
-    return dataclasses.replace(picture, pixels=turned(picture.pixels, int(tag.value) if tag else 1), alpha=alpha)
+    upright = apply_orientation(picture.pixels, int(tag.value) if tag else 1)
+    return dataclasses.replace(picture, pixels=upright, alpha=alpha)

@@ -15,7 +15,7 @@ from petseg.deployment.export_folder import check_replaceable
 from petseg.deployment.export_formats import FORMATS
 from petseg.errors import PetsegError
 from petseg.runs import building
-from petseg.runs.open_run import load_model, open_single
+from petseg.runs.open_trained_run import load_model, open_single
 from petseg.runs.packed_run import PackedRun
 from petseg.runs.trained_run import TrainedRun
 from petseg.runtime import process_setup

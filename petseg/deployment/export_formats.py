@@ -21,7 +21,7 @@ from petseg.deployment.onnx_half import half_precision
 from petseg.models import inference
 from petseg.models.layers import InferenceMode
 from petseg.runs import packed_run
-from petseg.runs.open_run import load_model
+from petseg.runs.open_trained_run import load_model
 from petseg.runs.packed_run import PackedRun
 
 SIGNATURE = "serving_default"

@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 
 import tifffile
 
-from petseg.data.picture_formats import ORIENTATION, exif_orientation, open_picture
+from petseg.data.exif_orientation import ORIENTATION, read_orientation
+from petseg.data.picture_formats import open_picture
 
 logger = logging.getLogger(__name__)
 # ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory, GeoDoubleParams, GeoAsciiParams, RPCCoefficient
@@ -149,6 +150,6 @@ def _is_turned(file: Path) -> bool:
         return False  # known from its tags
     try:
         with open_picture(file) as picture:
-            return exif_orientation(picture) != 1
+            return read_orientation(picture) != 1
     except Exception:  # Pillow raises many classes; the reader of the picture reports the reason
         return False

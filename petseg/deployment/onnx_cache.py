@@ -8,7 +8,7 @@ from petseg.config import DistributionConfig
 from petseg.deployment import onnx_runner
 from petseg.files import explain_write_errors
 from petseg.runs import packed_run
-from petseg.runs.open_run import Run, load_model
+from petseg.runs.open_trained_run import Run, load_model
 from petseg.runs.packed_run import PackedRun
 from petseg.runs.trained_run import TrainedRun
 

@@ -10,7 +10,7 @@ from petseg.deployment.photograph_files import Plan
 from petseg.deployment.predictor import Predictor
 from petseg.deployment.segmentation import check_foreground
 from petseg.runs.ensemble import Ensemble
-from petseg.runs.open_run import Run, load_model, open_run
+from petseg.runs.open_trained_run import Run, load_model, open_run
 from petseg.runtime import startup
 from petseg.runtime.signals import StopSignals
 

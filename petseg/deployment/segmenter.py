@@ -25,11 +25,11 @@ from petseg.errors import ConfigError, DataError, one_line
 from petseg.evaluation import metrics
 from petseg.evaluation.evaluator import Evaluator
 from petseg.evaluation.results import split_results
-from petseg.runs import building, training_data
+from petseg.runs import building, training_data_record
 from petseg.runs.ensemble import Ensemble
-from petseg.runs.open_run import Run, load_model, open_single, with_averages
+from petseg.runs.open_trained_run import Run, load_model, open_single, with_averages
 from petseg.runs.trained_run import weights_to_score
-from petseg.runs.training_data import TrainingData
+from petseg.runs.training_data_record import TrainingData
 from petseg.training import losses
 from petseg.training.stop_requests import StopRequests
 
@@ -131,7 +131,7 @@ class Segmenter:
             if not allow_training_images:
                 remedy = "allow_training_images=True"
                 for record in self._trained_on:
-                    training_data.check_not_trained_on(
+                    training_data_record.check_not_trained_on(
                         dataset, data, self.classes, record, flag="dataset=", remedy=remedy
                     )
             whole = loading.load(data, dataset, self.classes)

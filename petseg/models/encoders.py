@@ -1,7 +1,6 @@
-"""Encoders by name: feature maps, input scaling, partial freezing, calibration of random ones."""
+"""Encoders by name: feature maps, input scaling, partial freezing."""
 
 import inspect
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +11,9 @@ import tensorflow as tf
 from petseg import custom_code
 from petseg.config.model_config import HUB, IMAGENET_ALPHAS, KERAS_ENCODERS
 from petseg.errors import ConfigError, one_line
-from petseg.models import feature_maps, hub, pretrained_weights
+from petseg.models import feature_maps, keras_hub_encoders, pretrained_weights
 from petseg.models.feature_maps import LEVELS
 
-FEW_VALUES, ENOUGH_VALUES = 16, 64  # of a channel in the last map, for its statistics
 STAGES = tuple(f"stage_{level}" for level in range(1, LEVELS + 1))
 
 # Input scaling: factor and offset of pixels in [0, 255].
@@ -65,7 +63,7 @@ def build_encoder(
     if custom_code.is_reference(name):
         encoder = _own(name, image_size, channels)
     elif name.startswith(HUB):
-        encoder = hub.build(name, image_size, channels, pretrained=weights == "imagenet")
+        encoder = keras_hub_encoders.build(name, image_size, channels, pretrained=weights == "imagenet")
     else:
         encoder = _of_keras(name, image_size, alpha, weights == "imagenet", channels)
     wanted = list(feature_maps.levels(image_size))
@@ -157,7 +155,7 @@ def scaling(encoder: str, input_scaling: str, channels: int = 3) -> tuple[Any, A
     if input_scaling != "encoder":
         factor, offset = SCALINGS[input_scaling]
     elif encoder.startswith(HUB):
-        factor, offset = hub.scaling(encoder) or STANDARDIZED
+        factor, offset = keras_hub_encoders.scaling(encoder) or STANDARDIZED
     else:
         found = [pair for names, pair in _PRETRAINED_SCALINGS.items() if names.fullmatch(keras_name(encoder))]
         factor, offset = found[0] if found else SYMMETRIC
@@ -205,30 +203,3 @@ def freeze_before(encoder: keras.Model, first_trained: str) -> list[bool]:
 def _needed_by(encoder: keras.Model, tensors: Sequence[keras.KerasTensor]) -> list[keras.Layer]:
     """The layers that some tensors of an encoder depend on."""
     return keras.Model(encoder.inputs, list(tensors)).layers if tensors else []
-
-
-def calibrate_batch_norm(encoder: keras.Model, images: tf.Tensor) -> None:
-    """Sets the moving statistics of all batch norms to those of some images.
-
-    A data-dependent initialisation (Krähenbühl et al. 2016) that random encoders need: their batch norms run in
-    inference mode, and with initial statistics, mean 0 and variance 1, the signal vanishes within a few blocks.
-
-    Few small images are repeated, shifted and in other colours: one or two values of a channel, as in the last map of
-    one or two images of 32 pixels, hardly vary, so that a deep encoder would amplify other images up to infinity.
-
-    Args:
-      encoder: the encoder to change, from `build_encoder`.
-      images: float32 [B, H, W, C], scaled as in training.
-    """
-    values = len(images) * math.prod(side // 2**LEVELS for side in images.shape[1:3])
-    if values < FEW_VALUES:
-        images = tf.repeat(images, math.ceil(ENOUGH_VALUES / values), axis=0)
-        colours = tf.random.stateless_uniform([len(images), 1, 1, images.shape[3]], [0, 0], 0.5, 1.5)
-        images = colours * tf.stack([tf.roll(image, [5 * i, 7 * i], [0, 1]) for i, image in enumerate(images)])
-    norms = [layer for layer in encoder._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
-    states = [(norm.trainable, norm.momentum) for norm in norms]
-    for norm in norms:
-        norm.trainable, norm.momentum = True, 0.0  # a frozen batch norm would ignore training=True
-    encoder(images, training=True)
-    for norm, (trainable, momentum) in zip(norms, states, strict=True):
-        norm.trainable, norm.momentum = trainable, momentum

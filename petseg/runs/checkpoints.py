@@ -16,8 +16,8 @@ import tensorflow as tf
 
 from petseg.errors import CheckpointError, WorkDirectoryError
 from petseg.files import free_bytes, make_folder, sync, write_json, write_text
+from petseg.runs.async_checkpoints import CheckpointWriter
 from petseg.runs.checkpoint_files import PREFIX, best_record, path_of, step_of, steps, unfinished, unfinished_steps
-from petseg.runs.saving import Saving
 from petseg.runs.snapshots import Snapshots
 
 logger = logging.getLogger(__name__)
@@ -31,13 +31,15 @@ class Checkpoints:
 
     Args:
       saves: whether this process saves; in a cluster, one process saves and all restore.
-      saving: what runs the writing, perhaps in a thread; None to write at once.
+      writer: what runs the writing, perhaps in a thread; None to write at once.
       **objects: trackable objects to save, by name; they must be built, so that all their variables exist.
     """
 
-    def __init__(self, directory: Path, *, keep: int, saves: bool = True, saving: Saving | None = None, **objects: Any):
+    def __init__(
+        self, directory: Path, *, keep: int, saves: bool = True, writer: CheckpointWriter | None = None, **objects: Any
+    ):
         self._directory, self._keep, self._objects = directory, keep, objects
-        self._saving = saving or Saving()
+        self._writer = writer or CheckpointWriter()
         self._snapshots = Snapshots(tf.train.Checkpoint(**objects)) if saves else None
 
     def save(
@@ -45,7 +47,7 @@ class Checkpoints:
     ) -> None:
         """Saves the present values as `ckpt-<step>`, once the save before has ended.
 
-        A thread reports its errors when the next save begins, or at the next `Saving.check` or `wait`.
+        A thread reports its errors when the next save begins, or at the next `CheckpointWriter.check` or `wait`.
 
         Args:
           before, after: called before and after the write, in its thread.
@@ -55,7 +57,7 @@ class Checkpoints:
         """
         if self._snapshots is None:
             return
-        self._saving.wait()
+        self._writer.wait()
         write_to = self._snapshots.take()
 
         def write() -> None:
@@ -63,7 +65,7 @@ class Checkpoints:
             self._write(step, write_to)
             after()
 
-        self._saving.start(write)
+        self._writer.start(write)
 
     def _write(self, step: int, write_to: Callable[[str], None]) -> None:
         folder = unfinished(self._directory, step)
@@ -101,7 +103,7 @@ class Checkpoints:
 
     def newest(self) -> str | None:
         """`newest_intact` of this folder, after the current write."""
-        self._saving.wait()
+        self._writer.wait()
         return newest_intact(self._directory)
 
     def newest_common(self, gather: Callable[[int], list[int]]) -> str | None:
@@ -146,15 +148,15 @@ class BestCheckpoint:
     The record is read again for every comparison, so a resumed run compares with the checkpoint that is on the disk.
     """
 
-    def __init__(self, directory: Path, *, saves: bool = True, saving: Saving | None = None, **objects: Any):
-        self._directory, self._saves, self._saving = directory, saves, saving or Saving()
-        self._checkpoints = Checkpoints(directory, keep=2, saves=saves, saving=self._saving, **objects)
+    def __init__(self, directory: Path, *, saves: bool = True, writer: CheckpointWriter | None = None, **objects: Any):
+        self._directory, self._saves, self._writer = directory, saves, writer or CheckpointWriter()
+        self._checkpoints = Checkpoints(directory, keep=2, saves=saves, writer=self._writer, **objects)
 
     def offer(self, score: float, step: int) -> bool:
         """Saves the state if its score is the highest so far (the earlier step wins ties); returns whether it does."""
         if not self._saves:
             return False
-        self._saving.wait()
+        self._writer.wait()
         record = best_record(self._directory)
         if record is not None and (record["mean_iou"], -record["step"]) > (score, -step):
             return False

@@ -14,7 +14,7 @@ from petseg.evaluation import confidence_intervals, large_splits, score_tables
 from petseg.evaluation.confidence_intervals import Counts
 from petseg.files import write_bytes
 from petseg.reporting import pictures
-from petseg.runs.open_run import Run
+from petseg.runs.open_trained_run import Run
 from petseg.runs.scorer import CheckpointScores, Scorer
 
 logger = logging.getLogger(__name__)

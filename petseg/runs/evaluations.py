@@ -18,9 +18,9 @@ from petseg.reporting.report import Report
 from petseg.reporting.summaries import EMA, EVAL, was_evaluated
 from petseg.reporting.telemetry import Stopwatch
 from petseg.runs import model_selection
+from petseg.runs.async_checkpoints import CheckpointWriter
 from petseg.runs.checkpoints import BestCheckpoint
 from petseg.runs.early_stopping import EarlyStopping
-from petseg.runs.saving import Saving
 from petseg.runs.schedule import Schedule
 from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime.strategies import Placement
@@ -42,7 +42,7 @@ class Evaluations:
     evaluator: Evaluator
     average: WeightAverage | None  # averaged weights, if the run keeps them
     best: BestCheckpoint  # kept by the score of model selection
-    saving: Saving  # writes the best checkpoint
+    writer: CheckpointWriter  # writes the best checkpoint
     examples: Examples  # the evaluation split, or a sample of it
     stopwatch: Stopwatch  # of the training loop
 
@@ -104,7 +104,7 @@ class Evaluations:
             with self.stopwatch.timing("summaries"), self._averaged_weights():
                 report.evaluation(step, evaluations, by_run, self.examples, self.evaluator)
             with self.stopwatch.timing("checkpoints"):
-                self.saving.wait()  # results mean that an evaluation is complete, so the best checkpoint is, too
+                self.writer.wait()  # results mean that an evaluation is complete, so the best checkpoint is, too
             for run, scores in reversed(by_run.items()):
                 write_json(self._results_file(step, run), scores)
             if self._action:

@@ -23,8 +23,8 @@ from petseg.errors import ConfigError
 from petseg.evaluation import metrics
 from petseg.evaluation.keras_runner import KerasRunner
 from petseg.reporting import pictures
-from petseg.runs import open_run
-from petseg.runs.open_run import Run
+from petseg.runs import open_trained_run
+from petseg.runs.open_trained_run import Run
 from petseg.runtime.progress_bars import progress_bar
 
 THRESHOLD_EXAMPLES = 512  # evenly spaced examples from which class thresholds are computed
@@ -56,8 +56,8 @@ def report(against: str, data: DataConfig, *, most: int, sheet: Path, allow_code
     Raises:
       PetsegError: if there is no such run, its classes are others, or the file cannot be written.
     """
-    score = open_run.with_averages(ScoreConfig(workdir=against, allow_code=allow_code))
-    run = open_run.open_run(score)
+    score = open_trained_run.with_averages(ScoreConfig(workdir=against, allow_code=allow_code))
+    run = open_trained_run.open_run(score)
     data = data.changed(**{name: getattr(run.config.data, name) for name in INPUT_FIELDS})
     examples = loading.load(data, data.train_split)
     if examples.classes.names != run.classes.names:
@@ -79,7 +79,7 @@ class _Network:
     """Probabilities of a run's network."""
 
     def __init__(self, run: Run):
-        model, _ = open_run.load_model(run, run.checkpoint("latest"))
+        model, _ = open_trained_run.load_model(run, run.checkpoint("latest"))
         self._spec, self._classes = run.config.data.image_spec, run.classes
         self._runner = KerasRunner(model, resize=run.config.data.resize, image_spec=self._spec)
 

@@ -16,7 +16,7 @@ from petseg.evaluation.results import image_rows, split_results
 from petseg.evaluation.tiled_inference import AnySizeModel
 from petseg.runs import building
 from petseg.runs.ensemble import SEPARATOR, Ensemble
-from petseg.runs.open_run import Run
+from petseg.runs.open_trained_run import Run
 from petseg.runtime.signals import StopSignals
 from petseg.runtime.strategies import Placement
 from petseg.training.stop_requests import StopRequests

@@ -12,8 +12,8 @@ from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.errors import CheckpointError, ConfigError
 from petseg.evaluation import score_tables
 from petseg.files import explain_write_errors, write_json, write_text
-from petseg.runs import comparison, run_groups, training_data, watching
-from petseg.runs.open_run import Run, open_run
+from petseg.runs import comparison, run_groups, training_data_record, watch_checkpoints
+from petseg.runs.open_trained_run import Run, open_run
 from petseg.runs.scorer import CheckpointScores, Scorer
 from petseg.runs.trained_run import TrainedRun
 from petseg.runtime import process_setup
@@ -74,7 +74,7 @@ def _open(score: ScoreConfig) -> Run:
         return open_run(score)
     workdir = run_groups.find_single_run(score.workdir, "workdir")
     if score.watch:
-        watching.wait_for_config(workdir, score)
+        watch_checkpoints.wait_for_config(workdir, score)
     return TrainedRun.open(workdir, score)
 
 
@@ -98,7 +98,7 @@ def checked_common_split(runs: Sequence[Run], score: ScoreConfig) -> str:
 def check_not_trained_on(run: Run, split: str, score: ScoreConfig) -> None:
     """Raises DataError if a run was trained on examples of a split, unless --allow_training_images is given."""
     for member in () if score.allow_training_images else run.members:
-        training_data.check_not_trained_on(split, member.config.data, member.classes, member.training_data)
+        training_data_record.check_not_trained_on(split, member.config.data, member.classes, member.training_data)
 
 
 def _paths(run: Run, score: ScoreConfig) -> Iterable[str]:
@@ -106,7 +106,7 @@ def _paths(run: Run, score: ScoreConfig) -> Iterable[str]:
     if score.checkpoint != "all" and not score.watch:
         return [run.checkpoint(score.checkpoint)]
     assert isinstance(run, TrainedRun)  # others are refused by ScoreConfig
-    return watching.new_checkpoints(run, score) if score.watch else run.all_checkpoints()
+    return watch_checkpoints.new_checkpoints(run, score) if score.watch else run.all_checkpoints()
 
 
 def write_results(scored: CheckpointScores) -> None:

@@ -13,15 +13,15 @@ from petseg.data.examples import Examples
 from petseg.errors import ClusterError, ConfigError, StoppedError
 from petseg.evaluation.evaluator import Evaluator
 from petseg.reporting.telemetry import Stopwatch
-from petseg.runs import building, checkpoint_files, checkpoints, starting_point, training_data
+from petseg.runs import building, checkpoint_files, checkpoints, resume_or_init, training_data_record
+from petseg.runs.async_checkpoints import CheckpointWriter
 from petseg.runs.bad_examples import BadExamples
 from petseg.runs.checkpoints import BestCheckpoint, Checkpoints
 from petseg.runs.evaluations import Evaluations
 from petseg.runs.nonfinite_steps import NonFiniteSteps
-from petseg.runs.saving import Saving
+from petseg.runs.resume_or_init import StartingPoint
 from petseg.runs.schedule import Schedule
-from petseg.runs.starting_point import StartingPoint
-from petseg.runs.training_data import TrainingData
+from petseg.runs.training_data_record import TrainingData
 from petseg.runs.work_directory import Counts, WorkDirectory
 from petseg.runtime.signals import StopSignals
 from petseg.runtime.strategies import Placement
@@ -51,7 +51,7 @@ class Run:
     trainer: Trainer
     evaluator: Evaluator  # scores the model on the evaluation split
     checkpoints: Checkpoints  # its latest checkpoints
-    saving: Saving  # writes these and the best one
+    writer: CheckpointWriter  # writes these and the best one, in a thread
     evaluations: Evaluations  # evaluates during training and keeps the best checkpoint
     nonfinite_steps: NonFiniteSteps  # handles steps whose loss or gradients are not finite
     bad_examples: BadExamples  # handles examples that cannot be used
@@ -64,7 +64,7 @@ class Run:
 
     def stopped(self) -> StoppedError:
         """The error that ends a run after a stop request."""
-        self.saving.wait()
+        self.writer.wait()
         start = checkpoint_files.path_of(self.workdir.checkpoints, self.step) if self.step else "the start"
         return self.signals.stopped(f"at step {self.step}; rerun to resume from {start}")
 
@@ -78,7 +78,7 @@ def set_up(config: Config, workdir: WorkDirectory, placement: Placement, signals
     code_before = config_lib.code_hashes(config)
     for flag, reference in config_lib.code_references(config).items():
         custom_code.load(flag, reference)
-    start = starting_point.find_starting_point(config, workdir)
+    start = resume_or_init.find_starting_point(config, workdir)
     service_client.wait_for_services(config.data.service_addresses(), config.distribution.cluster_timeout)
     data, config = _checked_data(config, workdir, start)
     train_examples, eval_examples = building.load_splits(config.data)
@@ -113,10 +113,10 @@ def _checked_data(config: Config, workdir: WorkDirectory, start: StartingPoint) 
     building.check_code(config, data_set.classes)
     workdir.check_classes(data_set.classes)
     config = dataclasses.replace(config, data=image_flags.resolved(config.data, data_set))
-    data = TrainingData.of(data_set, config.data, starting_point.initial_training_data(start))
+    data = TrainingData.of(data_set, config.data, resume_or_init.initial_training_data(start))
     if start.checkpoint:
-        training_data.check_unchanged(data, data_set, config.data, workdir)
-    training_data.warn_of_seen_images(data, data_set, config.data, start.init_from)
+        training_data_record.check_unchanged(data, data_set, config.data, workdir)
+    training_data_record.warn_of_seen_images(data, data_set, config.data, start.init_from)
     return data, config
 
 
@@ -138,18 +138,19 @@ def _build(
     train_examples, focus = building.focused_crops(config, train_examples, counted.rare_classes)
     requests, stopwatch, strategy = StopRequests(), Stopwatch(), placement.strategy
     with strategy.scope():
-        model = starting_point.build_initial_model(start, config, train_examples)
+        model = resume_or_init.build_initial_model(start, config, train_examples)
         trainer = building.build_trainer(config, strategy, model, class_weights, schedule.last_step, requests, focus)
         evaluator = building.build_evaluator(config, strategy, model, eval_examples, class_weights, requests)
-    saving = Saving(in_thread=not config.schedule.sync_checkpoints)  # one, so that a step's best checkpoint comes first
+    # One writer for both, so that a step's best checkpoint is written before its latest one.
+    writer = CheckpointWriter(in_thread=not config.schedule.sync_checkpoints)
     latest = Checkpoints(
         workdir.checkpoints,
         keep=config.schedule.keep_checkpoints,
         saves=placement.is_chief,
-        saving=saving,
+        writer=writer,
         **trainer.state(),
     )
-    best = BestCheckpoint(workdir.best, saves=placement.is_chief, saving=saving, **trainer.scored_state())
+    best = BestCheckpoint(workdir.best, saves=placement.is_chief, writer=writer, **trainer.scored_state())
     return Run(
         config=config,
         workdir=workdir,
@@ -166,7 +167,7 @@ def _build(
         trainer=trainer,
         evaluator=evaluator,
         checkpoints=latest,
-        saving=saving,
+        writer=writer,
         evaluations=Evaluations(
             config=config,
             workdir=workdir,
@@ -174,7 +175,7 @@ def _build(
             evaluator=evaluator,
             average=trainer.average,
             best=best,
-            saving=saving,
+            writer=writer,
             examples=eval_examples,
             stopwatch=stopwatch,
         ),

@@ -60,7 +60,7 @@ def train_run(run: Run) -> dict[str, Any]:
     _log_position(run, step, schedule)
     report = run_report.open_report(run, step, schedule, evaluates_first=evaluates_first)
     with contextlib.closing(report):
-        with run.signals.deferred(), _naming_lost_input(run), run.saving:
+        with run.signals.deferred(), _naming_lost_input(run), run.writer:
             if step == 0:
                 run_report.log_introduction(run, report, evaluates_first=evaluates_first)
             results = run.evaluations.earlier_results(step)
@@ -108,7 +108,7 @@ def train_loop(run: Run, report: Report, step: int, schedule: Schedule, results:
             with profiler.step(step):
                 stopwatch.steps(trainer.run(batches, schedule.steps_to_next(step)))
             run.nonfinite_steps.check()
-            run.saving.check()
+            run.writer.check()
             step = run.step
             run.bad_examples.check(step)
             stop, save = trainer.requested()

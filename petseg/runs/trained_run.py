@@ -22,7 +22,7 @@ from petseg.runs.work_directory import WorkDirectory
 if TYPE_CHECKING:
     import keras
 
-    from petseg.runs.training_data import TrainingData
+    from petseg.runs.training_data_record import TrainingData
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class TrainedRun:
 
         Raises WorkDirectoryError if it cannot be read.
         """
-        from petseg.runs.training_data import TrainingData
+        from petseg.runs.training_data_record import TrainingData
 
         return TrainingData.read(self.workdir.data_file)
 

@@ -31,7 +31,7 @@ class WorkDirectory:
 
     Attributes:
       config_file: the resolved config, with versions, devices and git commit.
-      data_file: record of the data, see `training_data`; runs of older versions have none.
+      data_file: record of the data, see `training_data_record`; runs of older versions have none.
       best: folder of the checkpoint with the highest mean IoU.
       results: folder of results files, one JSON file per evaluation.
     """

@@ -11,10 +11,10 @@ from PIL import Image
 from petseg.classes import Classes
 from petseg.config.image_spec import PLAIN
 from petseg.data import images, picture_files
+from petseg.data.exif_orientation import ORIENTATION
 from petseg.data.folders import pair_files
 from petseg.data.folders.faults import Kind
 from petseg.data.folders.mask_values import MaskCoding
-from petseg.data.picture_formats import ORIENTATION
 
 CODING = MaskCoding(Classes.from_dict(["a", "b", "c"]))
 TURNED_BY_90 = 6  # as EXIF numbers it

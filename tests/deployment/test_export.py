@@ -18,6 +18,7 @@ from petseg.config.eval_config import EXPORT_FORMATS
 from petseg.deployment import export
 from petseg.errors import ConfigError, PetsegError, WorkDirectoryError
 from petseg.models import encoders, inference, unet
+from petseg.models.batch_norm_calibration import calibrate_batch_norm
 
 SIZE, CLASSES = 64, 3
 pytestmark = pytest.mark.slow
@@ -51,7 +52,7 @@ def small_model(size=SIZE, **options):
         input_scaling="unit",
         **options,
     )
-    encoders.calibrate_batch_norm(encoder, tf.random.stateless_uniform([16, size, size, 3], seed=[0, 0]))
+    calibrate_batch_norm(encoder, tf.random.stateless_uniform([16, size, size, 3], seed=[0, 0]))
     return model
 
 

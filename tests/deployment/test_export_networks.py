@@ -13,6 +13,7 @@ from petseg.config.eval_config import EXPORT_FORMATS, EvalConfig, ScoreConfig
 from petseg.deployment import export, export_command
 from petseg.errors import ExportError
 from petseg.models import encoders, unet
+from petseg.models.batch_norm_calibration import calibrate_batch_norm
 from petseg.runs import building
 from petseg.runs.checkpoints import Checkpoints
 from petseg.runs.work_directory import WorkDirectory
@@ -40,9 +41,7 @@ def test_decoders_and_resizing_inside_say_the_same_in_every_format(tmp_path, dec
     model = unet.build_unet(
         image_size=(32, 64), num_classes=2, encoder=encoder, train_encoder=True, input_scaling="unit", decoder=decoder
     )
-    encoders.calibrate_batch_norm(
-        model.get_layer("encoder").model, tf.random.stateless_uniform([16, 64, 96, 3], seed=[0, 0])
-    )
+    calibrate_batch_norm(model.get_layer("encoder").model, tf.random.stateless_uniform([16, 64, 96, 3], seed=[0, 0]))
     kernel = model.get_layer("logits").kernel
     kernel.assign(4 * kernel)
     small = tf.random.stateless_uniform([20, 4, 4, 3], [0, 1], 0, 255)

@@ -13,6 +13,7 @@ from petseg.deployment import export, export_formats
 from petseg.deployment.onnx_runner import OnnxRunner
 from petseg.deployment.predictor import Predictor
 from petseg.models import encoders, unet
+from petseg.models.batch_norm_calibration import calibrate_batch_norm
 
 FORMATS = ("saved_model", "onnx")
 
@@ -34,7 +35,7 @@ def network(size, *, decoder="lighter", inner=None):
         decoder=decoder,
     )
     noise = tf.random.stateless_uniform([16, *(inner or size), 3], seed=[0, 0])
-    encoders.calibrate_batch_norm(model.get_layer("encoder").model, noise)
+    calibrate_batch_norm(model.get_layer("encoder").model, noise)
     return model
 
 

@@ -28,6 +28,7 @@ from petseg.deployment.segmentation import check_foreground
 from petseg.errors import ConfigError, UnreadableFilesError, WorkDirectoryError
 from petseg.evaluation.keras_runner import KerasRunner
 from petseg.models import encoders, unet
+from petseg.models.batch_norm_calibration import calibrate_batch_norm
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def model():
     model = unet.build_unet(
         image_size=(64, 64), num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit"
     )
-    encoders.calibrate_batch_norm(encoder, tf.random.stateless_uniform([16, 64, 64, 3], seed=[0, 0]))
+    calibrate_batch_norm(encoder, tf.random.stateless_uniform([16, 64, 64, 3], seed=[0, 0]))
     return model
 
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from petseg.deployment import export
 from petseg.models import encoders, inference, unet
+from petseg.models.batch_norm_calibration import calibrate_batch_norm
 
 
 @pytest.mark.slow
@@ -18,7 +19,7 @@ def test_the_card_describes_input_size_and_resizing(tmp_path):
     model = unet.build_unet(
         image_size=(32, 64), num_classes=5, encoder=encoder, train_encoder=False, input_scaling="unit"
     )
-    encoders.calibrate_batch_norm(encoder, tf.random.stateless_uniform([16, 32, 64, 3], seed=[0, 0]))
+    calibrate_batch_norm(encoder, tf.random.stateless_uniform([16, 32, 64, 3], seed=[0, 0]))
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 64, 3), np.uint8)
     formats = ["keras", *(["tflite"] if importlib.util.find_spec("ai_edge_litert") else [])]
     found = export.export(model, formats, str(tmp_path), images, calibration=None, card={}, resize="letterbox")

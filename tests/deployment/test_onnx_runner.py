@@ -21,7 +21,8 @@ from petseg.deployment.onnx_runner import OnnxRunner
 from petseg.deployment.predictor import Predictor
 from petseg.errors import ExportError
 from petseg.models import encoders, unet
-from petseg.runs import building, open_run, packed_run
+from petseg.models.batch_norm_calibration import calibrate_batch_norm
+from petseg.runs import building, open_trained_run, packed_run
 from petseg.runs.checkpoints import Checkpoints
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
@@ -39,7 +40,7 @@ def exported(tmp_path_factory):
     model = unet.build_unet(
         image_size=(32, 64), num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit"
     )
-    encoders.calibrate_batch_norm(encoder, tf.random.stateless_uniform([16, 32, 64, 3], seed=[0, 0]))
+    calibrate_batch_norm(encoder, tf.random.stateless_uniform([16, 32, 64, 3], seed=[0, 0]))
     file = tmp_path_factory.mktemp("exported") / "model.onnx"
     export.write_onnx(model, file)
     return model, file
@@ -118,7 +119,7 @@ def test_a_checkpoint_is_exported_once_and_then_tensorflow_is_not_needed(tiny_co
     model = building.build_model(config, PETS)
     # Uncalibrated it would be sure of nothing, and rounding would decide.
     pictures = tf.random.stateless_uniform([16, *config.data.size, 3], seed=[0, 0])
-    encoders.calibrate_batch_norm(model.get_layer("encoder").model, pictures)
+    calibrate_batch_norm(model.get_layer("encoder").model, pictures)
     checkpoints = Checkpoints(workdir.checkpoints, keep=2, model=model, step=tf.Variable(3, dtype=tf.int64))
     checkpoints.save(3)
     Image.fromarray(photograph(50, 70)).save(tmp_path / "cat.png")
@@ -150,7 +151,7 @@ def test_a_checkpoint_is_exported_once_and_then_tensorflow_is_not_needed(tiny_co
 def test_a_packaged_model_uses_onnx_runtime_by_default(monkeypatch, tiny_config, tmp_path):
     def runtime(**flags):
         score = ScoreConfig(**{"pretrained": True, "predict": "cat.jpg", **flags})
-        return prediction_command.choose_runtime(open_run.open_run(score), score)
+        return prediction_command.choose_runtime(open_trained_run.open_run(score), score)
 
     assert runtime() == "onnx"
     assert runtime(runtime="tensorflow") == "tensorflow"

@@ -8,6 +8,7 @@ from PIL import Image
 from petseg.evaluation.keras_runner import KerasRunner
 from petseg.evaluation.tiled_inference import AnySizeModel
 from petseg.models import encoders, inference, unet
+from petseg.models.batch_norm_calibration import calibrate_batch_norm
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +17,7 @@ def model():
     model = unet.build_unet(
         image_size=(32, 64), num_classes=3, encoder=encoder, train_encoder=False, input_scaling="unit"
     )
-    encoders.calibrate_batch_norm(encoder, tf.random.stateless_uniform([16, 32, 64, 3], seed=[0, 0]))
+    calibrate_batch_norm(encoder, tf.random.stateless_uniform([16, 32, 64, 3], seed=[0, 0]))
     return model
 
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 from petseg.config import ModelConfig
 from petseg.errors import ConfigError
 from petseg.models import decoders, dilation, encoders, unet
+from petseg.models.batch_norm_calibration import calibrate_batch_norm
 from petseg.models.layers import BilinearUpsample, DepthToSpace, InferenceMode, SpaceToDepth, Upsample
 from petseg.reporting import model_diagram
 
@@ -101,7 +102,7 @@ def test_first_trained_follows_from_the_flags_of_the_encoder():
 def test_calibration_keeps_frozen_layers_frozen():
     model = build(first_trained="stage_3")
     before = len(model.get_layer("encoder").trainable_variables)
-    encoders.calibrate_batch_norm(model.get_layer("encoder").model, images() / 255)
+    calibrate_batch_norm(model.get_layer("encoder").model, images() / 255)
     assert len(model.get_layer("encoder").trainable_variables) == before
 
 
@@ -139,7 +140,7 @@ def test_a_decoder_in_half_precision_under_xla_has_the_gradients_of_float32():
             model = build(size=(64, 64), decoder="deeplab_v3plus", train=False)
         model.set_weights(gradients[0][0].get_weights() if gradients else model.get_weights())
         if not gradients:
-            encoders.calibrate_batch_norm(model.get_layer("encoder").model, images(2, (64, 64)) / 255)
+            calibrate_batch_norm(model.get_layer("encoder").model, images(2, (64, 64)) / 255)
 
         @tf.function(jit_compile=precision != "float32", autograph=False)
         def compute(model=model):

@@ -13,6 +13,7 @@ from conftest import ROOT
 from petseg.config.model_config import DECODERS, ENCODERS, KERAS_ENCODERS, ModelConfig
 from petseg.errors import ConfigError
 from petseg.models import encoders, feature_maps, unet
+from petseg.models.batch_norm_calibration import calibrate_batch_norm
 from petseg.training import flops
 
 CHANNELS = {
@@ -262,7 +263,7 @@ def test_an_encoder_with_random_weights_is_stepped_and_exported(name, side, tmp_
         decoder="lighter",
     )
     images = tf.random.stateless_uniform([2, side, side, 3], [0, 0], 0, 255)
-    encoders.calibrate_batch_norm(encoder, model.get_layer("scaling")(images))
+    calibrate_batch_norm(encoder, model.get_layer("scaling")(images))
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(tf.square(model(images, training=True)))
     gradients = tape.gradient(loss, [weight.value for weight in model.trainable_weights])
@@ -293,6 +294,6 @@ def test_an_encoder_that_is_calibrated_on_few_small_images_stays_finite(precisio
             maps.append(x)
         encoder = keras.Model(images, maps)
     pixels = tf.random.stateless_uniform([4, 32, 32, 3], [0, 0])
-    encoders.calibrate_batch_norm(encoder, pixels[:count])
+    calibrate_batch_norm(encoder, pixels[:count])
     for each in (pixels[:count], pixels):
         assert 0.1 < np.abs(encoder(each, training=False)[-1]).max() < 1000

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from petseg.errors import ConfigError
 from petseg.models import encoders, unet
+from petseg.models.batch_norm_calibration import calibrate_batch_norm
 from petseg.models.layers import Conv2DTranspose
 
 
@@ -102,7 +103,7 @@ def test_the_encoder_stays_in_inference_mode_while_the_decoder_trains():
 
 def test_an_encoder_that_is_trained_gets_gradients_through_its_batch_norms():
     model = build(train_encoder=True)
-    encoders.calibrate_batch_norm(model.get_layer("encoder").model, model.get_layer("scaling")(images()))
+    calibrate_batch_norm(model.get_layer("encoder").model, model.get_layer("scaling")(images()))
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(model(images(), training=True) ** 2)
     gradients = tape.gradient(loss, model.trainable_variables)
@@ -122,7 +123,7 @@ def test_calibration_keeps_the_signal_alive_through_a_random_encoder():
     model = build()
     encoder, scaled = model.get_layer("encoder").model, model.get_layer("scaling")(images(16))
     before = [np.std(output) for output in encoder(scaled, training=False)]
-    encoders.calibrate_batch_norm(encoder, scaled)
+    calibrate_batch_norm(encoder, scaled)
     after = [np.std(output) for output in encoder(scaled, training=False)]
     assert before[-1] < 1e-3
     assert all(deviation > 0.1 for deviation in after)

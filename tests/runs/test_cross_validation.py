@@ -18,10 +18,10 @@ from petseg.errors import ConfigError, DataError
 from petseg.evaluation import confidence_intervals, metrics
 from petseg.evaluation.evaluation import Evaluation
 from petseg.evaluation.results import split_results
-from petseg.runs import comparison, group_scoring, run_groups, scoring, seeds, training_data
+from petseg.runs import comparison, group_scoring, run_groups, scoring, seeds, training_data_record
 from petseg.runs.scorer import CheckpointScores
 from petseg.runs.seeds import SeedsConfig
-from petseg.runs.training_data import TrainingData
+from petseg.runs.training_data_record import TrainingData
 from petseg.runs.work_directory import WorkDirectory
 
 HALF = NUM_TRAIN // 2
@@ -196,7 +196,7 @@ def test_folds_of_own_data_that_changed_after_training_are_not_scored(tmp_path):
     config = DataConfig(dataset=f"{file}:drawn", **splits)
     data_set = catalog.open_data(config)
     record = TrainingData.of(data_set, config)
-    training_data.check_not_trained_on("train@fold1of2", config, data_set.classes, record)
+    training_data_record.check_not_trained_on("train@fold1of2", config, data_set.classes, record)
     file.write_text(CODE.format(version=3))
     with pytest.raises(DataError, match="its folds may hold other examples; must be as in training"):
-        training_data.check_not_trained_on("train@fold1of2", config, data_set.classes, record)
+        training_data_record.check_not_trained_on("train@fold1of2", config, data_set.classes, record)

@@ -13,7 +13,7 @@ from petseg.config.eval_config import ScoreConfig
 from petseg.errors import ConfigError
 from petseg.evaluation.evaluator import Evaluator
 from petseg.reporting.summaries import Summaries
-from petseg.runs import early_stopping, evaluations, train, watching
+from petseg.runs import early_stopping, evaluations, train, watch_checkpoints
 from petseg.runs.checkpoints import Checkpoints
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
@@ -91,9 +91,12 @@ def test_a_run_whose_scores_stop_improving_ends_early_and_is_complete(data_dir, 
 
 
 def test_watching_ends_at_an_early_stop(ended, monkeypatch):
-    monkeypatch.setattr(watching.time, "sleep", None)  # it must not wait
+    monkeypatch.setattr(watch_checkpoints.time, "sleep", None)  # it must not wait
     run = TrainedRun.open(WorkDirectory(ended[0]), ScoreConfig(workdir=str(ended[0])))
-    assert list(watching.new_checkpoints(run, ScoreConfig(workdir=str(ended[0])))) == [run.path_of(3), run.path_of(4)]
+    assert list(watch_checkpoints.new_checkpoints(run, ScoreConfig(workdir=str(ended[0])))) == [
+        run.path_of(3),
+        run.path_of(4),
+    ]
 
 
 def test_a_repeated_missed_evaluation_can_stop_the_run_early(data_dir, ended, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from petseg.deployment import prediction_command
 from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
 from petseg.models import inference
 from petseg.runs import run_groups, scoring
-from petseg.runs.open_run import load_model, open_run
+from petseg.runs.open_trained_run import load_model, open_run
 from petseg.runs.work_directory import WorkDirectory
 from petseg.training import confusion_matrix
 

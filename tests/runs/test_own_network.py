@@ -12,9 +12,9 @@ from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.deployment import export_command, prediction_command
 from petseg.errors import ConfigError, WorkDirectoryError
 from petseg.models import encoders, unet
-from petseg.runs import group_scoring, scoring, starting_point, train
-from petseg.runs.open_run import open_run
-from petseg.runs.starting_point import StartingPoint
+from petseg.runs import group_scoring, resume_or_init, scoring, train
+from petseg.runs.open_trained_run import open_run
+from petseg.runs.resume_or_init import StartingPoint
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
 
@@ -141,7 +141,7 @@ def test_code_named_by_a_work_directory_is_not_run(tiny_config, tmp_path, monkey
         "export": lambda: export_command.export(EvalConfig(ScoreConfig(workdir=path, export="onnx", output_dir=out))),
         "compare": lambda: group_scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(ours.path), compare=path))),
         "page": lambda: open_run(ScoreConfig(workdir=path)),
-        "init_from": lambda: starting_point.build_initial_model(
+        "init_from": lambda: resume_or_init.build_initial_model(
             StartingPoint(init_from=path), changed(tiny_config, "model", init_from=path), random_examples(2)
         ),
     }
@@ -166,7 +166,7 @@ def test_transfer_copies_weights_that_fit_and_names_the_others(classes, decoder,
     original, model = build(3, "light"), build(classes, decoder)
     for weight in original.weights:
         weight.assign(np.full(weight.shape, 7.0, np.float32))
-    names = starting_point.transfer_weights(original, model, same_layers=decoder == "light")
+    names = resume_or_init.transfer_weights(original, model, same_layers=decoder == "light")
     assert len(names) == left
     assert left != 2 or names == ["logits/kernel", "logits/bias"]
     taken = [weight for weight in model.weights if weight.path not in names]

@@ -12,10 +12,10 @@ from petseg.classes import PETS
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.deployment import export_command, prediction_command
 from petseg.errors import ConfigError
-from petseg.runs import building, open_run, packed_run, starting_point
+from petseg.runs import building, open_trained_run, packed_run, resume_or_init
 from petseg.runs.checkpoints import Checkpoints
 from petseg.runs.packed_run import PackedRun
-from petseg.runs.starting_point import StartingPoint
+from petseg.runs.resume_or_init import StartingPoint
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
 
@@ -43,7 +43,7 @@ def ways(tiny_config, out):
 
     def start():
         config = changed(tiny_config, "model", init_from="pets")
-        return starting_point.find_starting_point(config, WorkDirectory(config.runtime.workdir))
+        return resume_or_init.find_starting_point(config, WorkDirectory(config.runtime.workdir))
 
     return {
         "load": lambda: petseg.load("pets"),
@@ -62,9 +62,9 @@ def test_a_work_directory_takes_precedence_over_the_packaged_model_of_its_name(r
         segmenter = petseg.load("pets", checkpoint="latest")
     assert segmenter.model.input_shape[1:3] == (32, 32)
     assert "pets: the run in this folder is used" in caplog.text
-    assert isinstance(open_run.open_run(ScoreConfig(workdir="pets")), TrainedRun)
+    assert isinstance(open_trained_run.open_run(ScoreConfig(workdir="pets")), TrainedRun)
     config = changed(tiny_config, "model", init_from="pets")
-    start = starting_point.find_starting_point(config, WorkDirectory(config.runtime.workdir))
+    start = resume_or_init.find_starting_point(config, WorkDirectory(config.runtime.workdir))
     assert start == StartingPoint(init_from="pets")
     assert packed_run.packed_file("pets") is None
 
@@ -94,7 +94,7 @@ def test_the_packaged_model_opens_by_flag_file_and_name(here):
     assert packed_run.packed_file("pets") == file
     (here / "pets").mkdir()
     for score in (ScoreConfig(pretrained=True), ScoreConfig(workdir=str(file))):
-        run = open_run.open_run(score)
+        run = open_trained_run.open_run(score)
         assert isinstance(run, PackedRun)
         assert run.path == file
     assert packed_run.packed_file(os.path.join(".", "pets")) is None

@@ -15,9 +15,9 @@ from petseg.config import Config, ModelConfig, presets
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.deployment import export, export_command, prediction_command
 from petseg.errors import CheckpointError, ConfigError, ExportError
-from petseg.runs import building, packed_run, scoring, starting_point
+from petseg.runs import building, packed_run, resume_or_init, scoring
 from petseg.runs.packed_run import PackedRun
-from petseg.runs.starting_point import StartingPoint
+from petseg.runs.resume_or_init import StartingPoint
 from petseg.runs.work_directory import WorkDirectory
 
 CARD = {"step": 12, "weights": "averaged"}
@@ -92,10 +92,10 @@ def test_custom_networks_and_too_large_weights_cannot_be_packed(model, tiny_conf
 
 def test_a_run_starts_from_packed_weights(packed, tiny_config, images, caplog):
     config = changed(tiny_config, "model", init_from=str(packed.path))
-    start = starting_point.find_starting_point(config, WorkDirectory(config.runtime.workdir))
+    start = resume_or_init.find_starting_point(config, WorkDirectory(config.runtime.workdir))
     assert start == StartingPoint(init_from=str(packed.path))
     with caplog.at_level("INFO", logger="petseg"):
-        model = starting_point.build_initial_model(start, config, random_examples(2))
+        model = resume_or_init.build_initial_model(start, config, random_examples(2))
     twin = packed.build_model()
     packed.restore(str(packed.path), twin)
     np.testing.assert_array_equal(model(images), twin(images))
@@ -106,13 +106,13 @@ def test_a_run_starts_from_packed_weights(packed, tiny_config, images, caplog):
 def test_a_start_from_another_encoder_or_a_damaged_file_is_refused_early(packed, tiny_config, images):
     config = changed(tiny_config, "model", init_from=str(packed.path), input_scaling="symmetric")
     with pytest.raises(ConfigError, match=r"--input_scaling=symmetric: must be unit"):
-        starting_point.build_initial_model(StartingPoint(init_from=str(packed.path)), config, random_examples(2))
+        resume_or_init.build_initial_model(StartingPoint(init_from=str(packed.path)), config, random_examples(2))
     packed.path.write_text("{}")
     with pytest.raises(CheckpointError, match="not a file of packed weights"):
-        starting_point.find_starting_point(config, WorkDirectory(config.runtime.workdir))
+        resume_or_init.find_starting_point(config, WorkDirectory(config.runtime.workdir))
     config = changed(tiny_config, "model", init_from="nothing of the kind")
     with pytest.raises(ConfigError, match="nor a file of packed weights, nor a packaged model"):
-        starting_point.find_starting_point(config, WorkDirectory(config.runtime.workdir))
+        resume_or_init.find_starting_point(config, WorkDirectory(config.runtime.workdir))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_packed_files_that_name_a_network_are_refused_everywhere(with_code, tiny
         "score": lambda: scoring.evaluate(EvalConfig(ScoreConfig(**options))),
         "predict": lambda: prediction_command.predict(EvalConfig(ScoreConfig(**options, **out, predict=str(tmp_path)))),
         "export": lambda: export_command.export(EvalConfig(ScoreConfig(**options, **out, export="saved_model"))),
-        "init_from": lambda: starting_point.find_starting_point(config, WorkDirectory(config.runtime.workdir)),
+        "init_from": lambda: resume_or_init.find_starting_point(config, WorkDirectory(config.runtime.workdir)),
     }
     with pytest.raises(CheckpointError, match=r"run\.safetensors: .*network evil_package\.part:build") as caught:
         ways[way]()

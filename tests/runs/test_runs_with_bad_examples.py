@@ -13,7 +13,7 @@ from short_trainings import assert_equal, variables
 
 from petseg.data import example_order, loading
 from petseg.errors import DataError
-from petseg.runs import starting_point, train
+from petseg.runs import resume_or_init, train
 from petseg.runs.bad_examples import BadExamples
 from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime.strategies import Placement
@@ -61,7 +61,7 @@ def config(tiny_config, array_record_dir, tmp_path):
 def test_a_run_ends_at_a_bad_example_and_resumes_to_the_same_bits_when_it_is_fixed(
     config, array_record_dir, same_build, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(starting_point, "CALIBRATION_IMAGES", 1)
+    monkeypatch.setattr(resume_or_init, "CALIBRATION_IMAGES", 1)
     undisturbed = changed(config, "runtime", workdir=str(tmp_path / "undisturbed"))
     train.train(undisturbed)
     bad = in_step(2)

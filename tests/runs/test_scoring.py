@@ -18,7 +18,7 @@ from petseg.data import loading
 from petseg.errors import CheckpointError, ConfigError, DataError
 from petseg.evaluation import metrics
 from petseg.evaluation.evaluation import Evaluation
-from petseg.runs import building, checkpoints, comparison, group_scoring, scoring, watching
+from petseg.runs import building, checkpoints, comparison, group_scoring, scoring, watch_checkpoints
 from petseg.runs.scorer import CheckpointScores
 from petseg.runs.work_directory import WorkDirectory
 from petseg.training import confusion_matrix
@@ -357,7 +357,7 @@ def test_watching_skips_deleted_checkpoints_and_times_out(trained, monkeypatch, 
         return genuine(path, **objects)
 
     monkeypatch.setattr(checkpoints, "restore_model", vanish)
-    monkeypatch.setattr(watching, "last_step", lambda run: 10)
+    monkeypatch.setattr(watch_checkpoints, "last_step", lambda run: 10)
     began = time.monotonic()
     with caplog.at_level("INFO", logger="petseg"):
         found = score(trained[0], watch=True, watch_interval=0.1, watch_timeout=1.0)

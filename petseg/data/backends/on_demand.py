@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from petseg.classes import IGNORED
-from petseg.data import example_decoding, feeding, random_crops
+from petseg.data import example_decoding, prefetching, random_crops
 from petseg.data.example_decoding import BadExampleError
 from petseg.data.examples import Examples, Fetched
 from petseg.data.record_files import Records
@@ -49,8 +49,8 @@ class OnDemandExamples(Examples):
         without_conversion = tf.autograph.experimental.do_not_convert
         decoded, safely = without_conversion(self._decoded), without_conversion(self._decoded_or_blank)
         # In one data set; if an example cannot be decoded, again with a data set for each example, which is slower.
-        whole = records.map(decoded, feeding.decodes_of_a_part()).batch(size, drop_remainder=True).ignore_errors()
-        one_by_one = records.map(safely, feeding.decodes_of_a_part()).batch(size, drop_remainder=True)
+        whole = records.map(decoded, prefetching.decodes_of_a_part()).batch(size, drop_remainder=True).ignore_errors()
+        one_by_one = records.map(safely, prefetching.decodes_of_a_part()).batch(size, drop_remainder=True)
         first = whole.concatenate(one_by_one).take(1).with_options(autotuning.off())
         found = first.get_single_element()
         usable = tf.ensure_shape(found.pop("usable"), ids.shape)

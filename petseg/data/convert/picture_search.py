@@ -11,8 +11,9 @@ import numpy as np
 
 from petseg.data import picture_files, picture_formats
 from petseg.data.convert.annotations import split_of
+from petseg.data.exif_orientation import apply_orientation, read_orientation
 from petseg.data.folders.file_patterns import SUFFIXES, composed
-from petseg.data.picture import PictureError, turned
+from petseg.data.picture import PictureError
 from petseg.errors import DataError
 from petseg.files import printable
 
@@ -32,7 +33,7 @@ class PictureHeader:
 
     def turned(self, mask: np.ndarray) -> np.ndarray:
         """A mask of the stored pixels, uint8 [H, W], as one of the upright picture."""
-        return turned(mask[..., None], self.orientation)[..., 0]
+        return apply_orientation(mask[..., None], self.orientation)[..., 0]
 
 
 def read_header(picture: Path | bytes, name: str) -> PictureHeader:
@@ -46,7 +47,7 @@ def read_header(picture: Path | bytes, name: str) -> PictureHeader:
         raise DataError(f"{printable(name)}: {error}") from error
     try:
         with picture_formats.open_picture(io.BytesIO(data)) as opened:
-            orientation, kind = picture_formats.exif_orientation(opened), opened.format or ""
+            orientation, kind = read_orientation(opened), opened.format or ""
     except Exception:  # Pillow raises many classes; other readers know the file
         orientation, kind = 1, ""
     return PictureHeader(stored, orientation, ".jpg" if kind in ("JPEG", "MPO") else f".{kind.lower()}")

@@ -20,7 +20,7 @@ from petseg.deployment.demo.networks import Networks
 from petseg.deployment.demo.uploads import Uploads
 from petseg.errors import ConfigError
 from petseg.runs import packed_run
-from petseg.runs.open_run import open_single
+from petseg.runs.open_trained_run import open_single
 from petseg.runtime import startup
 from petseg.runtime.signals import StopSignals
 

@@ -10,7 +10,7 @@ from petseg.config import Config
 from petseg.config.eval_config import ScoreConfig
 from petseg.deployment.demo.networks import Networks
 from petseg.errors import ConfigError
-from petseg.runs.open_run import open_run
+from petseg.runs.open_trained_run import open_run
 
 PHOTOGRAPH = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
 

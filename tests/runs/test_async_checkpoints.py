@@ -17,8 +17,8 @@ from trainers import make_trainer
 
 from petseg.errors import StoppedError, WorkDirectoryError
 from petseg.runs import checkpoints, evaluations, train
+from petseg.runs.async_checkpoints import CheckpointWriter
 from petseg.runs.checkpoints import BestCheckpoint, Checkpoints
-from petseg.runs.saving import Saving
 from petseg.runs.snapshots import Snapshots
 from petseg.runs.work_directory import WorkDirectory
 from petseg.training.trainer import Trainer
@@ -57,8 +57,8 @@ def test_a_checkpoint_holds_the_values_of_its_save_while_training_goes_on(tmp_pa
     trainer.run(batches, 2)
     trainer.complete_state()
     tf.train.Checkpoint(**trainer.state()).write(str(tmp_path / "expected"))
-    with Saving(in_thread=True) as saving:
-        saved = Checkpoints(tmp_path / "saved", keep=1, saving=saving, **trainer.state())
+    with CheckpointWriter(in_thread=True) as writer:
+        saved = Checkpoints(tmp_path / "saved", keep=1, writer=writer, **trainer.state())
         saved.save(2)
         trainer.run(batches, 3)
         trainer.average.swap()
@@ -117,11 +117,11 @@ def test_a_snapshot_of_any_object_is_what_tensorflow_would_save(tmp_path):
     assert_equal(tensors(tmp_path / "found"), expected)
 
 
-def small(folder, saving, keep=3):
+def small(folder, writer, keep=3):
     """A variable, checkpoints of it and the best one."""
     value = tf.Variable(0.0)
-    latest = Checkpoints(folder / "checkpoints", keep=keep, saving=saving, value=value)
-    return value, latest, BestCheckpoint(folder / "best", saving=saving, value=value)
+    latest = Checkpoints(folder / "checkpoints", keep=keep, writer=writer, value=value)
+    return value, latest, BestCheckpoint(folder / "best", writer=writer, value=value)
 
 
 def saved_value(path):
@@ -139,8 +139,8 @@ def test_a_save_waits_for_the_one_before(tmp_path, monkeypatch):
         running.remove(step)
 
     monkeypatch.setattr(Checkpoints, "_write", slow)
-    with Saving(in_thread=True) as saving:
-        value, latest, best = small(tmp_path, saving)
+    with CheckpointWriter(in_thread=True) as writer:
+        value, latest, best = small(tmp_path, writer)
         for step in (1, 2, 3):
             value.assign(step)
             best.offer(step / 10, step)
@@ -154,30 +154,30 @@ def test_a_save_waits_for_the_one_before(tmp_path, monkeypatch):
 @pytest.mark.parametrize("then", ["check", "wait", "save", "newest", "leave"])
 def test_a_failed_write_is_reported_at_the_next_occasion(tmp_path, monkeypatch, then):
     with contextlib.ExitStack() as stack:
-        saving = stack.enter_context(Saving(in_thread=True))
-        _, latest, _ = small(tmp_path, saving)
+        writer = stack.enter_context(CheckpointWriter(in_thread=True))
+        _, latest, _ = small(tmp_path, writer)
         latest.save(1)
         latest.newest()
         monkeypatch.setattr(checkpoints, "damage", lambda path: "planted damage")
         latest.save(2)
-        while not saving._write.done():
+        while not writer._write.done():
             time.sleep(0.01)
         with pytest.raises(WorkDirectoryError, match=r"ckpt-2: cannot be written: it needs .*planted damage"):
             {
-                "check": saving.check,
-                "wait": saving.wait,
+                "check": writer.check,
+                "wait": writer.wait,
                 "save": lambda: latest.save(3),
                 "newest": latest.newest,
                 "leave": stack.close,
             }[then]()
-        saving.check()  # it is reported once
+        writer.check()  # it is reported once
     assert checkpoints.steps(tmp_path / "checkpoints") == [1]
 
 
 def test_an_error_waits_for_the_write_and_hides_that_it_failed_only_in_the_log(tmp_path, gate, caplog):
     def leave():
-        with Saving(in_thread=True) as saving:
-            small(tmp_path, saving)[1].save(1)
+        with CheckpointWriter(in_thread=True) as writer:
+            small(tmp_path, writer)[1].save(1)
             threading.Timer(0.2, gate.set).start()
             raise KeyError("main loop")
 
@@ -213,15 +213,15 @@ def kill_at_line(number):
 
 def test_a_kill_before_each_line_of_the_thread_leaves_an_intact_checkpoint(tmp_path):
     found, before = [], threading.gettrace()
-    value, latest, best = small(tmp_path / "before", Saving())
+    value, latest, best = small(tmp_path / "before", CheckpointWriter())
     value.assign(1)
     best.offer(0.1, 1)
     latest.save(1)
     for number in range(1, 10_000):
         folder = shutil.copytree(tmp_path / "before", tmp_path / str(number))
         threading.settrace(kill_at_line(number))
-        with contextlib.suppress(Killed), Saving(in_thread=True) as saving:
-            value, latest, best = small(folder, saving, keep=1)
+        with contextlib.suppress(Killed), CheckpointWriter(in_thread=True) as writer:
+            value, latest, best = small(folder, writer, keep=1)
             value.assign(2)
             best.offer(0.2, 2)
             latest.save(2)
@@ -232,7 +232,7 @@ def test_a_kill_before_each_line_of_the_thread_leaves_an_intact_checkpoint(tmp_p
         assert saved_value(str(folder / "best" / f"ckpt-{record['step']}")) == record["step"] == record["mean_iou"] * 10
         found.append((record["step"], step))
         complete = not list(folder.glob("*/unfinished-*")) and checkpoints.steps(folder / "checkpoints") == [2]
-        _, latest, best = small(folder, Saving(), keep=1)
+        _, latest, best = small(folder, CheckpointWriter(), keep=1)
         latest.save(3)
         best.offer(0.3, 3)
         assert not list(folder.glob("*/unfinished-*"))
@@ -268,7 +268,7 @@ def test_a_stop_signal_during_a_write_waits_for_it(tiny_config, monkeypatch):
     ) as stop:
         train.train(config)
     last = int(str(stop.value).rpartition("-")[2])
-    assert order == [("best", 2, "saving_0"), ("test-2.json", 2), ("checkpoints", last, "saving_0")]
+    assert order == [("best", 2, "checkpoints_0"), ("test-2.json", 2), ("checkpoints", last, "checkpoints_0")]
     assert not list(workdir.path.glob("*/unfinished-*"))
 
 

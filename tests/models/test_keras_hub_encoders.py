@@ -10,7 +10,7 @@ import tensorflow as tf
 from petseg.config import ModelConfig
 from petseg.deployment import export
 from petseg.errors import ConfigError
-from petseg.models import encoders, hub, unet
+from petseg.models import encoders, keras_hub_encoders, unet
 
 SIZE = (64, 96)
 
@@ -51,7 +51,7 @@ def test_a_preset_brings_weights_maps_and_scaling(preset, channels):
 
 def test_maps_of_a_transformer_with_one_stride_are_made_of_its_tokens(library, monkeypatch, tmp_path):
     monkeypatch.setitem(
-        hub.SMALLEST,
+        keras_hub_encoders.SMALLEST,
         "ViTBackbone",
         {"patch_size": 16, "num_layers": 1, "num_heads": 1, "hidden_dim": 8, "mlp_dim": 8},
     )
@@ -84,7 +84,7 @@ def test_a_segformer_is_trained_and_exported(library, monkeypatch, tmp_path):
     for package in ("tf2onnx", "onnxruntime"):
         pytest.importorskip(package)
     small = {"layerwise_depths": [1, 1, 1, 1], "hidden_dims": [8, 16, 16, 16], "layerwise_num_heads": [1, 2, 2, 2]}
-    monkeypatch.setitem(hub.SMALLEST, "MiTBackbone", hub.SMALLEST["MiTBackbone"] | small)
+    monkeypatch.setitem(keras_hub_encoders.SMALLEST, "MiTBackbone", keras_hub_encoders.SMALLEST["MiTBackbone"] | small)
     encoder = encoders.build_encoder("hub:MiTBackbone", image_size=(64, 64))
     model = unet.build_unet(
         image_size=(64, 64),
@@ -113,8 +113,8 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_an_encoder_is_refused_in_one_line(library, name, monkeypatch):
-    smallest = hub.SMALLEST["MiTBackbone"] | {"layerwise_depths": [1, 1, 1, 1]}
-    monkeypatch.setitem(hub.SMALLEST, "MiTBackbone", smallest)
+    smallest = keras_hub_encoders.SMALLEST["MiTBackbone"] | {"layerwise_depths": [1, 1, 1, 1]}
+    monkeypatch.setitem(keras_hub_encoders.SMALLEST, "MiTBackbone", smallest)
     with pytest.raises(ConfigError, match=f"^--encoder={name}: .*{REFUSED[name]}") as error:
         encoders.build_encoder(name, image_size=SIZE)
     assert "\n" not in str(error.value)

@@ -12,7 +12,7 @@ from conftest import random_examples
 
 from petseg.classes import PETS
 from petseg.config import Config
-from petseg.data import feeding, input_pipeline
+from petseg.data import input_pipeline, prefetching
 from petseg.data.backends.memory import MemoryExamples
 from petseg.data.bad_example_log import BadExampleLog
 from petseg.runs import building
@@ -35,13 +35,13 @@ def machine(monkeypatch):
 
 def test_two_cores_make_and_keep_two_batches(machine):
     machine(2, 16)
-    assert feeding.parts_at_once(1, 64, 4 * 2**20) == (2, 2)
-    assert feeding.decodes_of_a_part() == feeding.decodes_at_once() == 2
+    assert prefetching.parts_at_once(1, 64, 4 * 2**20) == (2, 2)
+    assert prefetching.decodes_of_a_part() == prefetching.decodes_at_once() == 2
 
 
 def test_weight_maps_count_in_the_memory_of_batches(monkeypatch):
     asked = []
-    monkeypatch.setattr(feeding, "parts_at_once", lambda *sizes: (2, asked.append(sizes[2]) or 2))
+    monkeypatch.setattr(prefetching, "parts_at_once", lambda *sizes: (2, asked.append(sizes[2]) or 2))
     plain = random_examples(4)
     weighted = MemoryExamples(plain.images, plain.masks, PETS, weights=plain.images[..., :1].astype(np.float32))
     model = keras.Sequential([keras.Input([32, 32, 3]), keras.layers.Conv2D(3, 1)])
@@ -56,7 +56,7 @@ def test_weight_maps_count_in_the_memory_of_batches(monkeypatch):
 @pytest.mark.parametrize("local", [1, 2, 8])
 def test_two_batches_of_all_local_replicas_are_ready(machine, local):
     machine(8, 64)
-    made, ready = feeding.parts_at_once(local, 8, 2**19)
+    made, ready = prefetching.parts_at_once(local, 8, 2**19)
     assert ready == 2 * local
     assert made >= local or made >= 8
 
@@ -65,23 +65,23 @@ def test_two_batches_of_all_local_replicas_are_ready(machine, local):
 @pytest.mark.parametrize(("local", "examples"), [(1, 64), (1, 2), (8, 8), (8, 1)])
 def test_all_cores_decode_however_small_a_part_is(machine, cores, local, examples):
     machine(cores, 1024)
-    made, _ = feeding.parts_at_once(local, examples, examples * 2**16)
-    at_once = made * min(examples, feeding.decodes_of_a_part())
+    made, _ = prefetching.parts_at_once(local, examples, examples * 2**16)
+    at_once = made * min(examples, prefetching.decodes_of_a_part())
     assert at_once >= cores
-    assert at_once <= max(4 * cores, 2 * local * feeding.decodes_of_a_part())
-    assert feeding.decodes_at_once() == cores
+    assert at_once <= max(4 * cores, 2 * local * prefetching.decodes_of_a_part())
+    assert prefetching.decodes_at_once() == cores
 
 
 def test_memory_bounds_images_in_decoding_and_batches(machine):
     machine(64, 8)
-    assert feeding.decodes_at_once() * feeding.DECODE_BYTES <= 2 * GIGABYTE
-    made, ready = feeding.parts_at_once(1, 8, 2**19)
-    assert made * feeding.decodes_of_a_part() * feeding.DECODE_BYTES <= 2 * GIGABYTE
-    made, ready = feeding.parts_at_once(8, 64, 64 * 4 * 2**20)  # 256 MiB each
+    assert prefetching.decodes_at_once() * prefetching.DECODE_BYTES <= 2 * GIGABYTE
+    made, ready = prefetching.parts_at_once(1, 8, 2**19)
+    assert made * prefetching.decodes_of_a_part() * prefetching.DECODE_BYTES <= 2 * GIGABYTE
+    made, ready = prefetching.parts_at_once(8, 64, 64 * 4 * 2**20)  # 256 MiB each
     assert 4 <= made + ready <= 5
     machine(64, 0)
-    assert feeding.parts_at_once(1, 64, 2**20) == (2, 2)
-    assert feeding.decodes_at_once() == feeding.decodes_of_a_part() == 1
+    assert prefetching.parts_at_once(1, 64, 2**20) == (2, 2)
+    assert prefetching.decodes_at_once() == prefetching.decodes_of_a_part() == 1
 
 
 def test_a_containers_limit_is_the_memory(monkeypatch, tmp_path):
@@ -110,4 +110,4 @@ def test_a_host_makes_and_keeps_parts_of_all_its_replicas(machine, monkeypatch, 
         context, random_examples(16), batch_size=16, seed=0, first_step=0, last_step=2, example_bytes=4096
     )
     assert used["prefetch"] == 2 * local
-    assert used["map"] == feeding.parts_at_once(local, 16 // local, math.prod([16 // local, 4096]))[0]
+    assert used["map"] == prefetching.parts_at_once(local, 16 // local, math.prod([16 // local, 4096]))[0]

@@ -16,7 +16,7 @@ from petseg.data import catalog, overlaps
 from petseg.data.catalog import DataSet
 from petseg.errors import DataError, WorkDirectoryError
 from petseg.runs import scoring, train
-from petseg.runs.training_data import TrainingData
+from petseg.runs.training_data_record import TrainingData
 
 LISTS = {"train": "abcdef", "val": "gh", "trainval": "abcdefgh", "test": "ij"}
 

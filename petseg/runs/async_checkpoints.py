@@ -11,11 +11,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 logger = logging.getLogger(__name__)
 
 
-class Saving:
+class CheckpointWriter:
     """Context manager that runs one write at a time, in a thread or at once; leaving it waits for the last one."""
 
     def __init__(self, *, in_thread: bool = False):
-        self._thread = ThreadPoolExecutor(1, "saving", _lower_priority) if in_thread else None
+        self._thread = ThreadPoolExecutor(1, "checkpoints", _lower_priority) if in_thread else None
         self._write: Future[None] | None = None
 
     def start(self, write: Callable[[], None]) -> None:
@@ -38,7 +38,7 @@ class Saving:
             write, self._write = self._write, None
             write.result()
 
-    def __enter__(self) -> "Saving":
+    def __enter__(self) -> "CheckpointWriter":
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:

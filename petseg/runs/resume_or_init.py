@@ -14,13 +14,14 @@ from petseg.config import Config, ModelConfig
 from petseg.data.examples import Examples
 from petseg.errors import CheckpointError, ConfigError
 from petseg.models import encoders, pretrained_weights
+from petseg.models.batch_norm_calibration import calibrate_batch_norm
 from petseg.models.intensity import to_floats
 from petseg.reporting.summaries import EMA
 from petseg.runs import building, checkpoints, model_selection, packed_run
-from petseg.runs.open_run import load_model
+from petseg.runs.open_trained_run import load_model
 from petseg.runs.packed_run import PackedRun
 from petseg.runs.trained_run import TrainedRun
-from petseg.runs.training_data import TrainingData
+from petseg.runs.training_data_record import TrainingData
 from petseg.runs.work_directory import WorkDirectory
 
 CALIBRATION_IMAGES, CALIBRATION_PIXELS = 64, 64 * 128**2  # at most; memory grows with the number of pixels
@@ -98,7 +99,7 @@ def build_initial_model(start: StartingPoint, config: Config, examples: Examples
         images, _ = examples.read(range(count))
         floats = to_floats(tf.constant(images), config.data.image_spec)
         scaled = keras.Model(model.input, model.get_layer("scaling").output)(floats)
-        encoders.calibrate_batch_norm(model.get_layer("encoder").model, scaled)
+        calibrate_batch_norm(model.get_layer("encoder").model, scaled)
     return model
 
 
