@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from conftest import replicas
 
-from petseg.config import AugmentationConfig, ComputeConfig, LossConfig, OptimizerConfig
+from petseg.config import AugmentationConfig, Config, LossConfig
 from petseg.data import input_pipeline
 from petseg.data.examples import Examples
 from petseg.models import encoders, unet
@@ -44,9 +44,27 @@ def make_trainer(
     network: Callable[[int], keras.Model] | None = None,
     **options: Any,
 ) -> tuple[Trainer, tf.distribute.Strategy, Any]:
-    """A trainer of the smallest model, or of a network, on replicas, its strategy, and the batches of 100 steps."""
+    """A trainer of the smallest model, or of a network, on replicas, its strategy, and the batches of 100 steps.
+
+    `options` are those of `ComputeConfig`, `sync_batch_norm` and `clip_norm`.
+    """
     size, strategy = examples.read([0])[0].shape[1], replicas(number)
-    options = {"sync_batch_norm": True, **options}
+    config = Config().changed(
+        data={"batch_size": batch_size},
+        model={"sync_batch_norm": options.pop("sync_batch_norm", True)},
+        optimizer={
+            "optimizer": optimizer,
+            "learning_rate": learning_rate,
+            "weight_decay": weight_decay,
+            "clip_norm": options.pop("clip_norm", 0.0),
+        },
+        compute={
+            "precision": precision,
+            "initial_loss_scale": initial_loss_scale,
+            "loss_scale_growth_interval": 1000,
+            **options,
+        },
+    )
     keras.utils.set_random_seed(0)
     requests = StopRequests()
     with strategy.scope():
@@ -63,7 +81,7 @@ def make_trainer(
                     train_encoder=train_encoder,
                     input_scaling="unit",
                     decoder=decoder,
-                    sync_batch_norm=options["sync_batch_norm"],
+                    sync_batch_norm=config.model.sync_batch_norm,
                 )
             )
         for layer in model.layers:
@@ -72,31 +90,20 @@ def make_trainer(
         noise = tf.random.stateless_uniform([16, size, size, 3], seed=[0, 0])
         if backbone is not None:
             calibrate_batch_norm(backbone, noise if calibrated_on is None else calibrated_on / np.float32(255))
-        options_of_optimizer = OptimizerConfig(
-            optimizer=optimizer, learning_rate=learning_rate, weight_decay=weight_decay
-        )
-        rate = learning_rates.learning_rate_schedule(options_of_optimizer, 100)
+        rate = learning_rates.learning_rate_schedule(config.optimizer, 100)
         parts = (model.trainable_variables[:4], model.trainable_variables[4:])
         groups = [optimizers.Group(part, rate) for part in parts]
         trainer = Trainer(
+            config,
             strategy,
             model,
-            optimizers.Optimizer(options_of_optimizer, groups, options.get("bucket_bytes", 0)),
+            optimizers.Optimizer(config.optimizer, groups, config.compute.bucket_bytes),
             augment or augmentation.build_augmentation(AugmentationConfig(), seed=0, batch_size=batch_size),
             sample_weights.weight_map(LossConfig(), class_weights),
             loss or Loss(LossConfig()),
-            LossScale(
-                ComputeConfig(
-                    precision=precision,
-                    initial_loss_scale=initial_loss_scale,
-                    loss_scale_growth_interval=1000,
-                    all_reduce_dtype=options.get("all_reduce_dtype", "float32"),
-                )
-            ),
+            LossScale(config.compute),
             requests,
-            batch_size=batch_size,
-            average=WeightAverage(model, ema_decay) if ema_decay else None,
-            **options,
+            WeightAverage(model, ema_decay) if ema_decay else None,
         )
     batches = input_pipeline.distributed_training_batches(
         strategy, examples, batch_size=batch_size, seed=0, first_step=0, last_step=100

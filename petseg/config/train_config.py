@@ -184,6 +184,11 @@ class ComputeConfig(Group):
         minimum=0,
     )
 
+    @property
+    def bucket_bytes(self) -> int:
+        """--all_reduce_bucket in bytes."""
+        return int(1e6 * self.all_reduce_bucket)
+
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig(Group):

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from petseg.config.image_spec import PLAIN, ImageSpec
+from petseg.config import DataConfig
 from petseg.data import input_pipeline
 from petseg.data.bad_example_log import BadExampleLog
 from petseg.data.examples import Examples
@@ -41,26 +41,20 @@ class Evaluator:
         examples: Examples,
         weight_map: WeightMap,
         loss: Loss,
+        data: DataConfig,
         *,
-        batch_size: int,
-        example_bytes: int = 0,
         stop: tf.Variable | None = None,
         flip_tta: bool = False,
         threshold: float = 0.0,
-        image_spec: ImageSpec = PLAIN,
-        weight_scale: float = 0.0,
-        score_weights: bool = False,
         details: bool = False,
     ):
         """Allocates the counters; compiles nothing yet.
 
         Args:
           model: the network, float32 images in [0, 255] -> float32 logits.
-          batch_size: global batch size, any number. `predict` runs on one device with a replica's batch size.
-          example_bytes: as in `input_pipeline.training_batches_of_host`.
+          data: its global batch size may be any number; `predict` runs on one device with a replica's batch size.
           stop: float32 variable; setting it to 1 from another thread ends a pass early.
           flip_tta: whether to average the probabilities of each image and its mirror image.
-          score_weights: whether confusion matrices count each pixel by its weight map.
           details: whether to count boundaries, calibration and mask digests too.
 
         Raises:
@@ -71,21 +65,18 @@ class Evaluator:
         self._examples = examples
         self._weight_map = weight_map
         self._loss = loss
-        self._batch_size = batch_size
-        self._replica_batch_size = math.ceil(batch_size / strategy.num_replicas_in_sync)
-        self._example_bytes = example_bytes
+        self._data = data
+        self._replica_batch_size = math.ceil(data.batch_size / strategy.num_replicas_in_sync)
         self._stop = tf.constant(0.0) if stop is None else stop
         self._flip_tta = flip_tta
         self._threshold = threshold
         self._foreground = examples.classes.binary_foreground() if threshold else 0
-        self._image_spec = image_spec
-        self._weight_scale = weight_scale
-        self._score_weights = score_weights
+        self._image_spec = data.image_spec
         self._details = details
         self._bad_examples = BadExampleLog()
         _, height, width, self._num_classes = model.output_shape
         self._pixels = float(height * width)
-        images = tf.TensorSpec([None, *model.input_shape[1:]], image_spec.travels_as, "images")
+        images = tf.TensorSpec([None, *model.input_shape[1:]], data.image_spec.travels_as, "images")
         # Per instance: a tf.function on the class keeps the graphs and models of all instances.
         self._predict = tf.function(self._classify, input_signature=[images], autograph=False)
         self.loop = tf.function(self._trace_loop, reduce_retracing=True, autograph=False)
@@ -96,7 +87,7 @@ class Evaluator:
         self._examples_of_block = self._batches_of_block = len(examples)  # one block that has all
         if self._is_large:  # a block of batches at a time
             replicas = strategy.num_replicas_in_sync
-            batch = replicas * input_pipeline.evaluation_batch_of_replica(len(examples), batch_size, replicas)
+            batch = replicas * input_pipeline.evaluation_batch_of_replica(len(examples), data.batch_size, replicas)
             self._batches_of_block = max(1, large_splits.block_size(self._num_classes) // batch)
             self._examples_of_block = self._batches_of_block * batch
         # Shapes of what is counted for each example, int64; it goes to the host with each batch.
@@ -114,9 +105,9 @@ class Evaluator:
         batches, count = input_pipeline.distributed_evaluation_batches(
             self._strategy,
             self._examples,
-            batch_size=self._batch_size,
+            batch_size=self._data.batch_size,
             bad_examples=self._bad_examples,
-            example_bytes=self._example_bytes,
+            example_bytes=self._data.example_bytes,
         )
         iterator, large = iter(batches), self._large_split()
         losses, calibration = np.zeros(2), np.zeros([metrics.CALIBRATION_BINS, 3])
@@ -201,7 +192,7 @@ class Evaluator:
             if self._stop.numpy():
                 return None
             batch = {name: tf.constant(each)[None] for name, each in zip(("mask", "weight"), labels, strict=False)}
-            maps = sample_weights.given(batch, self._weight_scale)
+            maps = sample_weights.given(batch, self._data.weight_scale)
             of_image = self._counts(batch["mask"], logits(image)[None], tf.constant([True]), *maps)
             losses += float(of_image["loss"]), float(of_image["denominator"])
             calibration += of_image["calibration"].numpy()
@@ -217,7 +208,7 @@ class Evaluator:
         """Raises DataError if weighted counts [K, C, C], of examples from `first` on, are beyond exact integers."""
         most = min(confusion_matrix.MOST_OF_IMAGE, confusion_matrix.MOST // len(self._examples))
         sums = matrices.sum((1, 2), dtype=np.float64)
-        if self._score_weights and sums.max() > most:
+        if self._data.score_weights and sums.max() > most:
             worst = int(sums.argmax())
             (name,) = self._examples.names_of([first + worst])
             found, bound = (f"{value / confusion_matrix.UNIT:.3g}" for value in (sums[worst], most))
@@ -282,7 +273,7 @@ class Evaluator:
 
     def _replica_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Adds a replica's part of a batch to the totals; returns the counts by example."""
-        maps = sample_weights.given(batch, self._weight_scale)
+        maps = sample_weights.given(batch, self._data.weight_scale)
         counts = self._counts(batch["mask"], self._logits(batch["image"]), batch["valid"], *maps)
         self._summed_loss.assign_add(counts["loss"])
         self._denominator.assign_add(counts["denominator"])
@@ -303,7 +294,7 @@ class Evaluator:
         weights = self._weight_map(masks, *maps) * tf.cast(is_counted, tf.float32)
         loss, denominator = self._loss.sums(labels, logits, weights, valid)
         predictions, confidences = self._predictions(logits)
-        scored = (maps[0][..., 0] if maps else tf.ones_like(weights)) if self._score_weights else None
+        scored = (maps[0][..., 0] if maps else tf.ones_like(weights)) if self._data.score_weights else None
         counts = {
             "loss": loss / self._pixels,
             "denominator": denominator / self._pixels,
@@ -326,7 +317,7 @@ class Evaluator:
     ) -> Evaluation:
         """An evaluation from summed loss and denominator, counts by example, and the totals of a large split."""
         loss = float(losses[0] / losses[1]) if losses[1] else math.nan
-        unit = confusion_matrix.UNIT if self._score_weights else 1
+        unit = confusion_matrix.UNIT if self._data.score_weights else 1
         if large:
             return Evaluation(loss, large.confusion_matrices, large.boundaries, calibration, large, unit=unit)
         boundaries, digests = counts.get("boundaries"), counts.get("mask_digests")

@@ -1,5 +1,6 @@
 """Builds what a config describes: data splits, network, trainer, evaluator."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -148,32 +149,22 @@ def build_trainer(
     focus: CropFocus | None = None,
 ) -> trainer.Trainer:
     """The trainer of a config, with the focus of `focused_crops`; call it inside ``strategy.scope()``."""
-    compute, batch_size = config.compute, config.data.batch_size
-    bucket_bytes = int(1e6 * compute.all_reduce_bucket)
     if config.augmentation.crop_size:
         unet.accept_any_size(model)
     augment = augmentation.build_augmentation(
-        config.augmentation, seed=config.runtime.seed, batch_size=batch_size, focus=focus
+        config.augmentation, seed=config.runtime.seed, batch_size=config.data.batch_size, focus=focus
     )
     return _trainer_class(config.extension.step)(
+        config,
         strategy,
         model,
-        optimizers.build_optimizer(config.optimizer, model, total_steps, bucket_bytes),
+        optimizers.build_optimizer(config.optimizer, model, total_steps, config.compute.bucket_bytes),
         augment,
         build_weight_map(config, class_weights),
         losses.Loss(config.loss),
-        LossScale(compute),
+        LossScale(config.compute),
         requests,
-        batch_size=batch_size,
-        average=WeightAverage(model, config.optimizer.ema_decay) if config.optimizer.keeps_averages else None,
-        clip_norm=config.optimizer.clip_norm,
-        micro_batches=compute.micro_batches,
-        image_spec=config.data.image_spec,
-        weight_scale=config.data.weight_scale,
-        sync_batch_norm=config.model.sync_batch_norm,
-        jit_compile=compute.jit_compile,
-        all_reduce_dtype=compute.all_reduce_dtype,
-        bucket_bytes=bucket_bytes,
+        WeightAverage(model, config.optimizer.ema_decay) if config.optimizer.keeps_averages else None,
     )
 
 
@@ -231,15 +222,11 @@ def build_evaluator(
         examples,
         weight_map or build_weight_map(config, class_weights),
         loss or losses.Loss(config.loss),
-        batch_size=batch_size or config.data.batch_size,
-        example_bytes=config.data.example_bytes,
+        config.data if not batch_size else dataclasses.replace(config.data, batch_size=batch_size),
         stop=requests.stop,
         flip_tta=flip_tta,
         threshold=threshold,
         details=details,
-        image_spec=config.data.image_spec,
-        weight_scale=config.data.weight_scale,
-        score_weights=config.data.score_weights,
     )
 
 

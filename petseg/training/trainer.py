@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from petseg.config.image_spec import PLAIN, ImageSpec
+from petseg.config import Config
 from petseg.models.intensity import to_floats
 from petseg.training import confusion_matrix, flops, sample_weights
 from petseg.training.augmentation import Augmentation
@@ -44,6 +44,7 @@ class Trainer:
 
     def __init__(
         self,
+        config: Config,
         strategy: tf.distribute.Strategy,
         model: keras.Model,
         optimizer: Optimizer,
@@ -52,34 +53,17 @@ class Trainer:
         loss: Loss,
         loss_scale: LossScale,
         requests: StopRequests,
-        *,
-        batch_size: int,
         average: WeightAverage | None = None,
-        clip_norm: float = 0.0,
-        micro_batches: int = 1,
-        image_spec: ImageSpec = PLAIN,
-        weight_scale: float = 0.0,
-        sync_batch_norm: bool = True,
-        jit_compile: bool = False,
-        all_reduce_dtype: str = "float32",
-        bucket_bytes: int = 0,
     ):
         """Creates the variables of a step; compiles nothing yet.
 
         Args:
+          config: its batch size and micro-batches must suit the replicas, see `building.check_replicas`.
           loss_scale: loss scale of float16; constantly 1 in other precisions.
           requests: requests to stop or save, which other threads set.
           average: moving average of the model's weights, or None.
-          clip_norm: largest global norm of the gradients; 0 for no clipping.
-          micro_batches: number of slices of each replica's share of the batch, which they must divide.
-          sync_batch_norm: whether the model's batch norms use statistics of all replicas. If not, their moving
-            statistics are averaged over the replicas, which keeps the replicas identical.
-          jit_compile: whether to compile forward and backward pass with XLA, which cannot synchronise batch norms.
-          all_reduce_dtype: dtype of the gradients in the all-reduce, "float32" or "float16".
-          bucket_bytes: minimum size of all-reduce buckets, each reduced as soon as its gradients are computed; 0 for
-            one bucket.
         """
-        replicas = strategy.num_replicas_in_sync
+        compute, batch_size, replicas = config.compute, config.data.batch_size, strategy.num_replicas_in_sync
         self.model = model
         self.optimizer = optimizer
         self.loss = loss
@@ -90,16 +74,17 @@ class Trainer:
         self._requests = requests
         self._augment = augment
         self._weight_map = weight_map
-        self._image_spec = image_spec
-        self._weight_scale = weight_scale
-        self._clip_norm = clip_norm
-        self._micro_batches = micro_batches
-        self._all_reduce_dtype = all_reduce_dtype
-        self._reduction = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=bucket_bytes)
-        self._slice_size = batch_size // replicas // micro_batches
-        self._average_statistics = not sync_batch_norm and replicas > 1
+        self._image_spec = config.data.image_spec
+        self._weight_scale = config.data.weight_scale
+        self._clip_norm = config.optimizer.clip_norm
+        self._micro_batches = compute.micro_batches
+        self._all_reduce_dtype = compute.all_reduce_dtype
+        self._reduction = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=compute.bucket_bytes)
+        self._slice_size = batch_size // replicas // compute.micro_batches
+        # Statistics that are not synchronised in the forward pass are averaged, which keeps the replicas identical.
+        self._average_statistics = not config.model.sync_batch_norm and replicas > 1
         differentiate: Any = self._forward_and_backward
-        self._differentiate = tf.function(differentiate, jit_compile=True) if jit_compile else differentiate
+        self._differentiate = tf.function(differentiate, jit_compile=True) if compute.jit_compile else differentiate
         _, height, width, self._num_classes = model.output_shape
         self._pixels_of_batch = float(batch_size * height * width)
         self._weights = optimizer.weights

@@ -9,7 +9,7 @@ import two_convolutions
 from conftest import random_examples, replicas
 
 from petseg.classes import IGNORED, PETS, Classes
-from petseg.config import LossConfig
+from petseg.config import DataConfig, LossConfig
 from petseg.data import input_pipeline
 from petseg.data.backends.memory import MemoryExamples
 from petseg.errors import ConfigError, DataError
@@ -41,10 +41,11 @@ def scored():
     return examples, models, logits
 
 
-def evaluator_of(strategy, model, examples, batch_size, weight_map=None, **options):
+def evaluator_of(strategy, model, examples, batch_size, weight_map=None, score_weights=False, **options):
     weight_map = weight_map or sample_weights.weight_map(LossConfig())
+    data = DataConfig(batch_size=batch_size, score_weights=score_weights, weight_feature="weight")
     with strategy.scope():
-        return Evaluator(strategy, model, examples, weight_map, Loss(LossConfig()), batch_size=batch_size, **options)
+        return Evaluator(strategy, model, examples, weight_map, Loss(LossConfig()), data, **options)
 
 
 def calling(function, argument, result):

@@ -9,14 +9,14 @@ from trainers import make_trainer
 EXAMPLES = random_examples(16)
 OPTIONS = {"examples": EXAMPLES, "optimizer": "adam", "train_encoder": True, "decoder": "light"}
 OPTIONS |= {"sync_batch_norm": False, "batch_size": 8}
-BUCKET = 40_000
+BUCKET = 0.04  # MB
 
 
-def trained(number, bucket_bytes, tmp_path=None):
+def trained(number, bucket, tmp_path=None):
     """The weights after three steps, and the names and values of a checkpoint's variables."""
-    trainer, _, batches = make_trainer(number, **OPTIONS, bucket_bytes=bucket_bytes)
+    trainer, _, batches = make_trainer(number, **OPTIONS, all_reduce_bucket=bucket)
     trainer.run(batches, 3)
-    path = tf.train.Checkpoint(**trainer.state()).write(str(tmp_path / f"{number}-{bucket_bytes}"))
+    path = tf.train.Checkpoint(**trainer.state()).write(str(tmp_path / f"{number}-{bucket}"))
     reader = tf.train.load_checkpoint(path)
     stored = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if "GRAPH" not in name}
     return list(trainer.weights().values()), stored
@@ -42,9 +42,9 @@ def test_the_first_part_does_not_wait_for_the_last_gradients():
     assert counts[BUCKET][-1] == counts[0][0]
 
 
-def gradients_before_each_part(bucket_bytes):
+def gradients_before_each_part(bucket):
     """For each all-reduce of a replica, in order, the number of kernel gradients that it waits for."""
-    trainer, _, batches = make_trainer(2, **OPTIONS, bucket_bytes=bucket_bytes)
+    trainer, _, batches = make_trainer(2, **OPTIONS, all_reduce_bucket=bucket)
     library = trainer.loop.graph(batches).as_graph_def().library
     (body,) = (
         {node.name: node for node in function.node_def}

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 from conftest import random_examples, replicas
 
-from petseg.config import AugmentationConfig, ComputeConfig, LossConfig, OptimizerConfig
+from petseg.config import AugmentationConfig, ComputeConfig, Config, LossConfig, OptimizerConfig
 from petseg.data import input_pipeline
 from petseg.models import encoders, unet
 from petseg.models.layers import InferenceMode
@@ -53,6 +53,7 @@ def trainer_of_blocks(number, *, learning_rate=0.01, ema_decay=0.0, sync_batch_n
         sgd = OptimizerConfig(optimizer="sgd", learning_rate=learning_rate)
         rate = learning_rates.learning_rate_schedule(sgd, 100)
         trainer = Trainer(
+            Config().changed(data={"batch_size": 4}, model={"sync_batch_norm": sync_batch_norm}),
             strategy,
             model,
             optimizers.Optimizer(sgd, [optimizers.Group(model.trainable_variables, rate)]),
@@ -61,9 +62,7 @@ def trainer_of_blocks(number, *, learning_rate=0.01, ema_decay=0.0, sync_batch_n
             Loss(LossConfig()),
             loss_scale.LossScale(ComputeConfig()),
             requests,
-            batch_size=4,
-            average=WeightAverage(model, ema_decay) if ema_decay else None,
-            sync_batch_norm=sync_batch_norm,
+            WeightAverage(model, ema_decay) if ema_decay else None,
         )
     batches = input_pipeline.distributed_training_batches(
         strategy, examples, batch_size=4, seed=0, first_step=0, last_step=100
