@@ -1,6 +1,5 @@
 """What the processes of --measure=gpu do; each function sends its rows as it finds them."""
 
-import csv
 import functools
 import gc
 import hashlib
@@ -28,8 +27,7 @@ from petseg.data import to_array_record
 from petseg.data.synthetic_pets import SyntheticPets
 from petseg.data.to_array_record import ConversionConfig
 from petseg.errors import PetsegError, one_line
-from petseg.reporting import telemetry
-from petseg.reporting.telemetry import ModelSpeed
+from petseg.reporting import summaries, telemetry
 from petseg.runs import train
 from petseg.runtime import cpus, gpu_diagnosis, gpu_peaks, process_setup
 from petseg.training import flops
@@ -65,12 +63,12 @@ def devices(send: Send, config: Config) -> None:
         "Python": platform.python_version(),
         "CUDA, cuDNN": f"{built.get('cuda_version', 'none')}, {built.get('cudnn_version', 'none')}",
         "cores, memory": f"{cpus.usable_cpus()}, {psutil.virtual_memory().total / 2**30:.0f} GiB",
-        "warnings": "; ".join(filter(None, (gpu_diagnosis.warning(), gpu_diagnosis.missing_kernels()))) or "none",
+        "warnings": "; ".join(gpu_diagnosis.warnings()) or "none",
     }
     for gpu in tf.config.get_visible_devices("GPU"):
         rows[gpu.name] = str(tf.config.experimental.get_device_details(gpu))
     for precision in ("float32", "mixed_float16", "mixed_bfloat16"):
-        peak = gpu_peaks.peak_of_visible_devices(config.changed(compute={"precision": precision}), True)
+        peak = gpu_peaks.peak_of_visible_devices(config.changed(compute={"precision": precision}))
         rows[f"peak, {precision}"] = f"{peak:g} TFLOP/s" if peak else "unknown"
     for title, value in rows.items():
         send({"what": title, "value": value})
@@ -99,8 +97,8 @@ def _speed(config: Config, strategy: tf.distribute.Strategy, seconds: float, pro
         tf.config.experimental.reset_memory_stats(device.name.removeprefix("/device:"))
     step = _seconds_of_a_step(lambda steps: trainer.run(batches, steps), seconds)
     images_per_second = config.data.batch_size / step
-    peak = gpu_peaks.peak_of_visible_devices(config, process_setup.uses_tensor_float_32(config))
-    model = ModelSpeed(trainer.flops_per_image(batches), peak).scalars(images_per_second)
+    peak = gpu_peaks.peak_of_visible_devices(config)
+    model = telemetry.model_speed(images_per_second, trainer.flops_per_image(batches), peak)
     memory = telemetry.memory()
     kinds = Counter(operation.type for operation in flops.needed(trainer.loop.graph(batches)))
     return {
@@ -174,11 +172,9 @@ def trained(send: Send, config: Config) -> None:
     """A whole run: its losses, a digest of its last checkpoint, its scale of the loss, the number of its replicas."""
     run = contestants.set_up_run(config)
     train.train_run(run)
-    workdir = run.workdir.path
-    with open(workdir / "metrics.csv", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["run"] == "train"]
-    series = {tag: [float(row["value"]) for row in rows if row["tag"] == tag] for tag in SERIES}
-    newest = tf.train.latest_checkpoint(str(workdir / "checkpoints"))
+    rows = list(summaries.read_csv(run.workdir.metrics_file, lambda run, tag: run == summaries.TRAIN))
+    series = {tag: [value for *_, logged, value in rows if logged == tag] for tag in SERIES}
+    newest = run.checkpoints.newest()
     reader, digest = tf.train.load_checkpoint(newest), hashlib.sha256()
     for name in sorted(reader.get_variable_to_shape_map()):
         value = np.asarray(reader.get_tensor(name))

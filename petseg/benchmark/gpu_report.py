@@ -20,6 +20,8 @@ from petseg.config import Config, command_line
 from petseg.config.options import Group, option
 from petseg.errors import ConfigError, PetsegError, one_line
 from petseg.files import write_text
+from petseg.runs.checkpoint_files import steps as steps_in
+from petseg.runs.work_directory import WorkDirectory
 
 # The arithmetic of steps: flags by the name in the report.
 ARITHMETIC = {
@@ -229,11 +231,11 @@ def killed_and_resumed(recipes: Recipes, seconds: float) -> Row:
     whole, killed = (recipes.run(name, *flags) for name in ("whole", "killed"))
     check = {"check": "kill -9 and resume, same bits with --deterministic"}
     with processes.worker("the run to be killed", "gpu_parts:serve", "trained", killed) as worker:
-        checkpoints = Path(killed.runtime.workdir) / "checkpoints"
-        while not list(checkpoints.glob("ckpt-*.index")) and not worker.connection.poll(0.01):
+        checkpoints = WorkDirectory(killed.runtime.workdir).checkpoints
+        while not steps_in(checkpoints) and not worker.connection.poll(0.01):
             if time.monotonic() > deadline:
                 return {**check, "error": "no checkpoint within the time"}
-    begun = max((int(file.stem.split("-")[1]) for file in checkpoints.glob("ckpt-*.index")), default=0)
+    begun = max(steps_in(checkpoints), default=0)
     first, second = (run_case(Case("trained", (each,)), deadline - time.monotonic())[-1] for each in (whole, killed))
     if error := first.get("error") or second.get("error"):
         return {**check, "error": error}

@@ -1,11 +1,13 @@
 """Contestants of --measure=time_to: petseg's whole loop and Keras's, each trained until it reaches a score."""
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
+from unittest import mock
 
 import keras
 import tensorflow as tf
@@ -17,7 +19,8 @@ from petseg.data import catalog, example_order, loading
 from petseg.evaluation import metrics
 from petseg.evaluation.evaluator import Evaluator
 from petseg.reporting.report import Report
-from petseg.runs import building, model_selection, train
+from petseg.runs import building, evaluations, model_selection, train
+from petseg.runs.setup import Run
 from petseg.training import flops
 from petseg.training.stop_requests import StopRequests
 
@@ -91,18 +94,18 @@ def whole_loop(config: Config, time_to: TimeToScoreConfig, timer: Timer) -> dict
     if time_to.score_every:
         config = config.changed(schedule={"eval_every": max(1, time_to.score_every // size)})
     run = set_up_run(config)
-    train_steps, evaluate = run.trainer.run, run.evaluations.evaluate
+    train_steps, evaluate = run.trainer.run, evaluations.evaluate
 
     def timed_steps(batches: Any, steps: int) -> Any:
         times = train_steps(batches, steps)
         timer.started(len(times) * size)
         return times
 
-    def timed_evaluation(step: int, report: Report) -> dict[str, Any] | None:
+    def timed_evaluation(run: Run, step: int, report: Report) -> dict[str, Any] | None:
         results: dict[str, Any] = {}
 
         def mean_iou() -> float:
-            results.update(evaluate(step, report) or {})
+            results.update(evaluate(run, step, report) or {})
             return model_selection.selected_results(config, results)["mean_iou"]
 
         timer.score(step * size, mean_iou)
@@ -111,8 +114,7 @@ def whole_loop(config: Config, time_to: TimeToScoreConfig, timer: Timer) -> dict
         return results
 
     run.trainer.run = timed_steps  # type: ignore[method-assign, assignment]
-    run.evaluations.evaluate = timed_evaluation  # type: ignore[method-assign]
-    with contextlib.suppress(TargetReached):
+    with mock.patch.object(evaluations, "evaluate", timed_evaluation), contextlib.suppress(TargetReached):
         train.train_run(run)
     return timer.result(run.step * size, _flops(config))
 
@@ -130,8 +132,7 @@ def keras_fit(config: Config, time_to: TimeToScoreConfig, timer: Timer) -> dict[
     an_epoch = example_order.steps_per_epoch(count, size)
     total = config.schedule.train_steps or config.schedule.epochs * an_epoch
     every = max(1, time_to.score_every // size) if time_to.score_every else an_epoch
-    callback = _Scoring(timer, size, every=0 if measured else every, last=measured + 1 if measured else total)
-    callback.evaluator = lambda: _evaluator(config, model)
+    callback = _Scoring(timer, config, every=0 if measured else every, last=measured + 1 if measured else total)
     epochs = math.ceil(total / an_epoch)
     model.fit(batches, epochs=epochs, steps_per_epoch=an_epoch, callbacks=[callback], verbose=0)
     seconds, images = callback.seconds, callback.steps * size
@@ -148,33 +149,31 @@ def keras_fit(config: Config, time_to: TimeToScoreConfig, timer: Timer) -> dict[
 class _Scoring(keras.callbacks.Callback):
     """Scores at intervals, and ends the training when the target is reached, or after the last step."""
 
-    evaluator: Callable[[], Evaluator]
-
-    def __init__(self, timer: Timer, batch_size: int, *, every: int, last: int):
+    def __init__(self, timer: Timer, config: Config, *, every: int, last: int):
         super().__init__()
-        self._timer, self._batch_size, self._every, self._last = timer, batch_size, every, last
-        self._made: Evaluator | None = None
+        self._timer, self._config, self._every, self._last = timer, config, every, last
         self.steps, self.seconds = 0, 0.0
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.steps += 1
-        self._timer.started(self.steps * self._batch_size)
+        images = self.steps * self._config.data.batch_size
+        self._timer.started(images)
         self.seconds = self._timer.seconds()
         if self._every and (self.steps % self._every == 0 or self.steps == self._last):
-            self._timer.score(self.steps * self._batch_size, self._mean_iou)
+            self._timer.score(images, self._mean_iou)
         if self._timer.reached or self.steps >= self._last:
             self.model.stop_training = True
 
     def _mean_iou(self) -> float:
-        self._made = self._made or self.evaluator()
-        evaluation = self._made.evaluate()
+        evaluation = self._evaluator.evaluate()
         assert evaluation is not None  # None only after a stop request
         return float(metrics.mean_iou(evaluation.confusion_matrix))
 
-
-def _evaluator(config: Config, model: keras.Model) -> Evaluator:
-    examples = loading.load(config.data, config.data.eval_split)
-    return building.build_evaluator(config, tf.distribute.get_strategy(), model, examples, None, StopRequests())
+    @functools.cached_property
+    def _evaluator(self) -> Evaluator:
+        examples = loading.load(self._config.data, self._config.data.eval_split)
+        strategy = tf.distribute.get_strategy()
+        return building.build_evaluator(self._config, strategy, self.model, examples, None, StopRequests())
 
 
 def _flops(config: Config) -> float:

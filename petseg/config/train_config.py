@@ -321,6 +321,11 @@ class Config:
             if value != nothing and model.first_trained == "none":
                 raise ConfigError(f"--{name}={value}: must be {nothing} without --train_encoder")
 
+    @property
+    def uses_tensor_float_32(self) -> bool:
+        """Whether GPUs may use TensorFloat-32, which rounds to 10 bits; never if deterministic."""
+        return self.compute.tensor_float_32 and not self.runtime.deterministic
+
     @classmethod
     def of(cls, **flags: Any) -> "Config":
         """Creates a config from flags: `Config.of(dataset="synthetic_pets", image_size=64, epochs=3)`.

@@ -78,7 +78,9 @@ class Evaluator:
         self._pixels = float(height * width)
         images = tf.TensorSpec([None, *model.input_shape[1:]], data.image_spec.travels_as, "images")
         # Per instance: a tf.function on the class keeps the graphs and models of all instances.
-        self._predict = tf.function(self._classify, input_signature=[images], autograph=False)
+        self._predict = tf.function(
+            lambda images: self._predictions(self._logits(images)), input_signature=[images], autograph=False
+        )
         self.loop = tf.function(self._trace_loop, reduce_retracing=True, autograph=False)
         self._scored = replica_sum([], tf.int64)
         self._summed_loss, self._denominator = replica_sum([], tf.float32), replica_sum([], tf.float32)
@@ -230,9 +232,6 @@ class Evaluator:
     def graph(self) -> tf.Graph:
         """The graph of `predict`."""
         return self._predict.get_concrete_function().graph
-
-    def _classify(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._predictions(self._logits(images))
 
     def _predictions(self, logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Predicted class ids int32 [B, H, W] and their probabilities float32 [B, H, W]."""

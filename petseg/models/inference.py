@@ -1,4 +1,4 @@
-"""Forward pass shared by evaluation, prediction and export: flip test-time augmentation, ensembles."""
+"""Forward pass shared by training, evaluation, prediction and export: input scaling, flips, ensembles."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,15 @@ import keras
 import tensorflow as tf
 
 from petseg.config.image_spec import PLAIN, ImageSpec
-from petseg.models.intensity import to_floats
+
+
+def to_floats(images: tf.Tensor, spec: ImageSpec) -> tf.Tensor:
+    """Images in transport format as float32 [B, H, W, C]: the intensity range is scaled to [0, 255]."""
+    images = tf.cast(images, tf.float32)
+    if spec.is_plain:
+        return images
+    low, high = (tf.constant(value) for value in spec.device_range)
+    return tf.clip_by_value((images - low) * (255.0 / (high - low)), 0.0, 255.0)
 
 
 def logits(

@@ -1,7 +1,6 @@
 """Telemetry of a run: time by activity, memory, the profiler."""
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,20 +61,18 @@ class Stopwatch:
         return scalars
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelSpeed:
-    """Floating-point operations of a training, beside the peak of its devices."""
+def model_speed(images_per_second: float, flops_per_image: float, peak_tflops: float) -> dict[str, float]:
+    """TFLOP/s of the model, and their fraction of the peak (MFU), by tag; without what is unknown.
 
-    flops_per_image: float  # operations of a step for each example; NaN if unknown
-    peak_tflops: float  # peak of all devices together in TFLOP/s; 0 if unknown
-
-    def scalars(self, images_per_second: float) -> dict[str, float]:
-        """TFLOP/s of the model, and their fraction of the peak (MFU), by tag; without what is unknown."""
-        tflops = images_per_second * self.flops_per_image / 1e12
-        if not tflops > 0:
-            return {}
-        share = {"speed/mfu": tflops / self.peak_tflops} if self.peak_tflops else {}
-        return {"speed/model_tflops": tflops, **share}
+    Args:
+      flops_per_image: floating-point operations of a step for each example; NaN if unknown.
+      peak_tflops: peak of all devices together in TFLOP/s; 0 if unknown.
+    """
+    tflops = images_per_second * flops_per_image / 1e12
+    if not tflops > 0:
+        return {}
+    share = {"speed/mfu": tflops / peak_tflops} if peak_tflops else {}
+    return {"speed/model_tflops": tflops, **share}
 
 
 class Profiler:

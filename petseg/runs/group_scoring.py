@@ -15,7 +15,6 @@ from petseg.data.examples import Examples
 from petseg.errors import DataError, WorkDirectoryError
 from petseg.evaluation import confidence_intervals, score_tables
 from petseg.evaluation.confidence_intervals import Counts
-from petseg.files import read_json
 from petseg.reporting.summaries import EVAL
 from petseg.runs import checkpoints, comparison, cross_validation, model_selection, run_groups, scoring
 from petseg.runs.scorer import CheckpointScores, Scorer
@@ -128,11 +127,6 @@ def _paired_resolutions(ours: Side, theirs: Side | None) -> list[int]:
     flag = "workdir" if theirs is None else "compare"
     found = [comparison.paired_resolutions(runs, flag=flag) for runs in alike]
     return [i for i in found[0] if all(i in each for each in found)]
-
-
-def last_results(config: Config) -> dict[str, Any]:
-    """Results of the last evaluation during training, as `last_results_file`."""
-    return read_json(last_results_file(config))
 
 
 def last_results_file(config: Config) -> Path:

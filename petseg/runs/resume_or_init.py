@@ -15,7 +15,7 @@ from petseg.data.examples import Examples
 from petseg.errors import CheckpointError, ConfigError
 from petseg.models import encoders, pretrained_weights
 from petseg.models.batch_norm_calibration import calibrate_batch_norm
-from petseg.models.intensity import to_floats
+from petseg.models.inference import to_floats
 from petseg.reporting.summaries import EMA
 from petseg.runs import building, checkpoints, model_selection, packed_run
 from petseg.runs.open_trained_run import load_model

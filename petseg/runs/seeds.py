@@ -21,6 +21,7 @@ from petseg.config import Config, DataConfig, command_line, folds, options
 from petseg.config.folds import Fold
 from petseg.config.options import Group, option
 from petseg.errors import ConfigError, PetsegError
+from petseg.files import read_json
 from petseg.runs import run_groups
 from petseg.runs.work_directory import WorkDirectory
 from petseg.runtime import startup
@@ -206,7 +207,7 @@ def _print_scores(configs: list[Config]) -> None:
     from petseg.evaluation import score_tables
     from petseg.runs import cross_validation, group_scoring
 
-    results = {config.runtime.workdir: group_scoring.last_results(config) for config in configs}
+    results = {config.runtime.workdir: read_json(group_scoring.last_results_file(config)) for config in configs}
     first = configs[0]
     weights, ema = ("averaged", " --ema") if first.optimizer.keeps_averages else ("trained", "")
     print()

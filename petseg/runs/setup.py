@@ -2,7 +2,8 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 
@@ -11,14 +12,14 @@ from petseg.config import Config
 from petseg.data import catalog, example_order, image_flags, input_pipeline, loading, service_client, subsampling
 from petseg.data.examples import Examples
 from petseg.errors import ClusterError, ConfigError, StoppedError
+from petseg.evaluation import metrics
 from petseg.evaluation.evaluator import Evaluator
 from petseg.reporting.telemetry import Stopwatch
 from petseg.runs import building, checkpoint_files, checkpoints, resume_or_init, training_data_record
 from petseg.runs.async_checkpoints import CheckpointWriter
 from petseg.runs.bad_examples import BadExamples
 from petseg.runs.checkpoints import BestCheckpoint, Checkpoints
-from petseg.runs.evaluations import Evaluations
-from petseg.runs.nonfinite_steps import NonFiniteSteps
+from petseg.runs.early_stopping import EarlyStopping
 from petseg.runs.resume_or_init import StartingPoint
 from petseg.runs.schedule import Schedule
 from petseg.runs.training_data_record import TrainingData
@@ -50,10 +51,12 @@ class Run:
     model: keras.Model
     trainer: Trainer
     evaluator: Evaluator  # scores the model on the evaluation split
+    own_scores: metrics.OwnScores | None  # user code of --scores
+    after_evaluation: Callable[..., Any] | None  # user code of --after_evaluation
+    early_stopping: EarlyStopping
     checkpoints: Checkpoints  # its latest checkpoints
-    writer: CheckpointWriter  # writes these and the best one, in a thread
-    evaluations: Evaluations  # evaluates during training and keeps the best checkpoint
-    nonfinite_steps: NonFiniteSteps  # handles steps whose loss or gradients are not finite
+    best: BestCheckpoint  # the one with the highest score of model selection
+    writer: CheckpointWriter  # writes both, in a thread
     bad_examples: BadExamples  # handles examples that cannot be used
     stopwatch: Stopwatch  # measures where the time goes
 
@@ -136,7 +139,7 @@ def _build(
         config.loss, train_examples.masks_to_count, train_examples.classes.names
     )
     train_examples, focus = building.focused_crops(config, train_examples, counted.rare_classes)
-    requests, stopwatch, strategy = StopRequests(), Stopwatch(), placement.strategy
+    requests, strategy = StopRequests(), placement.strategy
     with strategy.scope():
         model = resume_or_init.build_initial_model(start, config, train_examples)
         trainer = building.build_trainer(config, strategy, model, class_weights, schedule.last_step, requests, focus)
@@ -166,22 +169,14 @@ def _build(
         model=model,
         trainer=trainer,
         evaluator=evaluator,
+        own_scores=metrics.own(config.extension.scores),
+        after_evaluation=custom_code.function_of("after_evaluation", config.extension.after_evaluation),
+        early_stopping=EarlyStopping(config, workdir.metrics_file),
         checkpoints=latest,
+        best=best,
         writer=writer,
-        evaluations=Evaluations(
-            config=config,
-            workdir=workdir,
-            placement=placement,
-            evaluator=evaluator,
-            average=trainer.average,
-            best=best,
-            writer=writer,
-            examples=eval_examples,
-            stopwatch=stopwatch,
-        ),
-        nonfinite_steps=NonFiniteSteps(config, placement, trainer, latest, len(train_examples)),
         bad_examples=BadExamples(config, placement, train_examples, lambda: latest.newest() or "the start"),
-        stopwatch=stopwatch,
+        stopwatch=Stopwatch(),
     )
 
 

@@ -18,8 +18,8 @@ from petseg.errors import DataError
 from petseg.files import explain_write_errors
 from petseg.reporting import summaries, telemetry
 from petseg.reporting.report import Report
-from petseg.reporting.telemetry import ModelSpeed, Profiler
-from petseg.runs import building, run_report, setup
+from petseg.reporting.telemetry import Profiler
+from petseg.runs import building, evaluations, nonfinite_steps, run_report, setup
 from petseg.runs.schedule import Schedule
 from petseg.runs.setup import Run
 from petseg.runs.work_directory import WorkDirectory
@@ -54,8 +54,8 @@ def train(config: Config) -> dict[str, Any]:
 def train_run(run: Run) -> dict[str, Any]:
     """Trains a run from its current step to the last one; returns the scores of the last evaluation."""
     step, schedule = run.step, run.schedule
-    evaluates_first = run.evaluations.due_before_training(step, schedule)
-    if not evaluates_first and run.evaluations.ends_early(step, schedule):
+    evaluates_first = evaluations.due_before_training(run, step, schedule)
+    if not evaluates_first and evaluations.ends_early(run, step, schedule):
         schedule = schedule.ending_at(step)
     _log_position(run, step, schedule)
     report = run_report.open_report(run, step, schedule, evaluates_first=evaluates_first)
@@ -63,13 +63,13 @@ def train_run(run: Run) -> dict[str, Any]:
         with run.signals.deferred(), _naming_lost_input(run), run.writer:
             if step == 0:
                 run_report.log_introduction(run, report, evaluates_first=evaluates_first)
-            results = run.evaluations.earlier_results(step)
+            results = evaluations.earlier_results(run, step)
             if evaluates_first:
-                evaluated = run.evaluations.evaluate(step, report)
+                evaluated = evaluations.evaluate(run, step, report)
                 if evaluated is None:
                     raise run.stopped()
                 results = evaluated
-                if run.evaluations.ends_early(step, schedule):
+                if evaluations.ends_early(run, step, schedule):
                     schedule = schedule.ending_at(step)
             if step < schedule.last_step:
                 results = train_loop(run, report, step, schedule, results)
@@ -95,7 +95,8 @@ def train_loop(run: Run, report: Report, step: int, schedule: Schedule, results:
     )
     with custom_code.explained("step", run.config.extension.step):
         trainer.compile(batches)  # now, so that the measured speed does not include it
-    speed = _model_speed(run, batches)
+    flops_per_image = trainer.flops_per_image(batches)
+    peak_tflops = gpu_peaks.peak_of_visible_devices(run.config) * run.placement.num_processes
     profiler = Profiler(run.workdir.path / summaries.TRAIN, schedule.profile if run.placement.is_chief else (0, 0))
     last_save = time.monotonic()
     stopwatch.reset()
@@ -107,7 +108,7 @@ def train_loop(run: Run, report: Report, step: int, schedule: Schedule, results:
                 run.requests.save.assign(1.0)
             with profiler.step(step):
                 stopwatch.steps(trainer.run(batches, schedule.steps_to_next(step)))
-            run.nonfinite_steps.check()
+            nonfinite_steps.check(run)
             run.writer.check()
             step = run.step
             run.bad_examples.check(step)
@@ -117,7 +118,8 @@ def train_loop(run: Run, report: Report, step: int, schedule: Schedule, results:
             if schedule.due(step, schedule.summary_every):
                 times = stopwatch.pop_scalars(run.config.data.batch_size)
                 with stopwatch.timing("summaries"):
-                    times |= speed.scalars(times.get("speed/images_per_second", 0.0))
+                    images_per_second = times.get("speed/images_per_second", 0.0)
+                    times |= telemetry.model_speed(images_per_second, flops_per_image, peak_tflops)
                     report.summary(step, trainer.pop_measurements(), {**times, **telemetry.memory()})
             if schedule.due(step, schedule.histogram_every):
                 with stopwatch.timing("summaries"):
@@ -127,7 +129,7 @@ def train_loop(run: Run, report: Report, step: int, schedule: Schedule, results:
             # 3. Evaluation, which keeps the best checkpoint and may end the run early.
             if schedule.due(step, schedule.eval_every) and not stop:
                 try:
-                    evaluated = run.evaluations.evaluate(step, report)
+                    evaluated = evaluations.evaluate(run, step, report)
                 except DataError:  # a bad example in the evaluation split must not cost the steps before it
                     if run.placement.cluster is None:  # else the other processes would not save with this one
                         _save(run, report, step)
@@ -136,7 +138,7 @@ def train_loop(run: Run, report: Report, step: int, schedule: Schedule, results:
                     stop = True
                 else:
                     results = evaluated
-                    if run.evaluations.ends_early(step, schedule):
+                    if evaluations.ends_early(run, step, schedule):
                         schedule = schedule.ending_at(step)
 
             # 4. Checkpoint.
@@ -146,12 +148,6 @@ def train_loop(run: Run, report: Report, step: int, schedule: Schedule, results:
             if stop:
                 raise run.stopped()
     return results
-
-
-def _model_speed(run: Run, batches: Iterator[Any]) -> ModelSpeed:
-    """The operations of the network for an image, and the peak speed of all devices of the run."""
-    peak = gpu_peaks.peak_of_visible_devices(run.config, process_setup.uses_tensor_float_32(run.config))
-    return ModelSpeed(run.trainer.flops_per_image(batches), peak * run.placement.num_processes)
 
 
 def _save(run: Run, report: Report, step: int) -> None:

@@ -26,6 +26,11 @@ REASONS = (
 )
 
 
+def warnings() -> list[str]:
+    """One line for each reason why GPUs are not used, or not at their speed; empty if there is none."""
+    return [text for text in (warning(), missing_kernels()) if text]
+
+
 def warning() -> str:
     """Returns one line with the reason why TensorFlow sees no GPU, and the remedy.
 

@@ -59,11 +59,11 @@ def peak_tflops(device_name: str, precision: str, tensor_float_32: bool) -> floa
     return 0.0
 
 
-def peak_of_visible_devices(config: Config, tensor_float_32: bool) -> float:
+def peak_of_visible_devices(config: Config) -> float:
     """Peak of all visible GPUs of this process in TFLOP/s; --peak_tflops for each, if given; 0 if it is unknown."""
     gpus = tf.config.get_visible_devices("GPU")
     if config.compute.peak_tflops:
         return config.compute.peak_tflops * max(len(gpus), 1)
     names = [tf.config.experimental.get_device_details(gpu).get("device_name", "") for gpu in gpus]
-    peaks = [peak_tflops(name, config.compute.precision, tensor_float_32) for name in names]
+    peaks = [peak_tflops(name, config.compute.precision, config.uses_tensor_float_32) for name in names]
     return sum(peaks) if all(peaks) else 0.0

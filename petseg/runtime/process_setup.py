@@ -30,7 +30,7 @@ def set_up_runtime(
     keras.utils.set_random_seed(config.runtime.seed)
     if config.runtime.deterministic:
         tf.config.experimental.enable_op_determinism()
-    tf.config.experimental.enable_tensor_float_32_execution(uses_tensor_float_32(config))
+    tf.config.experimental.enable_tensor_float_32_execution(config.uses_tensor_float_32)
     if one_device:
         devices = dataclasses.replace(devices, strategy="one_device", num_devices=0, cross_device_ops="auto")
     batch = {"batch_size": config.data.batch_size, "micro_batches": config.compute.micro_batches} if trains else {}
@@ -41,11 +41,6 @@ def set_up_runtime(
     logger.info("computes on %s%s", placement.description(), all_reduce)
     if strategies.computing_kind() == "GPU" and config.compute.tensor_float_32 and config.runtime.deterministic:
         logger.info("--deterministic: --tensor_float_32 is off")
-    for warning in filter(None, (gpu_diagnosis.warning(), gpu_diagnosis.missing_kernels())):
+    for warning in gpu_diagnosis.warnings():
         logger.warning("%s", warning)
     return placement
-
-
-def uses_tensor_float_32(config: Config) -> bool:
-    """Whether GPUs may use TensorFloat-32 (--tensor_float_32), which rounds to 10 bits; never if deterministic."""
-    return config.compute.tensor_float_32 and not config.runtime.deterministic

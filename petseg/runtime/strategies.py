@@ -57,13 +57,9 @@ class Placement:
             lambda mine: self.strategy.gather(self.strategy.run(tf.identity, args=(mine,)), axis=0), autograph=False
         )
 
-    def barrier(self) -> None:
-        """Waits for all processes."""
-        self.gather(0)
-
     def leave_together(self) -> None:
         """Waits until all processes may end; the chief ends first, because it may still fetch data from the others."""
-        self.barrier()
+        self.gather(0)
         if not self.is_chief:
             time.sleep(LINGER_SECONDS)
 

@@ -3,10 +3,6 @@
 A loss is a numerator and a denominator, never a mean: the trainer divides once, after the all-reduce.
 """
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any
-
 import tensorflow as tf
 
 from petseg import custom_code
@@ -17,7 +13,6 @@ from petseg.errors import ConfigError
 SMALLEST = 1e-7
 
 
-@dataclasses.dataclass(frozen=True)
 class Loss:
     """The loss function of a config: a built-in one, or user code (--loss=FILE.py:function).
 
@@ -29,13 +24,10 @@ class Loss:
     - a pair of float32 scalars: a sum over the batch and its denominator, both of which are summed over replicas.
     """
 
-    config: LossConfig
-    _code: Callable[..., Any] | None = dataclasses.field(init=False, compare=False)
-
-    def __post_init__(self) -> None:
-        is_code = custom_code.is_reference(self.config.loss)
-        code = custom_code.load("loss", self.config.loss) if is_code else None  # now, not where a graph is traced
-        object.__setattr__(self, "_code", code)
+    def __init__(self, config: LossConfig):
+        self.config = config
+        is_code = custom_code.is_reference(config.loss)
+        self._code = custom_code.load("loss", config.loss) if is_code else None  # now, not where a graph is traced
 
     def sums(
         self, labels: tf.Tensor, logits: tf.Tensor, weights: tf.Tensor, valid: tf.Tensor

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from petseg.config import Config
-from petseg.models.intensity import to_floats
+from petseg.models.inference import to_floats
 from petseg.training import confusion_matrix, flops, sample_weights
 from petseg.training.augmentation import Augmentation
 from petseg.training.loss_scale import LossScale

@@ -13,9 +13,8 @@ from short_trainings import built_once
 from states import CrashStates
 
 from petseg.errors import PetsegError
-from petseg.runs import train
+from petseg.runs import evaluations, train
 from petseg.runs.checkpoints import BestCheckpoint, Checkpoints
-from petseg.runs.evaluations import Evaluations
 
 
 def record(folder: Path, *flags: str) -> Recording:
@@ -39,7 +38,7 @@ def record(folder: Path, *flags: str) -> Recording:
     with (
         marking(Checkpoints, "_commit"),
         marking(BestCheckpoint, "_record", "record"),
-        marking(Evaluations, "evaluate", "results"),
+        marking(evaluations, "evaluate", "results"),
     ):
         recorder.start(log)
         train.train(tiny_run.config(folder / "inputs", root, *flags))

@@ -10,7 +10,7 @@ from conftest import changed
 
 from petseg.config import Config
 from petseg.reporting import telemetry
-from petseg.reporting.telemetry import ModelSpeed, Profiler, Stopwatch
+from petseg.reporting.telemetry import Profiler, Stopwatch, model_speed
 from petseg.runtime import gpu_peaks, nvml
 
 
@@ -45,9 +45,9 @@ def test_reading_the_stopwatch_starts_a_new_interval():
 
 
 def test_the_speed_of_the_model_is_beside_the_peak_of_its_devices():
-    assert ModelSpeed(2e9, 10.0).scalars(500.0) == {"speed/model_tflops": 1.0, "speed/mfu": 0.1}
-    assert ModelSpeed(2e9, 0.0).scalars(500.0) == {"speed/model_tflops": 1.0}
-    assert ModelSpeed(float("nan"), 10.0).scalars(500.0) == ModelSpeed(2e9, 10.0).scalars(0.0) == {}
+    assert model_speed(500.0, 2e9, 10.0) == {"speed/model_tflops": 1.0, "speed/mfu": 0.1}
+    assert model_speed(500.0, 2e9, 0.0) == {"speed/model_tflops": 1.0}
+    assert model_speed(500.0, float("nan"), 10.0) == model_speed(0.0, 2e9, 10.0) == {}
 
 
 @pytest.mark.parametrize(
@@ -77,13 +77,13 @@ def test_the_peak_is_that_of_all_visible_gpus_unless_it_is_given(monkeypatch):
     names = {"GPU:0": "NVIDIA H200", "GPU:1": "NVIDIA H200"}
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: [*names])
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: {"device_name": names[gpu]})
-    assert gpu_peaks.peak_of_visible_devices(Config(), True) == 990
-    assert gpu_peaks.peak_of_visible_devices(changed(Config(), "compute", peak_tflops=3.0), True) == 6
+    assert gpu_peaks.peak_of_visible_devices(Config()) == 990
+    assert gpu_peaks.peak_of_visible_devices(changed(Config(), "compute", peak_tflops=3.0)) == 6
     names["GPU:1"] = "NVIDIA Something New"
-    assert gpu_peaks.peak_of_visible_devices(Config(), True) == 0
+    assert gpu_peaks.peak_of_visible_devices(Config()) == 0
     names.clear()  # a CPU
-    assert gpu_peaks.peak_of_visible_devices(Config(), True) == 0
-    assert gpu_peaks.peak_of_visible_devices(changed(Config(), "compute", peak_tflops=3.0), True) == 3
+    assert gpu_peaks.peak_of_visible_devices(Config()) == 0
+    assert gpu_peaks.peak_of_visible_devices(changed(Config(), "compute", peak_tflops=3.0)) == 3
 
 
 class FakeNvml(types.ModuleType):

@@ -21,6 +21,7 @@ from petseg.config import Config, command_line, with_kept
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.errors import ConfigError
 from petseg.evaluation import score_tables
+from petseg.files import read_json
 from petseg.runs import group_scoring, run_groups, seeds, train
 from petseg.runs.seeds import SeedsConfig
 from petseg.runs.work_directory import WorkDirectory
@@ -40,6 +41,10 @@ def folder(data_dir, tmp_path_factory):
         seeds.main(config)
     shutil.copytree(folder / "a" / "seed-1", folder / "b" / "seed-1")
     return folder
+
+
+def last_results(workdir):
+    return read_json(group_scoring.last_results_file(WorkDirectory(workdir).load_config()))
 
 
 def test_each_run_equals_training_with_its_seed(folder, data_dir):
@@ -102,9 +107,7 @@ def test_groups_are_scored_and_compared_over_their_seeds(folder, capsys, tmp_pat
     comparison = results[0]["comparison"]
     assert comparison["runs"] == [f"{folder}/a/seed-{seed}/checkpoints/ckpt-2" for seed in (0, 1)]
     assert comparison["other"] == [f"{folder}/b/seed-1/checkpoints/ckpt-2"]
-    trained = [
-        group_scoring.last_results(WorkDirectory(folder / "a" / f"seed-{seed}").load_config()) for seed in (0, 1)
-    ]
+    trained = [last_results(folder / "a" / f"seed-{seed}") for seed in (0, 1)]
     scores = [run["mean_iou"] for run in trained]
     assert comparison["difference"] == pytest.approx(np.mean(scores) - scores[1])
     low, high = comparison["interval"]
@@ -138,7 +141,7 @@ def test_hparams_shows_the_runs_of_a_recipe_as_one_group_with_their_mean(folder)
     assert group.name == f"a ({folder})"
     assert sorted(session.name for session in group.sessions) == ["seed-0/final", "seed-1/final"]
     assert "seed" not in group.hparams
-    scores = [group_scoring.last_results(WorkDirectory(folder / "a" / f"seed-{seed}").load_config()) for seed in (0, 1)]
+    scores = [last_results(folder / "a" / f"seed-{seed}") for seed in (0, 1)]
     (mean,) = [value.value for value in group.metric_values if value.name.tag == "final/IoU"]
     assert mean == pytest.approx(np.mean([run["mean_iou"] for run in scores]))
 

@@ -17,7 +17,6 @@ def test_one_device_is_what_a_machine_without_several_gpus_gets():
     assert isinstance(placement.strategy, tf.distribute.OneDeviceStrategy)
     assert placement.is_chief
     assert placement.gather(3) == [3]
-    assert placement.barrier() is None
 
 
 @pytest.mark.parametrize("name", ["hierarchical_copy", "reduction_to_one_device"])
