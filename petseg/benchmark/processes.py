@@ -20,7 +20,6 @@ class Worker:
         self._title, self.connection = title, connection
 
     def send(self, message: Any) -> None:
-        """Sends a message to the worker."""
         self.connection.send(message)
 
     def receive(self, seconds: float | None = None) -> Any:

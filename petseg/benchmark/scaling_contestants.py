@@ -74,7 +74,6 @@ def all_reduce_bytes(trainer: Trainer) -> int:
 
 
 def reduce_graph(trainer: Trainer, strategy: tf.distribute.Strategy) -> tf.Graph:
-    """The graph of the all-reduce of a step."""
     reduce = tf.function(lambda: strategy.run(trainer.reduce), autograph=False)
     return reduce.get_concrete_function().graph
 

@@ -6,7 +6,6 @@ from typing import Any
 
 
 def row(*cells: Any) -> str:
-    """A row of a Markdown table."""
     return f"| {' | '.join(map(str, cells))} |"
 
 

@@ -25,16 +25,16 @@ class SeedSpread(NamedTuple):
     freedom: float  # degrees of freedom
 
 
-def resampled_mean_iou(counts: Counts) -> np.ndarray:
+def resampled_mean_iou(counts: Counts, seed: int = 0) -> np.ndarray:
     """Mean IoU of `RESAMPLES` bootstrap resamples of a split's images.
 
-    The same number of images gives the same resamples, so two models' scores are paired. Returns float64
+    The same seed and number of images give the same resamples, so two models' scores are paired. Returns float64
     [RESAMPLES].
     """
     if isinstance(counts, ResampledTotals):
         return counts.mean_iou()
     matrices, count = counts, len(counts)
-    generator, chances = np.random.default_rng(0), np.full(count, 1 / count)
+    generator, chances = np.random.default_rng(seed), np.full(count, 1 / count)
     # IoU needs nothing else. Integers below 2**53 in float64 have exact sums in any order.
     parts = np.concatenate(metrics.intersections_and_unions(matrices), axis=-1).astype(np.float64)
     scores = np.empty(RESAMPLES)

@@ -27,7 +27,6 @@ class Evaluation:
 
     @property
     def examples(self) -> int:
-        """Number N of scored examples."""
         return self.large_split.count if self.large_split else len(self.confusion_matrices)
 
     @property

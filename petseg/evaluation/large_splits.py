@@ -49,8 +49,8 @@ def block_size(num_classes: int) -> int:
 class LargeSplit:
     """Accumulates counts: totals, Poisson bootstrap resamples, the counts of a sample, the best and worst images.
 
-    In each resample an image is weighted by a draw from Poisson(1) that depends only on the image's position in the
-    split. So resamples do not depend on how the split is divided into blocks, and two models are
+    In each resample an image is weighted by a draw from Poisson(1) that depends only on the seed and the image's
+    position in the split. So resamples do not depend on how the split is divided into blocks, and two models are
     compared on the same resamples. Chamandy et al., "Estimating Uncertainty for Massive Data Streams", 2012.
 
     Attributes:
@@ -59,21 +59,29 @@ class LargeSplit:
       boundaries: int64 [K, C, 4], their `metrics.boundary_counts`; None without `outlines`.
       boundary_total: int64 [C, 4], over all added images; None without `outlines`.
       confusion_matrix: int64 [C, C], over all added images.
-      totals: the same and its resamples, for intervals and comparisons.
-      extremes: ids of the worst and the best images, from worst to best, and their mean IoUs; without NaN.
       truth: digest of the true masks of all added images and their positions.
     """
 
-    def __init__(self, count: int, num_classes: int, *, resamples: int, outlines: bool = False):
-        self.count, self._resamples = count, resamples
+    def __init__(self, count: int, num_classes: int, *, resamples: int, outlines: bool = False, seed: int = SEED):
+        self.count, self._resamples, self._seed = count, resamples, seed
         self.ids = subsampling.positions(count, max(1, most_rows(num_classes) // SAMPLE_PART), SEED)
         self.confusion_matrices = np.zeros([len(self.ids), num_classes, num_classes], np.int64)
         self.boundaries = np.zeros([len(self.ids), num_classes, 4], np.int64) if outlines else None
         self.boundary_total = np.zeros([num_classes, 4], np.int64) if outlines else None
         self.confusion_matrix = np.zeros([num_classes, num_classes], np.int64)
         self.truth = 0
-        self.totals = ResampledTotals(self.confusion_matrix, np.zeros([resamples, 2 * num_classes]))
-        self.extremes = np.zeros(0, np.int64), np.zeros(0)
+        self._parts = np.zeros([resamples, 2 * num_classes])
+        self._extreme_ids, self._extreme_scores = np.zeros(0, np.int64), np.zeros(0)
+
+    @property
+    def totals(self) -> ResampledTotals:
+        """Totals of all images, for intervals and comparisons."""
+        return ResampledTotals(self.confusion_matrix, self._parts)
+
+    @property
+    def extremes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of the worst and the best images, from worst to best, and their mean IoUs; without NaN."""
+        return self._extreme_ids, self._extreme_scores
 
     def add(
         self,
@@ -107,11 +115,11 @@ class LargeSplit:
 
     def _add_extremes(self, first: int, scores: np.ndarray) -> None:
         found = np.flatnonzero(np.isfinite(scores))
-        ids = np.concatenate([self.extremes[0], first + found])
-        scores = np.concatenate([self.extremes[1], scores[found]])
+        ids = np.concatenate([self._extreme_ids, first + found])
+        scores = np.concatenate([self._extreme_scores, scores[found]])
         order = np.lexsort((ids, scores))  # ties by position, like a stable sort of all images
         ends = np.concatenate([order[:EXTREMES], order[EXTREMES:][-EXTREMES:]])
-        self.extremes = ids[ends], scores[ends]
+        self._extreme_ids, self._extreme_scores = ids[ends], scores[ends]
 
     def _add_to_resamples(self, first: int, confusion_matrices: np.ndarray) -> None:
         last = first + len(confusion_matrices)
@@ -120,8 +128,8 @@ class LargeSplit:
         for chunk in range(first // DRAWN_TOGETHER, math.ceil(last / DRAWN_TOGETHER)):
             begin = chunk * DRAWN_TOGETHER
             here = slice(max(first - begin, 0), min(last - begin, DRAWN_TOGETHER))
-            drawn = poisson_weights(self._resamples, SEED, chunk)[:, here].astype(np.float64)
-            self.totals.parts[:] += drawn @ parts[here.start + begin - first : here.stop + begin - first]
+            drawn = poisson_weights(self._resamples, self._seed, chunk)[:, here].astype(np.float64)
+            self._parts += drawn @ parts[here.start + begin - first : here.stop + begin - first]
 
 
 def poisson_weights(resamples: int, seed: int, chunk: int) -> np.ndarray:

@@ -20,7 +20,6 @@ def calibrate_batch_norm(encoder: keras.Model, images: tf.Tensor) -> None:
     one or two images of 32 pixels, hardly vary, so that a deep encoder would amplify other images up to infinity.
 
     Args:
-      encoder: the encoder to change, from `build_encoder`.
       images: float32 [B, H, W, C], scaled as in training.
     """
     values = len(images) * math.prod(side // 2**LEVELS for side in images.shape[1:3])

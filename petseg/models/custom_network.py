@@ -20,11 +20,7 @@ def build(
     pair of that and a dictionary: learning-rate factor -> layers.
 
     Args:
-      network: `FILE.py:function` or `package.module:function`.
-      image_size: height and width in pixels.
-      num_classes: number of classes.
       sync_batch_norm: whether batch norms, nested ones too, use statistics of the global batch.
-      channels: number of channels of the images.
 
     Raises:
       ConfigError: if there is no such function, it fails, or its result is not such a network.

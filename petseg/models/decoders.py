@@ -53,7 +53,6 @@ def decode(name: str, taps: Taps, batch_norm: Mapping[str, Any]) -> keras.KerasT
     Args:
       name: one of `petseg.config.model_config.DECODERS`, or user code: a function of these `taps` and
         `batch_norm` to the map.
-      taps: the image and the encoder's feature maps.
       batch_norm: options of `keras.layers.BatchNormalization`.
 
     Raises:

@@ -148,9 +148,7 @@ def scaling(encoder: str, input_scaling: str, channels: int = 3) -> tuple[Any, A
     one channel has their mean.
 
     Args:
-      encoder: name of an encoder.
       input_scaling: "unit" for [0, 1], "symmetric" for [-1, 1], "encoder" as its pretrained weights expect.
-      channels: number of channels.
     """
     if input_scaling != "encoder":
         factor, offset = SCALINGS[input_scaling]
@@ -172,7 +170,6 @@ def freeze_before(encoder: keras.Model, first_trained: str) -> list[bool]:
     """Freezes the first layers of a trainable encoder.
 
     Args:
-      encoder: an encoder from `build_encoder`.
       first_trained: "all"; "stage_2" to "stage_5" for layers after the previous stage's output; or a layer's name for
         all layers that it does not depend on.
 

@@ -17,12 +17,7 @@ from petseg.models.functional_models import readers_of
 
 
 def call(model: keras.Model, inputs: tf.Tensor) -> list[tf.Tensor]:
-    """Computes `model(inputs, training=False)` and its gradients, up to the order of additions.
-
-    Args:
-      model: a functional model.
-      inputs: its only input.
-    """
+    """`model(inputs, training=False)` of a functional model, and its gradients, up to the order of additions."""
     if any(_takes_training_from_outer_call(layer) for layer in model.layers):
         return model(inputs, training=False)
     convolution_of = foldable_pairs(model)

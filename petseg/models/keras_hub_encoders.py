@@ -31,10 +31,7 @@ class HubEncoder(keras.Model):
     """A backbone of keras-hub with five feature maps as outputs.
 
     Files have the config of the backbone: those of the layers of its transformers are refused by these layers.
-
-    Args:
-      backbone: the backbone, built for one image size.
-      name: its name in error messages.
+    Errors call it by its `name`.
     """
 
     def __init__(self, backbone: keras.Model, name: str = "encoder"):
@@ -55,8 +52,6 @@ def build(encoder: str, image_size: tuple[int, int], channels: int, *, pretraine
 
     Args:
       encoder: "hub:" and the name of a class, or a preset: its name, handle or folder.
-      image_size: height and width in pixels.
-      channels: number of channels of the input.
       pretrained: whether to load the weights of the preset, adapted to the channels; else they are random.
 
     Raises:

@@ -64,10 +64,7 @@ class Conv2DTranspose(keras.layers.Conv2DTranspose):
     Skip connections of a frozen encoder need no gradients, which would cost a tenth of a training step.
 
     Args:
-      filters: number of output channels.
-      kernel_size: height and width of the kernel, one number or two.
       trained_channels: number of first input channels that get a gradient, the rest gets 0; None for all.
-      **kwargs: further arguments of the Keras layer.
     """
 
     def __init__(self, filters: int, kernel_size: Any, trained_channels: int | None = None, **kwargs: Any):
@@ -107,12 +104,7 @@ class Conv2DTranspose(keras.layers.Conv2DTranspose):
 
 
 class _Upsampling(keras.layers.Layer):
-    """Base class of Upsample and BilinearUpsample: [B, H, W, C] -> [B, n * H, n * W, C].
-
-    Args:
-      factor: n.
-      **kwargs: arguments of `keras.layers.Layer`.
-    """
+    """Base class of Upsample and BilinearUpsample: [B, H, W, C] -> [B, n * H, n * W, C], by a factor n."""
 
     def __init__(self, factor: int = 2, **kwargs: Any):
         super().__init__(**kwargs)
@@ -161,12 +153,7 @@ class BilinearUpsample(_Upsampling):
 
 
 class _Blocks(keras.layers.Layer):
-    """Base class of SpaceToDepth and DepthToSpace.
-
-    Args:
-      block_size: side n of a block of pixels.
-      **kwargs: arguments of `keras.layers.Layer`.
-    """
+    """Base class of SpaceToDepth and DepthToSpace, for blocks of n x n pixels."""
 
     def __init__(self, block_size: int, **kwargs: Any):
         super().__init__(**kwargs)

@@ -65,7 +65,6 @@ def assign(
     3 / channels, so that activations keep their size; one channel gets the sum of the three.
 
     Args:
-      encoder: the encoder.
       values: the values of each weight, or None.
       bgr: whether kernels see the channels in reverse order.
 

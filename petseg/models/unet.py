@@ -31,14 +31,11 @@ def build_unet(
 
     Args:
       image_size: height H and width W in pixels; multiples of 32 if the encoder has the same size.
-      num_classes: number of classes C.
       encoder: an encoder from `build_encoder`. If its input size differs from `image_size`, images are resized to it,
         and logits, computed at half of it, are resized back.
-      train_encoder: whether the encoder's weights are trainable.
       input_scaling: "unit" for [0, 1], "symmetric" for [-1, 1], or a pair of factor and offset.
       decoder: one of `petseg.config.model_config.DECODERS`.
       first_trained: first trained stage or layer of a trainable encoder; see `encoders.freeze_before`.
-      batch_norm_momentum: momentum of the moving statistics of the decoder's batch norms.
       sync_batch_norm: whether the decoder's batch norms use statistics of the global batch.
 
     Raises:

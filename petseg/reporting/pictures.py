@@ -182,7 +182,6 @@ def to_array(figure: Figure) -> np.ndarray:
 
 
 def to_png(figure: Figure) -> bytes:
-    """Renders a figure as a PNG file."""
     return encode_png(to_array(figure))
 
 

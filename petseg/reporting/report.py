@@ -1,7 +1,6 @@
 """Reports a training run in TensorBoard, `metrics.csv`, `figures/` and on the terminal."""
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +25,6 @@ from petseg.training.measurements import Measurements
 
 SHEET_EXAMPLES, EXTREME_EXAMPLES = 6, 4
 PICTURES_AT_FIRST_BITS = 4  # the first 2**4 - 1 evaluations all log their images
-
-
-@dataclasses.dataclass(frozen=True)
-class Introduction:
-    """What is logged once, at the start of a run."""
-
-    card: str  # description of the data set, as markdown
-    model_diagram: Figure | None  # figure of the model; None for a model that cannot be drawn
-    graph: tf.Graph  # graph of the model's forward pass
-    training_batch: Figure  # figure of augmented training examples
 
 
 class Report:
@@ -91,32 +80,35 @@ class Report:
         )
 
     def start(self) -> None:
-        """Starts the clock of the remaining time, without the preparation before."""
         self._progress.start()
 
     def advance(self, step: int) -> None:
-        """Moves the progress display to a step."""
         self._progress.advance(step)
 
     def flush(self) -> None:
-        """Writes buffered summaries to their files."""
         self._summaries.flush()
 
     def sync(self) -> None:
         """Forces what `flush` has written onto the disk; any thread may call it."""
         self._summaries.sync()
 
-    def begin(self, introduce: Callable[[], Introduction]) -> None:
-        """Logs the introduction of a new run, which `introduce` creates."""
-        introduction = introduce()
+    def begin(self, *, card: str, model_diagram: Figure | None, graph: tf.Graph, training_batch: Figure) -> None:
+        """Logs what is shown once, at the start of a run.
+
+        Args:
+          card: description of the data set, as markdown.
+          model_diagram: figure of the model; None for a model that cannot be drawn.
+          graph: graph of the model's forward pass.
+          training_batch: figure of augmented training examples.
+        """
         self._summaries.arrange()
         self._summaries.text(0, "config", config_lib.markdown_of(self._config))
         self._summaries.text(0, "run", self._description)
-        self._summaries.text(0, "data", introduction.card)
-        self._summaries.graph(introduction.graph)
-        if introduction.model_diagram is not None:
-            self._picture(TRAIN, 0, "model", introduction.model_diagram, figure=True)
-        self._picture(TRAIN, 0, "training_batch", introduction.training_batch)
+        self._summaries.text(0, "data", card)
+        self._summaries.graph(graph)
+        if model_diagram is not None:
+            self._picture(TRAIN, 0, "model", model_diagram, figure=True)
+        self._picture(TRAIN, 0, "training_batch", training_batch)
 
     def summary(self, step: int, measured: Measurements, telemetry: dict[str, float]) -> None:
         """Logs the measurements of the steps since the last summary, and their time and memory by tag."""
@@ -238,7 +230,6 @@ class Report:
         print(f"watch it:       tensorboard --logdir={path}")
 
     def close(self) -> None:
-        """Closes all files, also after an error."""
         self._progress.close()
         self._summaries.close()
 

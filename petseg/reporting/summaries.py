@@ -82,14 +82,12 @@ class Summaries:
         self.flush()
 
     def scalars(self, run: str, step: int, values: Mapping[str, float]) -> None:
-        """Logs scalars by tag."""
         with self.write_errors_logged(), self._writers[run].as_default(step=step):
             for tag, value in values.items():
                 tf.summary.scalar(tag, value, description=tags.describe(tag))
                 self._csv.writerow((step, run, tag, repr(float(value))))
 
     def text(self, step: int, tag: str, markdown: str) -> None:
-        """Logs a markdown text."""
         with self.write_errors_logged(), self._writers[TRAIN].as_default(step=step):
             tf.summary.text(tag, printable(markdown, keep="\n"))  # a path in it may be not UTF-8
 
@@ -118,7 +116,6 @@ class Summaries:
             tf.summary.write(tag, tf.constant(buckets, tf.float64), metadata=metadata)
 
     def graph(self, graph: tf.Graph) -> None:
-        """Logs a graph."""
         with self.write_errors_logged(), self._writers[TRAIN].as_default(step=0):
             tf.summary.graph(graph)
 

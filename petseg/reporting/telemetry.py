@@ -22,7 +22,6 @@ class Stopwatch:
         self.reset()
 
     def reset(self) -> None:
-        """Starts a new interval."""
         self._began = time.perf_counter()
         self._seconds = dict.fromkeys(PARTS, 0.0)
         self._steps: list[np.ndarray] = []

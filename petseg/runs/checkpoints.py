@@ -251,7 +251,6 @@ def _delete(directory: Path, step: int) -> None:
 
 
 def _bytes(objects: dict[str, Any]) -> int:
-    """Size of all variables, in bytes."""
     variables = [variable for value in objects.values() for variable in getattr(value, "variables", [value])]
     return sum(math.prod(value.shape) * tf.as_dtype(value.dtype).size for value in variables)
 

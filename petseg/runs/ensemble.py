@@ -60,7 +60,6 @@ class Ensemble:
 
     @property
     def weights(self) -> str:
-        """Kinds of the weights."""
         return " and ".join(sorted({member.weights for member in self.members}))
 
     @property

@@ -17,12 +17,10 @@ MAY_DIFFER = ("workdir", "seed", "data_dir", "cache", "cache_dir", "data_service
 
 
 def seed_folder(folder: Path, seed: int) -> Path:
-    """Work directory of the run with a seed."""
     return folder / f"{SEED}{seed}"
 
 
 def fold_folder(folder: Path, number: int) -> Path:
-    """Work directory of the run that leaves out a fold."""
     return folder / f"{FOLD}{number}"
 
 

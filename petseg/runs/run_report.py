@@ -6,7 +6,7 @@ import tensorflow as tf
 from petseg.data import catalog, input_pipeline
 from petseg.data.examples import BatchPosition
 from petseg.reporting import model_diagram, pictures
-from petseg.reporting.report import SHEET_EXAMPLES, Introduction, NullReport, Report
+from petseg.reporting.report import SHEET_EXAMPLES, NullReport, Report
 from petseg.runs import model_selection, run_groups
 from petseg.runs.schedule import Schedule
 from petseg.runs.setup import Run
@@ -43,13 +43,14 @@ def open_report(run: Run, step: int, schedule: Schedule, *, evaluates_first: boo
 
 def log_introduction(run: Run, report: Report, *, evaluates_first: bool) -> None:
     """Logs what is shown once, at step 0; predictions too, unless an evaluation is about to show them."""
+    if not run.placement.is_chief:
+        return
+    classes = run.train_examples.classes
     report.begin(
-        lambda: Introduction(
-            card=catalog.open_data(run.config.data, run.train_examples.classes).card(),
-            model_diagram=model_diagram.draw(run.model),
-            graph=run.evaluator.graph(),
-            training_batch=pictures.training_batch(*_first_batch(run), run.train_examples.classes),
-        )
+        card=catalog.open_data(run.config.data, classes).card(),
+        model_diagram=model_diagram.draw(run.model),
+        graph=run.evaluator.graph(),
+        training_batch=pictures.training_batch(*_first_batch(run), classes),
     )
     if not evaluates_first:
         report.predictions(0, run.eval_examples, run.evaluator)

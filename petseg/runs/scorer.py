@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class CheckpointScores:
-    """Scores of a checkpoint."""
-
     path: str  # path of the checkpoint
     # counts at the model's resolution and, with --resolution=native, at native resolution
     evaluations: list[Evaluation]

@@ -75,12 +75,10 @@ class TrainedRun:
 
     @property
     def class_weights(self) -> tuple[float, ...] | None:
-        """Class weights of its loss."""
         return self.workdir.load_class_weights()
 
     @property
     def figures(self) -> Path:
-        """Folder of its figures."""
         return self.workdir.figures
 
     @property
@@ -124,7 +122,6 @@ class TrainedRun:
         return paths
 
     def path_of(self, step: int) -> str:
-        """Path of the checkpoint of a step."""
         return checkpoint_files.path_of(self.workdir.checkpoints, step)
 
     def model_card(self, checkpoint: str, split: str, step: int) -> dict[str, Any]:

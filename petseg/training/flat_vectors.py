@@ -83,7 +83,6 @@ class FlatWeights:
 
     Attributes:
       variables: the flat variables, sorted by bucket, else in the order in which the kinds occur first.
-      kinds: their kinds.
     """
 
     def __init__(self, weights: Sequence[keras.Variable], kinds: Sequence[Kind]):

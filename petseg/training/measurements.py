@@ -70,7 +70,6 @@ class MeasuredSums(tf.Module):
         return means
 
     def clear(self) -> None:
-        """Resets the sums to 0."""
         for _, variable in self._sums():
             variable.assign(tf.zeros_like(variable))
 
