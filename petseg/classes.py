@@ -89,6 +89,13 @@ class Classes:
         return [value for each in self.members for value in each.values]
 
     @property
+    def meanings(self) -> dict[int | Color, str]:
+        """The name of its class, or `no class`, for each value in masks."""
+        return {value: each.name for each in self.members for value in each.values} | dict.fromkeys(
+            self.ignored, "no class"
+        )
+
+    @property
     def palette(self) -> np.ndarray:
         """Colours by class id, uint8 [256, 3]; black for other ids."""
         table = np.zeros((256, 3), np.uint8)

@@ -14,6 +14,11 @@ MASK_VALUES = ("ids", "own")
 PROBABILITIES = ("none", "png", "npz")
 PREDICTIONS = "predictions"
 SMALLEST_TILE = 32
+OF_PREDICTIONS = ("cutout", "skip_existing", "runtime", "mask_values", "probabilities", "output_dir")
+OF_SCORES = (
+    "split", "weight_files", "weight_feature", "score_weights", "eval_examples", "resolution", "csv",
+    "allow_training_images",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,12 +108,8 @@ class ScoreConfig(Group):
         super().__post_init__()
         if bool(self.workdir.strip()) == self.pretrained:
             raise ConfigError(f"--workdir={self.workdir}: must be the work directory of a run, or pass --pretrained")
-        alone = ("watch", "compare", "csv", "ema")
-        if self.packed and (self.checkpoint == "all" or any(getattr(self, name) for name in alone)):
-            raise ConfigError(
-                f"--workdir={self.packed}: is one checkpoint with one kind of weights; must be a work directory for "
-                f"--checkpoint=all, {', '.join(f'--{name}' for name in alone)}"
-            )
+        if self.packed:
+            self.check_packed(self.packed)
         self._check_ensemble()
         if self.watch and self.checkpoint != "latest":
             raise ConfigError(
@@ -119,13 +120,12 @@ class ScoreConfig(Group):
                 f"--predict={self.predict}, --export={self.export} and --output_dir={self.output_dir}: --export must "
                 "come with --output_dir, and without --predict"
             )
-        if not self.predict:
-            given = {"cutout": self.cutout, "skip_existing": self.skip_existing, "runtime": self.runtime != RUNTIMES[0]}
-            given["mask_values"] = self.mask_values != MASK_VALUES[0]
-            given["probabilities"] = self.probabilities != PROBABILITIES[0]
-            given["output_dir"] = bool(self.output_dir) and not self.export
-            for name in (name for name, is_given in given.items() if is_given):
-                raise ConfigError(f"--{name}={getattr(self, name)}: must come with --predict")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        misplaced, rule = (OF_SCORES, "without") if self.predict else (OF_PREDICTIONS, "with")
+        for name in misplaced:
+            value = getattr(self, name)
+            if value != defaults[name] and not (name == "output_dir" and self.export):
+                raise ConfigError(f"--{name}={value}: must come {rule} --predict")
         if (self.predict or self.export) and (self.watch or self.compare or self.checkpoint == "all"):
             raise ConfigError("--predict and --export: --checkpoint must be one, without --watch and --compare")
         if self.export and self.threshold:
@@ -143,6 +143,15 @@ class ScoreConfig(Group):
         self._given_tile()
         if self.tile and not self.predict and self.resolution != "native":
             raise ConfigError(f"--tile={self.tile}: must come with --predict or --resolution=native")
+
+    def check_packed(self, name: str) -> None:
+        """Raises ConfigError if flags choose among the checkpoints of a run, which packed weights do not have."""
+        alone = ("watch", "compare", "csv", "ema")
+        if self.checkpoint not in ("latest", "best") or any(getattr(self, flag) for flag in alone):
+            raise ConfigError(
+                f"--workdir={name}: is one checkpoint with one kind of weights; must be a work directory for "
+                f"{', '.join(f'--{flag}' for flag in alone)} or --checkpoint={self.checkpoint}"
+            )
 
     def _check_ensemble(self) -> None:
         if not self.ensemble:

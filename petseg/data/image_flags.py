@@ -10,12 +10,15 @@ import tensorflow as tf
 
 from petseg.config import DataConfig, image_spec
 from petseg.config.data_config import AUTO, RANGES
+from petseg.data import images
 from petseg.data.catalog import DataSet
 from petseg.data.example_decoding import ImageDecoding
 from petseg.data.images import PERCENTILES
+from petseg.data.picture import PictureError
 from petseg.errors import DataError
 
 MEASURED_IMAGES, MEASURED_NUMBERS = 512, 3 * 2**14  # at most; numbers of one image
+CHECKED_IMAGES = 16
 FAR = 10  # times the range of all other numbers
 logger = logging.getLogger(__name__)
 
@@ -45,17 +48,25 @@ def decoding_of(config: DataConfig, data_set: DataSet) -> ImageDecoding:
     return ImageDecoding(bands, config.image_spec)
 
 
+def check_scale(data_set: DataSet, split: str, decoding: ImageDecoding) -> None:
+    """Raises DataError if the pixel values of a split are on another scale than the intensity range of its run."""
+    if decoding.spec.dtype == "uint8":
+        return
+    values = _sampled(data_set, split, decoding, CHECKED_IMAGES)
+    try:
+        images.check_scale(np.concatenate(values or [np.zeros((1, 1))]), decoding.spec)
+    except PictureError as error:
+        raise DataError(f"{data_set.name}, split {split}: {error}") from error
+
+
 def _measured_range(data_set: DataSet, split: str, decoding: ImageDecoding) -> str:
     """The range of the pixel values in a split, as the value of --intensity_range.
 
     One range for RGB, whose channels share a scale; one for each channel of other images. Raises DataError if all
     numbers are the same.
     """
-    count, channels = data_set.num_examples(split), decoding.spec.channels
-    decode = tf.autograph.experimental.do_not_convert(lambda example: decoding.stored(example["image"]))
-    examples = data_set.raw_examples(split).shard(math.ceil(count / MEASURED_IMAGES), 0)
-    decoded = examples.map(decode).ignore_errors().prefetch(1)  # a bad example is reported when it is loaded
-    values = [_sample(pixels) for pixels in decoded.as_numpy_iterator()]
+    channels = decoding.spec.channels
+    values = _sampled(data_set, split, decoding, MEASURED_IMAGES)
     if not values:
         return RANGES[decoding.spec.dtype]
     _refuse_two_scales(values, split)
@@ -111,6 +122,14 @@ def _refuse_no_data(numbers: np.ndarray, split: str) -> None:
                 f"--train_split={split}: {share:.1%} of the pixel values are {extreme:g}, far from all others, as for "
                 f"missing data; --intensity_range must be LOW,HIGH of the others, such as {measured}"
             )
+
+
+def _sampled(data_set: DataSet, split: str, decoding: ImageDecoding, most: int) -> list[np.ndarray]:
+    """Pixel values [N, C] of each of at most so many images of a split."""
+    decode = tf.autograph.experimental.do_not_convert(lambda example: decoding.stored(example["image"]))
+    examples = data_set.raw_examples(split).shard(math.ceil(data_set.num_examples(split) / most), 0)
+    decoded = examples.map(decode).ignore_errors().prefetch(1)  # a bad example is reported when it is loaded
+    return [_sample(pixels) for pixels in decoded.as_numpy_iterator()]
 
 
 def _sample(pixels: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from petseg.config.image_spec import ImageSpec
 from petseg.data import picture_files
 from petseg.data.folders.mask_values import encode_png
-from petseg.data.picture import Picture, PictureError
+from petseg.data.picture import Picture, PictureError, PixelError
 from petseg.data.picture_files import FileContent
 from petseg.errors import DataError
 
@@ -171,10 +171,16 @@ def luma(pixels: np.ndarray) -> np.ndarray:
     return ((pixels.astype(np.int64) @ np.array(LUMA)[:, None] + 500) // 1000).astype(pixels.dtype)
 
 
-def prepared(picture: Picture, spec: ImageSpec) -> np.ndarray:
+def prepared(
+    picture: Picture, spec: ImageSpec, name: str = "image", on_unused_opacity: Callable[[], None] | None = None
+) -> np.ndarray:
     """An image [H, W, C] of a picture, upright and in transport format, uint8 or uint16.
 
-    Raises PictureError if the picture has other channels or numbers than the run's images.
+    Args:
+      on_unused_opacity: called if opacity varies and is not one of the channels; None: that is logged with the name.
+
+    Raises:
+      PictureError: if the picture has other channels or numbers than the run's images.
     """
     bands = Bands.of(picture)
     if bands.dtype != spec.dtype:
@@ -184,6 +190,12 @@ def prepared(picture: Picture, spec: ImageSpec) -> np.ndarray:
         )
     image = to_image(picture, spec.channels)
     check_finite(image)
+    check_scale(image, spec)
+    if picture.alpha_varies and not bands.is_used_alpha(spec.channels):
+        if on_unused_opacity:
+            on_unused_opacity()
+        else:
+            logger.info("%s: %s", name, UNUSED_OPACITY)
     return spec.encode(image)
 
 
@@ -200,11 +212,28 @@ def for_people(picture: Picture) -> np.ndarray:
 
 
 def check_finite(pixels: np.ndarray) -> None:
-    """Raises PictureError if some pixel values are NaN or infinite."""
+    """Raises PixelError if some pixel values are NaN or infinite."""
     if pixels.dtype.kind == "f" and (bad := int((~np.isfinite(pixels)).any(axis=-1).sum())):
-        raise PictureError(
+        raise PixelError(
             f"holds NaN or infinite values in {bad} pixels; must be finite: replace them, and ignore these pixels in "
             "the mask"
+        )
+
+
+def check_scale(pixels: np.ndarray, spec: ImageSpec) -> None:
+    """Raises PixelError if pixel values [..., C] are on another scale than those of the training images.
+
+    They are if the range would make most of them white, or all of them black.
+    """
+    if spec.dtype == "uint8":
+        return
+    low, high = np.array(spec.low), np.array(spec.high)
+    is_larger = np.mean(pixels > 2 * high - low) > 0.5
+    is_fraction = pixels.dtype.kind == "f" and low.min() >= 0 and high.min() > 100 and 0 < pixels.max() <= 1
+    if is_larger or is_fraction:
+        raise PixelError(
+            f"holds values from {pixels.min():g} to {pixels.max():g}; must be on the scale of the training images, "
+            f"whose --intensity_range is {low.min():g} to {high.max():g}"
         )
 
 
@@ -268,19 +297,6 @@ def read(
     *,
     on_unused_opacity: Callable[[], None] | None = None,
 ) -> np.ndarray:
-    """An image [H, W, C] of a file in transport format.
-
-    Args:
-      on_unused_opacity: called if opacity varies and is not one of the channels; None: that is logged.
-
-    Raises:
-      PictureError: as `picture_files.read` and `prepared`.
-    """
+    """An image [H, W, C] of a file in transport format; raises PictureError as `picture_files.read` and `prepared`."""
     picture = file.picture(page) if isinstance(file, FileContent) else picture_files.read(file, page)
-    image = prepared(picture, spec)
-    if picture.alpha_varies and not Bands.of(picture).is_used_alpha(spec.channels):
-        if on_unused_opacity:
-            on_unused_opacity()
-        else:
-            logger.info("%s: %s", file, UNUSED_OPACITY)
-    return image
+    return prepared(picture, spec, str(file), on_unused_opacity)

@@ -121,11 +121,8 @@ def read(path: str | os.PathLike[str], classes: Classes) -> np.ndarray:
     Raises DataError if it cannot be read, or a value is in no class; names the file.
     """
     try:
-        with open(path, "rb") as file:
-            values = decode(file.read(), classes.colored)
+        values = of_picture(picture_files.read(path).upright(), classes.colored)
         return ids_of(values, MaskCoding(classes))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}; must be a mask file") from error
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 

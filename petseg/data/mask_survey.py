@@ -21,6 +21,7 @@ LINE = 8  # a region with more than this many times the area of a square inside 
 MANY = 16  # values of one mask
 RARE = 0.05  # largest fraction of the pixels of a value that interpolation makes
 PARTS = 1.5  # most places of an object, on average
+SEGMENTS = 3  # least number of masks, and of colours of each on average, in which colours that never recur are segments
 CODED = 1000  # least number of an object's class and its own, such as Cityscapes' 24001
 SHOWN_NAMES = 2
 NEIGHBOURS = np.ones((3, 3))  # of a pixel in a region: also the diagonal ones
@@ -66,7 +67,8 @@ class MaskFacts:
         palette = None if mask.palette is None else mask.palette[np.minimum(values, 255)]
         if palette is not None and values[-1] > 0 and (palette == values[:, None]).all():
             palette = None  # each number has its own shade, as in a palette that was made of grey: no colours
-        objects = None if mask.colored else _count_objects(numbers, values)
+        # Panoptic masks count in the red channel first.
+        objects = _count_objects(numbers, values, 0x10000 if mask.colored else 1)
         return cls(
             values, pixels, uniform, between, compact, mask.colored, palette, mask.single, mask.transparent, objects
         )
@@ -77,7 +79,8 @@ class MaskSurvey:
 
     def __init__(self, classes: Classes | None):
         self._classes = classes
-        self._sums: dict[bool, dict[int, np.ndarray]] = {False: {}, True: {}}  # pixels, uniform, between, by value
+        # pixels, uniform, between, and number of masks, by value
+        self._sums: dict[bool, dict[int, np.ndarray]] = {False: {}, True: {}}
         self._colors: dict[int, tuple[bytes, str]] = {}  # of palette indices, and the first mask that has them
         self._differing: tuple[int, str, str] | None = None
         self._void_pixels = self._void_compact = 0
@@ -88,6 +91,9 @@ class MaskSurvey:
         self._either_way: list[str] = []
         self._transparent: list[str] = []
         self._grey: list[str] = []  # masks of numbers other than 0 and 255 in files without colours
+        self._numbers: set[int] = set()  # in such files
+        self._shades: dict[str, set[int]] = {}  # of the indices of masks whose palettes are shades of grey
+        self._colored_masks = 0
         self._objects: set[int | None] = set()  # numbers of objects that the values of a mask may count
 
     def add(self, name: str, facts: MaskFacts, *, either_way: bool = False) -> None:
@@ -97,7 +103,7 @@ class MaskSurvey:
         self._objects.add(facts.objects)
         sums = self._sums[facts.colored]
         for value, *counts in zip(facts.values.tolist(), facts.pixels, facts.uniform, facts.between, strict=True):
-            sums[value] = sums.get(value, 0) + np.array(counts)
+            sums[value] = sums.get(value, 0) + np.array([*counts, 1])
         if facts.transparent:
             self._transparent.append(name)
         if facts.palette is not None:
@@ -105,6 +111,9 @@ class MaskSurvey:
                 first, where = self._colors.setdefault(value, (color.tobytes(), name))
                 if first != color.tobytes():
                     self._differing = self._differing or (value, where, name)
+            if (facts.palette == facts.palette[:, :1]).all() and (facts.palette[:, 0] != facts.values).any():
+                self._shades[name] = set(facts.palette[:, 0].tolist())
+        self._colored_masks += facts.colored
         if not facts.colored:
             self._add_void(name, facts)
 
@@ -113,6 +122,7 @@ class MaskSurvey:
         others = values - {0, IGNORED}
         if facts.single and others:
             self._grey.append(name)
+            self._numbers |= values
         if IGNORED not in values:
             if others:
                 self._without_void.append(name)
@@ -130,25 +140,39 @@ class MaskSurvey:
         """What makes the masks unusable."""
         found = [Fault(Kind.RESAMPLED, "the masks", self._resampled())] if self._resampled() else []
         if self._classes is None:
-            if not found and (reason := self._meaning_of_void()):
-                remedy = 'a classes file must say what it is: a class with "value": 255, or "ignored": [255]'
-                found.append(Fault(Kind.CLASSES, "the masks", f"{reason}; {remedy}"))
-            if LARGEST in self._sums[False] and len(self._sums[False]) > 2:
-                what = f'hold {LARGEST}, the largest value; a classes file must say what it is: a class, or "ignored"'
-                found.append(Fault(Kind.CLASSES, "the masks", what))
-            if not found and (reason := self._number_objects()):
-                remedy = 'a classes file must say which values are one class: "value": [1, 2, 3]'
-                found.append(Fault(Kind.CLASSES, "the masks", f"{reason}; {remedy}"))
-            if self.holds_colors and self._grey and (self._differing or self._sums[True]):
-                what = (
-                    f"hold numbers in {_few(self._grey)} and colours in others, whose numbers mean something else in "
-                    "every file; must be numbers or colours throughout"
-                )
-                found.append(Fault(Kind.CLASSES, "the masks", what))
-            return found
+            unclear = self._unclear_without_classes()
+            return found or ([Fault(Kind.CLASSES, "the masks", unclear)] if unclear else [])
         if self._differing and not self._classes.colored:
             found.append(Fault(Kind.PALETTES, self._differing[2], self._palettes()))
+        elif exchanged := self._exchanged(self._classes):
+            found.append(Fault(Kind.PALETTES, "the masks", exchanged))
         return found + self._missing_classes(self._classes)
+
+    def _unclear_without_classes(self) -> str:
+        """Why values cannot be classes, one each; empty if they can."""
+        if reason := self._meaning_of_void():
+            return f'{reason}; a classes file must say what it is: a class with "value": 255, or "ignored": [255]'
+        if LARGEST in self._sums[False] and len(self._sums[False]) > 2:
+            return f'hold {LARGEST}, the largest value; a classes file must say what it is: a class, or "ignored"'
+        if reason := self._number_objects():
+            return f'{reason}; a classes file must say which values are one class: "value": [1, 2, 3]'
+        if self._number_segments():
+            return (
+                "hold colours that hardly ever recur in another mask, as in panoptic masks, whose colours number "
+                'segments (red + 256 green + 65536 blue is the id in "segments_info"); must hold the class of each '
+                "segment, or a classes file must give the colours of each class"
+            )
+        if self.holds_colors and self._grey and (self._differing or self._sums[True]):
+            return (
+                f"hold numbers in {_few(self._grey)} and colours in others, whose numbers mean something else in every "
+                "file; must be numbers or colours throughout"
+            )
+        if shaded := [name for name, shades in self._shades.items() if shades <= self._numbers]:
+            return (
+                f"hold palettes of grey ({_few(shaded)}), whose shades, not indices, are the values of masks without "
+                f"palettes ({_few(self._grey)}); must be saved as grey: mask.convert('L')"
+            )
+        return ""
 
     def notes(self) -> list[str]:
         """What may be a mistake."""
@@ -214,6 +238,25 @@ class MaskSurvey:
             return f"{what}, as instance ids, which number objects, not classes"
         return ""
 
+    def _number_segments(self) -> bool:
+        """Whether colours other than black hardly ever occur in two masks, though there are several in each."""
+        masks = [int(counts[-1]) for color, counts in self._sums[True].items() if color]
+        colored = self._colored_masks
+        return colored >= SEGMENTS and sum(masks) >= SEGMENTS * colored and len(masks) > 0.9 * sum(masks)
+
+    def _exchanged(self, classes: Classes) -> str:
+        """Why palettes give numbers the colours of other classes; empty if not all of them are colours of classes."""
+        members = {bytes(each.color): each for each in classes.members}
+        shown = [(value, members.get(color), name) for value, (color, name) in self._colors.items() if value != IGNORED]
+        others = [(value, each, name) for value, each, name in shown if each and value not in each.values]
+        if len(others) < 2 or not all(each for _, each, _ in shown):
+            return ""
+        value, other, name = others[0]
+        return (
+            f"have palettes that give value {value} the colour of {other.name}, which is {other.value} ({name}); must "
+            "hold the values of the classes, or the classes have colours as values"
+        )
+
     def _missing_classes(self, classes: Classes) -> list[Fault]:
         """A fault if at most one class occurs, as in masks of 0 and 255 where 255 is ignored."""
         counts = self._class_pixels()
@@ -234,7 +277,7 @@ class MaskSurvey:
             if not sums:
                 continue
             counts = np.array([sums[value] for value in sorted(sums)])
-            pixels, uniform, between = counts.T
+            pixels, uniform, between, _ = counts.T
             scattered = (uniform < pixels / 2) & (pixels < RARE * pixels.sum())
             if not colored:
                 scattered &= between >= pixels / 2
@@ -289,10 +332,10 @@ def _coarse(pixels: np.ndarray) -> tuple[np.ndarray, int]:
     return pixels[::step, ::step], step
 
 
-def _count_objects(numbers: np.ndarray, values: np.ndarray) -> int | None:
-    """How many objects a mask has if its values are 0 and 1 to N, most of them in one place each; otherwise None."""
+def _count_objects(numbers: np.ndarray, values: np.ndarray, unit: int) -> int | None:
+    """How many objects a mask has if its values are 0 and 1 to N units, most in one place each; otherwise None."""
     objects = [value for value in values.tolist() if value not in (0, IGNORED)]
-    if objects != list(range(1, len(objects) + 1)):
+    if objects != [*range(unit, unit * (len(objects) + 1), unit)]:
         return None
     coarse, _ = _coarse(numbers)
     parts = 0

@@ -22,6 +22,10 @@ class PictureError(DataError):
     """A file or array cannot be read as a picture; the text does not name it, the caller does."""
 
 
+class PixelError(PictureError):
+    """The pixel values of a picture cannot be used."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Picture:
     """A picture as its file holds it."""
@@ -82,7 +86,9 @@ def too_many(what: str, pixels: int) -> str:
 
 def check_page(page: int | None, pages: int) -> None:
     if page is None and pages > 1:
-        raise PictureError(f"holds {pages} pages; must hold one, or --pages=examples makes each page an example")
+        raise PictureError(
+            f"holds {pages} pages; must hold one, or --pages=examples in training makes each one an example"
+        )
     if page is not None and page >= pages:
         raise PictureError(f"holds {pages} pages, and page {page + 1} was asked for")
 

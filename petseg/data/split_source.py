@@ -51,6 +51,7 @@ class SplitSource:
                 "`python -m petseg.data.to_array_record` converts it, and --cache=disk reads any format"
             )
         images = image_flags.decoding_of(config, data_set)
+        image_flags.check_scale(data_set, split, images)
         resizing = Resizing(config.size, config.resize, images.spec.padding)
         weights = data_set.weight_dtype(split)
         if config.score_weights and not weights:

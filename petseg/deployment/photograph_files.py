@@ -127,7 +127,12 @@ def _matches(pattern: str) -> list[Path]:
     names = glob.glob(rest, root_dir=folder, recursive=True) or glob.glob(
         rest.replace("[", "[[]"), root_dir=folder, recursive=True
     )
-    return sorted({folder / name for name in names if os.path.isfile(folder / name)})
+    # Through a link to a folder above, `**` finds each file many times; its shortest path counts.
+    found: dict[tuple[str, str], Path] = {}
+    for path in sorted((folder / name for name in names), key=lambda path: len(path.parts)):
+        if path.is_file():
+            found.setdefault((os.path.realpath(path.parent), path.name), path)
+    return sorted(found.values())
 
 
 def _photographs_below(folder: Path) -> list[Path]:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, overload
 
 import keras
@@ -18,7 +19,9 @@ from petseg.config.image_spec import PLAIN, ImageSpec
 from petseg.data import images, loading, mask_files, subsampling
 from petseg.data.backends.memory import MemoryExamples
 from petseg.data.examples import Examples
-from petseg.data.picture import Picture, PictureError, from_pillow, of_bands
+from petseg.data.folders import mask_values, pair_files
+from petseg.data.picture import Picture, PictureError, PixelError, from_pillow, of_bands
+from petseg.data.picture_files import FileContent
 from petseg.deployment.predictor import Predictor
 from petseg.deployment.segmentation import Segmentation
 from petseg.errors import ConfigError, DataError, one_line
@@ -28,6 +31,7 @@ from petseg.evaluation.results import split_results
 from petseg.runs import building, training_data_record
 from petseg.runs.ensemble import Ensemble
 from petseg.runs.open_trained_run import Run, load_model, open_single, with_averages
+from petseg.runs.packed_run import packed_file
 from petseg.runs.trained_run import weights_to_score
 from petseg.runs.training_data_record import TrainingData
 from petseg.training import losses
@@ -174,7 +178,7 @@ class Segmenter:
 def load(
     source: Source | Sequence[Source],
     *,
-    checkpoint: str = "best",
+    checkpoint: str | None = None,
     ema: bool | None = None,
     flip_tta: bool = False,
     tile: int | Sequence[int] | None = None,
@@ -186,7 +190,7 @@ def load(
     Args:
       source: a work directory; a file of packed weights, which `eval.py --export=weights` writes; or the name of a
         packaged model, "pets". A list of them is an ensemble, which averages their class probabilities.
-      checkpoint: of a work directory: `best`, `latest`, or the path of a checkpoint.
+      checkpoint: of a work directory: `best` (None), `latest`, or the path of a checkpoint.
       ema: of a work directory: whether to use averaged weights; None: if the run has them.
       flip_tta: whether to average the probabilities of each image and its mirror image.
       tile: side, or height and width, of tiles; 0: whole images; None: tiles for a run with `resize="crop"`, else whole
@@ -203,6 +207,10 @@ def load(
         sources = list(source)
     if not sources or not all(isinstance(each, str | os.PathLike) for each in sources):
         raise ConfigError(f"source: got {source!r}; must be a path, the name of a packaged model, or a list of these")
+    given = [f"{name}={value!r}" for name, value in (("checkpoint", checkpoint), ("ema", ema)) if value is not None]
+    if given and all(packed_file(os.fspath(each)) for each in sources):
+        raise ConfigError(f"{given[0]}: must not come with {source}, which is one checkpoint with one kind of weights")
+    checkpoint = "best" if checkpoint is None else checkpoint
     scores = [
         ScoreConfig(
             workdir=os.fspath(each),
@@ -257,11 +265,10 @@ def as_array(image: ImageLike, spec: ImageSpec = PLAIN) -> np.ndarray:
     if not isinstance(image, Image.Image) and not hasattr(image, "__array__"):
         raise DataError(f"image: got {type(image).__name__}; must be an array, a path or a Pillow image")
     try:
-        if isinstance(image, Image.Image):
-            return images.prepared(from_pillow(image), spec)
-        return images.prepared(_of_array(np.asarray(image), spec), spec)
+        picture = from_pillow(image) if isinstance(image, Image.Image) else _of_array(np.asarray(image), spec)
+        return images.prepared(picture, spec)
     except PictureError as error:
-        if isinstance(image, Image.Image):
+        if isinstance(image, Image.Image) or isinstance(error, PixelError):
             raise DataError(f"image: {error}") from error
         raise DataError(_wrong_array(np.asarray(image), spec)) from error
     except Exception as error:  # Pillow decodes now, and raises OSError, SyntaxError, ValueError and more
@@ -282,10 +289,12 @@ def _wrong_array(array: np.ndarray, spec: ImageSpec) -> str:
     hint = ""
     if array.dtype.kind == "f" and spec.dtype == "uint8":
         hint = "; for values in [0, 1]: (image * 255).round().astype('uint8')"
-    elif array.dtype.kind == "f" and spec.dtype == "float32":
-        hint = "; finite numbers"
     elif array.ndim == 4:
         hint = "; of several images, a list: list(images)"
+    elif array.ndim == 3 and array.shape[0] == spec.channels:
+        hint = "; with the channels first: np.moveaxis(image, 0, -1)"
+    elif array.dtype.kind in "iu" and spec.is_plain:
+        hint = "; if its values are 0 to 255: image.astype('uint8')"
     return f"image: got {array.dtype} {list(array.shape)}; must be {spec.dtype} {channels}{values}{grey}{hint}"
 
 
@@ -293,7 +302,12 @@ def _checked_pairs(dataset: Any, classes: Classes, spec: ImageSpec) -> list[tupl
     """The pairs of `evaluate`, as `_checked_pair`; raises DataError if there are none with a labelled pixel."""
     if not isinstance(dataset, Iterable):
         raise DataError(f"dataset: got {type(dataset).__name__}; must be pairs of image and mask, or a split")
-    pairs = [_checked_pair(i, pair, classes, spec) for i, pair in enumerate(dataset)]
+    pairs = []
+    for number, pair in enumerate(dataset):
+        try:
+            pairs.append(_checked_pair(pair, classes, spec))
+        except DataError as error:
+            raise DataError(f"pair {number}: {error}") from error
     if not pairs:
         raise DataError("dataset: holds no pairs of image and mask")
     if all((mask == IGNORED).all() for _, mask in pairs):
@@ -301,24 +315,51 @@ def _checked_pairs(dataset: Any, classes: Classes, spec: ImageSpec) -> list[tupl
     return pairs
 
 
-def _checked_pair(number: int, pair: Any, classes: Classes, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
+def _checked_pair(pair: Any, classes: Classes, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
     """Converts a pair to an image [H, W, C] and a mask uint8 [H, W, 1]; raises DataError if it is invalid."""
     try:
-        image, mask = pair
+        image, mask = () if isinstance(pair, str | Mapping) else pair
     except (TypeError, ValueError):
-        raise DataError(f"pair {number}: got {type(pair).__name__}; must be an image and its mask") from None
+        raise DataError(f"got {type(pair).__name__}; must be an image and its mask") from None
+    if isinstance(image, str | os.PathLike) and isinstance(mask, str | os.PathLike):
+        return _pair_of_files(image, mask, classes, spec)
     image = as_array(image, spec)
-    mask = mask_files.read(mask, classes) if isinstance(mask, str | os.PathLike) else np.asarray(mask)
+    mask = mask_files.read(mask, classes) if isinstance(mask, str | os.PathLike) else _as_ids(mask)
     mask = mask[..., 0] if mask.ndim == 3 and mask.shape[-1] == 1 else mask
     if mask.dtype.kind not in "iu" or mask.shape != image.shape[:2]:
         raise DataError(
-            f"pair {number}: mask: got {mask.dtype} {list(mask.shape)}; must be integers {list(image.shape[:2])}, "
-            "class ids"
+            f"mask: got {mask.dtype} {list(mask.shape)}; must be integers {list(image.shape[:2])}, class ids"
         )
     wrong = mask[(mask != IGNORED) & ((mask < 0) | (mask >= len(classes)))]
     if wrong.size:
         raise DataError(
-            f"pair {number}: mask: holds {wrong[0]}, which is not a class, in {(wrong == wrong[0]).sum()} pixels; must "
-            f"be class ids 0 to {len(classes) - 1}, or {IGNORED} for ignored pixels"
+            f"mask: holds {wrong[0]}, which is not a class, in {(wrong == wrong[0]).sum()} pixels; must be class ids 0 "
+            f"to {len(classes) - 1}, or {IGNORED} for ignored pixels"
         )
     return image, mask[..., None].astype(np.uint8)
+
+
+def _pair_of_files(image: Source, mask: Source, classes: Classes, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
+    """A pair of files, read as in training: if only the stored image fits the mask, EXIF turns both."""
+    image, mask = os.fspath(image), os.fspath(mask)
+    pair = pair_files.decode_pair(
+        image, FileContent(Path(image)), mask, FileContent(Path(mask)), mask_values.MaskCoding(classes)
+    )
+    if pair.faults:
+        raise DataError(str(pair.faults[0]))
+    assert pair.picture
+    assert pair.ids is not None
+    try:
+        return images.prepared(pair.picture, spec, image), pair.ids[..., None]
+    except PictureError as error:
+        raise DataError(f"{image}: {error}") from error
+
+
+def _as_ids(mask: Any) -> np.ndarray:
+    """An array of class ids; raises DataError for Pillow images, which hold values of files, and for what is none."""
+    if isinstance(mask, Image.Image):
+        raise DataError("mask: got a Pillow image; must be an array of class ids, or the path of a mask file")
+    try:
+        return np.asarray(mask)
+    except Exception as error:  # sequences of different lengths; tensors raise classes of their own
+        raise DataError(f"mask: got {type(mask).__name__}: {one_line(error)}; must be integers [H, W]") from error

@@ -40,6 +40,12 @@ def test_tiles_are_of_no_use_at_the_models_resolution():
     ScoreConfig(workdir="run", tile="64", predict="*.jpg", output_dir="out")
 
 
+def test_flags_of_scores_are_refused_with_predict():
+    for name, value in (("csv", "x.csv"), ("split", "test"), ("resolution", "native"), ("eval_examples", 3)):
+        with pytest.raises(ConfigError, match=f"^--{name}={value}: must come without --predict$"):
+            ScoreConfig(workdir="run", predict="*.jpg", **{name: value})
+
+
 def test_prediction_flags_are_refused_without_predict():
     assert ScoreConfig(workdir="run", predict="*.jpg").prediction_dir == "predictions"
     assert ScoreConfig(workdir="run", predict="*.jpg", output_dir="out").prediction_dir == "out"

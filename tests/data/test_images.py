@@ -120,6 +120,36 @@ def test_training_sees_the_pixels_that_prediction_sees(files, flags, expected, t
         np.testing.assert_array_equal(seen, predicted, name)
 
 
+SCALES = [  # range of a run, values of images, whether they are on its scale
+    ((0, 1), RGB.astype(np.float32), False),
+    ((0, 1), RGB.astype(np.int32), False),
+    ((0, 1), np.clip(RGB / 100, 0, 1.5), True),  # overexposed
+    ((0, 255), RGB / np.float32(255), False),
+    ((0, 255), RGB * np.float32(0), True),
+    ((-160, 240), RGB * np.float32(6) - 1000, True),  # a window of computed tomography
+    ((0, 4095), RGB.astype(np.uint16) * 257, False),
+    ((0, 4095), RGB.astype(np.uint16), True),  # dark
+]
+
+
+@pytest.mark.parametrize(("limits", "values", "fits"), SCALES)
+def test_images_on_another_scale_than_those_of_the_training_are_refused(limits, values, fits):
+    picture = of_bands(values, "ARRAY")
+    spec = ImageSpec(3, "uint16" if values.dtype == np.uint16 else "float32", *((float(each),) for each in limits))
+    if fits:
+        images.prepared(picture, spec)
+    else:
+        with pytest.raises(PictureError, match=r"^holds values from .* to .*; must be on the scale of the training im"):
+            images.prepared(picture, spec)
+
+
+def test_a_split_on_another_scale_than_that_of_the_run_is_refused(tmp_path):
+    root = write(tmp_path / "folder", {"a.tif": tiff(RGB.astype(np.float32), photometric="rgb")})
+    data = config(root, channels=3, image_dtype="float32", intensity_range="0,1", image_size="32")
+    with pytest.raises(DataError, match=r"^folder, split test: holds values from \d+ to 25\d; must be on the scale of"):
+        loading.load(data, "test")
+
+
 def test_deep_images_keep_their_numbers_in_every_cache(tmp_path):
     root = write(tmp_path / "folder", BANDS)
     expected = None

@@ -112,7 +112,7 @@ def test_three_numbers_that_were_meant_as_values_are_explained():
 def test_a_file_is_read_by_its_path_and_named_in_errors(tmp_path):
     (tmp_path / "a.png").write_bytes(pillow(IDS))
     np.testing.assert_array_equal(mask_files.read(tmp_path / "a.png", NAMES), IDS)
-    for name, message in (("a.png", "holds colour"), ("b.png", "No such file"), (".", "Is a directory")):
+    for name, message in (("a.png", "holds colour"), ("b.png", "No such file"), (".", "is a folder")):
         with pytest.raises(DataError, match=f"^{tmp_path / name}: .*{message}"):
             mask_files.read(tmp_path / name, COLORED)
 

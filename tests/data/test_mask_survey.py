@@ -189,6 +189,50 @@ def test_numbers_of_objects_are_a_fault_without_a_classes_file(masks, message):
     assert not survey(Classes.from_dict(["background", {"name": "cell", "value": values}]))
 
 
+def of_segments(*ids):
+    """A panoptic mask, uint8 [64, 64, 3]: a square for each id, which is red + 256 green + 65536 blue."""
+    table = np.array([0, *ids])
+    colors = np.stack([table & 255, table >> 8 & 255, table >> 16], -1).astype(np.uint8)
+    return colors[instances(len(ids))]
+
+
+def test_colours_that_number_segments_are_a_fault_without_a_classes_file():
+    ids = np.random.default_rng(0).integers(1, 2**24, (4, 5))
+    masks = [of_segments(*of_mask) for of_mask in ids.tolist()]
+    assert "colours that hardly ever recur in another mask, as in panoptic masks" in judged(masks)[0]
+    in_red = [of_segments(*range(1, count + 1)) for count in (2, 5, 9)]
+    assert "hold 1 to 9, each in one place of a mask, as instance ids" in judged(in_red)[0]
+    classes = [{"name": f"c{i}", "value": color} for i, color in enumerate(np.unique(masks[0].reshape(-1, 3), axis=0))]
+    assert not judged(masks, Classes.from_dict([{**each, "value": each["value"].tolist()} for each in classes]))[0]
+    shared = [of_segments(*of_mask, *ids[0, :2].tolist()) for of_mask in ids.tolist()[1:]]
+    assert judged(shared) == ("", "")
+
+
+def indexed(mask, palette):
+    picture = Image.fromarray(mask)
+    picture.putpalette([channel for color in palette for channel in color])
+    return picture
+
+
+def test_a_palette_of_grey_whose_shades_are_the_values_of_other_masks_is_a_fault_without_a_classes_file():
+    grey, other = drawn([1, 2], 2)
+    exchanged = indexed(other, [(0, 0, 0), (2, 2, 2), (1, 1, 1)])
+    assert "hold palettes of grey (1.png), whose shades, not indices, are the values" in judged([grey, exchanged])[0]
+    for palette in (COLORS.tolist(), [(0, 0, 0), (127, 127, 127), (254, 254, 254)]):
+        assert judged([grey, indexed(other, palette)]) == ("", "")
+
+
+def test_palettes_that_exchange_the_colours_of_the_classes_are_a_fault():
+    classes = Classes.from_dict(
+        [{"name": name, "color": color} for name, color in zip("abc", COLORS.tolist(), strict=True)]
+    )
+    masks = drawn([1, 2])
+    message = "have palettes that give value 1 the colour of c, which is 2 (0.png)"
+    assert message in judged([indexed(mask, COLORS[[0, 2, 1]].tolist()) for mask in masks], classes)[0]
+    for palette in (COLORS.tolist(), [(0, 0, 0), (0, 128, 0), (9, 9, 9)], [(1, 1, 1), (9, 9, 9), (8, 8, 8)]):
+        assert judged([indexed(mask, palette) for mask in masks], classes) == ("", "")
+
+
 def test_numbers_in_some_masks_and_colours_in_others_are_a_fault_without_classes():
     faults, _ = judged([*drawn([1, 2]), *(COLORS[mask] for mask in drawn([1]))])
     assert "hold numbers in 0.png, 1.png, ... and colours in others" in faults

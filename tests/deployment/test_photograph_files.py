@@ -52,6 +52,13 @@ def test_subfolders_are_searched_and_kept(tmp_path):
     assert masks(tmp_path / "in" / "other" / "b.png", tmp_path / "out") == ["b.mask.png"]
 
 
+def test_a_link_to_a_folder_above_does_not_multiply_photographs(tmp_path):
+    save(tmp_path / "in" / "a.png", tmp_path / "in" / "sub" / "b.png")
+    (tmp_path / "in" / "sub" / "up").symlink_to("..")
+    for pattern in ("", "**", "**/*.png"):
+        assert masks(tmp_path / "in" / pattern, tmp_path / "out") == ["a.mask.png", "sub/b.mask.png"]
+
+
 def test_files_of_one_name_keep_their_suffixes(tmp_path):
     save(tmp_path / "a/cat.jpg", tmp_path / "a/cat.PNG", tmp_path / "b/cat.jpg")
     found = masks(tmp_path / "*" / "cat.*", tmp_path / "out")

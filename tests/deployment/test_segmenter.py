@@ -19,7 +19,7 @@ from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.deployment import export_command, prediction_command, segmentation, segmenter
 from petseg.deployment.predictor import Predictor
 from petseg.errors import CheckpointError, ConfigError, DataError, WorkDirectoryError
-from petseg.runs import scoring
+from petseg.runs import open_trained_run, scoring
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +99,13 @@ def test_pairs_are_scored_at_their_own_size(workdir, loaded):
     [
         (np.zeros((4, 5, 3), np.float32), r"got float32 \[4, 5, 3\]; must be uint8 .* \(image \* 255\)"),
         (np.zeros((4, 5, 2), np.uint8), r"got uint8 \[4, 5, 2\]; must be uint8 \[height, width, 3\] .*, or grey"),
-        (np.zeros((4, 5), np.int64), r"got int64 \[4, 5\]; must be uint8 \[height, width, 3\]"),
+        (np.zeros((4, 5), np.int64), r"got int64 \[4, 5\]; must be uint8 \[height, width, 3\] .*astype\('uint8'\)"),
         (np.zeros(5, np.uint8), r"got uint8 \[5\]; must be"),
         (np.zeros((0, 5), np.uint8), r"got uint8 \[0, 5\]; must be"),
+        (
+            np.zeros((3, 64, 80), np.uint8),
+            r"got uint8 \[3, 64, 80\]; must be .*; with the channels first: np\.moveaxis",
+        ),
         (np.zeros((2, 4, 5, 3), np.uint8), r"got uint8 \[2, 4, 5, 3\]; .* list\(images\)"),
         (np.zeros((0, 5, 3), np.uint8), r"got uint8 \[0, 5, 3\]"),
         (None, "got NoneType; must be an array, a path or a Pillow image"),
@@ -171,8 +175,18 @@ def test_invalid_pairs_are_refused(loaded, photograph):
     for mask in (np.zeros((3, 3), np.uint8), np.zeros((45, 60)), np.zeros((45, 60, 3), np.uint8)):
         with pytest.raises(DataError, match=r"mask: got .* must be integers \[45, 60\], class ids"):
             loaded.evaluate([(photograph, mask)])
-    with pytest.raises(DataError, match=r"^pair 0: got ndarray; must be an image and its mask"):
-        loaded.evaluate([photograph])
+    for pair in (photograph, {"image": photograph, "mask": photograph}, "ab"):
+        with pytest.raises(DataError, match=r"^pair 0: got (ndarray|dict|str); must be an image and its mask"):
+            loaded.evaluate([pair])
+    ids = np.zeros(photograph.shape[:2], np.uint8)
+    for image, mask, message in (
+        (photograph, Image.fromarray(ids), "mask: got a Pillow image; must be an array of class ids, or the path of"),
+        (photograph, [[1], [1, 2]], "mask: got list: ValueError: .*; must be integers"),
+        (photograph / 255, ids, "image: got float64"),
+        ("gone.jpg", "gone.png", "gone.jpg: cannot be read: No such file"),
+    ):
+        with pytest.raises(DataError, match=rf"^pair 1: {message}"):
+            loaded.evaluate([(photograph, ids), (image, mask)])
     with pytest.raises(DataError, match=r"^dataset: got NoneType; must be pairs of image and mask, or a split$"):
         loaded.evaluate(None)
     with pytest.raises(DataError, match="holds no pairs"):
@@ -202,8 +216,15 @@ def test_masks_in_files_hold_the_values_of_the_data_set(loaded, photograph, tmp_
     by_path = loaded.evaluate([(photograph, tmp_path / "mask.png")])
     assert by_path["confusion_matrix"] == loaded.evaluate([(photograph, ids)])["confusion_matrix"]
     Image.fromarray(ids).save(tmp_path / "ids.png")
-    with pytest.raises(DataError, match=rf"^{tmp_path}/ids.png: holds value 0 in no class"):
+    with pytest.raises(DataError, match=rf"^pair 0: {tmp_path}/ids.png: holds value 0 in no class"):
         loaded.evaluate([(photograph, tmp_path / "ids.png")])
+    # A mask that only fits the image as stored is turned with it, as in training.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(photograph)).save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(np.rot90(table[ids])).save(tmp_path / "turned_mask.png")
+    of_files = loaded.evaluate([(tmp_path / "turned.png", str(tmp_path / "turned_mask.png"))])
+    assert of_files["confusion_matrix"] == by_path["confusion_matrix"]
 
 
 def test_class_ids_of_any_integer_type_score_the_same_and_255_is_ignored(loaded, photograph):
@@ -240,6 +261,9 @@ def test_sources_that_are_not_runs_are_refused(tmp_path, workdir):
         petseg.load(workdir, checkpoint="gone")
     with pytest.raises(ConfigError, match="--tile=3,3: must be"):
         petseg.load(workdir, tile=3)
+    for given in ({"checkpoint": "latest"}, {"ema": False}):
+        with pytest.raises(ConfigError, match=r"^(checkpoint='latest'|ema=False): must not come with pets, which is"):
+            petseg.load("pets", **given)
 
 
 def score_config(**values):
@@ -275,9 +299,12 @@ def test_packed_weights_predict_score_and_export_as_the_run_does(workdir, loaded
 
 
 def test_packed_weights_are_one_checkpoint():
-    for asked in ({"watch": True}, {"checkpoint": "all"}, {"compare": "other"}, {"csv": "x.csv"}, {"ema": True}):
+    asked = [{"checkpoint": "all"}, {"checkpoint": "runs/a/ckpt-1"}, {"compare": "other"}, {"csv": "x.csv"}]
+    for flags in (*asked, {"watch": True}, {"ema": True}):
         with pytest.raises(ConfigError, match="is one checkpoint with one kind of weights; must be a work directory"):
-            ScoreConfig(pretrained=True, **asked)
+            ScoreConfig(pretrained=True, **flags)
+        with pytest.raises(ConfigError, match=r"^--workdir=pets: is one checkpoint"):
+            open_trained_run.open_single(ScoreConfig(workdir="pets", **flags))
     with pytest.raises(ConfigError, match="--workdir=: must be the work directory of a run, or pass"):
         ScoreConfig()
     with pytest.raises(ConfigError, match="--workdir=run: "):
