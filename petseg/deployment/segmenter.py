@@ -317,14 +317,17 @@ def _checked_pairs(dataset: Any, classes: Classes, spec: ImageSpec) -> list[tupl
 
 def _checked_pair(pair: Any, classes: Classes, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
     """Converts a pair to an image [H, W, C] and a mask uint8 [H, W, 1]; raises DataError if it is invalid."""
-    try:
-        image, mask = () if isinstance(pair, str | Mapping) else pair
-    except (TypeError, ValueError):
-        raise DataError(f"got {type(pair).__name__}; must be an image and its mask") from None
+    parts = tuple(pair) if isinstance(pair, Iterable) and not isinstance(pair, str | Mapping) else ()
+    if len(parts) != 2:
+        raise DataError(f"got {type(pair).__name__}; must be an image and its mask")
+    image, mask = parts
     if isinstance(image, str | os.PathLike) and isinstance(mask, str | os.PathLike):
         return _pair_of_files(image, mask, classes, spec)
     image = as_array(image, spec)
-    mask = mask_files.read(mask, classes) if isinstance(mask, str | os.PathLike) else _as_ids(mask)
+    if not isinstance(mask, str | os.PathLike) and not hasattr(mask, "__array__"):  # Pillow images hold values of files
+        found = type(mask).__name__
+        raise DataError(f"mask: got {found}; must be an array of class ids, or the path of a mask file")
+    mask = mask_files.read(mask, classes) if isinstance(mask, str | os.PathLike) else np.asarray(mask)
     mask = mask[..., 0] if mask.ndim == 3 and mask.shape[-1] == 1 else mask
     if mask.dtype.kind not in "iu" or mask.shape != image.shape[:2]:
         raise DataError(
@@ -353,13 +356,3 @@ def _pair_of_files(image: Source, mask: Source, classes: Classes, spec: ImageSpe
         return images.prepared(pair.picture, spec, image), pair.ids[..., None]
     except PictureError as error:
         raise DataError(f"{image}: {error}") from error
-
-
-def _as_ids(mask: Any) -> np.ndarray:
-    """An array of class ids; raises DataError for Pillow images, which hold values of files, and for what is none."""
-    if isinstance(mask, Image.Image):
-        raise DataError("mask: got a Pillow image; must be an array of class ids, or the path of a mask file")
-    try:
-        return np.asarray(mask)
-    except Exception as error:  # sequences of different lengths; tensors raise classes of their own
-        raise DataError(f"mask: got {type(mask).__name__}: {one_line(error)}; must be integers [H, W]") from error

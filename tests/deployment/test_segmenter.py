@@ -180,8 +180,12 @@ def test_invalid_pairs_are_refused(loaded, photograph):
             loaded.evaluate([pair])
     ids = np.zeros(photograph.shape[:2], np.uint8)
     for image, mask, message in (
-        (photograph, Image.fromarray(ids), "mask: got a Pillow image; must be an array of class ids, or the path of"),
-        (photograph, [[1], [1, 2]], "mask: got list: ValueError: .*; must be integers"),
+        (
+            photograph,
+            Image.fromarray(ids),
+            "mask: got Image; must be an array of class ids, or the path of a",
+        ),
+        (photograph, [[1], [1, 2]], "mask: got list; must be"),
         (photograph / 255, ids, "image: got float64"),
         ("gone.jpg", "gone.png", "gone.jpg: cannot be read: No such file"),
     ):
