@@ -53,8 +53,9 @@ def _classes_of(found: Sequence[MaskFacts], *, colored: bool) -> Classes:
     used = sorted(numbers if colored else numbers - {IGNORED})
     if not MIN_CLASSES <= len(used) <= MAX_CLASSES:
         what = "colours" if colored else "values"
+        hint = '; those of panoptic masks are segments, whose classes "segments_info" has' if colored else ""
         raise ConfigError(
-            f"the masks hold {len(used)} {what}; must be {MIN_CLASSES} to {MAX_CLASSES}, one for each class"
+            f"the masks hold {len(used)} {what}; must be {MIN_CLASSES} to {MAX_CLASSES}, one for each class{hint}"
         )
     members, taken = [], set()
     for i, number in enumerate(used):
