@@ -106,6 +106,16 @@ def call(flag: str, reference: str, *arguments: Any) -> Any:
         return load(flag, reference)(*arguments)
 
 
+def check_arity(flag: str, reference: str, count: int) -> None:
+    """Raises ConfigError if a reference is given, and its function does not take `count` positional arguments."""
+    if not reference:
+        return
+    try:
+        inspect.signature(load(flag, reference)).bind(*range(count))
+    except TypeError as error:
+        raise ConfigError(f"--{flag}={reference}: must take {count} arguments: {error}") from error
+
+
 @contextlib.contextmanager
 def explained(flag: str, reference: str) -> Iterator[None]:
     """Converts any exception of the user's code to a ConfigError of one line; changes nothing without a reference."""

@@ -14,7 +14,7 @@ from petseg.errors import DataError
 
 MOST_PIXELS = 89_000_000  # of one page, as in Pillow: a small file can decompress to many gigabytes
 PALETTED = ("P", "PA")
-# After the pixels are counted here, Pillow's own warning would say the same once more.
+# The pixels are counted here, so Pillow's own warning would only repeat it.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 

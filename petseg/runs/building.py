@@ -185,7 +185,7 @@ def build_weight_map(config: Config, class_weights: tuple[float, ...] | None) ->
 
 
 def check_code(config: Config, classes: Classes) -> None:
-    """Checks user code before examples are loaded; loss, optimizer, weights and scores on made-up data.
+    """Checks user code on dummy data before examples are loaded; all but networks and schedules.
 
     Raises ConfigError if one fails or returns something else than documented.
     """
@@ -193,6 +193,12 @@ def check_code(config: Config, classes: Classes) -> None:
     losses.Loss(config.loss).check(len(classes), config.data.size)
     keras_optimizers.named_optimizer(config.optimizer)
     sample_weights.check_factor(config.extension.weight_map, len(classes), config.data.size)
+    if custom_code.is_reference(config.augmentation.augment):
+        size = config.augmentation.training_size(config.data.size)
+        shape = [config.data.batch_size // config.compute.micro_batches, *size, config.data.image_spec.channels]
+        augmentation.check_own_augmentation(config.augmentation.augment, shape)
+    for hook in ("after_evaluation", "every_summary"):  # which run late
+        custom_code.check_arity(hook, getattr(config.extension, hook), 3)
     matrix = np.eye(len(classes), dtype=np.int64)
     metrics.from_confusion_matrix(matrix, classes, metrics.own(config.extension.scores), matrix[None])
 

@@ -45,9 +45,8 @@ class Schedule:
         first, last = self.profile
         if first <= step < last:
             return 1
-        limits = [self.steps_per_loop, self.last_step - step]
-        for every in (self.summary_every, self.histogram_every, self.eval_every, self.checkpoint_every):
-            limits.append(every - step % every)
+        intervals = [value for name, value in dataclasses.asdict(self).items() if name.endswith("_every")]
+        limits = [self.steps_per_loop, self.last_step - step, *(every - step % every for every in intervals)]
         if step < first:
             limits.append(first - step)
         return min(limits)

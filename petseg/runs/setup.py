@@ -113,9 +113,9 @@ def _checked_data(config: Config, workdir: WorkDirectory, start: StartingPoint) 
     Raises PetsegError if it cannot be used, or has changed.
     """
     data_set = catalog.open_with_splits(config.data)
-    building.check_code(config, data_set.classes)
     workdir.check_classes(data_set.classes)
     config = dataclasses.replace(config, data=image_flags.resolved(config.data, data_set))
+    building.check_code(config, data_set.classes)
     data = TrainingData.of(data_set, config.data, resume_or_init.initial_training_data(start))
     if start.checkpoint:
         training_data_record.check_unchanged(data, data_set, config.data, workdir)

@@ -126,6 +126,13 @@ def own_augmentation(reference: str) -> Callable[..., tuple[tf.Tensor, ...]]:
     return augment
 
 
+def check_own_augmentation(reference: str, shape: Sequence[int]) -> None:
+    """Traces the function of --augment for images of a shape [b, H, W, C]; raises ConfigError as `own_augmentation`."""
+    seeds, images = tf.TensorSpec([shape[0], 2], tf.int32), tf.TensorSpec(shape, tf.float32)
+    masks = tf.TensorSpec([*shape[:3], 1], tf.uint8)
+    tf.function(own_augmentation(reference), autograph=False).get_concrete_function(seeds, images, masks)
+
+
 def _seeds(seed: int, step: tf.Tensor, batch_size: int) -> tf.Tensor:
     """Seeds of the examples of a step, int32 [batch_size, 2], independent of the draws of the built-in changes."""
     key = tf.stack([tf.constant(seed + OWN_STREAM, tf.int64), step])

@@ -19,7 +19,7 @@ def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> Learnin
     A linear warm-up (Goyal et al. 2017) is followed by "constant"; "cosine": to 0 along half a cosine (Loshchilov and
     Hutter 2017); "polynomial": to 0 as (1 - progress)^power (Chen et al. 2018, DeepLab); "step": times a factor at
     given points; or user code: a function of the step after the warm-up, int64 scalar, and the number of these
-    steps, to the factor of --learning_rate, float32 scalar. Raises ConfigError if the warm-up is not shorter than the
+    steps, to the factor of --learning_rate, a scalar. Raises ConfigError if the warm-up is not shorter than the
     run of `total_steps`, or the user's function fails.
     """
     warmup_steps, peak = config.warmup_steps, config.learning_rate
@@ -54,16 +54,20 @@ def _without_warmup(config: OptimizerConfig, steps: int) -> LearningRate:
 def _own_schedule(reference: str, peak: float, steps: int) -> LearningRate:
     """A user-defined schedule, called at its first and last step to check it."""
     function = custom_code.load("learning_rate_schedule", reference)
+
+    def factor(step: tf.Tensor) -> tf.Tensor:
+        return tf.cast(function(step, steps), tf.float32)
+
+    graph = tf.function(factor, autograph=False)  # as in training: the step is not known while a graph is made
     for step in {0, max(steps - 1, 0)}:
         with custom_code.explained("learning_rate_schedule", reference):
-            made = function(tf.constant(step, tf.int64), steps)
-        factor = np.asarray(made)
-        if factor.shape != () or factor.dtype != np.float32 or not np.isfinite(factor) or factor < 0:
+            value = graph(tf.constant(step, tf.int64)).numpy()
+        if value.shape != () or not np.isfinite(value) or value < 0:
             raise ConfigError(
-                f"--learning_rate_schedule={reference}: is {made!r} at step {step} of {steps}; must be a finite "
-                "float32 scalar of at least 0, the factor of --learning_rate"
+                f"--learning_rate_schedule={reference}: is {value} at step {step} of {steps}; must be one finite "
+                "number of at least 0, the factor of --learning_rate"
             )
-    return lambda step: peak * function(step, steps)
+    return lambda step: peak * factor(step)
 
 
 def scaled(learning_rate: LearningRate, factor: float, *, first_step: int = 0) -> LearningRate:

@@ -40,15 +40,15 @@ class LossScale(tf.Module):
           finite: bool scalar, whether the reduced loss and gradients were finite.
 
         Returns:
-          bool scalar: False if the step was not finite for another reason than the scale, which was 1.
+          bool scalar, True if the step was finite or the scale can explain why not; False if the scale was 1.
         """
         self.skipped_steps.assign_add(tf.cast(~finite, tf.int64))
         if not self._dynamic:
             return finite
-        accounted_for = finite | (self._scale > 1.0)
+        is_explained = finite | (self._scale > 1.0)
         finite_steps = tf.where(finite, self._finite_steps + 1, 0)
         grows = finite_steps >= self._growth_interval
         factor = tf.where(finite, tf.where(grows, 2.0, 1.0), 0.5)
         self._finite_steps.assign(tf.where(grows, tf.zeros_like(finite_steps), finite_steps))
         self._scale.assign(tf.maximum(self._scale * factor, 1.0))
-        return accounted_for
+        return is_explained

@@ -55,7 +55,7 @@ class Loss:
         return total, tf.reduce_sum(counted)
 
     def check(self, num_classes: int, image_size: tuple[int, int]) -> None:
-        """Calls a user-defined loss on made-up data, before any step.
+        """Calls a user-defined loss on dummy data, before any step.
 
         Raises ConfigError if it cannot be imported, fails, or returns something else than `Loss` describes.
         """

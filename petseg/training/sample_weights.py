@@ -60,7 +60,7 @@ def given(batch: Mapping[str, tf.Tensor], scale: float) -> list[tf.Tensor]:
 
 
 def check_factor(own_factor: str, num_classes: int, image_size: tuple[int, int]) -> None:
-    """Calls the function of --weight_map on a made-up mask.
+    """Calls the function of --weight_map on a dummy mask.
 
     Raises ConfigError if it cannot be imported, fails, or does not return finite float32 [B, H, W] of at least 0.
     """
@@ -68,7 +68,9 @@ def check_factor(own_factor: str, num_classes: int, image_size: tuple[int, int])
         return
     masks = tf.random.stateless_uniform([2, *image_size, 1], [0, 0], 0, num_classes, tf.int32)
     masks = tf.cast(tf.tensor_scatter_nd_update(masks, [[0, 0, 0, 0]], [IGNORED]), tf.uint8)
-    made = custom_code.call("weight_map", own_factor, masks)
+    factor = tf.function(custom_code.load("weight_map", own_factor), autograph=False)  # a graph, as in training
+    with custom_code.explained("weight_map", own_factor):
+        made = factor(masks)
     if not tf.is_tensor(made) or made.dtype != tf.float32 or made.shape != masks.shape[:3]:
         found = custom_code.described(made)
         raise ConfigError(f"--weight_map={own_factor}: returned {found}; must be float32 {masks.shape.as_list()[:3]}")

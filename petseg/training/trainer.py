@@ -141,9 +141,9 @@ class Trainer:
             lambda: self._strategy.run(self._undo),
         )
         self._divisor.assign(denominator * self.loss_scale.value())
-        accounted_for = self.loss_scale.update(finite)
-        self.nonfinite_step.assign(tf.where(accounted_for, self.nonfinite_step, self.step))
-        self.nonfinite_steps.assign_add(tf.cast(~accounted_for, tf.int64))
+        is_explained = self.loss_scale.update(finite)  # else no smaller loss scale would help, and `run` stops
+        self.nonfinite_step.assign(tf.where(is_explained, self.nonfinite_step, self.step))
+        self.nonfinite_steps.assign_add(tf.cast(~is_explained, tf.int64))
         self._requested.assign(requested)
         self._measured_sums.steps.assign_add(1)
         self.step.assign_add(1)

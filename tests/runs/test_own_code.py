@@ -13,6 +13,7 @@ import two_convolutions
 from conftest import changed
 
 import petseg
+from petseg import custom_code
 from petseg.classes import PETS
 from petseg.config import AugmentationConfig, LossConfig, ModelConfig, OptimizerConfig
 from petseg.config.eval_config import ScoreConfig
@@ -202,8 +203,16 @@ def test_losses_that_cannot_be_used_are_refused_in_one_line(tmp_path, code):
     assert "\n" not in str(error.value)
 
 
-def half(*_):
-    return 0.5
+def two_numbers(step, steps):
+    return [step, steps]
+
+
+def decides_in_python(step, steps):
+    return 1.0 if step < 5 else 0.1
+
+
+def falling(step, steps):
+    return 1 - step / steps
 
 
 def negative(step, steps):
@@ -212,6 +221,11 @@ def negative(step, steps):
 
 def wide(masks):
     return tf.ones(masks.shape)
+
+
+def map_that_decides_in_python(masks):
+    weights = tf.ones(masks.shape[:3])
+    return 2 * weights if tf.reduce_any(masks == 1) else weights
 
 
 def negative_map(masks):
@@ -248,13 +262,21 @@ def augmentation_of(batch_size, reference):
 
 
 REFUSED = {
-    "half as a schedule": (
-        lambda: schedule_of("half"),
-        "is 0.5 at step 0 of 9; must be a finite float32 scalar",
+    "a schedule of two numbers": (
+        lambda: schedule_of("two_numbers"),
+        "is [0. 9.] at step 0 of 9; must be one finite number",
+    ),
+    "a schedule that decides in Python": (
+        lambda: schedule_of("decides_in_python"),
+        "failed: OperatorNotAllowedInGraphError: Using a symbolic `tf.Tensor` as a Python `bool` is not allowed",
+    ),
+    "a weight map that decides in Python": (
+        lambda: sample_weights.check_factor(f"{__name__}:map_that_decides_in_python", 3, (32, 32)),
+        "failed: OperatorNotAllowedInGraphError",
     ),
     "a negative schedule": (
         lambda: schedule_of("negative"),
-        "must be a finite float32 scalar of at least 0",
+        "must be one finite number of at least 0",
     ),
     "a map with channels": (
         lambda: sample_weights.check_factor(f"{__name__}:wide", 3, (32, 32)),
@@ -278,6 +300,14 @@ REFUSED = {
         ),
         "returned float32 [2, 4, 8, 3]; uint8 [2, 8, 8, 1]; must be images and masks, float32 [2, 8, 8, 3]",
     ),
+    "a hook without the scores": (
+        lambda: custom_code.check_arity("after_evaluation", f"{__name__}:negative", 3),
+        "must take 3 arguments: too many positional arguments",
+    ),
+    "an augmentation, before images are there": (
+        lambda: augmentation.check_own_augmentation(f"{__name__}:bad_augment", [2, 8, 8, 3]),
+        "returned float32 [2, 4, 8, 3]; uint8 [2, 8, 8, 1]; must be images and masks, float32 [2, 8, 8, 3]",
+    ),
     "an encoder without maps": (
         lambda: encoders.build_encoder(f"{__name__}:no_maps", image_size=(32, 32)),
         "its maps of (32, 32) pixels are [(32, 32)]; must be [(16, 16), (8, 8), (4, 4), (2, 2), (1, 1)]",
@@ -293,6 +323,10 @@ def taps():
     images = keras.Input([32, 32, 3])
     *skips, bottleneck = encoders.build_encoder("tiny", image_size=(32, 32))(images)
     return decoders.Taps(images, skips, bottleneck, [False] * 4)
+
+
+def test_a_custom_schedule_may_return_any_number():
+    assert schedule_of("falling")(tf.constant(6, tf.int64)).numpy() == pytest.approx(1e-3 * (1 - 6 / 9))
 
 
 @pytest.mark.parametrize("case", REFUSED)

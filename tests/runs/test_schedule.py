@@ -1,3 +1,5 @@
+import dataclasses
+
 from hypothesis import given, strategies as st
 
 from petseg.runs.schedule import Schedule
@@ -32,3 +34,11 @@ def test_the_next_call_ends_where_something_is_due_or_the_run_ends(
         due = [*range(every, total + 1, every), total]
         assert set(due) <= set(stops)
         assert {stop for stop in stops if schedule.due(stop, every)} == set(due)
+
+
+def test_an_interval_of_ones_own_is_a_field_of_the_schedule():
+    @dataclasses.dataclass(frozen=True)
+    class WithPings(Schedule):
+        ping_every: int = 3
+
+    assert WithPings(10, 10, 10, 10, 10, 10, 10).steps_to_next(1) == 2
