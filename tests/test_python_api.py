@@ -34,6 +34,10 @@ def test_public_names_exist():
         petseg.fit  # noqa: B018
 
 
+def halved_weights(labels, logits, weights):
+    return weights / 2
+
+
 def test_a_config_is_made_from_the_names_of_flags():
     config = petseg.Config.of(
         dataset="synthetic_pets", epochs=3, train_encoder=True, image_size=(64, 96), data_dir=Path("x")
@@ -41,6 +45,7 @@ def test_a_config_is_made_from_the_names_of_flags():
     assert (config.data.dataset, config.schedule.epochs, config.model.train_encoder) == ("synthetic_pets", 3, True)
     assert (config.data.size, config.data.data_dir) == ((64, 96), "x")
     assert petseg.Config.of(train_steps=7).schedule.epochs == 0  # as on the command line
+    assert petseg.Config.of(loss=halved_weights).loss.loss == f"{__name__}:halved_weights"
 
 
 def test_a_preset_is_a_config_whose_values_can_be_changed():
@@ -56,6 +61,11 @@ def test_a_preset_is_a_config_whose_values_can_be_changed():
         (lambda: petseg.Config.of(epochs=-1), r"epochs=-1: must be a whole number of at least 0"),
         (lambda: petseg.Config.of(epochs="many"), "epochs=many: must be a whole number"),
         (lambda: petseg.Config.of(train_encoder="perhaps"), "train_encoder=perhaps: must be true or false"),
+        (
+            lambda: petseg.Config.of(loss=lambda *_: 0),
+            "lambda.*must be a function or class at the top level of a mod",
+        ),
+        (lambda: petseg.Config("quickstart"), "Config: got 'quickstart' for data; make it with Config.of"),
         (lambda: petseg.train("quickstart"), "config: got 'quickstart'; must be a petseg.Config, such as"),
         (lambda: petseg.Config.preset("bets"), "bets.*(best.*fast.*quickstart|must be one of)"),
     ],

@@ -11,7 +11,7 @@ from conftest import replicas
 from petseg.config import AugmentationConfig, Config, LossConfig
 from petseg.data import input_pipeline
 from petseg.data.examples import Examples
-from petseg.models import encoders, unet
+from petseg.models import encoders, mixed_precision, unet
 from petseg.models.batch_norm_calibration import calibrate_batch_norm
 from petseg.training import augmentation, learning_rates, optimizers, sample_weights
 from petseg.training.augmentation import Augmentation
@@ -68,7 +68,7 @@ def make_trainer(
     keras.utils.set_random_seed(0)
     requests = StopRequests()
     with strategy.scope():
-        with unet.dtype_policy(precision):
+        with mixed_precision.dtype_policy(precision):
             alpha = 1.0 if encoder == "tiny" else 0.35
             backbone = None if network else encoders.build_encoder(encoder, image_size=(size, size), alpha=alpha)
             model = (

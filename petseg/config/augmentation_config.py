@@ -20,9 +20,7 @@ SETS: dict[str, dict[str, float]] = {
         "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.05, "cutout": 0.25,
     },
 }  # fmt: skip
-LARGEST_AREA = (
-    16.0  # a quarter of the scale, below which bilinear resampling without antialiasing skips pixels
-)
+LARGEST_AREA = 16.0  # a quarter of the scale, below which bilinear resampling without antialiasing skips pixels
 
 
 def _strength(help: str, **allowed: Any) -> Any:

@@ -83,7 +83,7 @@ class DataConfig(Group):
     weight_files: str = option(
         "",
         "pattern of weight maps, such as `weights/{split}/{name}.png`: a grey file for each mask, which multiplies the "
-        "weights of its pixels; empty: none; `none`: drops those of own code",
+        "weights of its pixels; empty: none; `none`: ignores those of user code",
     )
     image_feature: str = option("image", "TFDS feature of the images", required=True)
     mask_feature: str = option("segmentation_mask", "TFDS feature of the masks", required=True)

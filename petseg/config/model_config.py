@@ -50,8 +50,8 @@ class ModelConfig(Group):
     )
     encoder: str = option(
         "mobilenet_v2",
-        "any model of `keras.applications` by its Keras name, such as `ResNet50`; `hub:PRESET` or `hub:CLASS` of "
-        "keras-hub; or one of the names below, of which `tiny`, five strided convolutions, is for tests",
+        "encoder; `tiny`, five strided convolutions, is for tests; Keras names such as `ResNet50`, and `hub:PRESET` or "
+        "`hub:CLASS` of keras-hub, work too",
         resume="fixed",
         choices=ENCODERS,
         others={"a model of keras.applications": KERAS_ENCODERS, "hub:PRESET": (HUB,)},

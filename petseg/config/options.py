@@ -266,12 +266,17 @@ def from_flags(config_class: type[T], flag_values: flags.FlagValues) -> T:
 
 
 def as_arguments(values: Mapping[str, Any]) -> list[str]:
-    """Values by the names of their flags, as arguments of a command line: `{"epochs": 3}` -> `["--epochs=3"]`."""
-    return [
-        f"--{name}={','.join(map(str, value)) if isinstance(value, list | tuple) else value}"
-        for name, value in values.items()
-        if value is not None
-    ]
+    """Values by the names of their flags, as arguments of a command line: `{"epochs": 3}` -> `["--epochs=3"]`.
+
+    Raises ConfigError for a function that is not at the top level of a module.
+    """
+
+    def text(value: Any) -> str:
+        if callable(value):
+            return custom_code.reference_to(value)
+        return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+    return [f"--{name}={text(value)}" for name, value in values.items() if value is not None]
 
 
 def rows(config_class: type) -> list[tuple[str, str, str, str]]:

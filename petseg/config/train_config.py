@@ -294,6 +294,11 @@ class Config:
     runtime: RuntimeConfig = RuntimeConfig()
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if not isinstance(value := getattr(self, field.name), Group):
+                raise ConfigError(
+                    f"Config: got {value!r} for {field.name}; make it with Config.of(flag=value) or Config.preset(name)"
+                )
         schedule, model = self.schedule, self.model
         if bool(schedule.epochs) == bool(schedule.train_steps):
             raise ConfigError(
@@ -329,6 +334,8 @@ class Config:
     @classmethod
     def of(cls, **flags: Any) -> "Config":
         """Creates a config from flags: `Config.of(dataset="synthetic_pets", image_size=64, epochs=3)`.
+
+        Flags that take code also take the function or class itself: `Config.of(loss=my_loss)`.
 
         Raises:
           PetsegError: as on the command line, and with the same text.

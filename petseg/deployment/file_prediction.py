@@ -50,7 +50,8 @@ def log_summary(plan: Plan, count: int = 0, seconds: float = 0.0) -> None:
     """Logs the number of masks that were written, the speed, and the number of photographs that were skipped."""
     speed = f" in {seconds:.1f} s, {count / seconds:.1f} images/s" if count and seconds else ""
     skipped = f"; skipped {plan.skipped} that existed" if plan.skipped else ""
-    logger.info("wrote the masks of %d photographs to %s%s%s", count, plan.output_dir, speed, skipped)
+    photographs = f"{count} photograph{'s' * (count != 1)}"
+    logger.info("wrote the masks of %s to %s%s%s", photographs, plan.output_dir, speed, skipped)
 
 
 class _Item(NamedTuple):

@@ -1,7 +1,5 @@
 """U-Net (Ronneberger et al. 2015) of an encoder and a decoder."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -71,17 +69,3 @@ def accept_any_size(network: keras.Model) -> None:
     for model in network._flatten_layers():
         if isinstance(model, keras.Model):
             model.input_spec = keras.layers.InputSpec(ndim=4)
-
-
-@contextlib.contextmanager
-def dtype_policy(name: str) -> Iterator[None]:
-    """Context in which layers are built under a dtype policy: "float32", "mixed_float16" or "mixed_bfloat16".
-
-    `keras.applications` takes the policy from a global variable only.
-    """
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)

@@ -19,7 +19,7 @@ from petseg.data.random_crops import RandomCrops
 from petseg.errors import ConfigError
 from petseg.evaluation import metrics
 from petseg.evaluation.evaluator import Evaluator
-from petseg.models import custom_network, encoders, unet
+from petseg.models import custom_network, encoders, mixed_precision, unet
 from petseg.runs import checkpoints
 from petseg.training import augmentation, keras_optimizers, losses, optimizers, sample_weights, trainer
 from petseg.training.loss_scale import LossScale
@@ -100,7 +100,7 @@ def build_model(config: Config, classes: Classes, encoder_weights: str | None = 
     Raises ConfigError if the weights are missing or do not fit, or the encoder lacks a named layer.
     """
     model, channels = config.model, config.data.image_spec.channels
-    with unet.dtype_policy(config.compute.precision):
+    with mixed_precision.dtype_policy(config.compute.precision):
         if model.network:
             return custom_network.build(
                 model.network,

@@ -17,7 +17,7 @@ from PIL import Image
 from petseg.config.eval_config import EXPORT_FORMATS
 from petseg.deployment import export
 from petseg.errors import ConfigError, PetsegError, WorkDirectoryError
-from petseg.models import encoders, inference, unet
+from petseg.models import encoders, inference, mixed_precision, unet
 from petseg.models.batch_norm_calibration import calibrate_batch_norm
 
 SIZE, CLASSES = 64, 3
@@ -202,7 +202,7 @@ def tiny():
 
 
 def test_mixed_precision_and_synchronised_batch_norms_become_plain_float32(tiny, tmp_path):
-    with unet.dtype_policy("mixed_bfloat16"):
+    with mixed_precision.dtype_policy("mixed_bfloat16"):
         mixed = small_model(32, sync_batch_norm=True)
     mixed.set_weights(tiny.get_weights())
     before = [layer.trainable for layer in mixed._flatten_layers()]

@@ -265,7 +265,7 @@ def test_the_log_sums_up_and_existing_outputs_can_be_skipped(predictor, tmp_path
     speed = r"in \d+\.\d s, \d+\.\d images/s"
     assert re.fullmatch(rf"wrote the masks of 2 photographs to {tmp_path}/out {speed}", caplog.messages[0])
     assert re.fullmatch(
-        rf"wrote the masks of 1 photographs to {tmp_path}/out {speed}; skipped 1 that existed",
+        rf"wrote the masks of 1 photograph to {tmp_path}/out {speed}; skipped 1 that existed",
         caplog.messages[1],
     )
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from petseg.config import ModelConfig
 from petseg.errors import ConfigError
-from petseg.models import decoders, dilation, encoders, unet
+from petseg.models import decoders, dilation, encoders, mixed_precision, unet
 from petseg.models.batch_norm_calibration import calibrate_batch_norm
 from petseg.models.layers import BilinearUpsample, DepthToSpace, InferenceMode, SpaceToDepth, Upsample
 from petseg.reporting import model_diagram
@@ -136,7 +136,7 @@ def test_bilinear_upsampling_has_the_gradient_of_float32_in_half_precision_under
 def test_a_decoder_in_half_precision_under_xla_has_the_gradients_of_float32():
     gradients = []
     for precision in ("float32", "mixed_float16"):
-        with unet.dtype_policy(precision):
+        with mixed_precision.dtype_policy(precision):
             model = build(size=(64, 64), decoder="deeplab_v3plus", train=False)
         model.set_weights(gradients[0][0].get_weights() if gradients else model.get_weights())
         if not gradients:

@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from petseg.config.model_config import DECODERS, ENCODERS, KERAS_ENCODERS, ModelConfig
 from petseg.errors import ConfigError
-from petseg.models import encoders, feature_maps, unet
+from petseg.models import encoders, feature_maps, mixed_precision, unet
 from petseg.models.batch_norm_calibration import calibrate_batch_norm
 from petseg.training import flops
 
@@ -284,7 +284,7 @@ def test_an_encoder_of_a_large_family_has_maps_of_all_sizes(name, side):
 @pytest.mark.parametrize(("precision", "count"), [("mixed_float16", 1), ("float32", 2)])
 def test_an_encoder_that_is_calibrated_on_few_small_images_stays_finite(precision, count):
     keras.utils.set_random_seed(0)
-    with unet.dtype_policy(precision):
+    with mixed_precision.dtype_policy(precision):
         images = x = keras.Input([32, 32, 3])
         maps = []
         for _ in range(encoders.LEVELS):
