@@ -17,7 +17,7 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     Raises DataError if the split is smaller than a batch.
     """
     if batch_size > num_examples:
-        raise DataError(f"--batch_size={batch_size}: the training split holds only {num_examples} examples")
+        raise DataError(f"--batch_size={batch_size}: must be at most {num_examples}, the number of training examples")
     return num_examples // batch_size
 
 

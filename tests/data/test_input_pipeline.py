@@ -177,7 +177,7 @@ def test_evaluation_sees_every_example_once(devices, count, batch_size):
 
 
 def test_a_batch_larger_than_the_split_is_refused():
-    with pytest.raises(DataError, match=r"--batch_size=8: the training split holds only 5 examples"):
+    with pytest.raises(DataError, match=r"--batch_size=8: must be at most 5, the number of training examples"):
         batches(tf.distribute.get_strategy(), random_examples(5), first_step=0, last_step=1)
 
 

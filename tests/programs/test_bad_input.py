@@ -122,7 +122,7 @@ DATA = [
     ("--train_split=train[", "no split train["),
     ("--train_split=train[:0]", "split train[:0] is empty"),
     ("--eval_split=train[90:100]", "split train[90:100]"),
-    ("--batch_size=25", "--batch_size=25: the training split holds only 24 examples"),
+    ("--batch_size=25", "--batch_size=25: must be at most 24, the number of training examples"),
     ("--data_dir={place}/cut", "cannot be read"),
     ("--encoder_weights={place}/none.h5", "--encoder_weights={place}/none.h5: no such file"),
     (

@@ -129,7 +129,7 @@ def test_resuming_with_another_model_is_refused_and_changes_nothing(finished, da
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"batch_size": 25}, "--batch_size=25: the training split holds only 24 examples"),
+        ({"batch_size": 25}, "--batch_size=25: must be at most 24, the number of training examples"),
         ({"train_split": "train[3:3]"}, r"split train\[3:3\] is empty"),
         ({"eval_split": "test[:0%]"}, r"split test\[:0%\] is empty"),
     ],
