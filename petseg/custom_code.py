@@ -126,7 +126,10 @@ def explained(flag: str, reference: str) -> Iterator[None]:
     except Exception as error:  # user code may raise anything
         if not reference:
             raise
-        raise ConfigError(f"--{flag}={reference}: failed: {one_line(error)}") from error
+        reason = one_line(error)
+        if "as a Python `bool` is not allowed" in reason:  # the rest of TensorFlow's text would not help
+            reason = "decides by a tensor with Python's `if`; must use tf.where or tf.cond"
+        raise ConfigError(f"--{flag}={reference}: failed: {reason}") from error
 
 
 def described(value: Any) -> str:
@@ -134,7 +137,8 @@ def described(value: Any) -> str:
     if isinstance(value, tuple):
         return f"({', '.join(map(described, value))})"
     if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"{getattr(value.dtype, 'name', value.dtype)} {list(value.shape)}"
+        kind = "numpy " if type(value).__module__ == "numpy" else ""  # where a tensor may be wanted
+        return f"{kind}{getattr(value.dtype, 'name', value.dtype)} {list(value.shape)}"
     return type(value).__name__
 
 

@@ -97,8 +97,9 @@ def _checked(reference: str, found: Any, classes: Classes) -> dict[str, Any]:
             raise ConfigError(f"--scores={reference}: returned {name!r}, a name of petseg's own; must be another")
         is_name = re.fullmatch(r"[a-z]\w*", str(name))
         if not is_name or values.shape not in ((), (len(classes),)) or values.dtype.kind not in "iuf":
+            named = f"{name}: " if name else ""
             raise ConfigError(
-                f"--scores={reference}: returned {name}: {value!r}; must be a dictionary of a number, or of "
+                f"--scores={reference}: returned {named}{value!r}; must be a dictionary of a number, or of "
                 f"{len(classes)} numbers, one for each class, by lower-case names"
             )
         numbers = values.astype(float).tolist()

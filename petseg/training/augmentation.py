@@ -111,7 +111,8 @@ def own_augmentation(reference: str) -> Callable[..., tuple[tf.Tensor, ...]]:
         own_maps = {"weights": maps[0] if maps else tf.ones_like(masks, tf.float32)} if takes_weights else {}
         given = (images, masks, *own_maps.values())
         with custom_code.explained("augment", reference):
-            made = tuple(map(tf.convert_to_tensor, function(images, masks, seeds, **own_maps)))
+            made = function(images, masks, seeds, **own_maps)
+            made = tuple(map(tf.convert_to_tensor, made)) if isinstance(made, tuple | list) else (made,)
         found, wanted = ("; ".join(map(custom_code.described, parts)) for parts in (made, given))
         if found != wanted:
             weights = " and weights" if takes_weights else ""
