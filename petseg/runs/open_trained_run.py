@@ -41,10 +41,9 @@ def open_single(score: ScoreConfig) -> TrainedRun | PackedRun:
         score.check_packed(source)  # the name of a packaged model too
         return PackedRun.open(file, score)
     if not Path(source).exists() and not os.path.dirname(source):
-        names = ", ".join(packed_run.NAMES) or "none"
         raise WorkDirectoryError(
             f"{source}: must be a work directory, a file of packed weights (*{packed_run.SUFFIX}), or the name of a "
-            f"packaged model; there are {names}"
+            f"packaged model ({', '.join(packed_run.NAMES) or 'none'})"
         )
     return TrainedRun.open(WorkDirectory(source), score)
 
