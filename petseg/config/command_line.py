@@ -14,6 +14,7 @@ from absl import flags
 
 from petseg.config import options, presets
 from petseg.errors import PetsegError, StoppedError
+from petseg.files import printable
 
 C = TypeVar("C")
 SCRIPTS = ("train.py", "eval.py")
@@ -122,7 +123,7 @@ def run(main: Callable[[C], Any], config_class: type[C], summary: str) -> None:
     except PetsegError as error:
         if debug:
             raise
-        print(f"{program}: error: {error}", file=sys.stderr)
+        print(f"{program}: error: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:  # before StopSignals is active
         print(f"{program}: stopped by SIGINT", file=sys.stderr)

@@ -173,7 +173,7 @@ class _Pipeline:
 
     def _record_failure(self, photograph: Photograph, step: str, error: Exception) -> None:
         reason = " ".join(str(error).split()).removeprefix(f"{step}: ") or type(error).__name__
-        logger.warning("%s: %s: %s", photograph.file, step, reason)
+        logger.warning("%s: %s: %s", files_lib.printable(str(photograph.file)), step, reason)
         self.failed.append(step)
         self._bar.update()
 

@@ -30,17 +30,6 @@ class Photograph:
     georeference: Georeference = NONE
     page: int | None = None  # page of the file, from 0 on; None for a file that must have one page
 
-    def pages(self) -> list["Photograph"]:
-        """The pages of the file, with outputs such as `scan#3.mask.png`; a file of one page as it is."""
-        try:
-            count = picture_files.count_pages(self.file)
-        except DataError:  # reading it will say why
-            count = 1
-        if count == 1:
-            return [self]
-        names = (self.target.with_name(f"{self.target.name}#{page + 1}") for page in range(count))
-        return [dataclasses.replace(self, target=name, page=page) for page, name in enumerate(names)]
-
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -75,12 +64,13 @@ class Plan:
             logger.info("--predict=%s: %d files that petseg wrote are not photographs: skipped", pattern, own)
         path = Path(os.path.expanduser(pattern)).absolute()
         root = path.parent if path.is_file() else _fixed_part(path)  # below it, subfolders are kept
-        targets = _targets(files, root, Path(output_dir))
+        numbers = [(file, page) for file in files for page in (_pages(file) if pages else [None])]
+        targets = _targets([_named(*each) for each in numbers], root, Path(output_dir))
         georeferences, photographs = georeference.find(files), []
         found = [
-            Photograph(file, target, georeferences.get(file, NONE)) for file, target in zip(files, targets, strict=True)
+            Photograph(file, target, georeferences.get(file, NONE), page)
+            for (file, page), target in zip(numbers, targets, strict=True)
         ]
-        found = [page for each in found for page in each.pages()] if pages else found
         for photograph in found:
             target, where = photograph.target, photograph.georeference
             if foreign := outputs.foreign(target, where):
@@ -172,23 +162,42 @@ def _fixed_part(pattern: Path) -> Path:
     return fixed
 
 
+def _pages(file: Path) -> Sequence[int | None]:
+    """The pages of a file, from 0 on; None for a file of one page."""
+    try:
+        count = picture_files.count_pages(file)
+    except DataError:  # reading it will say why
+        count = 1
+    return range(count) if count > 1 else [None]
+
+
+def _named(file: Path, page: int | None) -> Path:
+    """The path that names the outputs, such as `scan#3.tif` for the third page of `scan.tif`."""
+    return file if page is None else file.with_stem(f"{file.stem}#{page + 1}")
+
+
 def _targets(files: Sequence[Path], root: Path, output_dir: Path) -> list[Path]:
     """A path without suffix for each file below a folder, all different."""
     relative = [file.absolute().relative_to(root) for file in files]
     stems = Counter(_case_folded(path.with_suffix("")) for path in relative)
-    shares_stem = {path: stems[_case_folded(path.with_suffix(""))] > 1 for path in relative}
+    shares_stem = [stems[_case_folded(path.with_suffix(""))] > 1 for path in relative]
     taken: set[str] = set()
-    names: dict[Path, Path] = {}
-    for path in sorted(relative, key=shares_stem.__getitem__):  # unique names first: they stay as they are
-        name, number = path if shares_stem[path] else path.with_suffix(""), 2
+    names = relative.copy()
+    for i in sorted(range(len(relative)), key=shares_stem.__getitem__):  # unique names first: they stay as they are
+        path, number = relative[i], 2
+        name = path if shares_stem[i] else path.with_suffix("")
         while _case_folded(name) in taken:
             name, number = path.with_name(f"{path.name}-{number}"), number + 1
         taken.add(_case_folded(name))
-        names[path] = name
-    renamed = [f"{path} -> {name}{MASK}.png" for path, name in names.items() if name != path.with_suffix("")]
+        names[i] = name
+    renamed = [
+        f"{path} -> {name}{MASK}.png"
+        for path, name in zip(relative, names, strict=True)
+        if name != path.with_suffix("")
+    ]
     if renamed:
         logger.warning("%d photographs share a name with another; their masks: %s", len(renamed), ", ".join(renamed))
-    return [output_dir / names[path] for path in relative]
+    return [output_dir / name for name in names]
 
 
 def _case_folded(path: Path) -> str:

@@ -288,12 +288,13 @@ def _wrong_array(array: np.ndarray, spec: ImageSpec) -> str:
     grey = ", or grey [height, width]" if spec.channels in (1, 3) else ""
     hint = ""
     if array.dtype.kind == "f" and spec.dtype == "uint8":
-        hint = "; for values in [0, 1]: (image * 255).round().astype('uint8')"
+        scaled, top = ("image", 255) if array.size and array.max() > 1 else ("(image * 255)", 1)
+        hint = f"; for values in [0, {top}]: {scaled}.round().astype('uint8')"
     elif array.ndim == 4:
         hint = "; of several images, a list: list(images)"
     elif array.ndim == 3 and array.shape[0] == spec.channels:
         hint = "; with the channels first: np.moveaxis(image, 0, -1)"
-    elif array.dtype.kind in "iu" and spec.is_plain:
+    elif array.dtype.kind in "iu" and array.dtype != np.uint8 and spec.is_plain:
         hint = "; if its values are 0 to 255: image.astype('uint8')"
     return f"image: got {array.dtype} {list(array.shape)}; must be {spec.dtype} {channels}{values}{grey}{hint}"
 

@@ -220,3 +220,13 @@ def test_debug_shows_the_traceback_however_it_is_spelled_and_wherever_it_stands(
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments, "--batch_size=0"])
     with pytest.raises(PetsegError if shown else SystemExit):
         command_line.run(lambda config: None, Config, "")
+
+
+def test_an_error_is_one_line_whatever_characters_a_path_has(monkeypatch, capsys):
+    def fail(config):
+        raise PetsegError("a\n\x1b[31mb.png: cannot be read")
+
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit):
+        command_line.run(fail, Config, "")
+    assert capsys.readouterr().err == "train.py: error: a\\x0a\\x1b[31mb.png: cannot be read\n"

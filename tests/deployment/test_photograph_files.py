@@ -171,3 +171,6 @@ def test_each_page_of_a_stack_is_a_photograph_where_pages_were_examples(tmp_path
     assert names == ["a.mask.png", "scan#1.mask.png", "scan#2.mask.png", "scan#3.mask.png"]
     assert [photograph.page for photograph in found.photographs] == [None, 0, 1, 2]
     assert len(plan(tmp_path / "in", tmp_path / "out").photographs) == 2
+    save(tmp_path / "in" / "scan#1.png", tmp_path / "in" / "scan#2.tif")  # named as the outputs of two pages
+    found = Plan.make(str(tmp_path / "in"), str(tmp_path / "other"), Outputs(PETS), pages=True)
+    assert len({file.name for file in carry_out(found)}) == 6

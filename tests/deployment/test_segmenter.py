@@ -98,6 +98,7 @@ def test_pairs_are_scored_at_their_own_size(workdir, loaded):
     ("picture", "message"),
     [
         (np.zeros((4, 5, 3), np.float32), r"got float32 \[4, 5, 3\]; must be uint8 .* \(image \* 255\)"),
+        (np.full((4, 5, 3), 255.0), r"got float64 .*; for values in \[0, 255\]: image\.round\(\)\.astype\('uint8'\)$"),
         (np.zeros((4, 5, 2), np.uint8), r"got uint8 \[4, 5, 2\]; must be uint8 \[height, width, 3\] .*, or grey"),
         (np.zeros((4, 5), np.int64), r"got int64 \[4, 5\]; must be uint8 \[height, width, 3\] .*astype\('uint8'\)"),
         (np.zeros(5, np.uint8), r"got uint8 \[5\]; must be"),
