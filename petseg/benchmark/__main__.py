@@ -58,7 +58,7 @@ class MeasureConfig(Group):
         asked = [name.strip() for name in self.measure.split(",")]
         unknown = [name for name in asked if name not in GROUPS]
         if unknown:
-            raise ConfigError(f"--measure={self.measure}: no {unknown[0]!r}; must be some of {', '.join(GROUPS)}")
+            raise ConfigError(f"--measure={unknown[0]}: must be some of {', '.join(GROUPS)}")
         return tuple(name for name in GROUPS if name in asked)
 
     def __post_init__(self) -> None:

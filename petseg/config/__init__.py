@@ -16,7 +16,7 @@ from petseg.config.serialization import (
     markdown_of,
     to_dict,
     with_code,
-    with_kept,
+    with_run_defaults,
     without_code,
 )
 from petseg.config.train_config import (

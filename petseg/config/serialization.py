@@ -70,8 +70,8 @@ def _refuse_unknown(values: Any, known: Sequence[str] | Mapping[str, Any]) -> No
         raise ConfigError(f"config: unknown key {unknown[0]!r}; known are {', '.join(known)}")
 
 
-def with_kept(config: Config, run: Config | None) -> Config:
-    """Fills in the `KEPT` fields, as given, else as in the run, else the latest; and the `RESOLVED` ones of the run."""
+def with_run_defaults(config: Config, run: Config | None) -> Config:
+    """Fills in what flags leave open: `KEPT` fields as in the run, else the latest; `RESOLVED` ones as in the run."""
     for group, values in KEPT.items():
         given, before = getattr(config, group), None if run is None else getattr(run, group)
         values = {name: getattr(before, name, None) or latest for name, latest in values.items()}

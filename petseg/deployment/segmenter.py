@@ -99,6 +99,10 @@ class Segmenter:
             return list(self.predictor.predict([as_array(each, self._spec) for each in image]))
         return self.predictor(as_array(image, self._spec))
 
+    def __repr__(self) -> str:
+        height, width = self.config.data.size
+        return f"Segmenter({width} x {height}: {', '.join(self.classes.names)})"
+
     def evaluate(
         self,
         dataset: str | Iterable[tuple[Any, Any]],

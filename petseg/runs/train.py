@@ -40,7 +40,7 @@ def train(config: Config) -> dict[str, Any]:
     workdir = WorkDirectory.for_training(config.runtime.workdir, config.data.dataset)
     resumes = workdir.config_file.exists()
     config = config.changed(runtime={"workdir": str(workdir.path)})
-    config = config_lib.with_kept(config, workdir.load_config() if resumes else None)
+    config = config_lib.with_run_defaults(config, workdir.load_config() if resumes else None)
     if resumes:
         for name, (old, new) in workdir.reconcile(config).items():
             logger.info("changed: --%s was %r, is now %r", name, old, new)
@@ -108,11 +108,11 @@ def train_loop(run: Run, report: Report, step: int, schedule: Schedule, results:
                 run.requests.save.assign(1.0)
             with profiler.step(step):
                 stopwatch.steps(trainer.run(batches, schedule.steps_to_next(step)))
-            nonfinite_steps.check(run)
-            run.writer.check()
             step = run.step
-            run.bad_examples.check(step)
             stop, save = trainer.requested()
+            nonfinite_steps.check(run)  # these three raise errors of the steps, of a save, and of examples
+            run.writer.check()
+            run.bad_examples.check(step)
 
             # 2. Summaries.
             if schedule.due(step, schedule.summary_every):

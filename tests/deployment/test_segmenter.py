@@ -54,6 +54,7 @@ def test_arrays_paths_and_pillow_images_give_the_same(loaded, photograph, tmp_pa
 
 
 def test_overlay_cutout_and_repr_show_the_prediction(loaded, photograph):
+    assert repr(loaded) == "Segmenter(32 x 32: pet, background, border)"
     found = loaded(photograph)
     assert np.asarray(found.overlay(0)).tolist() == photograph.tolist()
     assert np.asarray(found.overlay(1)).tolist() == PETS.palette[found.mask].tolist()

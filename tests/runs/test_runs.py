@@ -12,7 +12,7 @@ import pytest
 from conftest import NUM_TEST, changed, four_steps, own_lines, run_program, tiny_flags
 
 from petseg.classes import PETS
-from petseg.config import with_kept
+from petseg.config import with_run_defaults
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data import loading
 from petseg.data.backends import on_demand
@@ -38,7 +38,7 @@ def finished(finished_run, tmp_path_factory):
 
 def test_a_complete_run_has_all_documented_files(finished, finished_run, data_dir):
     found_in_data = {"channels": 3, "image_dtype": "uint8", "intensity_range": "0,255"}
-    given = with_kept(four_steps(data_dir, finished_run), None)
+    given = with_run_defaults(four_steps(data_dir, finished_run), None)
     assert finished.load_config() == given.changed(data=found_in_data)
     assert sorted(path.name for path in finished.checkpoints.glob("*.index")) == ["ckpt-2.index", "ckpt-4.index"]
     assert len(list(finished.best.glob("*.index"))) == 1

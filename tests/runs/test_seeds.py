@@ -17,7 +17,7 @@ from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, list_session_groups
 from tensorboard.plugins.hparams.backend_context import Context
 
-from petseg.config import Config, command_line, with_kept
+from petseg.config import Config, command_line, with_run_defaults
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.errors import ConfigError
 from petseg.evaluation import score_tables
@@ -51,7 +51,7 @@ def test_each_run_equals_training_with_its_seed(folder, data_dir):
     for seed in (0, 1):
         config = WorkDirectory(folder / "a" / f"seed-{seed}").load_config()
         flags = [*small_flags(data_dir, folder / "a" / f"seed-{seed}"), f"--seed={seed}", "--train_steps=2"]
-        expected = with_kept(command_line.parse(["train.py", *flags], Config), None)
+        expected = with_run_defaults(command_line.parse(["train.py", *flags], Config), None)
         found_in_data = {"channels": 3, "image_dtype": "uint8", "intensity_range": "0,255"}
         assert config == expected.changed(data=found_in_data)
 

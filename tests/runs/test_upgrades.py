@@ -70,14 +70,18 @@ def test_a_run_of_an_earlier_version_keeps_its_class_weights(data_dir, tmp_path)
     resume(data_dir, workdir, "--class_weights=2,2,1", "--train_steps=2")  # evaluates the complete run
     assert workdir.load_class_weights() == (0.4, 0.4, 0.2)
     before = workdir.load_config()  # that the next start resumes with
-    assert config_lib.with_kept(Config.of(class_weights="1,1,2"), before).loss.class_weight_normalization == "sum"
+    assert (
+        config_lib.with_run_defaults(Config.of(class_weights="1,1,2"), before).loss.class_weight_normalization == "sum"
+    )
     asked = Config.of(class_weights="1,1,2", class_weight_normalization="mean")
-    assert config_lib.with_kept(asked, before).loss.class_weight_normalization == "mean"
+    assert config_lib.with_run_defaults(asked, before).loss.class_weight_normalization == "mean"
 
 
 def test_class_weights_added_to_a_run_of_an_earlier_version_are_normalised_as_in_new_runs(tmp_path):
     before = unpack_run(tmp_path).load_config()
-    assert config_lib.with_kept(Config.of(class_weights="2,2,1"), before).loss.class_weight_normalization == "mean"
+    assert (
+        config_lib.with_run_defaults(Config.of(class_weights="2,2,1"), before).loss.class_weight_normalization == "mean"
+    )
 
 
 def test_a_new_run_records_the_choices_it_keeps(finished_run):
