@@ -20,7 +20,7 @@ from petseg import custom_code
 from petseg.classes import Classes
 from petseg.config import DataConfig
 from petseg.config.data_config import named_splits
-from petseg.data import images, mask_files, picture_files, weight_files
+from petseg.data import images, mask_files, picture_files, weight_map_files
 from petseg.data.catalog import DataSet
 from petseg.data.example_decoding import BadExampleError
 from petseg.data.folders.faults import Fault, Kind
@@ -148,7 +148,7 @@ class Source:
         except PictureError as error:
             raise BadExampleError(f"{self._where}, example {i} ({name}): the image {error}") from error
         try:
-            weight = weight_files.decode(weights) if weights else None
+            weight = weight_map_files.decode(weights) if weights else None
             dtype, wanted_dtype = weight.pixels.dtype.name if weight else "", self.weight_dtype
             if dtype != wanted_dtype:
                 raise PictureError(
@@ -171,7 +171,7 @@ class Source:
     def weight_dtype(self) -> str:
         """Dtype of the weight maps; empty without."""
         weights = self.files(0)[3] if len(self) else b""
-        return weight_files.decode(weights).pixels.dtype.name if weights else ""
+        return weight_map_files.decode(weights).pixels.dtype.name if weights else ""
 
     @property
     def band_row(self) -> list[Any]:

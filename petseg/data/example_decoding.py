@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from petseg.classes import IGNORED
 from petseg.config.image_spec import CODES, ImageSpec
-from petseg.data import mask_files, weight_files
+from petseg.data import mask_files, weight_map_files
 from petseg.data.catalog import DataSet
 from petseg.data.folders.mask_values import MaskCoding
 from petseg.data.images import LUMA, Bands
@@ -137,12 +137,12 @@ def decoded_weight(data_set: DataSet, stored: tf.Tensor, dtype: str) -> tf.Tenso
 
 
 def _weight_problem(weight: tf.Tensor) -> tf.Tensor:
-    """The fault of a weight map, a string scalar, empty if there is none; as `weight_files.problem`."""
+    """The fault of a weight map, a string scalar, empty if there is none; as `weight_map_files.problem`."""
     weight = tf.cast(weight, tf.float32)
     wrong = {
-        weight_files.ALL_ZERO: tf.reduce_all(weight == 0),
-        weight_files.NEGATIVE: tf.reduce_any(weight < 0),
-        weight_files.NOT_FINITE: ~tf.reduce_all(tf.math.is_finite(weight)),
+        weight_map_files.ALL_ZERO: tf.reduce_all(weight == 0),
+        weight_map_files.NEGATIVE: tf.reduce_any(weight < 0),
+        weight_map_files.NOT_FINITE: ~tf.reduce_all(tf.math.is_finite(weight)),
     }
     problem = tf.constant("")
     for text, is_so in wrong.items():

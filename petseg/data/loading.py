@@ -18,7 +18,7 @@ from petseg.data.backends.memory import MemoryExamples, aligned_array
 from petseg.data.backends.on_demand import OnDemandExamples, distinguishing_labels
 from petseg.data.example_decoding import BadExampleError
 from petseg.data.examples import Examples
-from petseg.data.folders import faults, weight_survey
+from petseg.data.folders import faults, weight_map_survey
 from petseg.data.folders.faults import Kind
 from petseg.data.mask_survey import MaskSurvey
 from petseg.data.random_crops import RandomCrops
@@ -83,7 +83,7 @@ def _judge_masks(source: SplitSource, config: DataConfig) -> None:
     Raises DataError if their values contradict the classes.
     """
     data_set = source.data_set
-    notes = [*data_set.mask_notes, *weight_survey.notes(data_set.weight_rows, config.weight_scale)]
+    notes = [*data_set.mask_notes, *weight_map_survey.notes(data_set.weight_rows, config.weight_scale)]
     if not data_set.holds_ids:
         survey = MaskSurvey(data_set.classes)
         for number, (position, facts) in enumerate(source.mask_facts(spread=SURVEYED_MASKS), 1):

@@ -32,7 +32,7 @@ from petseg.data.folders.folder_layout import Layout
 from petseg.data.folders.inferred_classes import CLASSES_FILE, INFERRED
 from petseg.data.folders.mask_values import MaskCoding
 from petseg.data.folders.pair_files import DecodedPair
-from petseg.data.folders.weight_survey import WeightSurvey
+from petseg.data.folders.weight_map_survey import WeightSurvey
 from petseg.data.images import BandCounts
 from petseg.data.mask_survey import MaskSurvey
 from petseg.errors import ConfigError, DataError, one_line

@@ -9,10 +9,10 @@ import numpy as np
 
 from petseg.classes import IGNORED, UNKNOWN, Classes
 from petseg.config import DataConfig
-from petseg.data.folders import weight_survey
+from petseg.data.folders import weight_map_survey
 from petseg.data.folders.faults import Fault, Kind
 from petseg.data.folders.pair_files import DecodedPair
-from petseg.data.folders.weight_survey import WeightSurvey
+from petseg.data.folders.weight_map_survey import WeightSurvey
 from petseg.data.folds import group_of
 from petseg.data.images import BandCounts, joined
 from petseg.data.mask_survey import MaskSurvey
@@ -148,7 +148,7 @@ class Inspection:
             found.append(f"{len(shared)} images are in two splits or more, byte by byte: {_few(pairs)}")
         if several := [group for group, splits in self.groups.items() if len(splits) > 1]:
             found.append(f"{len(several)} groups (--group_files) are in two splits or more: {_few(several)}")
-        return [*found, *self._survey.notes(), *weight_survey.notes(self.weights.rows(), self._data.weight_scale)]
+        return [*found, *self._survey.notes(), *weight_map_survey.notes(self.weights.rows(), self._data.weight_scale)]
 
     def suggested_size(self) -> str:
         """Flags for the size of the network's input."""

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from petseg.data import images, mask_files, weight_files
+from petseg.data import images, mask_files, weight_map_files
 from petseg.data.folders import mask_values
 from petseg.data.folders.faults import Fault, Kind
 from petseg.data.folders.mask_values import MaskCoding
@@ -143,7 +143,7 @@ def _weight_map(
 ) -> Picture | None:
     """The weight map of a picture; adds a fault and returns None if it cannot be used."""
     try:
-        weight = weight_files.of_picture(picture)
+        weight = weight_map_files.of_picture(picture)
         if mask_size and weight.size != mask_size:
             height, width = weight.size
             what = f"is {height} x {width} (height x width), its mask {mask_name} {mask_size[0]} x {mask_size[1]}"
