@@ -14,6 +14,7 @@ from petseg.errors import ConfigError
 
 IGNORED = 255  # class id of ignored pixels: weight 0, not counted
 LONGEST_NAME = 100  # bytes of a class name
+UNNAMED = "class_"  # beginning of the names of classes that are inferred from masks
 UNKNOWN = 254  # class id, while reading data, of values of no class
 MIN_CLASSES, MAX_CLASSES = 2, 254
 
@@ -89,11 +90,20 @@ class Classes:
         return [value for each in self.members for value in each.values]
 
     @property
-    def meanings(self) -> dict[int | Color, str]:
+    def _meanings(self) -> dict[int | Color, str]:
         """The name of its class, or `no class`, for each value in masks."""
-        return {value: each.name for each in self.members for value in each.values} | dict.fromkeys(
-            self.ignored, "no class"
-        )
+        names = {value: each.name for each in self.members for value in each.values}
+        return names | dict.fromkeys(self.ignored, "no class")
+
+    def check_meanings(self, other: "Classes | None", where: str) -> None:
+        """Raises ConfigError if other classes give a value another meaning than these, which are those of a run."""
+        meanings = other._meanings if other else {}
+        for value, meaning in self._meanings.items():
+            if meanings.get(value, meaning) != meaning and not meaning.startswith(UNNAMED):
+                raise ConfigError(
+                    f"{where}: value {value} in masks is {meanings[value]}, but in the run it was {meaning}; must be "
+                    "the same"
+                )
 
     @property
     def palette(self) -> np.ndarray:

@@ -256,6 +256,8 @@ class OwnDataSet(DataSet):
         """The examples of a split, checked."""
         if split not in self.sources:
             source = Source(self.reference, self.data_dir, split)
+            if not self.config.classes:
+                self.classes.check_meanings(source.classes, f"{self.name}, split {split}")
             source.check(self.classes)
             self.sources[split] = source
         return self.sources[split]

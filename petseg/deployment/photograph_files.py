@@ -58,10 +58,7 @@ class Plan:
           DataError: if nothing matches.
           WorkDirectoryError: if an output would replace a file that petseg did not write.
         """
-        matches = _matches(pattern)
-        files = find_photographs(pattern, matches)
-        if own := len(matches) - len(files):
-            logger.info("--predict=%s: %d files that petseg wrote are not photographs: skipped", pattern, own)
+        files = find_photographs(pattern)
         path = Path(os.path.expanduser(pattern)).absolute()
         root = path.parent if path.is_file() else _fixed_part(path)  # below it, subfolders are kept
         numbers = [(file, page) for file in files for page in (_pages(file) if pages else [None])]
@@ -88,12 +85,12 @@ class Plan:
         return self.outputs.write(photograph.target, segmentation, photograph.georeference)
 
 
-def find_photographs(pattern: str, matches: Sequence[Path] | None = None) -> list[Path]:
-    """Lists the files of a glob, a file or a folder, sorted, without those that petseg wrote.
+def find_photographs(pattern: str) -> list[Path]:
+    """Lists the files of a glob, a file or a folder, sorted, without those that petseg wrote, whose number it logs.
 
     Raises DataError if there are none.
     """
-    matches = _matches(pattern) if matches is None else matches
+    matches = _matches(pattern)
     if not matches:
         kinds = "ending in .jpg .png .tif or another suffix of a picture that Pillow reads"
         if os.path.isdir(os.path.expanduser(pattern)):
@@ -102,6 +99,8 @@ def find_photographs(pattern: str, matches: Sequence[Path] | None = None) -> lis
     files = [file for file in matches if not is_own(file)]
     if not files:
         raise DataError(f"--predict={pattern}: matches only masks and overlays that petseg wrote; must be photographs")
+    if own := len(matches) - len(files):
+        logger.info("--predict=%s: %d files that petseg wrote are not photographs: skipped", pattern, own)
     return files
 
 

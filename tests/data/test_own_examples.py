@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from petseg.classes import Classes
 from petseg.config import DataConfig
-from petseg.data import check, loading
+from petseg.data import catalog, check, loading
 from petseg.data.check import CheckConfig, CheckOptions
 from petseg.errors import ConfigError, DataError, PetsegError
 from petseg.runs.trained_run import weights_to_score
@@ -146,7 +147,7 @@ REFUSED = {
     "no dictionary": ("    return Pairs([(1, 2)])\n", "example 0: is (int, int); must be a dictionary with image"),
     "another key": (made("{0: {'label': 1}}"), "is a dictionary with image, mask, name, label; must be a dictionary"),
     "a list of pixels": (made("{0: {'image': [[1, 2]]}}"), "example 0: the image is list; must be an array of numbers"),
-    "texts": (made("{0: {'mask': np.array([['a']])}}"), "the mask is str"),
+    "texts": (made("{0: {'mask': np.array([['a']])}}"), "the mask is numpy str"),
     "no image file": (made("{0: {'image': b'xyz'}}"), "example 0 (train-0.x): the image cannot be read"),
     "channels first": (made("{0: {'image': np.zeros((3, 40, 48))}}"), "the image got float64 [3, 40, 48]; must be"),
     "another size": (made("{0: {'mask': np.zeros((9, 9), int)}}"), "the image is (40, 48) (height, width), its mask"),
@@ -202,6 +203,14 @@ def truths(data_dir, split):
     assert (
         loading.load(config(own, "truths", image_size="64", **without), "train").fetch(tf.constant([0])).weight is None
     )
+
+
+def test_classes_that_give_values_other_meanings_than_a_run_are_refused(own):
+    data = catalog.open_data(config(own), Classes.from_dict(["object", "background"]))
+    with pytest.raises(ConfigError, match=r"^own\.py:source, split train: value 0 in masks is background, but"):
+        data.source("train")
+    inferred = catalog.open_data(config(own), Classes.from_dict(["class_0", "class_1"]))
+    assert len(inferred.source("train")) == 12
 
 
 def test_flags_and_splits_that_do_not_exist_are_refused(own):

@@ -29,7 +29,7 @@ from petseg.data import digests, tfds_builders
 from petseg.data.folders import faults, folder_files, folder_layout, mask_values
 from petseg.data.folders.faults import Fault
 from petseg.data.folders.folder_layout import Layout
-from petseg.data.folders.inferred_classes import CLASSES_FILE, INFERRED
+from petseg.data.folders.inferred_classes import CLASSES_FILE
 from petseg.data.folders.mask_values import MaskCoding
 from petseg.data.folders.pair_files import DecodedPair
 from petseg.data.folders.weight_map_survey import WeightSurvey
@@ -59,8 +59,8 @@ def prepare(config: DataConfig, classes: Classes | None = None) -> tuple[Any, Cl
     cache = Path(config.cache_dir or CACHE_DIR).expanduser().absolute()
     if classes and (own := _with_classes_found(config, layout, cache)) and own[1] == classes:
         return own  # a resumed run passes the classes that it inferred itself
-    if classes:
-        _check_classes(config, classes)
+    if classes and not config.classes:
+        classes.check_meanings(folder_files.read_classes(config), f"{config.data_dir}/{CLASSES_FILE}")
     classes = classes or folder_files.read_classes(config)
     builder = _FolderBuilder(config, layout, classes, data_dir=cache)
     if not builder.data_path.exists():
@@ -86,18 +86,6 @@ def prepare(config: DataConfig, classes: Classes | None = None) -> tuple[Any, Cl
             printable(config.data_dir), stored.names[0], stored.names[-1], mask_values.allowed_values_text(stored),
         )  # fmt: skip
     return builder, stored
-
-
-def _check_classes(config: DataConfig, classes: Classes) -> None:
-    """Raises ConfigError if the classes file of the folder gives a value another meaning than the classes of a run."""
-    own = None if config.classes else folder_files.read_classes(config)
-    meanings = own.meanings if own else {}
-    for value, meaning in classes.meanings.items():
-        if meanings.get(value, meaning) != meaning and not meaning.startswith(INFERRED):
-            raise ConfigError(
-                f"{config.data_dir}/{CLASSES_FILE}: says that value {value} in masks is {meanings[value]}, but it is "
-                f"{meaning} in the run; values must have one meaning"
-            )
 
 
 def _with_classes_found(config: DataConfig, layout: Layout, cache: Path) -> tuple[Any, Classes] | None:

@@ -3,14 +3,13 @@
 import dataclasses
 from collections.abc import Sequence
 
-from petseg.classes import IGNORED, MAX_CLASSES, MIN_CLASSES, Classes, Color, SegmentationClass, distinct_color
+from petseg.classes import IGNORED, MAX_CLASSES, MIN_CLASSES, UNNAMED, Classes, Color, SegmentationClass, distinct_color
 from petseg.data.folders.faults import Fault, Kind
 from petseg.data.folders.mask_values import ZERO_AND_255, color_number, color_of
 from petseg.data.mask_survey import MaskFacts, MaskSurvey
 from petseg.errors import ConfigError
 
 CLASSES_FILE = "classes.json"
-INFERRED = "class_"  # beginning of the names of inferred classes
 
 
 def classes_from_masks(masks: Sequence[tuple[str, MaskFacts]]) -> tuple[Classes | None, list[Fault]]:
@@ -63,7 +62,7 @@ def _classes_of(found: Sequence[MaskFacts], *, colored: bool) -> Classes:
         if color is None or color in taken:
             color = next(free for free in map(distinct_color, range(1000)) if free not in taken)
         taken.add(color)
-        members.append(SegmentationClass(f"{INFERRED}{i if colored else number}", color if colored else number, color))
+        members.append(SegmentationClass(f"{UNNAMED}{i if colored else number}", color if colored else number, color))
     if len(members) == 2:
         members[1] = dataclasses.replace(members[1], foreground=1.0)  # the default of classes files
     return Classes(tuple(members))
