@@ -190,11 +190,11 @@ def test_resuming_copies_the_csv_file_in_bounded_memory(tmp_path):
     file = tmp_path / "metrics.csv"
     with open(file, "w") as stream:
         stream.write("step,run,tag,value\r\n")
-        stream.writelines(f"{step},train,loss,{step / 7!r}\r\n" for step in range(1, 150_001))
+        stream.writelines(f"{step},train,loss,{step / 7!r}\r\n" for step in range(1, 60_001))
     before = file.read_bytes()
     tracemalloc.start()
     try:
-        Summaries(tmp_path, file, first_step=150_000, classes=PETS).close()
+        Summaries(tmp_path, file, first_step=60_000, classes=PETS).close()
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

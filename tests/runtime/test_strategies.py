@@ -3,12 +3,13 @@ from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
-from conftest import own_lines, tiny_flags
+from conftest import own_lines, replicas, tiny_flags
 from programs_in_forks import run
 
 from petseg.config import Config, DistributionConfig, command_line
 from petseg.config.eval_config import EvalConfig
 from petseg.errors import ConfigError
+from petseg.runs import building
 from petseg.runtime import strategies
 
 
@@ -253,6 +254,7 @@ def test_a_strategy_that_is_not_supported_is_not_in_the_help_and_refused_with_th
         ({"strategy": "parameter_server"}, "--strategy=parameter_server: .* must be multi_worker_mirrored"),
         ({"strategy": "central_storage"}, "--strategy=central_storage: .* must be mirrored"),
         ({"strategy": "mirrored", "num_devices": 9}, "--num_devices=9: there are 1 .* --virtual_devices=9 splits one"),
+        ({"strategy": "mirrored", "virtual_devices": 2, "num_devices": 3}, "--num_devices=3: there are 2 "),
         ({"strategy": "mirrored", "cross_device_ops": "nccl"}, "--cross_device_ops=nccl: there must be GPUs"),
         ({"strategy": "mirrored", "cross_device_ops": "ring"}, "--cross_device_ops=ring: with --strategy=mirrored"),
         ({"strategy": "one_device", "num_devices": 2}, "--num_devices=2: must be 1 with --strategy=one_device"),
@@ -265,19 +267,24 @@ def test_strategies_that_this_machine_cannot_run_are_refused(config, message):
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("number", "compute", "message"),
     [
-        (["--virtual_devices=3"], "--batch_size=8: must be a multiple of the 3 replicas"),
-        (["--virtual_devices=2", "--micro_batches=3"], "--micro_batches=3: must divide the 4 examples"),
-        (["--virtual_devices=2", "--jit_compile"], "--jit_compile: with 2 replicas --nosync_batch_norm must be given"),
-        (["--virtual_devices=2", "--num_devices=3"], "--num_devices=3: there are 2"),
+        (3, {}, "--batch_size=8: must be a multiple of the 3 replicas"),
+        (2, {"micro_batches": 3}, "--micro_batches=3: must divide the 4 examples"),
+        (2, {"jit_compile": True}, "--jit_compile: with 2 replicas --nosync_batch_norm must be given"),
     ],
 )
-def test_a_program_refuses_in_one_line_and_leaves_no_trace(data_dir, tmp_path, flags, message):
-    result = run("train.py", *tiny_flags(data_dir, tmp_path / "run"), "--train_steps=1", *flags)
+def test_flags_that_do_not_suit_the_replicas_are_refused(tiny_config, number, compute, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        building.check_replicas(tiny_config.changed(compute=compute), replicas(number))
+
+
+def test_a_program_refuses_in_one_line_and_leaves_no_trace(data_dir, tmp_path):
+    flags = [*tiny_flags(data_dir, tmp_path / "run"), "--train_steps=1", "--virtual_devices=3"]
+    result = run("train.py", *flags)
     assert result.returncode == 2
     *log, line = own_lines(result.stderr)
-    assert line.startswith(f"train.py: error: {message}")
+    assert line.startswith("train.py: error: --batch_size=8: must be a multiple of the 3 replicas")
     assert all(" computes on 1 CPU (" in other for other in log)
     assert len(log) <= 1
     assert not (tmp_path / "run").exists()
