@@ -1,7 +1,7 @@
 """Distributed evaluation of a split: every example is counted once, for any batch size and number of replicas."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -86,12 +86,6 @@ class Evaluator:
         self._summed_loss, self._denominator = replica_sum([], tf.float32), replica_sum([], tf.float32)
         self._totals = [self._scored, self._summed_loss, self._denominator]
         self._is_large = large_splits.is_large(len(examples), self._num_classes)
-        self._examples_of_block = self._batches_of_block = len(examples)  # one block that has all
-        if self._is_large:  # a block of batches at a time
-            replicas = strategy.num_replicas_in_sync
-            batch = replicas * input_pipeline.evaluation_batch_of_replica(len(examples), data.batch_size, replicas)
-            self._batches_of_block = max(1, large_splits.block_size(self._num_classes) // batch)
-            self._examples_of_block = self._batches_of_block * batch
         # Shapes of what is counted for each example, int64; it goes to the host with each batch.
         self._shapes_by_example = {"confusion": [self._num_classes] * 2}
         if details:
@@ -104,7 +98,7 @@ class Evaluator:
 
         Raises DataError if an example that is decoded on demand is bad, or weights are too large to be counted.
         """
-        batches, count = input_pipeline.distributed_evaluation_batches(
+        batches, num_batches = input_pipeline.distributed_evaluation_batches(
             self._strategy,
             self._examples,
             batch_size=self._data.batch_size,
@@ -113,26 +107,22 @@ class Evaluator:
         )
         iterator, large = iter(batches), self._large_split()
         losses, calibration = np.zeros(2), np.zeros([metrics.CALIBRATION_BINS, 3])
-        for first, examples_of_block, batches_of_block in self._blocks(count):
-            (scored, loss, denominator, *more), by_example = self._score(iterator, batches_of_block)
-            if scored < examples_of_block:
+        # A small split is one block of batches.
+        replicas, total = self._strategy.num_replicas_in_sync, len(self._examples)
+        batch = replicas * input_pipeline.evaluation_batch_of_replica(total, self._data.batch_size, replicas)
+        block = max(1, large_splits.block_size(self._num_classes) // batch) if large else num_batches
+        for start in range(0, num_batches, block):
+            first, last = start * batch, min((start + block) * batch, total)
+            (scored, loss, denominator, *more), by_example = self._score(iterator, min(block, num_batches - start))
+            if scored < last - first:
                 return None
             losses += loss, denominator
             calibration += sum(more)
-            counts = self._in_order_of_examples(by_example, first, examples_of_block)
+            counts = self._in_order_of_examples(by_example, first, last - first)
             self._check_sums(first, counts["confusion"])
             if large:
                 large.add(first, *counts.values())
         return self._evaluation(losses, counts, calibration if self._details else None, large)
-
-    def _blocks(self, count: int) -> Iterator[tuple[int, int, int]]:
-        """First example, number of examples and number of batches of each block; a small split is one block.
-
-        `count` is the number of batches of the split.
-        """
-        for number, first in enumerate(range(0, len(self._examples), self._examples_of_block)):
-            batches = min(self._batches_of_block, count - number * self._batches_of_block)
-            yield first, min(self._examples_of_block, len(self._examples) - first), batches
 
     def _large_split(self) -> LargeSplit | None:
         """The totals of a split that is too large for counts of each example, before the first; else None."""
