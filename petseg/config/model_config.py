@@ -119,7 +119,7 @@ class ModelConfig(Group):
         alphas = IMAGENET_ALPHAS.get(self.encoder.replace("_", "").lower())
         if self.encoder_alpha != 1 and not alphas and self.encoder != "tiny":
             raise ConfigError(f"--encoder_alpha={self.encoder_alpha:g}: must be 1 with --encoder={self.encoder}")
-        if self.encoder_weights == "imagenet":
+        if self.encoder_weights == "imagenet" and not self.init_from:  # which takes precedence
             alphas = alphas or (1.0,)
             if self.encoder == "tiny" or (self.encoder.startswith(HUB) and self.encoder.endswith("Backbone")):
                 raise ConfigError(f"--encoder_weights=imagenet: must be none or a file with --encoder={self.encoder}")

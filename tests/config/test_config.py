@@ -144,6 +144,10 @@ def test_of_the_flags_about_the_training_of_the_encoder_the_later_one_counts():
     assert Config.of(train_encoder=True).changed(model={"train_encoder_from": "none"}).model.first_trained == "none"
 
 
+def test_imagenet_weights_are_not_asked_for_where_another_run_gives_the_weights():
+    assert Config.of(encoder="tiny", init_from="runs/other").model.init_from == "runs/other"
+
+
 def test_flags_reach_the_config():
     arguments = ["train.py", "--batch_size=16", "--learning_rate=0.5", "--train_encoder", "--class_weights=2,2,1"]
     config = command_line.parse(arguments, Config)
