@@ -1,6 +1,7 @@
 """Flags of eval.py, declared as in `train_config`."""
 
 import dataclasses
+import os
 
 from petseg.config import PRECISIONS, DataConfig, DistributionConfig
 from petseg.config.data_config import CACHES
@@ -108,8 +109,13 @@ class ScoreConfig(Group):
         super().__post_init__()
         if bool(self.workdir.strip()) == self.pretrained:
             raise ConfigError(f"--workdir={self.workdir}: must be the work directory of a run, or pass --pretrained")
-        if self.packed:
-            self.check_packed(self.packed)
+        alone = ("watch", "compare", "csv", "ema")
+        is_one = self.checkpoint in ("latest", "best") and not any(getattr(self, name) for name in alone)
+        if self.packed and not is_one:
+            raise ConfigError(
+                f"--workdir={self.packed}: is one checkpoint with one kind of weights; must be a work directory for "
+                f"{', '.join(f'--{name}' for name in alone)} or --checkpoint={self.checkpoint}"
+            )
         self._check_ensemble()
         if self.watch and self.checkpoint != "latest":
             raise ConfigError(
@@ -144,15 +150,6 @@ class ScoreConfig(Group):
         if self.tile and not self.predict and self.resolution != "native":
             raise ConfigError(f"--tile={self.tile}: must come with --predict or --resolution=native")
 
-    def check_packed(self, name: str) -> None:
-        """Raises ConfigError if flags choose among the checkpoints of a run, which packed weights do not have."""
-        alone = ("watch", "compare", "csv", "ema")
-        if self.checkpoint not in ("latest", "best") or any(getattr(self, flag) for flag in alone):
-            raise ConfigError(
-                f"--workdir={name}: is one checkpoint with one kind of weights; must be a work directory for "
-                f"{', '.join(f'--{flag}' for flag in alone)} or --checkpoint={self.checkpoint}"
-            )
-
     def _check_ensemble(self) -> None:
         if not self.ensemble:
             return
@@ -168,7 +165,7 @@ class ScoreConfig(Group):
     @property
     def packed(self) -> str:
         """The packed weights to use instead of a work directory: the packaged model's name or a file; else empty."""
-        if self.pretrained:
+        if self.pretrained or (self.workdir == PACKAGED and not os.path.lexists(PACKAGED)):
             return PACKAGED
         return self.workdir if self.workdir.endswith(PACKED_SUFFIX) and not self.ensemble else ""
 

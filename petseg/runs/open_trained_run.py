@@ -38,7 +38,6 @@ def open_single(score: ScoreConfig) -> TrainedRun | PackedRun:
         return PackedRun.open(packed_run.packaged_file(PACKAGED), score)
     source = score.workdir
     if file := packed_run.packed_file(source):
-        score.check_packed(source)  # the name of a packaged model too
         return PackedRun.open(file, score)
     if not Path(source).exists() and not os.path.dirname(source):
         raise WorkDirectoryError(
