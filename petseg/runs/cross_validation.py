@@ -9,13 +9,12 @@ import numpy as np
 
 from petseg.classes import Classes
 from petseg.config import Config, folds
-from petseg.data.folds import group_of
 from petseg.errors import ConfigError
 from petseg.evaluation import metrics, score_tables
 from petseg.evaluation.confidence_intervals import Counts
 from petseg.evaluation.large_splits import ResampledTotals
 from petseg.files import write_json
-from petseg.runs.scorer import CheckpointScores, Scorer
+from petseg.runs.scorer import CheckpointScores
 from petseg.runs.trained_run import TrainedRun
 
 
@@ -49,11 +48,6 @@ def are_folds(sides: Mapping[str, Sequence[TrainedRun]]) -> bool:
 def by_fold(runs: Sequence[TrainedRun]) -> list[TrainedRun]:
     """The runs in the order of their folds."""
     return sorted(runs, key=lambda run: folds.parse(run.config.data.eval_split) or ())
-
-
-def groups_of(scorer: Scorer) -> list[str]:
-    """The group of each example that a scorer scores (--group_files)."""
-    return [group_of(name, scorer.run.config.data) for name in scorer.examples.names]
 
 
 def pooled_counts(runs: Sequence[CheckpointScores], groups: Sequence[Sequence[str]], resolution: int) -> Counts | None:

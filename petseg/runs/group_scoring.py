@@ -12,6 +12,7 @@ from typing import Any
 from petseg.config import Config
 from petseg.config.eval_config import EvalConfig, ScoreConfig
 from petseg.data.examples import Examples
+from petseg.data.folds import group_of
 from petseg.errors import DataError, WorkDirectoryError
 from petseg.evaluation import confidence_intervals, score_tables
 from petseg.evaluation.confidence_intervals import Counts
@@ -67,7 +68,7 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
                 scoring.check_not_trained_on(each, each.config.data.eval_split, score)
         split = "" if in_folds else scoring.checked_common_split([*runs, *others], score)
         placement = process_setup.set_up_runtime(runs[0].config, config.distribution)
-        stack.enter_context(placement.naming_lost_workers())
+        stack.enter_context(placement.together())
 
         ours, theirs = _score(runs, others, score, split, placement, signals)
         paired = _paired_resolutions(ours, theirs)
@@ -86,7 +87,6 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
             if score.csv:
                 rows = [{"run": str(Path(each.path).parents[1]), **row} for each in ours.runs for row in each.rows]
                 scoring.write_csv(score.csv, rows)
-        placement.leave_together()
     return [results for run in ours.runs for results in run.results]
 
 
@@ -116,7 +116,7 @@ def _score(
                 sides.append(Side([], scorer))
             sides[-1].runs.append(scorer.score(scorer.latest_or_best()))
             if not split:
-                sides[-1].groups.append(cross_validation.groups_of(scorer))
+                sides[-1].groups.append([group_of(name, run.config.data) for name in scorer.examples.names])
     return sides[0], sides[1] if others else None
 
 

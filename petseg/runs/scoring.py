@@ -38,7 +38,7 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
             others.append(TrainedRun.open_to_compare(run_groups.find_single_run(score.compare, "compare"), score))
         split = checked_common_split([run, *others], score)
         placement = process_setup.set_up_runtime(run.config, config.distribution)
-        stack.enter_context(placement.naming_lost_workers())
+        stack.enter_context(placement.together())
         if score.watch and placement.cluster is not None:
             raise ConfigError("--watch: must be a single process; those of a cluster might not see the same files")
         seed = comparison.sample_seed([run, *others])
@@ -65,7 +65,6 @@ def evaluate(config: EvalConfig) -> list[dict[str, Any]]:
             rows += scored.rows
         if score.csv and placement.is_chief:
             write_csv(score.csv, rows)
-        placement.leave_together()
     return found
 
 

@@ -47,7 +47,7 @@ def train(config: Config) -> dict[str, Any]:
     placement = process_setup.set_up_runtime(config, config.distribution, trains=True)
     with StopSignals() as signals:  # after TensorFlow, which installs a SIGTERM handler of its own in a cluster
         lock = workdir.locked() if placement.is_chief else contextlib.nullcontext()
-        with placement.naming_lost_workers(), explain_write_errors(workdir.path), lock, logging_redirect_tqdm():
+        with placement.together(), explain_write_errors(workdir.path), lock, logging_redirect_tqdm():
             return train_run(setup.set_up(config, workdir, placement, signals))
 
 
@@ -74,7 +74,6 @@ def train_run(run: Run) -> dict[str, Any]:
             if step < schedule.last_step:
                 results = train_loop(run, report, step, schedule, results)
         report.finish(results)
-    run.placement.leave_together()  # no process may end while another still works
     return results
 
 

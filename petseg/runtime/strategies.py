@@ -57,12 +57,6 @@ class Placement:
             lambda mine: self.strategy.gather(self.strategy.run(tf.identity, args=(mine,)), axis=0), autograph=False
         )
 
-    def leave_together(self) -> None:
-        """Waits until all processes may end; the chief ends first, because it may still fetch data from the others."""
-        self.gather(0)
-        if not self.is_chief:
-            time.sleep(LINGER_SECONDS)
-
     def description(self) -> str:
         """The devices that compute, in words, such as "2 GPUs (NVIDIA A100-SXM4-40GB), mirrored"."""
         kind = computing_kind()
@@ -80,14 +74,18 @@ class Placement:
         return f"{len(physical)} {kind}{'s' if len(physical) > 1 else ''} ({details}){split}{replicas}"
 
     @contextlib.contextmanager
-    def naming_lost_workers(self) -> Iterator[None]:
-        """Reports an error of this process to the others, and explains TensorFlow's report of an error of theirs.
+    def together(self) -> Iterator[None]:
+        """Context of the work of all processes, which leave it together.
 
-        Raises ClusterError if the block failed because another process of the cluster is gone, and PetsegError if it
-        failed because another process reported an error; it has that error's exit code.
+        Reports an error of this process to the others, and explains TensorFlow's report of an error of theirs. Raises
+        ClusterError if the block failed because another process of the cluster is gone, and PetsegError if it failed
+        because another process reported an error; it has that error's exit code.
         """
         try:
             yield
+            self.gather(0)  # no process may end while another still works
+            if not self.is_chief:  # the chief ends first, because it may still fetch data from the others
+                time.sleep(LINGER_SECONDS)
         except tf.errors.OpError as error:
             explanation = self.cluster and self.cluster.explain(error)
             if not explanation:
