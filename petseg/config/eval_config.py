@@ -64,6 +64,9 @@ class ScoreConfig(Group):
     )
     ema: bool = option(False, "use the averaged weights of a run with --ema_decay")
     flip_tta: bool = option(False, "average the probabilities of each image and its mirror image")
+    logit_adjustment: bool = option(
+        False, "divide class probabilities by the run's --class_weights, which make rare classes too probable"
+    )
     csv: str = option("", "CSV file of scores per image")
     compare: str = option("", "work directory of another run, or several as in --workdir, to score and compare with")
     watch: bool = option(False, "score each new checkpoint until the run is complete")
@@ -109,7 +112,7 @@ class ScoreConfig(Group):
         super().__post_init__()
         if bool(self.workdir.strip()) == self.pretrained:
             raise ConfigError(f"--workdir={self.workdir}: must be the work directory of a run, or pass --pretrained")
-        alone = ("watch", "compare", "csv", "ema")
+        alone = ("watch", "compare", "csv", "ema", "logit_adjustment")
         is_one = self.checkpoint in ("latest", "best") and not any(getattr(self, name) for name in alone)
         if self.packed and not is_one:
             raise ConfigError(

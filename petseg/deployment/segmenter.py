@@ -185,6 +185,7 @@ def load(
     checkpoint: str | None = None,
     ema: bool | None = None,
     flip_tta: bool = False,
+    logit_adjustment: bool = False,
     tile: int | Sequence[int] | None = None,
     threshold: float = 0.0,
     allow_code: bool = False,
@@ -197,6 +198,8 @@ def load(
       checkpoint: of a work directory: `best` (None), `latest`, or the path of a checkpoint.
       ema: of a work directory: whether to use averaged weights; None: if the run has them.
       flip_tta: whether to average the probabilities of each image and its mirror image.
+      logit_adjustment: whether to divide class probabilities by the run's class weights, which make rare classes too
+        probable.
       tile: side, or height and width, of tiles; 0: whole images; None: tiles for a run with `resize="crop"`, else whole
         images.
       threshold: of two classes, the foreground is predicted where its probability is at least this; 0: the most
@@ -220,6 +223,7 @@ def load(
             workdir=os.fspath(each),
             checkpoint=checkpoint,
             ema=bool(ema),
+            logit_adjustment=logit_adjustment,
             tile=_tile_flag(tile),
             threshold=threshold,
             predict=".",

@@ -35,6 +35,7 @@ class TrainedRun:
     config: Config  # config of the run, with the precision, data folder and cache of the flags of eval.py
     classes: Classes  # classes of the run
     averaged: bool  # whether to use its averaged weights instead of the trained ones
+    logit_adjustment: bool = False  # whether to undo its class weights in the logits
 
     @classmethod
     def open(cls, workdir: WorkDirectory, score: ScoreConfig) -> "TrainedRun":
@@ -54,16 +55,21 @@ class TrainedRun:
             raise ConfigError(f"--ema: {workdir.path} kept no averaged weights (its --ema_decay is 0)")
         if config.optimizer.keeps_averages and not score.ema:
             logger.info("%s has averaged weights too; --ema uses them", workdir.path)
-        return cls(workdir, with_score_options(config, score), workdir.load_classes(), averaged=score.ema)
+        if score.logit_adjustment and workdir.load_class_weights() is None:
+            raise ConfigError(f"--logit_adjustment: {workdir.path} must be a run with --class_weights")
+        config = with_score_options(config, score)
+        return cls(workdir, config, workdir.load_classes(), score.ema, score.logit_adjustment)
 
     @classmethod
     def open_to_compare(cls, workdir: WorkDirectory, score: ScoreConfig) -> "TrainedRun":
-        """Opens a run of --compare; --ema uses its averaged weights if it has any.
+        """Opens a run of --compare; --ema and --logit_adjustment apply if it has averaged weights and class weights.
 
         Raises WorkDirectoryError if there is no run.
         """
         keeps_averages = workdir.load_config().optimizer.keeps_averages
-        return cls.open(workdir, dataclasses.replace(score, ema=score.ema and keeps_averages))
+        adjusted = score.logit_adjustment and workdir.load_class_weights() is not None
+        score = dataclasses.replace(score, ema=score.ema and keeps_averages, logit_adjustment=adjusted)
+        return cls.open(workdir, score)
 
     @property
     def name(self) -> str:
@@ -93,15 +99,17 @@ class TrainedRun:
 
     @property
     def weights(self) -> str:
-        """Kind of the weights: "averaged" or "trained"."""
-        return "averaged" if self.averaged else "trained"
+        """Kind of the weights: "averaged" or "trained", perhaps with "adjusted"."""
+        kind = "averaged" if self.averaged else "trained"
+        return f"{kind}, adjusted" if self.logit_adjustment else kind
 
     def results_file(self, split: str, step: int, *differences: str) -> Path:
         """Path of the results file of a split at a step; `differences` name settings that differ from training."""
         from petseg.reporting.summaries import EMA
 
-        parts = [EMA, *differences] if self.averaged else differences
-        return self.workdir.results_file(split, step, ".".join(parts))
+        kinds = {EMA: self.averaged, "adjusted": self.logit_adjustment}
+        parts = [kind for kind, is_used in kinds.items() if is_used]
+        return self.workdir.results_file(split, step, ".".join([*parts, *differences]))
 
     def checkpoint(self, which: str, *, intact: bool = True) -> str:
         """Path of the checkpoint that --checkpoint names: `latest`, `best` or a path.
@@ -145,11 +153,16 @@ class TrainedRun:
     def restore(self, path: str, model: "keras.Model") -> int:
         """Restores the trained or averaged weights from a checkpoint; returns its step.
 
-        Raises CheckpointError if the checkpoint is damaged, belongs to another model, or has no averages.
+        Raises CheckpointError if the checkpoint is damaged, belongs to another model, or has no averages, and
+        ConfigError if its logits cannot be adjusted.
         """
+        from petseg.models import logit_adjustment
         from petseg.runs import building
 
-        return building.restore(path, self.config, model, averaged=self.averaged)
+        step = building.restore(path, self.config, model, averaged=self.averaged)
+        if self.logit_adjustment:
+            logit_adjustment.adjust_logits(model, self.class_weights or ())
+        return step
 
 
 def with_score_options(config: Config, score: ScoreConfig) -> Config:

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from petseg.config import ModelConfig
 from petseg.errors import ConfigError
-from petseg.models import decoders, dilation, encoders, mixed_precision, unet
+from petseg.models import decoders, dilation, encoders, logit_adjustment, mixed_precision, unet
 from petseg.models.batch_norm_calibration import calibrate_batch_norm
 from petseg.models.layers import BilinearUpsample, DepthToSpace, InferenceMode, SpaceToDepth, Upsample
 from petseg.reporting import model_diagram
@@ -104,6 +104,24 @@ def test_calibration_keeps_frozen_layers_frozen():
     before = len(model.get_layer("encoder").trainable_variables)
     calibrate_batch_norm(model.get_layer("encoder").model, images() / 255)
     assert len(model.get_layer("encoder").trainable_variables) == before
+
+
+@pytest.mark.parametrize(("decoder", "half"), [("pix2pix", False), ("light", False), ("light", True)])
+def test_adjusted_logits_give_the_probabilities_divided_by_the_class_weights(decoder, half):
+    model = build(inner=(64, 128) if half else None, decoder=decoder)
+    weights = np.array([0.5, 2.0, 0.0, 1.0, 3.0])
+    before = tf.nn.softmax(model(images(), training=False)).numpy()
+    logit_adjustment.adjust_logits(model, weights)
+    after = tf.nn.softmax(model(images(), training=False)).numpy()
+    divided = before / np.where(weights > 0, weights, 1.0)
+    np.testing.assert_allclose(after, divided / divided.sum(axis=-1, keepdims=True), rtol=1e-4)
+
+
+def test_a_network_without_a_bias_per_class_cannot_be_adjusted():
+    network = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(5, 1, use_bias=False, name="logits")])
+    for weights in ([1.0, 2.0], [1.0] * 5):
+        with pytest.raises(ConfigError, match="--logit_adjustment: the network must have a layer named 'logits'"):
+            logit_adjustment.adjust_logits(network, weights)
 
 
 @pytest.mark.parametrize("decoder", ["pix2pix", "light"])

@@ -102,6 +102,20 @@ def test_flip_tta_averages_the_two_probabilities(trained):
     assert plain["loss"] != results["loss"]
 
 
+def test_logit_adjustment_divides_the_probabilities_by_the_class_weights(trained, tmp_path):
+    with pytest.raises(ConfigError, match="--logit_adjustment: .* must be a run with --class_weights"):
+        score(trained[0], logit_adjustment=True)
+    weighted = variant(trained[0], tmp_path / "weighted")
+    record = json.loads(weighted.config_file.read_text())
+    weights = [0.1, 1.9, 1.0]
+    weighted.config_file.write_text(json.dumps({**record, "class_weights": weights}))
+    (results,) = score(weighted, logit_adjustment=True)
+    examples, found = probabilities(trained[0])
+    assert results["accuracy"] == pytest.approx(((found / weights).argmax(-1) == examples.masks[..., 0]).mean())
+    assert results["weights"] == "trained, adjusted"
+    assert (weighted.results / "test-4.adjusted.json").is_file()
+
+
 def test_csv_has_one_row_per_image(trained, tmp_path):
     (results,) = score(trained[0], csv=str(tmp_path / "images.csv"))
     with open(tmp_path / "images.csv", newline="") as file:
