@@ -57,7 +57,7 @@ def onnx_file(run: TrainedRun | PackedRun, checkpoint: str) -> Path:
     """Named by step, weights and digest: a restarted run has other weights at the same step."""
     if isinstance(run, TrainedRun):
         path = Path(checkpoint)
-        folder, name, digest = run.workdir.path, f"{path.name}.{run.weights.replace(', ', '-')}", _digest(Path(f"{path}.index"))
+        folder, name, digest = run.workdir.path, f"{path.name}.{run.weights}", _digest(Path(f"{path}.index"))
     else:
         if run.path.parent == packed_run.FOLDER:
             return run.path.with_suffix(SUFFIX)

@@ -99,9 +99,9 @@ class TrainedRun:
 
     @property
     def weights(self) -> str:
-        """Kind of the weights: "averaged" or "trained", perhaps with "adjusted"."""
+        """Kind of the weights: "averaged" or "trained", perhaps with "-adjusted"."""
         kind = "averaged" if self.averaged else "trained"
-        return f"{kind}, adjusted" if self.logit_adjustment else kind
+        return f"{kind}-adjusted" if self.logit_adjustment else kind
 
     def results_file(self, split: str, step: int, *differences: str) -> Path:
         """Path of the results file of a split at a step; `differences` name settings that differ from training."""

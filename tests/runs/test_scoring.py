@@ -103,7 +103,7 @@ def test_flip_tta_averages_the_two_probabilities(trained):
 
 
 def test_logit_adjustment_divides_the_probabilities_by_the_class_weights(trained, tmp_path):
-    with pytest.raises(ConfigError, match="--logit_adjustment: .* must be a run with --class_weights"):
+    with pytest.raises(ConfigError, match=r"--logit_adjustment: .* must be a run with --class_weights"):
         score(trained[0], logit_adjustment=True)
     weighted = variant(trained[0], tmp_path / "weighted")
     record = json.loads(weighted.config_file.read_text())
@@ -112,7 +112,7 @@ def test_logit_adjustment_divides_the_probabilities_by_the_class_weights(trained
     (results,) = score(weighted, logit_adjustment=True)
     examples, found = probabilities(trained[0])
     assert results["accuracy"] == pytest.approx(((found / weights).argmax(-1) == examples.masks[..., 0]).mean())
-    assert results["weights"] == "trained, adjusted"
+    assert results["weights"] == "trained-adjusted"
     assert (weighted.results / "test-4.adjusted.json").is_file()
 
 
