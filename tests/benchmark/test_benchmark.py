@@ -12,6 +12,7 @@ from conftest import ROOT, changed, own_lines, tiny_flags
 from petseg.benchmark import __main__ as program, contestants
 
 
+@pytest.mark.slow
 def test_the_whole_loop_stops_between_its_turns(tiny_config):
     config = changed(tiny_config, "schedule", train_steps=1000, eval_every=10**9, summary_every=2, steps_per_loop=2)
     config = changed(config, "runtime", quiet=True)
@@ -22,7 +23,9 @@ def test_the_whole_loop_stops_between_its_turns(tiny_config):
         assert max(int(line.split(",")[0]) for line in file.readlines()[1:]) == 6
 
 
-@pytest.mark.parametrize("name", ["petseg_input", "plain_loop", "fit_in_memory"])
+@pytest.mark.parametrize(
+    "name", ["petseg_input", *(pytest.param(name, marks=pytest.mark.slow) for name in ("plain_loop", "fit_in_memory"))]
+)
 def test_a_turn_counts_its_images(name, tiny_config):
     sent, steps = [], iter([3])
     connection = SimpleNamespace(send=sent.append, recv=lambda: next(steps))

@@ -81,7 +81,8 @@ def test_a_nonfinite_batch_can_take_the_run_back_to_its_checkpoint(tiny_config, 
     assert_finite(config, iterations=4)  # the checkpoint does not contain step 2
 
 
-@pytest.mark.parametrize("killed", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [False, True])
 def test_nonfinite_batches_can_be_skipped_up_to_a_limit_that_survives_a_restart(
     tiny_config, same_build, monkeypatch, caplog, killed
 ):

@@ -199,6 +199,7 @@ def test_complete_runs_are_logged_and_diverging_runs_name_step_and_checkpoint(da
     assert "Traceback" not in diverged.stderr
 
 
+@pytest.mark.slow
 def test_eval_program_prints_errors_in_one_line(tmp_path):
     result = programs_in_forks.run("eval.py", f"--workdir={tmp_path}")
     assert result.returncode == 2

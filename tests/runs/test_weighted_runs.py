@@ -78,6 +78,7 @@ def test_an_interrupted_weighted_run_ends_in_the_same_bits_in_every_cache(config
         trained(weighted(config, "ones"), tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_scores_count_pixels_by_weight_if_asked(config, tmp_path, capsys):
     results, _ = trained(changed(weighted(config), "loss", class_weights="1,2,4"), tmp_path / "run")
     run = ScoreConfig(workdir=str(tmp_path / "run"), resolution="native", allow_code=True)
