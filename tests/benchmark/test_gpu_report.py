@@ -132,6 +132,7 @@ def test_the_recipes_are_those_of_the_presets_in_all_precisions(smallest, tmp_pa
         without_data.rows(1.0)
 
 
+@pytest.mark.slow
 def test_a_speed_has_its_operations_and_the_share_of_the_peak(tiny_config):
     rows = []
     config = changed(changed(tiny_config, "runtime", deterministic=False), "compute", peak_tflops=2.0)

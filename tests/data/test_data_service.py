@@ -70,6 +70,7 @@ def test_batches_are_the_same_bits_in_the_same_order(addresses, data_dir, cache_
         equal(batch, other)
 
 
+@pytest.mark.slow
 def test_each_host_fetches_its_own_share(addresses, data_dir, cache_dir):
     memory = load_examples("synthetic_pets", "train", 32, str(data_dir))
     disk = load_examples("synthetic_pets", "train", 32, str(data_dir), cache="disk", cache_dir=cache_dir)

@@ -101,6 +101,7 @@ def test_groups_of_names(name, pattern, group):
     assert folds.group_of(name, DataConfig(group_files=pattern, pages="examples", dataset="folder")) == group
 
 
+@pytest.mark.slow
 def test_folds_divide_a_split_alike_in_all_caches(data_dir, array_record_dir, tmp_path):
     whole = {"memory": data_dir, "disk": data_dir, "none": array_record_dir}
     configs = {

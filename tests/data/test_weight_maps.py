@@ -62,7 +62,7 @@ def load(root, cache="memory", split="train", **values):
     ],
     ids=["8-bit", "16-bit", "npy", "tiff"],
 )
-@pytest.mark.parametrize("resize", ["stretch", "letterbox", "crop"])
+@pytest.mark.parametrize("resize", ["stretch", pytest.param("letterbox", marks=pytest.mark.slow), "crop"])
 def test_maps_reach_a_batch_as_they_are_from_every_cache(tmp_path, end, make, resize):
     root = folder(tmp_path / "data", two(end, make))
     found = {}

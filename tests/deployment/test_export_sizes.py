@@ -55,9 +55,8 @@ def readers(folder):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "decoder", ["lighter", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pix2pix", "deeplab_v3plus"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", ["lighter", "pix2pix", "deeplab_v3plus"])
 def test_runtimes_agree_with_networks_that_are_built_for_another_size(tmp_path, decoder):
     model = network((64, 96), decoder=decoder)
     agreements = exported(model, tmp_path)
@@ -73,6 +72,7 @@ def test_runtimes_agree_with_networks_that_are_built_for_another_size(tmp_path, 
         np.testing.assert_allclose(run(images(count, *size)), read(images(count, *size)), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_onnx_runtime_predicts_at_the_size_of_training_as_with_a_file_of_that_size(tmp_path):
     model = network((32, 64))
     exported(model, tmp_path, ["onnx"])

@@ -103,6 +103,7 @@ def test_a_threshold_decides_between_two_classes_at_both_resolutions(foreground)
         evaluator_of(replicas(1), model, random_examples(1), 2, threshold=0.5)
 
 
+@pytest.mark.slow
 def test_mask_digests_depend_only_on_the_size_and_the_pixels_of_each_true_mask(scored):
     examples, models, _ = scored
     found = [evaluator_of(*models[devices], examples, 4, details=True).evaluate().truth for devices in (1, 3)]
@@ -261,7 +262,7 @@ def test_a_large_split_at_native_resolution_has_the_same_totals_as_a_small_one(s
     np.testing.assert_array_equal(found.ranked()[0], whole.ranked()[0])
 
 
-@pytest.mark.parametrize("devices", [1, 3])
+@pytest.mark.parametrize("devices", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_weighted_counts_are_the_sums_of_weights_on_any_number_of_replicas(scored, devices):
     examples, models, logits = scored
     weights = np.random.default_rng(0).integers(0, 2**10, [*examples.masks.shape[:3], 1]).astype(np.float32) / 2**8

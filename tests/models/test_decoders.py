@@ -28,6 +28,7 @@ def images(count=2, size=(32, 64)):
     return tf.constant(np.random.default_rng(0).uniform(0, 255, (count, *size, 3)).astype(np.float32))
 
 
+@pytest.mark.slow
 def test_the_light_decoders_have_less_than_half_a_million_weights():
     for decoder, count in (("light", 463_564), ("lighter", 273_612)):
         model = build("mobilenet_v2", classes=3, decoder=decoder)

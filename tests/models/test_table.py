@@ -11,6 +11,7 @@ from petseg.errors import ConfigError
 from petseg.models import __main__ as table
 
 
+@pytest.mark.slow
 def test_a_row_has_weights_operations_and_speeds(capsys):
     table.main(table.TableConfig(encoders="tiny", decoders="lighter,light", seconds=0.01, batch_size=2))
     heading, _, *rows = (re.split(r" *\| *", line.strip("| ")) for line in capsys.readouterr().out.splitlines())

@@ -204,6 +204,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(data_dir, small_disk):
     workdir = small_disk / "run"
     process = start(*flags_of(data_dir, workdir), "--eval_every=1000")

@@ -211,6 +211,7 @@ def kill_at_line(number):
     return trace
 
 
+@pytest.mark.slow
 def test_a_kill_before_each_line_of_the_thread_leaves_an_intact_checkpoint(tmp_path):
     found, before = [], threading.gettrace()
     value, latest, best = small(tmp_path / "before", CheckpointWriter())
@@ -244,6 +245,7 @@ def test_a_kill_before_each_line_of_the_thread_leaves_an_intact_checkpoint(tmp_p
     assert set(found) == {(1, 1), (2, 1), (2, 2)}
 
 
+@pytest.mark.slow
 def test_a_stop_signal_during_a_write_waits_for_it(tiny_config, monkeypatch):
     """Of the best checkpoint of step 2; results are written after it, and the checkpoint of the step comes last."""
     config = changed(tiny_config, "schedule", train_steps=400, eval_every=2, checkpoint_every=400)

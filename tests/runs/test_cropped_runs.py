@@ -37,6 +37,7 @@ def test_a_run_on_crops_trains_scores_and_predicts(tiny_config, tmp_path):
         prediction_command.predict(EvalConfig(dataclasses.replace(photo, tile="96")))
 
 
+@pytest.mark.slow
 def test_crops_of_half_the_size_train_the_network_that_sees_whole_images(tiny_config):
     flags = {"crop_size": "32", "crop_area": 0.25, "crop_area_max": 0.25}
     config = tiny_config.changed(

@@ -76,6 +76,7 @@ def test_each_run_leaves_out_a_fold_and_scores_it(folder):
     assert (found["split"], found["folds"]) == ("train", "2 of 2")
 
 
+@pytest.mark.slow
 def test_all_folds_are_scored_as_one(folder, capsys):
     results = group_scoring.evaluate(score(folder))
     assert [each["split"] for each in results] == ["train@fold1of2", "train@fold2of2"]

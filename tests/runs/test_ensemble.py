@@ -74,6 +74,7 @@ def test_native_resolution_tables_and_comparisons_work_as_for_one_run(folder, tm
     assert len((tmp_path / "scores.csv").read_text().splitlines()) == NUM_TEST + 1
 
 
+@pytest.mark.slow
 def test_files_and_python_get_the_mean_probabilities(folder, examples, tmp_path):
     image = examples.images[0]
     expected = probabilities(folder, image[None])[0]

@@ -73,6 +73,7 @@ def stopped(stopped_run, tmp_path):
     return shutil.copytree(stopped_run, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_results_written_by_eval_do_not_count_as_an_evaluation_of_training(data_dir, stopped, undisturbed):
     for ema in (False, True):
         scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(stopped), ema=ema)))

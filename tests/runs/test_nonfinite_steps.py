@@ -71,6 +71,7 @@ def assert_finite(config, iterations):
     assert final["optimizer/_optimizers/0/_iterations/.ATTRIBUTES/VARIABLE_VALUE"] == iterations
 
 
+@pytest.mark.slow
 def test_a_nonfinite_batch_can_take_the_run_back_to_its_checkpoint(tiny_config, poisoned_step, caplog):
     config = poisoned_config(tiny_config, on_nonfinite="restore")
     with caplog.at_level(logging.WARNING):

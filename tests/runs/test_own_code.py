@@ -138,6 +138,7 @@ def own_cross_entropy(labels, logits, weights):
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
 
 
+@pytest.mark.slow
 def test_a_loss_as_a_python_object_gives_the_bits_of_the_same_built_in_loss(small_config, tmp_path):
     built_in = petseg.train(small_config)
     config = changed(small_config, "runtime", workdir=str(tmp_path / "own"))

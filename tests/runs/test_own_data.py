@@ -53,6 +53,7 @@ def score(workdir, **options):
     return scoring.evaluate(EvalConfig(ScoreConfig(workdir=str(workdir), **options)))
 
 
+@pytest.mark.slow
 def test_scores_are_named_by_the_classes_of_own_data(trained, capsys):
     config, results = trained
     assert list(results["iou"]) == ["background", "cat", "dog"]
@@ -105,6 +106,7 @@ def test_the_number_of_class_weights_must_match_the_classes(animals, tmp_path):
         train.train(config_of(animals, tmp_path / "run", *flags))
 
 
+@pytest.mark.slow
 def test_two_classes_have_a_foreground(animals, tmp_path, trained):
     flags = [
         "--image_files=images/{split}/*.jpg",
@@ -117,6 +119,7 @@ def test_two_classes_have_a_foreground(animals, tmp_path, trained):
     assert results["foreground_iou"] == results["iou"]["animal"]
 
 
+@pytest.mark.slow
 def test_packed_weights_of_own_data_need_no_folder(trained, animals, tmp_path):
     config, results = trained
     out = tmp_path / "out"

@@ -100,7 +100,8 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", ["micro-batches", *(pytest.param(way, marks=pytest.mark.slow) for way in [*WAYS][1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
 def test_weights_without_a_gradient_stay_and_are_logged_once(tiny_config, tmp_path, caplog, way):
     (tmp_path / "own.py").write_text(WITH_UNUSED_WEIGHTS)
     model = vars(ModelConfig(network=f"{tmp_path}/own.py:build"))

@@ -67,7 +67,8 @@ def test_eval_reproduces_the_scores_of_averaged_weights(averaged, checkpoint):
     assert mean["loss"] == pytest.approx(trained[".ema", raw["step"]]["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("ema", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("ema", [False, True])
 def test_exports_and_predictions_use_the_requested_weights(averaged, data_dir, tmp_path, ema):
     workdir, trained = averaged
     config, images = workdir.load_config(), load_examples("synthetic_pets", "test", 32, str(data_dir)).images
@@ -116,6 +117,7 @@ def test_init_from_starts_a_new_run_and_logs_it(averaged, data_dir, tmp_path, ca
     assert not [line for line in caplog.messages if "resumed" in line]
 
 
+@pytest.mark.slow
 def test_incompatible_initial_weights_are_refused(averaged, data_dir, tmp_path):
     source, _ = averaged
     for flag, value in (("encoder_alpha", "0.5"), ("input_scaling", "symmetric")):

@@ -134,6 +134,7 @@ def test_all_checkpoints_are_scored_oldest_first(trained):
     assert second["loss"] == pytest.approx(score(trained[0])[0]["loss"])
 
 
+@pytest.mark.slow
 def test_another_precision_has_its_own_results_file(trained):
     (results,) = score(trained[0], precision="mixed_bfloat16")
     (plain,) = score(trained[0])

@@ -99,6 +99,7 @@ def score(**options):
     return ScoreConfig(**paths, allow_code=True)
 
 
+@pytest.mark.slow
 def test_groups_are_scored_and_compared_over_their_seeds(folder, capsys, tmp_path):
     flags = score(workdir=folder / "a", compare=folder / "b", csv=tmp_path / "images.csv")
     assert run_groups.names_several_runs(flags)

@@ -177,6 +177,7 @@ def test_resuming_with_changed_data_is_refused(root, change, message):
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_equal_images_in_another_folder_with_other_times(root, tmp_path):
     shutil.copytree(root, tmp_path / "elsewhere", copy_function=shutil.copyfile)
     os.utime(tmp_path / "elsewhere" / "images" / "a.jpg", (1, 1))
@@ -184,6 +185,7 @@ def test_a_run_resumes_with_equal_images_in_another_folder_with_other_times(root
     assert results["step"] == 3
 
 
+@pytest.mark.slow
 def test_a_run_with_init_from_inherits_the_record_of_seen_images(root, caplog):
     add(root)
     write_lists(root, trainval=[*"bcdefgh", "new"], test="ija")

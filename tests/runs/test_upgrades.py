@@ -62,6 +62,7 @@ def test_a_run_of_an_earlier_version_resumes_and_keeps_its_example_order(data_di
         resume(data_dir, workdir, "--example_order=2")
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_keeps_its_class_weights(data_dir, tmp_path):
     workdir = unpack_run(tmp_path)
     record = json.loads(workdir.config_file.read_text())

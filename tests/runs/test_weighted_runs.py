@@ -53,6 +53,7 @@ def trained(config, workdir):
     return results, variables(checkpoint_files.newest(workdir / "checkpoints"))
 
 
+@pytest.mark.slow
 def test_weight_maps_change_loss_and_training_and_maps_of_ones_nothing(config, tmp_path):
     plain, weights = trained(config, tmp_path / "plain")
     ones, same = trained(weighted(config, "ones"), tmp_path / "ones")

@@ -105,6 +105,7 @@ def test_a_slurm_environment_with_holes_is_refused(monkeypatch):
         cluster_membership.described_by_environment(gpus=0)
 
 
+@pytest.mark.slow
 def test_tensorflows_report_names_a_worker_that_still_accepts_connections():
     with socket.create_server(("", 0)) as server:
         addresses = {"worker 0": "localhost:1", "worker 1": f"localhost:{server.getsockname()[1]}"}
@@ -128,6 +129,7 @@ def test_a_process_that_was_restarted_and_waits_at_the_rendezvous_is_lost():
             restarted.result(10)
 
 
+@pytest.mark.slow
 def test_of_the_tasks_in_a_report_those_that_did_not_come_in_time_are_lost():
     report = (
         "Barrier timed out. # of tasks that reached the barrier: 2/3.\nThe first task at the barrier: "

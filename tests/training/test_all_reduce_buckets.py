@@ -22,7 +22,8 @@ def trained(number, bucket, tmp_path=None):
     return list(trainer.weights().values()), stored
 
 
-@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 2])
 def test_parts_change_neither_weights_nor_checkpoints(number, tmp_path):
     (whole, stored), (parts, stored_of_parts) = (trained(number, size, tmp_path) for size in (0, BUCKET))
     for value, same in zip(whole, parts, strict=True):
@@ -33,6 +34,7 @@ def test_parts_change_neither_weights_nor_checkpoints(number, tmp_path):
         np.testing.assert_allclose(stored_of_parts[name], value, rtol=tolerance, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_first_part_does_not_wait_for_the_last_gradients():
     counts = {size: gradients_before_each_part(size) for size in (0, BUCKET)}
     assert len(counts[0]) == 1

@@ -53,6 +53,7 @@ def test_products_of_matrices_count_and_unknown_shapes_are_not_guessed():
         np.testing.assert_equal(flops.flops(product.get_concrete_function(*specs).graph), expected)
 
 
+@pytest.mark.slow
 def test_the_operations_of_an_image_do_not_depend_on_replicas_and_micro_batches():
     """And counting them does not trace the loop again."""
     found = []
@@ -77,6 +78,7 @@ def clocks():
         tf_config.enable_op_determinism()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("slow", "lower", "upper"), [("input", 0.4, 1.0), ("update", 0.0, 0.2)])
 def test_the_host_waits_for_the_input_only_and_not_for_the_update_before(slow, lower, upper, clocks, monkeypatch):
     pause = 0.2

@@ -130,8 +130,9 @@ def faults(graph):
     [
         {"loss": "cross_entropy_dice", "augment": "strong", "optimizer": "adamw", "weight_decay": 0.1, "clip_norm": 1,
          "ema_decay": 0.9, "boundary_weight": 1.0, "micro_batches": 2},
-        {"loss": "focal", "label_smoothing": 0.1, "precision": "mixed_float16", "vertical_flip": 0.5,
+        pytest.param({"loss": "focal", "label_smoothing": 0.1, "precision": "mixed_float16", "vertical_flip": 0.5,
          "quarter_turns": 1, "crop_area": 0.5, "crop_area_max": 2, "crop_focus": 0.3, "decoder": "deeplab_v3plus"},
+         marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_a_gpu_computes_all_of_a_step(flags):

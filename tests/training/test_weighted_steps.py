@@ -92,6 +92,7 @@ def trained(examples, number=1, **options):
     return trainer.pop_measurements().scalars, trainer.weights()
 
 
+@pytest.mark.slow
 def test_maps_of_ones_give_the_same_bits_as_none():
     augment = augmentation.build_augmentation(AugmentationConfig(augment="strong"), seed=0, batch_size=4)
     scalars, weights = trained(random_examples(8), augment=augment)
