@@ -37,6 +37,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._raised: int | None = None  # the signal for which `StoppedError` was raised
         self._deferring = False
         self._callbacks: list[Callable[[], None]] = []
 
@@ -54,7 +55,7 @@ class StopSignals:
         self._thread.start()
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if not self._catches:
             return
         signal.set_wakeup_fd(self._descriptor_before)
@@ -63,6 +64,8 @@ class StopSignals:
         os.close(self._write_end)  # ends the thread
         self._thread.join()
         os.close(self._read_end)
+        if self._raised and isinstance(error, Exception):  # native code that is interrupted may replace the error
+            raise StoppedError(self._raised) from error
 
     def call(self, callback: Callable[[], None]) -> None:
         """Registers a function to call from another thread as soon as a signal arrives."""
@@ -85,6 +88,7 @@ class StopSignals:
     def _handle(self, number: int, frame: object) -> None:
         again, self.received = self.received is not None, number
         if again or not self._deferring:
+            self._raised = number
             raise StoppedError(number)
 
     def _watch(self) -> None:

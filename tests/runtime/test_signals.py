@@ -22,6 +22,15 @@ def test_a_signal_ends_the_program_where_nothing_can_be_lost(number, code):
     assert caught.value.exit_code == code
 
 
+def test_a_signal_ends_the_program_also_if_native_code_replaces_its_error():
+    with pytest.raises(StoppedError) as stopped, StopSignals():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except StoppedError as error:
+            raise AttributeError("'str' object has no attribute 'keys'") from error
+    assert stopped.value.exit_code == 143
+
+
 def test_a_deferred_signal_wakes_other_threads_and_is_kept():
     woken = threading.Event()
     with StopSignals() as signals:
