@@ -57,9 +57,14 @@ def test_on_drawings_it_is_nowhere_near_random(pets, data_dir):
 
 def test_the_command_needs_no_run_and_both_runtimes_agree(photograph, tmp_path):
     for runtime in ("tensorflow", "auto"):
-        flags = [f"--predict={photograph}", f"--output_dir={tmp_path / runtime}", f"--runtime={runtime}", "--cutout"]
-        result = programs_in_forks.run("eval.py", "--pretrained", *flags)
+        flags = [f"--predict={photograph}", f"--output_dir={tmp_path / runtime}", f"--runtime={runtime}"]
+        result = programs_in_forks.run("eval.py", "--pretrained", *flags, "--cutout", "--probabilities=npz")
         assert result.returncode == 0, result.stderr
         assert (tmp_path / runtime / "photo.cutout.png").is_file()
+    full, half = (np.load(tmp_path / name / "photo.probabilities.npz") for name in ("tensorflow", "auto"))
+    np.testing.assert_allclose(half["probabilities"], full["probabilities"], atol=0.1)  # of a drawing, hard to classify
     masks = [np.asarray(Image.open(tmp_path / name / "photo.mask.png")) for name in ("tensorflow", "auto")]
-    assert (masks[0] == masks[1]).mean() >= 0.999
+    ranked = np.sort(full["probabilities"], axis=-1)
+    clear = ranked[..., -1] - ranked[..., -2] > 0.2
+    assert clear.mean() >= 0.95
+    np.testing.assert_array_equal(masks[0][clear], masks[1][clear])
