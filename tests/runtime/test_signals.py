@@ -22,12 +22,17 @@ def test_a_signal_ends_the_program_where_nothing_can_be_lost(number, code):
     assert caught.value.exit_code == code
 
 
+def replace_error():
+    """Does what native code may do in which a signal arrives."""
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except StoppedError as error:
+        raise AttributeError("'str' object has no attribute 'keys'") from error
+
+
 def test_a_signal_ends_the_program_also_if_native_code_replaces_its_error():
     with pytest.raises(StoppedError) as stopped, StopSignals():
-        try:
-            signal.raise_signal(signal.SIGTERM)
-        except StoppedError as error:
-            raise AttributeError("'str' object has no attribute 'keys'") from error
+        replace_error()
     assert stopped.value.exit_code == 143
 
 
