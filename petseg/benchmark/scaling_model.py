@@ -112,7 +112,8 @@ def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
     """Offset and slope, neither negative, of the line with the smallest relative errors."""
     scale = max(x)  # bytes and seconds are far apart
     columns = np.stack([np.array(x) / scale, np.ones(len(x))], axis=1) / np.array(y)[:, None]
-    (slope, offset), _ = optimize.nnls(columns, np.ones(len(x)))
+    # Not `nnls`, which is wrong in SciPy 1.15, the last one for Python 3.10.
+    slope, offset = optimize.lsq_linear(columns, np.ones(len(x)), bounds=(0, np.inf), method="bvls").x
     return float(offset), float(slope / scale)
 
 

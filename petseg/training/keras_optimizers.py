@@ -1,5 +1,6 @@
 """Keras's optimizers by the names of --optimizer."""
 
+import inspect
 from collections.abc import Callable, Sequence
 
 import keras
@@ -81,13 +82,21 @@ def named_optimizer(config: OptimizerConfig) -> keras.optimizers.Optimizer:
         "adamw": lambda: keras.optimizers.AdamW(weight_decay=decay),  # Loshchilov and Hutter 2019
         "sgd": lambda: keras.optimizers.SGD(momentum=config.momentum, weight_decay=decay),
         "lion": lambda: keras.optimizers.Lion(weight_decay=decay),  # Chen et al. 2023
-        "muon": lambda: MatrixMuon(weight_decay=decay, adam_weight_decay=decay, adam_lr_ratio=1),
+        "muon": lambda: _muon(decay),
         "schedule_free_adamw": lambda: ScheduleFreeAdamW(config.weight_decay),
         # Shazeer and Stern 2018; `relative_step` would lower the learning rates of the schedule.
         "adafactor": lambda: keras.optimizers.Adafactor(weight_decay=decay, relative_step=False),
         "lamb": lambda: keras.optimizers.Lamb(weight_decay=decay),  # You et al. 2020
     }
     return makers[config.optimizer]()
+
+
+def _muon(decay: float | None) -> keras.optimizers.Optimizer:
+    if "adam_weight_decay" not in inspect.signature(keras.optimizers.Muon).parameters:
+        raise ConfigError(
+            f"--optimizer=muon: Keras {keras.__version__} has another Muon; must be a newer Keras (Python 3.11)"
+        )
+    return MatrixMuon(weight_decay=decay, adam_weight_decay=decay, adam_lr_ratio=1)
 
 
 def _own_optimizer(config: OptimizerConfig) -> keras.optimizers.Optimizer:

@@ -1,5 +1,7 @@
 """Each optimizer by name: alike on all replicas, without an all-reduce of its own, undisturbed by skips and resumes."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -16,6 +18,12 @@ from petseg.training import keras_optimizers, optimizers
 NAMES = OptimizerConfig.__dataclass_fields__["optimizer"].metadata["allowed"].choices
 SHAPES = {"kernel": (3, 3, 4, 5), "dense": (6, 4), "bias": (5,), "depthwise": (3, 3, 4, 1), "logits": (4, 3)}
 RATE, DECAY = 0.01, 0.1
+
+
+@pytest.fixture(autouse=True)
+def skip_muon(request):
+    if "muon" in request.node.name and "adam_weight_decay" not in inspect.signature(keras.optimizers.Muon).parameters:
+        pytest.skip(f"Keras {keras.__version__} has another Muon")
 
 
 def config_of(name):
@@ -165,6 +173,12 @@ def test_schedule_free_adamw_follows_its_paper():
         x = x + (rate**2 / total if total else 0) * (z - x)
         y = 0.1 * z + 0.9 * x
         np.testing.assert_allclose(weight, y, rtol=1e-5)
+
+
+def test_an_optimizer_that_an_old_keras_lacks_is_refused(monkeypatch):
+    monkeypatch.setattr(keras.optimizers, "Muon", keras.optimizers.SGD)
+    with pytest.raises(ConfigError, match=r"--optimizer=muon: Keras 3\.\d+\.\d+ has another Muon; must be a newer"):
+        keras_optimizers.named_optimizer(config_of("muon"))
 
 
 def test_muon_makes_updates_of_kernels_nearly_orthogonal_and_leaves_the_rest_to_adamw():
