@@ -22,6 +22,7 @@ from petseg.errors import DataError
 logger = logging.getLogger(__name__)
 PERCENTILES = (0.1, 99.9)
 UNUSED_OPACITY = "has a varying alpha channel, which is not used: the training images have none"
+STANDARDISED = 4  # bound of pixel values with mean 0 and deviation 1
 LUMA = (299, 587, 114)  # thousandths of red, green and blue in grey (ITU-R 601)
 END_OF_PNG = b"IEND\xaeB`\x82"
 DTYPE_TEXT = {"uint8": "8 bits", "uint16": "16 bits", "float32": "floats or 32 bits"}
@@ -223,18 +224,28 @@ def check_finite(pixels: np.ndarray) -> None:
 def check_scale(pixels: np.ndarray, spec: ImageSpec) -> None:
     """Raises PixelError if pixel values [..., C] are on another scale than those of the training images.
 
-    They are if the range would make most of them white, or all of them black.
+    They are if the range would make most of them white, or all of them black, or if they are centred on 0.
     """
     if spec.dtype == "uint8":
         return
     low, high = np.array(spec.low), np.array(spec.high)
     is_larger = np.mean(pixels > 2 * high - low) > 0.5
     is_fraction = pixels.dtype.kind == "f" and low.min() >= 0 and high.min() > 100 and 0 < pixels.max() <= 1
-    if is_larger or is_fraction:
+    if is_larger or is_fraction or (low.min() >= 0 and _is_centred(pixels, high.max())):
         raise PixelError(
             f"holds values from {pixels.min():g} to {pixels.max():g}; must be on the scale of the training images, "
             f"whose --intensity_range is {low.min():g} to {high.max():g}"
         )
+
+
+def _is_centred(pixels: np.ndarray, high: float) -> bool:
+    """Whether pixel values seem to be normalised around 0, such as to [-1, 1], where others are 0 to `high`.
+
+    Only on the scales of 8-bit images: a window of physical values clips negative ones on purpose.
+    """
+    if high > 256 or np.abs(pixels).max() > max(high, STANDARDISED):
+        return False
+    return bool(np.mean(pixels < -high / 4) > 0.01)  # resampling alone makes few and small ones
 
 
 # Files in records.

@@ -92,6 +92,7 @@ class MaskSurvey:
         self._transparent: list[str] = []
         self._grey: list[str] = []  # masks of numbers other than 0 and 255 in files without colours
         self._numbers: set[int] = set()  # in such files
+        self._plain: dict[int, str] = {}  # values other than 0 in files without palettes or colours, and the first mask
         self._shades: dict[str, set[int]] = {}  # of the indices of masks whose palettes are shades of grey
         self._colored_masks = 0
         self._objects: set[int | None] = set()  # numbers of objects that the values of a mask may count
@@ -113,6 +114,8 @@ class MaskSurvey:
                     self._differing = self._differing or (value, where, name)
             if (facts.palette == facts.palette[:, :1]).all() and (facts.palette[:, 0] != facts.values).any():
                 self._shades[name] = set(facts.palette[:, 0].tolist())
+        elif not facts.colored:
+            self._plain = {value: name for value in facts.values.tolist() if value} | self._plain
         self._colored_masks += facts.colored
         if not facts.colored:
             self._add_void(name, facts)
@@ -172,7 +175,20 @@ class MaskSurvey:
                 f"hold palettes of grey ({_few(shaded)}), whose shades, not indices, are the values of masks without "
                 f"palettes ({_few(self._grey)}); must be saved as grey: mask.convert('L')"
             )
-        return ""
+        return self._unlike_palettes()
+
+    def _unlike_palettes(self) -> str:
+        """Why values in files without palettes are no indices of the palettes in others; empty if they seem to be."""
+        indices = {value: name for value, (_, name) in self._colors.items() if value not in (0, IGNORED)}
+        plain = {value: name for value, name in self._plain.items() if value != IGNORED} or self._plain
+        if self.holds_colors or not indices or not plain or plain.keys() & indices.keys():
+            return ""
+        index, value = min(indices), min(plain)
+        return (
+            f"hold indices of palettes, such as {index} in {indices[index]}, and values without a palette, such as "
+            f"{value} in {plain[value]}, none of which is one of these indices; must be saved alike, or a classes file "
+            'must say which values are one class: "value": [1, 255]'
+        )
 
     def notes(self) -> list[str]:
         """What may be a mistake."""

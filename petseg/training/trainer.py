@@ -6,7 +6,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from petseg import custom_code
 from petseg.config import Config
+from petseg.errors import ConfigError
 from petseg.models.inference import to_floats
 from petseg.training import confusion_matrix, flops, sample_weights
 from petseg.training.augmentation import Augmentation
@@ -79,12 +81,13 @@ class Trainer:
         self._clip_norm = config.optimizer.clip_norm
         self._micro_batches = compute.micro_batches
         self._all_reduce_dtype = compute.all_reduce_dtype
+        self._code = config.extension.step
         self._reduction = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=compute.bucket_bytes)
         self._slice_size = batch_size // replicas // compute.micro_batches
         # Statistics that are not synchronised in the forward pass are averaged, which keeps the replicas identical.
         self._average_statistics = not config.model.sync_batch_norm and replicas > 1
-        differentiate: Any = self._forward_and_backward
-        self._differentiate = tf.function(differentiate, jit_compile=True) if compute.jit_compile else differentiate
+        compiled = tf.function(self._forward_and_backward, jit_compile=True, autograph=False)
+        self._differentiate: Any = compiled if compute.jit_compile else self._forward_and_backward
         _, height, width, self._num_classes = model.output_shape
         self._pixels_of_batch = float(batch_size * height * width)
         self._weights = optimizer.weights
@@ -224,12 +227,24 @@ class Trainer:
     ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         """Joined gradients of the scaled loss; the summed loss and its denominator, [2]; the predicted class ids."""
         with tf.GradientTape() as tape:
-            logits, loss, denominator = self.forward(images, masks, weights, valid)
+            logits, loss, denominator = self._checked(self.forward(images, masks, weights, valid), masks)
             # A constant, the pixels of the global batch, keeps sums near 1; `_decide` divides by the denominator.
             loss, denominator = loss / self._pixels_of_batch, denominator / self._pixels_of_batch
             scaled = loss * scale
         gradients = self.optimizer.gradients(tape, scaled)
         return gradients, tf.stack([loss, denominator]), tf.argmax(logits, axis=-1)
+
+    def _checked(self, made: Any, masks: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """What `forward` returned for masks [b, H, W, 1]; raises ConfigError if it is not as documented there."""
+        if isinstance(made, tuple) and len(made) == 3:
+            logits, *sums = made
+            shape = masks.shape[:-1].concatenate(self._num_classes)
+            if tf.is_tensor(logits) and logits.shape.is_compatible_with(shape) and all(map(_is_scalar, sums)):
+                return made
+        raise ConfigError(
+            f"--step={self._code}: forward returned {custom_code.described(made)}; must be (logits, loss, denominator):"
+            f" float32 [b, H, W, {self._num_classes}] and two float32 scalars, the summed loss and its denominator"
+        )
 
     # Phases 2 and 3, reduce and decide: the same values on all replicas.
 
@@ -375,3 +390,10 @@ class Trainer:
     def clear_nonfinite_step(self) -> None:
         """Lets `run` continue after a non-finite step."""
         self.nonfinite_step.assign(-1)
+
+
+def _is_scalar(value: Any) -> bool:
+    """Whether a value is a number, or a float32 tensor without dimensions."""
+    if tf.is_tensor(value):
+        return value.dtype == tf.float32 and not value.shape.rank
+    return isinstance(value, float | int | np.number)

@@ -127,6 +127,13 @@ SCALES = [  # range of a run, values of images, whether they are on its scale
     ((0, 255), RGB / np.float32(255), False),
     ((0, 255), RGB * np.float32(0), True),
     ((-160, 240), RGB * np.float32(6) - 1000, True),  # a window of computed tomography
+    *(((0, high), RGB * np.float32(6) - 1000, True) for high in (80, 1000, 2000)),
+    ((0, 1), RGB / np.float32(127.5) - 1, False),
+    ((0.01, 0.9), RGB / np.float32(60) - 2, False),  # standardised
+    ((0, 255), RGB / np.float32(127.5) - 1, False),
+    ((0, 255), RGB.astype(np.int32) - 128, False),
+    ((-1, 1), RGB / np.float32(127.5) - 1, True),
+    ((0, 1), RGB / np.float32(255) - 0.1, True),  # below 0 by resampling
     ((0, 4095), RGB.astype(np.uint16) * 257, False),
     ((0, 4095), RGB.astype(np.uint16), True),  # dark
 ]

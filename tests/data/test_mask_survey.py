@@ -222,6 +222,30 @@ def test_a_palette_of_grey_whose_shades_are_the_values_of_other_masks_is_a_fault
         assert judged([grey, indexed(other, palette)]) == ("", "")
 
 
+GREY = np.asarray(Image.fromarray(COLORS[None]).convert("L"))[0]  # of the colours
+
+
+@pytest.mark.parametrize(
+    ("plain", "value"),
+    [
+        (lambda mask: GREY[mask], 38),
+        (lambda mask: np.repeat(GREY[mask][..., None], 3, axis=-1), 38),
+        (lambda mask: np.where(mask, 255, 0), 255),
+        (lambda mask: mask * 100, 100),
+    ],
+    ids=["grey of the colours", "in three bands", "0 and 255", "shades"],
+)
+def test_values_beside_palettes_that_are_none_of_their_indices_are_a_fault_without_a_classes_file(plain, value):
+    indices = [indexed(mask, [*COLORS.tolist(), *[[9, 9, 9]] * 253]) for mask in outlined(drawn([1, 2]))]
+    masks = [*indices, plain(drawn([1, 2])[0])]
+    message = f"such as 1 in 0.png, and values without a palette, such as {value} in 4.png, none of which is one of "
+    assert message in judged(masks)[0]
+    values = np.unique(masks[-1]).tolist()[1:]
+    classes = [{"name": "a"}, {"name": "b", "value": [1, *values]}, {"name": "c", "value": 2}]
+    assert not judged(masks, Classes.from_dict(classes))[0]
+    assert not judged([*indices, *outlined(drawn([2], 1)), np.where(masks[-1], 255, 0)])[0]
+
+
 def test_palettes_that_exchange_the_colours_of_the_classes_are_a_fault():
     classes = Classes.from_dict(
         [{"name": name, "color": color} for name, color in zip("abc", COLORS.tolist(), strict=True)]

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -8,6 +10,7 @@ from trainers import make_trainer
 from petseg.classes import IGNORED
 from petseg.config import AugmentationConfig, LossConfig
 from petseg.data import example_order
+from petseg.errors import ConfigError
 from petseg.training import augmentation
 from petseg.training.losses import Loss
 
@@ -48,6 +51,26 @@ def test_the_loop_learns_and_is_traced_once():
     assert last.scalars["loss"] < first.scalars["loss"] / 3
     assert last.confusion_matrix.sum() == 2 * BATCH * SIZE * SIZE
     assert np.trace(last.confusion_matrix) / last.confusion_matrix.sum() > 0.9
+
+
+def test_a_forward_pass_that_returns_something_else_is_refused_in_one_line(monkeypatch):
+    trainer, _, batches = small_trainer(examples=random_examples(BATCH, SIZE))
+    forward = trainer.forward
+    for change, found in (
+        (lambda logits, *sums: logits, "float32 [4, 32, 32, 3]"),
+        (lambda logits, loss, _: (logits, loss), "(float32 [4, 32, 32, 3], float32 [])"),
+        (lambda logits, *sums: (*sums, logits), "(float32 [], float32 [], float32 [4, 32, 32, 3])"),
+        (lambda logits, *sums: (logits[..., :2], *sums), "(float32 [4, 32, 32, 2], float32 [], float32 [])"),
+        (lambda logits, *_: (logits, logits[..., 0], 1), "(float32 [4, 32, 32, 3], float32 [4, 32, 32], int)"),
+        (lambda *_: None, "NoneType"),
+    ):
+        monkeypatch.setattr(trainer, "forward", lambda *batch, change=change: change(*forward(*batch)))
+        message = re.escape(f"forward returned {found}; must be (logits, loss, denominator): float32 [b, H, W, 3] and ")
+        with pytest.raises(ConfigError, match=f"^--step=.*: {message}.*$"):
+            trainer.compile(batches)
+    pixels = BATCH * SIZE * SIZE
+    monkeypatch.setattr(trainer, "forward", lambda *batch: (*forward(*batch)[:2], pixels))  # a number will do
+    trainer.compile(batches)
 
 
 @pytest.mark.parametrize("loss_normalization", ["pixels", "weights"])
