@@ -26,7 +26,7 @@ class Kind(enum.Enum):
     IMAGES = "images whose channels or pixel values cannot be used"
     WEIGHTS = "weight maps that are missing or cannot be used"
     PAGES = "images and masks of different numbers of pages"
-    CLASSES = "classes that the masks do not have"
+    CLASSES = "problems with the classes in the masks"
 
 
 @dataclasses.dataclass(frozen=True)
