@@ -1,18 +1,22 @@
 """Training time until a score is reached: python -m petseg.benchmark --measure=time_to --target=SCORE.
 
 Contestants train one after the other, each in its own process, and are scored at intervals; scoring time is not
-counted. The target is reached where it holds at two scores in a row.
+counted. The target is reached where it holds at two scores in a row, or at a run's end. With --repeats, a contestant
+trains with several seeds, by the rules of MLPerf (Mattson et al. 2020).
 """
 
 import dataclasses
 import logging
 import re
 import shlex
+import statistics
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import scipy.stats
 
 from petseg.benchmark import processes
 from petseg.benchmark.tables import table as markdown_table
@@ -33,10 +37,18 @@ class TimeToScoreConfig(Group):
     contestants: str = option(
         f"{FIT},fast",
         f"what to train: `{FIT}`, which is Keras's loop with the tutorial's recipe; names of presets; files of flags; "
-        "or `NAME=COMMAND`, another program that prints lines of `SECONDS, MEAN_IOU`; separated by commas",
+        "or `NAME=COMMAND`, another program that prints lines of `SECONDS, MEAN_IOU` (`{seed}` in it is replaced); "
+        "separated by commas",
         required=True,
     )
     score_every: int = option(0, "interval of scores; 0: once an epoch", unit="images", minimum=0)
+    repeats: int = option(
+        1,
+        "runs of each contestant, with seeds from --seed on, of commands from 0 on; their seconds are averaged without "
+        "the fastest and the slowest, and all must reach the target",
+        unit="runs",
+        minimum=1,
+    )
     fit_steps: int = option(
         0,
         f"steps of {FIT} to measure, from whose speed the time of all its epochs is extrapolated; the target is then "
@@ -76,17 +88,42 @@ def race(config: TimeToScoreConfig, flags: Sequence[str], scratch: Path) -> list
       a row for each: its `title`; whether the target was `reached`; `seconds` until then, or until it ended, of them
       `start_up` before the second step; `images` trained on by then, and their `operations`; `scores`, each with
       `seconds`, `images` and `mean_iou`; `whole_run`, the seconds of all its steps, extrapolated from its speed; and
-      `computed`, whether `seconds` are that extrapolation.
+      `computed`, whether `seconds` are that extrapolation. With --repeats, see `summary`.
     """
     rows = []
     for number, (title, given) in enumerate(config.configs(flags).items()):
         logger.info("%s trains until its mean IoU is %g", title, config.target)
-        if isinstance(given, str):
-            rows.append({"title": title, **run_command(title, given, config.target)})
-        else:
-            each = given.changed(runtime={"workdir": str(scratch / f"time-to-{number}"), "quiet": True})
-            rows.append({"title": title, **_train(title, each, config)})
+        runs = []
+        for repeat in range(config.repeats):
+            if isinstance(given, str):
+                runs.append(run_command(title, given.replace("{seed}", str(repeat)), config.target))
+            else:
+                workdir, seed = str(scratch / f"time-to-{number}-{repeat}"), given.runtime.seed + repeat
+                each = given.changed(runtime={"workdir": workdir, "seed": seed, "quiet": True})
+                runs.append(_train(title, each, config))
+        rows.append({"title": title, **(summary(runs, config.target) if config.repeats > 1 else runs[0])})
     return rows
+
+
+def summary(runs: Sequence[dict[str, Any]], target: float) -> dict[str, Any]:
+    """The row of a contestant's runs with several seeds.
+
+    Returns:
+      the first run's row, in which all must have `reached` the target; `seconds` and `start_up` are means without the
+      fastest and the slowest of at least three runs; `runs` has all rows, and `p_value` is that of Student's one-sided
+      t-test that the mean of last scores exceeds the target.
+    """
+    last = [run["scores"][-1]["mean_iou"] for run in runs if run["scores"]]
+    by_time = sorted(runs, key=lambda run: run["seconds"])
+    counted = by_time[1:-1] if len(runs) >= 3 else by_time
+    means = {
+        name: statistics.fmean(run[name] for run in counted)
+        for name in ("seconds", "start_up")
+        if runs[0][name] is not None
+    }
+    test = scipy.stats.ttest_1samp(last, target, alternative="greater") if len(last) > 1 else None
+    p_value = float(test.pvalue) if test else None
+    return {**runs[0], **means, "reached": all(run["reached"] for run in runs), "runs": list(runs), "p_value": p_value}
 
 
 def holds(scores: Sequence[Mapping[str, Any]], target: float) -> bool:
@@ -96,7 +133,7 @@ def holds(scores: Sequence[Mapping[str, Any]], target: float) -> bool:
 
 
 def run_command(title: str, command: str, target: float) -> dict[str, Any]:
-    """Runs another program until its scores hold the target, or it ends; returns its result as `race` describes it.
+    """Runs another program until its scores hold the target, or it ends; returns its row as `race` describes it.
 
     Raises ConfigError if there is no such program, and PetsegError if it fails, or prints no score.
     """
@@ -113,13 +150,13 @@ def run_command(title: str, command: str, target: float) -> dict[str, Any]:
             if holds(scores, target):
                 program.kill()
                 break
-    reached = holds(scores, target)
-    if program.returncode and not reached:
+    if program.returncode and not holds(scores, target):
         raise PetsegError(f"--contestants={title}: its program failed with exit code {program.returncode}")
     if not scores or max(score["mean_iou"] for score in scores) > 1:
         found = f"{scores[-1]['mean_iou']:g}" if scores else "no such line"
         raise PetsegError(f"--contestants={title}: must print lines `SECONDS, MEAN_IOU` up to 1; printed {found}")
     unknown = {"start_up": None, "images": None, "operations": None, "whole_run": None, "computed": False}
+    reached = scores[-1]["mean_iou"] >= target
     return {"reached": reached, "seconds": scores[-1]["seconds"], "scores": scores, **unknown}
 
 
@@ -143,6 +180,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     for each in rows:
         title, seconds, share = each["title"], f"{each['seconds']:.0f}", ""
         best = max((score["mean_iou"] for score in each["scores"]), default=float("nan"))
+        notes += _repeats(each)
         if each["computed"]:
             notes.append(f"{title} was not trained to the end: {seconds} s are extrapolated from its measured speed")
         if not each["reached"]:
@@ -165,3 +203,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         f"share of {FIT}'s whole run": "{share}",
     }
     return "\n".join([*markdown_table(shown, columns), "", *notes])
+
+
+def _repeats(contestant: Mapping[str, Any]) -> list[str]:
+    """A sentence on the runs of a contestant with several seeds."""
+    runs = contestant.get("runs", [])
+    last = [run["scores"][-1]["mean_iou"] for run in runs if run["scores"]]
+    if len(last) < 2:
+        return []
+    reached, spread = sum(run["reached"] for run in runs), statistics.stdev(last)
+    return [
+        f"{contestant['title']}: {reached} of {len(runs)} runs reached the target, last scores {min(last):.4f} to "
+        f"{max(last):.4f}, mean {statistics.fmean(last):.4f}, standard deviation {spread:.4f}; "
+        f"p = {contestant['p_value']:.1g} that their mean does not exceed it"
+    ]

@@ -67,10 +67,11 @@ class Timer:
         return holds(self.scores, self._target)
 
     def result(self, images: int, flops: float, **more: Any) -> dict[str, Any]:
-        """The row of the contestant, as `time_to_score.race` describes it."""
-        last = self.scores[-1] if self.reached else {"seconds": self.seconds(), "images": images}
+        """The row of a run that has ended, as `time_to_score.race` describes it."""
+        reached = bool(self.scores) and self.scores[-1]["mean_iou"] >= self._target
+        last = self.scores[-1] if reached else {"seconds": self.seconds(), "images": images}
         return {
-            "reached": self.reached,
+            "reached": reached,
             "seconds": last["seconds"],
             "start_up": self.start_up or 0.0,
             "images": last["images"],

@@ -89,6 +89,33 @@ def test_another_program_ends_when_its_scores_hold_the_target_and_stands_in_the_
     assert (result["reached"], result["seconds"]) == (False, 20)
 
 
+def test_at_the_end_of_a_run_one_score_reaches_the_target():
+    result = time_to_score.run_command("peer", other_program("10, 0.7", "20, 0.8"), 0.8)
+    assert (result["reached"], result["seconds"]) == (True, 20)
+    timer = Timer(time.monotonic(), 0.5, lambda score: None)
+    for number, score in enumerate((0.6, 0.4, 0.5)):
+        timer.score(8 * number, lambda score=score: score)
+    assert timer.result(100, 3.0)["reached"]
+    assert timer.result(100, 3.0)["images"] == 16
+
+
+@pytest.mark.parametrize(("target", "reached"), [(0.7, 4), (0.72, 2)])
+def test_seconds_of_repeated_runs_are_averaged_without_the_extremes_and_all_must_reach_the_target(
+    tmp_path, target, reached
+):
+    script = tmp_path / "train.py"
+    script.write_text("import sys\nseed = int(sys.argv[1])\nprint(f'{10 + 10 * seed ** 2}, {0.7 + seed / 100}')\n")
+    options = TimeToScoreConfig(target=target, repeats=4, contestants=f"peer={sys.executable} {script} {{seed}}")
+    (row,) = time_to_score.race(options, [], tmp_path)
+    assert [run["seconds"] for run in row["runs"]] == [10, 20, 50, 100]
+    assert row["seconds"] == 35
+    assert row["reached"] == (reached == 4)
+    # Student's t of .70, .71, .72, .73: their mean less the target, over .0129 / 2.
+    assert row["p_value"] == pytest.approx(0.051 if target == 0.7 else 0.752, abs=0.001)
+    lines = time_to_score.table([row])
+    assert f"peer: {reached} of 4 runs reached the target, last scores 0.7000 to 0.7300, mean 0.7150" in lines
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
