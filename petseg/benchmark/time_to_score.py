@@ -179,7 +179,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     shown, notes = [], []
     for each in rows:
         title, seconds, share = each["title"], f"{each['seconds']:.0f}", ""
-        best = max((score["mean_iou"] for score in each["scores"]), default=float("nan"))
+        scores = [score["mean_iou"] for run in each.get("runs", [each]) for score in run["scores"]]
+        best = max(scores, default=float("nan"))
         notes += _repeats(each)
         if each["computed"]:
             notes.append(f"{title} was not trained to the end: {seconds} s are extrapolated from its measured speed")

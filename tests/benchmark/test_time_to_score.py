@@ -113,6 +113,7 @@ def test_seconds_of_repeated_runs_are_averaged_without_the_extremes_and_all_must
     # Student's t of .70, .71, .72, .73: their mean less the target, over .0129 / 2.
     assert row["p_value"] == pytest.approx(0.051 if target == 0.7 else 0.752, abs=0.001)
     lines = time_to_score.table([row])
+    assert f"| peer | {'35' if reached == 4 else 'never (35)'} |  |  |  | 0.7300 |" in lines
     assert f"peer: {reached} of 4 runs reached the target, last scores 0.7000 to 0.7300, mean 0.7150" in lines
 
 
