@@ -195,7 +195,8 @@ class Classes:
     def read(cls, file: Path) -> "Classes":
         """Reads a classes file. Raises ConfigError if it is missing or invalid."""
         try:
-            return cls.from_dict(json.loads(file.read_bytes()))  # json skips the BOM of bytes
+            # json skips the BOM of bytes
+            return cls.from_dict(json.loads(file.read_bytes(), object_pairs_hook=_without_repeated_keys))
         except OSError as error:
             raise ConfigError(f"--classes={file}: cannot be read: {error.strerror}") from error
         except ValueError as error:
@@ -308,6 +309,14 @@ def _check_file_names(members: Sequence[SegmentationClass]) -> None:
                 f"classes: {other} and {name} differ only in upper and lower case; must differ otherwise, since names "
                 "become file names"
             )
+
+
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A dictionary of JSON, of whose repeated keys `json` would keep the last without a word."""
+    for i, (key, _) in enumerate(pairs):
+        if key in (other for other, _ in pairs[:i]):
+            raise ConfigError(f"classes: the key {key!r} is there twice in one pair of braces; must be there once")
+    return dict(pairs)
 
 
 def _refuse_unknown(entry: Mapping[str, Any], known: Sequence[str]) -> None:

@@ -67,6 +67,8 @@ def test_the_pets_have_a_border():
         ("3", r'must be \{"classes": \[\{"name": ..., "value": ...\}, ...\]\}'),
         ('{"names": ["a", "b"]}', 'must be {"classes"'),
         ('{"classes": ["a", "b"], "void": 255}', "unknown key 'void'; must be one of classes, ignored"),
+        ('{"classes": ["a", "b"], "classes": ["b", "a"]}', "the key 'classes' is there twice in one pair of braces"),
+        ('["a", {"name": "b", "value": 2, "value": 1}]', "the key 'value' is there twice in one pair of braces"),
         ("[]", "there are 0; must be 2 to 254"),
         ('["a"]', "there are 1; must be 2 to 254"),
         (json.dumps([f"c{i}" for i in range(255)]), "there are 255; must be 2 to 254"),

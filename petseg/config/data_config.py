@@ -252,6 +252,8 @@ class DataConfig(Group):
     def _check_folder(self) -> None:
         """Raises ConfigError if the patterns of images and masks contradict other flags."""
         if self.dataset != FOLDER:
+            if self.pages != "refuse":
+                raise ConfigError(f"--pages={self.pages}: must be refuse without --dataset={FOLDER}")
             for name in ("image_files", "mask_files", "weight_files"):
                 if (value := getattr(self, name)) and not (name == "weight_files" and self._drops_weights):
                     raise ConfigError(f"--{name}={value}: must be empty without --dataset={FOLDER}")
@@ -261,6 +263,12 @@ class DataConfig(Group):
             )
         elif self.mask_files and "{name}" not in self.mask_files:
             raise ConfigError(f"--mask_files={self.mask_files}: must contain {{name}}")
+        if self.dataset == FOLDER or custom_code.is_reference(self.dataset):
+            for name in ("image_feature", "mask_feature"):
+                if (value := getattr(self, name)) != getattr(DataConfig, name):
+                    raise ConfigError(
+                        f"--{name}={value}: must not come with --dataset={self.dataset}, which is not TFDS"
+                    )
 
     @property
     def has_weights(self) -> bool:

@@ -135,6 +135,9 @@ class ScoreConfig(Group):
             value = getattr(self, name)
             if value != defaults[name] and not (name == "output_dir" and self.export):
                 raise ConfigError(f"--{name}={value}: must come {rule} --predict")
+        for name in (*OF_SCORES[1:], "flip_tta") if self.export else ():
+            if (value := getattr(self, name)) != defaults[name]:
+                raise ConfigError(f"--{name}={value}: must come without --export, where it has no effect")
         if (self.predict or self.export) and (self.watch or self.compare or self.checkpoint == "all"):
             raise ConfigError("--predict and --export: --checkpoint must be one, without --watch and --compare")
         if self.export and self.threshold:

@@ -24,6 +24,7 @@ PARTS = 1.5  # most places of an object, on average
 SEGMENTS = 3  # least number of masks, and of colours of each on average, in which colours that never recur are segments
 CODED = 1000  # least number of an object's class and its own, such as Cityscapes' 24001
 SHOWN_NAMES = 2
+NO_CLASS = ("void", "ignore", "ignored", "unlabeled", "unlabelled")  # names of what is rarely meant as a class
 NEIGHBOURS = np.ones((3, 3))  # of a pixel in a region: also the diagonal ones
 
 
@@ -147,7 +148,7 @@ class MaskSurvey:
             return found or ([Fault(Kind.CLASSES, "the masks", unclear)] if unclear else [])
         if self._differing and not self._classes.colored:
             found.append(Fault(Kind.PALETTES, self._differing[2], self._palettes()))
-        elif exchanged := self._exchanged(self._classes):
+        elif exchanged := self._exchanged(self._classes) or self._stored_as_shades(self._classes):
             found.append(Fault(Kind.PALETTES, "the masks", exchanged))
         return found + self._missing_classes(self._classes)
 
@@ -204,6 +205,12 @@ class MaskSurvey:
             found.append(f"{count} masks have pixels of different opacity, which is ignored: {_few(self._transparent)}")
         if classes and not classes.colored and IGNORED in classes.ignored and (reason := self._meaning_of_void()):
             found.append(f'the masks {reason}; if it is a class, the classes file must give it "value": 255')
+        one_each = classes is not None and not any(each.more_values for each in classes.members)
+        if one_each and (reason := self._count_in_places()):
+            found.append(f"the masks {reason}; if so, they must be replaced by those of classes")
+        for number, name in enumerate(classes.names if classes else ()):
+            if name.lower() in NO_CLASS and self._class_pixels()[number]:
+                found.append(f'{name} is a class that is trained and scored; "ignored" leaves its pixels out')
         return found
 
     @property
@@ -248,6 +255,10 @@ class MaskSurvey:
         coded = sorted(value for value in self._sums[False] if CODED <= value < LARGEST)
         if len(coded) > 1:
             return f"hold {coded[0]}, {coded[1]}, ..., as instance ids, which number objects, not classes"
+        return self._count_in_places()
+
+    def _count_in_places(self) -> str:
+        """Why values seem to count places of a mask; empty if they do not."""
         counts = {count for count in self._objects if count}
         if None not in self._objects and len(counts) >= 3:
             what = f"hold 1 to {max(counts)}, each in one place of a mask"
@@ -271,6 +282,19 @@ class MaskSurvey:
         return (
             f"have palettes that give value {value} the colour of {other.name}, which is {other.value} ({name}); must "
             "hold the values of the classes, or the classes have colours as values"
+        )
+
+    def _stored_as_shades(self, classes: Classes) -> str:
+        """Why shades of palettes, not indices, seem to be the values, as in GIF files made of grey; empty if not."""
+        members = {value: each for each in classes.members for value in each.values}
+        shades = {value: color[0] for value, (color, _) in self._colors.items() if len(set(color)) == 1}
+        others = [value for value, shade in shades.items() if members.get(value) != members.get(shade)]
+        if not others or len(shades) < len(self._colors) or not members.keys() >= set(shades.values()):
+            return ""
+        value, shade, name = others[0], shades[others[0]], self._colors[others[0]][1]
+        return (
+            f"have palettes of grey whose shades are values of classes too: value {value} has the shade {shade}, which "
+            f"is {members[shade].name} ({name}); must have no palette, as mask.convert('L')"
         )
 
     def _missing_classes(self, classes: Classes) -> list[Fault]:

@@ -46,6 +46,13 @@ def test_flags_of_scores_are_refused_with_predict():
             ScoreConfig(workdir="run", predict="*.jpg", **{name: value})
 
 
+def test_flags_of_scores_are_refused_with_export():
+    for name, value in (("csv", "x.csv"), ("resolution", "native"), ("eval_examples", 3), ("flip_tta", True)):
+        with pytest.raises(ConfigError, match=f"^--{name}={value}: must come without --export, where it has no effect"):
+            ScoreConfig(workdir="run", export="onnx", output_dir="out", **{name: value})
+    ScoreConfig(workdir="run", export="onnx", output_dir="out", split="val")  # whose images are compared
+
+
 def test_prediction_flags_are_refused_without_predict():
     assert ScoreConfig(workdir="run", predict="*.jpg").prediction_dir == "predictions"
     assert ScoreConfig(workdir="run", predict="*.jpg", output_dir="out").prediction_dir == "out"

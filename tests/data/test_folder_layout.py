@@ -5,6 +5,7 @@ import made_folders
 import pytest
 from made_folders import config, pairs, write
 
+from petseg.config import DataConfig
 from petseg.data.folders import folder_layout
 from petseg.data.folders.faults import Kind
 from petseg.errors import ConfigError, DataError
@@ -117,6 +118,21 @@ def test_masks_with_longer_names_are_found_by_the_flags_that_the_fault_suggests(
     ((_, text),) = [fault for fault in faults(find(tmp_path)) if fault[0] == Kind.NO_MASK]
     assert text.endswith("--image_files='images/{split}/**/*' --mask_files='masks/{split}/{name}_mask.png'")
     assert not find(tmp_path, image_files="images/{split}/**/*", mask_files="masks/{split}/{name}_mask.png").faults
+
+
+def test_the_suggested_flags_are_those_of_the_shortest_name(tmp_path):
+    write(tmp_path, {f"{name}{end}": None for name in ("1", "10") for end in (".jpg", "_mask.png")})
+    found = find(tmp_path, image_files="*.jpg", mask_files="{name}.png").faults
+    assert str(found[0]).endswith("--mask_files='{name}_mask.png'")
+
+
+@pytest.mark.parametrize(("images", "masks"), [("*.jpg", "{name}.*"), ("*", "{name}.png")])
+def test_an_image_is_not_its_own_mask(tmp_path, images, masks):
+    write(tmp_path, {f"{name}.{end}": None for name in ("1", "2") for end in ("jpg", "png")})
+    layout = find(tmp_path, image_files=images, mask_files=masks)
+    assert {(pair.name, pair.mask_name) for pairs in layout.splits.values() for pair in pairs} == {
+        ("1.jpg", "1.png"), ("2.jpg", "2.png"),
+    }  # fmt: skip
 
 
 def test_several_masks_of_an_image_and_several_images_of_a_mask_are_faults(tmp_path):
@@ -393,3 +409,18 @@ def test_layouts_of_public_data_sets_are_paired(tmp_path, layout):
     found = find(tmp_path, **flags)
     assert not found.faults
     assert {split: len(members) for split, members in found.splits.items()} == sizes
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"pages": "examples"},
+        {"dataset": "a.py:f", "pages": "examples"},
+        {"dataset": "folder", "image_feature": "photo"},
+        {"dataset": "a.py:f", "mask_feature": "labels"},
+    ],
+)
+def test_flags_of_other_kinds_of_data_sets_are_refused(values):
+    flag, value = list(values.items())[-1]
+    with pytest.raises(ConfigError, match=f"^--{flag}={value}: must "):
+        DataConfig(**values)

@@ -182,11 +182,13 @@ def test_numbers_of_objects_are_a_fault_without_a_classes_file(masks, message):
         found = MaskSurvey(classes)
         for mask in masks:
             found.add("a.png", MaskFacts.of(mask_files.MaskValues(mask, colored=False)))
-        return " ".join(map(str, found.faults()))
+        return " ".join(map(str, found.faults() if classes is None else found.notes()))
 
     assert message in survey(None)
     values = np.unique(masks).tolist()[1:]
     assert not survey(Classes.from_dict(["background", {"name": "cell", "value": values}]))
+    if max(values) < 254:
+        assert message in survey(Classes.from_dict([f"c{value}" for value in range(max(values) + 1)]))
 
 
 def of_segments(*ids):
@@ -257,6 +259,19 @@ def test_palettes_that_exchange_the_colours_of_the_classes_are_a_fault():
         assert judged([indexed(mask, palette) for mask in masks], classes) == ("", "")
 
 
+@pytest.mark.parametrize("values", [[1, 2, 3], [0, 2]])
+def test_shades_of_palettes_that_are_the_values_of_other_classes_are_a_fault(values):
+    masks = [np.array(values)[mask] for mask in drawn(range(1, len(values)))]
+    stored = [
+        indexed(np.searchsorted(values, mask).astype(np.uint8), [[value] * 3 for value in values]) for mask in masks
+    ]  # as GIF
+    message = f"value {int(values[0] == 0)} has the shade {values[values[0] == 0]}, which is c"
+    assert message in judged(stored, MANY)[0]
+    own = [{"name": "a", "value": 0}, {"name": "b", "value": [1, 255]}]
+    assert judged([indexed(mask, [[0] * 3, [255] * 3]) for mask in drawn([1])], Classes.from_dict(own)) == ("", "")
+    assert judged([indexed(mask, [[0] * 3, [255] * 3]) for mask in drawn([1])], TWO) == ("", "")
+
+
 def test_numbers_in_some_masks_and_colours_in_others_are_a_fault_without_classes():
     faults, _ = judged([*drawn([1, 2]), *(COLORS[mask] for mask in drawn([1]))])
     assert "hold numbers in 0.png, 1.png, ... and colours in others" in faults
@@ -270,3 +285,9 @@ def test_opacity_that_varies_is_a_note():
 
 def test_the_trimaps_of_pets_have_neither():
     assert judged([np.maximum(mask, 1) for mask in drawn([2, 3])], PETS) == ("", "")
+
+
+def test_a_class_whose_name_means_no_class_is_a_note():
+    void = Classes.from_dict(["a", "b", "Void"])
+    assert judged(drawn([1]), void) == ("", "")
+    assert judged(drawn([1, 2]), void)[1].startswith('Void is a class that is trained and scored; "ignored" leaves')

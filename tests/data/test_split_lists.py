@@ -142,6 +142,13 @@ def test_a_mask_in_a_list_that_is_not_the_one_used_is_noted(flat):
     assert "/fine/1.png of images/1.jpg, which has masks/1.png, and 0 more; --mask_files must say" in note
 
 
+@pytest.mark.parametrize("between", [",", ", ", ";", "\t"])
+def test_after_a_comma_or_semicolon_follows_the_mask(flat, between):
+    layout = find(flat, {"train.txt": f"images/0.jpg{between}masks/1.png\n2.jpg{between}2.png"})
+    assert [pair.name for pair in layout.splits["train"]] == ["images/0.jpg", "images/2.jpg"]
+    assert "lists name other masks than those used: masks/1.png of images/0.jpg" in layout.notes[1]
+
+
 def test_lists_in_other_forms_and_folders_are_noted(flat):
     (note,) = find(flat, {"train.csv": "0\n1", "lists/val.txt": "2", "other.csv": "3"}).notes
     assert note.startswith("lists/val.txt, train.csv: not read; lists of splits must be such as train.txt")

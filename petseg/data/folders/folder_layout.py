@@ -220,7 +220,10 @@ def _partners(
     by_key: dict[tuple[str, str, str], list[PictureFile]] = {}
     for mask in candidates:
         by_key.setdefault(key(mask), []).append(mask)
-    return {picture.path: by_key.get(key(picture), []) for picture in pictures}
+    return {
+        picture.path: [mask for mask in by_key.get(key(picture), []) if mask.path != picture.path]
+        for picture in pictures
+    }
 
 
 def _spare(matches: _Matches, splits: Splits, needed: Collection[str]) -> tuple[list[Fault], list[str]]:
@@ -334,10 +337,10 @@ def _link(path: Path) -> str:
 def _hint(matches: _Matches, pictures: Sequence[PictureFile]) -> str:
     """Suggests flags for masks whose file names contain the image's name and more."""
     for picture in pictures[:1]:
-        for mask in matches.spare:
+        for mask in sorted(matches.spare, key=lambda each: len(each.path)):  # 1_mask.png before 10_mask.png
             folder, _, file = mask.path.rpartition("/")
             if picture.name in file and (not picture.split or picture.split in folder):
-                pattern = f"{folder}/{file.replace(picture.name, '{name}', 1)}"
+                pattern = f"{folder}/{file.replace(picture.name, '{name}', 1)}".removeprefix("/")
                 if picture.split:
                     pattern = pattern.replace(picture.split, "{split}", 1)
                 flags = f"--image_files='{matches.images.text}' --mask_files='{printable(pattern)}'"

@@ -1,7 +1,7 @@
 """Reads text files `<split>.txt` that list the images of a split, one per line.
 
 A line matches the image with the longest common path suffix: `0.jpg`, `a/0`, or a path on another machine. A mask or a
-label may follow after a space.
+label may follow after a space, or after a comma if the name has its ending.
 """
 
 import codecs
@@ -18,7 +18,7 @@ from petseg.files import printable
 FOLDERS = ("", "splits", "ImageSets/Segmentation")  # the last is that of PASCAL VOC
 USUAL_SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "trainval")
 SPLIT_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
-_PATH_WITH_ENDING = re.compile(rf".+?(?:{'|'.join(map(re.escape, SUFFIXES))})(?=\s|$)", re.IGNORECASE)
+_PATH_WITH_ENDING = re.compile(rf".+?(?:{'|'.join(map(re.escape, SUFFIXES))})(?=[\s,;]|$)", re.IGNORECASE)
 _OTHER_ENDING = re.compile(r"\.[A-Za-z]\w{1,4}$")  # such as .mat and .npy
 LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".lst", ".list")  # only the first is read
 SHOWN = 80  # characters of a line
@@ -194,7 +194,7 @@ def _paths_in(line: str) -> list[str]:
 def _mask_in(line: str) -> str:
     """The path of a mask after that of the image; empty without."""
     image = _PATH_WITH_ENDING.match(line)
-    mask = _PATH_WITH_ENDING.match(line[image.end() :].strip()) if image else None
+    mask = _PATH_WITH_ENDING.match(line[image.end() :].strip(" \t,;")) if image else None
     return mask[0] if mask else ""
 
 
