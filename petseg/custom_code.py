@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -76,7 +77,7 @@ def load(flag: str, reference: str) -> Callable[..., Any]:
     except ConfigError:
         raise
     except Exception as error:  # user code may raise anything
-        raise ConfigError(f"--{flag}={reference}: cannot be imported: {one_line(error)}") from error
+        raise ConfigError(f"--{flag}={reference}: cannot be imported: {explanation(reference, error)}") from error
     if not callable(code):
         where = "this program" if place == MAIN else source_file(flag, reference)
         raise ConfigError(f"--{flag}={reference}: there is no function {name} in {where}")
@@ -126,10 +127,18 @@ def explained(flag: str, reference: str) -> Iterator[None]:
     except Exception as error:  # user code may raise anything
         if not reference:
             raise
-        reason = one_line(error)
-        if "as a Python `bool` is not allowed" in reason:  # the rest of TensorFlow's text would not help
-            reason = "decides by a tensor with Python's `if`; must use tf.where or tf.cond"
-        raise ConfigError(f"--{flag}={reference}: failed: {reason}") from error
+        raise ConfigError(f"--{flag}={reference}: failed: {explanation(reference, error)}") from error
+
+
+def explanation(reference: str, error: Exception) -> str:
+    """An exception in one line, with the line of the reference's file in which it was raised, if it was there."""
+    place = reference.rpartition(":")[0]
+    file = str(Path(place)) if place.endswith(".py") else getattr(sys.modules.get(place), "__file__", None)
+    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == file]
+    reason = one_line(error)
+    if "as a Python `bool` is not allowed" in reason:  # the rest of TensorFlow's text would not help
+        reason = "decides by a tensor with Python's `if`; must use tf.where or tf.cond"
+    return f"{reason} (line {lines[-1]})" if lines else reason
 
 
 def described(value: Any) -> str:

@@ -139,10 +139,17 @@ class ModelConfig(Group):
         """Raises ConfigError if --network is combined with a flag that it replaces."""
         replaced = ("encoder", "encoder_alpha", "train_encoder", "train_encoder_from", "decoder", "input_scaling",
                     "batch_norm_momentum", "inner_size")  # fmt: skip
+        given, undone = [], []
         for field in dataclasses.fields(self):
             default = field.default if field.name != "input_scaling" else _default_scaling(self.encoder)
             if field.name in replaced and (value := getattr(self, field.name)) != default:
-                raise ConfigError(f"--{field.name}={value}: must not be given with --network, which replaces it")
+                given.append(f"--{field.name}={value}")
+                undone.append(f"--{field.name}={str(field.default).lower()}")
+        if given:
+            raise ConfigError(
+                f"{', '.join(given)}: must not be given with --network, which replaces the encoder and decoder; "
+                f"after a --preset, {' '.join(undone)}"
+            )
 
     def working_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Height and width at which the network works, in pixels, for an image size."""

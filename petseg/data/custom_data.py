@@ -184,7 +184,7 @@ class Source:
         except PetsegError:
             raise
         except Exception as error:  # user code may raise anything
-            raise BadExampleError(f"{where}: failed: {one_line(error)}") from error
+            raise BadExampleError(f"{where}: failed: {custom_code.explanation(self._reference, error)}") from error
 
 
 def _image(image: bytes, mask: bytes) -> tuple[Picture, Picture]:

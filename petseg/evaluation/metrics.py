@@ -99,8 +99,8 @@ def _checked(reference: str, found: Any, classes: Classes) -> dict[str, Any]:
         if not is_name or values.shape not in ((), (len(classes),)) or values.dtype.kind not in "iuf":
             named = f"{name}: " if name else ""
             raise ConfigError(
-                f"--scores={reference}: returned {named}{value!r}; must be a dictionary of a number, or of "
-                f"{len(classes)} numbers, one for each class, by lower-case names"
+                f"--scores={reference}: returned {named}{' '.join(repr(value).split())}; must be a dictionary of a "
+                f"number, or of {len(classes)} numbers, one for each class, by lower-case names"
             )
         numbers = values.astype(float).tolist()
         scores[name] = dict(zip(classes.names, numbers, strict=True)) if values.shape else numbers

@@ -154,10 +154,7 @@ def build_trainer(
     augment = augmentation.build_augmentation(
         config.augmentation, seed=config.runtime.seed, batch_size=config.data.batch_size, focus=focus
     )
-    return _trainer_class(config.extension.step)(
-        config,
-        strategy,
-        model,
+    parts = (
         optimizers.build_optimizer(config.optimizer, model, total_steps, config.compute.bucket_bytes),
         augment,
         build_weight_map(config, class_weights),
@@ -166,6 +163,8 @@ def build_trainer(
         requests,
         WeightAverage(model, config.optimizer.ema_decay) if config.optimizer.keeps_averages else None,
     )
+    with custom_code.explained("step", config.extension.step):
+        return _trainer_class(config.extension.step)(config, strategy, model, *parts)
 
 
 def _trainer_class(reference: str) -> type[trainer.Trainer]:

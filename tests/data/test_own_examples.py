@@ -142,7 +142,7 @@ def made(wrong="{}", **attributes):
 REFUSED = {
     "no source": ("    return None\n", "own.py:f, split train: returned NoneType; must be an object with __len__ and"),
     "a generator": ("    return (i for i in range(3))\n", "returned generator; must be an object with __len__"),
-    "an exception": ("    return 1 / 0\n", "own.py:f, split train: failed: ZeroDivisionError: division by zero"),
+    "an exception": ("    return 1 / 0\n", "own.py:f, split train: failed: ZeroDivisionError: division by zero (line "),
     "no examples": (made(count="0"), "own.py:f: split train is empty"),
     "no dictionary": ("    return Pairs([(1, 2)])\n", "example 0: is (int, int); must be a dictionary with image"),
     "another key": (made("{0: {'label': 1}}"), "is a dictionary with image, mask, name, label; must be a dictionary"),

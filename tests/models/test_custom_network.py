@@ -199,7 +199,11 @@ def test_missing_files_and_modules_are_named(name, missing):
     [
         ({"network": "own.py"}, r"must be FILE.py:function or package.module:function"),
         ({"network": "own.py:build", "train_encoder": True}, "--train_encoder=True: must not be given with --network"),
-        ({"network": "own.py:build", "decoder": "light"}, "--decoder=light: must not be given with --network"),
+        (
+            {"network": "own.py:build", "decoder": "light", "train_encoder": True, "input_scaling": "symmetric"},
+            "--train_encoder=True, --decoder=light, --input_scaling=symmetric: must not be given with --network, .* "
+            "--train_encoder=false --decoder=pix2pix --input_scaling=$",
+        ),
     ],
 )
 def test_encoder_and_decoder_flags_are_refused_with_network(flags, message):

@@ -25,6 +25,8 @@ from petseg.runs.packed_run import PackedRun
 from petseg.runs.trained_run import TrainedRun
 from petseg.runs.work_directory import WorkDirectory
 from petseg.training import augmentation, learning_rates, losses, sample_weights
+from petseg.training.stop_requests import StopRequests
+from petseg.training.trainer import Trainer
 
 CODE = """
 import json
@@ -181,7 +183,7 @@ def test_losses_per_pixel_per_image_and_as_pairs_are_normalised_like_built_in_on
 
 LOSS_ERRORS = {
     "def f(labels, logits): return logits": "failed: ",
-    "def f(labels, logits, weights): return 1 / 0": "failed: ZeroDivisionError: division by zero",
+    "def f(labels, logits, weights): return 1 / 0": "failed: ZeroDivisionError: division by zero (line 3)",
     "def f(labels, logits, weights): return tf.reduce_mean(logits)": "returned float32 []; must be float32 [B, H, W]",
     "def f(labels, logits, weights): return np.zeros(labels.shape, np.float32)": "returned numpy float32 [2, 32, 32]",
     "def f(labels, logits, weights): return logits": "returned float32 [2, 32, 32, 3]; must be",
@@ -190,7 +192,7 @@ LOSS_ERRORS = {
     "def f(labels, logits, weights): return weights": "does not depend on the logits; must have a gradient",
     "def f(labels, logits, weights): return tf.math.log(logits[..., 0] - 1e9)": "all must be finite",
     "def g(labels, logits, weights): return weights": "there is no function f in ",
-    "import no_such_module": "cannot be imported: ",
+    "import no_such_module": "cannot be imported: ModuleNotFoundError: No module named 'no_such_module' (line 3)",
     "f = 3": "there is no function f in ",
 }
 
@@ -236,6 +238,21 @@ def negative_map(masks):
 
 def list_of_scores(matrix, classes):
     return [1.0]
+
+
+def a_matrix(matrix, classes):
+    return {"hits": matrix}
+
+
+class WithoutArguments(Trainer):
+    def __init__(self):
+        pass
+
+
+def trainer_of(name):
+    config = petseg.Config().changed(extension={"step": f"{__name__}:{name}"})
+    model = two_convolutions.build((32, 32), 3, 3)
+    return building.build_trainer(config, tf.distribute.get_strategy(), model, None, 9, StopRequests())
 
 
 def spaced(matrix, classes):
@@ -291,6 +308,14 @@ REFUSED = {
     "scores in a list": (
         lambda: metrics.own(f"{__name__}:list_of_scores")(np.eye(3, dtype=np.int64), PETS),
         "returned [1.0]; must be a dictionary",
+    ),
+    "a matrix as a score": (
+        lambda: metrics.own(f"{__name__}:a_matrix")(np.eye(3, dtype=np.int64), PETS),
+        "returned hits: array([[1, 0, 0], [0, 1, 0], [0, 0, 1]]); must be a dictionary",
+    ),
+    "a custom trainer without arguments": (
+        lambda: trainer_of("WithoutArguments"),
+        "--step=test_own_code:WithoutArguments: failed: TypeError: WithoutArguments.__init__() takes 1 positional",
     ),
     "a score with a space": (
         lambda: metrics.own(f"{__name__}:spaced")(np.eye(3, dtype=np.int64), PETS),
