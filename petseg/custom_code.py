@@ -34,14 +34,16 @@ def is_reference(value: Any) -> bool:
     return isinstance(value, str) and REFERENCE.fullmatch(value) is not None
 
 
-def reference_to(code: Callable[..., Any]) -> str:
+def reference_to(flag: str, code: Callable[..., Any]) -> str:
     """The reference to a function or class: `module:name`.
 
     Raises ConfigError if it is not at the top level of a module, so that no reference leads to it.
     """
     module, name = getattr(code, "__module__", None), getattr(code, "__qualname__", "")
     if not callable(code) or not name.isidentifier() or getattr(sys.modules.get(module or ""), name, None) is not code:
-        raise ConfigError(f"{code!r}: must be a function or class at the top level of a module, script or notebook")
+        raise ConfigError(
+            f"--{flag}={name or code!r}: must be a function or class at the top level of a module, script or notebook"
+        )
     return f"{module}:{name}"
 
 

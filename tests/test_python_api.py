@@ -63,7 +63,7 @@ def test_a_preset_is_a_config_whose_values_can_be_changed():
         (lambda: petseg.Config.of(train_encoder="perhaps"), "train_encoder=perhaps: must be true or false"),
         (
             lambda: petseg.Config.of(loss=lambda *_: 0),
-            "lambda.*must be a function or class at the top level of a mod",
+            "--loss=.*lambda.*must be a function or class at the top level of a mod",
         ),
         (lambda: petseg.Config("quickstart"), "Config: got 'quickstart' for data; make it with Config.of"),
         (lambda: petseg.train("quickstart"), "config: got 'quickstart'; must be a petseg.Config, such as"),

@@ -271,12 +271,12 @@ def as_arguments(values: Mapping[str, Any]) -> list[str]:
     Raises ConfigError for a function that is not at the top level of a module.
     """
 
-    def text(value: Any) -> str:
+    def text(name: str, value: Any) -> str:
         if callable(value):
-            return custom_code.reference_to(value)
+            return custom_code.reference_to(name, value)
         return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
-    return [f"--{name}={text(value)}" for name, value in values.items() if value is not None]
+    return [f"--{name}={text(name, value)}" for name, value in values.items() if value is not None]
 
 
 def rows(config_class: type) -> list[tuple[str, str, str, str]]:

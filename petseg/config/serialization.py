@@ -111,7 +111,7 @@ def with_code(config: Config, code: Mapping[str, Callable[..., Any]]) -> Config:
     for flag, function in code.items():
         if flag not in group_of:
             raise ConfigError(f"{flag}={function!r}: must be one of {', '.join(group_of)}, which take code")
-        config = config.changed(**{group_of[flag]: {flag: custom_code.reference_to(function)}})
+        config = config.changed(**{group_of[flag]: {flag: custom_code.reference_to(flag, function)}})
     return config
 
 

@@ -83,7 +83,7 @@ class SeedsConfig(Config):
             raise ConfigError(f"{flag} and --train_split={self.data.train_split}: must not be a fold itself")
         if self.schedule.eval_examples:
             raise ConfigError(
-                f"{flag} and --eval_examples={self.schedule.eval_examples}: must be 0, so that each example is scored"
+                f"--eval_examples={self.schedule.eval_examples}: must be 0 with {flag}, so that each example is scored"
             )
 
     def check_arguments(self, arguments: Sequence[str]) -> None:

@@ -164,7 +164,7 @@ def test_what_a_run_was_trained_on_is_refused(folder):
         (["--folds=2", "--eval_split=val"], "--folds=2 and --eval_split=val: must not both be given, since each run"),
         (["--eval_split", "test", "--folds=2"], "--folds=2 and --eval_split=test: must not both be given"),
         (["--folds=2", "--train_split=train@fold1of3"], "--train_split=train@fold1of3: must not be a fold itself"),
-        (["--folds=2", "--eval_examples=9"], "--folds=2 and --eval_examples=9: must be 0, so that each example"),
+        (["--folds=2", "--eval_examples=9"], "--eval_examples=9: must be 0 with --folds=2, so that each example"),
     ],
 )
 def test_flags_that_contradict_folds_are_refused(flags, message):
