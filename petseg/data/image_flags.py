@@ -20,6 +20,7 @@ from petseg.errors import DataError
 MEASURED_IMAGES, MEASURED_NUMBERS = 512, 3 * 2**14  # at most; numbers of one image
 CHECKED_IMAGES = 16
 FAR = 10  # times the range of all other numbers
+LIKE_8_BITS = 16 * 255  # value, beyond which numbers up to 255 are nearly black
 logger = logging.getLogger(__name__)
 
 
@@ -52,9 +53,14 @@ def check_scale(data_set: DataSet, split: str, decoding: ImageDecoding) -> None:
     """Raises DataError if the pixel values of a split are on another scale than the intensity range of its run."""
     if decoding.spec.dtype == "uint8":
         return
-    values = _sampled(data_set, split, decoding, CHECKED_IMAGES)
+    values = np.concatenate(_sampled(data_set, split, decoding, CHECKED_IMAGES) or [np.zeros((1, 1))])
     try:
-        images.check_scale(np.concatenate(values or [np.zeros((1, 1))]), decoding.spec)
+        images.check_scale(values, decoding.spec)
+        if decoding.spec.dtype == "uint16" and 0 < values.max() <= 255 and min(decoding.spec.high) > LIKE_8_BITS:
+            raise PictureError(  # of single images, some are dark
+                f"holds values of 8 bits, up to {values.max()}; must be on the scale of the training images, whose "
+                f"--intensity_range ends at {min(decoding.spec.high):g}"
+            )
     except PictureError as error:
         raise DataError(f"{data_set.name}, split {split}: {error}") from error
 
@@ -94,15 +100,36 @@ def _measured_range(data_set: DataSet, split: str, decoding: ImageDecoding) -> s
 def _refuse_two_scales(values: Sequence[np.ndarray], split: str) -> None:
     """Raises DataError if the numbers of some images end at 1 and those of others far above, as if not all were scaled.
 
-    One range would make the former black.
+    One range would make the former black. So it is with standardised images beside others of 0 to 255. Of integers,
+    which may be dark images, this is a warning.
     """
     largest = [float(each.max()) for each in values if each.dtype.kind == "f"]
     small, large = [number for number in largest if 0 < number <= 1], [number for number in largest if number > 100]
-    if min(len(small), len(large)) > 0.05 * len(values):
+    few = 0.05 * len(values)
+    dark = sum(0 < each.max() <= 255 for each in values)
+    if values[0].dtype == np.uint16 and dark > few and sum(each.max() > LIKE_8_BITS for each in values) > few:
+        logger.warning(
+            "--train_split=%s: %d of %d images hold values up to 255, others beyond %d; if not all are of one scale, "
+            "the former are black", split, dark, len(values), LIKE_8_BITS,
+        )  # fmt: skip
+    centred = sum(_is_standardised(each) for each in values)
+    plain = sum(each.min() >= 0 and 100 < each.max() <= 256 for each in values)
+    if min(centred, plain) > few:
+        raise DataError(
+            f"--train_split={split}: {centred} of {len(values)} images hold pixel values around 0, as standardised "
+            f"ones do, {plain} those of 8 bits; must be of one scale, or --intensity_range be LOW,HIGH"
+        )
+    if min(len(small), len(large)) > few:
         raise DataError(
             f"--train_split={split}: {len(small)} of {len(values)} images hold pixel values up to 1, {len(large)} up "
             f"to {max(large):g}; must be of one scale, or --intensity_range be LOW,HIGH"
         )
+
+
+def _is_standardised(numbers: np.ndarray) -> bool:
+    """Whether numbers seem to have mean 0 and deviation 1; indices such as NDVI are -1 to 1."""
+    largest = np.abs(numbers).max()
+    return bool(1 < largest <= images.STANDARDISED and (numbers < -largest / 4).mean() > 0.05)
 
 
 def _refuse_no_data(numbers: np.ndarray, split: str) -> None:

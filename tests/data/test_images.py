@@ -157,6 +157,21 @@ def test_a_split_on_another_scale_than_that_of_the_run_is_refused(tmp_path):
         loading.load(data, "test")
 
 
+def test_a_split_of_8_bit_values_where_training_has_16_bits_is_refused(tmp_path):
+    root = write(tmp_path / "folder", {"a.tif": tiff(RGB.astype(np.uint16), photometric="rgb")})
+    data = config(root, channels=3, image_dtype="uint16", intensity_range="0,60000", image_size="32")
+    with pytest.raises(DataError, match=r"^folder, split test: holds values of 8 bits, up to 25\d; must be on the sca"):
+        loading.load(data, "test")
+
+
+def test_8_bit_values_beside_16_bits_are_a_warning(tmp_path, caplog):
+    root = write(tmp_path / "folder", {f"{i}.tif": tiff(RGB.astype(np.uint16) * 257**i) for i in range(2)})
+    resolved(root)
+    assert any(
+        "1 of 2 images hold values up to 255, others beyond 4080; if not all" in line for line in caplog.messages
+    )
+
+
 def test_deep_images_keep_their_numbers_in_every_cache(tmp_path):
     root = write(tmp_path / "folder", BANDS)
     expected = None
@@ -199,6 +214,8 @@ def test_the_intensity_range_is_that_of_the_training_split(tmp_path, caplog):
         ({"a.tif": tiff(np.full((12, 16), 7, np.uint16))}, {}, "--train_split=train: all pixel values are 7"),
         ({f"{i}.tif": tiff(np.linspace(0, 255**i, 192).reshape(12, 16).astype("f4")) for i in range(2)},
          {}, "--train_split=train: 1 of 2 images hold pixel values up to 1, 1 up to 255; must be of one scale, or --i"),
+        ({"a.npy": npy(RGB / np.float32(60) - 2), "b.npy": npy(RGB.astype(np.float32))}, {},
+         "--train_split=train: 1 of 2 images hold pixel values around 0, as standardised ones do, 1 those of 8 bits; "),
         ({"a.tif": tiff(np.where(np.arange(192) % 9 == 0, -9999, np.linspace(0, 1, 192)).reshape(12, 16).astype("f4"))},
          {}, "--train_split=train: 11.5% of the pixel values are -9999, far from all others, as for missing data; --in"
          "tensity_range must be LOW,HIGH of the others, such as 0.00"),
