@@ -90,8 +90,9 @@ def test_run_lengths_that_do_not_fit_are_refused(annotations, convert, counts):
         convert("coco")
 
 
-def test_crowds_are_ignored_and_the_smaller_object_is_on_top(annotations, convert):
-    crowd = {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [0, 12, 180]}, "iscrowd": 1}  # the first column
+@pytest.mark.parametrize("key", ["iscrowd", "ignore"])
+def test_crowds_are_ignored_and_the_smaller_object_is_on_top(annotations, convert, key):
+    crowd = {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [0, 12, 180]}, key: 1}  # the first column
     save(annotations / "a.jpg", picture())
     small, large = polygon(SQUARE), polygon(box(1, 1, 11, 11), category_id=90)
     write_json(annotations / "a.json", coco([small, large, crowd]))
@@ -256,7 +257,10 @@ def test_upside_down_photographs_are_annotated_as_people_see_them(annotations, c
         ({**coco([]), "annotations": [{"segments_info": [], "image_id": 0}]}, "these are panoptic annotations"),
         ({**coco([]), "images": [{"id": 1}]}, r"images\[0\] has no file_name; must have id, file_name"),
         ({"images": 1}, "1 JSON files, none of COCO's form"),
-        (coco([{**polygon(SQUARE), "iscrowd": 1}]), "iscrowd is 1 for all 1 objects, .* it must be 0 for single obj"),
+        (
+            coco([{**polygon(SQUARE), "iscrowd": 1}]),
+            "iscrowd or ignore is 1 for all 1 objects, .* it must be 0 for single obj",
+        ),
         (coco([polygon([[0.1, 0.1], [0.9, 0.1], [0.9, 0.9]])]), "all its polygons lie between 0 and 1, as shares"),
         (coco([polygon(SQUARE)], categories=((7, "cat"), (7, "dog"))), "2 categories have the id 7; each must have"),
         ({**coco([]), "images": [{"id": 1, "file_name": "a.jpg"}] * 2}, "2 images have the id 1; each must have its"),

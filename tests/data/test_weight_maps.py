@@ -17,6 +17,7 @@ from petseg.config import DataConfig
 from petseg.data import catalog, check, input_pipeline, loading
 from petseg.data.check import CheckConfig, CheckOptions
 from petseg.data.examples import BatchPosition
+from petseg.data.folders import weight_map_survey
 from petseg.data.resizing import Resizing
 from petseg.errors import ConfigError, DataError
 
@@ -270,3 +271,11 @@ def test_maps_of_tfds_data_sets_are_checked_when_they_are_decoded(tmp_path):
 def test_flags_that_contradict_each_other(values, message):
     with pytest.raises(ConfigError, match=message):
         DataConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("largest", "scale", "is_noted"), [(255, 0, True), (255, 1, True), (255, 255, False), (9, 0, False)]
+)
+def test_32_bit_maps_of_0_to_255_are_a_note(largest, scale, is_noted):
+    found = weight_map_survey.notes({"train": ("float32", largest)}, scale)
+    assert any("--weight_scale=255 would make it 1" in note for note in found) == is_noted

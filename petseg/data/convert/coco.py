@@ -126,7 +126,7 @@ class _File:
                 raise DataError(f"{where} has category_id {annotation['category_id']!r}, which no category has")
             shape = self._shape(annotation.get("segmentation"), where)
             if shape is not None:
-                label = IGNORED_LABEL if annotation.get("iscrowd") else label
+                label = IGNORED_LABEL if annotation.get("iscrowd") or annotation.get("ignore") else label
                 objects[annotation["image_id"]].append(LabelledObject(label, shape, where))
         self._check([each for several in objects.values() for each in several])
         return objects
@@ -135,8 +135,8 @@ class _File:
         """Raises DataError if all objects together do not mean what the format says."""
         if objects and all(each.label == IGNORED_LABEL for each in objects):
             raise DataError(
-                f"{self.file.name}: iscrowd is 1 for all {len(objects)} objects, whose pixels would be in no class; it "
-                "must be 0 for single objects (CVAT writes 1 for masks)"
+                f"{self.file.name}: iscrowd or ignore is 1 for all {len(objects)} objects, whose pixels would be in "
+                "no class; it must be 0 for single objects (CVAT writes 1 for masks)"
             )
         polygons = [each.shape for each in objects if isinstance(each.shape, Polygons)]
         if polygons and all(part.max() <= 1 for shape in polygons for part in shape.parts):

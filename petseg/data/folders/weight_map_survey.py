@@ -10,6 +10,7 @@ from petseg.data.folders.pair_files import DecodedPair
 from petseg.data.images import DTYPE_TEXT
 
 SMALL = 0.02  # a largest weight below it suggests another scale
+LARGE = (255, 65535)  # of floats or 32-bit integers, made of 8 or 16 bits
 
 
 @dataclasses.dataclass
@@ -62,5 +63,5 @@ def notes(rows: Mapping[str, Sequence[Any]], scale: float) -> list[str]:
         f"split {split}: the largest number in weight maps is {largest:g}, and {unit:g} counts as 1; "
         f"--weight_scale={largest:g} would make it 1"
         for split, (largest, unit) in units.items()
-        if largest < SMALL * unit
+        if largest < SMALL * unit or (unit == 1 and largest in LARGE)
     ]
