@@ -34,7 +34,7 @@ def test_it_is_small_and_has_a_card():
     assert packed.path.with_suffix(".onnx").stat().st_size <= 6 * MIB
     assert packed.weights == "averaged"
     assert (packed.config.data.dataset, packed.config.data.train_split) == ("oxford_iiit_pet", "train")
-    assert packed.card["scores"]["mean_iou"] >= 0.8
+    assert packed.card["scores"]["mean_iou"] >= 0.802
     assert petseg.Config.preset("best").model.decoder == packed.config.model.decoder
 
 
