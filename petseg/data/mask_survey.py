@@ -115,7 +115,7 @@ class MaskSurvey:
                     self._differing = self._differing or (value, where, name)
             if (facts.palette == facts.palette[:, :1]).all() and (facts.palette[:, 0] != facts.values).any():
                 self._shades[name] = set(facts.palette[:, 0].tolist())
-        elif not facts.colored:
+        elif not facts.colored and facts.values.tolist() != [IGNORED]:  # a mask that is wholly ignored fits all others
             self._plain = {value: name for value in facts.values.tolist() if value} | self._plain
         self._colored_masks += facts.colored
         if not facts.colored:
