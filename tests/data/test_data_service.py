@@ -93,7 +93,7 @@ def test_two_workers_behind_one_address_are_detected(data_dir, cache_dir):
     workers = [service.WorkerServer(service.WorkerConfig(dispatcher_address=address)) for _ in range(2)]
     named = pytest.raises(ClusterError, match=r"out of order; there must be one worker behind each address; go on")
     with named, service_client.watch_services([address], "go on"):
-        training_batches(disk, last_step=50, addresses=[address])
+        training_batches(disk, last_step=2000, addresses=[address])
     assert len(workers) == 2
 
 
