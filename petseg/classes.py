@@ -1,5 +1,6 @@
 """The classes of a data set: names, colours, values in masks, and foreground."""
 
+import collections
 import dataclasses
 import itertools
 import json
@@ -313,8 +314,8 @@ def _check_file_names(members: Sequence[SegmentationClass]) -> None:
 
 def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A dictionary of JSON, of whose repeated keys `json` would keep the last without a word."""
-    for i, (key, _) in enumerate(pairs):
-        if key in (other for other, _ in pairs[:i]):
+    for key, count in collections.Counter(key for key, _ in pairs).items():
+        if count > 1:
             raise ConfigError(f"classes: the key {key!r} is there twice in one pair of braces; must be there once")
     return dict(pairs)
 

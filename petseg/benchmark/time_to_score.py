@@ -113,7 +113,7 @@ def summary(runs: Sequence[dict[str, Any]], target: float) -> dict[str, Any]:
       fastest and the slowest of at least three runs; `runs` has all rows, and `p_value` is that of Student's one-sided
       t-test that the mean of last scores exceeds the target.
     """
-    last = [run["scores"][-1]["mean_iou"] for run in runs if run["scores"]]
+    last = _last_scores(runs)
     by_time = sorted(runs, key=lambda run: run["seconds"])
     counted = by_time[1:-1] if len(runs) >= 3 else by_time
     means = {
@@ -121,9 +121,20 @@ def summary(runs: Sequence[dict[str, Any]], target: float) -> dict[str, Any]:
         for name in ("seconds", "start_up")
         if runs[0][name] is not None
     }
-    test = scipy.stats.ttest_1samp(last, target, alternative="greater") if len(last) > 1 else None
-    p_value = float(test.pvalue) if test else None
+    p_value = None
+    if len(last) > 1:
+        p_value = float(scipy.stats.ttest_1samp(last, target, alternative="greater").pvalue)
     return {**runs[0], **means, "reached": all(run["reached"] for run in runs), "runs": list(runs), "p_value": p_value}
+
+
+def _last_scores(runs: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The mean IoU at the end of each run that was scored."""
+    return [run["scores"][-1]["mean_iou"] for run in runs if run["scores"]]
+
+
+def reached_at_end(scores: Sequence[Mapping[str, Any]], target: float) -> bool:
+    """Whether the last score of a run that has ended is the target or above."""
+    return bool(scores) and scores[-1]["mean_iou"] >= target
 
 
 def holds(scores: Sequence[Mapping[str, Any]], target: float) -> bool:
@@ -156,7 +167,7 @@ def run_command(title: str, command: str, target: float) -> dict[str, Any]:
         found = f"{scores[-1]['mean_iou']:g}" if scores else "no such line"
         raise PetsegError(f"--contestants={title}: must print lines `SECONDS, MEAN_IOU` up to 1; printed {found}")
     unknown = {"start_up": None, "images": None, "operations": None, "whole_run": None, "computed": False}
-    reached = scores[-1]["mean_iou"] >= target
+    reached = reached_at_end(scores, target)
     return {"reached": reached, "seconds": scores[-1]["seconds"], "scores": scores, **unknown}
 
 
@@ -209,7 +220,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _repeats(contestant: Mapping[str, Any]) -> list[str]:
     """A sentence on the runs of a contestant with several seeds."""
     runs = contestant.get("runs", [])
-    last = [run["scores"][-1]["mean_iou"] for run in runs if run["scores"]]
+    last = _last_scores(runs)
     if len(last) < 2:
         return []
     reached, spread = sum(run["reached"] for run in runs), statistics.stdev(last)

@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from petseg.benchmark.contestants import compile_as_tutorial, set_up_run, tutorial_batches
-from petseg.benchmark.time_to_score import TimeToScoreConfig, holds
+from petseg.benchmark.time_to_score import TimeToScoreConfig, holds, reached_at_end
 from petseg.config import Config
 from petseg.data import catalog, example_order, loading
 from petseg.evaluation import metrics
@@ -68,7 +68,7 @@ class Timer:
 
     def result(self, images: int, flops: float, **more: Any) -> dict[str, Any]:
         """The row of a run that has ended, as `time_to_score.race` describes it."""
-        reached = bool(self.scores) and self.scores[-1]["mean_iou"] >= self._target
+        reached = reached_at_end(self.scores, self._target)
         last = self.scores[-1] if reached else {"seconds": self.seconds(), "images": images}
         return {
             "reached": reached,

@@ -76,6 +76,7 @@ def _measured_range(data_set: DataSet, split: str, decoding: ImageDecoding) -> s
     if not values:
         return RANGES[decoding.spec.dtype]
     _refuse_two_scales(values, split)
+    _warn_of_8_bit_values(values, split)
     numbers = np.concatenate(values).astype(np.float64).reshape(-1, 1 if channels == 3 else channels)
     _refuse_no_data(numbers, split)
     low, high = np.percentile(numbers, PERCENTILES, axis=0)
@@ -98,20 +99,13 @@ def _measured_range(data_set: DataSet, split: str, decoding: ImageDecoding) -> s
 
 
 def _refuse_two_scales(values: Sequence[np.ndarray], split: str) -> None:
-    """Raises DataError if the numbers of some images end at 1 and those of others far above, as if not all were scaled.
+    """Raises DataError if some images are scaled to [0, 1] or standardised, and others are not.
 
-    One range would make the former black. So it is with standardised images beside others of 0 to 255. Of integers,
-    which may be dark images, this is a warning.
+    One range would make the former black.
     """
     largest = [float(each.max()) for each in values if each.dtype.kind == "f"]
     small, large = [number for number in largest if 0 < number <= 1], [number for number in largest if number > 100]
     few = 0.05 * len(values)
-    dark = sum(0 < each.max() <= 255 for each in values)
-    if values[0].dtype == np.uint16 and dark > few and sum(each.max() > LIKE_8_BITS for each in values) > few:
-        logger.warning(
-            "--train_split=%s: %d of %d images hold values up to 255, others beyond %d; if not all are of one scale, "
-            "the former are black", split, dark, len(values), LIKE_8_BITS,
-        )  # fmt: skip
     centred = sum(_is_standardised(each) for each in values)
     plain = sum(each.min() >= 0 and 100 < each.max() <= 256 for each in values)
     if min(centred, plain) > few:
@@ -124,6 +118,17 @@ def _refuse_two_scales(values: Sequence[np.ndarray], split: str) -> None:
             f"--train_split={split}: {len(small)} of {len(values)} images hold pixel values up to 1, {len(large)} up "
             f"to {max(large):g}; must be of one scale, or --intensity_range be LOW,HIGH"
         )
+
+
+def _warn_of_8_bit_values(values: Sequence[np.ndarray], split: str) -> None:
+    """Warns if some images of 16 bits hold values of 8 bits only: they may be dark, or on another scale."""
+    few = 0.05 * len(values)
+    dark = sum(0 < each.max() <= 255 for each in values)
+    if values[0].dtype == np.uint16 and dark > few and sum(each.max() > LIKE_8_BITS for each in values) > few:
+        logger.warning(
+            "--train_split=%s: %d of %d images hold values up to 255, others beyond %d; if not all are of one scale, "
+            "the former are black", split, dark, len(values), LIKE_8_BITS,
+        )  # fmt: skip
 
 
 def _is_standardised(numbers: np.ndarray) -> bool:

@@ -86,8 +86,9 @@ class Trainer:
         self._slice_size = batch_size // replicas // compute.micro_batches
         # Statistics that are not synchronised in the forward pass are averaged, which keeps the replicas identical.
         self._average_statistics = not config.model.sync_batch_norm and replicas > 1
-        compiled = tf.function(self._forward_and_backward, jit_compile=True, autograph=False)
-        self._differentiate: Any = compiled if compute.jit_compile else self._forward_and_backward
+        self._differentiate: Any = self._forward_and_backward
+        if compute.jit_compile:
+            self._differentiate = tf.function(self._forward_and_backward, jit_compile=True, autograph=False)
         _, height, width, self._num_classes = model.output_shape
         self._pixels_of_batch = float(batch_size * height * width)
         self._weights = optimizer.weights

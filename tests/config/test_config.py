@@ -8,7 +8,7 @@ from conftest import ROOT, own_lines, run_program
 from hypothesis import given, strategies as st
 
 from petseg import config as config_lib
-from petseg.config import Config, command_line, options
+from petseg.config import Config, DataConfig, command_line, options
 from petseg.config.__main__ import README, with_tables
 from petseg.config.eval_config import EvalConfig
 from petseg.errors import ConfigError, PetsegError
@@ -234,3 +234,18 @@ def test_an_error_is_one_line_whatever_characters_a_path_has(monkeypatch, capsys
     with pytest.raises(SystemExit):
         command_line.run(fail, Config, "")
     assert capsys.readouterr().err == "train.py: error: a\\x0a\\x1b[31mb.png: cannot be read\n"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"pages": "examples"},
+        {"dataset": "a.py:f", "pages": "examples"},
+        {"dataset": "folder", "image_feature": "photo"},
+        {"dataset": "a.py:f", "mask_feature": "labels"},
+    ],
+)
+def test_flags_of_other_kinds_of_data_sets_are_refused(values):
+    flag, value = list(values.items())[-1]
+    with pytest.raises(ConfigError, match=f"^--{flag}={value}: must "):
+        DataConfig(**values)

@@ -5,7 +5,6 @@ import made_folders
 import pytest
 from made_folders import config, pairs, write
 
-from petseg.config import DataConfig
 from petseg.data.folders import folder_layout
 from petseg.data.folders.faults import Kind
 from petseg.errors import ConfigError, DataError
@@ -409,18 +408,3 @@ def test_layouts_of_public_data_sets_are_paired(tmp_path, layout):
     found = find(tmp_path, **flags)
     assert not found.faults
     assert {split: len(members) for split, members in found.splits.items()} == sizes
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"pages": "examples"},
-        {"dataset": "a.py:f", "pages": "examples"},
-        {"dataset": "folder", "image_feature": "photo"},
-        {"dataset": "a.py:f", "mask_feature": "labels"},
-    ],
-)
-def test_flags_of_other_kinds_of_data_sets_are_refused(values):
-    flag, value = list(values.items())[-1]
-    with pytest.raises(ConfigError, match=f"^--{flag}={value}: must "):
-        DataConfig(**values)
